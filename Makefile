@@ -1,0 +1,69 @@
+# What a contributor types. `make demo` and `make test` need Debian 12, Python 3.11 and gcc only.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
+STAMP := $(VENV)/.installed
+INITRD := $(CACHE)/demo-initrd.gz
+
+.PHONY: help setup demo test check guests abi bench clean
+
+help:
+	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
+	@echo "make test     fetch the guest images and run every test"
+	@echo "make check    ruff, mypy, import contracts, and where we diverge from Xen"
+	@echo "make guests   fill the image cache, print what is in it"
+	@echo "make abi      compare our structs with Xen's headers"
+	@echo "make bench    measure against Xen on QEMU TCG"
+	@echo "make setup    install into $(VENV); everything above does it"
+
+setup: $(STAMP)
+
+# Debian splits venv's own installer from python3; only root can do something about that.
+$(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/shim.c)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "xenemu needs Python 3.11 or later: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && { apt-get -qq install -y python3-venv || \
+			{ apt-get -qq update && apt-get -qq install -y python3-venv; }; }; } || \
+		{ echo "xenemu needs Python's venv: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,check]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python guests/fetch.py debian-cloud-amd64 busybox
+	@$(BIN)/python guests/initramfs.py $(INITRD) --busybox \
+		$$($(BIN)/python guests/fetch.py --path busybox)
+	$(BIN)/xenemu run --mode pv $$($(BIN)/python guests/fetch.py --path debian-cloud-amd64) \
+		--initrd $(INITRD) --cmdline "console=hvc0"
+
+# An image that cannot be had is the business of the tests that need it.
+test: setup
+	-@$(BIN)/python guests/fetch.py
+	$(BIN)/python -m pytest -q -n 2
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@echo "Where xenemu departs from Xen:"
+	@grep -rn --include='*.py' --include='*.c' 'DIVERGES:' xenemu hypercalls || echo "nowhere"
+
+guests: setup
+	@$(BIN)/python guests/fetch.py
+
+abi: setup
+	-@$(BIN)/python guests/fetch.py xen-headers
+	$(BIN)/python -m pytest -q tests/abi/test_layout.py
+
+bench: setup
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .hypothesis .import_linter_cache
+	find xenemu hypercalls guests tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f xenemu/cpu/_shim*.so

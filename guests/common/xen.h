@@ -1,0 +1,74 @@
+/*
+ * What these guests use of Xen's public interface: xen.h, version.h, sched.h, event_channel.h,
+ * elfnote.h and io/console.h. Also read by the assembler.
+ */
+#ifndef XEN_H
+#define XEN_H
+
+#define __HYPERVISOR_xen_version 17
+#define __HYPERVISOR_console_io 18
+#define __HYPERVISOR_sched_op 29
+#define __HYPERVISOR_event_channel_op 32
+
+#define XENVER_version 0
+
+#define CONSOLEIO_write 0
+
+#define SCHEDOP_yield 0
+#define SCHEDOP_shutdown 2
+#define SHUTDOWN_poweroff 0
+#define SHUTDOWN_crash 3
+
+#define EVTCHNOP_send 4
+
+#define XEN_ELFNOTE_ENTRY 1
+#define XEN_ELFNOTE_HYPERCALL_PAGE 2
+#define XEN_ELFNOTE_VIRT_BASE 3
+#define XEN_ELFNOTE_PADDR_OFFSET 4
+#define XEN_ELFNOTE_XEN_VERSION 5
+#define XEN_ELFNOTE_GUEST_OS 6
+#define XEN_ELFNOTE_GUEST_VERSION 7
+#define XEN_ELFNOTE_LOADER 8
+#define XEN_ELFNOTE_PAE_MODE 9
+#define XEN_ELFNOTE_FEATURES 10
+
+#ifndef __ASSEMBLER__
+
+#include <stdint.h>
+
+struct start_info {
+	char magic[32];
+	unsigned long nr_pages;
+	unsigned long shared_info; /* machine address */
+	uint32_t flags;
+	unsigned long store_mfn;
+	uint32_t store_evtchn;
+	unsigned long console_mfn;
+	uint32_t console_evtchn;
+	unsigned long pt_base;
+	unsigned long nr_pt_frames;
+	unsigned long mfn_list;
+	unsigned long mod_start;
+	unsigned long mod_len;
+	char cmd_line[1024];
+	unsigned long first_p2m_pfn;
+	unsigned long nr_p2m_frames;
+};
+
+struct xencons_interface {
+	char in[1024];
+	char out[2048];
+	uint32_t in_cons, in_prod;
+	uint32_t out_cons, out_prod;
+};
+
+struct evtchn_send {
+	uint32_t port;
+};
+
+struct sched_shutdown {
+	unsigned int reason;
+};
+
+#endif
+#endif

@@ -1,0 +1,133 @@
+"""Where a PV kernel wants its exceptions, events, system calls and NMIs delivered.
+
+Header: public/callback.h, public/nmi.h. In Xen: arch/x86/pv/callback.c, common/kernel.c.
+"""
+
+from __future__ import annotations
+
+from xenemu.abi.arch_x86.xen import TI_DPL, TI_IF, trap_info
+from xenemu.abi.callback import (
+    CALLBACKF_mask_events,
+    CALLBACKOP_register,
+    CALLBACKOP_unregister,
+    CALLBACKTYPE_event,
+    CALLBACKTYPE_failsafe,
+    CALLBACKTYPE_nmi,
+    CALLBACKTYPE_syscall,
+    CALLBACKTYPE_syscall32,
+    CALLBACKTYPE_sysenter,
+    CALLBACKTYPE_sysenter_deprecated,
+    callback_register,
+    callback_unregister,
+)
+from xenemu.abi.errno import EINVAL, ENOSYS
+from xenemu.abi.nmi import (
+    XENNMI_register_callback,
+    XENNMI_unregister_callback,
+    xennmi_callback,
+)
+from xenemu.abi.xen import Nr
+from xenemu.errors import XenError
+from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
+from xenemu.hv.domain import Current
+from xenemu.pv.state import NO_TRAP, Trap, pv
+from xenemu.x86.paging import is_canonical
+
+MAX_TRAPS_AT_ONCE = 256
+FIELDS = {
+    CALLBACKTYPE_failsafe: "failsafe_callback",
+    CALLBACKTYPE_syscall: "syscall_callback",
+    CALLBACKTYPE_syscall32: "syscall32_callback",
+    CALLBACKTYPE_sysenter: "sysenter_callback",
+    CALLBACKTYPE_sysenter_deprecated: "sysenter_callback",
+}
+
+
+def _check_canonical(address: int) -> None:
+    if not is_canonical(address):
+        raise XenError(EINVAL, f"{address:#x} is not a canonical address")
+
+
+def _set_trap_table(current: Current, traps: int) -> None:
+    """Set trap handlers up to an entry with address 0; a null pointer clears all of them.
+
+    EFAULT where the table cannot be read, EINVAL for a non-canonical handler; the entries before
+    it are set.
+    """
+    table = pv(current).traps
+    if not traps:
+        table.clear()
+        return
+    size = trap_info.sizeof(current.domain.width)
+    for count in range(MAX_TRAPS_AT_ONCE):
+        entry = current.read_struct(trap_info, traps + count * size)
+        if not entry.address:
+            return
+        _check_canonical(entry.address)
+        table[entry.vector] = Trap(
+            entry.cs, entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
+        )
+    raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
+
+
+def _register(current: Current, kind: int, address: int, flags: int) -> None:
+    """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address."""
+    _check_canonical(address)
+    state, mask = pv(current), bool(flags & CALLBACKF_mask_events)
+    if kind == CALLBACKTYPE_event:
+        state.event_callback = Trap(0, address, mask_events=True)
+    elif kind == CALLBACKTYPE_nmi:
+        state.nmi_callback = Trap(0, address, mask_events=True)
+    elif kind in FIELDS:
+        setattr(state, FIELDS[kind], Trap(0, address, mask_events=mask))
+    else:
+        raise XenError(ENOSYS, f"there is no callback of type {kind}")
+
+
+def _set_callbacks(current: Current, event: int, failsafe: int, syscall: int) -> None:
+    """Register the three classic callbacks; one with a non-canonical address is ignored."""
+    kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
+    for kind, address in zip(kinds, (event, failsafe, syscall), strict=True):
+        if is_canonical(address):
+            _register(current, kind, address, 0)
+
+
+_callback_op = SubOps("callback_op")
+
+
+@_callback_op.sub(CALLBACKOP_register, callback_register)
+def register(current: Current, op: callback_register) -> None:
+    """Register a callback."""
+    _register(current, op.type, int.from_bytes(op.address, "little"), op.flags)
+
+
+@_callback_op.sub(CALLBACKOP_unregister, callback_unregister)
+def unregister(current: Current, op: callback_unregister) -> None:
+    """Forget the NMI callback; the others cannot be: EINVAL."""
+    if op.type == CALLBACKTYPE_nmi:
+        pv(current).nmi_callback = NO_TRAP
+    elif op.type in FIELDS or op.type == CALLBACKTYPE_event:
+        raise XenError(EINVAL, f"callback {op.type} cannot be unregistered")
+    else:
+        raise XenError(ENOSYS, f"there is no callback of type {op.type}")
+
+
+def _nmi_op(current: Current, command: int, pointer: int) -> None:
+    """Register or forget vcpu 0's NMI handler; EINVAL from another vcpu or a bad address."""
+    if command == XENNMI_register_callback:
+        callback = current.read_struct(xennmi_callback, pointer)
+        if current.vcpu.vcpu_id:
+            raise XenError(EINVAL, "only vcpu 0 registers an NMI callback this way")
+        _register(current, CALLBACKTYPE_nmi, callback.handler_address, 0)
+    elif command == XENNMI_unregister_callback:
+        pv(current).nmi_callback = NO_TRAP
+    else:
+        raise XenError(ENOSYS, f"nmi_op has no command {command}")
+
+
+set_trap_table = Hypercall(Nr.set_trap_table, "set_trap_table", PV, (PTR,), _set_trap_table)
+set_callbacks = Hypercall(
+    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG), _set_callbacks
+)
+callback_op = Hypercall(Nr.callback_op, "callback_op", PV, (INT, PTR), _callback_op)
+nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op)

@@ -1,0 +1,133 @@
+"""Change page-table entries, and the machine-to-physical table, in batches.
+
+Header: public/xen.h (MMU_*)
+In Xen: arch/x86/mm.c (do_mmu_update)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenemu.abi.errno import EINVAL, ENOSYS, ESRCH
+from xenemu.abi.xen import (
+    DOMID_IO,
+    MMU_MACHPHYS_UPDATE,
+    MMU_NORMAL_PT_UPDATE,
+    MMU_PT_UPDATE_NO_TRANSLATE,
+    MMU_PT_UPDATE_PRESERVE_AD,
+    MMU_UPDATE_PREEMPTED,
+    Nr,
+)
+from xenemu.abi.xen import mmu_update as mmu_update_t
+from xenemu.errors import XenError
+from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall
+from xenemu.hv.domain import Current
+from xenemu.hv.foreign import check_target, get_pg_owner
+from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
+
+REQUEST_SIZE: Final = 16  # bytes, in both widths
+BATCH: Final = 512  # requests done before events are looked at
+COMMAND: Final = 7  # in `ptr`: an entry is 8 bytes
+
+
+def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
+    """Do `count` requests at `ureqs`, in order; at `pdone`, if given, store how many were done.
+
+    The low half of `foreigndom` is whose frames the new entries point to; the high half, if not
+    0, is 1 + the domain whose tables they are in. ESRCH: no such domain. EPERM: not the caller's.
+    EFAULT: a request cannot be read. ENOSYS: unknown command. EINVAL: not the domain's frame, in
+    use as something that cannot be updated, and whatever `Frames.mod_entry` says.
+    """
+    before = 0
+    if count & MMU_UPDATE_PREEMPTED:
+        count &= ~MMU_UPDATE_PREEMPTED
+        before = read_done(current, pdone)
+    domain = current.domain
+    pt_dom = foreigndom >> 16
+    if pt_dom not in (0, domain.domid + 1, 1):
+        raise XenError(ESRCH, f"there is no domain {pt_dom - 1}")
+    pt_owner = pt_dom - 1 if pt_dom else domain.domid
+    done = 0
+    flush = False
+    try:
+        pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
+        while done < min(count, BATCH):
+            for ptr, value in _read_requests(current, ureqs, min(count, BATCH) - done):
+                flush |= _update(current, ptr, value, pt_owner, pg_owner)
+                done += 1
+                ureqs += REQUEST_SIZE
+    finally:
+        if flush:
+            current.cpu.flush_tlb()
+        write_done(current, pdone, before + done)
+    if done < count:
+        raise Continue(ureqs, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom)
+    return 0
+
+
+def read_done(current: Current, pdone: int) -> int:
+    """What the earlier parts of a preempted call have done; 0 if that cannot be read."""
+    try:
+        return current.read_uint(pdone, 4) if pdone else 0
+    except XenError:
+        return 0
+
+
+def write_done(current: Current, pdone: int, done: int) -> None:
+    """Tell the guest how much was done, if it asked and the place can be written."""
+    if pdone:
+        try:
+            current.write_uint(pdone, 4, done)
+        except XenError as error:
+            current.domain.log(f"the count of updates done is lost: {error.reason}")
+
+
+def _read_requests(current: Current, ureqs: int, count: int) -> list[tuple[int, int]]:
+    """Read the requests up to the end of the page, at least one."""
+    # DIVERGES: Xen reads each when its turn comes, which a batch can tell that rewrites itself.
+    here = max(1, (PAGE_SIZE - (ureqs & PAGE_MASK)) // REQUEST_SIZE)
+    data = current.read(ureqs, min(count, here) * REQUEST_SIZE)
+    packer = mmu_update_t.layout(current.domain.width).packer
+    return list(packer.iter_unpack(data))
+
+
+def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int) -> bool:
+    """Do one request; return whether to flush the TLB."""
+    frames = current.domain.frames
+    command = ptr & COMMAND
+    if command == MMU_MACHPHYS_UPDATE:
+        _update_m2p(current, ptr, value, pt_owner, pg_owner)
+        return False
+    if command not in (MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE):
+        raise XenError(ENOSYS, f"mmu_update has no command {command}")
+    if pg_owner != DOMID_IO:
+        check_target(current, pg_owner)
+    check_target(current, pt_owner)
+    mfn = ptr >> PAGE_SHIFT
+    frames.get_page(mfn, pt_owner)
+    try:
+        used_as = frames.type[mfn]
+        if PGT_l1_page_table <= used_as <= PGT_l4_page_table:
+            preserve = command == MMU_PT_UPDATE_PRESERVE_AD
+            return frames.mod_entry(ptr - command, value, pg_owner, preserve)
+        if used_as != PGT_writable_page:
+            raise XenError(EINVAL, f"mmu_update of {frames.describe(mfn)}, which is no page table")
+        current.domain.memory.write_uint(Maddr(ptr - command), 8, value)
+        return False
+    finally:
+        frames.put_page(mfn)
+
+
+def _update_m2p(current: Current, ptr: int, pfn: int, pt_owner: int, pg_owner: int) -> None:
+    check_target(current, pt_owner)
+    if pg_owner != DOMID_IO:
+        check_target(current, pg_owner)
+    mfn = ptr >> PAGE_SHIFT
+    frames = current.domain.frames
+    frames.get_page(mfn, pg_owner)
+    frames.set_m2p(mfn, pfn)
+    frames.put_page(mfn)
+
+
+mmu_update = Hypercall(Nr.mmu_update, "mmu_update", PV, (PTR, INT, PTR, INT), do_mmu_update)

@@ -1,0 +1,42 @@
+"""Build the native shim `xenemu/cpu/_shim.so` with the package; the rest is in pyproject.toml.
+
+The shim is loaded with ctypes, not imported: it needs no Python headers, and one file serves
+every Python version.
+"""
+
+import shutil
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class BuildShim(build_ext):
+    """Build a plain shared library where setuptools would build an extension module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = self.compiler.compiler_so[0]
+        if not shutil.which(compiler):
+            raise SystemExit(
+                "xenemu needs a C compiler to build its engine shim: "
+                f"install gcc (Debian: apt-get install gcc libc6-dev); {compiler} not found"
+            )
+        super().build_extension(ext)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []  # no PyInit function; everything not static is exported
+
+    def get_libraries(self, ext: Extension) -> list[str]:
+        return list(ext.libraries)  # no libpython
+
+
+SHIM = Extension(
+    "xenemu.cpu._shim",
+    sources=["xenemu/cpu/shim.c"],
+    libraries=["dl"],
+    extra_compile_args=["-std=gnu11", "-O2", "-fPIC", "-fvisibility=default", "-Wall", "-Wextra"],
+)
+
+setup(ext_modules=[SHIM], cmdclass={"build_ext": BuildShim})

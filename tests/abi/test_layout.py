@@ -1,0 +1,90 @@
+"""Every struct of xenemu.abi against Xen's own headers, as a C compiler lays them out.
+
+Per struct and width a C file is compiled whose data are the struct's sizeof and offsetofs; the
+numbers are read back from the object file, so that nothing runs and no 32-bit C library is
+needed. The headers are those of Debian's libxen-dev, from the image cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import struct
+import subprocess
+import typing
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+import xenemu.abi
+from xenemu.abi.layout import Struct
+
+HEADER = re.compile(r"^Header: (.*)$", re.MULTILINE)
+OPTION = {8: "-m64", 4: "-m32"}
+ONLY_64 = {"iret_context"}  # the 32-bit interface has no such struct
+
+
+def structs():
+    """Find the subclasses of Struct, each in the module that declares it."""
+    for info in pkgutil.walk_packages(xenemu.abi.__path__, "xenemu.abi."):
+        for cls in vars(importlib.import_module(info.name)).values():
+            if inspect.isclass(cls) and cls.__module__ == info.name and cls.__base__ is Struct:
+                yield cls
+
+
+STRUCTS = list(structs())
+CASES = [(cls, w) for cls in STRUCTS for w in OPTION if w == 8 or cls.__name__ not in ONLY_64]
+
+
+def includes(cls):
+    """Name the headers of the struct's module; xen.h itself brings those of the architecture."""
+    found = HEADER.search(importlib.import_module(cls.__module__).__doc__)
+    assert found, f"{cls.__module__} names no Header:"
+    names = [name.strip().removeprefix("public/") for name in found[1].split(",")]
+    return ["xen.h", *(name for name in names if not name.startswith("arch-x86/xen"))]
+
+
+def fields(cls, width):
+    """List the fields to compare: not padding, nor what C lacks at this width (no bytes)."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return [
+        name
+        for name in cls.layout(width).offsets
+        if not name.lstrip("_").startswith(("pad", "rsvd"))
+        and hints[name].__metadata__[0].codes(width)[0] != "0s"
+    ]
+
+
+def compiled(cls, width, headers, out):
+    """Ask the compiler for the struct's size and the offset of each of its fields."""
+    tag = f"struct {cls.__name__}"
+    names = fields(cls, width)
+    values = [f"sizeof({tag})", *(f"offsetof({tag}, {name.rstrip('_')})" for name in names)]
+    lines = [f"#include <{name}>" for name in ["stddef.h", "stdint.h", *includes(cls)]]
+    lines.append(f'__attribute__((section(".abi"))) uint32_t v[] = {{ {", ".join(values)} }};\n')
+    gcc = ["gcc", OPTION[width], "-ffreestanding", "-D__XEN_TOOLS__", f"-I{headers}"]
+    result = subprocess.run(
+        [*gcc, "-x", "c", "-c", "-", "-o", out],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    data = ELFFile.load_from_path(out).get_section_by_name(".abi").data()
+    size, *offsets = struct.unpack(f"<{len(values)}I", data)
+    return size, dict(zip(names, offsets, strict=True))
+
+
+@pytest.mark.parametrize(("cls", "width"), CASES, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_layout(cls, width, guest_image, tmp_path):
+    size, offsets = compiled(cls, width, guest_image("xen-headers"), tmp_path / "layout.o")
+    layout = cls.layout(width)
+    assert {name: layout.offsets[name] for name in offsets} == offsets
+    assert layout.size == size
+
+
+def test_structs_are_found():
+    assert "start_info" in {cls.__name__ for cls in STRUCTS}

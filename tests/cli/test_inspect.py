@@ -1,0 +1,85 @@
+"""`xenemu inspect`: the text, the JSON, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from elfwriter import PV_NOTES, bzimage, elf, kernel, note
+from xenemu.cli.inspect import inspect
+
+NOTES = [
+    *PV_NOTES, note(10, "!writable_page_tables"), note(13, struct.pack("<QQ", 1, 1)),
+    note(18, 0x1000010, width=4), note(0x55, b"\1\2"), note(3, b"id", owner="GNU"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    app = typer.Typer()
+    app.command()(inspect)
+    path = tmp_path / "kernel"
+
+    def run(data, *options):
+        path.write_bytes(data)
+        return CliRunner().invoke(app, [str(path), *options])
+
+    return run
+
+
+def test_text_names_everything(run):
+    result = run(bzimage(kernel(NOTES)))
+    assert result.exit_code == 0
+    for words in (
+        "bzImage, boot protocol 2.15",
+        "gzip,",
+        "6.1.0-test",
+        "64-bit x86_64, EXEC, entry 0xffffffff81000000",
+        "ENTRY                0xffffffff81000000",
+        "L1_MFN_VALID         0x1/0x1  (ignored: only migration",
+        "type 0x55            0102  (ignored: Xen does not know it)",
+        "GNU type 0x3         6964",
+        "features required:   writable_page_tables",
+        "pv64  yes: 0xffffffff81000000 to 0xffffffff81002000, entry 0xffffffff81000000",
+        "pv32  no: the image is for x86_64, not i386",
+        "pvh   yes: 0x1000000 to 0x1002000, entry 0x1000010",
+    ):
+        assert words in result.stdout
+    assert "HYPERCALL_PAGE" not in result.stdout
+
+
+def test_json_has_the_same(run):
+    report = json.loads(run(bzimage(kernel(NOTES)), "--json").stdout)
+    assert (report["format"], report["class"], report["machine"]) == ("bzImage", 64, "x86_64")
+    assert report["payload"]["protocol"] == "2.15"
+    assert report["segments"] == [
+        {"paddr": "0x1000000", "vaddr": "0xffffffff81000000", "filesz": 64, "memsz": 0x2000}
+    ]
+    assert report["notes_source"] == "PT_NOTE"
+    notes = {one["name"]: one for one in report["notes"]}
+    assert notes["ENTRY"]["value"] == "0xffffffff81000000" and notes["ENTRY"]["ignored"] is None
+    assert notes["L1_MFN_VALID"]["value"] == [["0x1", "0x1"]]
+    assert report["features"]["required"] == ["writable_page_tables"]
+    assert report["modes"]["pv64"]["bootable"] is True
+    assert report["modes"]["pv32"] == {
+        "bootable": False,
+        "reason": "the image is for x86_64, not i386",
+    }
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_image_that_boots_in_no_mode_is_shown_and_ends_with_7(run, options):
+    result = run(elf(), *options)
+    assert result.exit_code == 7
+    assert "there are no Xen notes" in result.stdout
+
+
+def test_what_is_no_kernel_is_one_line_on_stderr_and_ends_with_7(run):
+    result = run(b"#!/bin/sh\n")
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert result.stderr.startswith("xenemu: ")
+    assert result.stderr.endswith("kernel: a script, not a kernel\n")

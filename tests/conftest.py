@@ -1,0 +1,55 @@
+"""Fixtures that reach outside the process: guest images, and `xenemu run` as a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guests import fetch
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Callable[[str], Path]:
+    """Return a function from the name of an image in guests/images.toml to its path.
+
+    Without the image the test is skipped by name on a developer's machine, and fails where the
+    environment variable CI is set.
+    """
+
+    def find(name: str) -> Path:
+        assert name in fetch.declared(), f"guests/images.toml has no {name}"
+        entry = fetch.cached(name)
+        if entry:
+            return entry.path
+        lacking = f"guest image {name} is not in the cache: make guests"
+        if os.environ.get("CI"):
+            pytest.fail(lacking)
+        pytest.skip(lacking)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def xenemu_run() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Return a function that runs ``xenemu run ARGUMENTS...`` on the given standard input.
+
+    The time limit is for a xenemu that hangs, not for a guest: use ``--timeout`` for that.
+    """
+
+    def run(
+        *arguments: str | Path, stdin: bytes = b"", timeout: float = 600
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "xenemu", "run", *arguments],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,105 @@
+"""Stand-ins for the engine, so that the hypervisor is tested without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.abi.errno import EFAULT
+from xenemu.errors import XenError
+from xenemu.hv.console import Console
+from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.domain import Current, Domain
+from xenemu.hv.event_channel import EventChannels
+from xenemu.hv.grant_table import GrantTable
+from xenemu.hv.memory import Memory
+from xenemu.hv.pagetype import Frames
+from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.xenstore import XenstoreRing
+from xenemu.x86.paging import Maddr, Mfn
+
+SHARED_INFO = Mfn(1)
+CONSOLE_RING = Mfn(2)
+XENSTORE_RING = Mfn(3)
+FIRST_GUEST_FRAME = 16
+
+
+@dataclass
+class FakeCpu:
+    """A CPU of plain attributes that remembers what it was asked."""
+
+    regs: list[int] = field(default_factory=lambda: [0] * 16)
+    rip: int = 0x1000
+    rflags: int = 0x202
+    cr0: int = 0x80050033
+    cr2: int = 0
+    cr3: int = 0
+    now_ns: int = 0
+    segments: dict[Seg, Segment] = field(default_factory=dict)
+    task_switched: bool = False
+    debug_registers: list[int] = field(default_factory=lambda: [0] * 8)
+    flushes: int = 0
+    page_flushes: list[int] = field(default_factory=list)
+    stopped: bool = False
+
+    def segment(self, which: Seg) -> Segment:
+        return self.segments.get(which, Segment(0))
+
+    def set_segment(self, which: Seg, value: Segment) -> None:
+        self.segments[which] = value
+
+    def set_task_switched(self, value: bool) -> None:
+        self.task_switched = value
+
+    def debug_register(self, index: int) -> int:
+        return self.debug_registers[index]
+
+    def set_debug_register(self, index: int, value: int) -> None:
+        self.debug_registers[index] = value
+
+    def flush_tlb(self) -> None:
+        self.flushes += 1
+
+    def flush_tlb_page(self, vaddr: int) -> None:
+        self.page_flushes.append(vaddr)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+READ_ONLY: set[int] = {0x5000}  # virtual page addresses that refuse a write
+
+
+def identity(current: Current, vaddr: int, writing: bool) -> Maddr:
+    """Guest virtual addresses are machine addresses; outside RAM, or read-only: EFAULT."""
+    outside = not 0 <= vaddr < len(current.domain.memory.bytes)
+    if outside or (writing and vaddr & ~0xFFF in READ_ONLY):
+        raise XenError(EFAULT, f"{vaddr:#x} is not mapped")
+    return Maddr(vaddr)
+
+
+def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
+    """A domain of `pages` frames from `FIRST_GUEST_FRAME`; 4 vcpu_infos lie in its shared_info."""
+    memory = Memory(FIRST_GUEST_FRAME + pages)
+    frames = Frames(memory)
+    domain = Domain(
+        width=width,
+        memory=memory,
+        frames=frames,
+        events=EventChannels(),
+        grants=GrantTable(),
+        console=Console(CONSOLE_RING, port=2),
+        xenstore=XenstoreRing(XENSTORE_RING, port=1),
+        shared_info=SHARED_INFO,
+        max_pages=pages,
+        vcpus=[Vcpu(i, Maddr((SHARED_INFO << 12) + 64 * i), online=i == 0) for i in range(vcpus)],
+    )
+    frames.share_with_guest(SHARED_INFO, domain.domid, writable=True)
+    for mfn in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages):
+        frames.assign(Mfn(mfn), domain.domid)
+    return domain
+
+
+def make_current(width: int = 8, pages: int = 64, vcpus: int = 1) -> Current:
+    """A current vcpu 0 of a fresh domain on a `FakeCpu`, with identity translation."""
+    domain = make_domain(width, pages, vcpus)
+    return Current(domain, domain.vcpus[0], FakeCpu(), identity)

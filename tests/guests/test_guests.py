@@ -1,0 +1,33 @@
+"""Every guest of guests/, in every environment it names: console and exit code, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from guests.build import ENVIRONMENTS, build, guests
+
+GUESTS = guests()
+RUNS = [(name, env) for name, guest in GUESTS.items() for env in guest.environments]
+OUTCOMES = {"SUCCESS", "SKIP", "ERROR", "FAILURE"}
+
+
+@pytest.mark.parametrize(("name", "environment"), RUNS)
+def test_guest(name, environment, tmp_path, xenemu_run):
+    guest = GUESTS[name]
+    image = build(guest, ENVIRONMENTS[environment], tmp_path / name)
+    result = xenemu_run(
+        image,
+        *("--mode", ENVIRONMENTS[environment].mode),
+        *("--memory", guest.memory),
+        *("--cmdline", guest.cmdline),
+        *("--timeout", str(guest.timeout)),
+    )
+    console = result.stdout.decode()
+    assert console == guest.expected(environment), result.stderr.decode()
+    assert result.returncode == guest.exit, result.stderr.decode()
+
+
+@pytest.mark.parametrize(("name", "environment"), RUNS)
+def test_expected_console_ends_with_an_outcome(name, environment):
+    last = GUESTS[name].expected(environment).splitlines()[-1]
+    assert last.removeprefix("Test result: ") in OUTCOMES

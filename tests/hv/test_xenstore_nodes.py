@@ -1,0 +1,78 @@
+"""xenemu/hv/xenstore_nodes.py"""
+
+from __future__ import annotations
+
+import pytest
+
+from xenemu.abi.errno import EACCES
+from xenemu.errors import XenError
+from xenemu.hv.xenstore_model import Connection
+from xenemu.hv.xenstore_nodes import populate
+from xenemu.hv.xenstore_tree import Store
+from xenemu.x86.paging import Mfn
+
+UUID = bytes(range(16))
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store()
+    populate(store, 1, "guest", UUID, 262144, 2, Mfn(0x123), 2, Mfn(0x124), 1)
+    return store
+
+
+@pytest.fixture
+def guest(store: Store) -> Connection:
+    return store.connect(1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", b"guest"),
+        ("domid", b"1"),
+        ("vm", b"/vm/00010203-0405-0607-0809-0a0b0c0d0e0f"),
+        ("memory/target", b"262144"),
+        ("cpu/1/availability", b"online"),
+        ("control/platform-feature-xs_reset_watches", b"1"),
+        ("console/ring-ref", b"291"),
+        ("console/port", b"2"),
+        ("store/ring-ref", b"292"),
+        ("/vm/00010203-0405-0607-0809-0a0b0c0d0e0f/name", b"guest"),
+    ],
+)
+def test_the_guest_reads(store: Store, guest: Connection, path: str, value: bytes) -> None:
+    assert store.read(guest, path) == value
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["control/shutdown", "control/feature-poweroff", "data/x", "attr/os", "console/backend-id"],
+)
+def test_the_guest_writes_what_is_its_own(store: Store, guest: Connection, path: str) -> None:
+    store.write(guest, path, b"x")
+    assert store.read(guest, path) == b"x"
+
+
+@pytest.mark.parametrize("path", ["name", "memory/target", "new", "device/vif/0", "console/port"])
+def test_the_guest_does_not_write_what_is_the_toolstacks(
+    store: Store, guest: Connection, path: str
+) -> None:
+    before = dict(store.nodes)
+    with pytest.raises(XenError) as refused:
+        store.write(guest, path, b"x")
+    assert refused.value.errno == EACCES
+    assert store.nodes == before
+
+
+def test_the_guest_does_not_see_other_domains(store: Store, guest: Connection) -> None:
+    with pytest.raises(XenError) as refused:
+        store.directory(guest, "/local/domain")
+    assert refused.value.errno == EACCES
+
+
+def test_two_domains_get_the_same_tree_whenever_it_is_made() -> None:
+    first, second = Store(), Store()
+    for store in (first, second):
+        populate(store, 1, "guest", UUID, 65536, 1, Mfn(3), 2, Mfn(4), 1)
+    assert list(first.nodes.items()) == list(second.nodes.items())

@@ -1,0 +1,188 @@
+"""Which modes an image can boot in, where it goes, and the sentence if it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from elfwriter import (
+    KERNEL,
+    NOTE,
+    PV32_NOTES,
+    PV_NOTES,
+    VIRT_BASE,
+    Phdr,
+    Shdr,
+    bzimage,
+    elf,
+    kernel,
+    note,
+)  # fmt: skip
+from xenemu import image
+from xenemu.errors import ImageError
+from xenemu.image import Mode
+
+PVH = note(18, 0x1000010, width=4)
+
+
+def verdicts(load, *args, **more):
+    return {
+        mode: verdict.reason for mode, verdict in image.modes(load(kernel(*args, **more))).items()
+    }
+
+
+def bootable(load, *args, **more):
+    return {mode for mode, reason in verdicts(load, *args, **more).items() if not reason}
+
+
+def replaced(notes, *new):
+    """Replace notes by those of the same type in `new`."""
+    kinds = {one[8:12] for one in new}
+    return [*(one for one in notes if one[8:12] not in kinds), *new]
+
+
+def without(notes, kind):
+    return [one for one in notes if one[8] != kind]
+
+
+def test_each_mode_by_its_notes(load):
+    assert bootable(load) == {Mode.PV64}
+    assert bootable(load, PV32_NOTES, bits=32) == {Mode.PV32}
+    assert bootable(load, [PVH]) == bootable(load, [PVH], bits=32) == {Mode.PVH}
+    assert bootable(load, [*PV_NOTES, PVH]) == {Mode.PV64, Mode.PVH}
+
+
+def test_pv_addresses(load):
+    found = image.pv_parameters(load(kernel([*PV_NOTES, note(15, 1 << 39), note(16, 1)])))
+    assert (found.virt_base, found.elf_paddr_offset, found.virt_offset) == (VIRT_BASE, 0, VIRT_BASE)
+    assert (found.virt_kstart, found.virt_kend) == (VIRT_BASE + 0x1000000, VIRT_BASE + 0x1002000)
+    assert (found.virt_entry, found.virt_hypercall) == (VIRT_BASE + 0x1000000, None)
+    assert (found.p2m_base, found.mod_start_pfn) == (1 << 39, True)
+
+
+def test_pvh_addresses(load):
+    found = image.pvh_parameters(load(kernel([PVH])))
+    assert (found.phys_entry, found.pstart, found.pend) == (0x1000010, 0x1000000, 0x1002000)
+
+
+def test_without_entry_the_elfs_own_is_used_if_there_is_a_hypercall_page(load):
+    notes = without(PV_NOTES, 1)
+    assert verdicts(load, notes)[Mode.PV64] == "there is no ENTRY note"
+    data = kernel([*notes, note(2, VIRT_BASE + 0x1001000)], entry=VIRT_BASE + 0x1000123)
+    found = image.pv_parameters(load(data))
+    assert (found.virt_entry, found.virt_hypercall) == (
+        VIRT_BASE + 0x1000123,
+        VIRT_BASE + 0x1001000,
+    )
+
+
+def test_virt_base_defaults_to_0(load):
+    notes = [note(5, "xen-3.0"), note(8, "generic"), note(1, 0x1000000)]
+    found = image.pv_parameters(load(kernel(notes)))
+    assert (found.virt_base, found.virt_offset, found.virt_kstart) == (0, 0, 0x1000000)
+
+
+def test_init_p2m_is_for_x86_64_only(load):
+    data = kernel([*PV32_NOTES, note(15, 0x1000, width=4)], bits=32)
+    assert image.pv_parameters(load(data)).p2m_base is None
+
+
+@pytest.mark.parametrize(
+    ("more", "offset"),
+    [(b"", 0xC0000000), (b",ELF_PADDR_OFFSET=0xBFFFF000", 0xBFFFF000)],
+)
+def test_the_guest_section_takes_paddr_for_virtual(load, more, offset):
+    string = b"XEN_VER=xen-3.0,LOADER=generic,PAE=yes,VIRT_BASE=0xC0000000,HYPERCALL_PAGE=1" + more
+    segment = Phdr(b"code", paddr=0xC0000000, vaddr=0xC0000000, memsz=0x2000)
+    data = elf([segment], [Shdr("__xen_guest", string + b"\0")], 32, entry=0xC0001000)
+    found = image.pv_parameters(load(data))
+    assert (found.virt_base, found.elf_paddr_offset) == (0xC0000000, offset)
+    assert found.virt_kstart == 0xC0000000 + 0xC0000000 - offset
+    assert not image.modes(load(data))[Mode.PVH].bootable
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        ([note(8, "x"), note(6, "BSD")], "neither LOADER is generic nor GUEST_OS linux"),
+        ([note(5, "xen-2.0")], "XEN_VERSION is 'xen-2.0'"),
+        ([note(10, "!dom0")], "FEATURES requires dom0"),
+        ([note(10, "!auto_translated_physmap")], "requires auto_translated_physmap"),
+        ([note(10, "!supervisor_mode_kernel")], "requires supervisor_mode_kernel"),
+        ([note(10, "!warp_drive")], "requires 'warp_drive', which Xen does not know"),
+        ([note(1, VIRT_BASE)], "ENTRY, 0xffffffff80000000, lies outside"),
+        ([note(1, VIRT_BASE + 0x1002001)], "lies outside"),
+        ([note(2, VIRT_BASE + 0x1002000)], "HYPERCALL_PAGE, 0xffffffff81002000, lies outside"),
+        ([note(2, 0)], "HYPERCALL_PAGE, 0x0, lies outside"),
+        ([note(3, VIRT_BASE + 1)], "not aligned to a page"),
+        ([note(4, 0x2000000)], "starts below VIRT_BASE"),
+        ([note(3, (1 << 64) - 0x1001000)], "wraps around"),
+        ([note(15, VIRT_BASE + 0x1000000)], "INIT_P2M, 0xffffffff81000000, lies inside"),
+        ([note(3, 0xFFFF800000000000)], "which no kernel can have"),
+        ([note(3, 0x7FFFFF000000)], "which no kernel can have"),
+        ([note(15, 0xFFFF800000000000)], "INIT_P2M, 0xffff800000000000, is where no kernel"),
+        ([note(15, 0x8000000001)], "INIT_P2M, 0x8000000001, is not aligned"),
+    ],
+)
+def test_what_forbids_pv(load, notes, reason):
+    notes = replaced(PV_NOTES, *notes)
+    assert reason in verdicts(load, notes)[Mode.PV64]
+    with pytest.raises(ImageError, match="cannot boot as PV"):
+        image.pv_parameters(load(kernel(notes)))
+
+
+@pytest.mark.parametrize(
+    ("absent", "reason"),
+    [(5, "there is no XEN_VERSION note"), (3, "PADDR_OFFSET is given, but VIRT_BASE is not")],
+)
+def test_notes_that_pv_needs(load, absent, reason):
+    assert verdicts(load, without(PV_NOTES, absent))[Mode.PV64] == reason
+
+
+def test_i386_needs_pae(load):
+    reasons = verdicts(load, without(PV32_NOTES, 9), bits=32)
+    assert reasons[Mode.PV32] == "PAE_MODE is missing, and Xen runs only i386 kernels with PAE"
+    reasons = verdicts(load, replaced(PV32_NOTES, note(9, "no")), bits=32)
+    assert "PAE_MODE is 'no'" in reasons[Mode.PV32]
+
+
+def test_i386_ends_where_xen_begins(load):
+    notes = replaced(PV32_NOTES, note(3, 0xF4800000, width=4), note(1, 0xF5800000, width=4))
+    assert "0xf5800000-0xf5802000) reaches into" in verdicts(load, notes, bits=32)[Mode.PV32]
+
+
+def test_the_other_machine_is_named(load):
+    assert verdicts(load)[Mode.PV32] == "the image is for x86_64, not i386"
+    assert verdicts(load, PV32_NOTES, bits=32)[Mode.PV64] == "the image is for i386, not x86_64"
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        (PV_NOTES, "there is no PHYS32_ENTRY note"),
+        ([note(18, 0xFFFFFF, width=4)], "PHYS32_ENTRY, 0xffffff, lies outside the kernel"),
+        ([PVH, note(10, "!dom0")], "FEATURES requires dom0"),
+        ([PVH, note(10, "!warp_drive")], "requires 'warp_drive'"),
+    ],
+)
+def test_what_forbids_pvh(load, notes, reason):
+    assert reason in verdicts(load, notes)[Mode.PVH]
+    with pytest.raises(ImageError, match="cannot boot as PVH"):
+        image.pvh_parameters(load(kernel(notes)))
+
+
+def test_a_pvh_entry_has_32_bits(load):
+    high = Phdr(b"code", paddr=1 << 32)
+    data = elf([high, Phdr(note(18, 1 << 32), 4)])
+    assert "lies outside" in image.modes(load(data))[Mode.PVH].reason
+
+
+def test_a_kernel_without_notes(load):
+    assert verdicts(load, [])[Mode.PV64] == "there are no Xen notes"
+    reason = image.modes(load(bzimage(elf())))[Mode.PVH].reason
+    assert reason == "there are no Xen notes (Linux has them with CONFIG_XEN_PV or CONFIG_PVH)"
+
+
+def test_an_ordinary_program_is_called_one(load):
+    program = elf([KERNEL, Phdr(b"/lib/ld.so\0", 3)], [Shdr(".n", note(1, 1, "GNU"), NOTE)], type=3)
+    reason = image.modes(load(program))[Mode.PVH].reason
+    assert reason.startswith("this is an ordinary program (DYN, run by /lib/ld.so), not a kernel")

@@ -1,0 +1,64 @@
+"""What `pip install .` gives: the packages, the command, and the native shim."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHIM_C = "int shim_answer(void) { return 42; }\n"
+
+
+def setup_py(tree, *arguments, **environment):
+    """Run setup.py, as the build backend does, in a tree that holds nothing but a shim."""
+    shutil.copy(ROOT / "setup.py", tree)
+    (tree / "xenemu/cpu").mkdir(parents=True)
+    (tree / "xenemu/cpu/shim.c").write_text(SHIM_C)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *arguments],
+        cwd=tree,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_shim_is_built_beside_its_source(tmp_path):
+    result = setup_py(tmp_path, "build_ext", "--inplace")
+    assert result.returncode == 0, result.stderr
+    shim = ctypes.CDLL(str(tmp_path / "xenemu/cpu/_shim.so"))
+    assert shim.shim_answer() == 42
+
+
+def test_shim_needs_no_python(tmp_path):
+    setup_py(tmp_path, "build_ext", "--inplace")
+    assert b"libpython" not in (tmp_path / "xenemu/cpu/_shim.so").read_bytes()
+
+
+def test_no_compiler_is_one_line(tmp_path):
+    result = setup_py(tmp_path, "build_ext", "--inplace", CC="no-such-compiler")
+    assert result.returncode != 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("xenemu needs a C compiler to build its engine shim: install gcc")
+
+
+@pytest.mark.parametrize("package", ["xenemu", "hypercalls"])
+def test_every_folder_with_code_is_a_package(package):
+    """A folder without __init__.py is imported from a checkout, but left out of the wheel."""
+    folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+    assert folders
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_command_is_installed():
+    (command,) = entry_points(group="console_scripts", name="xenemu")
+    assert callable(command.load())

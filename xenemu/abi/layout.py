@@ -1,0 +1,171 @@
+"""Declare C structs of Xen's ABI once, for 64- and 32-bit guests.
+
+::
+
+    @dataclass
+    class evtchn_alloc_unbound(Struct, size=(8, 8)):
+        dom: U16
+        remote_dom: U16
+        port: U32
+
+`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises at import. In the 32-bit ABI a
+``uint64_t`` is aligned to 4 bytes, as i386's psABI has it; `U64A` is Xen's
+``uint64_aligned_t``, aligned to 8 in both. A union is declared as `blob(size, align)` and
+taken apart by the code that knows which arm is live.
+"""
+
+from __future__ import annotations
+
+import struct
+import typing
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Self
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A C integer: `struct` codes and alignments for widths of 8 and 4 bytes."""
+
+    code64: str
+    code32: str
+    align64: int
+    align32: int
+
+    def codes(self, width: int) -> tuple[str, int]:
+        return (self.code64, self.align64) if width == 8 else (self.code32, self.align32)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Raw bytes of a fixed size: a char array, or a union (`size` per width)."""
+
+    size64: int
+    size32: int
+    align64: int
+    align32: int
+
+    def codes(self, width: int) -> tuple[str, int]:
+        size, align = (
+            (self.size64, self.align64) if width == 8 else (self.size32, self.align32)
+        )
+        return f"{size}s", align
+
+
+def _scalar(code: str) -> Scalar:
+    size = struct.calcsize("=" + code)
+    return Scalar(code, code, size, min(size, 4))
+
+
+U8 = Annotated[int, _scalar("B")]
+S8 = Annotated[int, _scalar("b")]
+U16 = Annotated[int, _scalar("H")]
+S16 = Annotated[int, _scalar("h")]
+U32 = Annotated[int, _scalar("I")]
+S32 = Annotated[int, _scalar("i")]
+U64 = Annotated[int, _scalar("Q")]
+S64 = Annotated[int, _scalar("q")]
+U64A = Annotated[int, Scalar("Q", "Q", 8, 8)]
+ULONG = Annotated[int, Scalar("Q", "I", 8, 4)]
+SLONG = Annotated[int, Scalar("q", "i", 8, 4)]
+HANDLE = ULONG  # XEN_GUEST_HANDLE(t): a guest virtual address
+HANDLE64 = U64A  # XEN_GUEST_HANDLE_64(t), as the tools interfaces have it
+
+
+def blob(size: int, align: int = 1, size32: int | None = None, align32: int | None = None) -> Blob:
+    """Describe raw bytes; use as ``Annotated[bytes, blob(16, 8)]``."""
+    return Blob(
+        size,
+        size if size32 is None else size32,
+        align,
+        min(align, 4) if align32 is None else align32,
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the fields of a struct lie for one guest width."""
+
+    packer: struct.Struct
+    offsets: dict[str, int]
+    size: int
+
+
+class Struct:
+    """Base of ABI structs. Subclasses are dataclasses; see the module's example."""
+
+    _size: ClassVar[tuple[int, int]]
+    _layouts: ClassVar[dict[int, Layout]]
+
+    def __init_subclass__(cls, size: tuple[int, int]) -> None:
+        hints = {
+            name: hint
+            for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+            if typing.get_origin(hint) is not ClassVar
+        }
+        cls._size = size
+        cls._layouts = {
+            width: _lay_out(cls.__name__, hints, width, want)
+            for width, want in zip((8, 4), size, strict=True)
+        }
+
+    @classmethod
+    def layout(cls, width: int) -> Layout:
+        """The field offsets and size for a guest whose ``unsigned long`` has `width` bytes."""
+        return cls._layouts[width]
+
+    @classmethod
+    def sizeof(cls, width: int) -> int:
+        return cls._layouts[width].size
+
+    @classmethod
+    def offsetof(cls, field: str, width: int) -> int:
+        return cls._layouts[width].offsets[field]
+
+    @classmethod
+    def unpack(cls, width: int, data: bytes | bytearray | memoryview) -> Self:
+        """Decode `sizeof(width)` bytes."""
+        return cls(*cls._layouts[width].packer.unpack(data))
+
+    def pack(self, width: int) -> bytes:
+        """Encode; integers are reduced modulo their field's size as C assignment does."""
+        layout = self._layouts[width]
+        values = tuple(getattr(self, f.name) for f in fields(typing.cast(Any, self)))
+        try:
+            return layout.packer.pack(*values)
+        except struct.error:
+            return layout.packer.pack(*_wrapped(type(self), width, values))
+
+
+def _wrapped(cls: type[Struct], width: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    result = []
+    for value, f in zip(values, fields(typing.cast(Any, cls)), strict=True):
+        code = hints[f.name].__metadata__[0].codes(width)[0]
+        if isinstance(value, int):
+            bits = 8 * struct.calcsize("=" + code)
+            value &= (1 << bits) - 1
+            if code.islower() and value >> (bits - 1):
+                value -= 1 << bits
+        result.append(value)
+    return tuple(result)
+
+
+def _lay_out(name: str, hints: dict[str, Any], width: int, want: int) -> Layout:
+    fmt, offset, biggest, offsets = "<", 0, 1, {}
+    for field, hint in hints.items():
+        code, align = hint.__metadata__[0].codes(width)
+        padding = -offset % align
+        if padding:
+            fmt += f"{padding}x"
+        offset += padding
+        offsets[field] = offset
+        fmt += code
+        offset += struct.calcsize("=" + code)
+        biggest = max(biggest, align)
+    padding = -offset % biggest
+    if padding:
+        fmt += f"{padding}x"
+    offset += padding
+    if offset != want:
+        raise TypeError(f"struct {name} has {offset} bytes at width {width}, not {want}")
+    return Layout(struct.Struct(fmt), offsets, offset)

@@ -1,0 +1,179 @@
+"""`xenemu inspect`: what a kernel image is, what it says of itself, and how it can boot.
+
+With `--json`, addresses and bit masks are hexadecimal strings (JSON's numbers have 53
+bits), sizes are numbers, and a note that xenemu cannot decode is its bytes in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_codec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xenemu import image
+from xenemu.errors import ImageError
+from xenemu.image import Image, Mode, Note
+from xenemu.image.notes import ignored
+from xenemu.outcome import EXIT_IMAGE
+
+
+def inspect(
+    kernel: Annotated[Path, typer.Argument(help="bzImage, ELF, or compressed ELF.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Show a kernel's format, its Xen notes, and the modes it can boot in.
+
+    Exit codes: 0 if it can boot in some mode, 7 if in none, or if it is no kernel.
+    """
+    try:
+        found = image.load(kernel)
+    except ImageError as error:
+        typer.echo(f"xenemu: {error}", err=True)
+        raise typer.Exit(EXIT_IMAGE) from None
+    report = describe(found)
+    typer.echo(json_codec.dumps(report, indent=2) if json else _text(report))
+    if not any(mode["bootable"] for mode in report["modes"].values()):
+        raise typer.Exit(EXIT_IMAGE)
+
+
+def describe(found: Image) -> dict[str, Any]:
+    """Everything that `inspect` says of an image, as JSON has it."""
+    return {
+        "path": found.path,
+        "format": found.format,
+        "payload": _payload(found),
+        "class": found.elf_class,
+        "machine": found.machine,
+        "type": found.type,
+        "interpreter": found.interpreter,
+        "entry": hex(found.entry),
+        "segments": [
+            {
+                "paddr": hex(segment.paddr),
+                "vaddr": hex(segment.vaddr),
+                "filesz": len(segment.data),
+                "memsz": segment.memsz,
+            }
+            for segment in found.segments
+        ],
+        "notes_source": found.notes.source,
+        "notes": [_note(note, found.machine) for note in found.notes.raw],
+        "features": {
+            "supported": [feature.name for feature in sorted(found.notes.supported)],
+            "required": [feature.name for feature in sorted(found.notes.required)],
+        },
+        "modes": _modes(found),
+    }
+
+
+def _payload(found: Image) -> dict[str, Any] | None:
+    if found.payload is None:
+        return None
+    payload = dataclasses.asdict(found.payload)
+    if found.payload.protocol:
+        major, minor = found.payload.protocol
+        payload["protocol"] = f"{major}.{minor:02}"
+    return payload
+
+
+def _note(note: Note, machine: str) -> dict[str, Any]:
+    match note.value:
+        case bytes(data):
+            value: Any = data.hex()
+        case tuple(words):
+            value = [
+                [hex(part) for part in word] if isinstance(word, tuple) else hex(word)
+                for word in words
+            ]
+        case int(number):
+            value = hex(number)
+        case _:
+            value = note.value
+    return {
+        "owner": note.owner,
+        "type": note.type,
+        "name": note.name,
+        "size": note.size,
+        "value": value,
+        "ignored": ignored(note, machine),
+    }
+
+
+def _modes(found: Image) -> dict[str, Any]:
+    verdicts: dict[str, Any] = {}
+    for mode, verdict in image.modes(found).items():
+        entry = verdicts[mode.value] = dataclasses.asdict(verdict)
+        if verdict.bootable and mode is Mode.PVH:
+            pvh = image.pvh_parameters(found)
+            entry |= {"start": pvh.pstart, "end": pvh.pend, "entry": pvh.phys_entry}
+        elif verdict.bootable:
+            pv = image.pv_parameters(found)
+            entry |= {"start": pv.virt_kstart, "end": pv.virt_kend, "entry": pv.virt_entry}
+        entry.update({key: hex(entry[key]) for key in ("start", "end", "entry") if key in entry})
+    return verdicts
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"File      {report['path']}", f"Format    {_format(report)}"]
+    if payload := report["payload"]:
+        lines.append(
+            f"Payload   {payload['compression']}, {payload['compressed_size']} bytes,"
+            f" {payload['size']} when unpacked"
+        )
+        if payload["kernel_version"]:
+            lines.append(f"Version   {payload['kernel_version']}")
+    lines.append(
+        f"ELF       {report['class']}-bit {report['machine']}, {report['type']},"
+        f" entry {report['entry']}"
+    )
+    if report["interpreter"]:
+        lines.append(f"          an ordinary program, run by {report['interpreter']}")
+    return "\n".join([*lines, *_segment_lines(report), *_note_lines(report), *_mode_lines(report)])
+
+
+def _format(report: dict[str, Any]) -> str:
+    if report["format"] == "bzImage":
+        return f"bzImage, boot protocol {report['payload']['protocol']}"
+    return f"ELF in {report['payload']['compression']}" if report["payload"] else "ELF"
+
+
+def _segment_lines(report: dict[str, Any]) -> list[str]:
+    lines = ["", "Segments", f"  {'paddr':<18}  {'vaddr':<18}  {'in file':>10}  {'in memory':>10}"]
+    return lines + [
+        f"  {segment['paddr']:<18}  {segment['vaddr']:<18}  {segment['filesz']:>#10x}"
+        f"  {segment['memsz']:>#10x}"
+        for segment in report["segments"]
+    ]
+
+
+def _note_lines(report: dict[str, Any]) -> list[str]:
+    source = report["notes_source"]
+    lines = ["", f"Notes (Xen's are from {source})" if source else "Notes (none of Xen's)"]
+    for note in report["notes"]:
+        name = (
+            note["name"] if note["owner"] in ("Xen", source) else f"{note['owner']} {note['name']}"
+        )
+        value = note["value"]
+        if isinstance(value, list):
+            value = " ".join("/".join(word) if isinstance(word, list) else word for word in value)
+        because = f"  (ignored: {note['ignored']})" if note["ignored"] else ""
+        lines.append(f"  {name:<20} {value}{because}")
+    for kind in ("supported", "required"):
+        if names := report["features"][kind]:
+            lines.append(f"  features {kind + ':':<11} {' '.join(names)}")
+    return lines
+
+
+def _mode_lines(report: dict[str, Any]) -> list[str]:
+    lines = ["", "Modes"]
+    for name, mode in report["modes"].items():
+        verdict = (
+            f"yes: {mode['start']} to {mode['end']}, entry {mode['entry']}"
+            if mode["bootable"]
+            else f"no: {mode['reason']}"
+        )
+        lines.append(f"  {name:<6}{verdict}")
+    return lines

@@ -1,0 +1,1 @@
+"""The CPU: the only package that knows Unicorn."""

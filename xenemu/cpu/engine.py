@@ -1,0 +1,342 @@
+"""The engine: one software CPU over the machine's memory, with exact virtual time.
+
+One instruction is one nanosecond; idle time is skipped, not spent. The guest runs until a
+deadline in that time, or until the hypervisor, called through an `ExitHandler`, stops it.
+No hook sees blocks or memory accesses: see cpu/shim.c for what is counted where.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import MutableSequence
+
+from xenemu.cpu import shim
+from xenemu.errors import EngineError
+from xenemu.hv.cpu import ExitHandler, Seg, Segment
+from xenemu.hv.memory import Memory
+
+# Offsets in CPUX86State and CPUState, Unicorn 2.1.4 on x86-64 Linux; `_self_check` verifies them.
+ENV_EIP = 128
+ENV_HFLAGS = 176
+ENV_SEGS = 184
+ENV_CR = 424
+ENV_EFER = 592
+ENV_DR = 5400
+ENV_FEATURES = 5632
+ENV_SAVED = 5568  # everything up to here is a vcpu's own
+CPU_INTERRUPT_REQUEST = 28
+CPU_HALTED = 33176
+CPU_EXCEPTION_INDEX = 33184
+UC_NO_EXIT_REQUEST = 2034
+
+HF_CPL = 3
+HF_CS32 = 1 << 4
+HF_SS32 = 1 << 5
+HF_ADDSEG = 1 << 6
+HF_TS = 1 << 11
+HF_CS64 = 1 << 15
+ATTR_L = 1 << 21
+ATTR_DB = 1 << 22
+ATTRIBUTES = 0x00F0FF00
+
+CR0_PV = 0x80050033  # PG AM WP NE ET MP PE
+CR0_TS = 1 << 3
+CR4_PAE = 1 << 5
+CR4_OSFXSR = 1 << 9
+CR4_OSXMMEXCPT = 1 << 10
+EFER_SCE_LME_LMA_NX = 0xD01
+CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
+
+# Instructions that read the host's entropy, or that no CPUID of ours offers, are undefined.
+FEATURE_1_ECX, FEATURE_7_EBX = 1, 2
+HIDDEN = {FEATURE_1_ECX: 1 << 30, FEATURE_7_EBX: 1 << 18}  # RDRAND, RDSEED
+
+MAX_RUN_NS = 1 << 62
+
+
+class _Segment(C.Structure):
+    _fields_ = (
+        ("selector", C.c_uint32),
+        ("base", C.c_uint64),
+        ("limit", C.c_uint32),
+        ("flags", C.c_uint32),
+    )
+
+
+class Engine:
+    """Implements `xenemu.hv.cpu.Cpu` for the vcpu that is loaded in it.
+
+    `handler` must be set before `run`. An exception that the handler lets out stops the guest
+    and is raised by `run`.
+    """
+
+    regs: MutableSequence[int]
+    handler: ExitHandler
+
+    def __init__(self, memory: Memory) -> None:
+        loaded = shim.load()
+        self._shim = loaded
+        self._state = loaded.state
+        unicorn = loaded.unicorn
+        self._uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        uc.ctl_set_cpu_model(CPU_MODEL)
+        self._memory = memory
+        address = C.addressof(C.c_char.from_buffer(memory.mapping))
+        uc.mem_map_ptr(0, memory.nr_frames << 12, unicorn.UC_PROT_ALL, address)
+        uc.ctl_exits_enabled(True)
+        handle = uc._uch.value
+        C.c_uint8.from_address(handle + UC_NO_EXIT_REQUEST).value = 1
+
+        state = self._state
+        loaded.attach(handle)
+        env, cpu = state.env, state.cpu
+        self.regs = (C.c_uint64 * 16).from_address(env)  # type: ignore[assignment]
+        self._rip = C.c_uint64.from_address(env + ENV_EIP)
+        self._hflags = C.c_uint32.from_address(env + ENV_HFLAGS)
+        self._segs = (_Segment * 10).from_address(env + ENV_SEGS)
+        self._cr = (C.c_uint64 * 5).from_address(env + ENV_CR)
+        self._dr = (C.c_uint64 * 8).from_address(env + ENV_DR)
+        self._saved = (C.c_ubyte * ENV_SAVED).from_address(env)
+        self._interrupt_request = C.c_uint32.from_address(cpu + CPU_INTERRUPT_REQUEST)
+        self._halted = C.c_uint32.from_address(cpu + CPU_HALTED)
+        self._exception_index = C.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
+        self._self_check()
+        features = (C.c_uint32 * 3).from_address(env + ENV_FEATURES)
+        for word, bits in HIDDEN.items():
+            features[word] &= ~bits
+
+        self._written = bytearray(memory.nr_frames)
+        state.code = C.addressof(C.c_char.from_buffer(memory.code))
+        state.written = C.addressof(C.c_char.from_buffer(self._written))
+        state.frames = memory.nr_frames
+        state.left = state.end = state.skipped_ns = 0
+        state.exits = state.flushes = state.fills = 0
+        state.blocks_translated = state.code_frames = 0
+        self._error: BaseException | None = None
+        self._enter = C.PYFUNCTYPE(None)(self._on_exit)
+        state.enter = C.cast(self._enter, C.c_void_p).value
+        self._add_hook(unicorn.UC_HOOK_INTR, loaded.hook_interrupt)
+        self._add_hook(unicorn.UC_HOOK_INSN_INVALID, loaded.hook_undefined)
+
+    def _add_hook(self, kind: int, function: int) -> None:
+        handle = C.c_size_t()
+        error = self._shim.uclib.uc_hook_add(
+            self._uc._uch,
+            C.byref(handle),
+            C.c_int(kind),
+            C.c_void_p(function),
+            C.c_void_p(0),
+            C.c_uint64(1),
+            C.c_uint64(0),
+        )
+        if error:
+            raise EngineError(f"unicorn refused a hook of kind {kind}: error {error}")
+
+    def _self_check(self) -> None:
+        """Write registers through the API and find them where the shim will look."""
+        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
+
+        uc, magic = self._uc, 0x5EED_0000_1234_5678
+        places = [
+            (x86.UC_X86_REG_RAX, lambda: self.regs[0]),
+            (x86.UC_X86_REG_R15, lambda: self.regs[15]),
+            (x86.UC_X86_REG_FS_BASE, lambda: self._segs[Seg.FS].base),
+            (x86.UC_X86_REG_GS_BASE, lambda: self._segs[Seg.GS].base),
+            (x86.UC_X86_REG_CR2, lambda: self._cr[2]),
+            (x86.UC_X86_REG_DR0, lambda: self._dr[0]),
+            (x86.UC_X86_REG_DR3, lambda: self._dr[3]),
+            (x86.UC_X86_REG_RIP, lambda: self._rip.value),
+        ]
+        for register, place in places:
+            before = uc.reg_read(register)
+            uc.reg_write(register, magic)
+            found = place()
+            uc.reg_write(register, before)
+            if found != magic:
+                raise EngineError(
+                    f"this build of unicorn {shim.UNICORN_VERSION} keeps register {register} "
+                    "elsewhere: xenemu supports the x86-64 Linux wheel from the Python index"
+                )
+
+    # ---- entering and leaving the hypervisor ----
+
+    def _on_exit(self) -> None:
+        try:
+            state = self._state
+            kind = state.kind
+            if kind == shim.EXIT_EXCEPTION:
+                self.handler.exception(state.vector, state.error)
+            elif kind == shim.EXIT_SYSCALL:
+                self.handler.syscall()
+            elif kind == shim.EXIT_UNDEFINED:
+                self.handler.invalid_opcode()
+            elif kind == shim.EXIT_SOFT_INT:
+                self.handler.software_interrupt(state.vector)
+            elif not self.handler.cpuid():
+                state.refused = 1
+            if self._memory.stale_code:
+                self._drop_stale_code()
+        except BaseException as error:
+            self._error = error
+            self.stop()
+
+    def _drop_stale_code(self) -> None:
+        for mfn in sorted(self._memory.stale_code):
+            self._shim.invalidate(mfn)
+        self._memory.stale_code.clear()
+
+    def run(self, deadline_ns: int) -> None:
+        """Run the guest until virtual time `deadline_ns`, or until `stop` was called."""
+        state = self._state
+        end = max(min(deadline_ns, MAX_RUN_NS) - state.skipped_ns, 0)
+        state.left += end - state.end
+        state.end = end
+        if state.left <= 0:
+            return
+        if self._memory.stale_code:
+            self._drop_stale_code()
+        status = self._shim.run(self._rip.value)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if status:
+            raise EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
+
+    def stop(self) -> None:
+        """Leave `run` before the next instruction of the guest."""
+        self._state.stop = 1
+
+    def skip_to(self, when_ns: int) -> None:
+        """Let idle time pass: move virtual time forward to `when_ns`."""
+        self._state.skipped_ns += max(0, when_ns - self.now_ns)
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time: instructions executed, and idle time skipped."""
+        state = self._state
+        return int(state.end - state.left + state.skipped_ns)
+
+    @property
+    def instructions(self) -> int:
+        """Instructions executed since start."""
+        return int(self._state.end - self._state.left)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the engine's own work."""
+        names = ("exits", "flushes", "fills", "blocks_translated", "code_frames")
+        return {name: getattr(self._state, name) for name in names}
+
+    # ---- several vcpus ----
+
+    def save(self) -> bytes:
+        """The loaded vcpu's registers, as bytes for `load`."""
+        self._shim.sync_rflags()
+        extra = (self._interrupt_request.value, self._halted.value, self._exception_index.value)
+        return bytes(self._saved) + b"".join((v & 0xFFFFFFFF).to_bytes(4, "little") for v in extra)
+
+    def load(self, saved: bytes) -> None:
+        """Load another vcpu's registers, as `save` returned them."""
+        C.memmove(self._saved, saved, ENV_SAVED)
+        words = [int.from_bytes(saved[ENV_SAVED + i : ENV_SAVED + i + 4], "little") for i in (0, 4)]
+        self._interrupt_request.value, self._halted.value = words
+        self._exception_index.value = -1
+        self._shim.reload_rflags()
+        self.flush_tlb()
+
+    # ---- Cpu ----
+
+    @property
+    def rip(self) -> int:
+        return self._rip.value
+
+    @rip.setter
+    def rip(self, value: int) -> None:
+        self._rip.value = value
+
+    @property
+    def rflags(self) -> int:
+        return int(self._state.rflags)
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        self._state.rflags = value
+        self._state.rflags_dirty = 1
+
+    @property
+    def cr0(self) -> int:
+        return int(self._cr[0])
+
+    @property
+    def cr2(self) -> int:
+        return int(self._cr[2])
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._cr[2] = value
+
+    @property
+    def cr3(self) -> int:
+        return int(self._cr[3])
+
+    @cr3.setter
+    def cr3(self, value: int) -> None:
+        self._cr[3] = value
+        self._state.flush = 1
+
+    def set_task_switched(self, value: bool) -> None:
+        """Set or clear CR0.TS."""
+        if value:
+            self._cr[0] |= CR0_TS
+            self._hflags.value |= HF_TS
+        else:
+            self._cr[0] &= ~CR0_TS
+            self._hflags.value &= ~HF_TS
+
+    def segment(self, which: Seg) -> Segment:
+        """Read a segment register with its hidden part."""
+        s = self._segs[which]
+        return Segment(s.selector, s.base, s.limit, s.flags & ATTRIBUTES)
+
+    def set_segment(self, which: Seg, value: Segment) -> None:
+        """Load a segment register; CS, SS, DS and ES also set the CPU's mode."""
+        s = self._segs[which]
+        s.selector, s.base, s.limit = value.selector, value.base, value.limit
+        s.flags = value.attributes
+        if which <= Seg.DS:
+            self._update_mode()
+
+    def _update_mode(self) -> None:
+        cs, ss = self._segs[Seg.CS], self._segs[Seg.SS]
+        hflags = self._hflags.value & ~(HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_CS64)
+        hflags |= (cs.flags >> 13) & 3
+        if cs.flags & ATTR_L:
+            hflags |= HF_CS64 | HF_CS32 | HF_SS32
+        else:
+            hflags |= (HF_CS32 if cs.flags & ATTR_DB else 0) | (HF_SS32 if ss.flags & ATTR_DB else 0)
+            if not hflags & HF_CS32 or ss.base | self._segs[Seg.DS].base | self._segs[Seg.ES].base:
+                hflags |= HF_ADDSEG
+        self._hflags.value = hflags
+
+    def debug_register(self, index: int) -> int:
+        return int(self._dr[index])
+
+    def set_debug_register(self, index: int, value: int) -> None:
+        self._dr[index] = value
+
+    def flush_tlb(self) -> None:
+        """Forget all translations before the guest runs again."""
+        self._state.flush = 1
+
+    def flush_tlb_page(self, vaddr: int) -> None:
+        """Forget the translations of one page before the guest runs again."""
+        self._shim.flush_page(vaddr)
+
+    def enter_long_mode(self, cr3: int) -> None:
+        """Put the CPU in 64-bit mode with paging on, as a PV64 guest finds it."""
+        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
+
+        uc = self._uc
+        uc.msr_write(0xC0000080, EFER_SCE_LME_LMA_NX)
+        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
+        uc.reg_write(x86.UC_X86_REG_CR3, cr3)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)

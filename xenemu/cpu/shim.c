@@ -1,0 +1,450 @@
+/*
+ * The native part of the engine: what must not be Python.
+ *
+ * This library is loaded globally before Unicorn, so that its definitions of some of Unicorn's
+ * internal functions take precedence over Unicorn's own (the wheel is not linked -Bsymbolic).
+ * The originals are found with dlsym() on Unicorn's own handle. Policy stays in Python; here are
+ *
+ *   - the exact instruction count with its deadline (helper_check_exit_request, translator_loop,
+ *     cpu_restore_state);
+ *   - RDTSC, CPUID, SYSCALL and port I/O, which Unicorn does not do as a CPU does;
+ *   - lazy execute permission: stores to pages that hold no translated code stay fast;
+ *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`.
+ *
+ * Offsets are those of Unicorn 2.1.4 on x86-64 Linux; cpu/engine.py checks them at start.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define FIELD(base, offset, type) (*(type *)((char *)(base) + (offset)))
+#define RETURN_ADDRESS ((uintptr_t)__builtin_return_address(0))
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+enum { /* struct uc_struct */
+    UC_CPU = 440, UC_TCG_CTX = 0x300,
+};
+enum { /* CPUState */
+    CPU_CFLAGS_NEXT_TB = 24, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
+    CPU_ICOUNT_DECR = 0x8a40,
+};
+enum { /* CPUX86State */
+    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_CR4 = 424 + 4 * 8,
+    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
+};
+enum { /* TranslationBlock, TCGContext, TCGOp */
+    TB_ICOUNT = 22, TB_TC_PTR = 32, TB_TC_SIZE = 40,
+    TCG_CODE_GEN_BUFFER = 0xa0, TCG_CODE_GEN_BUFFER_SIZE = 0xb8, TCG_FIRST_OP = 0x7388,
+    OP_NEXT = 8, OP_ARG1 = 32,
+};
+enum { /* CPUTLB, which lies before env; three MMU modes */
+    TLB_BEFORE_ENV = 2192, TLB_DESC = 32, TLB_DESC_SIZE = 696, TLB_WINDOW_BEGIN = 16,
+    TLB_VICTIMS = 48, TLB_FAST = 2128, MMU_MODES = 3, VICTIMS = 8, TLB_ENTRY_SIZE = 64,
+    TLB_ADDR_WRITE = 8,
+};
+enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
+enum { PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_FETCH = 2 };
+enum { FRAME_FETCHED = 1 };
+
+enum exit_kind { EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID };
+
+/* What Python and this file share; the same in cpu/shim.py. */
+static struct {
+    int64_t left;         /* instructions until the deadline */
+    int64_t end;          /* the deadline, in instructions since start */
+    int64_t skipped_ns;   /* idle time that was skipped */
+    uint64_t rflags;      /* valid while the hypervisor is called and between runs */
+    uint32_t rflags_dirty, flush, stop;
+    uint32_t kind, vector, error;
+    uint32_t refused;     /* the answer to EXIT_CPUID is #GP */
+    uint8_t *code;        /* a byte per frame: ever fetched from */
+    uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
+    uint64_t frames;
+    void (*enter)(void);  /* the hypervisor */
+    uint64_t exits, flushes, fills, blocks_translated, code_frames;
+    void *uc, *cpu, *env;
+} G;
+
+/* Unicorn's own functions. */
+static struct {
+    void (*loop_exit_restore)(void *cpu, uintptr_t pc);
+    int (*emu_stop)(void *uc);
+    int (*emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, uint64_t count);
+    void (*raise)(void *env, int vector, int error, uintptr_t pc);
+    bool (*restore_state)(void *cpu, uintptr_t pc, bool will_exit);
+    void *(*tb_lookup)(void *tcg_ctx, uintptr_t pc);
+    void (*translator_loop)(const void *ops, void *db, void *cpu, void *tb, int max_insns);
+    bool (*tlb_fill)(void *, uint64_t, int, int, int, bool, uintptr_t);
+    void (*tlb_set_page)(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
+    void (*tlb_set_dirty)(void *cpu, uint64_t vaddr);
+    void (*tlb_flush_by_mmuidx)(void *cpu, uint16_t modes);
+    void (*invalidate_fast)(void *uc, void *pages, uint64_t ram, int size, uintptr_t pc);
+    void (*invalidate_range)(void *uc, uint64_t start, uint64_t end);
+    uint64_t (*read_eflags)(void *env);
+    void (*write_eflags)(void *env, uint64_t value, uint32_t mask);
+    void (*tlb_flush)(void *cpu);
+    void (*tlb_flush_page)(void *cpu, uint64_t vaddr);
+} U;
+
+/* ---- calling the hypervisor ------------------------------------------------------------- */
+
+/* Put the RFLAGS that Python set into the CPU. */
+void shim_sync_rflags(void)
+{
+    if (G.rflags_dirty)
+        U.write_eflags(G.env, G.rflags, 0x00277f00u); /* those that are not arithmetic */
+    G.rflags_dirty = 0;
+}
+
+static void apply_requests(void)
+{
+    shim_sync_rflags();
+    if (G.flush) {
+        G.flush = 0;
+        U.tlb_flush(G.cpu);
+    }
+    if (G.stop)
+        U.emu_stop(G.uc);
+}
+
+static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
+{
+    G.exits++;
+    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
+    G.kind = kind;
+    G.vector = vector;
+    G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
+    G.rflags = U.read_eflags(G.env);
+    G.enter();
+    apply_requests();
+}
+
+static void on_interrupt(void *uc, uint32_t vector, void *data)
+{
+    (void)uc, (void)data;
+    bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
+    FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
+    enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
+}
+
+static bool on_undefined(void *uc, void *data)
+{
+    (void)uc, (void)data;
+    enter_hypervisor(EXIT_UNDEFINED, 6);
+    return true;
+}
+
+void helper_syscall_x86_64(void *env, int next_eip_addend)
+{
+    FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
+    enter_hypervisor(EXIT_SYSCALL, 0);
+}
+
+void helper_cpuid_x86_64(void *env)
+{
+    enter_hypervisor(EXIT_CPUID, 0);
+    if (G.refused) {
+        G.refused = 0;
+        U.raise(env, 13, 0, RETURN_ADDRESS);
+    }
+}
+
+/* ---- the instruction count --------------------------------------------------------------- */
+
+static int64_t sleb128(const uint8_t **at)
+{
+    int64_t value = 0;
+    int shift = 0;
+    uint8_t byte;
+
+    do {
+        byte = *(*at)++;
+        value |= (int64_t)(byte & 0x7f) << shift;
+        shift += 7;
+    } while (byte & 0x80);
+    if (shift < 64 && (byte & 0x40))
+        value |= -((int64_t)1 << shift);
+    return value;
+}
+
+/* How many instructions of the block that contains host address `pc` have not completed. */
+static int64_t unfinished(uintptr_t pc)
+{
+    void *tcg = FIELD(G.uc, UC_TCG_CTX, void *);
+    void *tb;
+
+    if (pc - FIELD(tcg, TCG_CODE_GEN_BUFFER, uintptr_t) >=
+        FIELD(tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t))
+        return 0;
+    tb = U.tb_lookup(tcg, pc);
+    if (!tb)
+        return 0;
+    int n = FIELD(tb, TB_ICOUNT, uint16_t);
+    uintptr_t host = FIELD(tb, TB_TC_PTR, uintptr_t);
+    const uint8_t *data = (uint8_t *)host + FIELD(tb, TB_TC_SIZE, uint64_t);
+    for (int i = 0; i < n; i++) {
+        sleb128(&data); /* pc */
+        sleb128(&data); /* cc_op */
+        host += sleb128(&data);
+        if (host > pc - 1)
+            return n - i;
+    }
+    return 0;
+}
+
+static __attribute__((noinline, cold)) void block_slow(uint32_t instructions, uintptr_t pc)
+{
+    int64_t before = G.left + instructions;
+
+    if (FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t) >= 0) { /* nobody else asked: the deadline */
+        if (before <= 0)
+            U.emu_stop(G.uc);
+        else /* then a block of exactly what is left */
+            FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = (uint32_t)before;
+    }
+    FIELD(G.cpu, CPU_TCG_EXIT_REQ, uint32_t) = 0;
+    U.loop_exit_restore(G.cpu, pc); /* refunds the block */
+}
+
+/* Called at the start of each block; the argument, 0 in Unicorn, is the block's length. */
+void helper_check_exit_request_x86_64(void *uc, uint32_t instructions)
+{
+    (void)uc;
+    G.left -= instructions;
+    if (UNLIKELY((G.left | (int64_t)FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t)) < 0))
+        block_slow(instructions, RETURN_ADDRESS);
+}
+
+void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int max_insns)
+{
+    U.translator_loop(ops, db, cpu, tb, max_insns);
+    G.blocks_translated++;
+    void *op = FIELD(FIELD(G.uc, UC_TCG_CTX, void *), TCG_FIRST_OP, void *);
+    if (op && FIELD(op, OP_ARG1, uint64_t) == (uint64_t)G.uc) {
+        op = FIELD(op, OP_NEXT, void *);
+        if (FIELD(op, OP_ARG1, uint64_t) == 0)
+            FIELD(op, OP_ARG1, uint64_t) = FIELD(tb, TB_ICOUNT, uint16_t);
+    }
+}
+
+bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
+{
+    if (will_exit)
+        G.left += unfinished(pc);
+    return U.restore_state(cpu, pc, will_exit);
+}
+
+static int64_t now_ns(uintptr_t pc)
+{
+    return G.end - G.left - unfinished(pc) + G.skipped_ns;
+}
+
+/* ---- instructions that Unicorn gets wrong ------------------------------------------------- */
+
+static void rdtsc(void *env, uintptr_t pc)
+{
+    if ((FIELD(env, ENV_CR4, uint64_t) & 4) && (FIELD(env, ENV_HFLAGS, uint32_t) & 3))
+        U.raise(env, 13, 0, pc);
+    uint64_t tsc = now_ns(pc);
+    FIELD(env, ENV_REGS, uint64_t) = (uint32_t)tsc;
+    FIELD(env, ENV_REGS + 2 * 8, uint64_t) = tsc >> 32;
+}
+
+void helper_rdtsc_x86_64(void *env)
+{
+    rdtsc(env, RETURN_ADDRESS);
+}
+
+void helper_rdtscp_x86_64(void *env)
+{
+    rdtsc(env, RETURN_ADDRESS);
+    FIELD(env, ENV_REGS + 1 * 8, uint64_t) = 0;
+}
+
+static void check_port(void *env, uintptr_t pc)
+{
+    if ((FIELD(env, ENV_HFLAGS, uint32_t) & 3) > ((FIELD(env, ENV_EFLAGS, uint64_t) >> 12) & 3))
+        U.raise(env, 13, 0, pc);
+}
+
+#define PORT_IO(suffix, ones)                                                                    \
+    uint64_t helper_in##suffix##_x86_64(void *env, uint32_t port)                                \
+    {                                                                                            \
+        (void)port;                                                                              \
+        check_port(env, RETURN_ADDRESS);                                                         \
+        return ones;                                                                             \
+    }                                                                                            \
+    void helper_out##suffix##_x86_64(void *env, uint32_t port, uint32_t value)                   \
+    {                                                                                            \
+        (void)port, (void)value;                                                                 \
+        check_port(env, RETURN_ADDRESS);                                                         \
+    }
+PORT_IO(b, 0xff)
+PORT_IO(w, 0xffff)
+PORT_IO(l, 0xffffffff)
+
+/* ---- the TLB ------------------------------------------------------------------------------ */
+
+/*
+ * Unicorn makes every store to a page that is mapped executable slow, for the sake of
+ * self-modifying code. So a mapping gets its execute permission only when something is fetched
+ * through it. A frame once fetched from (G.code) keeps slow stores, whatever it is mapped by;
+ * when a frame that may have fast mappings becomes one, all mappings are dropped.
+ */
+static int filling_for;
+static uint64_t dirty_frame;
+
+bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
+                             uintptr_t pc)
+{
+    G.fills++;
+    filling_for = access;
+    return U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
+}
+
+void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
+                                    int prot, int mode, uint64_t size)
+{
+    uint64_t frame = paddr >> 12;
+
+    if (frame < G.frames && !(G.code[frame] & FRAME_FETCHED)) {
+        if (filling_for == ACCESS_FETCH) {
+            G.code[frame] |= FRAME_FETCHED;
+            G.code_frames++;
+            if (G.written[frame]) {
+                G.written[frame] = 0;
+                U.tlb_flush(cpu);
+            }
+        } else {
+            prot &= ~PAGE_EXEC;
+            if (prot & PAGE_WRITE)
+                G.written[frame] = 1;
+        }
+    }
+    U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
+}
+
+/* A store on the slow path: first this one, with the frame, then tlb_set_dirty. */
+void tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t ram, int size, uintptr_t pc)
+{
+    dirty_frame = ram >> 12;
+    if (dirty_frame >= G.frames || (G.code[dirty_frame] & FRAME_FETCHED))
+        U.invalidate_fast(uc, pages, ram, size, pc);
+}
+
+void tlb_set_dirty_x86_64(void *cpu, uint64_t vaddr)
+{
+    if (dirty_frame >= G.frames || !(G.code[dirty_frame] & FRAME_FETCHED))
+        U.tlb_set_dirty(cpu, vaddr);
+}
+
+/* Unicorn walks the whole TLB for each block it translates; one slot and the victims will do. */
+void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length)
+{
+    char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+
+    for (uint64_t page = start; page < start + length; page += 4096)
+        for (int mode = 0; mode < MMU_MODES; mode++) {
+            char *fast = tlb + TLB_FAST + 16 * mode;
+            char *victims = tlb + TLB_DESC + TLB_DESC_SIZE * mode + TLB_VICTIMS;
+            char *slot = FIELD(fast, 8, char *) + ((page >> 6) & FIELD(fast, 0, uint64_t));
+            for (int i = -1; i < VICTIMS; i++) {
+                char *entry = i < 0 ? slot : victims + TLB_ENTRY_SIZE * i;
+                uint64_t *write = &FIELD(entry, TLB_ADDR_WRITE, uint64_t);
+                if ((*write & ~0xfffull) == page && !(*write & TLB_NOT_PLAIN_RAM))
+                    *write |= TLB_NOTDIRTY;
+            }
+        }
+}
+
+/* The TLB is resized by a host clock's window; make that a number of flushes instead. */
+void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
+{
+    char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+    bool expired = ++G.flushes % TLB_FLUSHES_PER_WINDOW == 0;
+
+    for (int mode = 0; mode < MMU_MODES; mode++)
+        FIELD(tlb, TLB_DESC + TLB_DESC_SIZE * mode + TLB_WINDOW_BEGIN, int64_t) =
+            expired ? 0 : INT64_MAX / 2;
+    U.tlb_flush_by_mmuidx(cpu, modes);
+}
+
+/* ---- Python's side ------------------------------------------------------------------------- */
+
+void *shim_state(void)
+{
+    return &G;
+}
+
+/* Find Unicorn's originals; returns the name of the first one missing, or NULL. */
+const char *shim_bind(void *unicorn)
+{
+    static const struct { const char *name; void *slot; } wanted[] = {
+        {"cpu_loop_exit_restore_x86_64", &U.loop_exit_restore},
+        {"uc_emu_stop", &U.emu_stop},
+        {"uc_emu_start", &U.emu_start},
+        {"raise_exception_err_ra_x86_64", &U.raise},
+        {"cpu_restore_state_x86_64", &U.restore_state},
+        {"tcg_tb_lookup_x86_64", &U.tb_lookup},
+        {"translator_loop_x86_64", &U.translator_loop},
+        {"x86_cpu_tlb_fill_x86_64", &U.tlb_fill},
+        {"tlb_set_page_with_attrs_x86_64", &U.tlb_set_page},
+        {"tlb_set_dirty_x86_64", &U.tlb_set_dirty},
+        {"tlb_flush_by_mmuidx_x86_64", &U.tlb_flush_by_mmuidx},
+        {"tb_invalidate_phys_page_fast_x86_64", &U.invalidate_fast},
+        {"tb_invalidate_phys_range_x86_64", &U.invalidate_range},
+        {"helper_read_eflags_x86_64", &U.read_eflags},
+        {"helper_write_eflags_x86_64", &U.write_eflags},
+        {"tlb_flush_x86_64", &U.tlb_flush},
+        {"tlb_flush_page_x86_64", &U.tlb_flush_page},
+    };
+    for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        void *found = dlsym(unicorn, wanted[i].name);
+        if (!found)
+            return wanted[i].name;
+        *(void **)wanted[i].slot = found;
+    }
+    return 0;
+}
+
+/* Take over an engine: its handle is in `uc`. */
+void shim_attach(void *uc)
+{
+    G.uc = uc;
+    G.cpu = FIELD(uc, UC_CPU, void *);
+    G.env = FIELD(G.cpu, CPU_ENV_PTR, void *);
+    G.rflags = U.read_eflags(G.env);
+}
+
+void *shim_hook_interrupt(void) { return on_interrupt; }
+void *shim_hook_undefined(void) { return on_undefined; }
+
+/* Run from `rip` until the deadline or a stop; returns a uc_err. */
+int shim_run(uint64_t rip)
+{
+    G.stop = 0;
+    apply_requests();
+    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    int error = U.emu_start(G.uc, rip, 0, 0, 0);
+    G.rflags = U.read_eflags(G.env);
+    return error;
+}
+
+/* Read the RFLAGS of registers that were loaded behind the CPU's back. */
+void shim_reload_rflags(void)
+{
+    G.rflags = U.read_eflags(G.env);
+    G.rflags_dirty = 0;
+}
+
+void shim_flush_page(uint64_t vaddr)
+{
+    U.tlb_flush_page(G.cpu, vaddr);
+}
+
+/* Drop the translations of a frame that the hypervisor wrote to. */
+void shim_invalidate(uint64_t frame)
+{
+    U.invalidate_range(G.uc, frame << 12, (frame + 1) << 12);
+}

@@ -1,0 +1,47 @@
+"""Who is at fault: the guest, its image, the person at the terminal, or xenemu.
+
+An exception's type alone decides what happens to it:
+
+* `XenError` goes to the guest as ``-errno``; its reason goes to the log.
+* `DomainCrash` ends the guest, as Xen's ``domain_crash()`` does.
+* `ImageError` and `UsageError` end the command with one line and an exit code.
+* `NotModelled` and `EngineError` say that xenemu cannot do what is needed here.
+
+Anything else that escapes is a bug of xenemu's.
+"""
+
+
+class XenemuError(Exception):
+    """Base of the errors that a person reads; `str()` is one line: what, where, what to do."""
+
+
+class ImageError(XenemuError):
+    """The kernel image cannot be used: truncated, wrong machine, contradictory notes."""
+
+
+class UsageError(XenemuError):
+    """The command line asks for something that cannot be had."""
+
+
+class EngineError(XenemuError):
+    """The CPU engine is missing, is another version, or failed its self-check."""
+
+
+class XenError(Exception):
+    """A hypercall refused: the guest gets ``-errno``, the log gets the reason.
+
+    `errno` is positive, from `xenemu.abi.errno`.
+    """
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = errno
+        self.reason = reason
+
+
+class DomainCrash(Exception):
+    """The hypervisor crashes the domain: `str()` names the rule that was broken."""
+
+
+class NotModelled(DomainCrash):
+    """The guest legitimately uses something of Xen's or the CPU's that xenemu lacks."""

@@ -1,0 +1,1 @@
+"""The hypervisor's model, shared by PV and PVH: it never sees the engine, only `hv.cpu`'s Protocols."""

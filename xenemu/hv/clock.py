@@ -1,0 +1,85 @@
+"""The time that a guest reads for itself: vcpu_time_info and the wall clock.
+
+The TSC counts virtual nanoseconds, so system time and TSC are the same number for ever, on every
+vcpu. A record never goes stale: one is written when its place comes into being, and none again.
+
+Where Xen 4.17 sets XEN_PVCLOCK_TSC_STABLE_BIT only with `clocksource=tsc`, it is always set
+here: it says that readings on different vcpus need no correction, which is the truth.
+
+Header: public/xen.h (struct vcpu_time_info)
+In Xen: arch/x86/time.c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenemu.abi.vcpu import XEN_PVCLOCK_TSC_STABLE_BIT
+from xenemu.abi.xen import vcpu_time_info
+from xenemu.errors import XenError
+from xenemu.hv.domain import Current
+from xenemu.hv.shared_info import field, vcpu_field
+from xenemu.hv.vcpu import Vcpu
+from xenemu.x86.paging import Maddr
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Domain
+
+TSC_HZ: Final = 1_000_000_000
+# ns = (ticks << 1) * 2^31 >> 32: the multiplier has 32 bits, so that 1.0 itself does not fit.
+TSC_TO_SYSTEM_MUL: Final = 1 << 31
+TSC_SHIFT: Final = 1
+WC_SEC_HI_32: Final = 24  # offset in a 32-bit guest's shared_info.arch
+
+
+def time_info(version: int, now_ns: int) -> vcpu_time_info:
+    """A complete record of the time `now_ns`; `version` is that of the record it replaces."""
+    return vcpu_time_info(
+        version=(version | 1) + 1,
+        pad0=0,
+        tsc_timestamp=now_ns,
+        system_time=now_ns,
+        tsc_to_system_mul=TSC_TO_SYSTEM_MUL,
+        tsc_shift=TSC_SHIFT,
+        flags=XEN_PVCLOCK_TSC_STABLE_BIT,
+        pad1=bytes(2),
+    )
+
+
+def update_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
+    """Write a vcpu's time record into its vcpu_info.
+
+    The version is odd while a record is being written; no vcpu runs meanwhile, so that a guest
+    sees only even ones.
+    """
+    maddr = vcpu_field(domain, vcpu, "time")
+    version = domain.memory.read_uint(maddr, 4)
+    domain.memory.write(maddr, time_info(version, now_ns).pack(domain.width))
+
+
+def update_secondary_time(current: Current) -> None:
+    """Write the current vcpu's record into the area that it registered, if it is mapped."""
+    area = current.vcpu.time_area
+    if area:
+        try:
+            version = current.read_uint(area, 4)
+            current.write_struct(area, time_info(version, current.cpu.now_ns))
+        except XenError:
+            return  # as in Xen: the guest's own loss
+
+
+def update_wallclock(domain: Domain) -> None:
+    """Write the wall clock at virtual time 0 into shared_info."""
+    seconds, nanoseconds = divmod(domain.wallclock_ns, 1_000_000_000)
+    write = domain.memory.write_uint
+    version = domain.memory.read_uint(field(domain, "wc_version"), 4)
+    write(field(domain, "wc_sec"), 4, seconds)
+    write(field(domain, "wc_nsec"), 4, nanoseconds)
+    write(_wc_sec_hi(domain), 4, seconds >> 32)
+    write(field(domain, "wc_version"), 4, (version | 1) + 1)
+
+
+def _wc_sec_hi(domain: Domain) -> Maddr:
+    if domain.width == 8:
+        return field(domain, "wc_sec_hi")
+    return Maddr(field(domain, "arch") + WC_SEC_HI_32)

@@ -1,0 +1,64 @@
+"""The PV console: the backend that xenconsoled is on a real host.
+
+What the guest writes to the out ring goes to `Domain.output`; what the person types waits in
+a bounded queue until the in ring has room. A guest whose indices are nonsense is ignored.
+
+Header: public/io/console.h
+In Xen: tools/console/daemon/io.c
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from xenemu.abi.io.console import xencons_interface
+from xenemu.hv.byte_ring import ByteRing
+from xenemu.x86.paging import Mfn
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Domain
+
+OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet shown; libxl's console/limit
+INPUT_LIMIT: Final = 64 << 10  # bytes typed that the guest has not made room for
+
+_at = xencons_interface.layout(8).offsets  # the same in both widths
+IN: Final = ByteRing(_at["in_"], 1024, _at["in_cons"], _at["in_prod"])
+OUT: Final = ByteRing(_at["out"], 2048, _at["out_cons"], _at["out_prod"])
+
+
+@dataclass
+class Console:
+    """A domain's console: its ring page, its event channel and the input not yet delivered."""
+
+    mfn: Mfn
+    port: int
+    input: bytearray = field(default_factory=bytearray)
+
+    @property
+    def input_room(self) -> int:
+        """How many bytes `feed` would accept."""
+        return INPUT_LIMIT - len(self.input)
+
+    def feed(self, domain: Domain, data: bytes) -> int:
+        """Queue input and deliver what the ring has room for; return the bytes accepted."""
+        accepted = min(len(data), self.input_room)
+        self.input += data[:accepted]
+        self.pump(domain)
+        return accepted
+
+    def notify(self, domain: Domain) -> None:
+        """The guest sent an event: it produced output, or it made room for input."""
+        self.pump(domain)
+
+    def pump(self, domain: Domain) -> None:
+        """Move bytes both ways, and tell the guest if any moved.
+
+        Output stays in the ring while `OUTPUT_LIMIT` bytes of it wait to be shown.
+        """
+        shown = OUT.take(domain.memory, self.mfn, max(0, OUTPUT_LIMIT - len(domain.output)))
+        domain.output += shown
+        typed = IN.put(domain.memory, self.mfn, self.input)
+        del self.input[:typed]
+        if shown or typed:
+            domain.events.set_pending(domain, self.port)

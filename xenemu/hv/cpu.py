@@ -1,0 +1,98 @@
+"""What the hypervisor may ask of a CPU, and what a CPU tells the hypervisor.
+
+Two Protocols and one value: the engine implements `Cpu` and calls an `ExitHandler`; tests
+use a fake of either. Everything is about the vcpu that is current in the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+
+class Reg(IntEnum):
+    """General registers in hardware encoding order: indices into `Cpu.regs`."""
+
+    RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+    R8, R9, R10, R11, R12, R13, R14, R15 = range(8, 16)
+
+
+class Seg(IntEnum):
+    """Segment registers in hardware encoding order, then the system ones."""
+
+    ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR = range(10)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment register with its hidden part.
+
+    `attributes` are bits 8..23 of a descriptor's high word, in place (type, S, DPL, P, AVL, L,
+    D/B, G); `limit` is in bytes.
+    """
+
+    selector: int
+    base: int = 0
+    limit: int = 0
+    attributes: int = 0
+
+
+class Cpu(Protocol):
+    """The current vcpu's registers, and the few verbs that the model needs."""
+
+    regs: MutableSequence[int]  # 16 words, indexed by `Reg`
+    rip: int
+    rflags: int
+    cr0: int
+    cr2: int
+    cr3: int  # writing it flushes the TLB
+    now_ns: int  # virtual time: instructions run so far and idle time skipped (read only)
+
+    def segment(self, which: Seg) -> Segment:
+        """Read a segment register with its hidden part."""
+
+    def set_segment(self, which: Seg, value: Segment) -> None:
+        """Load a segment register; CS and SS also set the CPU's mode and CPL (from CS's DPL)."""
+
+    def set_task_switched(self, value: bool) -> None:
+        """Set or clear CR0.TS, so that the next FPU instruction raises #NM."""
+
+    def debug_register(self, index: int) -> int:
+        """Read DR0..DR7."""
+
+    def set_debug_register(self, index: int, value: int) -> None:
+        """Load DR0..DR7, arming breakpoints."""
+
+    def flush_tlb(self) -> None:
+        """Forget all translations before the guest runs again; cheap to ask for repeatedly."""
+
+    def flush_tlb_page(self, vaddr: int) -> None:
+        """Forget the translations of one page before the guest runs again."""
+
+    def stop(self) -> None:
+        """Leave the run loop before the next guest instruction (blocked, shut down, due)."""
+
+
+class ExitHandler(Protocol):
+    """What the engine calls when the guest needs the hypervisor.
+
+    RIP is on the instruction, except after a software interrupt and a SYSCALL, where it is
+    behind it. On return the guest goes on from the CPU's registers.
+    """
+
+    def exception(self, vector: int, error_code: int) -> None:
+        """A fault or trap of the CPU; for vector 14, `Cpu.cr2` is the address."""
+
+    def software_interrupt(self, vector: int) -> None:
+        """``int n``, ``int3`` or ``into``: no gate was consulted."""
+
+    def invalid_opcode(self) -> None:
+        """An instruction that is undefined, or that xenemu forces to be (the 0f0b prefix)."""
+
+    def syscall(self) -> None:
+        """SYSCALL: RIP is behind it; RCX, R11 and the mode are as before it."""
+
+    def cpuid(self) -> bool:
+        """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""

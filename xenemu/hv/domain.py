@@ -1,0 +1,152 @@
+"""The domain: everything that a guest owns, as plain data, and `Current`, the gate to it.
+
+In Xen: common/domain.c (struct domain), include/asm-x86/guest_access.h.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from xenemu.abi.layout import Struct
+from xenemu.hv.cpu import Cpu
+from xenemu.hv.memory import Memory
+from xenemu.hv.timers import Timers
+from xenemu.hv.vcpu import Vcpu
+from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr, Mfn
+
+if TYPE_CHECKING:
+    from xenemu.hv.console import Console
+    from xenemu.hv.dispatch import HypercallTable
+    from xenemu.hv.event_channel import EventChannels
+    from xenemu.hv.grant_table import GrantTable
+    from xenemu.hv.pagetype import Frames
+    from xenemu.hv.xenstore import XenstoreRing
+
+S = TypeVar("S", bound=Struct)
+
+DOMID = 1  # what the first domU is called; dom0 serves its console and xenstore
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One hypercall as it went: for the log that a crash prints."""
+
+    at_ns: int
+    vcpu_id: int
+    rip: int
+    name: str
+    args: tuple[int, ...]
+    result: int
+    reason: str = ""
+
+
+@dataclass
+class Domain:
+    """A guest. Plain data: no closures, no engine handles."""
+
+    width: int  # bytes of unsigned long: 8 or 4
+    memory: Memory
+    frames: Frames
+    events: EventChannels
+    grants: GrantTable
+    console: Console
+    xenstore: XenstoreRing
+    shared_info: Mfn
+    max_pages: int
+    vcpus: list[Vcpu]
+    domid: int = DOMID
+    name: str = "guest"
+    uuid: bytes = bytes(range(16))
+    features: int = 0  # XENFEAT_* bits of submap 0 that this guest sees
+    vm_assist: int = 0
+    e820: list[tuple[int, int, int]] = field(default_factory=list)  # base, size, type
+    arch: object = None  # the personality's own, opaque to `hv`
+    wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
+    shutdown_code: int | None = None
+    timers: Timers = field(default_factory=Timers)
+    output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
+    calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
+    refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
+
+    def log(self, sentence: str) -> None:
+        """Note, for the person, why something outside a hypercall was refused."""
+        self.refusals.append(sentence)
+
+    @property
+    def shared_info_maddr(self) -> Maddr:
+        return Maddr(self.shared_info * PAGE_SIZE)
+
+
+Translate = Callable[["Current", int, bool], Maddr]  # vaddr, for writing; raises XenError(EFAULT)
+
+
+@dataclass
+class Current:
+    """The vcpu that runs, its domain and the CPU it runs on: Xen's ``current``, passed along.
+
+    Also the gate to guest memory: every pointer from the guest goes through `read` and `write`.
+    """
+
+    domain: Domain
+    vcpu: Vcpu
+    cpu: Cpu
+    translate: Translate
+    environment: str = "pv64"  # who it is to the hypercall table: pv64, pv32, pvh64, pvh32
+    table: HypercallTable | None = None  # what multicall calls into
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """Copy from the guest's address space; EFAULT where it could not read."""
+        if size <= PAGE_SIZE - (vaddr & PAGE_MASK):
+            return self.domain.memory.read(self.translate(self, vaddr, False), size)
+        pieces = [
+            self.domain.memory.read(self.translate(self, va, False), n)
+            for va, n in _pieces(vaddr, size)
+        ]
+        return b"".join(pieces)
+
+    def write(self, vaddr: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy to the guest's address space; EFAULT, and nothing written, where it could not."""
+        if len(data) <= PAGE_SIZE - (vaddr & PAGE_MASK):
+            self.domain.memory.write(self.translate(self, vaddr, True), data)
+            return
+        places = [(self.translate(self, va, True), n) for va, n in _pieces(vaddr, len(data))]
+        start = 0
+        for maddr, n in places:
+            self.domain.memory.write(maddr, data[start : start + n])
+            start += n
+
+    def read_struct(self, cls: type[S], vaddr: int) -> S:
+        """Copy in a struct in the guest's width."""
+        width = self.domain.width
+        return cls.unpack(width, self.read(vaddr, cls.sizeof(width)))
+
+    def write_struct(self, vaddr: int, value: Struct) -> None:
+        """Copy out a struct in the guest's width."""
+        self.write(vaddr, value.pack(self.domain.width))
+
+    def read_uint(self, vaddr: int, size: int) -> int:
+        return int.from_bytes(self.read(vaddr, size), "little")
+
+    def write_uint(self, vaddr: int, size: int, value: int) -> None:
+        self.write(vaddr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+
+    def read_ulong(self, vaddr: int) -> int:
+        """Read an ``unsigned long`` of the guest's width."""
+        return self.read_uint(vaddr, self.domain.width)
+
+    def write_ulong(self, vaddr: int, value: int) -> None:
+        self.write_uint(vaddr, self.domain.width, value)
+
+
+def _pieces(vaddr: int, size: int) -> list[tuple[int, int]]:
+    """Cut a virtual range at page boundaries: (vaddr, bytes) of each piece."""
+    pieces = []
+    while size:
+        n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
+        pieces.append((vaddr, n))
+        vaddr += n
+        size -= n
+    return pieces

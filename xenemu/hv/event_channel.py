@@ -1,0 +1,304 @@
+"""Event channels: a domain's ports, and everything that can be done with them.
+
+A port is free (``closed``), waits for a peer (``unbound``), is one end of a connection
+(``interdomain``), or stands for a virtual interrupt (``virq``) or an event among the domain's
+own vcpus (``ipi``). How an event is shown to the guest is the business of the ABI in use:
+`TwoLevel`, or `Fifo` once the guest has asked for it.
+
+dom0 is not modelled, but its ends are: `connect_to_dom0` makes a connection whose other end
+is the console's or the xenstore's backend. If the guest closes its end, dom0's waits for the
+guest to bind to it again.
+
+In Xen: common/event_channel.c
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from xenemu.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
+from xenemu.abi.event_channel import (
+    EVTCHN_FIFO_PRIORITY_DEFAULT,
+    EVTCHN_FIFO_PRIORITY_MIN,
+    EVTCHNSTAT_closed,
+    EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_ipi,
+    EVTCHNSTAT_unbound,
+    EVTCHNSTAT_virq,
+)
+from xenemu.abi.xen import Virq
+from xenemu.errors import XenError
+from xenemu.hv.event_2l import TwoLevel
+from xenemu.hv.event_fifo import Fifo
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Domain
+
+DOM0: Final = 0
+FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
+BUCKET: Final = 64  # Xen's ports come into being in groups of this size
+MAX_EVENT_CHANNELS: Final = 1023  # xl.cfg's max_event_channels: the highest port
+PER_VCPU_VIRQS: Final = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
+
+
+@dataclass
+class Channel:
+    """One port. `pending`, `last_vcpu` and `last_priority` serve the FIFO ABI alone."""
+
+    state: int = EVTCHNSTAT_closed
+    notify_vcpu: int = 0
+    remote_domid: int = 0  # unbound, interdomain
+    remote_port: int = 0  # interdomain
+    virq: int = 0
+    priority: int = EVTCHN_FIFO_PRIORITY_DEFAULT
+    pending: bool = False  # raised before its event word existed
+    last_vcpu: int = 0  # the queue it was last linked to
+    last_priority: int = 0
+
+
+@dataclass
+class EventChannels:
+    """A domain's event channels. Port 0 is reserved and stays closed."""
+
+    channels: list[Channel] = field(default_factory=lambda: [Channel() for _ in range(BUCKET)])
+    max_port: int = MAX_EVENT_CHANNELS
+    abi: TwoLevel | Fifo = field(default_factory=TwoLevel)
+    virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
+    dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+
+    # Making and unmaking connections.
+
+    def alloc_unbound(self, domain: Domain, remote_domid: int) -> int:
+        """Allocate a port that `remote_domid` may bind to; ENOSPC."""
+        port = self._free_port(domain)
+        channel = self.channels[port]
+        channel.state = EVTCHNSTAT_unbound
+        channel.remote_domid = remote_domid
+        return port
+
+    def connect_to_dom0(self, domain: Domain, name: str) -> int:
+        """Allocate a port that is connected to dom0's backend `name` (an attribute of Domain)."""
+        port = self.alloc_unbound(domain, DOM0)
+        dom0_port = FIRST_DOM0_PORT + len(self.dom0_ports)
+        self.dom0_ports[dom0_port] = name
+        self._connect(port, DOM0, dom0_port)
+        return port
+
+    def bind_interdomain(self, domain: Domain, remote_domid: int, remote_port: int) -> int:
+        """Connect a new port to an unbound one of this domain's own, or of dom0's.
+
+        EINVAL: the remote port does not wait for this domain; ENOSPC.
+        """
+        port = self._free_port(domain)
+        if remote_domid == DOM0:
+            if remote_port not in self.dom0_ports or self._dom0_peer(remote_port):
+                raise XenError(EINVAL, f"dom0's port {remote_port} does not wait for a peer")
+        else:
+            remote = self._channel(remote_port)
+            if remote.state != EVTCHNSTAT_unbound or remote.remote_domid != domain.domid:
+                raise XenError(EINVAL, f"port {remote_port} does not wait for this domain")
+            self._connect(remote_port, domain.domid, port)
+        self._connect(port, remote_domid, remote_port)
+        # Events sent while the remote port was unbound are lost; look for them now.
+        self.set_pending(domain, port)
+        return port
+
+    def bind_virq(self, domain: Domain, virq: int, vcpu_id: int) -> int:
+        """Bind a new port to a virtual interrupt.
+
+        EINVAL: no such VIRQ, or a global one on a vcpu other than 0; ENOENT: no such vcpu;
+        EEXIST: the VIRQ has a port; ENOSPC.
+        """
+        if virq >= Virq.NR_VIRQS:
+            raise XenError(EINVAL, f"there is no VIRQ {virq}")
+        if virq not in PER_VCPU_VIRQS and vcpu_id != 0:
+            raise XenError(EINVAL, f"VIRQ {virq} is global: it binds on vcpu 0, not {vcpu_id}")
+        _check_vcpu(domain, vcpu_id)
+        if (vcpu_id, virq) in self.virqs:
+            taken = self.virqs[vcpu_id, virq]
+            raise XenError(EEXIST, f"VIRQ {virq} of vcpu {vcpu_id} is bound to port {taken}")
+        port = self._free_port(domain)
+        channel = self.channels[port]
+        channel.state = EVTCHNSTAT_virq
+        channel.notify_vcpu = vcpu_id
+        channel.virq = virq
+        self.virqs[vcpu_id, virq] = port
+        return port
+
+    def bind_ipi(self, domain: Domain, vcpu_id: int) -> int:
+        """Allocate a port that notifies `vcpu_id` when this domain sends on it; ENOENT, ENOSPC."""
+        _check_vcpu(domain, vcpu_id)
+        port = self._free_port(domain)
+        channel = self.channels[port]
+        channel.state = EVTCHNSTAT_ipi
+        channel.notify_vcpu = vcpu_id
+        return port
+
+    def close(self, domain: Domain, port: int) -> None:
+        """Free a port; its peer waits for a new one. EINVAL: it is not in use."""
+        channel = self._channel(port)
+        if channel.state == EVTCHNSTAT_closed:
+            raise XenError(EINVAL, f"port {port} is closed already")
+        if channel.state == EVTCHNSTAT_virq:
+            self.virqs = {key: bound for key, bound in self.virqs.items() if bound != port}
+        if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == domain.domid:
+            peer = self.channels[channel.remote_port]
+            peer.state = EVTCHNSTAT_unbound
+            peer.remote_domid = domain.domid
+        self.abi.clear_pending(domain, port)  # or a later owner of the port would be told
+        channel.state = EVTCHNSTAT_closed
+        channel.notify_vcpu = 0
+        channel.pending = False
+
+    def reset(self, domain: Domain) -> None:
+        """Close every port, and go back to the two-level ABI."""
+        for port, channel in enumerate(self.channels):
+            if channel.state != EVTCHNSTAT_closed:
+                self.close(domain, port)
+        if isinstance(self.abi, Fifo):
+            self.abi.destroy(domain)
+            self.abi = TwoLevel()
+
+    # Events.
+
+    def send(self, domain: Domain, port: int) -> None:
+        """Send an event to the other end of a port; an unbound one swallows it.
+
+        EINVAL: no such port, or not one that this domain can send on.
+        """
+        channel = self._channel(port)
+        if channel.state == EVTCHNSTAT_interdomain:
+            if channel.remote_domid == DOM0:
+                self._notify_dom0(domain, channel.remote_port)
+            else:
+                self.set_pending(domain, channel.remote_port)
+        elif channel.state == EVTCHNSTAT_ipi:
+            self.set_pending(domain, port)
+        elif channel.state != EVTCHNSTAT_unbound:
+            raise XenError(EINVAL, f"nothing can be sent on port {port}")
+
+    def set_pending(self, domain: Domain, port: int) -> None:
+        """Raise an event on a port of this domain, unless it is closed, and wake who waits."""
+        channel = self.channels[port]
+        if channel.state != EVTCHNSTAT_closed:
+            self.abi.set_pending(domain, port, channel)
+
+    def send_virq(self, domain: Domain, virq: int, vcpu_id: int = 0) -> None:
+        """Raise a virtual interrupt; it is lost if the guest has not bound it."""
+        port = self.virqs.get((vcpu_id, virq))
+        if port is not None:
+            self.set_pending(domain, port)
+
+    def is_pending(self, domain: Domain, port: int) -> bool:
+        """Whether an event waits on a port; EINVAL: no such port."""
+        open_ = self._channel(port).state != EVTCHNSTAT_closed
+        return open_ and self.abi.is_pending(domain, port)
+
+    def unmask(self, domain: Domain, port: int) -> None:
+        """Unmask a port, and deliver what is pending on it; EINVAL: no such port."""
+        channel = self._channel(port)
+        if channel.state != EVTCHNSTAT_closed:
+            self.abi.unmask(domain, port, channel)
+
+    # What a port is, and where it is delivered.
+
+    def status(self, port: int) -> Channel:
+        """Look at a port; EINVAL: no such port."""
+        return self._channel(port)
+
+    def bind_vcpu(self, domain: Domain, port: int, vcpu_id: int) -> None:
+        """Choose the vcpu that a port notifies.
+
+        ENOENT: no such vcpu; EINVAL: no such port, or one whose vcpu is part of what it is.
+        """
+        _check_vcpu(domain, vcpu_id)
+        channel = self._channel(port)
+        movable = channel.state in (EVTCHNSTAT_unbound, EVTCHNSTAT_interdomain) or (
+            channel.state == EVTCHNSTAT_virq and channel.virq not in PER_VCPU_VIRQS
+        )
+        if not movable:
+            raise XenError(EINVAL, f"port {port} cannot move to another vcpu")
+        channel.notify_vcpu = vcpu_id
+
+    # The FIFO ABI.
+
+    def init_control(self, domain: Domain, vcpu_id: int, gfn: int, offset: int) -> None:
+        """Give a vcpu its control block; the first one switches the domain to the FIFO ABI.
+
+        `vcpu_id` and `offset` are checked by the caller. EINVAL: the vcpu has a control block,
+        or the page is not the guest's, or not writable.
+        """
+        if isinstance(self.abi, Fifo):
+            self.abi.map_control_block(domain, vcpu_id, gfn, offset)
+            return
+        fifo = Fifo()
+        fifo.map_control_block(domain, vcpu_id, gfn, offset)
+        # What is pending now is raised again when the event words come.
+        for port, channel in enumerate(self.channels[: self.abi.nr_channels(domain)]):
+            channel.pending |= self.abi.is_pending(domain, port)
+            channel.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
+        self.abi = fifo
+
+    def expand_array(self, domain: Domain, gfn: int) -> None:
+        """Add a page of event words; EOPNOTSUPP: not the FIFO ABI; ENOSPC, EINVAL."""
+        if not isinstance(self.abi, Fifo):
+            raise XenError(EOPNOTSUPP, "the two-level ABI has no event array")
+        self.abi.expand_array(domain, gfn, self.channels)
+
+    def set_priority(self, port: int, priority: int) -> None:
+        """Choose a port's queue for its next event.
+
+        EINVAL: no such port or priority; ENOSYS: not the FIFO ABI; EACCES: the port is closed.
+        """
+        channel = self._channel(port)
+        if not isinstance(self.abi, Fifo):
+            raise XenError(ENOSYS, "the two-level ABI has no priorities")
+        if channel.state == EVTCHNSTAT_closed:
+            raise XenError(EACCES, f"port {port} is closed")
+        if priority > EVTCHN_FIFO_PRIORITY_MIN:
+            raise XenError(EINVAL, f"{priority} is no priority: the least urgent is 15")
+        channel.priority = priority
+
+    # Inside.
+
+    def _channel(self, port: int) -> Channel:
+        if port >= len(self.channels):
+            raise XenError(EINVAL, f"there is no port {port}")
+        return self.channels[port]
+
+    def _free_port(self, domain: Domain) -> int:
+        """Find the lowest free port, making a bucket of new ones where there is none; ENOSPC."""
+        limit = min(self.max_port + 1, self.abi.nr_channels(domain))
+        for port in range(1, min(limit, len(self.channels))):
+            free = self.channels[port].state == EVTCHNSTAT_closed
+            if free and not self.abi.is_busy(domain, port):
+                self.channels[port].priority = EVTCHN_FIFO_PRIORITY_DEFAULT
+                return port
+        if len(self.channels) >= limit:
+            raise XenError(ENOSPC, f"all {limit - 1} ports are in use")
+        self.channels += [Channel() for _ in range(BUCKET)]
+        return len(self.channels) - BUCKET
+
+    def _connect(self, port: int, remote_domid: int, remote_port: int) -> None:
+        channel = self.channels[port]
+        channel.state = EVTCHNSTAT_interdomain
+        channel.remote_domid = remote_domid
+        channel.remote_port = remote_port
+
+    def _dom0_peer(self, dom0_port: int) -> int | None:
+        """The port that one of dom0's is connected to."""
+        for port, channel in enumerate(self.channels):
+            connected = channel.state == EVTCHNSTAT_interdomain
+            if connected and (channel.remote_domid, channel.remote_port) == (DOM0, dom0_port):
+                return port
+        return None
+
+    def _notify_dom0(self, domain: Domain, dom0_port: int) -> None:
+        name = self.dom0_ports[dom0_port]
+        {"console": domain.console, "xenstore": domain.xenstore}[name].notify(domain)
+
+
+def _check_vcpu(domain: Domain, vcpu_id: int) -> None:
+    if vcpu_id >= len(domain.vcpus):
+        raise XenError(ENOENT, f"there is no vcpu {vcpu_id}")

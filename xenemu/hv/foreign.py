@@ -1,0 +1,56 @@
+"""Whose memory a memory-management hypercall is about: a domU's own, or nobody's.
+
+The machine has one domU beside dom0, which a domU may name but has no rights to.
+
+In Xen: common/page_alloc.c (get_pg_owner), common/domain.c (rcu_lock_domain_by_id),
+include/xsm/dummy.h.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenemu.abi.errno import EPERM, ESRCH
+from xenemu.abi.xen import DOMID_IO, DOMID_SELF, DOMID_XEN
+from xenemu.errors import XenError
+from xenemu.hv.domain import Current
+
+DOM0: Final = 0
+
+
+def get_pg_owner(current: Current, domid: int) -> int:
+    """The domain that a "foreign domain" argument means: DOMID_SELF, or truly another one.
+
+    ESRCH if there is none such, or the caller names itself by its own id.
+    """
+    if domid == DOMID_SELF:
+        return current.domain.domid
+    if domid in (DOMID_IO, DOMID_XEN, DOM0):
+        return domid
+    if domid == current.domain.domid:
+        raise XenError(ESRCH, f"d{domid} must call itself DOMID_SELF here")
+    raise XenError(ESRCH, f"there is no domain {domid}")
+
+
+def check_target(current: Current, domid: int) -> None:
+    """Refuse what only the owner of the memory, or a domain with rights to it, may do: EPERM."""
+    if domid != current.domain.domid:
+        raise XenError(EPERM, f"d{current.domain.domid} has no rights to d{domid}'s memory")
+
+
+def lock_domain_by_any_id(current: Current, domid: int) -> int:
+    """The domain of an argument that may be DOMID_SELF; ESRCH if there is none such."""
+    if domid in (DOMID_SELF, current.domain.domid):
+        return current.domain.domid
+    if domid == DOM0:
+        return DOM0
+    raise XenError(ESRCH, f"there is no domain {domid}")
+
+
+def lock_remote_domain_by_id(current: Current, domid: int) -> int:
+    """The domain of an argument that must be another; EPERM for oneself, ESRCH if none such."""
+    if domid == current.domain.domid:
+        raise XenError(EPERM, f"d{domid} is the caller itself")
+    if domid == DOM0:
+        return DOM0
+    raise XenError(ESRCH, f"there is no domain {domid}")

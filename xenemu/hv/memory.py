@@ -1,0 +1,73 @@
+"""Machine memory: one private mapping that the guest, the engine and the hypervisor share.
+
+The mapping is allocated lazily by the host, and private, so that a fork keeps a copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+
+ZERO_PAGE: Final = bytes(PAGE_SIZE)
+
+
+class Memory:
+    """RAM of `nr_frames` frames from machine address 0.
+
+    `bytes` and `words` are live views of it (8 and 64 bits an item). `code` has a byte per
+    frame, non-zero once an instruction was fetched from the frame; the hypervisor's writes to
+    such frames are collected in `stale_code`, whose translations the engine drops before the
+    guest runs again.
+    """
+
+    def __init__(self, nr_frames: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self.nr_frames = nr_frames
+        self.mapping = mmap.mmap(-1, nr_frames << PAGE_SHIFT, flags=flags)
+        self.bytes = memoryview(self.mapping)
+        self.words = self.bytes.cast("Q")
+        self.code = bytearray(nr_frames)
+        self.stale_code: set[int] = set()
+
+    def contains(self, mfn: int) -> bool:
+        """Whether `mfn` names RAM."""
+        return 0 <= mfn < self.nr_frames
+
+    def read(self, maddr: Maddr, size: int) -> bytes:
+        """Copy `size` bytes; the range must lie in RAM (an IndexError is our bug)."""
+        if not 0 <= maddr <= maddr + size <= len(self.bytes):
+            raise IndexError(f"machine range {maddr:#x}+{size:#x} is outside memory")
+        return bytes(self.bytes[maddr : maddr + size])
+
+    def write(self, maddr: Maddr, data: bytes | bytearray | memoryview) -> None:
+        """Store `data`; the range must lie in RAM (an IndexError is our bug)."""
+        end = maddr + len(data)
+        if not 0 <= maddr <= end <= len(self.bytes):
+            raise IndexError(f"machine range {maddr:#x}+{len(data):#x} is outside memory")
+        self.bytes[maddr:end] = data
+        for mfn in range(maddr >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT):
+            if self.code[mfn]:
+                self.stale_code.add(mfn)
+
+    def read_uint(self, maddr: Maddr, size: int) -> int:
+        """Read a little-endian unsigned integer of `size` bytes."""
+        return int.from_bytes(self.read(maddr, size), "little")
+
+    def write_uint(self, maddr: Maddr, size: int, value: int) -> None:
+        """Write a little-endian unsigned integer of `size` bytes, reduced modulo its width."""
+        self.write(maddr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+
+    def table(self, mfn: Mfn) -> memoryview:
+        """A live view of a frame as 512 page-table entries (or descriptors)."""
+        return self.words[mfn * ENTRIES : (mfn + 1) * ENTRIES]
+
+    def clear_frame(self, mfn: Mfn) -> None:
+        """Fill a frame with zeroes."""
+        self.write(Maddr(mfn << PAGE_SHIFT), ZERO_PAGE)
+
+    def copy_frame(self, dst: Mfn, src: Mfn) -> None:
+        """Copy one frame over another."""
+        start = src << PAGE_SHIFT
+        self.write(Maddr(dst << PAGE_SHIFT), self.bytes[start : start + PAGE_SIZE])

@@ -1,0 +1,82 @@
+"""Check the frame table against what memory says: the invariants of page types.
+
+In Xen: common/grant_table.c and arch/x86/domain.c once had such an audit (audit.c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xenemu.hv.frame_table import (
+    TYPE_NAMES,
+    PGC_allocated,
+    PGC_xen_heap,
+    PGT_l1_page_table,
+    PGT_l4_page_table,
+    PGT_none,
+    PGT_pinned,
+    PGT_writable_page,
+)
+from xenemu.hv.pagetype import Frames
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P
+
+
+def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
+    """Compute all counts from memory; return a sentence for each that the table has otherwise.
+
+    `held` are the references that neither memory nor the table's flags show: (mfn, type) of root
+    pointers, GDT frames and the like, with PGT_none for a general reference alone.
+    """
+    nr_frames = frames.memory.nr_frames
+    count, type_count = [0] * nr_frames, [0] * nr_frames
+    faults = []
+
+    def refer(mfn: int, wanted: int, by: str) -> None:
+        if mfn >= nr_frames:
+            faults.append(f"{by} refers to mfn {mfn:#x}, which is not RAM")
+            return
+        count[mfn] += 1
+        if wanted != PGT_none:
+            type_count[mfn] += 1
+            if frames.type[mfn] != wanted:
+                faults.append(f"{by} uses as {TYPE_NAMES[wanted]} {frames.describe(mfn)}")
+
+    for mfn, wanted in held:
+        refer(mfn, wanted, "the hypervisor")
+    for mfn in range(nr_frames):
+        flags, used_as = frames.flags[mfn], frames.type[mfn]
+        if flags & PGC_xen_heap:
+            type_count[mfn] += 1
+        if flags & PGC_allocated:
+            refer(mfn, PGT_none, "its owner")
+        if flags & PGT_pinned:
+            refer(mfn, used_as, "its pin")
+        if PGT_l1_page_table <= used_as <= PGT_l4_page_table:
+            for target, wanted in _references(frames, mfn):
+                refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
+    for mfn in range(nr_frames):
+        if (count[mfn], type_count[mfn]) != (frames.count[mfn], frames.type_count[mfn]):
+            faults.append(
+                f"{frames.describe(mfn)} is counted {count[mfn]}, {type_count[mfn]} as its type"
+            )
+        unused_type = PGT_writable_page if count[mfn] else PGT_none
+        if not type_count[mfn] and frames.type[mfn] != unused_type:
+            faults.append(f"{frames.describe(mfn)} has a type without a reference")
+    return faults
+
+
+def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
+    """What the entries of a table refer to, as what."""
+    level = frames.type[mfn]
+    is_root = level == frames.rules.root_type
+    result = []
+    for index, entry in enumerate(frames.memory.table(Mfn(mfn)).tolist()):
+        target = (entry & ADDR) >> PAGE_SHIFT
+        if not entry & P or (is_root and index in frames.rules.xen_slots):
+            continue
+        if level == PGT_l1_page_table:
+            result.append((target, PGT_writable_page if entry & RW else PGT_none))
+        elif target != mfn:
+            linear = not entry & RW and target < len(frames.type) and frames.type[target] == level
+            result.append((target, level if linear else level - 1))
+    return result

@@ -1,0 +1,147 @@
+"""Blocking and waking vcpus, their runstate accounting, and what their timers do.
+
+The loop that picks a vcpu and runs it is the machine's. It calls `run` when a vcpu gets the CPU,
+`preempt` when it loses it though it could go on, and `fire_timer` for each timer that is due.
+
+In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenemu.abi.sched import SHUTDOWN_watchdog
+from xenemu.abi.vcpu import vcpu_runstate_info
+from xenemu.abi.xen import Virq
+from xenemu.errors import XenError
+from xenemu.hv.timers import Key
+from xenemu.hv.vcpu import RunState, Vcpu
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Current, Domain
+
+NO_POLL: Final[frozenset[int]] = frozenset()
+ANY_PORT: Final = -1  # in Vcpu.poll_ports: an event on any port ends the wait
+
+# What a vcpu's timers are for: the first half of a `timers.Key`; the second is the vcpu.
+SINGLESHOT: Final = "singleshot"
+PERIODIC: Final = "periodic"
+POLL: Final = "poll"
+WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
+
+
+# Blocking and waking.
+
+
+def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
+    """Take the current vcpu off the CPU until `wake`; the caller has looked for events."""
+    vcpu = current.vcpu
+    vcpu.blocked = True
+    vcpu.poll_ports = poll_ports
+    set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
+    current.cpu.stop()
+
+
+def wake(domain: Domain, vcpu: Vcpu) -> None:
+    """Make a blocked vcpu runnable; its poll, if any, is over."""
+    if not vcpu.blocked:
+        return
+    vcpu.blocked = False
+    vcpu.poll_ports = NO_POLL
+    domain.timers.cancel((POLL, vcpu.vcpu_id))
+
+
+def check_pollers(domain: Domain, port: int) -> None:
+    """Wake the vcpus that poll for an event on `port`, masked or not."""
+    for vcpu in domain.vcpus:
+        if vcpu.poll_ports and (port in vcpu.poll_ports or ANY_PORT in vcpu.poll_ports):
+            wake(domain, vcpu)
+
+
+def run(current: Current) -> None:
+    """The current vcpu gets the CPU: account for it, and show the guest its runstate."""
+    vcpu, now_ns = current.vcpu, current.cpu.now_ns
+    _account_for_woken(current.domain, now_ns)
+    set_runstate(vcpu, RunState.RUNNING, now_ns)
+    update_runstate_area(current)
+    # The periodic timer does not tick while its vcpu is blocked: a tick missed is due now.
+    if vcpu.periodic_ns and (PERIODIC, vcpu.vcpu_id) not in current.domain.timers.deadlines_ns:
+        fire_timer(current.domain, now_ns, (PERIODIC, vcpu.vcpu_id))
+
+
+def preempt(current: Current) -> None:
+    """The current vcpu loses the CPU, though it could go on."""
+    _account_for_woken(current.domain, current.cpu.now_ns)
+    set_runstate(current.vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+
+
+# Runstate.
+
+
+def set_runstate(vcpu: Vcpu, state: RunState, now_ns: int) -> None:
+    """Enter a state, and add the time since the last change to the state that ends."""
+    vcpu.runstate_times_ns[vcpu.runstate] += now_ns - vcpu.runstate_since_ns
+    vcpu.runstate = state
+    vcpu.runstate_since_ns = now_ns
+
+
+def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
+    """A vcpu's runstate as the guest sees it, with the times up to now."""
+    times = list(vcpu.runstate_times_ns)
+    times[vcpu.runstate] += now_ns - vcpu.runstate_since_ns
+    packed = b"".join(time.to_bytes(8, "little") for time in times)
+    return vcpu_runstate_info(vcpu.runstate, vcpu.runstate_since_ns, packed)
+
+
+def update_runstate_area(current: Current) -> None:
+    """Write the current vcpu's runstate into the area that it registered, if it is mapped.
+
+    Xen marks the time of entry with XEN_RUNSTATE_UPDATE while it writes, if the guest asked for
+    that (VMASST_TYPE_runstate_update_flag). No vcpu runs during this write, so that a guest would
+    never see the mark.
+    """
+    vcpu = current.vcpu
+    if not vcpu.runstate_area:
+        return
+    try:
+        current.write_struct(vcpu.runstate_area, runstate_info(vcpu, current.cpu.now_ns))
+    except XenError:
+        return  # as in Xen: the guest's own loss
+
+
+def _account_for_woken(domain: Domain, now_ns: int) -> None:
+    """Let vcpus that were woken wait from now on.
+
+    DIVERGES: Xen notes the instant of the waking; here it is the next change of the CPU's vcpu,
+    which with one vcpu is the same instant.
+    """
+    for vcpu in domain.vcpus:
+        if vcpu.runstate is RunState.BLOCKED and not vcpu.blocked:
+            set_runstate(vcpu, RunState.RUNNABLE, now_ns)
+
+
+# Timers and the end.
+
+
+def fire_timer(domain: Domain, now_ns: int, key: Key) -> None:
+    """Do what a timer that is due is for."""
+    kind, number = key
+    if kind == SINGLESHOT:
+        domain.events.send_virq(domain, Virq.TIMER, number)
+    elif kind == PERIODIC:
+        vcpu = domain.vcpus[number]
+        if not vcpu.blocked and vcpu.periodic_ns:
+            domain.events.send_virq(domain, Virq.TIMER, number)
+            domain.timers.set(key, now_ns + vcpu.periodic_ns)
+    elif kind == POLL:
+        wake(domain, domain.vcpus[number])
+    elif kind == WATCHDOG:
+        shutdown(domain, SHUTDOWN_watchdog)
+    else:
+        raise ValueError(f"no timer is called {kind}")
+
+
+def shutdown(domain: Domain, reason: int) -> None:
+    """Shut the domain down; the first reason counts."""
+    if domain.shutdown_code is None:
+        domain.shutdown_code = reason

@@ -1,0 +1,40 @@
+"""Deadlines in virtual time. Plain data; ties are broken by the order of setting.
+
+In Xen: common/timer.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Key = tuple[str, int]  # what the deadline is for, and its vcpu (or 0)
+
+
+@dataclass
+class Timers:
+    """At most one deadline per key."""
+
+    deadlines_ns: dict[Key, int] = field(default_factory=dict)
+
+    def set(self, key: Key, deadline_ns: int) -> None:
+        """Arm, or move, the timer of `key`."""
+        self.deadlines_ns.pop(key, None)
+        self.deadlines_ns[key] = deadline_ns
+
+    def cancel(self, key: Key) -> None:
+        """Disarm the timer of `key`, if it is armed."""
+        self.deadlines_ns.pop(key, None)
+
+    def next_ns(self) -> int | None:
+        """The earliest deadline, or None."""
+        return min(self.deadlines_ns.values(), default=None)
+
+    def pop_due(self, now_ns: int) -> list[Key]:
+        """Disarm and return every timer that is due, earliest first."""
+        due = sorted(
+            (key for key, deadline in self.deadlines_ns.items() if deadline <= now_ns),
+            key=lambda key: self.deadlines_ns[key],
+        )
+        for key in due:
+            del self.deadlines_ns[key]
+        return due

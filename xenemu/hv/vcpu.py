@@ -1,0 +1,50 @@
+"""A virtual CPU's state that PV and PVH share. Plain data.
+
+In Xen: common/domain.c (struct vcpu).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from xenemu.x86.paging import Maddr
+
+
+class RunState(IntEnum):
+    """Header: public/vcpu.h (RUNSTATE_*)."""
+
+    RUNNING = 0
+    RUNNABLE = 1
+    BLOCKED = 2
+    OFFLINE = 3
+
+
+@dataclass
+class Vcpu:
+    """One virtual CPU.
+
+    `info` is the machine address of its vcpu_info. `arch` belongs to the personality that
+    built the domain, and is opaque to `hv`. `saved` holds its registers, as bytes that only
+    the engine understands, while another vcpu is in the CPU.
+    """
+
+    vcpu_id: int
+    info: Maddr
+    arch: object = None
+    online: bool = False
+    initialised: bool = False
+    blocked: bool = False
+    info_registered: bool = False
+    poll_ports: frozenset[int] = frozenset()  # SCHEDOP_poll: any of these ends the wait
+    runstate: RunState = RunState.OFFLINE
+    runstate_since_ns: int = 0
+    runstate_times_ns: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    runstate_area: int = 0  # guest virtual address, 0 if not registered
+    time_area: int = 0  # guest virtual address of a secondary vcpu_time_info
+    periodic_ns: int = 0  # period, 0 if stopped
+    saved: bytes | None = None
+
+    @property
+    def runnable(self) -> bool:
+        return self.online and not self.blocked

@@ -1,0 +1,89 @@
+"""The nodes that a domU finds in the xenstore: those that libxl makes for one.
+
+In Xen: tools/libs/light/libxl_create.c, libxl_dom.c, libxl_device.c, libxl_console.c
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+from xenemu.hv.console import OUTPUT_LIMIT
+from xenemu.hv.xenstore_model import Access, Connection, Permission
+from xenemu.hv.xenstore_tree import Store
+from xenemu.x86.paging import Mfn
+
+# Directories that the domain may only read, and nodes that are its own.
+READ_ONLY: Final = ("cpu", "memory", "device", "control")
+OWN: Final = (
+    "control/shutdown",
+    "control/feature-poweroff",
+    "control/feature-reboot",
+    "control/feature-suspend",
+    "control/sysrq",
+    "device/suspend/event-channel",
+    "data",
+    "drivers",
+    "feature",
+    "attr",
+    "error",
+)
+
+
+def populate(
+    store: Store,
+    domid: int,
+    name: str,
+    uuid: bytes,
+    memory_kb: int,
+    vcpus: int,
+    console_mfn: Mfn,
+    console_port: int,
+    store_mfn: Mfn,
+    store_port: int,
+) -> None:
+    """Make the nodes of a new PV domU; `uuid` is 16 bytes, a frame is named as the guest does."""
+    toolstack = Connection(0)
+    home = f"/local/domain/{domid}"
+    vm = f"/vm/{UUID(bytes=uuid)}"
+    read_only = (Permission(0, Access.NONE), Permission(domid, Access.READ))
+    own = (Permission(domid, Access.NONE),)
+    shared = (Permission(domid, Access.NONE), Permission(0, Access.READ))
+
+    def put(path: str, value: str | int = "", permissions: tuple[Permission, ...] = ()) -> None:
+        store.write(toolstack, path, str(value).encode())
+        if permissions:
+            store.set_perms(toolstack, path, permissions)
+
+    put(home, permissions=read_only)
+    put(vm, permissions=read_only)
+    put(f"{home}/vm", vm)
+    put(f"{home}/name", name)
+    put(f"{vm}/name", name)
+    for path in READ_ONLY:
+        put(f"{home}/{path}", permissions=read_only)
+    for path in OWN:
+        put(f"{home}/{path}", permissions=own)
+    put(f"{vm}/uuid", str(UUID(bytes=uuid)))
+    put(f"{home}/control/platform-feature-multiprocessor-suspend", 1)
+    put(f"{home}/control/platform-feature-xs_reset_watches", 1)
+
+    put(f"{home}/memory/static-max", memory_kb)
+    put(f"{home}/memory/target", memory_kb)
+    put(f"{home}/memory/videoram", 0)
+    put(f"{home}/domid", domid)
+    put(f"{home}/store/port", store_port)
+    put(f"{home}/store/ring-ref", store_mfn)
+    for vcpu_id in range(vcpus):
+        put(f"{home}/cpu/{vcpu_id}/availability", "online")
+
+    console = f"{home}/console"
+    put(console, permissions=read_only)
+    put(f"{console}/backend", f"/local/domain/0/backend/console/{domid}/0")
+    put(f"{console}/backend-id", 0, shared)
+    put(f"{console}/limit", OUTPUT_LIMIT)
+    put(f"{console}/type", "xenconsoled")
+    put(f"{console}/output", "pty")
+    put(f"{console}/tty")
+    put(f"{console}/port", console_port)
+    put(f"{console}/ring-ref", console_mfn)

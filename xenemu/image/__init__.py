@@ -1,0 +1,30 @@
+"""From a kernel file's bytes to an `Image`: what it is, what it wants, how it can boot."""
+
+from xenemu.image.loader import Image, Payload, Segment, load
+from xenemu.image.modes import (
+    Mode,
+    PvhParameters,
+    PvParameters,
+    Verdict,
+    modes,
+    pv_parameters,
+    pvh_parameters,
+)
+from xenemu.image.notes import Feature, Note, XenNotes
+
+__all__ = [
+    "Feature",
+    "Image",
+    "Mode",
+    "Note",
+    "Payload",
+    "PvParameters",
+    "PvhParameters",
+    "Segment",
+    "Verdict",
+    "XenNotes",
+    "load",
+    "modes",
+    "pv_parameters",
+    "pvh_parameters",
+]

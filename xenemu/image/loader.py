@@ -1,0 +1,178 @@
+"""Read a kernel file: bzImage, ELF, or a compressed ELF.
+
+In Xen: tools/libs/guest/xg_dom_elfloader.c, common/libelf/libelf-loader.c
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from xenemu.errors import ImageError
+from xenemu.image import bzimage, compression, elf
+from xenemu.image.notes import XenNotes, read_notes
+
+MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last
+MAX_SEGMENTS: Final = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """How the ELF was packed. `protocol` and `kernel_version` are a bzImage's."""
+
+    compression: str
+    compressed_size: int
+    size: int
+    protocol: tuple[int, int] | None = None
+    kernel_version: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of the image to load: `data`, then zeros up to `memsz`."""
+
+    paddr: int
+    vaddr: int
+    memsz: int
+    data: memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A kernel, unpacked and checked; nothing in it is copied out of `elf`."""
+
+    path: str
+    format: Literal["bzImage", "ELF"]
+    payload: Payload | None
+    elf_class: int  # 64 or 32
+    machine: str  # "x86_64" or "i386"
+    type: str  # "EXEC" or "DYN"
+    interpreter: str | None  # the dynamic linker, if this is an ordinary program
+    entry: int  # e_entry
+    segments: tuple[Segment, ...]  # in the file's order; never empty
+    elf: memoryview
+    notes: XenNotes
+
+    @property
+    def pstart(self) -> int:
+        """The lowest p_paddr."""
+        return min(segment.paddr for segment in self.segments)
+
+    @property
+    def pend(self) -> int:
+        """The end of the highest segment, by p_paddr."""
+        return max(segment.paddr + segment.memsz for segment in self.segments)
+
+
+def load(path: Path) -> Image:
+    """Read and unpack the kernel at `path`.
+
+    Raises `ImageError`, one line that names the file and its fault, for whatever is not a
+    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: `modes`.
+    """
+    try:
+        return _load(path)
+    except ImageError as fault:
+        raise ImageError(f"{path}: {fault}") from None
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+
+
+def _load(path: Path) -> Image:
+    view = _map(path)
+    payload = None
+    is_bzimage = bzimage.is_bzimage(view)
+    if is_bzimage:
+        outer = bzimage.parse(view)
+        view = memoryview(outer.unpack()).toreadonly()
+        payload = Payload(
+            outer.compression,
+            len(outer.compressed),
+            len(view),
+            outer.protocol,
+            outer.kernel_version,
+        )
+    elif name := compression.detect(view):
+        compressed_size = len(view)
+        view = memoryview(compression.decompress(view, name)).toreadonly()
+        payload = Payload(name, compressed_size, len(view))
+    if bytes(view[:4]) != elf.MAGIC:
+        raise ImageError(_not_a_kernel(view, payload))
+    parsed = elf.parse(view)
+    return Image(
+        str(path),
+        "bzImage" if is_bzimage else "ELF",
+        payload,
+        parsed.elf_class,
+        parsed.machine,
+        parsed.type,
+        parsed.interpreter,
+        parsed.entry,
+        _segments(parsed),
+        view,
+        read_notes(parsed),
+    )
+
+
+def _map(path: Path) -> memoryview:
+    """Map a regular file: what is never read is never in memory."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        if status.st_size == 0:
+            raise ImageError("the file is empty")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
+    if payload:
+        return f"the {payload.compression} payload is not an ELF"
+    if bytes(view[:2]) == b"#!":
+        return "a script, not a kernel"
+    if bytes(view[:2]) == b"MZ":
+        return "an EFI program without Linux's boot header; give the kernel inside it"
+    return "not a kernel: neither an ELF, nor a bzImage, nor a compressed ELF"
+
+
+def _segments(parsed: elf.Elf) -> tuple[Segment, ...]:
+    segments = tuple(_loadable(parsed))
+    if not segments:
+        raise ImageError("the ELF has no segment to load")
+    if len(segments) > MAX_SEGMENTS:
+        raise ImageError(f"the ELF has {len(segments)} segments to load; {MAX_SEGMENTS} at most")
+    ordered = sorted(segments, key=lambda segment: segment.paddr)
+    for low, high in itertools.pairwise(ordered):
+        # DIVERGES: in Xen the later of the two overwrites the other.
+        if low.paddr + low.memsz > high.paddr:
+            raise ImageError(
+                f"the ELF's segments at {low.paddr:#x} ({low.memsz:#x} bytes) and"
+                f" {high.paddr:#x} overlap"
+            )
+    span = ordered[-1].paddr + ordered[-1].memsz - ordered[0].paddr
+    if span > MAX_SPAN:
+        raise ImageError(f"the ELF's segments span {span:#x} bytes of memory, over {MAX_SPAN:#x}")
+    return segments
+
+
+def _loadable(parsed: elf.Elf) -> Iterator[Segment]:
+    top = 1 << parsed.elf_class
+    for index, header in enumerate(parsed.program_headers):
+        # As in libelf, a segment without any permission is not loaded.
+        if header.type != elf.PT_LOAD or not header.flags & elf.PF_RWX or not header.memsz:
+            continue
+        where = f"the ELF's segment {index} at {header.paddr:#x}"
+        if header.filesz > header.memsz:
+            raise ImageError(f"{where} has more bytes in the file than in memory")
+        if header.offset + header.filesz > len(parsed.view):
+            raise ImageError(f"{where} is cut off by the end of the file")
+        if header.paddr + header.memsz > top:
+            raise ImageError(f"{where} does not fit in the address space")
+        data = parsed.view[header.offset : header.offset + header.filesz]
+        yield Segment(header.paddr, header.vaddr, header.memsz, data)

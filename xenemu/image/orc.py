@@ -1,0 +1,214 @@
+"""ORC: how x86-64 Linux finds the caller of any instruction, from two tables of the kernel.
+
+``.orc_unwind_ip`` holds the start of each stretch of code, as an ascending s32 relative to
+its own place; ``.orc_unwind`` one 6-byte entry for each: s16 SP offset, s16 BP offset, and u16
+with the SP register (4 bits), the BP register (4 bits) and the type. The numbers changed twice:
+
+* 6.4 added ``.orc_header`` and a third bit of type; bits 10 and 11 had marked the stack's end
+* by 7.2 the registers are counted in the CPU's order; the table tells, as most of it is
+  relative to SP
+
+In Linux: arch/x86/include/asm/orc_types.h, arch/x86/kernel/unwind_orc.c (since 4.14).
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from xenemu.errors import ImageError, XenError
+from xenemu.image.elf import PT_LOAD, Elf, SectionHeader, parse
+
+Read = Callable[[int, int], bytes]  # (vaddr, size) -> bytes; XenError where nothing is mapped
+
+MASK = (1 << 64) - 1
+WORD = 8
+REGS_BP, REGS_IP, REGS_SIZE = 32, 128, 168  # struct pt_regs; ip, cs, flags, sp, ss end it
+IRET_SIZE = 40
+RPL_MASK = 3
+_ENTRY = struct.Struct("<hhH")
+_IRET = struct.Struct("<5Q")
+
+
+class Reg(Enum):
+    """What an offset is relative to. `OTHER` ones have values that nobody has saved."""
+
+    UNDEFINED = "undefined"  # of BP: unchanged
+    PREV_SP = "previous SP"
+    SP = "SP"
+    BP = "BP"
+    SP_INDIRECT = "(SP) + offset"
+    BP_INDIRECT = "(BP + offset)"
+    OTHER = "other"
+
+
+class Type(Enum):
+    """Where the return address is: under the caller's SP, or in saved registers."""
+
+    UNDEFINED = "undefined"
+    END_OF_STACK = "end of stack"
+    CALL = "call"
+    REGS = "regs"
+    REGS_PARTIAL = "regs partial"  # just what IRET pops
+
+
+# By number; the registers' numbering by the number that SP has in it.
+_TYPES = (Type.UNDEFINED, Type.END_OF_STACK, Type.CALL, Type.REGS, Type.REGS_PARTIAL)
+_OLD_TYPES = (Type.CALL, Type.REGS, Type.REGS_PARTIAL)
+_REGS = {
+    5: {0: Reg.UNDEFINED, 1: Reg.PREV_SP, 4: Reg.BP, 5: Reg.SP}
+    | {8: Reg.BP_INDIRECT, 9: Reg.SP_INDIRECT},
+    3: {0: Reg.UNDEFINED, 8: Reg.PREV_SP, 4: Reg.BP, 3: Reg.SP}
+    | {10: Reg.BP_INDIRECT, 9: Reg.SP_INDIRECT},
+}
+SAMPLE = 4096  # entries
+
+
+class Stop(Enum):
+    """Why there is no caller."""
+
+    BOTTOM = "bottom"  # a kernel's or a user's first frame
+    LOST = "lost"  # no entry, an unsupported one, or the stack cannot be read
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Registers in one function; `is_return`: `pc` follows a call, nothing trapped there."""
+
+    pc: int
+    sp: int
+    bp: int
+    is_return: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decoded entry of .orc_unwind."""
+
+    sp_offset: int
+    bp_offset: int
+    sp_reg: Reg
+    bp_reg: Reg
+    type: Type
+
+
+# A jump to NULL has no entry: it was a call, and nothing ran since.
+_NULL_CALL = Entry(WORD, 0, Reg.SP, Reg.UNDEFINED, Type.CALL)
+
+
+class Orc:
+    """The two tables of one kernel; without them, or if they disagree, `len()` is 0."""
+
+    def __init__(self, elf: memoryview) -> None:
+        self._count = 0
+        try:
+            headers = parse(elf)
+        except ImageError:
+            return
+        self._modern = headers.section(".orc_header") is not None
+        ips, entries = headers.section(".orc_unwind_ip"), headers.section(".orc_unwind")
+        if not ips or not entries or ips.size // 4 != entries.size // _ENTRY.size:
+            return
+        self._vaddr = _vaddr(headers, ips)
+        self._ips = elf[ips.offset :][: ips.size]
+        self._entries = elf[entries.offset :][: entries.size]
+        sample = self._entries[: _ENTRY.size * SAMPLE]
+        if len(self._ips) == ips.size and len(self._entries) == entries.size and sample:
+            numbers = Counter(flags & 15 for _, _, flags in _ENTRY.iter_unpack(sample))
+            del numbers[0]
+            regs = _REGS.get(numbers.most_common(1)[0][0]) if numbers else None
+            if regs:
+                self._regs, self._count = regs, ips.size // 4
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _ip(self, index: int) -> int:
+        (relative,) = struct.unpack_from("<i", self._ips, 4 * index)
+        return self._vaddr + 4 * index + int(relative)
+
+    def find(self, pc: int) -> Entry | None:
+        """Return the entry for the code at `pc`; None outside the kernel's own code."""
+        if pc == 0:
+            return _NULL_CALL
+        index = bisect_right(range(self._count), pc, key=self._ip) - 1
+        if not 0 <= index < self._count - 1:  # the last one only ends the code
+            return None
+        sp_offset, bp_offset, flags = _ENTRY.unpack_from(self._entries, _ENTRY.size * index)
+        sp_reg = self._regs.get(flags & 15, Reg.OTHER)
+        bp_reg = self._regs.get(flags >> 4 & 15, Reg.OTHER)
+        return Entry(sp_offset, bp_offset, sp_reg, bp_reg, self._type(flags))
+
+    def _type(self, flags: int) -> Type:
+        types: tuple[Type, ...] = _TYPES
+        number = flags >> 8 & 7
+        if not self._modern:
+            types, number = _OLD_TYPES, flags >> 8 & 3
+            if flags & 15 == 0:
+                return Type.END_OF_STACK if flags >> 10 & 3 else Type.UNDEFINED
+        return types[number] if number < len(types) else Type.UNDEFINED
+
+    def unwind(self, frame: Frame, read: Read) -> Frame | Stop:
+        """Return the caller's frame, reading the guest's stack with `read`."""
+        entry = self.find(frame.pc - frame.is_return)
+        if entry is None or entry.type is Type.UNDEFINED:
+            return Stop.LOST
+        if entry.type is Type.END_OF_STACK:
+            return Stop.BOTTOM
+        try:
+            return _caller(entry, frame, read)
+        except XenError:
+            return Stop.LOST
+
+
+def _vaddr(headers: Elf, section: SectionHeader) -> int:
+    for segment in headers.program_headers:
+        if segment.type == PT_LOAD and 0 <= section.offset - segment.offset < segment.filesz:
+            return segment.vaddr + section.offset - segment.offset
+    return 0
+
+
+def _word(read: Read, vaddr: int) -> int:
+    return int.from_bytes(read(vaddr & MASK, WORD), "little")
+
+
+def _caller(entry: Entry, frame: Frame, read: Read) -> Frame | Stop:
+    match entry.sp_reg:
+        case Reg.SP:
+            sp = frame.sp + entry.sp_offset
+        case Reg.BP:
+            sp = frame.bp + entry.sp_offset
+        case Reg.SP_INDIRECT:  # since 5.12; unused before
+            sp = _word(read, frame.sp) + entry.sp_offset
+        case Reg.BP_INDIRECT:
+            sp = _word(read, frame.bp + entry.sp_offset)
+        case _:
+            return Stop.LOST
+    bp = _caller_bp(entry, sp, frame.bp, read)
+    if bp is None:
+        return Stop.LOST
+    if entry.type is Type.CALL:
+        return Frame(_word(read, sp - WORD), sp & MASK, bp, is_return=True)
+    regs = sp if entry.type is Type.REGS else sp - REGS_IP
+    ip, cs, _flags, old_sp, _ss = _IRET.unpack(read((regs + REGS_IP) & MASK, IRET_SIZE))
+    if cs & RPL_MASK:
+        return Stop.BOTTOM
+    if entry.type is Type.REGS and entry.bp_reg is Reg.UNDEFINED:
+        bp = _word(read, regs + REGS_BP)
+    return Frame(ip, old_sp, bp)
+
+
+def _caller_bp(entry: Entry, sp: int, bp: int, read: Read) -> int | None:
+    match entry.bp_reg:
+        case Reg.UNDEFINED:
+            return bp
+        case Reg.PREV_SP:
+            return _word(read, sp + entry.bp_offset)
+        case Reg.BP:
+            return _word(read, bp + entry.bp_offset)
+        case _:
+            return None

@@ -1,0 +1,144 @@
+"""Names for a kernel's addresses: from the ELF's .symtab, else from Linux's kallsyms tables.
+
+Reading them takes some tenths of a second, and nobody needs them until a guest crashes; so
+`load_symbols` reads nothing, and the first question to `Symbols` does.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from xenemu.errors import ImageError
+from xenemu.image.elf import Elf, parse
+from xenemu.image.kallsyms import MAX_NAME, MAX_SYMBOLS, LoadedSegment, read_kallsyms
+
+HIGH_HALF = 1 << 63
+
+# Elf32_Sym: name, value, size, info, other, shndx. Elf64_Sym: name, info, other, shndx, value.
+_SYM = {32: struct.Struct("<III2BH"), 64: struct.Struct("<I2BHQQ")}
+STB_LOCAL = 0
+STT_FUNC = 2  # below it: no type, object; above it: section, file, TLS
+SHN_UNDEF, SHN_LORESERVE = 0, 0xFF00  # above: absolute and common, which are no places
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """The symbol that an address belongs to; `size` reaches to the next symbol."""
+
+    name: str
+    vaddr: int
+    offset: int
+    size: int
+
+
+class Symbols:
+    """The names of one image, read at the first question.
+
+    `read` gives (address, name) in any order; of several names for one address the first
+    counts. `image` is where the kernel lies: no other address gets a name, but any symbol
+    can be asked for its address.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[tuple[int, str]]] = tuple,
+        image: Sequence[range] = (),
+    ) -> None:
+        self._read = read
+        self._image = tuple(image)
+
+    @cached_property
+    def _table(self) -> tuple[list[int], list[str]]:
+        entries = sorted(self._read(), key=lambda entry: entry[0])
+        return [vaddr for vaddr, _ in entries], [name for _, name in entries]
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        vaddrs, names = self._table
+        return dict(zip(reversed(names), reversed(vaddrs), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._table[0])
+
+    def lookup(self, vaddr: int) -> Symbol | None:
+        """Return the symbol at or before `vaddr` in the same part of the image."""
+        part = next((part for part in self._image if vaddr in part), None)
+        vaddrs, names = self._table
+        after = bisect_right(vaddrs, vaddr)
+        if part is None or not after or vaddrs[after - 1] < part.start:
+            return None
+        start = vaddrs[after - 1]
+        end = min(vaddrs[after], part.stop) if after < len(vaddrs) else part.stop
+        return Symbol(names[bisect_left(vaddrs, start)], start, vaddr - start, end - start)
+
+    def address(self, name: str) -> int | None:
+        """Return the address of `name`, the lowest if several symbols have it."""
+        return self._by_name.get(name)
+
+    def format(self, vaddr: int, is_return: bool = False) -> str:
+        """Write `vaddr` as Linux does, ``name+0x1a/0x400``; in hex where it has no name.
+
+        With `is_return` it follows a call, which may have been its function's last
+        instruction: the name is then that of the call.
+        """
+        symbol = self.lookup(vaddr - is_return)
+        if symbol is None:
+            return f"{vaddr:#x}"
+        return f"{symbol.name}+{symbol.offset + is_return:#x}/{symbol.size:#x}"
+
+
+def load_symbols(elf: memoryview, segments: Sequence[LoadedSegment]) -> Symbols:
+    """Return the symbols of an unpacked ELF, to be read when first asked; never fails."""
+    image = _image(segments)
+    return Symbols(lambda: _read_symbols(elf, segments, image), image)
+
+
+def _image(segments: Sequence[LoadedSegment]) -> list[range]:
+    """Return where the kernel runs.
+
+    x86-64 Linux links its per-CPU template at 0, where nothing is at run time.
+    """
+    parts = [range(s.vaddr, s.vaddr + s.memsz) for s in segments if s.memsz]
+    high = [part for part in parts if part.start >= HIGH_HALF]
+    return high or parts
+
+
+def _read_symbols(
+    elf: memoryview, segments: Sequence[LoadedSegment], image: Sequence[range]
+) -> list[tuple[int, str]]:
+    try:
+        headers = parse(elf)
+    except ImageError:
+        return []
+    return _read_symtab(headers) or read_kallsyms(segments, image, headers.elf_class // 8)
+
+
+def _contents(headers: Elf, name: str) -> memoryview:
+    section = headers.section(name)
+    return headers.view[section.offset :][: section.size] if section else headers.view[:0]
+
+
+def _read_symtab(headers: Elf) -> list[tuple[int, str]]:
+    layout, table = _SYM[headers.elf_class], _contents(headers, ".symtab")
+    count = len(table) // layout.size
+    if count > MAX_SYMBOLS:
+        return []
+    strings = bytes(_contents(headers, ".strtab"))
+    found = []
+    for entry in layout.iter_unpack(table[: count * layout.size]):
+        if headers.elf_class == 64:
+            at, info, _, shndx, vaddr, _ = entry
+        else:
+            at, vaddr, _, info, _, shndx = entry
+        if info & 15 > STT_FUNC or not SHN_UNDEF < shndx < SHN_LORESERVE:
+            continue
+        end = strings.find(0, at, at + MAX_NAME)
+        name = strings[at:end].decode("latin-1")
+        if end > at and name.isascii() and name.isprintable():
+            found.append((vaddr, info & 15 != STT_FUNC, info >> 4 == STB_LOCAL, name))
+    found.sort(key=lambda entry: entry[:3])
+    return [(vaddr, name) for vaddr, _, _, name in found]

@@ -1,0 +1,57 @@
+"""Why a run ended, and the exit code that says so.
+
+Exit codes avoid 1 and 2, which Python and argument parsers use themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class End(Enum):
+    """The ways a run can end; the value is a stable word for logs and JSON."""
+
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    SUSPEND = "suspend"
+    EXPECTED = "expected"  # every expectation met
+    UNMET = "unmet"  # ended without meeting an expectation
+    GUEST_CRASH = "guest-crash"  # SHUTDOWN_crash: a panic, or a BUG() in the guest
+    WATCHDOG = "watchdog"
+    REFUSED = "refused"  # domain_crash(): the hypervisor ended it
+    TRIPLE_FAULT = "triple-fault"
+    TIMEOUT = "timeout"
+    IDLE = "idle"  # blocked, and nothing is left that could wake it
+    STOPPED = "stopped"  # the person at the terminal left
+
+
+EXIT_CODES = {
+    End.POWEROFF: 0,
+    End.REBOOT: 0,
+    End.SUSPEND: 0,
+    End.EXPECTED: 0,
+    End.UNMET: 3,
+    End.GUEST_CRASH: 4,
+    End.WATCHDOG: 4,
+    End.REFUSED: 5,
+    End.TRIPLE_FAULT: 5,
+    End.TIMEOUT: 6,
+    End.IDLE: 6,
+    End.STOPPED: 0,
+}
+EXIT_IMAGE = 7  # unusable image, or a command line that cannot be honoured
+EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the `End`, and one sentence for the person."""
+
+    end: End
+    reason: str
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code that documents promise for this end."""
+        return EXIT_CODES[self.end]

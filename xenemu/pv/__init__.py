@@ -1,0 +1,1 @@
+"""What only paravirtual domains have: their builder, traps, descriptor tables and emulation."""

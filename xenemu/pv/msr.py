@@ -1,0 +1,84 @@
+"""Model-specific registers and CR4 as a PV guest may read and write them.
+
+In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/msr.c, arch/x86/pv/domain.c.
+"""
+
+from __future__ import annotations
+
+from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.domain import Current
+from xenemu.pv.state import pv
+from xenemu.x86 import msr
+from xenemu.x86.paging import is_canonical
+
+CR4_VME, CR4_PVI, CR4_TSD, CR4_DE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+CR4_PAE, CR4_MCE, CR4_PGE = 1 << 5, 1 << 6, 1 << 7
+CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
+CR4_XEN = CR4_PAE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT  # what Xen itself runs with
+CR4_GUEST_OWNED = CR4_TSD | CR4_DE
+
+
+def fixup_guest_cr4(value: int) -> int:
+    """The CR4 that a guest asking for `value` gets: its TSD and DE, and Xen's other bits."""
+    return value & CR4_GUEST_OWNED | CR4_XEN
+
+
+def read(current: Current, number: int) -> int | None:
+    """RDMSR of a PV kernel, or None for #GP."""
+    state, cpu = pv(current), current.cpu
+    match number:
+        case msr.FS_BASE:
+            return cpu.segment(Seg.FS).base
+        case msr.GS_BASE:
+            return cpu.segment(Seg.GS).base
+        case msr.KERNEL_GS_BASE:
+            return state.inactive_gs
+        case msr.EFER:
+            return msr.EFER_SCE_LME_LMA_NX
+        case msr.IA32_TSC:
+            return cpu.now_ns
+        case msr.IA32_APIC_BASE:
+            return msr.APIC_BASE_DEFAULT | (0 if current.vcpu.vcpu_id else msr.APIC_BASE_BSP)
+        case msr.IA32_UCODE_REV:
+            return 0
+        case msr.IA32_MISC_ENABLE:
+            return msr.MISC_ENABLE_FAST_STRING
+        case msr.IA32_CR_PAT:
+            return msr.XEN_PAT
+        case msr.PLATFORM_INFO:
+            return msr.PLATFORM_INFO_CPUID_FAULTING
+        case msr.MISC_FEATURES_ENABLES:
+            return msr.MISC_FEATURES_CPUID_FAULTING if state.cpuid_faulting else 0
+        case _:
+            return None
+
+
+def write(current: Current, number: int, value: int) -> bool:
+    """WRMSR of a PV kernel; False for #GP."""
+    state = pv(current)
+    match number:
+        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not is_canonical(value):
+            return False
+        case msr.FS_BASE:
+            set_base(current, Seg.FS, value)
+        case msr.GS_BASE:
+            set_base(current, Seg.GS, value)
+        case msr.KERNEL_GS_BASE:
+            state.inactive_gs = value
+        case msr.MISC_FEATURES_ENABLES:
+            if value & ~msr.MISC_FEATURES_CPUID_FAULTING:
+                return False
+            state.cpuid_faulting = bool(value)
+        case msr.IA32_UCODE_REV:
+            return value == 0
+        case msr.EFER | msr.IA32_MISC_ENABLE | msr.IA32_CR_PAT:
+            return value == read(current, number)
+        case _:
+            return False
+    return True
+
+
+def set_base(current: Current, which: Seg, base: int) -> None:
+    """Set the base of FS or GS, leaving the selector."""
+    old = current.cpu.segment(which)
+    current.cpu.set_segment(which, Segment(old.selector, base, old.limit, old.attributes))

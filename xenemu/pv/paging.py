@@ -1,0 +1,93 @@
+"""A PV guest's address spaces: its two roots, and the gate's translation through them.
+
+In Xen: arch/x86/mm.c (new_guest_cr3, do_mmuext_op), arch/x86/pv/domain.c (toggle_guest_mode),
+include/asm-x86/x86_64/uaccess.h (access_ok).
+"""
+
+from __future__ import annotations
+
+from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
+from xenemu.abi.errno import EFAULT
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import PGT_l4_page_table
+from xenemu.pv.state import pv
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
+
+LOWER_HALF_END = 1 << 47
+TOP = 1 << 64
+LEVEL_SHIFTS = (39, 30, 21)
+
+
+def in_guest_range(vaddr: int) -> bool:
+    """Whether Xen would touch `vaddr` for a 64-bit guest: canonical, and not Xen's own."""
+    return 0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP
+
+
+def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
+    """Find the machine address behind `vaddr` in the tables in use, as Xen's own access would.
+
+    EFAULT where the access would fault: not mapped, not writable, not canonical, or Xen's.
+    """
+    if not in_guest_range(vaddr):
+        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
+    words = current.domain.memory.words
+    table = current.cpu.cr3 >> PAGE_SHIFT
+    for shift in LEVEL_SHIFTS:
+        entry = words[table << 9 | vaddr >> shift & 511]
+        # A present large page cannot be: validation refuses it.
+        if not entry & P or entry & PSE or (writing and not entry & RW):
+            raise _fault(vaddr, writing, entry)
+        table = (entry & ADDR) >> PAGE_SHIFT
+    index = table << 9 | vaddr >> PAGE_SHIFT & 511
+    entry = words[index]
+    wanted = P | RW if writing else P
+    if entry & wanted != wanted:
+        raise _fault(vaddr, writing, entry)
+    mark = A | D if writing else A
+    if entry & mark != mark:
+        words[index] = entry | mark
+    return Maddr(entry & ADDR | vaddr & 0xFFF)
+
+
+def _fault(vaddr: int, writing: bool, entry: int) -> XenError:
+    return XenError(EFAULT, f"{vaddr:#x} is {'read-only' if writing and entry & P else 'not mapped'}")
+
+
+def new_guest_cr3(current: Current, mfn: int) -> None:
+    """Make a table the root of the kernel's address space (MMUEXT_NEW_BASEPTR, mov to CR3).
+
+    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    """
+    state, domain = pv(current), current.domain
+    if mfn == state.kernel_root:
+        current.cpu.flush_tlb()
+        return
+    domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
+    old, state.kernel_root = state.kernel_root, Mfn(mfn)
+    if state.kernel_mode:
+        current.cpu.cr3 = mfn << PAGE_SHIFT
+    domain.frames.put_page_and_type(old)
+
+
+def new_user_baseptr(current: Current, mfn: int) -> None:
+    """Make a table, or none if 0, the root of the user's address space."""
+    state, domain = pv(current), current.domain
+    if mfn == state.user_root:
+        return
+    if mfn:
+        domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
+    old, state.user_root = state.user_root, Mfn(mfn)
+    if old:
+        domain.frames.put_page_and_type(old)
+
+
+def toggle_guest_mode(current: Current) -> None:
+    """Switch between kernel and user mode: the root, and SWAPGS."""
+    state, cpu = pv(current), current.cpu
+    state.kernel_mode = not state.kernel_mode
+    gs = cpu.segment(Seg.GS)
+    cpu.set_segment(Seg.GS, Segment(gs.selector, state.inactive_gs, gs.limit, gs.attributes))
+    state.inactive_gs = gs.base
+    cpu.cr3 = (state.kernel_root if state.kernel_mode else state.user_root) << PAGE_SHIFT

@@ -1,0 +1,93 @@
+"""The private state of PV domains and vcpus. Plain data.
+
+In Xen: include/asm-x86/domain.h (struct pv_domain, struct pv_vcpu).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.hv.domain import Current
+from xenemu.pv.pit import Pit
+from xenemu.x86.paging import Mfn
+
+DR6_DEFAULT = 0xFFFF0FF0
+DR7_DEFAULT = 0x400
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Where a trap or callback of the guest's begins; `mask_events` on entry."""
+
+    cs: int
+    address: int
+    dpl: int = 0
+    mask_events: bool = False
+
+
+NO_TRAP = Trap(0, 0)
+
+
+@dataclass
+class PvDomain:
+    """What Xen keeps for a PV domain as a whole.
+
+    `perdomain_l1` are the frames that map each vcpu's GDT and LDT, 16 vcpus a frame;
+    `xen_gdt` is Xen's own page of descriptors, behind the guest's in each GDT.
+    """
+
+    perdomain_l1: list[Mfn]
+    xen_gdt: Mfn
+    zero_page: Mfn
+    pit: Pit = field(default_factory=Pit)
+
+
+@dataclass
+class PvVcpu:
+    """What Xen keeps for a PV vcpu beyond its registers.
+
+    `kernel_root` and `user_root` (0 if none) are the two address spaces of a 64-bit guest;
+    `kernel_mode` says in which it is. `inactive_gs` is the GS base of the other mode, what the
+    hardware's KERNEL_GS_BASE would hold.
+    """
+
+    kernel_root: Mfn
+    user_root: Mfn = Mfn(0)
+    kernel_mode: bool = True
+    inactive_gs: int = 0
+    traps: dict[int, Trap] = field(default_factory=dict)
+    event_callback: Trap = NO_TRAP
+    failsafe_callback: Trap = NO_TRAP
+    syscall_callback: Trap = NO_TRAP
+    syscall32_callback: Trap = NO_TRAP
+    sysenter_callback: Trap = NO_TRAP
+    nmi_callback: Trap = NO_TRAP
+    kernel_ss: int = 0
+    kernel_sp: int = 0
+    task_switched: bool = False  # the guest's CR0.TS
+    cr4: int = 0  # as the guest reads it
+    dr6: int = DR6_DEFAULT
+    dr7: int = DR7_DEFAULT
+    iopl: int = 0
+    io_bitmap: int = 0  # guest virtual address
+    io_bitmap_ports: int = 0
+    gdt_frames: list[Mfn] = field(default_factory=list)
+    gdt_entries: int = 0
+    ldt_base: int = 0
+    ldt_entries: int = 0
+    ldt_frames: dict[int, Mfn] = field(default_factory=dict)  # page of the LDT -> mapped frame
+    cpuid_faulting: bool = False
+
+
+def pv(current: Current) -> PvVcpu:
+    """The current vcpu's PV state."""
+    state = current.vcpu.arch
+    assert isinstance(state, PvVcpu)
+    return state
+
+
+def pv_domain(current: Current) -> PvDomain:
+    """The current domain's PV state."""
+    state = current.domain.arch
+    assert isinstance(state, PvDomain)
+    return state

@@ -1,0 +1,23 @@
+"""Model-specific register numbers and bits. Intel SDM volume 4."""
+
+from __future__ import annotations
+
+IA32_TSC = 0x10
+IA32_APIC_BASE = 0x1B
+IA32_UCODE_REV = 0x8B
+PLATFORM_INFO = 0xCE
+MISC_FEATURES_ENABLES = 0x140
+IA32_MISC_ENABLE = 0x1A0
+IA32_CR_PAT = 0x277
+EFER = 0xC0000080
+FS_BASE = 0xC0000100
+GS_BASE = 0xC0000101
+KERNEL_GS_BASE = 0xC0000102
+
+APIC_BASE_DEFAULT = 0xFEE00800  # enabled, at its default place
+APIC_BASE_BSP = 1 << 8
+PLATFORM_INFO_CPUID_FAULTING = 1 << 31
+MISC_FEATURES_CPUID_FAULTING = 1 << 0
+MISC_ENABLE_FAST_STRING = 1 << 0
+EFER_SCE_LME_LMA_NX = 0xD01
+XEN_PAT = 0x050100070406  # the memory types that Xen gives its PV guests
