@@ -19,12 +19,12 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.dispatch import INT, PTR, PV, U64, ULONG, Hypercall
 from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page, mfn_of
+from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
 from xenemu.pv import descriptors
 from xenemu.pv.msr import set_base
 from xenemu.pv.state import pv
 from xenemu.x86 import segment
-from xenemu.x86.paging import ENTRIES, Maddr, is_canonical
+from xenemu.x86.paging import ENTRIES, Maddr, is_canonical, mfn_of
 
 
 def _set_gdt(current: Current, frame_list: int, entries: int) -> None:

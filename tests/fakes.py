@@ -40,6 +40,7 @@ class FakeCpu:
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
     stopped: bool = False
+    limit_ns: int | None = None
 
     def segment(self, which: Seg) -> Segment:
         return self.segments.get(which, Segment(0))
@@ -61,6 +62,9 @@ class FakeCpu:
 
     def flush_tlb_page(self, vaddr: int) -> None:
         self.page_flushes.append(vaddr)
+
+    def limit(self, deadline_ns: int) -> None:
+        self.limit_ns = deadline_ns
 
     def stop(self) -> None:
         self.stopped = True

@@ -37,6 +37,8 @@ PHYSDEVOP_dbgp_op: Final = 29
 PHYSDEVOP_prepare_msix: Final = 30
 PHYSDEVOP_release_msix: Final = 31
 
+NR_PIRQS: Final = 56  # of a domU: 24 GSIs of one IO-APIC, and extra_guest_irqs=32
+
 XENIRQSTAT_needs_eoi: Final = 1 << 0
 XENIRQSTAT_shared: Final = 1 << 1
 
@@ -101,8 +103,8 @@ class physdev_unmap_pirq(Struct, size=(8, 8)):
 
 
 @dataclass
-class physdev_op(Struct, size=(32, 20)):
+class physdev_op(Struct, size=(24, 16)):
     """The oldest form: a command and a union of its arguments."""
 
     cmd: U32
-    u: Annotated[bytes, blob(24, 8, 16, 4)]
+    u: Annotated[bytes, blob(16, 8, 12, 4)]

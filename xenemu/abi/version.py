@@ -52,4 +52,5 @@ class xen_feature_info(Struct, size=(8, 8)):
     submap_idx: U32
     submap: U32
 
+
 XEN_VERSION: Final = 4 << 16 | 17  # the Xen that xenemu models: major, minor

@@ -199,8 +199,16 @@ class Engine:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if status:
+        if status and not state.stop:
             raise EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
+
+    def limit(self, deadline_ns: int) -> None:
+        """Leave `run` no later than at virtual time `deadline_ns`."""
+        state = self._state
+        end = deadline_ns - state.skipped_ns
+        if end < state.end:
+            state.left -= state.end - end
+            state.end = end
 
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""

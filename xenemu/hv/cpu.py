@@ -71,6 +71,9 @@ class Cpu(Protocol):
     def flush_tlb_page(self, vaddr: int) -> None:
         """Forget the translations of one page before the guest runs again."""
 
+    def limit(self, deadline_ns: int) -> None:
+        """Leave the run loop no later than at a virtual time."""
+
     def stop(self) -> None:
         """Leave the run loop before the next guest instruction (blocked, shut down, due)."""
 

@@ -31,9 +31,12 @@ from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv.event_2l import TwoLevel
 from xenemu.hv.event_fifo import Fifo
+from xenemu.x86.paging import Mfn
 
 if TYPE_CHECKING:
+    from xenemu.hv.console import Console
     from xenemu.hv.domain import Domain
+    from xenemu.hv.xenstore import XenstoreRing
 
 DOM0: Final = 0
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
@@ -66,6 +69,7 @@ class EventChannels:
     abi: TwoLevel | Fifo = field(default_factory=TwoLevel)
     virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
     dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+    pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written
 
     # Making and unmaking connections.
 
@@ -295,8 +299,11 @@ class EventChannels:
         return None
 
     def _notify_dom0(self, domain: Domain, dom0_port: int) -> None:
-        name = self.dom0_ports[dom0_port]
-        {"console": domain.console, "xenstore": domain.xenstore}[name].notify(domain)
+        backends: dict[str, Console | XenstoreRing] = {
+            "console": domain.console,
+            "xenstore": domain.xenstore,
+        }
+        backends[self.dom0_ports[dom0_port]].notify(domain)
 
 
 def _check_vcpu(domain: Domain, vcpu_id: int) -> None:

@@ -17,7 +17,6 @@ from xenemu.abi.event_channel import (
     EVTCHN_FIFO_LINK_MASK,
     EVTCHN_FIFO_LINKED,
     EVTCHN_FIFO_MASKED,
-    EVTCHN_FIFO_MAX_QUEUES,
     EVTCHN_FIFO_NR_CHANNELS,
     EVTCHN_FIFO_PENDING,
     evtchn_fifo_control_block,
@@ -163,8 +162,6 @@ class Fifo:
         return True
 
 
-
-
 def _hold_page(domain: Domain, gfn: int) -> Mfn:
     """Hold a page of the guest's as writable; EINVAL for any other page."""
     mfn = Mfn(gfn)
@@ -173,6 +170,3 @@ def _hold_page(domain: Domain, gfn: int) -> Mfn:
     except XenError as error:
         raise XenError(EINVAL, f"frame {gfn:#x} cannot be shared: {error.reason}") from None
     return mfn
-
-
-assert EVTCHN_FIFO_MAX_QUEUES == evtchn_fifo_control_block.sizeof(8) // 4 - 2

@@ -90,14 +90,13 @@ class FrameTable:
         self.tot_pages[domid] = self.tot_pages.get(domid, 0) + nr_frames
 
     def release(self, mfn: Mfn) -> None:
-        """Drop the reference that `assign` took: the last one frees the frame.
+        """Drop the reference that `assign` took, if not yet done: the last one frees the frame.
 
-        EINVAL if that was done before.
+        In Xen: put_page_alloc_ref.
         """
-        if not self.flags[mfn] & PGC_allocated:
-            raise XenError(EINVAL, f"{self.describe(mfn)} is released already")
-        self.flags[mfn] &= ~PGC_allocated
-        self.put_page(mfn)
+        if self.flags[mfn] & PGC_allocated:
+            self.flags[mfn] &= ~PGC_allocated
+            self.put_page(mfn)
 
     def share_with_guest(self, mfn: Mfn, domid: int, writable: bool) -> None:
         """Let a domain map one of Xen's own frames (shared_info, grant table frames).
@@ -143,43 +142,49 @@ class FrameTable:
 
     def alloc_xen_frame(self) -> Mfn:
         """Take a zeroed frame for Xen itself, to `share_with_guest`; ENOMEM if there is none."""
-        return self._take(0, self.memory.nr_frames)
+        (mfn,) = self._take(1, 0, self.memory.nr_frames)
+        return mfn
 
-    def alloc_frames(self, domid: int, order: int = 0, below: int | None = None) -> Mfn:
-        """Give 2^`order` contiguous, aligned, zeroed frames to a domain; return the first.
+    def alloc_frames(
+        self, domid: int, order: int = 0, below: int | None = None, nr_extents: int = 1
+    ) -> list[Mfn]:
+        """Give extents of 2^`order` contiguous, aligned, zeroed frames to a domain.
 
-        All of them are under mfn `below`, if given. ENOMEM if the heap has no such frames.
+        Returns the first frame of each. All are under mfn `below`, if given. ENOMEM, and nothing
+        taken, if the heap has not so many.
         """
-        first = self._take(order, self.memory.nr_frames if below is None else below)
-        self.assign(first, domid, 1 << order)
-        return first
+        firsts = self._take(nr_extents, order, self.memory.nr_frames if below is None else below)
+        for first in firsts:
+            self.assign(first, domid, 1 << order)
+        return firsts
 
-    def _take(self, order: int, below: int) -> Mfn:
+    def _take(self, nr_extents: int, order: int, below: int) -> list[Mfn]:
         size = 1 << order
-        if size == 1 and self.heap and self.heap[-1] < below:
-            first = self.heap.pop()
+        if nr_extents == size == 1 and self.heap and self.heap[-1] < below:
+            firsts = [self.heap.pop()]
         else:
-            first = self._find_extent(size, below)
-            taken = set(range(first, first + size))
+            firsts = self._find_extents(nr_extents, size, below)
+            taken = {mfn for first in firsts for mfn in range(first, first + size)}
             self.heap = [mfn for mfn in self.heap if mfn not in taken]
-        for mfn in range(first, first + size):
-            self.memory.clear_frame(Mfn(mfn))
-        return Mfn(first)
+        for first in firsts:
+            for mfn in range(first, first + size):
+                self.memory.clear_frame(Mfn(mfn))
+        return [Mfn(first) for first in firsts]
 
-    def _find_extent(self, size: int, below: int) -> int:
-        run = 0
-        previous = -1
+    def _find_extents(self, nr_extents: int, size: int, below: int) -> list[int]:
+        found: list[int] = []
+        run, previous = 0, -1
         for mfn in sorted(mfn for mfn in self.heap if mfn < below):
-            if mfn % size == 0:
-                run = 1
-            elif run and mfn == previous + 1:
-                run += 1
-            else:
-                run = 0
+            follows = run and mfn == previous + 1 and mfn % size
+            run = run + 1 if follows else int(mfn % size == 0)
             if run == size:
-                return mfn - size + 1
+                found.append(mfn - size + 1)
+                if len(found) == nr_extents:
+                    return found
             previous = mfn
-        raise XenError(ENOMEM, f"the machine has no {size} free frames in a row below {below:#x}")
+        raise XenError(
+            ENOMEM, f"below mfn {below:#x}, {nr_extents} x {size} frames in a row are not free"
+        )
 
     # The machine-to-physical table.
 

@@ -382,9 +382,7 @@ class Frames(FrameTable):
 
     # Changing an entry.
 
-    def mod_entry(
-        self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool = False
-    ) -> bool:
+    def mod_entry(self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool = False) -> bool:
         """Set the entry at `maddr`, in a frame that is a page table; whether to flush the TLB.
 
         `pg_owner` is whose frame an L1 entry may map; `preserve_ad` keeps the old entry's A and

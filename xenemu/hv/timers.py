@@ -12,14 +12,16 @@ Key = tuple[str, int]  # what the deadline is for, and its vcpu (or 0)
 
 @dataclass
 class Timers:
-    """At most one deadline per key."""
+    """At most one deadline per key. `moved` tells the run loop to look at them again."""
 
     deadlines_ns: dict[Key, int] = field(default_factory=dict)
+    moved: bool = False
 
     def set(self, key: Key, deadline_ns: int) -> None:
         """Arm, or move, the timer of `key`."""
         self.deadlines_ns.pop(key, None)
         self.deadlines_ns[key] = deadline_ns
+        self.moved = True
 
     def cancel(self, key: Key) -> None:
         """Disarm the timer of `key`, if it is armed."""

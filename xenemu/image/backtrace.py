@@ -63,29 +63,28 @@ def _lines(
         if caller is Stop.BOTTOM:
             return
     end = frame.sp + MAX_STACK
-    while isinstance(caller := _frame_pointer_caller(frame, end, read, width), Frame):
+    while above := _frame_pointer_caller(frame, end, read, width):
         yield from _scan(symbols, frame.sp, frame.bp, read, width)
-        frame = caller
+        frame = above
         yield _line(symbols, frame)
-    if caller is Stop.LOST:
-        yield from _scan(symbols, frame.sp, end, read, width)
+    yield from _scan(symbols, frame.sp, end, read, width)
 
 
 def _line(symbols: Symbols, frame: Frame) -> BacktraceLine:
     return BacktraceLine(frame.pc, symbols.format(frame.pc, frame.is_return))
 
 
-def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Frame | Stop:
+def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Frame | None:
     """Return the caller, if BP plausibly points at the caller's BP and a return address."""
     if not frame.sp <= frame.bp <= end - 2 * width or frame.bp % width:
-        return Stop.LOST
+        return None
     try:
         saved = read(frame.bp, 2 * width)
     except XenError:
-        return Stop.LOST
+        return None
     bp, pc = (int.from_bytes(saved[i : i + width], "little") for i in (0, width))
     if not _follows_call(pc, read):
-        return Stop.LOST
+        return None
     return Frame(pc, frame.bp + 2 * width, bp, is_return=True)
 
 

@@ -232,6 +232,8 @@ def _read_names(data: memoryview, count: int, markers: _Markers, tokens: _Tokens
         if number % MARKED == 0 and at != markers.offsets[number // MARKED]:
             return []
         size, at = _length(stream, at)
+        if size > MAX_NAME:
+            return []
         name = "".join(map(expand, stream[at : at + size]))
         at += size
         room -= len(name)
@@ -266,14 +268,20 @@ def _find_addresses(
 
 
 def _relative(offsets: Sequence[int], base: int, _place: int) -> list[int]:
+    if offsets[0] != 0:  # the base is the lowest symbol
+        return []
     return [base + (offset & 0xFFFFFFFF) for offset in offsets]
 
 
 def _relative_or_percpu(offsets: Sequence[int], base: int, _place: int) -> list[int]:
+    if -1 not in offsets:  # as is the lowest but for per-CPU ones
+        return []
     return [offset if offset >= 0 else base - 1 - offset for offset in offsets]
 
 
 def _place_relative(offsets: Sequence[int], _base: int, place: int) -> list[int]:
+    if offsets[0] >= 0:  # code lies below .rodata
+        return []
     return [place + 4 * i + offset for i, offset in enumerate(offsets)]
 
 
@@ -291,6 +299,8 @@ _READINGS: Sequence[Callable[[Sequence[int], int, int], list[int]]] = (
 
 def _plausible(addresses: list[int], image: Sequence[range]) -> bool:
     """Tell whether addresses ascend and lie in the image, but for per-CPU offsets at first."""
+    if not addresses:
+        return False
     first, last = addresses[0], addresses[-1]
     inside = any(first in part for part in image) or first == 0
     ends = any(part.start <= last <= part.stop for part in image)

@@ -12,12 +12,11 @@ from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import mfn_of
 from xenemu.pv import cpuid, debug, msr, ports
 from xenemu.pv.paging import new_guest_cr3
 from xenemu.pv.state import pv
 from xenemu.pv.traps import guest_cr2
-from xenemu.x86.paging import PAGE_SHIFT
+from xenemu.x86.paging import PAGE_SHIFT, mfn_of
 
 FORCED_EMULATION_PREFIX = b"\x0f\x0bxen"
 LEGACY_PREFIXES = frozenset(b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65\xf0")

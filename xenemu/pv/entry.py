@@ -60,6 +60,10 @@ class PvExits:
             for register, value in zip(ARGUMENTS, again.new_args, strict=False):
                 regs[register] = value
             cpu.rip -= SYSCALL_LENGTH
+        timers = current.domain.timers
+        if timers.moved:
+            timers.moved = False
+            cpu.limit(timers.next_ns() or 0)
 
     def _deliver_events(self) -> None:
         current = self.current

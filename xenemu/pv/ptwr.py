@@ -21,7 +21,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.pv.emulate import fetch
 from xenemu.x86 import flags
-from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, Maddr, Mfn, P, walk
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Maddr, Mfn, P, walk
 
 ENTRY_SIZE = 8
 
@@ -171,8 +171,7 @@ def _update(current: Current, maddr: Maddr, size: int, value: int) -> bool:
         kept = domain.memory.words[entry_maddr >> 3] & ~(((1 << 8 * size) - 1) << shift)
         value = kept | value << shift
     try:
-        index = entry_maddr >> 3 & ENTRIES - 1
-        if domain.frames.mod_entry(entry_maddr >> PAGE_SHIFT, index, value):
+        if domain.frames.mod_entry(entry_maddr, value, domain.domid):
             current.cpu.flush_tlb()
     except XenError as error:
         domain.log(f"a store to the page-table entry at {entry_maddr:#x} is refused: {error.reason}")

@@ -28,6 +28,15 @@ class Trap:
 NO_TRAP = Trap(0, 0)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Where a vcpu starts."""
+
+    rip: int
+    rsp: int
+    rsi: int
+
+
 @dataclass
 class PvDomain:
     """What Xen keeps for a PV domain as a whole.
@@ -53,6 +62,7 @@ class PvVcpu:
 
     kernel_root: Mfn
     user_root: Mfn = Mfn(0)
+    entry: Entry | None = None
     kernel_mode: bool = True
     inactive_gs: int = 0
     traps: dict[int, Trap] = field(default_factory=dict)

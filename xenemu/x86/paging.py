@@ -95,3 +95,8 @@ def walk(q: Sequence[int], root: Mfn, vaddr: int, levels: int = 4) -> list[WalkS
 def is_canonical(vaddr: int) -> bool:
     """Whether bits 63:47 are all equal (4-level paging)."""
     return vaddr >> 47 in (0, 0x1FFFF)
+
+
+def mfn_of(maddr: int) -> Mfn:
+    """The frame that a machine address lies in."""
+    return Mfn(maddr >> PAGE_SHIFT)

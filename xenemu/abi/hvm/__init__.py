@@ -1,1 +1,1 @@
-"""What Xen offers to HVM and PVH guests, as its public headers have it."""
+"""Header: public/hvm/"""

@@ -1,0 +1,144 @@
+"""Scheduler operations: yield, block, poll, shut down, watchdogs.
+
+Header: public/sched.h
+In Xen: common/sched/core.c, common/sched/compat.c
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenemu.abi.errno import EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
+from xenemu.abi.sched import (
+    SCHEDOP_block,
+    SCHEDOP_pin_override,
+    SCHEDOP_poll,
+    SCHEDOP_remote_shutdown,
+    SCHEDOP_shutdown,
+    SCHEDOP_shutdown_code,
+    SCHEDOP_watchdog,
+    SCHEDOP_yield,
+    sched_pin_override,
+    sched_poll,
+    sched_remote_shutdown,
+    sched_shutdown,
+    sched_watchdog,
+)
+from xenemu.abi.xen import Nr
+from xenemu.errors import NotModelled, XenError
+from xenemu.hv import scheduler
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
+from xenemu.hv.domain import Current
+from xenemu.hv.foreign import DOM0
+from xenemu.hv.shared_info import event_pending, set_upcall_mask
+
+ops = SubOps("sched_op")
+
+MAX_POLL_PORTS: Final = 128
+NR_DOMAIN_WATCHDOG_TIMERS: Final = 2
+NS_PER_S: Final = 1_000_000_000
+
+
+@ops.sub(SCHEDOP_yield)
+def yield_(current: Current, pointer: int) -> None:
+    """Let other vcpus run."""
+    if any(vcpu.runnable for vcpu in current.domain.vcpus if vcpu is not current.vcpu):
+        current.cpu.stop()
+
+
+@ops.sub(SCHEDOP_block)
+def block(current: Current, pointer: int) -> None:
+    """Unmask upcalls, and wait for one unless one is due."""
+    set_upcall_mask(current.domain, current.vcpu, False)
+    if not event_pending(current.domain, current.vcpu):
+        scheduler.block(current)
+
+
+@ops.sub(SCHEDOP_shutdown, sched_shutdown)
+def shutdown(current: Current, op: sched_shutdown) -> None:
+    """End the domain; Xen takes the reason's low byte."""
+    scheduler.shutdown(current.domain, op.reason & 0xFF)
+    current.cpu.stop()
+
+
+@ops.sub(SCHEDOP_poll, sched_poll)
+def poll(current: Current, op: sched_poll) -> None:
+    """Wait for an event on one of some ports, masked or not, or until a time.
+
+    EINVAL: too many ports, or no such port; EFAULT.
+    """
+    domain, vcpu = current.domain, current.vcpu
+    if op.nr_ports > MAX_POLL_PORTS:
+        raise XenError(EINVAL, f"{op.nr_ports} ports to poll: {MAX_POLL_PORTS} are allowed")
+    if event_pending(domain, vcpu):
+        return
+    port = scheduler.ANY_PORT
+    for index in range(op.nr_ports):
+        port = current.read_uint(op.ports + 4 * index, 4)
+        if domain.events.is_pending(domain, port):
+            return
+    # With several ports, an event on any other one ends the wait too, as the ABI allows.
+    waited_for = port if op.nr_ports == 1 else scheduler.ANY_PORT
+    if op.timeout:
+        domain.timers.set((scheduler.POLL, vcpu.vcpu_id), op.timeout)
+    scheduler.block(current, frozenset({waited_for}))
+
+
+@ops.sub(SCHEDOP_remote_shutdown, sched_remote_shutdown)
+def remote_shutdown(current: Current, op: sched_remote_shutdown) -> None:
+    """Refuse: only a control domain may. ESRCH: no such domain; EPERM: not even itself."""
+    if op.domain_id not in (DOM0, current.domain.domid):
+        raise XenError(ESRCH, f"there is no domain {op.domain_id}")
+    raise XenError(EPERM, "only a control domain shuts down others")
+
+
+@ops.sub(SCHEDOP_shutdown_code, sched_shutdown)
+def shutdown_code(current: Current, op: sched_shutdown) -> None:
+    """Choose the reason of a shutdown to come, unless one is chosen."""
+    raise NotModelled(f"SCHEDOP_shutdown_code({op.reason}) before a shutdown")
+
+
+@ops.sub(SCHEDOP_watchdog, sched_watchdog)
+def watchdog(current: Current, op: sched_watchdog) -> int:
+    """Start (id 0; return its id), move or stop (timeout 0) a watchdog.
+
+    EINVAL: no such watchdog, or it is not running; ENOSPC: all are.
+    """
+    timers = current.domain.timers
+    deadline_ns = current.cpu.now_ns + op.timeout * NS_PER_S
+    if op.id > NR_DOMAIN_WATCHDOG_TIMERS:
+        raise XenError(EINVAL, f"there is no watchdog {op.id}")
+    if op.id == 0:
+        for number in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1):
+            if (scheduler.WATCHDOG, number) not in timers.deadlines_ns:
+                timers.set((scheduler.WATCHDOG, number), deadline_ns)
+                return number
+        raise XenError(ENOSPC, f"all {NR_DOMAIN_WATCHDOG_TIMERS} watchdogs are in use")
+    key = (scheduler.WATCHDOG, op.id)
+    if key not in timers.deadlines_ns:
+        raise XenError(EINVAL, f"watchdog {op.id} is not running")
+    if op.timeout:
+        timers.set(key, deadline_ns)
+    else:
+        timers.cancel(key)
+    return 0
+
+
+@ops.sub(SCHEDOP_pin_override, sched_pin_override)
+def pin_override(current: Current, op: sched_pin_override) -> None:
+    """Refuse: only the hardware domain pins itself."""
+    raise XenError(EPERM, "only the hardware domain may pin its vcpus")
+
+
+def compat(current: Current, command: int, argument: int) -> int | None:
+    """The oldest form: the reason of a shutdown is passed by value."""
+    if command in (SCHEDOP_yield, SCHEDOP_block):
+        return ops(current, command, 0)
+    if command == SCHEDOP_shutdown:
+        shutdown(current, sched_shutdown(argument & 0xFF))
+        return 0
+    raise XenError(ENOSYS, f"the compat form has no command {command}")
+
+
+sched_op = Hypercall(Nr.sched_op, "sched_op", ALL, (INT, PTR), ops)
+sched_op_compat = Hypercall(Nr.sched_op_compat, "sched_op_compat", PV, (INT, ULONG), compat)

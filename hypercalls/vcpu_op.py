@@ -1,0 +1,232 @@
+"""vcpu operations: up and down, timers, runstate, and the areas that a vcpu shares with Xen.
+
+Header: public/vcpu.h
+In Xen: common/domain.c, arch/x86/domain.c
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
+from xenemu.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS
+from xenemu.abi.features import XENFEAT_auto_translated_physmap
+from xenemu.abi.sched import SHUTDOWN_poweroff
+from xenemu.abi.vcpu import (
+    VCPUOP_down,
+    VCPUOP_get_physid,
+    VCPUOP_get_runstate_info,
+    VCPUOP_initialise,
+    VCPUOP_is_up,
+    VCPUOP_register_runstate_memory_area,
+    VCPUOP_register_vcpu_info,
+    VCPUOP_register_vcpu_time_memory_area,
+    VCPUOP_send_nmi,
+    VCPUOP_set_periodic_timer,
+    VCPUOP_set_singleshot_timer,
+    VCPUOP_stop_periodic_timer,
+    VCPUOP_stop_singleshot_timer,
+    VCPUOP_up,
+    vcpu_register_runstate_memory_area,
+    vcpu_register_time_memory_area,
+    vcpu_register_vcpu_info,
+    vcpu_set_periodic_timer,
+    vcpu_set_singleshot_timer,
+)
+from xenemu.abi.xen import Nr
+from xenemu.errors import NotModelled, XenError
+from xenemu.hv import scheduler
+from xenemu.hv.clock import update_secondary_time
+from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, SubOps
+from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
+from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+
+MIN_PERIOD_NS: Final = 1_000_000
+MAX_PERIOD_NS: Final = (1 << 62) - 1  # STIME_DELTA_MAX
+COMPAT_VIRT_START: Final = 0xF5800000
+
+
+class VcpuOps(SubOps):
+    """Sub-operations on a vcpu: handlers are called with (current, vcpu, struct or pointer)."""
+
+    def __call__(self, current: Current, command: int, *args: int) -> int | None:
+        vcpu_id, pointer = args
+        if vcpu_id >= len(current.domain.vcpus):
+            raise XenError(ENOENT, f"there is no vcpu {vcpu_id}")
+        op = self.table.get(command)
+        if op is None or op.handler is None:
+            return super().__call__(current, command, pointer)
+        argument = pointer if op.struct is None else current.read_struct(op.struct, pointer)
+        return op.handler(current, current.domain.vcpus[vcpu_id], argument)
+
+
+ops = VcpuOps("vcpu_op", ENOSYS)
+
+
+@ops.sub(VCPUOP_initialise)
+def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Load the first registers of a vcpu; EEXIST: it has been done."""
+    if vcpu.initialised or vcpu.online:
+        raise XenError(EEXIST, f"vcpu {vcpu.vcpu_id} is initialised already")
+    raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
+
+
+@ops.sub(VCPUOP_up)
+def up(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Let an initialised vcpu run; EINVAL: it is not initialised."""
+    if not (vcpu.initialised or vcpu.online):
+        raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} is not initialised")
+    if not vcpu.online:
+        vcpu.online = True
+        scheduler.set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+
+
+@ops.sub(VCPUOP_down)
+def down(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Take a vcpu off; the last one powers the domain off."""
+    if not any(other.online for other in current.domain.vcpus if other is not vcpu):
+        scheduler.shutdown(current.domain, SHUTDOWN_poweroff)
+        current.cpu.stop()
+    elif vcpu.online:
+        vcpu.initialised = True
+        vcpu.online = False
+        scheduler.set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
+        if vcpu is current.vcpu:
+            current.cpu.stop()
+
+
+@ops.sub(VCPUOP_is_up)
+def is_up(current: Current, vcpu: Vcpu, pointer: int) -> int:
+    return int(vcpu.online)
+
+
+@ops.sub(VCPUOP_get_runstate_info)
+def get_runstate_info(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    current.write_struct(pointer, scheduler.runstate_info(vcpu, current.cpu.now_ns))
+
+
+@ops.sub(VCPUOP_register_runstate_memory_area, vcpu_register_runstate_memory_area)
+def register_runstate_memory_area(
+    current: Current, vcpu: Vcpu, op: vcpu_register_runstate_memory_area
+) -> None:
+    """Keep a copy of a vcpu's runstate in guest memory; an address of 0 ends that.
+
+    The area is written when the vcpu starts to run, and now.
+    """
+    vcpu.runstate_area = _area(current, op.addr)
+    if vcpu is current.vcpu:
+        scheduler.update_runstate_area(current)
+
+
+@ops.sub(VCPUOP_set_periodic_timer, vcpu_set_periodic_timer)
+def set_periodic_timer(current: Current, vcpu: Vcpu, op: vcpu_set_periodic_timer) -> None:
+    """Raise VIRQ_TIMER again and again while the vcpu runs; EINVAL: under 1 ms, or absurd."""
+    if not MIN_PERIOD_NS <= op.period_ns <= MAX_PERIOD_NS:
+        raise XenError(EINVAL, f"a period of {op.period_ns} ns: at least 1 ms is allowed")
+    vcpu.periodic_ns = op.period_ns
+    deadline_ns = current.cpu.now_ns + op.period_ns
+    current.domain.timers.set((scheduler.PERIODIC, vcpu.vcpu_id), deadline_ns)
+
+
+@ops.sub(VCPUOP_stop_periodic_timer)
+def stop_periodic_timer(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    vcpu.periodic_ns = 0
+    current.domain.timers.cancel((scheduler.PERIODIC, vcpu.vcpu_id))
+
+
+@ops.sub(VCPUOP_set_singleshot_timer, vcpu_set_singleshot_timer)
+def set_singleshot_timer(current: Current, vcpu: Vcpu, op: vcpu_set_singleshot_timer) -> None:
+    """Raise VIRQ_TIMER at a system time; at once if that is past. EINVAL: another vcpu's.
+
+    VCPU_SSHOTTMR_future is ignored: Xen 4.17.7 no longer gives -ETIME for it.
+    """
+    _check_current(current, vcpu)
+    key = (scheduler.SINGLESHOT, vcpu.vcpu_id)
+    current.domain.timers.set(key, op.timeout_abs_ns)
+
+
+@ops.sub(VCPUOP_stop_singleshot_timer)
+def stop_singleshot_timer(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Stop the current vcpu's timer. EINVAL: another vcpu's."""
+    _check_current(current, vcpu)
+    current.domain.timers.cancel((scheduler.SINGLESHOT, vcpu.vcpu_id))
+
+
+@ops.sub(VCPUOP_register_vcpu_info, vcpu_register_vcpu_info)
+def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info) -> None:
+    """Move a vcpu's vcpu_info, for good; everything becomes pending, that nothing be lost.
+
+    EINVAL: it would cross a page, it has been done, the vcpu is another one that is up, or the
+    page is not the guest's, or not writable.
+    """
+    domain = current.domain
+    if op.offset > PAGE_SIZE - VCPU_INFO_SIZE:
+        raise XenError(EINVAL, f"a vcpu_info at offset {op.offset:#x} crosses its page")
+    if vcpu.info_registered:
+        raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id}'s vcpu_info has been moved already")
+    if vcpu is not current.vcpu and vcpu.online:
+        raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} is up, and not the one that asks")
+    mfn = Mfn(op.mfn)
+    try:
+        domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
+    except XenError as error:
+        raise XenError(EINVAL, error.reason) from None
+    info = Maddr((mfn << PAGE_SHIFT) + op.offset)
+    domain.memory.write(info, domain.memory.read(vcpu.info, VCPU_INFO_SIZE))
+    vcpu.info = info
+    vcpu.info_registered = True
+    every_word = (1 << 8 * domain.width) - 1
+    selector = vcpu_field(domain, vcpu, "evtchn_pending_sel")
+    domain.memory.write_uint(selector, domain.width, every_word)
+    if mark_events_pending(domain, vcpu):
+        scheduler.wake(domain, vcpu)
+
+
+@ops.sub(VCPUOP_send_nmi)
+def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Send an NMI; EINVAL: the pointer is not null."""
+    if pointer:
+        raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")
+    raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}")
+
+
+@ops.sub(VCPUOP_get_physid)
+def get_physid(current: Current, vcpu: Vcpu, pointer: int) -> None:
+    """Refuse: only a pinned hardware domain has an answer."""
+    raise XenError(EINVAL, "the vcpu is not pinned to a physical CPU")
+
+
+@ops.sub(VCPUOP_register_vcpu_time_memory_area, vcpu_register_time_memory_area)
+def register_vcpu_time_memory_area(
+    current: Current, vcpu: Vcpu, op: vcpu_register_time_memory_area
+) -> None:
+    """Keep a second vcpu_time_info in guest memory; an address of 0 ends that."""
+    vcpu.time_area = _area(current, op.addr)
+    if vcpu is current.vcpu:
+        update_secondary_time(current)
+
+
+def _check_current(current: Current, vcpu: Vcpu) -> None:
+    if vcpu is not current.vcpu:
+        raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id}'s timer is its own")
+
+
+def _area(current: Current, address: int) -> int:
+    """The guest address of an area; EFAULT if a PV guest names one of Xen's own."""
+    domain = current.domain
+    address &= (1 << 8 * domain.width) - 1
+    if domain.features >> XENFEAT_auto_translated_physmap & 1:
+        return address
+    if domain.width == 8:
+        xens = 1 << 47 <= address < HYPERVISOR_VIRT_END
+    else:
+        xens = address >= COMPAT_VIRT_START
+    if xens:
+        raise XenError(EFAULT, f"{address:#x} is not a guest's address")
+    return address
+
+
+vcpu_op = Hypercall(Nr.vcpu_op, "vcpu_op", ALL, (INT, INT, PTR), ops)

@@ -1,0 +1,241 @@
+"""The composition root: an image, a personality, a CPU and the hypercalls make a machine.
+
+`Machine.run` alternates between the guest and what waits for it: due timers, the console, the
+xenstore. Virtual time passes with the guest's instructions; when every vcpu is blocked, it is
+moved to the next timer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from hypercalls import TABLE
+from xenemu.abi.sched import (
+    SHUTDOWN_crash,
+    SHUTDOWN_poweroff,
+    SHUTDOWN_reboot,
+    SHUTDOWN_soft_reset,
+    SHUTDOWN_suspend,
+    SHUTDOWN_watchdog,
+)
+from xenemu.cpu.engine import Engine
+from xenemu.errors import DomainCrash, ImageError
+from xenemu.hv import scheduler
+from xenemu.hv.domain import Current, Domain
+from xenemu.hv.personality import Personality
+from xenemu.hv.vcpu import Vcpu
+from xenemu.image import Image, modes
+from xenemu.image import Mode as ImageMode
+from xenemu.outcome import End, Outcome
+from xenemu.pv.builder import DomainConfig, build_pv64
+from xenemu.pv.personality import PV64
+
+SLICE_NS = 10_000_000  # how long a guest runs before the console and other vcpus are looked at
+SHUTDOWNS = {
+    SHUTDOWN_poweroff: (End.POWEROFF, "the guest powered off"),
+    SHUTDOWN_reboot: (End.REBOOT, "the guest asked to be rebooted"),
+    SHUTDOWN_suspend: (End.SUSPEND, "the guest suspended itself"),
+    SHUTDOWN_crash: (End.GUEST_CRASH, "the guest crashed, by its own account"),
+    SHUTDOWN_watchdog: (End.WATCHDOG, "a watchdog that the guest had set ran out"),
+    SHUTDOWN_soft_reset: (End.REBOOT, "the guest asked for a soft reset"),
+}
+
+
+class Mode(Enum):
+    """What to boot an image as."""
+
+    AUTO = "auto"
+    PV = "pv"
+    PVH = "pvh"
+
+
+class Terminal(Protocol):
+    """The person's side of the console."""
+
+    def write(self, data: bytes) -> None:
+        """Show what the guest printed."""
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        """Up to `room` bytes of input, none if there are none.
+
+        With `wait_ns`, wait that long (0: do not; None: for ever, or until no more can come).
+        """
+
+    @property
+    def interactive(self) -> bool:
+        """A person types: idle time then passes as the host's does."""
+
+    @property
+    def exhausted(self) -> bool:
+        """No more input can come."""
+
+    @property
+    def finished(self) -> Outcome | None:
+        """Why to stop, if what was printed or typed says so."""
+
+
+@dataclass
+class Limits:
+    """When to give up: host seconds, by the caller's clock."""
+
+    timeout_s: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def expired(self) -> bool:
+        return self.timeout_s is not None and self.clock() - self.started > self.timeout_s
+
+
+def choose_mode(image: Image, mode: Mode) -> ImageMode:
+    """Settle what an image is booted as; ImageError says why it cannot be."""
+    verdicts = modes(image)
+    wanted = {
+        Mode.AUTO: (ImageMode.PV64, ImageMode.PV32, ImageMode.PVH),
+        Mode.PV: (ImageMode.PV64, ImageMode.PV32),
+        Mode.PVH: (ImageMode.PVH,),
+    }[mode]
+    possible = [kind for kind in wanted if verdicts[kind].bootable]
+    if not possible:
+        mine = [kind for kind in wanted if verdicts[kind].reason]
+        reasons = "; ".join(f"{kind.value}: {verdicts[kind].reason}" for kind in mine)
+        raise ImageError(f"{image.path}: cannot boot as {mode.value}: {reasons}")
+    if possible[0] is not ImageMode.PV64:
+        raise ImageError(f"{image.path}: boots as {possible[0].value}, which is not modelled yet")
+    return possible[0]
+
+
+class Machine:
+    """A domain on an engine."""
+
+    def __init__(self, image: Image, config: DomainConfig, mode: Mode = Mode.AUTO) -> None:
+        self.mode = choose_mode(image, mode)
+        self.domain: Domain = build_pv64(image, config)
+        self.personality: Personality = PV64
+        self.engine = Engine(self.domain.memory)
+        self.current = Current(
+            self.domain,
+            self.domain.vcpus[0],
+            self.engine,
+            self.personality.translate,
+            self.personality.environment,
+            TABLE,
+        )
+        self.exits = self.personality.exits(self.current)
+        self.engine.handler = self.exits
+        self.engine.enter_long_mode(self.personality.address_space(self.current) << 12)
+        self.engine.set_task_switched(False)
+        self.personality.start(self.current)
+
+    def run(self, terminal: Terminal, limits: Limits | None = None) -> Outcome:
+        """Run the guest to its end, or until `terminal` or `limits` say to stop."""
+        limits = limits or Limits()
+        try:
+            return self._run(terminal, limits)
+        except DomainCrash as crash:
+            self._show_output(terminal)
+            return Outcome(End.REFUSED, str(crash))
+
+    def _run(self, terminal: Terminal, limits: Limits) -> Outcome:
+        domain, engine = self.domain, self.engine
+        while True:
+            for key in domain.timers.pop_due(engine.now_ns):
+                scheduler.fire_timer(domain, engine.now_ns, key)
+            self._pump(terminal)
+            ended = self._ended(terminal, limits)
+            if ended:
+                return ended
+            vcpu = self._next_vcpu()
+            if vcpu is None:
+                if not self._wait(terminal, limits):
+                    return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
+                continue
+            self._switch_to(vcpu)
+            self.exits.deliver_events()
+            domain.timers.moved = False
+            next_ns = domain.timers.next_ns()
+            deadline = engine.now_ns + SLICE_NS
+            engine.run(deadline if next_ns is None else min(deadline, next_ns))
+
+    def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
+        code = self.domain.shutdown_code
+        finished = terminal.finished
+        if finished:
+            return finished
+        if code is not None:
+            end, reason = SHUTDOWNS.get(code, (End.GUEST_CRASH, f"shutdown reason {code}"))
+            return Outcome(end, reason)
+        if limits.expired():
+            return Outcome(End.TIMEOUT, f"still running after {limits.timeout_s:g} s")
+        return None
+
+    def _next_vcpu(self) -> Vcpu | None:
+        """The next runnable vcpu, round-robin from the one after the current."""
+        vcpus = self.domain.vcpus
+        first = self.current.vcpu.vcpu_id + 1
+        order = vcpus[first:] + vcpus[:first]
+        return next((vcpu for vcpu in order if vcpu.runnable), None)
+
+    def _switch_to(self, vcpu: Vcpu) -> None:
+        current, engine = self.current, self.engine
+        if vcpu is not current.vcpu:
+            if current.vcpu.runnable:
+                scheduler.preempt(current)
+            current.vcpu.saved = engine.save()
+            current.vcpu = vcpu
+            if vcpu.saved is None:
+                self.personality.start(current)
+            else:
+                engine.load(vcpu.saved)
+                vcpu.saved = None
+        if vcpu.runstate is not scheduler.RunState.RUNNING:
+            scheduler.run(current)
+
+    def _wait(self, terminal: Terminal, limits: Limits) -> bool:
+        """Let idle time pass, to the next timer or to input; False if neither can come."""
+        domain, engine = self.domain, self.engine
+        next_ns = domain.timers.next_ns()
+        if next_ns is None and (terminal.exhausted or not domain.console.input_room):
+            return False
+        if next_ns is not None and not terminal.interactive:
+            engine.skip_to(next_ns)
+            return True
+        wait_ns = None if next_ns is None else next_ns - engine.now_ns
+        if limits.timeout_s is not None:
+            left = max(0.0, limits.timeout_s - (limits.clock() - limits.started))
+            wait_ns = min(int(left * 1e9), wait_ns if wait_ns is not None else int(left * 1e9))
+        before = limits.clock()
+        data = terminal.read(domain.console.input_room, wait_ns)
+        passed = int((limits.clock() - before) * 1e9)
+        if data:
+            domain.console.feed(domain, data)
+            if terminal.interactive:
+                engine.skip_to(engine.now_ns + passed)
+        elif next_ns is not None:
+            engine.skip_to(next_ns)
+        return True
+
+    def _pump(self, terminal: Terminal) -> None:
+        """Move console bytes both ways, and xenstore answers that did not fit before."""
+        domain = self.domain
+        self._show_output(terminal)
+        room = domain.console.input_room
+        if room and not terminal.exhausted:
+            data = terminal.read(room, 0)
+            if data:
+                domain.console.feed(domain, data)
+        domain.console.pump(domain)
+        domain.xenstore.pump(domain)
+        self._show_output(terminal)
+
+    def _show_output(self, terminal: Terminal) -> None:
+        output = self.domain.output
+        if output:
+            terminal.write(bytes(output))
+            output.clear()

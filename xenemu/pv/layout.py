@@ -1,0 +1,147 @@
+"""Where the pieces of a PV domain lie: pseudo-physical pages in libxenguest's order.
+
+From the kernel's first page up: the kernel, the initrd (unless the kernel takes it unmapped),
+the p2m list (unless the kernel says where it wants it), start_info, the xenstore and console
+rings, the page tables, the boot stack; all of it mapped, to the next 4 MiB boundary that leaves
+512 KiB of room. Behind that, unmapped, the initrd and the p2m list of kernels that asked so.
+
+In Xen: tools/libs/guest/xg_dom_core.c (xc_dom_build_image), xg_dom_x86.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.errors import ImageError
+from xenemu.image import PvParameters
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
+
+PADDING_PAGES = (512 << 10) >> PAGE_SHIFT
+ALIGNMENT = 4 << 20
+BOOT_STACK_PAGES = 1
+VADDR_MASK = (1 << 48) - 1
+
+
+def pages(size: int) -> int:
+    """How many pages `size` bytes take."""
+    return (size + PAGE_MASK) >> PAGE_SHIFT
+
+
+@dataclass
+class Tables:
+    """The page tables of the initial mappings: the pfn of each, by (level, covered range).
+
+    A table of level n covers the addresses that agree above bit 12 + 9 * n; `ranges` are what
+    is mapped: first virtual address, pages, first pfn.
+    """
+
+    root_level: int
+    pfns: dict[tuple[int, int], Pfn] = field(default_factory=dict)
+    ranges: list[tuple[int, int, Pfn]] = field(default_factory=list)
+
+    def missing(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The tables still needed to map virtual addresses `first` to `last`, top level first."""
+        needed = []
+        for level in range(self.root_level, 0, -1):
+            shift = PAGE_SHIFT + 9 * level
+            start, end = (first & VADDR_MASK) >> shift, (last & VADDR_MASK) >> shift
+            if level == self.root_level:
+                start = end = 0
+            needed += [(level, n) for n in range(start, end + 1) if (level, n) not in self.pfns]
+        return needed
+
+    def place(self, tables: list[tuple[int, int]], first_pfn: int) -> None:
+        """Give the tables consecutive pfns."""
+        for offset, key in enumerate(tables):
+            self.pfns[key] = Pfn(first_pfn + offset)
+
+
+@dataclass
+class Layout:
+    """The pieces by pfn; virtual addresses follow from `virt_base`, unless they are given."""
+
+    virt_base: int
+    start_info: Pfn
+    xenstore: Pfn
+    console: Pfn
+    page_tables: Pfn
+    nr_page_tables: int  # of the first mapping
+    boot_stack: Pfn
+    initrd: Pfn
+    initrd_mapped: bool
+    p2m: Pfn
+    p2m_pages: int  # with the tables that map it, if it is mapped apart
+    p2m_vaddr: int
+    tables: Tables
+    end: int  # pfn behind everything
+
+    def vaddr(self, pfn: int) -> int:
+        """Where a page of the first mapping is mapped."""
+        return self.virt_base + (pfn << PAGE_SHIFT)
+
+
+def lay_out(
+    kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str
+) -> Layout:
+    """Place everything; ImageError if the domain's `nr_pages` do not suffice."""
+    base = kernel.virt_base
+    at = pages(kernel.virt_kend - base)
+    p2m_pages = pages(nr_pages * width)
+    initrd = p2m = Pfn(0)
+    mapped = not kernel.mod_start_pfn
+    if mapped:
+        initrd, at = Pfn(at), at + pages(initrd_size)
+    if kernel.p2m_base is None:
+        p2m, at = Pfn(at), at + p2m_pages
+    start_info, at = Pfn(at), at + 3
+
+    tables = Tables(root_level=4 if width == 8 else 3)
+    needed, mapped_end = _first_mapping(tables, base, at)
+    tables.place(needed, at)
+    page_tables, at = Pfn(at), at + len(needed)
+    boot_stack = Pfn(at)
+    at = (mapped_end - base) >> PAGE_SHIFT
+    tables.ranges.append((base, at, Pfn(0)))
+    if not mapped:
+        initrd, at = Pfn(at), at + pages(initrd_size)
+    p2m_vaddr = base + (p2m << PAGE_SHIFT)
+    if kernel.p2m_base is not None:
+        p2m, p2m_vaddr = Pfn(at), kernel.p2m_base
+        extra = tables.missing(p2m_vaddr, p2m_vaddr + (p2m_pages << PAGE_SHIFT) - 1)
+        tables.ranges.append((p2m_vaddr, p2m_pages, p2m))
+        tables.place(extra, at + p2m_pages)
+        p2m_pages += len(extra)
+        at += p2m_pages
+    if at > nr_pages:
+        raise ImageError(
+            f"{path}: the kernel and its initrd need {at * PAGE_SIZE >> 20} MiB,"
+            f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more with --memory"
+        )
+    return Layout(
+        virt_base=base,
+        start_info=start_info,
+        xenstore=Pfn(start_info + 1),
+        console=Pfn(start_info + 2),
+        page_tables=page_tables,
+        nr_page_tables=len(needed),
+        boot_stack=boot_stack,
+        initrd=initrd,
+        initrd_mapped=mapped,
+        p2m=p2m,
+        p2m_pages=p2m_pages,
+        p2m_vaddr=p2m_vaddr,
+        tables=tables,
+        end=at,
+    )
+
+
+def _first_mapping(tables: Tables, base: int, used: int) -> tuple[list[tuple[int, int]], int]:
+    """The tables for everything from `base`, themselves included, and where the mapping ends."""
+    extra = BOOT_STACK_PAGES + PADDING_PAGES
+    count = 0
+    while True:
+        end = (base + (used + count + extra << PAGE_SHIFT)) | ALIGNMENT - 1
+        needed = tables.missing(base, end)
+        count = len(needed)
+        if base + (used + count + extra << PAGE_SHIFT) <= end + 1:
+            return needed, end + 1

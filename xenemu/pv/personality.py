@@ -1,0 +1,24 @@
+"""The personalities of PV guests."""
+
+from __future__ import annotations
+
+from xenemu.hv.domain import Current
+from xenemu.hv.personality import Personality
+from xenemu.pv.builder import start_vcpu
+from xenemu.pv.entry import PvExits
+from xenemu.pv.paging import translate
+from xenemu.pv.state import pv
+
+
+def _address_space(current: Current) -> int:
+    state = pv(current)
+    return state.kernel_root if state.kernel_mode else state.user_root
+
+
+PV64 = Personality(
+    environment="pv64",
+    translate=translate,
+    start=start_vcpu,
+    exits=PvExits,
+    address_space=_address_space,
+)
