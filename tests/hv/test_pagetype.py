@@ -414,7 +414,7 @@ def test_a_failed_validation_undoes_linear_entries_too(frames: Frames) -> None:
 
 # Descriptors.
 
-CODE64, CALL_GATE_TO_RING0 = 0x00AF9B000000FFFF, 0x00008C000008_0000
+CODE64 = 0x00AF9B000000FFFF
 LDT_DESCRIPTOR = 0x0000820000000000
 
 

@@ -53,6 +53,8 @@ FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed
 GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
 
 M2P_L4_SLOT = 256
+E820_RAM = 1
+DEFAULT_WALLCLOCK_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01 00:00:00 UTC
 LEAF = P | RW | A
 TABLE = P | RW | A | D | US
 MAGIC = {8: b"xen-3.0-x86_64", 4: b"xen-3.0-x86_32p"}
@@ -67,7 +69,7 @@ class DomainConfig:
     initrd: bytes | memoryview = b""
     name: str = "guest"
     vcpus: int = 1
-    wallclock_ns: int = 0
+    wallclock_ns: int = DEFAULT_WALLCLOCK_NS
 
 
 @dataclass
@@ -125,6 +127,8 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
         ],
         name=config.name,
         features=pv_features(),
+        # libxl gives a PV domain this map (XEN_DOMCTL set_memmap_limit): all of it RAM.
+        e820=[(0, config.memory, E820_RAM)],
         wallclock_ns=config.wallclock_ns,
         arch=private,
     )

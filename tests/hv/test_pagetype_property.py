@@ -1,0 +1,128 @@
+"""Whatever a guest does to page tables, the counts are what memory says, and refusals are total.
+
+Also the point of it all: no page table and no page of descriptors is ever mapped writable, which
+`recount` sees as a frame used as writable_page and as something else at once.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from xenemu.errors import XenError
+from xenemu.hv.frame_table import PGC_allocated
+from xenemu.hv.memory import Memory
+from xenemu.hv.pagecheck import recount
+from xenemu.hv.pagetype import (
+    Frames,
+    PGT_l1_page_table,
+    PGT_l4_page_table,
+    PGT_none,
+    PGT_seg_desc_page,
+    PGT_writable_page,
+)
+from xenemu.x86.paging import PSE, RW, US, A, D, G, Mfn, P
+
+GUEST, OTHER = 1, 2
+NR_FRAMES = 14
+GUEST_FRAMES = range(4, 12)
+
+mfns = st.sampled_from([*GUEST_FRAMES, *GUEST_FRAMES, 2, 3, 12, NR_FRAMES])
+indices = st.sampled_from([0, 1, 255, 256, 300, 511])
+levels = st.integers(PGT_l1_page_table, PGT_l4_page_table)
+uses = st.sampled_from(
+    [PGT_none, PGT_l4_page_table, PGT_l1_page_table, PGT_seg_desc_page, PGT_writable_page]
+)
+bits = st.sampled_from(
+    [0, P, P | US, P | RW, P | RW | US, P | RW | US, P | US | A, P | RW | D, P | PSE, P | US | G]
+)
+entries = st.builds(lambda mfn, low: mfn << 12 | low, mfns, bits)
+
+
+class PageTables(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = Frames(Memory(NR_FRAMES))
+        self.frames.assign(Mfn(GUEST_FRAMES[0]), GUEST, len(GUEST_FRAMES))
+        self.frames.assign(Mfn(12), OTHER)
+        self.frames.share_with_guest(Mfn(2), GUEST, writable=True)
+        self.frames.share_with_guest(Mfn(3), GUEST, writable=False)
+        self.frames.xen_slots = [(256, 0x1063)]
+        self.held: list[tuple[int, int]] = []
+
+    def snapshot(self) -> object:
+        plain = {name: value for name, value in vars(self.frames).items() if name != "memory"}
+        return bytes(self.frames.memory.bytes), copy.deepcopy(plain)
+
+    def attempt(self, operation: object, *args: object) -> bool:
+        before = self.snapshot()
+        try:
+            operation(*args)  # type: ignore[operator]
+        except XenError:
+            assert self.snapshot() == before
+            return False
+        return True
+
+    @rule(mfn=mfns, index=indices, entry=entries)
+    def guest_writes_ordinary_memory(self, mfn: int, index: int, entry: int) -> None:
+        if mfn < NR_FRAMES and self.frames.type[mfn] == PGT_writable_page:
+            self.frames.memory.table(Mfn(mfn))[index] = entry
+
+    @rule(mfn=mfns, level=levels)
+    def pin(self, mfn: int, level: int) -> None:
+        self.attempt(self.frames.pin, mfn, GUEST, level)
+
+    @rule(mfn=mfns)
+    def unpin(self, mfn: int) -> None:
+        self.attempt(self.frames.unpin, mfn, GUEST)
+
+    @rule(mfn=mfns, index=indices, entry=entries, preserve=st.booleans())
+    def update(self, mfn: int, index: int, entry: int, preserve: bool) -> None:
+        if mfn < NR_FRAMES and PGT_l1_page_table <= self.frames.type[mfn] <= PGT_l4_page_table:
+            self.attempt(self.frames.mod_entry, mfn << 12 | index << 3, entry, GUEST, preserve)
+
+    @rule(mfn=mfns, use=uses)
+    def hold(self, mfn: int, use: int) -> None:
+        if use == PGT_none:
+            taken = self.attempt(self.frames.get_page, mfn, GUEST)
+        else:
+            taken = self.attempt(self.frames.get_page_and_type, mfn, GUEST, use)
+        if taken:
+            self.held.append((mfn, use))
+
+    @rule(which=st.integers(0, 20))
+    def let_go(self, which: int) -> None:
+        if self.held:
+            mfn, use = self.held.pop(which % len(self.held))
+            if use != PGT_none:
+                self.frames.put_page_type(mfn)
+            self.frames.put_page(mfn)
+
+    @rule(mfn=st.sampled_from(GUEST_FRAMES))
+    def release(self, mfn: int) -> None:
+        self.frames.release(Mfn(mfn))
+
+    @rule()
+    def populate(self) -> None:
+        self.attempt(self.frames.alloc_frames, GUEST)
+
+    @invariant()
+    def counts_are_what_memory_says(self) -> None:
+        assert recount(self.frames, self.held) == []
+
+    @invariant()
+    def every_frame_is_somewhere(self) -> None:
+        frames = self.frames
+        owned = sum(bool(count) for count in frames.count[4:12])
+        assert owned + len(frames.heap) == len(GUEST_FRAMES)
+        assert frames.tot_pages[GUEST] == owned
+        assert all(frames.flags[mfn] & PGC_allocated == 0 for mfn in frames.heap)
+
+
+PageTables.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestPageTables = PageTables.TestCase

@@ -1,0 +1,170 @@
+"""xenemu/hv/scheduler.py"""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes import FakeCpu, make_current
+from xenemu.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_watchdog
+from xenemu.abi.vcpu import vcpu_runstate_info
+from xenemu.abi.xen import Virq
+from xenemu.hv import scheduler
+from xenemu.hv.domain import Current
+from xenemu.hv.scheduler import PERIODIC, POLL, SINGLESHOT, WATCHDOG
+from xenemu.hv.shared_info import event_pending
+from xenemu.hv.vcpu import RunState
+
+AREA = 0x20000
+READ_ONLY = 0x5000
+
+
+@pytest.fixture
+def current() -> Current:
+    current = make_current(vcpus=2)
+    current.vcpu.runstate = RunState.RUNNING
+    current.domain.events.bind_virq(current.domain, Virq.TIMER, 0)
+    return current
+
+
+def pass_time(current: Current, ns: int) -> None:
+    assert isinstance(current.cpu, FakeCpu)
+    current.cpu.now_ns += ns
+
+
+def times(current: Current) -> list[int]:
+    return current.vcpu.runstate_times_ns
+
+
+def fire(current: Current, kind: str, number: int = 0) -> None:
+    scheduler.fire_timer(current.domain, current.cpu.now_ns, (kind, number))
+
+
+# Blocking.
+
+
+def test_a_blocked_vcpu_leaves_the_cpu(current: Current) -> None:
+    scheduler.block(current)
+    assert current.vcpu.blocked and not current.vcpu.runnable
+    assert isinstance(current.cpu, FakeCpu) and current.cpu.stopped
+
+
+def test_a_poll_is_over_when_its_vcpu_wakes(current: Current) -> None:
+    current.domain.timers.set((POLL, 0), 1000)
+    scheduler.block(current, frozenset({3}))
+    scheduler.wake(current.domain, current.vcpu)
+    assert not current.vcpu.blocked and not current.vcpu.poll_ports
+    assert current.domain.timers.next_ns() is None
+
+
+# Runstate.
+
+
+def test_time_is_added_to_the_state_that_ends(current: Current) -> None:
+    pass_time(current, 5)
+    scheduler.block(current)
+    pass_time(current, 7)
+    scheduler.wake(current.domain, current.vcpu)
+    scheduler.run(current)
+    assert current.vcpu.runstate is RunState.RUNNING
+    assert times(current) == [5, 0, 7, 0]
+
+
+def test_a_preempted_vcpu_waits(current: Current) -> None:
+    pass_time(current, 5)
+    scheduler.preempt(current)
+    pass_time(current, 3)
+    scheduler.run(current)
+    assert times(current) == [5, 3, 0, 0]
+
+
+def test_a_woken_vcpu_waits_while_another_runs(current: Current) -> None:
+    scheduler.block(current)
+    pass_time(current, 4)
+    scheduler.wake(current.domain, current.vcpu)
+    other = Current(current.domain, current.domain.vcpus[1], current.cpu, current.translate)
+    scheduler.run(other)
+    pass_time(current, 6)
+    scheduler.run(current)
+    assert times(current) == [0, 6, 4, 0]
+
+
+def test_the_times_shown_include_the_present_state(current: Current) -> None:
+    pass_time(current, 9)
+    info = scheduler.runstate_info(current.vcpu, current.cpu.now_ns)
+    assert info.time == (9).to_bytes(8, "little") + bytes(24)
+    assert times(current) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("width", [8, 4])
+def test_a_vcpu_that_runs_again_finds_its_runstate_in_its_area(width: int) -> None:
+    current = make_current(width)
+    current.vcpu.runstate_area = AREA
+    scheduler.block(current)
+    pass_time(current, 8)
+    scheduler.run(current)
+    info = current.read_struct(vcpu_runstate_info, AREA)
+    assert (info.state, info.state_entry_time) == (RunState.RUNNING, 8)
+    assert info.time[16:24] == (8).to_bytes(8, "little")
+
+
+def test_an_area_that_cannot_be_written_is_ignored(current: Current) -> None:
+    current.vcpu.runstate_area = READ_ONLY
+    before = current.read(READ_ONLY, 48)
+    scheduler.run(current)
+    assert current.read(READ_ONLY, 48) == before
+
+
+# Timers.
+
+
+def test_a_singleshot_timer_raises_virq_timer_once(current: Current) -> None:
+    fire(current, SINGLESHOT)
+    assert event_pending(current.domain, current.vcpu)
+    assert current.domain.timers.next_ns() is None
+
+
+def test_a_singleshot_timer_wakes_its_vcpu(current: Current) -> None:
+    scheduler.block(current)
+    fire(current, SINGLESHOT)
+    assert current.vcpu.runnable
+
+
+def test_a_periodic_timer_raises_virq_timer_and_is_armed_again(current: Current) -> None:
+    current.vcpu.periodic_ns = 1000
+    pass_time(current, 50)
+    fire(current, PERIODIC)
+    assert event_pending(current.domain, current.vcpu)
+    assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1050}
+
+
+def test_a_periodic_timer_does_not_wake_its_vcpu(current: Current) -> None:
+    current.vcpu.periodic_ns = 1000
+    scheduler.block(current)
+    fire(current, PERIODIC)
+    assert current.vcpu.blocked
+    assert not event_pending(current.domain, current.vcpu)
+
+
+def test_a_missed_tick_comes_when_the_vcpu_runs_again(current: Current) -> None:
+    current.vcpu.periodic_ns = 1000
+    scheduler.run(current)
+    assert event_pending(current.domain, current.vcpu)
+    assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1000}
+
+
+def test_a_poll_that_times_out_ends_without_an_event(current: Current) -> None:
+    scheduler.block(current, frozenset({3}))
+    fire(current, POLL)
+    assert current.vcpu.runnable
+    assert not event_pending(current.domain, current.vcpu)
+
+
+def test_a_watchdog_that_runs_out_shuts_the_domain_down(current: Current) -> None:
+    fire(current, WATCHDOG, 1)
+    assert current.domain.shutdown_code == SHUTDOWN_watchdog
+
+
+def test_the_first_reason_to_shut_down_counts(current: Current) -> None:
+    scheduler.shutdown(current.domain, SHUTDOWN_crash)
+    scheduler.shutdown(current.domain, SHUTDOWN_poweroff)
+    assert current.domain.shutdown_code == SHUTDOWN_crash
