@@ -55,6 +55,7 @@ from xenemu.hv.grant_table import CopyEnd, GrantError, copy
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
 COMMAND_MASK: Final = 0xFFF  # Xen keeps a continuation's state above it
+VERSION: Final = 1  # of the table's layout
 BATCH: Final = 64  # operations, then the guest issues the rest of the call again
 
 
@@ -134,14 +135,19 @@ def query_size(current: Current, op: gnttab_query_size) -> None:
         op.max_nr_frames = current.domain.grants.max_frames
 
 
-@ops.sub(GNTTABOP_set_version, gnttab_set_version, copy_back=True)
-def set_version(current: Current, op: gnttab_set_version) -> None:
-    """Ask for a version; EINVAL: there is none such; ENOSYS: version 2, which is not offered."""
+@ops.sub(GNTTABOP_set_version)
+def set_version(current: Current, pointer: int) -> None:
+    """Ask for a version; EINVAL: there is none such; ENOSYS: version 2, which is not offered.
+
+    In any case the guest is told the one in use.
+    """
     # DIVERGES: Xen's default offers version 2; this is Xen booted with gnttab=max-ver:1.
-    if op.version == 2:
+    version = current.read_struct(gnttab_set_version, pointer).version
+    current.write_struct(pointer, gnttab_set_version(VERSION))
+    if version == 2:
         raise XenError(ENOSYS, "grant tables have version 1")
-    if op.version != 1:
-        raise XenError(EINVAL, f"grant tables have no version {op.version}")
+    if version != VERSION:
+        raise XenError(EINVAL, f"grant tables have no version {version}")
 
 
 @ops.sub(GNTTABOP_get_version, gnttab_get_version, copy_back=True)
@@ -149,7 +155,7 @@ def get_version(current: Current, op: gnttab_get_version) -> None:
     """Say which version is in use; ESRCH: no such domain; EPERM: dom0's."""
     if lock_domain_by_any_id(current, op.dom) == DOM0:
         raise XenError(EPERM, "dom0's grant table is not this domain's")
-    op.version = 1
+    op.version = VERSION
 
 
 @ops.sub(GNTTABOP_get_status_frames, gnttab_get_status_frames, copy_back=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from hypercalls import TABLE
+from hypercalls import TABLE as TABLE
 from xenemu.abi.sched import (
     SHUTDOWN_crash,
     SHUTDOWN_poweroff,
@@ -73,9 +73,8 @@ class Terminal(Protocol):
     def exhausted(self) -> bool:
         """No more input can come."""
 
-    @property
-    def finished(self) -> Outcome | None:
-        """Why to stop, if what was printed or typed says so."""
+    def check(self) -> Outcome | None:
+        """Why to stop, if what was printed or typed says so; asked between slices."""
 
 
 @dataclass
@@ -165,7 +164,7 @@ class Machine:
 
     def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
         code = self.domain.shutdown_code
-        finished = terminal.finished
+        finished = terminal.check()
         if finished:
             return finished
         if code is not None:

@@ -57,14 +57,14 @@ def test_the_wall_clock_has_64_bits_of_seconds(width: int, high: int) -> None:
     read = domain.memory.read_uint
     assert read(field(domain, "wc_sec"), 4) == 7
     assert read(field(domain, "wc_nsec"), 4) == 11
-    assert read(domain.shared_info_maddr + high, 4) == 5  # type: ignore[arg-type]
+    assert read(domain.shared_info_maddr + high, 4) == 5
     assert read(field(domain, "wc_version"), 4) == 2
 
 
 def test_the_second_record_is_in_guest_memory() -> None:
     current = make_current()
     current.vcpu.time_area = AREA
-    current.cpu.now_ns = NOW  # type: ignore[misc]
+    current.cpu.now_ns = NOW
     update_secondary_time(current)
     assert current.read_struct(vcpu_time_info, AREA).system_time == NOW
 

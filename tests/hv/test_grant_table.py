@@ -26,6 +26,7 @@ from xenemu.abi.grant_table import (
     grant_entry_v1,
 )
 from xenemu.abi.xen import DOMID_SELF
+from xenemu.errors import XenError
 from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import (
@@ -97,7 +98,7 @@ def test_a_grown_table_is_the_guests_to_map_and_never_a_page_table(domain: Domai
     assert len(domain.grants.frames) == 3
     for mfn in domain.grants.frames:
         assert domain.frames.owner[mfn] == DOMID
-        with pytest.raises(Exception, match="other type in use"):
+        with pytest.raises(XenError, match="other type in use"):
             domain.frames.get_page_type(mfn, PGT_l1_page_table)
 
 

@@ -37,8 +37,9 @@ uses = st.sampled_from(
     [PGT_none, PGT_l4_page_table, PGT_l1_page_table, PGT_seg_desc_page, PGT_writable_page]
 )
 bits = st.sampled_from(
-    [0, P, P | US, P | RW, P | RW | US, P | RW | US, P | US | A, P | RW | D, P | PSE, P | US | G]
+    [0, 0, P | US, P | RW, P | RW | US, P | RW | US, P | US | A, P | RW | D, P | PSE, P | US | G]
 )
+some = st.integers(0, 60)
 entries = st.builds(lambda mfn, low: mfn << 12 | low, mfns, bits)
 
 
@@ -52,6 +53,13 @@ class PageTables(RuleBasedStateMachine):
         self.frames.share_with_guest(Mfn(3), GUEST, writable=False)
         self.frames.xen_slots = [(256, 0x1063)]
         self.held: list[tuple[int, int]] = []
+        for table in range(4, 7):
+            self.frames.memory.table(Mfn(table))[0] = table + 1 << 12 | P | RW | US
+        self.frames.pin(4, GUEST, PGT_l4_page_table)
+
+    def tables(self, level: int | None = None) -> list[int]:
+        wanted = range(PGT_l1_page_table, PGT_l4_page_table + 1) if level is None else [level]
+        return [mfn for mfn in range(NR_FRAMES) if self.frames.type[mfn] in wanted]
 
     def snapshot(self) -> object:
         plain = {name: value for name, value in vars(self.frames).items() if name != "memory"}
@@ -66,23 +74,36 @@ class PageTables(RuleBasedStateMachine):
             return False
         return True
 
-    @rule(mfn=mfns, index=indices, entry=entries)
-    def guest_writes_ordinary_memory(self, mfn: int, index: int, entry: int) -> None:
+    @rule(mfn=mfns, contents=st.dictionaries(indices, entries, max_size=4), level=levels)
+    def write_ordinary_memory_and_pin(self, mfn: int, contents: dict[int, int], level: int) -> None:
         if mfn < NR_FRAMES and self.frames.type[mfn] == PGT_writable_page:
-            self.frames.memory.table(Mfn(mfn))[index] = entry
-
-    @rule(mfn=mfns, level=levels)
-    def pin(self, mfn: int, level: int) -> None:
+            for index, entry in contents.items():
+                self.frames.memory.table(Mfn(mfn))[index] = entry
         self.attempt(self.frames.pin, mfn, GUEST, level)
 
     @rule(mfn=mfns)
     def unpin(self, mfn: int) -> None:
         self.attempt(self.frames.unpin, mfn, GUEST)
 
-    @rule(mfn=mfns, index=indices, entry=entries, preserve=st.booleans())
-    def update(self, mfn: int, index: int, entry: int, preserve: bool) -> None:
-        if mfn < NR_FRAMES and PGT_l1_page_table <= self.frames.type[mfn] <= PGT_l4_page_table:
-            self.attempt(self.frames.mod_entry, mfn << 12 | index << 3, entry, GUEST, preserve)
+    @rule(which=some, index=indices, entry=entries, preserve=st.booleans())
+    def update(self, which: int, index: int, entry: int, preserve: bool) -> None:
+        tables = self.tables()
+        if tables:
+            maddr = tables[which % len(tables)] << 12 | index << 3
+            self.attempt(self.frames.mod_entry, maddr, entry, GUEST, preserve)
+
+    @rule(which=some, index=indices, child=some, low=st.sampled_from([P | RW | US, P | US]))
+    def link(self, which: int, index: int, child: int, low: int) -> None:
+        """Point a table to one of the level below, or to one of its own, or to what may be one."""
+        tables = self.tables()
+        if not tables:
+            return
+        table = tables[which % len(tables)]
+        level = self.frames.type[table]
+        fit = [mfn for mfn in GUEST_FRAMES if not self.frames.type_count[mfn]]
+        fit += self.tables(level - 1) + self.tables(level)
+        maddr = table << 12 | index << 3
+        self.attempt(self.frames.mod_entry, maddr, fit[child % len(fit)] << 12 | low, GUEST)
 
     @rule(mfn=mfns, use=uses)
     def hold(self, mfn: int, use: int) -> None:
@@ -93,7 +114,7 @@ class PageTables(RuleBasedStateMachine):
         if taken:
             self.held.append((mfn, use))
 
-    @rule(which=st.integers(0, 20))
+    @rule(which=some)
     def let_go(self, which: int) -> None:
         if self.held:
             mfn, use = self.held.pop(which % len(self.held))

@@ -173,7 +173,7 @@ class Engine:
             elif kind == shim.EXIT_SOFT_INT:
                 self.handler.software_interrupt(state.vector)
             elif not self.handler.cpuid():
-                state.refused = 1
+                state.answer = shim.REFUSED
             if self._memory.stale_code:
                 self._drop_stale_code()
         except BaseException as error:

@@ -9,6 +9,8 @@
  *     cpu_restore_state);
  *   - RDTSC, CPUID, SYSCALL and port I/O, which Unicorn does not do as a CPU does;
  *   - lazy execute permission: stores to pages that hold no translated code stay fast;
+ *   - for guests that run natively in ring 0 (PVH): exceptions by their own IDT, interrupts from
+ *     the local APIC and Xen's callback, VMCALL, MSRs, and a guest-physical space with holes;
  *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`.
  *
  * Offsets are those of Unicorn 2.1.4 on x86-64 Linux; cpu/engine.py checks them at start.
@@ -26,13 +28,17 @@ enum { /* struct uc_struct */
     UC_CPU = 440, UC_TCG_CTX = 0x300,
 };
 enum { /* CPUState */
-    CPU_CFLAGS_NEXT_TB = 24, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
+    CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_EXCEPTION_INDEX = 33184, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
     CPU_ICOUNT_DECR = 0x8a40,
 };
 enum { /* CPUX86State */
-    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_CR4 = 424 + 4 * 8,
+    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
+    ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
+    ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
+    ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
 };
+enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
 enum { /* TranslationBlock, TCGContext, TCGOp */
     TB_ICOUNT = 22, TB_TC_PTR = 32, TB_TC_SIZE = 40,
     TCG_CODE_GEN_BUFFER = 0xa0, TCG_CODE_GEN_BUFFER_SIZE = 0xb8, TCG_FIRST_OP = 0x7388,
@@ -46,8 +52,17 @@ enum { /* CPUTLB, which lies before env; three MMU modes */
 enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
 enum { PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_FETCH = 2 };
 enum { FRAME_FETCHED = 1 };
+enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
+enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, EFLAGS_IF = 1 << 9 };
+enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200 };
+enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
+enum { UD = 6, GP = 13 };
 
-enum exit_kind { EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID };
+enum exit_kind {
+    EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
+    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT,
+};
+enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
 
 /* What Python and this file share; the same in cpu/shim.py. */
 static struct {
@@ -57,13 +72,26 @@ static struct {
     uint64_t rflags;      /* valid while the hypervisor is called and between runs */
     uint32_t rflags_dirty, flush, stop;
     uint32_t kind, vector, error;
-    uint32_t refused;     /* the answer to EXIT_CPUID is #GP */
+    uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
+    uint32_t native;      /* the guest has its own IDT and ring 0 */
+    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
+    uint64_t value;       /* written to or read from the port or MSR */
     uint8_t *code;        /* a byte per frame: ever fetched from */
     uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
     uint64_t frames;
     void (*enter)(void);  /* the hypervisor */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     void *uc, *cpu, *env;
+    /* For native guests. */
+    uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
+    uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
+    uint64_t hole;            /* machine address that answers for guest frames without memory */
+    uint64_t overrides;       /* how many guest frames lie elsewhere */
+    uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
+    uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
+    int32_t callback_vector;  /* raised while that byte is set */
+    int32_t apic_vector;      /* the local APIC's next interrupt */
+    int32_t apic_accepted;    /* the last of them that the CPU took */
 } G;
 
 /* Unicorn's own functions. */
@@ -85,6 +113,13 @@ static struct {
     void (*write_eflags)(void *env, uint64_t value, uint32_t mask);
     void (*tlb_flush)(void *cpu);
     void (*tlb_flush_page)(void *cpu, uint64_t vaddr);
+    void (*do_interrupt)(void *cpu);
+    void (*hard_interrupt)(void *env, int vector, int is_hw);
+    bool (*exec_interrupt)(void *cpu, int request);
+    int (*memory_rw)(void *cpu, uint64_t vaddr, void *data, uint64_t size, bool write);
+    void (*rdmsr)(void *env);
+    void (*wrmsr)(void *env);
+    void (*check_io[3])(void *env, uint32_t port);
 } U;
 
 /* ---- calling the hypervisor ------------------------------------------------------------- */
@@ -114,15 +149,33 @@ static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
     G.kind = kind;
     G.vector = vector;
+    G.answer = ANSWERED;
     G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
     G.rflags = U.read_eflags(G.env);
     G.enter();
     apply_requests();
 }
 
+/* Deliver an exception by the guest's own IDT. */
+static void deliver(uint32_t vector)
+{
+    uint32_t *error = &FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
+
+    /* A refused gate in long mode: the engine gives n * 16 + 2 where the CPU gives n * 8 + 2. */
+    if (vector >= 11 && vector <= GP && (*error & 2) && (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_LMA))
+        *error = (*error - 2) / 2 + 2;
+    FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
+    U.do_interrupt(G.cpu);
+    FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
+}
+
 static void on_interrupt(void *uc, uint32_t vector, void *data)
 {
     (void)uc, (void)data;
+    if (G.native) {
+        deliver(vector);
+        return;
+    }
     bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
     enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
@@ -131,23 +184,97 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
 static bool on_undefined(void *uc, void *data)
 {
     (void)uc, (void)data;
-    enter_hypervisor(EXIT_UNDEFINED, 6);
+    if (!G.native) {
+        enter_hypervisor(EXIT_UNDEFINED, UD);
+        return true;
+    }
+    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
+    uint64_t cs_base = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
+    uint8_t code[3] = {0};
+
+    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    U.memory_rw(G.cpu, cs_base + rip, code, sizeof code, false);
+    if (code[0] == 0x0f && code[1] == 0x01 && (code[2] == 0xc1 || code[2] == 0xd9)) {
+        FIELD(G.env, ENV_EIP, uint64_t) = rip + sizeof code; /* VMCALL or VMMCALL */
+        enter_hypervisor(EXIT_VMCALL, 0);
+    } else {
+        deliver(UD);
+    }
     return true;
+}
+
+static void load_flat(int which, uint32_t selector, uint32_t flags)
+{
+    char *segment = (char *)G.env + ENV_SEGS + SEG_SIZE * which;
+
+    FIELD(segment, 0, uint32_t) = selector & 0xfffc;
+    FIELD(segment, SEG_BASE, uint64_t) = 0;
+    FIELD(segment, SEG_LIMIT, uint32_t) = 0xffffffff;
+    FIELD(segment, SEG_FLAGS, uint32_t) = flags;
+}
+
+/* Load CS and SS for ring 0, and the mode that follows. */
+static void enter_ring0(uint32_t selector, bool long_mode)
+{
+    uint32_t *hflags = &FIELD(G.env, ENV_HFLAGS, uint32_t);
+
+    load_flat(CS, selector, long_mode ? 0xa09b00 : 0xc09b00);
+    load_flat(SS, selector + 8, 0xc09300);
+    *hflags &= ~(3u | HF_ADDSEG | HF_CS64);
+    *hflags |= HF_CS32 | HF_SS32 | (long_mode ? HF_CS64 : 0);
+}
+
+static void native_syscall(void *env, int length, uintptr_t pc)
+{
+    bool long_mode = FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA;
+    bool code64 = FIELD(env, ENV_HFLAGS, uint32_t) & HF_CS64;
+    uint64_t star = FIELD(env, ENV_STAR, uint64_t), flags = U.read_eflags(env), next;
+
+    if (!(FIELD(env, ENV_EFER, uint64_t) & 1))
+        U.raise(env, UD, 0, pc);
+    next = FIELD(env, ENV_EIP, uint64_t) + length;
+    if (long_mode) {
+        FIELD(env, ENV_REGS + 1 * 8, uint64_t) = next;
+        FIELD(env, ENV_REGS + 11 * 8, uint64_t) = flags;
+        U.write_eflags(env, flags & ~FIELD(env, ENV_FMASK, uint64_t), 0x00277f00u);
+        FIELD(env, ENV_EIP, uint64_t) =
+            FIELD(env, code64 ? ENV_LSTAR : ENV_CSTAR, uint64_t);
+    } else {
+        FIELD(env, ENV_REGS + 1 * 8, uint64_t) = (uint32_t)next;
+        U.write_eflags(env, flags & ~(uint64_t)EFLAGS_IF, EFLAGS_IF | 1u << 16 | 1u << 17);
+        FIELD(env, ENV_EIP, uint64_t) = (uint32_t)star;
+    }
+    enter_ring0(star >> 32, long_mode);
 }
 
 void helper_syscall_x86_64(void *env, int next_eip_addend)
 {
+    if (G.native) {
+        native_syscall(env, next_eip_addend, RETURN_ADDRESS);
+        return;
+    }
     FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
     enter_hypervisor(EXIT_SYSCALL, 0);
+}
+
+void helper_sysenter_x86_64(void *env, int next_eip_addend)
+{
+    uint32_t selector = FIELD(env, ENV_SYSENTER_CS, uint32_t);
+
+    (void)next_eip_addend;
+    if (!G.native || !selector) /* Xen's own SYSENTER entry is not there for PV user mode */
+        U.raise(env, GP, 0, RETURN_ADDRESS);
+    U.write_eflags(env, U.read_eflags(env) & ~(uint64_t)EFLAGS_IF, EFLAGS_IF | 1u << 16 | 1u << 17);
+    enter_ring0(selector, FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA);
+    FIELD(env, ENV_REGS + 4 * 8, uint64_t) = FIELD(env, ENV_SYSENTER_ESP, uint64_t);
+    FIELD(env, ENV_EIP, uint64_t) = FIELD(env, ENV_SYSENTER_EIP, uint64_t);
 }
 
 void helper_cpuid_x86_64(void *env)
 {
     enter_hypervisor(EXIT_CPUID, 0);
-    if (G.refused) {
-        G.refused = 0;
-        U.raise(env, 13, 0, RETURN_ADDRESS);
-    }
+    if (G.answer == REFUSED)
+        U.raise(env, GP, 0, RETURN_ADDRESS);
 }
 
 /* ---- the instruction count --------------------------------------------------------------- */
@@ -245,7 +372,7 @@ static int64_t now_ns(uintptr_t pc)
 static void rdtsc(void *env, uintptr_t pc)
 {
     if ((FIELD(env, ENV_CR4, uint64_t) & 4) && (FIELD(env, ENV_HFLAGS, uint32_t) & 3))
-        U.raise(env, 13, 0, pc);
+        U.raise(env, GP, 0, pc);
     uint64_t tsc = now_ns(pc);
     FIELD(env, ENV_REGS, uint64_t) = (uint32_t)tsc;
     FIELD(env, ENV_REGS + 2 * 8, uint64_t) = tsc >> 32;
@@ -262,27 +389,132 @@ void helper_rdtscp_x86_64(void *env)
     FIELD(env, ENV_REGS + 1 * 8, uint64_t) = 0;
 }
 
-static void check_port(void *env, uintptr_t pc)
+/* #GP unless the guest may use the port: by IOPL, or natively by its TSS's bitmap. */
+static void check_port(void *env, uint32_t port, int log_size, uintptr_t pc)
 {
-    if ((FIELD(env, ENV_HFLAGS, uint32_t) & 3) > ((FIELD(env, ENV_EFLAGS, uint64_t) >> 12) & 3))
-        U.raise(env, 13, 0, pc);
+    if ((FIELD(env, ENV_HFLAGS, uint32_t) & 3) <= ((FIELD(env, ENV_EFLAGS, uint64_t) >> 12) & 3))
+        return;
+    if (!G.native)
+        U.raise(env, GP, 0, pc);
+    G.left += unfinished(pc); /* the check below raises with its own return address */
+    U.restore_state(G.cpu, pc, true);
+    U.check_io[log_size](env, port);
+    G.left -= unfinished(pc);
 }
 
-#define PORT_IO(suffix, ones)                                                                    \
+static uint32_t port_exit(enum exit_kind kind, uint32_t port, int log_size, uint32_t value)
+{
+    G.port = port;
+    G.size = 1u << log_size;
+    G.value = value;
+    if (G.ports && G.ports[port & 0xffff])
+        enter_hypervisor(kind, 0);
+    return G.value;
+}
+
+#define PORT_IO(suffix, log_size, ones)                                                          \
     uint64_t helper_in##suffix##_x86_64(void *env, uint32_t port)                                \
     {                                                                                            \
-        (void)port;                                                                              \
-        check_port(env, RETURN_ADDRESS);                                                         \
-        return ones;                                                                             \
+        check_port(env, port, log_size, RETURN_ADDRESS);                                         \
+        return port_exit(EXIT_IN, port, log_size, ones) & ones;                                  \
     }                                                                                            \
     void helper_out##suffix##_x86_64(void *env, uint32_t port, uint32_t value)                   \
     {                                                                                            \
-        (void)port, (void)value;                                                                 \
-        check_port(env, RETURN_ADDRESS);                                                         \
+        check_port(env, port, log_size, RETURN_ADDRESS);                                         \
+        port_exit(EXIT_OUT, port, log_size, value & ones);                                       \
     }
-PORT_IO(b, 0xff)
-PORT_IO(w, 0xffff)
-PORT_IO(l, 0xffffffff)
+PORT_IO(b, 0, 0xffu)
+PORT_IO(w, 1, 0xffffu)
+PORT_IO(l, 2, 0xffffffffu)
+
+/* MSRs: the few that context switches write stay here, the hypervisor judges the rest. */
+enum { MSR_FS_BASE = 0xc0000100, MSR_KERNEL_GS_BASE = 0xc0000102 };
+
+static bool canonical(uint64_t address)
+{
+    int64_t high = (int64_t)address >> 47;
+    return high == 0 || high == -1;
+}
+
+void helper_rdmsr_x86_64(void *env)
+{
+    uint64_t *regs = &FIELD(env, ENV_REGS, uint64_t);
+
+    if (!G.native) { /* Unicorn's own API; a PV guest's has faulted */
+        U.rdmsr(env);
+        return;
+    }
+    enter_hypervisor(EXIT_RDMSR, 0);
+    if (G.answer == REFUSED)
+        U.raise(env, GP, 0, RETURN_ADDRESS);
+    if (G.answer == NATIVE) {
+        U.rdmsr(env);
+    } else {
+        regs[0] = (uint32_t)G.value;
+        regs[2] = G.value >> 32;
+    }
+}
+
+void helper_wrmsr_x86_64(void *env)
+{
+    uint64_t *regs = &FIELD(env, ENV_REGS, uint64_t);
+    uint32_t number = regs[1];
+
+    G.value = (uint32_t)regs[0] | regs[2] << 32;
+    if (!G.native) {
+        U.wrmsr(env);
+        return;
+    }
+    if (number >= MSR_FS_BASE && number <= MSR_KERNEL_GS_BASE) {
+        if (!canonical(G.value))
+            U.raise(env, GP, 0, RETURN_ADDRESS);
+        U.wrmsr(env);
+        return;
+    }
+    enter_hypervisor(EXIT_WRMSR, 0);
+    if (G.answer == REFUSED)
+        U.raise(env, GP, 0, RETURN_ADDRESS);
+    if (G.answer == NATIVE)
+        U.wrmsr(env);
+}
+
+/* ---- interrupts of native guests ------------------------------------------------------------ */
+
+static int next_vector(void)
+{
+    if (G.callback_vector != NO_VECTOR && G.upcall_pending && *G.upcall_pending)
+        return G.callback_vector;
+    return G.apic_vector;
+}
+
+bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
+{
+    uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
+
+    if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ))
+        return U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);
+    int vector = next_vector();
+    if (vector == NO_VECTOR) {
+        *requested &= ~INTERRUPT_VIRQ;
+        return false;
+    }
+    if (!(FIELD(G.env, ENV_EFLAGS, uint64_t) & EFLAGS_IF) ||
+        (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ))
+        return false;
+    if (vector == G.apic_vector) {
+        G.apic_accepted = vector;
+        G.apic_vector = NO_VECTOR;
+    }
+    U.hard_interrupt(G.env, vector, 1);
+    return true;
+}
+
+/* Make the CPU look for interrupts at the next block. */
+void shim_request_interrupt(uint32_t kind)
+{
+    FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= kind;
+    FIELD(G.cpu, CPU_ICOUNT_DECR + 2, uint16_t) = 0xffff;
+}
 
 /* ---- the TLB ------------------------------------------------------------------------------ */
 
@@ -303,9 +535,24 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, in
     return U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
 }
 
+/* Where a native guest's frame lies in the machine. */
+static uint64_t machine_address(uint64_t paddr)
+{
+    uint64_t gfn = paddr >> 12;
+
+    if (gfn < G.frames && G.populated[gfn])
+        return paddr;
+    for (uint64_t i = 0; i < G.overrides; i++)
+        if (G.override_gfn[i] == gfn)
+            return G.override_maddr[i];
+    return G.hole;
+}
+
 void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
                                     int prot, int mode, uint64_t size)
 {
+    if (G.populated)
+        paddr = machine_address(paddr);
     uint64_t frame = paddr >> 12;
 
     if (frame < G.frames && !(G.code[frame] & FRAME_FETCHED)) {
@@ -398,6 +645,15 @@ const char *shim_bind(void *unicorn)
         {"helper_write_eflags_x86_64", &U.write_eflags},
         {"tlb_flush_x86_64", &U.tlb_flush},
         {"tlb_flush_page_x86_64", &U.tlb_flush_page},
+        {"x86_cpu_do_interrupt_x86_64", &U.do_interrupt},
+        {"do_interrupt_x86_hardirq_x86_64", &U.hard_interrupt},
+        {"x86_cpu_exec_interrupt_x86_64", &U.exec_interrupt},
+        {"cpu_memory_rw_debug_x86_64", &U.memory_rw},
+        {"helper_rdmsr_x86_64", &U.rdmsr},
+        {"helper_wrmsr_x86_64", &U.wrmsr},
+        {"helper_check_iob_x86_64", &U.check_io[0]},
+        {"helper_check_iow_x86_64", &U.check_io[1]},
+        {"helper_check_iol_x86_64", &U.check_io[2]},
     };
     for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         void *found = dlsym(unicorn, wanted[i].name);
@@ -414,6 +670,7 @@ void shim_attach(void *uc)
     G.uc = uc;
     G.cpu = FIELD(uc, UC_CPU, void *);
     G.env = FIELD(G.cpu, CPU_ENV_PTR, void *);
+    G.callback_vector = G.apic_vector = G.apic_accepted = NO_VECTOR;
     G.rflags = U.read_eflags(G.env);
 }
 

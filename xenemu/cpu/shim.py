@@ -18,6 +18,10 @@ from xenemu.errors import EngineError
 UNICORN_VERSION = "2.1.4"
 
 EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID = range(5)
+EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT = range(5, 10)
+ANSWERED, REFUSED, NATIVE = range(3)
+INTERRUPT_VIRQ, INTERRUPT_NMI = 0x100, 0x200
+MAX_OVERRIDES = 512
 
 
 class State(C.Structure):
@@ -34,7 +38,11 @@ class State(C.Structure):
         ("kind", C.c_uint32),
         ("vector", C.c_uint32),
         ("error", C.c_uint32),
-        ("refused", C.c_uint32),
+        ("answer", C.c_uint32),
+        ("native", C.c_uint32),
+        ("port", C.c_uint32),
+        ("size", C.c_uint32),
+        ("value", C.c_uint64),
         ("code", C.c_void_p),
         ("written", C.c_void_p),
         ("frames", C.c_uint64),
@@ -47,6 +55,16 @@ class State(C.Structure):
         ("uc", C.c_void_p),
         ("cpu", C.c_void_p),
         ("env", C.c_void_p),
+        ("ports", C.c_void_p),
+        ("populated", C.c_void_p),
+        ("hole", C.c_uint64),
+        ("overrides", C.c_uint64),
+        ("override_gfn", C.c_uint64 * MAX_OVERRIDES),
+        ("override_maddr", C.c_uint64 * MAX_OVERRIDES),
+        ("upcall_pending", C.c_void_p),
+        ("callback_vector", C.c_int32),
+        ("apic_vector", C.c_int32),
+        ("apic_accepted", C.c_int32),
     )
 
 
@@ -82,6 +100,7 @@ class Shim:
         self.sync_rflags = self._function("shim_sync_rflags", None)
         self.reload_rflags = self._function("shim_reload_rflags", None)
         self.flush_page = self._function("shim_flush_page", None, C.c_uint64)
+        self.request_interrupt = self._function("shim_request_interrupt", None, C.c_uint32)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", C.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", C.c_void_p)()
         self.state = State.from_address(self._function("shim_state", C.c_void_p)())

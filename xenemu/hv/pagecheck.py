@@ -1,10 +1,11 @@
 """Check the frame table against what memory says: the invariants of page types.
 
-In Xen: common/grant_table.c and arch/x86/domain.c once had such an audit (audit.c).
+In Xen: arch/x86/audit.c, as long as it had one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from xenemu.hv.frame_table import (
@@ -29,6 +30,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
     """
     nr_frames = frames.memory.nr_frames
     count, type_count = [0] * nr_frames, [0] * nr_frames
+    linear: Counter[int] = Counter()
     faults = []
 
     def refer(mfn: int, wanted: int, by: str) -> None:
@@ -54,6 +56,10 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
         if PGT_l1_page_table <= used_as <= PGT_l4_page_table:
             for target, wanted in _references(frames, mfn):
                 refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
+                if wanted == used_as:
+                    linear.update({mfn: -1, target: 1})
+    if linear != Counter(frames.linear_pt_count):
+        faults.append(f"linear page tables are counted {frames.linear_pt_count}, not {linear}")
     for mfn in range(nr_frames):
         if (count[mfn], type_count[mfn]) != (frames.count[mfn], frames.type_count[mfn]):
             faults.append(
@@ -76,7 +82,7 @@ def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
             continue
         if level == PGT_l1_page_table:
             result.append((target, PGT_writable_page if entry & RW else PGT_none))
-        elif target != mfn:
+        elif target != mfn or entry & RW:
             linear = not entry & RW and target < len(frames.type) and frames.type[target] == level
             result.append((target, level if linear else level - 1))
     return result

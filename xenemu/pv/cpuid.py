@@ -12,7 +12,7 @@ from xenemu.x86 import cpuid
 
 HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
 FEAT1_MMU_PT_UPDATE_PRESERVE_AD = 1 << 0
-MACHINE_ADDRESS_BITS = 46
+MACHINE_ADDRESS_BITS = 40
 
 
 def execute(current: Current) -> None:

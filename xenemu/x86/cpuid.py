@@ -79,7 +79,7 @@ BASIC: Final[dict[int, Registers]] = {
     0x80000003: _string(BRAND[16:32]),
     0x80000004: _string(BRAND[32:48]),
     0x80000006: (0, 0, 256 << 16 | 6 << 12 | 64, 0),  # 256 KiB of L2, lines of 64 bytes
-    0x80000008: (48 << 8 | 46, 0, 0, 0),
+    0x80000008: (48 << 8 | 40, 0, 0, 0),
 }
 # Leaf 4: L1 data, L1 instruction, L2; each 8 ways of 64-byte lines.
 CACHES: Final[dict[int, Registers]] = {

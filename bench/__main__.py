@@ -1,0 +1,146 @@
+"""Measure: ``python -m bench [--rounds N | --quick] [--update FILE] [--install]``."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from bench import report
+from bench.measure import BANNER, EXIT, INIT, BenchError, Run, measure
+from bench.subjects import MEMORY, QEMU, SUBJECTS, Subject
+from guests import fetch, initramfs
+from xenemu import __version__, image
+from xenemu.errors import XenemuError
+
+ROOT = Path(__file__).parents[1]
+KERNEL, BUSYBOX, XEN = "debian-amd64", "busybox", "xen-hypervisor"
+APT_INSTALL = ("apt-get", "install", "-y", "--no-install-recommends", "qemu-system-x86")
+
+
+def main() -> int:
+    """Measure every subject, print the table, and write it to a file if one is given."""
+    arguments = _parse()
+    try:
+        if arguments.update:  # before the minutes that measuring takes
+            report.replace_block(arguments.update.read_text(), "")
+        _require_qemu(arguments.install)
+        images = {name: _image(name) for name in (KERNEL, BUSYBOX, XEN)}
+        with tempfile.TemporaryDirectory(prefix="xenemu-bench-") as scratch:
+            _prepare(Path(scratch), images)
+            results = _rounds(arguments.rounds, Path(scratch))
+        text = f"{_conditions(images, results)}\n\n{report.table(results)}"
+        print(text)
+        if arguments.update:
+            arguments.update.write_text(report.replace_block(arguments.update.read_text(), text))
+    except (BenchError, XenemuError, fetch.FetchError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Boot Debian's kernel in xenemu and in its peers; compare what it costs.",
+    )
+    rounds = parser.add_mutually_exclusive_group()
+    rounds.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    rounds.add_argument("--quick", dest="rounds", action="store_const", const=1, help="one round")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help=f"rewrite what is after {report.BEGIN} in FILE"
+    )
+    parser.add_argument("--install", action="store_true", help="install QEMU if it is missing")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
+    return arguments
+
+
+def _require_qemu(install: bool) -> None:
+    if shutil.which(QEMU):
+        return
+    if not install:
+        raise BenchError(f"no {QEMU}: apt-get install qemu-system-x86, or as root: --install")
+    if subprocess.run(APT_INSTALL, stdout=sys.stderr, check=False).returncode:
+        raise BenchError(f"{' '.join(APT_INSTALL)} failed")
+
+
+def _image(name: str) -> fetch.Cached:
+    entry = fetch.cached(name)
+    if not entry:
+        declared = fetch.declared()[name]
+        apt = fetch.Apt(fetch.cache_dir() / "apt", declared.architecture)
+        done, failed = fetch.fetch([declared], apt)
+        if failed:
+            raise BenchError(f"{name}: {failed[name]}")
+        (entry,) = done
+    return entry
+
+
+def _prepare(scratch: Path, images: dict[str, fetch.Cached]) -> None:
+    """Write the files that subjects name."""
+    shutil.copyfile(images[KERNEL].path, scratch / "bzImage")
+    init = initramfs.DEFAULT_INIT.read_bytes()
+    archive = initramfs.build(images[BUSYBOX].path.read_bytes(), init)
+    (scratch / "initrd.gz").write_bytes(archive)
+    with gzip.open(images[XEN].path) as packed:  # QEMU wants the ELF itself
+        (scratch / "xen").write_bytes(packed.read())
+    # Elsewhere, because a process's peak starts from that of the one that started it.
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(_unpack, scratch / "bzImage", scratch / "vmlinux").result()
+
+
+def _unpack(kernel: Path, vmlinux: Path) -> None:
+    vmlinux.write_bytes(image.load(kernel).elf)
+
+
+def _rounds(count: int, scratch: Path) -> dict[Subject, list[Run]]:
+    """Run every subject once a round, in turns."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this xenemu, not an installed one
+    results: dict[Subject, list[Run]] = {subject: [] for subject in SUBJECTS}
+    for number in range(1, count + 1):
+        for subject, runs in results.items():
+            label = f"round {number} of {count}, {subject.boot}, {subject.name}"
+            try:
+                run = measure(subject.command, scratch, environment)
+            except BenchError as error:
+                raise BenchError(f"{label}: {error}") from None
+            runs.append(run)
+            cpu = ", ".join(f"{name} {run.at[name].cpu:.2f}" for name in (BANNER, INIT, EXIT))
+            wall = run.at[EXIT].wall
+            print(f"{label}: CPU s to {cpu}; wall {wall:.2f}", file=sys.stderr, flush=True)
+    return results
+
+
+def _conditions(images: dict[str, fetch.Cached], results: report.Results) -> str:
+    """Say what was measured, on what, and how steady it was."""
+    qemu = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
+    rounds = len(next(iter(results.values())))
+    return (
+        f"xenemu {__version__}, Python {platform.python_version()}; QEMU"
+        f" {qemu.stdout.split()[3]} (TCG), Xen {images[XEN].version}; Debian's Linux"
+        f" {images[KERNEL].version}, {MEMORY}, one CPU; on {os.cpu_count()} CPUs of"
+        f" {_processor()}. Median of {rounds}, by turns; CPU seconds of one subject differ by"
+        f" up to {report.spread(results):.0%}. Under Xen the"
+        " kernel is dom0, which finds and powers off a PC; in xenemu it is a domU."
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return "an unnamed processor"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

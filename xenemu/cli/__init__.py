@@ -1,0 +1,94 @@
+"""The command line: ``xenemu run``, ``inspect``, ``hypercalls``.
+
+A person's mistake is one line on standard error; a traceback is a bug of xenemu's, and says so.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from xenemu import __version__
+from xenemu.cli.hypercalls import hypercalls
+from xenemu.cli.inspect import inspect
+from xenemu.cli.run import run
+from xenemu.errors import EngineError, XenemuError
+from xenemu.outcome import EXIT_BUG, EXIT_IMAGE
+
+EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
+EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE
+# What the argument parser exits with: 2 is a usage error, 1 a standard output that was closed.
+PARSER_CODES: Final = {1: EXIT_PIPE, 2: EXIT_IMAGE}
+
+app = typer.Typer(
+    name="xenemu",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(run)
+app.command()(inspect)
+app.command()(hypercalls)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xenemu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def xenemu(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """A Xen hypervisor in a process: boot Xen guest kernels on a software CPU.
+
+    It needs no Xen, no KVM and no privileges. Begin with "xenemu inspect KERNEL", which tells
+    what a kernel can boot as, and "xenemu run KERNEL", which boots it.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; `arguments` are those of the process."""
+    try:
+        app(arguments, prog_name="xenemu")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        return PARSER_CODES.get(code, code)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except EngineError as error:
+        return _fail(str(error), EXIT_BUG)
+    except XenemuError as error:
+        return _fail(str(error), EXIT_IMAGE)
+    except Exception as error:
+        verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
+        if verbose:
+            traceback.print_exc()
+        return _fail(_describe_bug(error, bool(verbose)), EXIT_BUG)
+    return 0
+
+
+def _describe_bug(error: Exception, shown: bool) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    how = "" if shown else "; -v shows the traceback"
+    return f"bug in xenemu {__version__}: {what} ({where}); please report it{how}"
+
+
+def _fail(sentence: str, code: int) -> int:
+    typer.echo(f"xenemu: {sentence}", err=True)
+    return code

@@ -1,0 +1,188 @@
+"""The person's side of the guest's console: this process's standard input and output.
+
+What the guest prints goes to standard output, and to the log, byte for byte. Input comes from a
+terminal, which is then in raw mode, or from a pipe or a file. Nothing here changes how a
+descriptor blocks, as other processes may share it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import termios
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+from xenemu.cli.expect import Expectations
+from xenemu.cli.status import Status
+from xenemu.errors import UsageError
+from xenemu.outcome import End, Outcome
+
+LEAVE: Final = b"\x1d"  # Ctrl-]
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class HostTerminal:
+    """Implements `xenemu.machine.Terminal`; to be entered as a context around the run.
+
+    `stdin` and `stdout` are descriptors, or None if the process has none. `signum` is the
+    signal that ended the run, if one did; SIGPIPE means that nobody reads the console any more.
+    """
+
+    def __init__(
+        self,
+        stdin: int | None,
+        stdout: int | None,
+        expectations: Expectations,
+        status: Status,
+        log: BinaryIO | None = None,
+    ) -> None:
+        self.signum = 0
+        self.interactive = stdin is not None and _is_foreground_terminal(stdin)
+        if stdin is not None and os.isatty(stdin) and not self.interactive:
+            stdin = None
+        self._stdin = stdin
+        self._stdout = stdout
+        self._expectations = expectations
+        self._status = status
+        self._log = log
+        self._left = False
+        self._handlers: dict[int, signal._HANDLER] = {}
+        self._waiting = False
+        self._saved: list[Any] | None = None
+
+    # The person's terminal, and signals.
+
+    def __enter__(self) -> Self:
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._handlers[signum] = signal.signal(signum, self._on_signal)
+        if self.interactive:
+            assert self._stdin is not None
+            self._saved = termios.tcgetattr(self._stdin)
+            termios.tcsetattr(self._stdin, termios.TCSANOW, _raw(termios.tcgetattr(self._stdin)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+    def _restore(self) -> None:
+        if self._saved is not None and self._stdin is not None:
+            with suppress(termios.error):  # it may have been hung up
+                termios.tcsetattr(self._stdin, termios.TCSANOW, self._saved)
+            self._saved = None
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Note the signal; the run ends at its next look, or now if this process waits.
+
+        Raising it always would not do: Python swallows what is raised as the engine calls in.
+        """
+        self.signum = signum
+        if self._waiting:
+            self._waiting = False
+            raise InterruptedError
+
+    def _wait(self, reading: list[int], writing: list[int], seconds: float | None) -> bool:
+        """Wait for a descriptor; False if the time passed, or a signal came."""
+        try:
+            self._waiting = True
+            if self.signum:
+                self._waiting = False
+                return False
+            readable, writable, _ = select.select(reading, writing, [], seconds)
+            self._waiting = False
+        except InterruptedError:
+            return False
+        return bool(readable or writable)
+
+    # Terminal.
+
+    @property
+    def exhausted(self) -> bool:
+        """No more input can come."""
+        return self._stdin is None
+
+    def check(self) -> Outcome | None:
+        """Why to stop: a signal, Ctrl-], or every expectation met."""
+        if self.signum:
+            return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
+        if self._left:
+            return Outcome(End.STOPPED, "left by Ctrl-]")
+        if self._expectations.met:
+            return Outcome(End.EXPECTED, "every expectation is met")
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Show what the guest printed, log it, and look for what is expected."""
+        self._status.make_room()
+        if self._log:
+            self._log.write(data)
+        try:
+            self._show(data)
+        except BrokenPipeError:
+            self.signum = signal.SIGPIPE
+        except OSError as error:
+            raise UsageError(f"cannot write to standard output: {error.strerror}") from None
+        self._status.printed(data)
+        self._expectations.feed(data)
+
+    def _show(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left and self._stdout is not None and not self.signum:
+            # A pipe with room takes this much at once, so that nothing blocks but `_wait`.
+            if self._wait([], [self._stdout], None):
+                left = left[os.write(self._stdout, left[: select.PIPE_BUF]) :]
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
+        if self._stdin is None or not room:
+            return b""
+        if not self._wait([self._stdin], [], None if wait_ns is None else wait_ns / 1e9):
+            return b""
+        try:
+            data = os.read(self._stdin, room)
+        except OSError:  # the terminal was hung up
+            data = b""
+        if not data:
+            self._close_input()
+        elif self.interactive:
+            self._status.typed()
+            data, ctrl_bracket, _ = data.partition(LEAVE)
+            self._left = bool(ctrl_bracket)
+        return data
+
+    def _close_input(self) -> None:
+        self._restore()
+        self._stdin = None
+        self.interactive = False
+
+
+def _is_foreground_terminal(descriptor: int) -> bool:
+    """Whether a person types there, and to this process; one in the background may not read."""
+    return os.isatty(descriptor) and os.tcgetpgrp(descriptor) == os.getpgrp()
+
+
+def _raw(attributes: list[Any]) -> list[Any]:
+    """Terminal attributes that pass every key on as it is; output is still processed.
+
+    Guests that print bare line feeds are so readable, and others do not notice.
+    """
+    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes
+    iflag &= ~(
+        termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.INPCK
+        | termios.ISTRIP | termios.IXON
+    )  # fmt: skip
+    lflag &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+    cc = [*cc]
+    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
+    return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
