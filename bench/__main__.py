@@ -29,8 +29,8 @@ def main() -> int:
     """Measure every subject, print the table, and write it to a file if one is given."""
     arguments = _parse()
     try:
-        if arguments.update:  # before the minutes that measuring takes
-            report.replace_block(arguments.update.read_text(), "")
+        if arguments.update:  # not after the minutes that measuring takes
+            _update(arguments.update, None)
         _require_qemu(arguments.install)
         images = {name: _image(name) for name in (KERNEL, BUSYBOX, XEN)}
         with tempfile.TemporaryDirectory(prefix="xenemu-bench-") as scratch:
@@ -39,10 +39,12 @@ def main() -> int:
         text = f"{_conditions(images, results)}\n\n{report.table(results)}"
         print(text)
         if arguments.update:
-            arguments.update.write_text(report.replace_block(arguments.update.read_text(), text))
+            _update(arguments.update, text)
     except (BenchError, XenemuError, fetch.FetchError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -62,6 +64,16 @@ def _parse() -> argparse.Namespace:
     if arguments.rounds < 1:
         parser.error("--rounds: at least 1")
     return arguments
+
+
+def _update(file: Path, block: str | None) -> None:
+    """Rewrite the block in `file`; without one, only check that there is a place for it."""
+    try:
+        text = report.replace_block(file.read_text(), block or "")
+    except (BenchError, UnicodeDecodeError) as error:
+        raise BenchError(f"{file}: {error}") from None
+    if block:
+        file.write_text(text)
 
 
 def _require_qemu(install: bool) -> None:
@@ -124,13 +136,13 @@ def _conditions(images: dict[str, fetch.Cached], results: report.Results) -> str
     """Say what was measured, on what, and how steady it was."""
     qemu = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
     rounds = len(next(iter(results.values())))
+    differ = f"; CPU seconds of a row differ by up to {report.spread(results):.0%}"
     return (
         f"xenemu {__version__}, Python {platform.python_version()}; QEMU"
         f" {qemu.stdout.split()[3]} (TCG), Xen {images[XEN].version}; Debian's Linux"
-        f" {images[KERNEL].version}, {MEMORY}, one CPU; on {os.cpu_count()} CPUs of"
-        f" {_processor()}. Median of {rounds}, by turns; CPU seconds of one subject differ by"
-        f" up to {report.spread(results):.0%}. Under Xen the"
-        " kernel is dom0, which finds and powers off a PC; in xenemu it is a domU."
+        f" {images[KERNEL].version} with {MEMORY} and one CPU; on {os.cpu_count()} CPUs of"
+        f" {_processor()}. {f'Medians of {rounds} by turns{differ}' if rounds > 1 else 'One run'}."
+        " Under Xen the kernel is dom0, which sets up and powers off a PC; in xenemu it is a domU."
     )
 
 

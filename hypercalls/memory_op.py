@@ -12,9 +12,14 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from hypercalls import physmap
 from hypercalls.memory_exchange import MAX_ORDER, mfn_limit
 from hypercalls.memory_exchange import exchange as memory_exchange
-from xenemu.abi.arch_x86.xen import MACH2PHYS_VIRT_END, MACH2PHYS_VIRT_START
+from xenemu.abi.arch_x86.xen import (
+    HYPERVISOR_COMPAT_VIRT_START,
+    MACH2PHYS_VIRT_END,
+    MACH2PHYS_VIRT_START,
+)
 from xenemu.abi.errno import (
     EACCES,
     EDOM,
@@ -79,7 +84,7 @@ from xenemu.abi.memory import (
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv import shared_info
-from xenemu.hv.dispatch import PTR, PV, ULONG, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import (
     check_target,
@@ -87,7 +92,6 @@ from xenemu.hv.foreign import (
     lock_remote_domain_by_id,
 )
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, Mfn
-from xenemu.x86.segment import HYPERVISOR_COMPAT_VIRT_START
 
 PAGES_PER_CALL: Final = 4096  # then the guest issues the rest of the call again
 MAX_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT
@@ -170,12 +174,19 @@ def _check_reservation(current: Current, reservation: xen_memory_reservation, st
         raise XenError(EPERM, f"extents of order {reservation.extent_order} are for dom0")
 
 
-def _allocate(current: Current, reservation: xen_memory_reservation) -> Mfn:
-    """Take an extent from the heap; ENOMEM if the domain has all it may have."""
+def _allocate(
+    current: Current, reservation: xen_memory_reservation, wanted: int | None = None
+) -> Mfn:
+    """Take an extent from the heap, the frame `wanted` if it is free.
+
+    ENOMEM if the domain has all it may have.
+    """
     domain = current.domain
     order = reservation.extent_order
     if domain.frames.tot_pages.get(domain.domid, 0) + (1 << order) > domain.max_pages:
         raise XenError(ENOMEM, f"the domain may have no more than {domain.max_pages} pages")
+    if wanted is not None and not order and domain.frames.alloc_frame_at(wanted, domain.domid):
+        return Mfn(wanted)
     below = mfn_limit(current, reservation.mem_flags)
     return domain.frames.alloc_frames(domain.domid, order, below)[0]
 
@@ -210,10 +221,15 @@ def populate_physmap(current: Current, pointer: int, start: int = 0) -> int:
         pfn = _frame_at(current, reservation, index)
         if reservation.mem_flags & XENMEMF_populate_on_demand:
             raise XenError(EPERM, "no domain populates itself on demand")
-        mfn = _allocate(current, reservation)
+        translated = current.domain.p2m is not None
+        mfn = _allocate(current, reservation, pfn if translated else None)
         for page in range(1 << reservation.extent_order):
-            current.domain.frames.set_m2p(mfn + page, pfn + page)
-        _set_frame_at(current, reservation, index, mfn)
+            if translated:
+                physmap.populate(current, pfn + page, Mfn(mfn + page))
+            else:
+                current.domain.frames.set_m2p(mfn + page, pfn + page)
+        if not translated:
+            _set_frame_at(current, reservation, index, mfn)
 
     return _for_each_extent(current, XENMEM_populate_physmap, pointer, start, do_extent)
 
@@ -226,6 +242,10 @@ def decrease_reservation(current: Current, pointer: int, start: int = 0) -> int:
         frames, domid = current.domain.frames, current.domain.domid
         first = _frame_at(current, reservation, index)
         for mfn in range(first, first + (1 << reservation.extent_order)):
+            if current.domain.p2m is not None:
+                current.domain.p2m.lookup(mfn)
+                physmap.discard(current, mfn)
+                continue
             try:
                 frames.get_page(mfn, domid)
             except XenError as error:
@@ -346,25 +366,49 @@ def add_to_physmap(current: Current, op: xen_add_to_physmap) -> None:
     """EACCES: a PV guest has no physmap of Xen's. ENOSYS: another domain's frames. ESRCH."""
     if op.space == XENMAPSPACE_gmfn_foreign:
         raise XenError(ENOSYS, "other domains' frames go by add_to_physmap_batch")
-    lock_domain_by_any_id(current, op.domid)
-    raise XenError(EACCES, "a PV guest keeps its own physmap")
+    check_target(current, lock_domain_by_any_id(current, op.domid))
+    if current.domain.p2m is None:
+        raise XenError(EACCES, "a PV guest keeps its own physmap")
+    count = op.size if op.space == XENMAPSPACE_gmfn_range else 1
+    for n in range(min(count, PAGES_PER_CALL)):
+        physmap.add(current, op.space, op.idx + n, op.gpfn + n)
 
 
 @ops.sub(XENMEM_add_to_physmap_batch, xen_add_to_physmap_batch)
 def add_to_physmap_batch(current: Current, op: xen_add_to_physmap_batch) -> None:
-    """EACCES: a PV guest has no physmap of Xen's. EOPNOTSUPP: a range of frames. ESRCH."""
+    """Put frames into the physmap, each with an errno of its own.
+
+    EACCES: a PV guest has no physmap of Xen's. EOPNOTSUPP: a range of frames. ESRCH.
+    """
     if op.space == XENMAPSPACE_gmfn_range:
         raise XenError(EOPNOTSUPP, "a range is not for add_to_physmap_batch")
-    lock_domain_by_any_id(current, op.domid)
-    raise XenError(EACCES, "a PV guest keeps its own physmap")
+    check_target(current, lock_domain_by_any_id(current, op.domid))
+    if current.domain.p2m is None:
+        raise XenError(EACCES, "a PV guest keeps its own physmap")
+    width = current.domain.width
+    for n in range(op.size):
+        index = current.read_ulong(op.idxs + n * width)
+        gfn = current.read_ulong(op.gpfns + n * width)
+        errno = 0
+        try:
+            physmap.add(current, op.space, index, gfn)
+        except XenError as error:
+            errno = -error.errno
+        current.write_uint(op.errs + n * 4, 4, errno)
 
 
 @ops.sub(XENMEM_remove_from_physmap, xen_remove_from_physmap)
 def remove_from_physmap(current: Current, op: xen_remove_from_physmap) -> None:
-    """Nothing to do for a PV guest's own frame. ENOENT: not its frame. ESRCH, EPERM."""
+    """Make a hole in the physmap; a PV guest has none, and its own frame stays.
+
+    ENOENT: nothing there, or not its frame. ESRCH, EPERM.
+    """
     domid = lock_domain_by_any_id(current, op.domid)
     check_target(current, domid)
     frames = current.domain.frames
+    if current.domain.p2m is not None:
+        physmap.remove(current, op.gpfn)
+        return
     if not (op.gpfn < len(frames.owner) and frames.owner[op.gpfn] == domid):
         raise XenError(ENOENT, f"{frames.describe(op.gpfn)} does not belong to d{domid}")
 
@@ -433,4 +477,4 @@ for _command, _name in (
 ):
     ops.answer(_command, _name, ENOSYS, "Xen is built without memory sharing and paging")
 
-memory_op = Hypercall(Nr.memory_op, "memory_op", PV, (ULONG, PTR), ops)
+memory_op = Hypercall(Nr.memory_op, "memory_op", ALL, (ULONG, PTR), ops)

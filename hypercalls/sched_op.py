@@ -31,6 +31,7 @@ from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
+from xenemu.x86.flags import IF
 
 ops = SubOps("sched_op")
 
@@ -49,7 +50,10 @@ def yield_(current: Current, pointer: int) -> None:
 @ops.sub(SCHEDOP_block)
 def block(current: Current, pointer: int) -> None:
     """Unmask upcalls, and wait for one unless one is due."""
-    set_upcall_mask(current.domain, current.vcpu, False)
+    if current.domain.p2m is None:
+        set_upcall_mask(current.domain, current.vcpu, False)
+    else:
+        current.cpu.rflags |= IF
     if not event_pending(current.domain, current.vcpu):
         scheduler.block(current)
 

@@ -169,7 +169,7 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
         raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id}'s vcpu_info has been moved already")
     if vcpu is not current.vcpu and vcpu.online:
         raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} is up, and not the one that asks")
-    mfn = Mfn(op.mfn)
+    mfn = domain.gfn_to_mfn(op.mfn)
     try:
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
     except XenError as error:

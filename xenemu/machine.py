@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from hypercalls import TABLE as TABLE
+from hypercalls import TABLE
 from xenemu.abi.sched import (
     SHUTDOWN_crash,
     SHUTDOWN_poweroff,
@@ -23,6 +23,7 @@ from xenemu.abi.sched import (
     SHUTDOWN_watchdog,
 )
 from xenemu.cpu.engine import Engine
+from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.domain import Current, Domain
@@ -31,8 +32,14 @@ from xenemu.hv.vcpu import Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
 from xenemu.outcome import End, Outcome
-from xenemu.pv.builder import DomainConfig, build_pv64
+from xenemu.hv.building import DomainConfig
+from xenemu.pv.builder import build_pv64
 from xenemu.pv.personality import PV64
+from xenemu.pvh.builder import build_pvh
+from xenemu.pvh.entry import PORTS, TripleFault
+from xenemu.pvh.personality import PVH
+
+__all__ = ["TABLE", "DomainConfig", "Limits", "Machine", "Mode", "Terminal", "choose_mode"]
 
 SLICE_NS = 10_000_000  # how long a guest runs before the console and other vcpus are looked at
 SHUTDOWNS = {
@@ -96,7 +103,7 @@ def choose_mode(image: Image, mode: Mode) -> ImageMode:
     """Settle what an image is booted as; ImageError says why it cannot be."""
     verdicts = modes(image)
     wanted = {
-        Mode.AUTO: (ImageMode.PV64, ImageMode.PV32, ImageMode.PVH),
+        Mode.AUTO: (ImageMode.PVH, ImageMode.PV64, ImageMode.PV32),
         Mode.PV: (ImageMode.PV64, ImageMode.PV32),
         Mode.PVH: (ImageMode.PVH,),
     }[mode]
@@ -105,7 +112,7 @@ def choose_mode(image: Image, mode: Mode) -> ImageMode:
         mine = [kind for kind in wanted if verdicts[kind].reason]
         reasons = "; ".join(f"{kind.value}: {verdicts[kind].reason}" for kind in mine)
         raise ImageError(f"{image.path}: cannot boot as {mode.value}: {reasons}")
-    if possible[0] is not ImageMode.PV64:
+    if possible[0] is ImageMode.PV32:
         raise ImageError(f"{image.path}: boots as {possible[0].value}, which is not modelled yet")
     return possible[0]
 
@@ -115,9 +122,10 @@ class Machine:
 
     def __init__(self, image: Image, config: DomainConfig, mode: Mode = Mode.AUTO) -> None:
         self.mode = choose_mode(image, mode)
-        self.domain: Domain = build_pv64(image, config)
-        self.personality: Personality = PV64
-        self.engine = Engine(self.domain.memory)
+        native = self.mode is ImageMode.PVH
+        self.domain: Domain = (build_pvh if native else build_pv64)(image, config)
+        self.personality: Personality = PVH if native else PV64
+        self.engine: Engine = self._native_engine() if native else Engine(self.domain.memory)
         self.current = Current(
             self.domain,
             self.domain.vcpus[0],
@@ -127,16 +135,25 @@ class Machine:
             TABLE,
         )
         self.exits = self.personality.exits(self.current)
-        self.engine.handler = self.exits
-        self.engine.enter_long_mode(self.personality.address_space(self.current) << 12)
+        self.engine.attach(self.exits)
+        if not native:
+            self.engine.enter_long_mode(self.personality.address_space(self.current) << 12)
         self.engine.set_task_switched(False)
         self.personality.start(self.current)
+
+    def _native_engine(self) -> NativeEngine:
+        p2m = self.domain.p2m
+        assert p2m is not None
+        return NativeEngine(self.domain.memory, p2m, PORTS)
 
     def run(self, terminal: Terminal, limits: Limits | None = None) -> Outcome:
         """Run the guest to its end, or until `terminal` or `limits` say to stop."""
         limits = limits or Limits()
         try:
             return self._run(terminal, limits)
+        except TripleFault as fault:
+            self._show_output(terminal)
+            return Outcome(End.TRIPLE_FAULT, str(fault))
         except DomainCrash as crash:
             self._show_output(terminal)
             return Outcome(End.REFUSED, str(crash))
@@ -145,7 +162,8 @@ class Machine:
         domain, engine = self.domain, self.engine
         while True:
             for key in domain.timers.pop_due(engine.now_ns):
-                scheduler.fire_timer(domain, engine.now_ns, key)
+                if not self.exits.timer(key):
+                    scheduler.fire_timer(domain, engine.now_ns, key)
             self._pump(terminal)
             ended = self._ended(terminal, limits)
             if ended:
@@ -161,6 +179,7 @@ class Machine:
             next_ns = domain.timers.next_ns()
             deadline = engine.now_ns + SLICE_NS
             engine.run(deadline if next_ns is None else min(deadline, next_ns))
+            self.exits.stopped()
 
     def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
         code = self.domain.shutdown_code

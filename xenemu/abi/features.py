@@ -45,4 +45,17 @@ def pv_features(vm_assist: int = 0) -> int:
     return sum(1 << feature for feature in features) | pae
 
 
+def pvh_features() -> int:
+    """The features that Xen 4.17 reports to a PVH domU, which has no pirqs."""
+    features = (
+        XENFEAT_writable_page_tables,
+        XENFEAT_auto_translated_physmap,
+        XENFEAT_hvm_callback_vector,
+        XENFEAT_hvm_safe_pvclock,
+        XENFEAT_memory_op_vnode_supported,
+        XENFEAT_not_direct_mapped,
+    )
+    return sum(1 << feature for feature in features)
+
+
 _PAE_EXTENDED_CR3: Final = 3  # VMASST_TYPE_pae_extended_cr3

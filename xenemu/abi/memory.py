@@ -47,8 +47,12 @@ XENMEMF_address_bits: Final = 0xFF
 XENMEMF_populate_on_demand: Final = 1 << 16
 XENMEMF_vnode: Final = 1 << 18
 
+XENMAPSPACE_shared_info: Final = 0
+XENMAPSPACE_grant_table: Final = 1
+XENMAPSPACE_gmfn: Final = 2
 XENMAPSPACE_gmfn_range: Final = 3
 XENMAPSPACE_gmfn_foreign: Final = 4
+XENMAPIDX_grant_table_status: Final = 1 << 31  # in the index: a status frame
 
 XENMEM_RDM_ALL: Final = 1
 
@@ -111,7 +115,7 @@ class xen_add_to_physmap_batch(Struct, size=(32, 20)):
     domid: U16
     space: U16
     size: U16
-    foreign_domid: U16
+    u: U16  # foreign_domid
     idxs: HANDLE
     gpfns: HANDLE
     errs: HANDLE
@@ -186,7 +190,7 @@ class xen_reserved_device_memory_map(Struct, size=(24, 16)):
     flags: U32
     nr_entries: U32  # IN/OUT
     buffer: HANDLE
-    pci: U32  # segment, bus and devfn
+    dev: U32  # pci: segment, bus and devfn
 
 
 @dataclass

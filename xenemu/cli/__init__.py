@@ -16,7 +16,7 @@ import typer
 from xenemu import __version__
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
-from xenemu.cli.run import run
+from xenemu.cli.run import HELP_EPILOG, run
 from xenemu.errors import EngineError, XenemuError
 from xenemu.outcome import EXIT_BUG, EXIT_IMAGE
 
@@ -31,9 +31,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
+app.command(epilog=HELP_EPILOG)(run)
 app.command()(inspect)
 app.command()(hypercalls)
 

@@ -17,7 +17,10 @@ ERASE: Final = "\r\x1b[K"
 
 
 class Status:
-    """A line on `stream`, or nothing at all if that is None; `shared` with the console or not."""
+    """A line on `stream`, or nothing at all if that is None; `shared` with the console or not.
+
+    `measure` tells the guest's virtual time in ns and its instructions so far.
+    """
 
     def __init__(
         self,
@@ -28,21 +31,23 @@ class Status:
         self._stream = stream
         self._shared = shared
         self._clock = clock
+        self.measure: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._drawn = False
         self._at_line_start = True
         self._next_s = 0.0
         self._last = (clock(), 0)
 
     def phase(self, words: str) -> None:
-        """Show at once what is being done, before the guest runs."""
+        """Show at once what is being done."""
         self._draw(words)
 
-    def progress(self, words: str, now_ns: int, instructions: int) -> None:
-        """Show the virtual time and the speed, at most every `INTERVAL_S`."""
+    def progress(self, words: str) -> None:
+        """Show the virtual time and the speed too, at most every `INTERVAL_S`."""
         host_s = self._clock()
         if self._stream is None or host_s < self._next_s:
             return
         self._next_s = host_s + INTERVAL_S
+        now_ns, instructions = self.measure()
         (then_s, before), self._last = self._last, (host_s, instructions)
         speed = (instructions - before) / max(host_s - then_s, 1e-9) / 1e6
         self._draw(f"{words}, virtual time {now_ns / 1e9:.3f} s, {speed:.0f} M instructions/s")

@@ -13,7 +13,7 @@ import signal
 import termios
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, Final, Self
 
 from xenemu.cli.expect import Expectations
 from xenemu.cli.status import Status
@@ -27,8 +27,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class HostTerminal:
     """Implements `xenemu.machine.Terminal`; to be entered as a context around the run.
 
-    `stdin` and `stdout` are descriptors, or None if the process has none. `signum` is the
-    signal that ended the run, if one did; SIGPIPE means that nobody reads the console any more.
+    `stdin`, `stdout` and `log` are descriptors, or None for what there is not. `signum` is the
+    signal that ended the run, or 0; SIGPIPE means that nobody reads the console any more.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class HostTerminal:
         stdout: int | None,
         expectations: Expectations,
         status: Status,
-        log: BinaryIO | None = None,
+        log: int | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and _is_foreground_terminal(stdin)
@@ -114,6 +114,7 @@ class HostTerminal:
 
     def check(self) -> Outcome | None:
         """Why to stop: a signal, Ctrl-], or every expectation met."""
+        self._status.progress("running")
         if self.signum:
             return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
         if self._left:
@@ -125,14 +126,14 @@ class HostTerminal:
     def write(self, data: bytes) -> None:
         """Show what the guest printed, log it, and look for what is expected."""
         self._status.make_room()
-        if self._log:
-            self._log.write(data)
         try:
+            if self._log is not None:
+                _write_all(self._log, data)
             self._show(data)
         except BrokenPipeError:
             self.signum = signal.SIGPIPE
         except OSError as error:
-            raise UsageError(f"cannot write to standard output: {error.strerror}") from None
+            raise UsageError(f"the console cannot be written: {error.strerror}") from None
         self._status.printed(data)
         self._expectations.feed(data)
 
@@ -147,6 +148,8 @@ class HostTerminal:
         """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
         if self._stdin is None or not room:
             return b""
+        if wait_ns is None:
+            self._status.phase("waiting for input")
         if not self._wait([self._stdin], [], None if wait_ns is None else wait_ns / 1e9):
             return b""
         try:
@@ -165,6 +168,12 @@ class HostTerminal:
         self._restore()
         self._stdin = None
         self.interactive = False
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _is_foreground_terminal(descriptor: int) -> bool:

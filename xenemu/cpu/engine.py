@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as C
 from collections.abc import MutableSequence
+from typing import Any
 
 from xenemu.cpu import shim
 from xenemu.errors import EngineError
@@ -74,13 +75,13 @@ class Engine:
     handler: ExitHandler
 
     def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         loaded = shim.load()
         self._shim = loaded
         self._state = loaded.state
         unicorn = loaded.unicorn
         self._uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(CPU_MODEL)
-        self._memory = memory
         address = C.addressof(C.c_char.from_buffer(memory.mapping))
         uc.mem_map_ptr(0, memory.nr_frames << 12, unicorn.UC_PROT_ALL, address)
         uc.ctl_exits_enabled(True)
@@ -95,6 +96,7 @@ class Engine:
         self._hflags = C.c_uint32.from_address(env + ENV_HFLAGS)
         self._segs = (_Segment * 10).from_address(env + ENV_SEGS)
         self._cr = (C.c_uint64 * 5).from_address(env + ENV_CR)
+        self._efer = C.c_uint64.from_address(env + ENV_EFER)
         self._dr = (C.c_uint64 * 8).from_address(env + ENV_DR)
         self._saved = (C.c_ubyte * ENV_SAVED).from_address(env)
         self._interrupt_request = C.c_uint32.from_address(cpu + CPU_INTERRUPT_REQUEST)
@@ -110,6 +112,7 @@ class Engine:
         state.written = C.addressof(C.c_char.from_buffer(self._written))
         state.frames = memory.nr_frames
         state.left = state.end = state.skipped_ns = 0
+        state.native = state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
         self._error: BaseException | None = None
@@ -158,27 +161,33 @@ class Engine:
                     "elsewhere: xenemu supports the x86-64 Linux wheel from the Python index"
                 )
 
+    def attach(self, handler: Any) -> None:
+        """Set who handles the exits: an `ExitHandler`."""
+        self.handler = handler
+
     # ---- entering and leaving the hypervisor ----
 
     def _on_exit(self) -> None:
         try:
-            state = self._state
-            kind = state.kind
-            if kind == shim.EXIT_EXCEPTION:
-                self.handler.exception(state.vector, state.error)
-            elif kind == shim.EXIT_SYSCALL:
-                self.handler.syscall()
-            elif kind == shim.EXIT_UNDEFINED:
-                self.handler.invalid_opcode()
-            elif kind == shim.EXIT_SOFT_INT:
-                self.handler.software_interrupt(state.vector)
-            elif not self.handler.cpuid():
-                state.answer = shim.REFUSED
+            self._dispatch(self._state.kind)
             if self._memory.stale_code:
                 self._drop_stale_code()
         except BaseException as error:
             self._error = error
             self.stop()
+
+    def _dispatch(self, kind: int) -> None:
+        state = self._state
+        if kind == shim.EXIT_EXCEPTION:
+            self.handler.exception(state.vector, state.error)
+        elif kind == shim.EXIT_SYSCALL:
+            self.handler.syscall()
+        elif kind == shim.EXIT_UNDEFINED:
+            self.handler.invalid_opcode()
+        elif kind == shim.EXIT_SOFT_INT:
+            self.handler.software_interrupt(state.vector)
+        elif not self.handler.cpuid():
+            state.answer = shim.REFUSED
 
     def _drop_stale_code(self) -> None:
         for mfn in sorted(self._memory.stale_code):
@@ -338,6 +347,14 @@ class Engine:
     def flush_tlb_page(self, vaddr: int) -> None:
         """Forget the translations of one page before the guest runs again."""
         self._shim.flush_page(vaddr)
+
+    @property
+    def efer(self) -> int:
+        return int(self._efer.value)
+
+    @property
+    def cr4(self) -> int:
+        return int(self._cr[4])
 
     def enter_long_mode(self, cr3: int) -> None:
         """Put the CPU in 64-bit mode with paging on, as a PV64 guest finds it."""

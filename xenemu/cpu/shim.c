@@ -682,6 +682,8 @@ int shim_run(uint64_t rip)
 {
     G.stop = 0;
     apply_requests();
+    if (G.native && G.apic_vector != NO_VECTOR)
+        shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     int error = U.emu_start(G.uc, rip, 0, 0, 0);
     G.rflags = U.read_eflags(G.env);
@@ -693,6 +695,12 @@ void shim_reload_rflags(void)
 {
     G.rflags = U.read_eflags(G.env);
     G.rflags_dirty = 0;
+}
+
+/* Stop where no exit will look at G.stop: in a callback of Unicorn's own. */
+void shim_stop_now(void)
+{
+    U.emu_stop(G.uc);
 }
 
 void shim_flush_page(uint64_t vaddr)

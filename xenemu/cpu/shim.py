@@ -101,6 +101,7 @@ class Shim:
         self.reload_rflags = self._function("shim_reload_rflags", None)
         self.flush_page = self._function("shim_flush_page", None, C.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, C.c_uint32)
+        self.stop_now = self._function("shim_stop_now", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", C.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", C.c_void_p)()
         self.state = State.from_address(self._function("shim_state", C.c_void_p)())

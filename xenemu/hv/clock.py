@@ -54,7 +54,7 @@ def update_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
     """
     maddr = vcpu_field(domain, vcpu, "time")
     version = domain.memory.read_uint(maddr, 4)
-    domain.memory.write(maddr, time_info(version, now_ns).pack(domain.width))
+    domain.memory.write(maddr, time_info(version, now_ns).pack(domain.shared_info_width))
 
 
 def update_secondary_time(current: Current) -> None:
@@ -80,6 +80,6 @@ def update_wallclock(domain: Domain) -> None:
 
 
 def _wc_sec_hi(domain: Domain) -> Maddr:
-    if domain.width == 8:
+    if domain.shared_info_width == 8:
         return field(domain, "wc_sec_hi")
     return Maddr(field(domain, "arch") + WC_SEC_HI_32)

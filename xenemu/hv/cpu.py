@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Protocol
 
 
@@ -99,3 +99,66 @@ class ExitHandler(Protocol):
 
     def cpuid(self) -> bool:
         """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""
+
+
+class Msr(Enum):
+    """Answers to RDMSR and WRMSR other than a value."""
+
+    REFUSED = 1  # #GP
+    NATIVE = 2  # the CPU's own register
+
+
+class NativeCpu(Cpu, Protocol):
+    """A CPU whose guest runs in ring 0 with its own tables (PVH)."""
+
+    cr4: int
+    efer: int
+    apic_vector: int | None  # the local APIC's next interrupt, taken when the guest allows
+
+    @property
+    def halted(self) -> bool:
+        """The guest executed HLT."""
+
+    @property
+    def triple_fault(self) -> bool:
+        """The guest faulted while a double fault was being delivered."""
+
+    def request_interrupt(self) -> None:
+        """Take `apic_vector`, or the event upcall, as soon as the guest allows interrupts."""
+
+    def request_nmi(self) -> None:
+        """Take an NMI as soon as none is being handled."""
+
+    def take_accepted(self) -> int | None:
+        """The interrupt of the local APIC that was taken since the last call."""
+
+    def set_upcall(self, info_maddr: int, vector: int | None) -> None:
+        """Raise `vector` while the byte at `info_maddr` is set and interrupts are allowed."""
+
+
+class NativeExitHandler(Protocol):
+    """What the engine calls for a guest that runs natively. RIP is behind a VMCALL."""
+
+    def cpuid(self) -> bool:
+        """CPUID: fill RAX..RDX and return True; False raises #GP instead."""
+
+    def vmcall(self) -> None:
+        """VMCALL or VMMCALL: a hypercall."""
+
+    def read_msr(self, number: int) -> int | Msr:
+        """RDMSR: its value, or why there is none."""
+
+    def write_msr(self, number: int, value: int) -> Msr | None:
+        """WRMSR: None if done."""
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN from a port of `PORTS`."""
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT to a port of `PORTS`."""
+
+    def read_apic(self, offset: int, size: int) -> int:
+        """A load from the local APIC's page."""
+
+    def write_apic(self, offset: int, size: int, value: int) -> None:
+        """A store to the local APIC's page."""

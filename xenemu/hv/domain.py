@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xenemu.hv.dispatch import HypercallTable
     from xenemu.hv.event_channel import EventChannels
     from xenemu.hv.grant_table import GrantTable
+    from xenemu.hv.p2m import P2m
     from xenemu.hv.pagetype import Frames
     from xenemu.hv.xenstore import XenstoreRing
 
@@ -47,7 +48,7 @@ class CallRecord:
 class Domain:
     """A guest. Plain data: no closures, no engine handles."""
 
-    width: int  # bytes of unsigned long: 8 or 4
+    width: int  # bytes of unsigned long, 8 or 4; a native guest's may change call by call
     memory: Memory
     frames: Frames
     events: EventChannels
@@ -64,12 +65,21 @@ class Domain:
     vm_assist: int = 0
     e820: list[tuple[int, int, int]] = field(default_factory=list)  # base, size, type
     arch: object = None  # the personality's own, opaque to `hv`
+    p2m: P2m | None = None  # of guests whose frame numbers Xen translates (PVH)
+    shared_info_width: int = 0  # the width that shared_info is laid out for
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
     shutdown_code: int | None = None
     timers: Timers = field(default_factory=Timers)
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
+
+    def __post_init__(self) -> None:
+        self.shared_info_width = self.shared_info_width or self.width
+
+    def gfn_to_mfn(self, gfn: int) -> Mfn:
+        """The machine frame that a guest frame number means; EINVAL if there is none."""
+        return Mfn(gfn) if self.p2m is None else self.p2m.lookup(gfn)
 
     def log(self, sentence: str) -> None:
         """Note, for the person, why something outside a hypercall was refused."""

@@ -29,7 +29,7 @@ class TwoLevel:
     """Stateless: all of this ABI's state lies in shared_info."""
 
     def nr_channels(self, domain: Domain) -> int:
-        return evtchn_2l_nr_channels(domain.width)
+        return evtchn_2l_nr_channels(domain.shared_info_width)
 
     def set_pending(self, domain: Domain, port: int, channel: Channel) -> None:
         """Raise an event. The order is the ABI's: pending, mask, selector, upcall byte."""
@@ -59,7 +59,7 @@ class TwoLevel:
     def _select(self, domain: Domain, port: int, channel: Channel) -> None:
         vcpu = domain.vcpus[channel.notify_vcpu]
         selector = vcpu_field(domain, vcpu, "evtchn_pending_sel")
-        word = port // (8 * domain.width)
+        word = port // (8 * domain.shared_info_width)
         if not test_and_set_bit(domain.memory, selector, word) and mark_events_pending(
             domain, vcpu
         ):

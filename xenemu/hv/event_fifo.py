@@ -164,7 +164,7 @@ class Fifo:
 
 def _hold_page(domain: Domain, gfn: int) -> Mfn:
     """Hold a page of the guest's as writable; EINVAL for any other page."""
-    mfn = Mfn(gfn)
+    mfn = domain.gfn_to_mfn(gfn)
     try:
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
     except XenError as error:

@@ -112,6 +112,10 @@ class FrameTable:
         self.type_count[mfn] = 1
         self.flags[mfn] = PGC_allocated | PGC_xen_heap
 
+    def is_xen_heap(self, mfn: Mfn) -> bool:
+        """Whether a frame is one of Xen's own, shared with its owner."""
+        return bool(self.flags[mfn] & PGC_xen_heap)
+
     # General references.
 
     def get_page(self, mfn: int, domid: int) -> None:
@@ -157,6 +161,16 @@ class FrameTable:
         for first in firsts:
             self.assign(first, domid, 1 << order)
         return firsts
+
+    def alloc_frame_at(self, mfn: int, domid: int) -> bool:
+        """Give a domain one certain frame, zeroed, if the heap has it."""
+        try:
+            self.heap.remove(mfn)
+        except ValueError:
+            return False
+        self.memory.clear_frame(Mfn(mfn))
+        self.assign(Mfn(mfn), domid)
+        return True
 
     def _take(self, nr_extents: int, order: int, below: int) -> list[Mfn]:
         size = 1 << order

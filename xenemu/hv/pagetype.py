@@ -43,6 +43,7 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.memory import ZERO_PAGE, Memory
+from xenemu.hv.segdesc import check_descriptor
 from xenemu.x86.paging import (
     ADDR,
     ENTRIES,
@@ -63,7 +64,6 @@ from xenemu.x86.paging import (
     P,
     describe_entry,
 )
-from xenemu.x86.segment import check_descriptor
 
 __all__ = [
     "GUEST_KERNEL",
@@ -340,28 +340,35 @@ class Frames(FrameTable):
         EINVAL if the bits or the frame are not fit; what an entry further down is refused for
         gives its own errno.
         """
-        where = f"L{level} entry {index} of mfn {mfn:#x}, {describe_entry(entry)}"
-        if entry & self.rules.table_disallow:
-            raise XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which none of its level may")
         child = (entry & ADDR) >> PAGE_SHIFT
-        if child >= len(self.owner) or self.owner[child] != self.owner[mfn]:
-            raise XenError(EINVAL, f"{where}, points to {self.describe(child)}")
-        if child == mfn and not entry & RW:
-            return
+        usable = (
+            not entry & self.rules.table_disallow
+            and child < len(self.owner)
+            and self.owner[child] == self.owner[mfn]
+        )
+        if not usable:
+            raise self._entry_refusal(mfn, index, entry, level)
         if self.type[child] == level - 1:
             self.type_count[child] += 1
         elif not self.type_count[child]:
             self._promote(child, level - 1, writes)
-        elif self.type[child] == level and not entry & RW and self._may_be_linear(mfn, child):
+        elif entry & RW or self.type[child] != level or not self._may_be_linear(mfn, child):
+            raise self._entry_refusal(mfn, index, entry, level)
+        elif child == mfn:
+            return
+        else:
             self._count_linear(mfn, child, 1)
             self.type_count[child] += 1
-        else:
-            raise XenError(
-                EINVAL,
-                f"{where}, points to {self.describe(child)}, which is no"
-                f" {TYPE_NAMES[level - 1]} nor can be one now",
-            )
         self.count[child] += 1
+
+    def _entry_refusal(self, mfn: int, index: int, entry: int, level: int) -> XenError:
+        """Why an entry of a higher table cannot be had."""
+        child = (entry & ADDR) >> PAGE_SHIFT
+        where = f"L{level} entry {index} of mfn {mfn:#x}, {describe_entry(entry)}"
+        if entry & self.rules.table_disallow:
+            return XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which it may not")
+        wanted = TYPE_NAMES[level - 1]
+        return XenError(EINVAL, f"{where}, needs a {wanted}, not {self.describe(child)}")
 
     def _put_page_from_entry(self, mfn: int, entry: int, level: int) -> None:
         child = (entry & ADDR) >> PAGE_SHIFT
@@ -372,6 +379,8 @@ class Frames(FrameTable):
         self.put_page_and_type(child)
 
     def _may_be_linear(self, mfn: int, child: int) -> bool:
+        if child == mfn:
+            return True
         return self.linear_pt_count.get(mfn, 0) <= 0 <= self.linear_pt_count.get(child, 0)
 
     def _count_linear(self, mfn: int, child: int, step: int) -> None:

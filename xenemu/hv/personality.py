@@ -6,15 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from xenemu.hv.cpu import ExitHandler
 from xenemu.hv.domain import Current, Translate
+from xenemu.hv.timers import Key
 
 
-class Exits(ExitHandler, Protocol):
-    """An `ExitHandler` that can also be asked to deliver events to the current vcpu."""
+class Exits(Protocol):
+    """A handler of the engine's exits, which the run loop can also ask."""
 
     def deliver_events(self) -> None:
-        """Enter the guest's event callback if events are pending and not masked."""
+        """Call the current vcpu for its events, if any are pending and it lets itself be."""
+
+    def timer(self, key: Key) -> bool:
+        """A timer is due; False if it is none of the personality's own."""
+
+    def stopped(self) -> None:
+        """The engine returned from the guest."""
 
 
 @dataclass(frozen=True)

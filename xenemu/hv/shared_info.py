@@ -54,12 +54,12 @@ def test_and_clear_bit(memory: Memory, base: Maddr, bit: int) -> bool:
 
 def field(domain: Domain, name: str) -> Maddr:
     """The machine address of a field of shared_info."""
-    return Maddr(domain.shared_info_maddr + shared_info.offsetof(name, domain.width))
+    return Maddr(domain.shared_info_maddr + shared_info.offsetof(name, domain.shared_info_width))
 
 
 def vcpu_field(domain: Domain, vcpu: Vcpu, name: str) -> Maddr:
     """The machine address of a field of a vcpu's vcpu_info."""
-    return Maddr(vcpu.info + vcpu_info.offsetof(name, domain.width))
+    return Maddr(vcpu.info + vcpu_info.offsetof(name, domain.shared_info_width))
 
 
 def event_pending(domain: Domain, vcpu: Vcpu) -> bool:
@@ -70,7 +70,9 @@ def event_pending(domain: Domain, vcpu: Vcpu) -> bool:
 
 def mark_events_pending(domain: Domain, vcpu: Vcpu) -> bool:
     """Set the vcpu's pending byte; return whether it was clear, so that the vcpu needs a kick."""
-    return not test_and_set_bit(domain.memory, Maddr(vcpu.info + UPCALL_PENDING), 0)
+    raised = not test_and_set_bit(domain.memory, Maddr(vcpu.info + UPCALL_PENDING), 0)
+    vcpu.upcall_raised |= raised
+    return raised
 
 
 def set_upcall_mask(domain: Domain, vcpu: Vcpu, masked: bool) -> None:

@@ -35,6 +35,7 @@ class Vcpu:
     online: bool = False
     initialised: bool = False
     blocked: bool = False
+    upcall_raised: bool = False  # its pending byte went up since the personality last looked
     info_registered: bool = False
     poll_ports: frozenset[int] = frozenset()  # SCHEDOP_poll: any of these ends the wait
     runstate: RunState = RunState.OFFLINE

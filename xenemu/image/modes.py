@@ -12,10 +12,10 @@ from enum import Enum
 from typing import Final
 
 from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
+from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.errors import ImageError
 from xenemu.image.loader import Image
 from xenemu.image.notes import WORD, Feature
-from xenemu.x86.segment import HYPERVISOR_COMPAT_VIRT_START
 
 PAGE_MASK: Final = 0xFFF
 

@@ -11,9 +11,17 @@ from array import array
 from dataclasses import dataclass
 
 from xenemu.abi.features import pv_features
+from xenemu.abi.hvm.e820 import E820_RAM
 from xenemu.abi.xen import MAX_GUEST_CMDLINE, SIF_MOD_START_PFN, start_info
 from xenemu.errors import ImageError
-from xenemu.hv.clock import update_time, update_wallclock
+from xenemu.hv.building import (
+    MAX_PAGES_SLACK,
+    XEN_FRAMES,
+    DomainConfig,
+    connect,
+    make_ready,
+    pages,
+)
 from xenemu.hv.console import Console
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import DOMID, Current, Domain
@@ -23,13 +31,12 @@ from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import set_upcall_mask
-from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.hv.vcpu import Vcpu
 from xenemu.hv.xenstore import XenstoreRing
-from xenemu.hv.xenstore_nodes import populate
 from xenemu.image import Image, PvParameters, pv_parameters
 from xenemu.pv import descriptors
 from xenemu.pv.hypercall_page import hypercall_page
-from xenemu.pv.layout import Layout, lay_out, pages
+from xenemu.pv.layout import Layout, lay_out
 from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.state import Entry, PvDomain, PvVcpu, pv
 from xenemu.pv.traps import CS64, SS64
@@ -46,30 +53,13 @@ from xenemu.x86.paging import (
     Pfn,
 )
 
-# xl's slack of 1 MiB above the domain's memory, and frames for grant tables and the like.
-MAX_PAGES_SLACK = (1 << 20) >> PAGE_SHIFT
-XEN_FRAMES = 512
 FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed
 GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
 
 M2P_L4_SLOT = 256
-E820_RAM = 1
-DEFAULT_WALLCLOCK_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01 00:00:00 UTC
 LEAF = P | RW | A
 TABLE = P | RW | A | D | US
 MAGIC = {8: b"xen-3.0-x86_64", 4: b"xen-3.0-x86_32p"}
-
-
-@dataclass(frozen=True)
-class DomainConfig:
-    """What a domain is built from, besides its kernel."""
-
-    memory: int  # bytes
-    cmdline: bytes = b""
-    initrd: bytes | memoryview = b""
-    name: str = "guest"
-    vcpus: int = 1
-    wallclock_ns: int = DEFAULT_WALLCLOCK_NS
 
 
 @dataclass
@@ -133,7 +123,7 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
         arch=private,
     )
     _load(domain, image, parameters, layout, config, base)
-    _connect(domain, config)
+    connect(domain, config)
     root = Mfn(base + layout.page_tables)
     _write_page_tables(memory, layout, base)
     frames.pin(root, DOMID, 4)
@@ -145,12 +135,9 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
     boot.arch = PvVcpu(
         root, entry=entry, cr4=fixup_guest_cr4(0), kernel_ss=SS64.selector, kernel_sp=stack_top
     )
-    boot.online = boot.initialised = True
-    boot.runstate = RunState.RUNNING
     for vcpu in domain.vcpus:
         set_upcall_mask(domain, vcpu, True)
-        update_time(domain, vcpu, 0)
-    update_wallclock(domain)
+    make_ready(domain)
     return domain
 
 
@@ -219,27 +206,6 @@ def _load(
     nr_pages = domain.frames.tot_pages[DOMID]
     p2m = array({8: "Q", 4: "I"}[domain.width], range(base, base + nr_pages))
     memory.write(Maddr(start + (layout.p2m << PAGE_SHIFT)), memoryview(p2m).cast("B"))
-
-
-def _connect(domain: Domain, config: DomainConfig) -> None:
-    """Give the domain its two channels to dom0, and the store its nodes."""
-    store, console = domain.xenstore, domain.console
-    store.port = domain.events.connect_to_dom0(domain, "xenstore")
-    console.port = domain.events.connect_to_dom0(domain, "console")
-    populate(
-        store.store,
-        domain.domid,
-        config.name,
-        domain.uuid,
-        config.memory >> 10,
-        config.vcpus,
-        console.mfn,
-        console.port,
-        store.mfn,
-        store.port,
-    )
-    domain.grants.seed(domain, 0, console.mfn)
-    domain.grants.seed(domain, 1, store.mfn)
 
 
 def _write_page_tables(memory: Memory, layout: Layout, base: int) -> None:

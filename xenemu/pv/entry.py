@@ -12,6 +12,7 @@ from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
 from xenemu.pv.descriptors import ldt_base, map_ldt_page
 from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op, set_guest_ts
@@ -73,6 +74,13 @@ class PvExits:
     def deliver_events(self) -> None:
         """Enter the guest's event callback if events are pending and not masked."""
         self._deliver_events()
+
+    def timer(self, key: Key) -> bool:
+        """A PV guest has no timers but Xen's."""
+        return False
+
+    def stopped(self) -> None:
+        """A PV guest leaves its vcpu only through hypercalls."""
 
     def exception(self, vector: int, error_code: int) -> None:
         """Emulate, fix up, or give the guest its exception."""

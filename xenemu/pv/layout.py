@@ -22,11 +22,6 @@ BOOT_STACK_PAGES = 1
 VADDR_MASK = (1 << 48) - 1
 
 
-def pages(size: int) -> int:
-    """How many pages `size` bytes take."""
-    return (size + PAGE_MASK) >> PAGE_SHIFT
-
-
 @dataclass
 class Tables:
     """The page tables of the initial mappings: the pfn of each, by (level, covered range).

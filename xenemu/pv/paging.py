@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
 from xenemu.abi.errno import EFAULT
+from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
+from xenemu.pv.perdomain import drop_ldt
 from xenemu.pv.state import pv
-from xenemu.x86.paging import ADDR, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
+from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
 
 LOWER_HALF_END = 1 << 47
 TOP = 1 << 64
 LEVEL_SHIFTS = (39, 30, 21)
+M2P_L4_SLOT = 256
 
 
 def in_guest_range(vaddr: int) -> bool:
@@ -25,15 +28,16 @@ def in_guest_range(vaddr: int) -> bool:
     return 0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP
 
 
-def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
-    """Find the machine address behind `vaddr` in the tables in use, as Xen's own access would.
+def translate(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
+    """Find the machine address behind `vaddr`, as Xen's own access would.
 
-    EFAULT where the access would fault: not mapped, not writable, not canonical, or Xen's.
+    Without a `root`, in the tables in use. EFAULT where the access would fault: not mapped, not
+    writable, not canonical, or Xen's.
     """
     if not in_guest_range(vaddr):
         raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
     words = current.domain.memory.words
-    table = current.cpu.cr3 >> PAGE_SHIFT
+    table = current.cpu.cr3 >> PAGE_SHIFT if root is None else root
     for shift in LEVEL_SHIFTS:
         entry = words[table << 9 | vaddr >> shift & 511]
         # A present large page cannot be: validation refuses it.
@@ -48,11 +52,21 @@ def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
     mark = A | D if writing else A
     if entry & mark != mark:
         words[index] = entry | mark
-    return Maddr(entry & ADDR | vaddr & 0xFFF)
+    return Maddr(entry & ADDR | vaddr & PAGE_MASK)
 
 
 def _fault(vaddr: int, writing: bool, entry: int) -> XenError:
-    return XenError(EFAULT, f"{vaddr:#x} is {'read-only' if writing and entry & P else 'not mapped'}")
+    what = "read-only" if writing and entry & P else "not mapped"
+    return XenError(EFAULT, f"{vaddr:#x} is {what}")
+
+
+def first_fault(current: Current, vaddr: int, writing: bool) -> int:
+    """Where an access that starts at `vaddr` and was refused faults: there, or a page further."""
+    try:
+        current.translate(current, vaddr, writing)
+    except XenError:
+        return vaddr
+    return (vaddr | PAGE_MASK) + 1
 
 
 def new_guest_cr3(current: Current, mfn: int) -> None:
@@ -65,6 +79,9 @@ def new_guest_cr3(current: Current, mfn: int) -> None:
         current.cpu.flush_tlb()
         return
     domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
+    drop_ldt(current)
+    if not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
+        show_m2p(current, mfn)
     old, state.kernel_root = state.kernel_root, Mfn(mfn)
     if state.kernel_mode:
         current.cpu.cr3 = mfn << PAGE_SHIFT
@@ -72,15 +89,32 @@ def new_guest_cr3(current: Current, mfn: int) -> None:
 
 
 def new_user_baseptr(current: Current, mfn: int) -> None:
-    """Make a table, or none if 0, the root of the user's address space."""
+    """Make a table, or none if 0, the root of the user's address space.
+
+    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    """
     state, domain = pv(current), current.domain
     if mfn == state.user_root:
         return
     if mfn:
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
+        if not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
+            hide_m2p(current, mfn)
     old, state.user_root = state.user_root, Mfn(mfn)
     if old:
         domain.frames.put_page_and_type(old)
+
+
+def show_m2p(current: Current, root: int) -> None:
+    """Let a kernel's root show the machine-to-physical table (fill_ro_mpt)."""
+    domain = current.domain
+    entry = dict(domain.frames.xen_slots).get(M2P_L4_SLOT, 0)
+    domain.memory.table(Mfn(root))[M2P_L4_SLOT] = entry
+
+
+def hide_m2p(current: Current, root: int) -> None:
+    """Take the machine-to-physical table from a user's root (zap_ro_mpt)."""
+    current.domain.memory.table(Mfn(root))[M2P_L4_SLOT] = 0
 
 
 def toggle_guest_mode(current: Current) -> None:

@@ -1,31 +1,34 @@
-"""I/O ports as a domU without devices sees them: nothing there, except PIT channel 2.
+"""I/O ports as a domU without devices sees them: nothing there.
 
-In Xen: arch/x86/pv/emul-priv-op.c (guest_io_read, guest_io_write), arch/x86/time.c
-(pv_pit_handler).
+Only the index register of the CMOS and the address register of PCI's configuration space
+remember what was written to them. There is no PIT: libxl gives a PV domU no emulated devices.
+
+In Xen: arch/x86/pv/emul-priv-op.c (guest_io_read, guest_io_write).
 """
 
 from __future__ import annotations
 
 from xenemu.hv.domain import Current
-from xenemu.pv.pit import PIT_PORTS
 from xenemu.pv.state import pv_domain
 
 ABSENT = 0xFF
+CMOS_INDEX = 0x70
+PCI_CONFIG_ADDRESS = 0xCF8  # only as 4 bytes
 
 
 def read(current: Current, port: int, size: int) -> int:
     """Read `size` bytes: all ones where nothing is, byte by byte."""
-    pit, now = pv_domain(current).pit, current.cpu.now_ns
-    value = 0
-    for i in range(size):
-        byte = pit.read(port + i, now) if port + i in PIT_PORTS else ABSENT
-        value |= byte << 8 * i
-    return value
+    shared = pv_domain(current)
+    if port == PCI_CONFIG_ADDRESS and size == 4:
+        return shared.pci_config_address
+    data = bytes(shared.cmos_index if port + i == CMOS_INDEX else ABSENT for i in range(size))
+    return int.from_bytes(data, "little")
 
 
 def write(current: Current, port: int, size: int, value: int) -> None:
     """Write `size` bytes, which mostly goes nowhere."""
-    pit, now = pv_domain(current).pit, current.cpu.now_ns
-    for i in range(size):
-        if port + i in PIT_PORTS:
-            pit.write(port + i, value >> 8 * i & 0xFF, now)
+    shared = pv_domain(current)
+    if port == PCI_CONFIG_ADDRESS and size == 4:
+        shared.pci_config_address = value
+    elif port <= CMOS_INDEX < port + size:
+        shared.cmos_index = value >> 8 * (CMOS_INDEX - port) & 0xFF

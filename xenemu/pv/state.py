@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.hv.domain import Current
-from xenemu.pv.pit import Pit
 from xenemu.x86.paging import Mfn
 
 DR6_DEFAULT = 0xFFFF0FF0
 DR7_DEFAULT = 0x400
+NO_TABLE = Mfn(0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class PvDomain:
     perdomain_l1: list[Mfn]
     xen_gdt: Mfn
     zero_page: Mfn
-    pit: Pit = field(default_factory=Pit)
+    cmos_index: int = 0  # the last byte written to port 0x70
+    pci_config_address: int = 0  # the last word written to port 0xCF8
 
 
 @dataclass
@@ -58,10 +59,14 @@ class PvVcpu:
     `kernel_root` and `user_root` (0 if none) are the two address spaces of a 64-bit guest;
     `kernel_mode` says in which it is. `inactive_gs` is the GS base of the other mode, what the
     hardware's KERNEL_GS_BASE would hold.
+
+    Some callbacks are kept and never entered: `failsafe_callback`, which Xen enters when it
+    cannot load a data segment of a vcpu that it switches to, because here vcpus keep the hidden
+    parts of theirs; those of SYSENTER and of 32-bit SYSCALL, which the CPU does not have.
     """
 
     kernel_root: Mfn
-    user_root: Mfn = Mfn(0)
+    user_root: Mfn = NO_TABLE
     entry: Entry | None = None
     kernel_mode: bool = True
     inactive_gs: int = 0
@@ -71,13 +76,14 @@ class PvVcpu:
     syscall_callback: Trap = NO_TRAP
     syscall32_callback: Trap = NO_TRAP
     sysenter_callback: Trap = NO_TRAP
-    nmi_callback: Trap = NO_TRAP
     kernel_ss: int = 0
     kernel_sp: int = 0
     task_switched: bool = False  # the guest's CR0.TS
+    cr2: int = 0
     cr4: int = 0  # as the guest reads it
     dr6: int = DR6_DEFAULT
-    dr7: int = DR7_DEFAULT
+    dr7: int = DR7_DEFAULT  # as the CPU has it: without I/O breakpoints,
+    dr7_emul: int = 0  # whose enable bits are here
     iopl: int = 0
     io_bitmap: int = 0  # guest virtual address
     io_bitmap_ports: int = 0

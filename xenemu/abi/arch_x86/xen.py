@@ -37,6 +37,8 @@ FLAT_RING1_CS: Final = 0xE019
 FLAT_RING1_DS: Final = 0xE021
 FLAT_RING1_SS: Final = FLAT_RING1_DS
 
+HYPERVISOR_COMPAT_VIRT_START: Final = 0xF580_0000  # where Xen begins
+
 VGCF_i387_valid: Final = 1 << 0
 VGCF_in_kernel: Final = 1 << 2
 VGCF_failsafe_disables_events: Final = 1 << 3

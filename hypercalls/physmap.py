@@ -1,0 +1,90 @@
+"""The physmap of a translated guest: what add_to_physmap puts into it, and takes out again.
+
+Header: public/memory.h (XENMAPSPACE_*)
+In Xen: arch/x86/mm.c (xenmem_add_to_physmap_one), common/memory.c, common/grant_table.c
+(gnttab_map_frame)
+"""
+
+from __future__ import annotations
+
+from xenemu.abi.errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM
+from xenemu.abi.memory import (
+    XENMAPIDX_grant_table_status,
+    XENMAPSPACE_gmfn,
+    XENMAPSPACE_gmfn_foreign,
+    XENMAPSPACE_gmfn_range,
+    XENMAPSPACE_grant_table,
+    XENMAPSPACE_shared_info,
+)
+from xenemu.errors import XenError
+from xenemu.hv.domain import Current
+from xenemu.hv.grant_table import GrantError
+from xenemu.hv.p2m import P2m
+from xenemu.x86.paging import Mfn
+
+
+def p2m_of(current: Current) -> P2m:
+    """The current domain's physmap, which it has."""
+    assert current.domain.p2m is not None
+    return current.domain.p2m
+
+
+def add(current: Current, space: int, index: int, gfn: int) -> None:
+    """Put the frame that `space` and `index` name at `gfn`; what was there is given back.
+
+    EINVAL: no such frame. EPERM: another domain's. EOPNOTSUPP: a space for other architectures.
+    """
+    p2m = p2m_of(current)
+    mfn = _frame(current, space, index)
+    before = p2m.find(mfn)
+    if before is not None:
+        p2m.remove(before)
+    discard(current, gfn)
+    p2m.set(gfn, mfn)
+
+
+def _frame(current: Current, space: int, index: int) -> Mfn:
+    domain = current.domain
+    if space == XENMAPSPACE_shared_info:
+        if index:
+            raise XenError(EINVAL, f"shared_info has one frame, not number {index}")
+        return domain.shared_info
+    if space == XENMAPSPACE_grant_table:
+        return _grant_frame(current, index)
+    if space in (XENMAPSPACE_gmfn, XENMAPSPACE_gmfn_range):
+        return p2m_of(current).lookup(index)
+    if space == XENMAPSPACE_gmfn_foreign:
+        raise XenError(EPERM, "another domain's frames are not this one's to map")
+    raise XenError(EOPNOTSUPP, f"there is no map space {space} on x86")
+
+
+def _grant_frame(current: Current, index: int) -> Mfn:
+    grants = current.domain.grants
+    if index & XENMAPIDX_grant_table_status:
+        raise XenError(EINVAL, "a version 1 grant table has no status frames")
+    try:
+        grants.grow(current.domain, index + 1)
+    except GrantError as error:
+        raise XenError(EINVAL, error.reason) from None
+    return grants.frames[index]
+
+
+def discard(current: Current, gfn: int) -> None:
+    """Make a hole at `gfn`; RAM that was there goes back to the machine."""
+    domain = current.domain
+    mfn = p2m_of(current).remove(gfn)
+    if mfn is not None and not domain.frames.is_xen_heap(mfn):
+        domain.frames.release(mfn)
+
+
+def remove(current: Current, gfn: int) -> None:
+    """XENMEM_remove_from_physmap: make a hole; ENOENT: there is one."""
+    if p2m_of(current).get(gfn) is None:
+        raise XenError(ENOENT, f"there is no memory at guest frame {gfn:#x}")
+    discard(current, gfn)
+
+
+def populate(current: Current, gfn: int, mfn: Mfn) -> None:
+    """Put new memory at `gfn`, instead of what was there."""
+    discard(current, gfn)
+    p2m_of(current).set(gfn, mfn)

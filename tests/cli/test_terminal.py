@@ -1,0 +1,208 @@
+"""The host's side of the console, on pipes, files and a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import termios
+
+import pytest
+
+from xenemu.cli.expect import Expectations
+from xenemu.cli.status import Status
+from xenemu.cli.terminal import HostTerminal
+from xenemu.errors import UsageError
+from xenemu.outcome import End
+
+ROOM = 1024
+
+
+def terminal(stdin=None, stdout=None, expect=(), log=None):
+    return HostTerminal(stdin, stdout, Expectations(expect), Status(None), log)
+
+
+@pytest.fixture
+def pipe():
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        try:
+            os.close(end)
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def keyboard(monkeypatch):
+    """A pseudo-terminal that this process may read: its two ends."""
+    master, slave = pty.openpty()
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+# Pipes and files.
+
+
+def test_a_pipe_is_read_as_far_as_there_is_room(pipe):
+    ours = terminal(pipe[0])
+    os.write(pipe[1], b"ls\nhelp\n")
+    assert [ours.read(3, 0), ours.read(ROOM, 0)] == [b"ls\n", b"help\n"]
+    assert ours.read(0, None) == b""
+    assert not (ours.exhausted or ours.interactive)
+
+
+def test_a_silent_pipe_does_not_wait(pipe):
+    ours = terminal(pipe[0])
+    assert ours.read(ROOM, 0) == b""
+    assert ours.read(ROOM, 1000) == b""
+    assert not ours.exhausted
+
+
+def test_the_end_of_a_pipe_ends_a_wait(pipe):
+    ours = terminal(pipe[0])
+    os.close(pipe[1])
+    assert ours.read(ROOM, None) == b""
+    assert ours.exhausted
+
+
+def test_dev_null_and_nothing_are_exhausted():
+    with open(os.devnull, "rb") as null:
+        ours = terminal(null.fileno())
+        assert ours.read(ROOM, 0) == b""
+    assert ours.exhausted and terminal(None).exhausted
+
+
+def test_ctrl_bracket_in_a_pipe_is_input(pipe):
+    os.write(pipe[1], b"a\x1db")
+    ours = terminal(pipe[0])
+    assert ours.read(ROOM, 0) == b"a\x1db"
+    assert ours.check() is None
+
+
+# A person's terminal.
+
+
+def test_keys_go_to_the_guest_as_they_are(keyboard):
+    master, slave = keyboard
+    with terminal(slave) as ours:
+        assert ours.interactive
+        os.write(master, b"\x03\x04\x13\x1a\r")
+        assert ours.read(ROOM, None) == b"\x03\x04\x13\x1a\r"
+
+
+def test_ctrl_bracket_leaves(keyboard):
+    master, slave = keyboard
+    with terminal(slave) as ours:
+        os.write(master, b"exit\x1dlost")
+        assert ours.read(ROOM, None) == b"exit"
+        assert ours.check().end is End.STOPPED
+
+
+def test_output_is_still_processed(keyboard):
+    _, slave = keyboard
+    with terminal(slave):
+        assert termios.tcgetattr(slave)[1] & termios.OPOST
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_the_terminal_is_restored_however_it_ends(keyboard, error):
+    _, slave = keyboard
+    before = termios.tcgetattr(slave)
+    try:
+        with terminal(slave):
+            assert termios.tcgetattr(slave) != before
+            if error:
+                raise error
+    except (KeyboardInterrupt, RuntimeError):
+        pass
+    assert termios.tcgetattr(slave) == before
+
+
+def test_a_terminal_that_another_process_has_is_left_alone(keyboard, monkeypatch):
+    _, slave = keyboard
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
+    before = termios.tcgetattr(slave)
+    with terminal(slave) as ours:
+        assert termios.tcgetattr(slave) == before
+        assert ours.exhausted and not ours.interactive
+
+
+def test_a_terminal_that_is_hung_up_is_exhausted(monkeypatch):
+    master, slave = pty.openpty()
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
+    with terminal(slave) as ours:
+        os.close(master)
+        assert ours.read(ROOM, None) == b""
+        assert ours.exhausted and not ours.interactive
+    os.close(slave)
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_and_a_wait(pipe, signum):
+    before = signal.getsignal(signum)
+    with terminal(pipe[0]) as ours:
+        signal.raise_signal(signum)
+        assert ours.read(ROOM, None) == b""
+        assert ours.check().reason == f"stopped by {signum.name}"
+        assert ours.signum == signum
+    assert signal.getsignal(signum) is before
+
+
+def test_a_signal_interrupts_a_wait_that_has_begun(pipe):
+    with terminal(pipe[0]) as ours:
+        signal.signal(signal.SIGALRM, ours._on_signal)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert ours.read(ROOM, None) == b""
+        assert ours.signum == signal.SIGALRM
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with terminal():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    signal.signal(signal.SIGHUP, before)
+
+
+# Output.
+
+
+def test_output_goes_to_stdout_and_the_log_byte_for_byte(pipe, tmp_path):
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        terminal(None, pipe[1], log=log.fileno()).write(b"\x00\xff\r\n")
+    assert os.read(pipe[0], ROOM) == (tmp_path / "log").read_bytes() == b"\x00\xff\r\n"
+
+
+def test_output_ends_the_run_when_every_expectation_is_met(pipe):
+    ours = terminal(None, pipe[1], expect=["one", "two"])
+    ours.write(b"one\n")
+    assert ours.check() is None
+    ours.write(b"two\n")
+    assert ours.check().end is End.EXPECTED
+
+
+def test_a_closed_stdout_is_no_error():
+    ours = terminal(None, None, expect=["one"])
+    ours.write(b"one\n")
+    assert ours.check().end is End.EXPECTED
+
+
+def test_a_reader_that_left_ends_the_run(pipe):
+    os.close(pipe[0])
+    ours = terminal(None, pipe[1])
+    ours.write(b"one\n")
+    assert ours.signum == signal.SIGPIPE
+    assert ours.check().end is End.STOPPED
+
+
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "wb", buffering=0) as full:
+        ours = terminal(None, full.fileno())
+        with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+            ours.write(b"one\n")

@@ -1,0 +1,1 @@
+"""Header: public/arch-x86/hvm/"""

@@ -1,0 +1,224 @@
+"""`xenemu run`: boot a kernel, with its console on this process's standard input and output."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from xenemu import image
+from xenemu.cli.expect import Expectations
+from xenemu.cli.status import Status
+from xenemu.cli.terminal import HostTerminal
+from xenemu.errors import UsageError
+from xenemu.machine import DomainConfig, Limits, Machine, Mode
+from xenemu.outcome import EXIT_BUG, EXIT_IMAGE, End, Outcome
+from xenemu.report import report
+
+UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+PAGE: Final = 4 << 10
+MAX_MEMORY: Final = 64 << 30
+REPORTED: Final = {4, 5, 6}  # exit codes after which a person wants to know where it was
+PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
+
+HELP_EPILOG: Final = f"""\b
+Examples:
+  xenemu run vmlinuz --initrd initrd.gz --cmdline "console=hvc0"
+  xenemu run vmlinuz --cmdline "console=hvc0" --timeout 60 --expect "login:"
+  printf 'ls\\n' | xenemu run grub-x86_64-xen.bin --expect '\\(memdisk\\)'
+
+\b
+Exit codes:
+  0    it powered off, rebooted or suspended itself, or every --expect was met,
+       or you left with Ctrl-]
+  3    it ended, or you left, before every --expect was met
+  4    the guest crashed or panicked, or its watchdog ran out
+  5    the hypervisor crashed it, for a rule that it broke; or a triple fault
+  6    --timeout passed, or the guest waits for what can never come
+  {EXIT_IMAGE}    the kernel cannot be used, or these options cannot be honoured
+  {EXIT_BUG}   xenemu's own fault: a bug, or its installation is incomplete
+  128+N  signal N ended xenemu: 130 for SIGINT, 141 for a closed standard output
+
+After 4, 5 and 6, standard error tells the last hypercalls, the registers, the
+backtrace and the page walk of the last fault.
+"""
+
+
+def run(
+    kernel: Annotated[Path, typer.Argument(help="The kernel: bzImage, ELF, or compressed ELF.")],
+    mode: Annotated[
+        Mode, typer.Option(help="What to boot it as; auto takes what the kernel offers.")
+    ] = Mode.AUTO,
+    cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
+    initrd: Annotated[
+        Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
+    ] = "256M",
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Give up after this many seconds of real time.", metavar="SECONDS"),
+    ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="End with success once the console has shown this regular expression; with"
+            " several, once it has shown each, in any order.",
+            metavar="REGEX",
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the console to this file, which must be new or empty.",
+            metavar="FILE",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="Tell more: the report however it ends, tracebacks of bugs."
+        ),
+    ] = False,
+) -> None:
+    """Boot KERNEL as a Xen guest, and show its console.
+
+    The console is standard output; all else goes to standard error. Standard input is what is
+    typed at the console: from a terminal key by key, with Ctrl-] to leave, or from a pipe or a
+    file. The run ends when the guest powers off, crashes, or waits for what can never come.
+    """
+    expectations = Expectations(expect or [])
+    config = DomainConfig(
+        parse_memory(memory),
+        os.fsencode(cmdline),
+        b"" if initrd is None else _read_initrd(initrd, parse_memory(memory)),
+    )
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout {timeout:g}: give a number of seconds above 0")
+    with _open_log(log) as log_descriptor:
+        code = _run(kernel, mode, config, timeout, expectations, log_descriptor, verbose)
+    raise typer.Exit(code)
+
+
+def _run(
+    kernel: Path,
+    mode: Mode,
+    config: DomainConfig,
+    timeout: float | None,
+    expectations: Expectations,
+    log: int | None,
+    verbose: bool,
+) -> int:
+    stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
+    seen = stdout is not None and os.isatty(stdout)
+    told = sys.stderr is not None and sys.stderr.isatty()
+    status = Status(sys.stderr if told else None, shared=seen)
+    status.phase(f"xenemu: loading {kernel}")
+    loaded = image.load(kernel)
+    status.phase("xenemu: building the domain")
+    machine = Machine(loaded, config, mode)
+    engine = machine.engine
+    status.measure = lambda: (engine.now_ns, engine.instructions)
+    terminal = HostTerminal(stdin, stdout, expectations, status, log)
+    status.make_room()
+    if told or verbose:
+        leave = "; Ctrl-] leaves" if terminal.interactive else ""
+        _tell(f"booting {kernel} as {machine.mode.value}, {_format_size(config.memory)}{leave}")
+
+    started = time.monotonic()
+    try:
+        with terminal:
+            outcome = machine.run(terminal, Limits(timeout))
+    finally:
+        print(status.end(), end="", file=sys.stderr)
+    host_s = time.monotonic() - started
+    outcome = judge(outcome, expectations)
+    code = 128 + terminal.signum if terminal.signum else outcome.exit_code
+    if code in REPORTED or verbose:
+        _tell(outcome.reason)
+        print(report(machine.current, loaded), file=sys.stderr)
+    _tell(
+        f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
+        f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
+    )
+    return code
+
+
+def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
+    """What an end means, given what was printed: unmet expectations, a panic's own words."""
+    reason = outcome.reason
+    if outcome.end is End.GUEST_CRASH and (panics := PANIC.findall(expectations.tail)):
+        reason += f": {panics[0]}"
+    if not expectations.unmet:
+        return replace(outcome, reason=reason)
+    reason += "; never seen: " + ", ".join(map(repr, expectations.unmet))
+    return Outcome(End.UNMET if outcome.exit_code == 0 else outcome.end, reason)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size such as ``256M``; UsageError if it is none, or none that a guest can have."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT])(?:i?B)?", text, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"--memory {text}: give a number and a unit, as in 256M, 1G or 65536K")
+    size = int(match[1]) * UNITS[match[2].upper()]
+    if size % PAGE or not 0 < size <= MAX_MEMORY:
+        raise UsageError(
+            f"--memory {text}: give whole pages of 4K, up to {_format_size(MAX_MEMORY)}"
+        )
+    return size
+
+
+def _format_size(size: int) -> str:
+    unit = next(unit for unit in "GMK" if size % UNITS[unit] == 0)
+    return f"{size // UNITS[unit]} {unit}iB"
+
+
+def _read_initrd(path: Path, memory: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(memory)  # a pipe or a device may have no end
+    except OSError as error:
+        raise UsageError(f"--initrd {path}: {error.strerror}") from None
+    if not data:
+        raise UsageError(f"--initrd {path}: the file is empty")
+    if len(data) == memory:
+        raise UsageError(f"--initrd {path}: larger than the guest's memory; see --memory")
+    return data
+
+
+@contextmanager
+def _open_log(path: Path | None) -> Iterator[int | None]:
+    """Open the log; a file with something in it is somebody's, and stays."""
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(f"--log {path}: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            raise UsageError(f"--log {path}: the file exists; remove it, or choose another name")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _descriptor(stream: object) -> int | None:
+    """The descriptor of a standard stream; None if it was closed when this process began."""
+    return stream.fileno() if hasattr(stream, "fileno") else None
+
+
+def _tell(sentence: str) -> None:
+    print(f"xenemu: {sentence}", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""The engine for guests that run natively: ring 0, their own tables, a physical address space.
+
+Guest frames are machine frames where the p2m says so; the others lead to a page beyond RAM that
+reads as ones, or to the local APIC.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from typing import Any
+
+from xenemu.cpu import shim
+from xenemu.cpu.engine import Engine
+from xenemu.errors import NotModelled
+from xenemu.hv.cpu import Msr, NativeExitHandler
+from xenemu.hv.memory import Memory
+from xenemu.hv.p2m import P2m
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
+
+APIC_GFN = 0xFEE00
+BEYOND_RAM = 1 << 40  # bytes of address space that answer with ones
+OLD_EXCEPTION = 5496
+DOUBLE_FAULT = 8
+NO_VECTOR = -1
+
+CR0_PE = 1
+CR0_PE_PG = 0x80000001
+CR4_PAE = 1 << 5
+EFER_MSR = 0xC0000080
+
+
+class NativeEngine(Engine):
+    """Implements `xenemu.hv.cpu.NativeCpu`. `native_handler` must be set before `run`."""
+
+    native_handler: NativeExitHandler
+
+    def __init__(self, memory: Memory, p2m: P2m, ports: frozenset[int]) -> None:
+        super().__init__(memory)
+        state, top = self._state, memory.nr_frames << PAGE_SHIFT
+        self._p2m = p2m
+        self._uc.mmio_map(
+            top, BEYOND_RAM - top, self._read_beyond, None, self._write_beyond, None
+        )
+        self._apic_offset = PAGE_SIZE
+        state.hole = top
+        self._watched = bytearray(0x10000)
+        for port in ports:
+            self._watched[port] = 1
+        state.ports = C.addressof(C.c_char.from_buffer(self._watched))
+        state.populated = C.addressof(C.c_char.from_buffer(p2m.populated))
+        self._old_exception = C.c_int32.from_address(state.env + OLD_EXCEPTION)
+        self._upcall_memory = C.addressof(C.c_char.from_buffer(memory.mapping))
+        self._enter_flat_mode()
+        self._sync_p2m()
+        state.native = 1
+
+    def _enter_flat_mode(self) -> None:
+        """32-bit protected mode without paging; the way there drops EFER.LMA."""
+        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
+
+        uc = self._uc
+        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE_PG)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE)
+        uc.msr_write(EFER_MSR, 0)
+        uc.reg_write(x86.UC_X86_REG_CR4, 0)
+
+    def attach(self, handler: Any) -> None:
+        """Set who handles the exits: a `NativeExitHandler`."""
+        self.native_handler = handler
+
+    # ---- the physical address space ----
+
+    def _sync_p2m(self) -> None:
+        """Tell the shim which guest frames lie elsewhere."""
+        state, p2m = self._state, self._p2m
+        places = [(APIC_GFN, (state.hole + self._apic_offset))]
+        places += [(gfn, mfn << PAGE_SHIFT) for gfn, mfn in sorted(p2m.elsewhere.items())]
+        if len(places) > shim.MAX_OVERRIDES:
+            raise NotModelled(f"{len(places)} frames of the guest's are not where RAM is")
+        for n, (gfn, maddr) in enumerate(places):
+            state.override_gfn[n], state.override_maddr[n] = gfn, maddr
+        state.overrides = len(places)
+        p2m.changed = False
+        self.flush_tlb()
+
+    def _read_beyond(self, _uc: object, offset: int, size: int, _data: object) -> int:
+        try:
+            if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
+                return self.native_handler.read_apic(offset - self._apic_offset, size)
+        except BaseException as error:
+            self._fail(error)
+        return (1 << 8 * size) - 1
+
+    def _write_beyond(
+        self, _uc: object, offset: int, size: int, value: int, _data: object
+    ) -> None:
+        try:
+            if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
+                self.native_handler.write_apic(offset - self._apic_offset, size, value)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._shim.stop_now()
+
+    # ---- entering and leaving the hypervisor ----
+
+    def _dispatch(self, kind: int) -> None:
+        state, handler = self._state, self.native_handler
+        if kind == shim.EXIT_VMCALL:
+            handler.vmcall()
+        elif kind == shim.EXIT_RDMSR:
+            answer = handler.read_msr(self.regs[1] & 0xFFFFFFFF)
+            if isinstance(answer, Msr):
+                state.answer = _ANSWERS[answer]
+            else:
+                state.value = answer
+        elif kind == shim.EXIT_WRMSR:
+            refused = handler.write_msr(self.regs[1] & 0xFFFFFFFF, state.value)
+            if refused:
+                state.answer = _ANSWERS[refused]
+        elif kind == shim.EXIT_IN:
+            state.value = handler.read_port(state.port, state.size)
+        elif kind == shim.EXIT_OUT:
+            handler.write_port(state.port, state.size, state.value)
+        elif not handler.cpuid():
+            state.answer = shim.REFUSED
+        if self._p2m.changed:
+            self._sync_p2m()
+
+    def run(self, deadline_ns: int) -> None:
+        """Run the guest until virtual time `deadline_ns`, `stop`, HLT or a triple fault."""
+        if self._p2m.changed:
+            self._sync_p2m()
+        self._halted.value = 0
+        super().run(deadline_ns)
+
+    # ---- NativeCpu ----
+
+    @property
+    def halted(self) -> bool:
+        return bool(self._halted.value)
+
+    @property
+    def triple_fault(self) -> bool:
+        return self._old_exception.value == DOUBLE_FAULT
+
+    @property
+    def apic_vector(self) -> int | None:
+        vector = self._state.apic_vector
+        return None if vector == NO_VECTOR else vector
+
+    @apic_vector.setter
+    def apic_vector(self, value: int | None) -> None:
+        self._state.apic_vector = NO_VECTOR if value is None else value
+        if value is not None:
+            self.request_interrupt()
+
+    def take_accepted(self) -> int | None:
+        """The interrupt of the local APIC that was taken since the last call."""
+        vector = self._state.apic_accepted
+        self._state.apic_accepted = NO_VECTOR
+        return None if vector == NO_VECTOR else vector
+
+    def request_interrupt(self) -> None:
+        """Take an interrupt as soon as the guest allows."""
+        self._shim.request_interrupt(shim.INTERRUPT_VIRQ)
+
+    def request_nmi(self) -> None:
+        """Take an NMI as soon as none is being handled."""
+        self._shim.request_interrupt(shim.INTERRUPT_NMI)
+
+    def set_upcall(self, info_maddr: int, vector: int | None) -> None:
+        """Raise `vector` while the byte at `info_maddr` is set and interrupts are allowed."""
+        self._state.upcall_pending = self._upcall_memory + info_maddr
+        self._state.callback_vector = NO_VECTOR if vector is None else vector
+        self.request_interrupt()
+
+
+_ANSWERS = {Msr.REFUSED: shim.REFUSED, Msr.NATIVE: shim.NATIVE}

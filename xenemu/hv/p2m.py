@@ -1,0 +1,65 @@
+"""The physmap of a guest whose frame numbers Xen translates: guest frame to machine frame.
+
+RAM lies at its own number: guest frame n is machine frame n, as long as it is populated. Frames
+of Xen's own that the guest asked for (shared_info, grant tables), and memory in other places, are
+listed.
+
+In Xen: arch/x86/mm/p2m.c
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.abi.errno import EINVAL
+from xenemu.errors import XenError
+from xenemu.x86.paging import Mfn
+
+
+@dataclass
+class P2m:
+    """`populated` has a byte per machine frame; `elsewhere` has what is not at its own number.
+
+    `changed` tells the engine to look at `elsewhere` again.
+    """
+
+    populated: bytearray
+    elsewhere: dict[int, Mfn] = field(default_factory=dict)
+    changed: bool = False
+
+    def get(self, gfn: int) -> Mfn | None:
+        """The machine frame behind a guest frame, or None for a hole."""
+        if 0 <= gfn < len(self.populated) and self.populated[gfn]:
+            return Mfn(gfn)
+        return self.elsewhere.get(gfn)
+
+    def lookup(self, gfn: int) -> Mfn:
+        """The machine frame behind a guest frame; EINVAL for a hole."""
+        mfn = self.get(gfn)
+        if mfn is None:
+            raise XenError(EINVAL, f"there is no memory at guest frame {gfn:#x}")
+        return mfn
+
+    def find(self, mfn: Mfn) -> int | None:
+        """The guest frame where a machine frame is."""
+        if self.populated[mfn]:
+            return mfn
+        return next((gfn for gfn, there in self.elsewhere.items() if there == mfn), None)
+
+    def set(self, gfn: int, mfn: Mfn) -> None:
+        """Put a machine frame at a guest frame that is a hole."""
+        if gfn == mfn:
+            self.populated[gfn] = 1
+        else:
+            self.elsewhere[gfn] = mfn
+        self.changed = True
+
+    def remove(self, gfn: int) -> Mfn | None:
+        """Make a hole; return what was there."""
+        mfn = self.get(gfn)
+        if mfn == gfn:
+            self.populated[gfn] = 0
+        else:
+            self.elsewhere.pop(gfn, None)
+        self.changed = True
+        return mfn

@@ -1,0 +1,47 @@
+"""Xen's per-domain area: where each vcpu's GDT and LDT are mapped, for Xen alone.
+
+A vcpu has 32 pages of it: the guest's GDT in pages 0..13, Xen's own descriptors in page 14, and
+the LDT, mapped page by page when first used, from page 16.
+
+In Xen: include/asm-x86/config.h (PERDOMAIN_VIRT_START, GDT_LDT_*), arch/x86/pv/domain.c.
+"""
+
+from __future__ import annotations
+
+from xenemu.hv.domain import Current
+from xenemu.pv.state import pv, pv_domain
+from xenemu.x86.paging import ENTRIES, PAGE_SHIFT
+
+PERDOMAIN_VIRT_START = 0xFFFF_8200_0000_0000
+PERDOMAIN_L4_SLOT = 260
+PAGES_PER_VCPU = 32
+LDT_PAGE = 16
+VCPUS_PER_L1 = ENTRIES // PAGES_PER_VCPU
+
+
+def gdt_base(vcpu_id: int) -> int:
+    """The linear address of a vcpu's GDT."""
+    return PERDOMAIN_VIRT_START + (vcpu_id * PAGES_PER_VCPU << PAGE_SHIFT)
+
+
+def ldt_base(vcpu_id: int) -> int:
+    """The linear address where a vcpu's LDT is mapped."""
+    return gdt_base(vcpu_id) + (LDT_PAGE << PAGE_SHIFT)
+
+
+def map_page(current: Current, page: int, entry: int) -> None:
+    """Set one of the vcpu's 32 entries."""
+    vcpu_id = current.vcpu.vcpu_id
+    l1 = pv_domain(current).perdomain_l1[vcpu_id // VCPUS_PER_L1]
+    index = vcpu_id % VCPUS_PER_L1 * PAGES_PER_VCPU + page
+    current.domain.memory.table(l1)[index] = entry
+    current.cpu.flush_tlb()
+
+
+def drop_ldt(current: Current) -> None:
+    """Unmap what is mapped of the LDT (pv_destroy_ldt)."""
+    state = pv(current)
+    for page, mfn in sorted(state.ldt_frames.items()):
+        map_page(current, LDT_PAGE + page, 0)
+        current.domain.frames.put_page_and_type(mfn)
+    state.ldt_frames.clear()

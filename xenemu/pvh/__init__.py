@@ -1,0 +1,1 @@
+"""What only PVH domains have: their builder, ACPI, local APIC, CPUID, MSRs and callbacks."""

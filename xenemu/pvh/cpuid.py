@@ -1,0 +1,48 @@
+"""CPUID as a PVH guest gets it.
+
+In Xen: arch/x86/cpuid.c (guest_cpuid, cpuid_hypervisor_leaves). Header: public/arch-x86/cpuid.h
+"""
+
+from __future__ import annotations
+
+from xenemu.abi.version import XEN_VERSION
+from xenemu.hv.cpu import Reg
+from xenemu.hv.domain import Current
+from xenemu.x86 import cpuid
+
+HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
+HYPERCALL_MSR = 0x40000000
+# Features that a kernel in ring 0 has beyond a PV guest's.
+NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 13, 17))  # pse mce sep pge pse36
+NATIVE_1_ECX = 1 << 21  # x2apic
+HVM_VCPU_ID_PRESENT, HVM_DOMID_PRESENT, HVM_UPCALL_VECTOR = 1 << 3, 1 << 4, 1 << 6
+
+
+def execute(current: Current) -> None:
+    """Answer the CPUID instruction in the current registers."""
+    regs = current.cpu.regs
+    leaf, subleaf = regs[Reg.RAX] & 0xFFFFFFFF, regs[Reg.RCX] & 0xFFFFFFFF
+    if cpuid.XEN_LEAF <= leaf < cpuid.XEN_LEAF + 0x100:
+        a, b, c, d = _xen_leaf(current, leaf - cpuid.XEN_LEAF, subleaf)
+    else:
+        a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
+        if leaf == 1:
+            c, d = c | NATIVE_1_ECX, d | NATIVE_1_EDX
+    regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = a, b, c, d
+
+
+def _xen_leaf(current: Current, leaf: int, subleaf: int) -> cpuid.Registers:
+    match leaf:
+        case 0:
+            return cpuid.xen_signature(HIGHEST_XEN_LEAF)
+        case 1:
+            return (XEN_VERSION, 0, 0, 0)
+        case 2:
+            return (1, HYPERCALL_MSR, 0, 0)
+        case 3:
+            return cpuid.xen_time(subleaf)
+        case 4 if subleaf == 0:
+            features = HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT | HVM_UPCALL_VECTOR
+            return (features, current.vcpu.vcpu_id, current.domain.domid, 0)
+        case _:
+            return cpuid.NOTHING

@@ -1,0 +1,136 @@
+"""What happens when a PVH guest leaves its code: a `NativeExitHandler`.
+
+In Xen: arch/x86/hvm/hypercall.c (hvm_hypercall), arch/x86/hvm/vmx/vmx.c
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.errors import DomainCrash
+from xenemu.hv import scheduler
+from xenemu.hv.cpu import Msr, Reg, Seg
+from xenemu.hv.dispatch import Continue
+from xenemu.hv.domain import Current
+from xenemu.hv.timers import Key
+from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
+from xenemu.pvh.paging import cpu_of
+from xenemu.x86 import flags, segment
+
+ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
+ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
+VMCALL_LENGTH = 3
+DEBUG_PORT = 0xE9  # XEN_HVM_DEBUGCONS_IOPORT
+PORTS = frozenset({DEBUG_PORT})
+
+
+class TripleFault(DomainCrash):
+    """The guest could not deliver an exception, nor the double fault that followed."""
+
+
+@dataclass
+class PvhExits:
+    """Handles the exits of the vcpu in `current`."""
+
+    current: Current
+    info_seen: int = field(default=-1)
+
+    def cpuid(self) -> bool:
+        """CPUID: fill the registers."""
+        cpuid.execute(self.current)
+        return True
+
+    def vmcall(self) -> None:
+        """A hypercall, in the ABI of the code segment; from ring 3 it is refused."""
+        current = self.current
+        assert current.table is not None
+        cpu, regs = current.cpu, current.cpu.regs
+        cs = cpu.segment(Seg.CS)
+        if segment.dpl(cs.attributes) == 3:
+            regs[Reg.RAX] = -1  # EPERM
+            return
+        wide = bool(cs.attributes & segment.L)
+        current.domain.width, mask = (8, (1 << 64) - 1) if wide else (4, 0xFFFFFFFF)
+        current.environment = "pvh64" if wide else "pvh32"
+        registers = ARGUMENTS64 if wide else ARGUMENTS32
+        arguments = [regs[register] & mask for register in registers]
+        try:
+            result = current.table.call(current, regs[Reg.RAX] & 0xFFFFFFFF, arguments)
+            regs[Reg.RAX] = result & mask
+        except Continue as again:
+            for register, value in zip(registers, again.new_args, strict=False):
+                regs[register] = value
+            cpu.rip -= VMCALL_LENGTH
+        self.deliver_events()
+        timers = current.domain.timers
+        if timers.moved:
+            timers.moved = False
+            cpu.limit(timers.next_ns() or 0)
+
+    def read_msr(self, number: int) -> int | Msr:
+        """RDMSR."""
+        return msr.read(self.current, number)
+
+    def write_msr(self, number: int, value: int) -> Msr | None:
+        """WRMSR."""
+        return msr.write(self.current, number, value)
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN from one of PORTS."""
+        return DEBUG_PORT if port == DEBUG_PORT and size == 1 else (1 << 8 * size) - 1
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT to one of PORTS: Xen's debug console shows the byte."""
+        if port == DEBUG_PORT and size == 1:
+            self.current.domain.output.append(value)
+
+    def read_apic(self, offset: int, size: int) -> int:
+        """A load from the local APIC's page."""
+        return lapic_glue.read(self.current, offset, size)
+
+    def write_apic(self, offset: int, size: int, value: int) -> None:
+        """A store to the local APIC's page."""
+        lapic_glue.write(self.current, offset, size, value)
+
+    # ---- what the machine asks ----
+
+    def deliver_events(self) -> None:
+        """Let the CPU take an interrupt for pending events."""
+        current = self.current
+        if current.vcpu.info != self.info_seen:  # registered elsewhere, or another vcpu
+            self.info_seen = current.vcpu.info
+            callbacks.update_upcall(current)
+        callbacks.deliver_event(current)
+
+    def timer(self, key: Key) -> bool:
+        """A timer is due; False if it is not one of the local APICs'."""
+        if key[0] != lapic_glue.TIMER:
+            return False
+        lapic_glue.fire_timer(self.current, key[1])
+        return True
+
+    def stopped(self) -> None:
+        """The engine returned: see whether the guest halted, or died."""
+        current, cpu = self.current, cpu_of(self.current)
+        if cpu.triple_fault:
+            raise TripleFault(f"triple fault at {cpu.rip:#x}")
+        if not cpu.halted or current.domain.shutdown_code is not None:
+            return
+        if not cpu.rflags & flags.IF:
+            self._vcpu_down()
+        elif not self._interruptible():
+            scheduler.block(current)
+
+    def _interruptible(self) -> bool:
+        """Whether something would end a HLT at once."""
+        current = self.current
+        return cpu_of(current).apic_vector is not None or bool(
+            current.domain.memory.bytes[current.vcpu.info]
+        )
+
+    def _vcpu_down(self) -> None:
+        """HLT with interrupts off: the vcpu goes, and with the last one the domain (hvm_vcpu_down)."""
+        domain, vcpu = self.current.domain, self.current.vcpu
+        vcpu.online = False
+        if not any(other.online for other in domain.vcpus):
+            scheduler.shutdown(domain, 0)

@@ -1,0 +1,102 @@
+"""The gate to a native guest's memory: its own page tables, in whichever mode it is.
+
+Intel SDM volume 3, "Paging". In Xen: arch/x86/mm/hap/guest_walk.c
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from xenemu.abi.errno import EFAULT
+from xenemu.errors import XenError
+from xenemu.hv.cpu import NativeCpu
+from xenemu.hv.domain import Current
+from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, Maddr, P, is_canonical
+
+CR0_PG = 1 << 31
+CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
+EFER_LMA = 1 << 10
+ADDR32 = 0xFFFFF000
+PDPT_MASK = 0xFFFFFFE0
+LARGE_PAGE_BITS = {2: 21, 3: 30}  # by level, in the formats with 8-byte entries
+
+
+def cpu_of(current: Current) -> NativeCpu:
+    """The current CPU, which runs its guest natively."""
+    return cast(NativeCpu, current.cpu)
+
+
+def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
+    """Find the machine address behind `vaddr` in the guest's tables.
+
+    EFAULT: not mapped, not writable, not canonical, or mapped to no memory.
+    """
+    paddr = guest_physical(current, vaddr, writing)
+    p2m = current.domain.p2m
+    assert p2m is not None
+    mfn = p2m.get(paddr >> PAGE_SHIFT)
+    if mfn is None:
+        raise XenError(EFAULT, f"{vaddr:#x} leads to no memory: guest address {paddr:#x}")
+    return Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK)
+
+
+def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
+    """Walk the guest's page tables; EFAULT as `translate`."""
+    cpu = cpu_of(current)
+    if not cpu.cr0 & CR0_PG:
+        return vaddr & 0xFFFFFFFF
+    if not cpu.cr4 & CR4_PAE:
+        return _walk32(current, vaddr & 0xFFFFFFFF, writing)
+    if cpu.efer & EFER_LMA:
+        if not is_canonical(vaddr):
+            raise _fault(vaddr, "is not canonical")
+        return _walk64(current, vaddr, writing, 4, cpu.cr3 & ADDR)
+    return _walk64(current, vaddr & 0xFFFFFFFF, writing, 3, cpu.cr3 & PDPT_MASK)
+
+
+def _walk64(current: Current, vaddr: int, writing: bool, levels: int, table: int) -> int:
+    """Walk 4-level or PAE tables."""
+    for level in range(levels, 0, -1):
+        shift = PAGE_SHIFT + 9 * (level - 1)
+        entry = _read(current, table + (vaddr >> shift & 511) * 8, 8)
+        pae_root = levels == level == 3
+        if not entry & P:
+            raise _fault(vaddr, "is not mapped")
+        if writing and not entry & RW and not pae_root:
+            raise _fault(vaddr, "is read-only")
+        if level == 1 or (entry & PSE and level in LARGE_PAGE_BITS and not pae_root):
+            offset = (1 << (PAGE_SHIFT if level == 1 else LARGE_PAGE_BITS[level])) - 1
+            return entry & ADDR & ~offset | vaddr & offset
+        table = entry & ADDR
+    raise AssertionError("level 1 returns")
+
+
+def _walk32(current: Current, vaddr: int, writing: bool) -> int:
+    """Walk 32-bit tables, with 4 MiB pages if CR4.PSE."""
+    cpu = cpu_of(current)
+    entry = _read(current, (cpu.cr3 & ADDR32) + (vaddr >> 22) * 4, 4)
+    large = entry & PSE and cpu.cr4 & CR4_PSE
+    if entry & P and not large:
+        if writing and not entry & RW:
+            raise _fault(vaddr, "is read-only")
+        entry = _read(current, (entry & ADDR32) + (vaddr >> 12 & 1023) * 4, 4)
+    if not entry & P:
+        raise _fault(vaddr, "is not mapped")
+    if writing and not entry & RW:
+        raise _fault(vaddr, "is read-only")
+    if large:  # bits 20:13 are bits 39:32 of the address (PSE-36)
+        return entry & 0xFFC00000 | (entry & 0x1FE000) << 19 | vaddr & 0x3FFFFF
+    return entry & ADDR32 | vaddr & PAGE_MASK
+
+
+def _read(current: Current, paddr: int, size: int) -> int:
+    p2m = current.domain.p2m
+    assert p2m is not None
+    mfn = p2m.get(paddr >> PAGE_SHIFT)
+    if mfn is None:
+        raise _fault(paddr, "holds a page table, but is no memory")
+    return current.domain.memory.read_uint(Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK), size)
+
+
+def _fault(vaddr: int, what: str) -> XenError:
+    return XenError(EFAULT, f"{vaddr:#x} {what}")

@@ -1,0 +1,45 @@
+"""The personality of PVH guests."""
+
+from __future__ import annotations
+
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.domain import Current
+from xenemu.hv.personality import Personality
+from xenemu.pvh.callbacks import update_upcall
+from xenemu.pvh.entry import PvhExits
+from xenemu.pvh.paging import translate
+from xenemu.pvh.state import pvh
+from xenemu.x86 import flags
+from xenemu.x86.paging import mfn_of
+
+FLAT_LIMIT = 0xFFFFFFFF
+CODE32, DATA32 = 0x00C09B00, 0x00C09300  # base 0, 4 GiB, ring 0, accessed
+TSS_LIMIT, BUSY_TSS = 0x67, 0x00008B00
+LDT = 0x00008200
+
+
+def start_vcpu(current: Current) -> None:
+    """Load the first registers, as docs/misc/pvh.pandoc promises them."""
+    cpu, entry = current.cpu, pvh(current).entry
+    assert entry is not None
+    for register in range(16):
+        cpu.regs[register] = 0
+    cpu.rip, cpu.regs[Reg.RBX] = entry.eip, entry.ebx
+    cpu.rflags = flags.FIXED
+    for which in (Seg.DS, Seg.ES, Seg.SS, Seg.FS, Seg.GS):
+        cpu.set_segment(which, Segment(0, 0, FLAT_LIMIT, DATA32))
+    cpu.set_segment(Seg.CS, Segment(0, 0, FLAT_LIMIT, CODE32))
+    cpu.set_segment(Seg.TR, Segment(0, 0, TSS_LIMIT, BUSY_TSS))
+    cpu.set_segment(Seg.LDTR, Segment(0, 0, 0, LDT))
+    cpu.set_segment(Seg.GDTR, Segment(0))
+    cpu.set_segment(Seg.IDTR, Segment(0))
+    update_upcall(current)
+
+
+PVH = Personality(
+    environment="pvh32",
+    translate=translate,
+    start=start_vcpu,
+    exits=PvhExits,
+    address_space=lambda current: mfn_of(current.cpu.cr3),
+)

@@ -1,0 +1,53 @@
+"""The private state of PVH domains and vcpus. Plain data.
+
+In Xen: include/asm-x86/hvm/domain.h, include/asm-x86/hvm/vcpu.h
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenemu.hv.domain import Current
+from xenemu.pvh.lapic import Lapic
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a vcpu starts, in flat 32-bit mode; `ebx` leads to hvm_start_info."""
+
+    eip: int
+    ebx: int
+
+
+@dataclass
+class PvhDomain:
+    """What Xen keeps for a PVH domain: HVM_PARAM_* by index, and the way it hears of events.
+
+    `callback_vector` is HVM_PARAM_CALLBACK_IRQ's, None unless it names a vector.
+    """
+
+    params: dict[int, int] = field(default_factory=dict)
+    callback_vector: int | None = None
+
+
+@dataclass
+class PvhVcpu:
+    """What Xen keeps for a PVH vcpu. `upcall_vector` is HVMOP_set_evtchn_upcall_vector's, or 0."""
+
+    lapic: Lapic
+    entry: Entry | None = None
+    upcall_vector: int = 0
+
+
+def pvh(current: Current) -> PvhVcpu:
+    """The current vcpu's PVH state."""
+    state = current.vcpu.arch
+    assert isinstance(state, PvhVcpu)
+    return state
+
+
+def pvh_domain(current: Current) -> PvhDomain:
+    """The current domain's PVH state."""
+    state = current.domain.arch
+    assert isinstance(state, PvhDomain)
+    return state

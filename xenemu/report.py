@@ -1,0 +1,124 @@
+"""The crash report: where a guest was when it ended, for the person who has to find out why."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Final
+
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.dispatch import format_call
+from xenemu.hv.domain import Current
+from xenemu.image import Image
+from xenemu.image.backtrace import backtrace
+from xenemu.image.orc import Orc
+from xenemu.image.symbols import Symbols, load_symbols
+from xenemu.pv.state import PvVcpu
+from xenemu.x86 import segment
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, Maddr, P, describe_entry, mfn_of, walk
+
+CALLS: Final = 16
+REGS_A_LINE: Final = 3
+
+
+def report(current: Current, image: Image) -> str:
+    """Say all that there is to say of a guest that ended: calls, registers, stack, page walks.
+
+    Changes nothing of the guest's but accessed bits in its page tables.
+    """
+    symbols = load_symbols(image.elf, image.segments)
+    sections = {
+        "Last hypercalls": _calls(current),
+        "Refused outside hypercalls": list(current.domain.refusals),
+        f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, symbols),
+        "Other vcpus": _other_vcpus(current),
+        "Backtrace": _backtrace(current, symbols, image),
+        "Page walk of cr2, where the last page fault was": _walk(current, current.cpu.cr2),
+    }
+    for name, vaddr in (("rip", current.cpu.rip), ("rsp", current.cpu.regs[Reg.RSP])):
+        if not _is_readable(current, vaddr):
+            sections[f"Page walk of {name}, which cannot be read"] = _walk(current, vaddr)
+    return "\n".join(
+        line
+        for heading, lines in sections.items()
+        if lines
+        for line in (f"{heading}:", *(f"  {line}" for line in lines))
+    )
+
+
+def _calls(current: Current) -> list[str]:
+    calls = current.domain.calls
+    return [format_call(record) for record in islice(calls, max(0, len(calls) - CALLS), None)]
+
+
+def _in_kernel(current: Current) -> bool:
+    arch = current.vcpu.arch
+    if isinstance(arch, PvVcpu):  # whose kernel is at CPL 3 too
+        return arch.kernel_mode
+    return segment.dpl(current.cpu.segment(Seg.SS).attributes) == 0
+
+
+def _registers(current: Current, symbols: Symbols) -> list[str]:
+    cpu, width = current.cpu, current.domain.width
+
+    def value(name: str, word: int) -> str:
+        return f"{name:<3} {word:0{2 * width}x}"
+
+    names = [register.name.lower() for register in Reg][: {8: 16, 4: 8}[width]]
+    general = [value(name, cpu.regs[index]) for index, name in enumerate(names)]
+    code, stack = cpu.segment(Seg.CS), cpu.segment(Seg.SS)
+    mode = "kernel" if _in_kernel(current) else "user"
+    return [
+        f"rip {symbols.format(cpu.rip)}, in {mode} mode",
+        "  ".join((value("rip", cpu.rip), value("cr2", cpu.cr2), value("cr3", cpu.cr3))),
+        *("  ".join(general[i : i + REGS_A_LINE]) for i in range(0, len(general), REGS_A_LINE)),
+        f"rflags {cpu.rflags:08x}  cs {code.selector:04x}  ss {stack.selector:04x}"
+        f"  cr0 {cpu.cr0:08x}",
+    ]
+
+
+def _other_vcpus(current: Current) -> list[str]:
+    return [
+        f"vcpu {vcpu.vcpu_id}: {vcpu.runstate.name.lower()}"
+        for vcpu in current.domain.vcpus
+        if vcpu is not current.vcpu
+    ]
+
+
+def _backtrace(current: Current, symbols: Symbols, image: Image) -> list[str]:
+    if not _in_kernel(current):
+        return ["none: it ran a program, whose symbols are not known"]
+    cpu = current.cpu
+    orc = Orc(image.elf)
+    lines = backtrace(
+        symbols,
+        orc if len(orc) else None,
+        cpu.rip,
+        cpu.regs[Reg.RSP],
+        cpu.regs[Reg.RBP],
+        current.read,
+        width=current.domain.width,
+    )
+    return [str(line) for line in lines]
+
+
+def _is_readable(current: Current, vaddr: int) -> bool:
+    try:
+        current.read(vaddr, 1)
+    except XenError:
+        return False
+    return True
+
+
+def _walk(current: Current, vaddr: int) -> list[str]:
+    """Show each entry that a walk meets, and what the frame is that it leads to."""
+    domain = current.domain
+    levels = {8: 4, 4: 3}[domain.width]
+    root = mfn_of(Maddr(current.cpu.cr3))
+    lines = [f"{vaddr:#x} from cr3: {domain.frames.describe(root)}"]
+    for step in walk(domain.memory.words, root, vaddr, levels):
+        entry, index = step.entry, step.entry_maddr >> 3 & 511
+        lines.append(f"L{step.level}[{index:#x}] = {describe_entry(entry)}")
+        if entry & P:
+            lines.append(f"  -> {domain.frames.describe((entry & ADDR) >> PAGE_SHIFT)}")
+    return lines

@@ -1,0 +1,16 @@
+"""An exception of the CPU's, on its way to the guest."""
+
+from __future__ import annotations
+
+
+class Fault(Exception):
+    """What the guest shall get instead of an instruction's effect.
+
+    `vaddr` is the address of a page fault, whose error code lacks the U bit.
+    """
+
+    def __init__(self, vector: int, error_code: int = 0, vaddr: int = 0) -> None:
+        super().__init__(vector, error_code, vaddr)
+        self.vector = vector
+        self.error_code = error_code
+        self.vaddr = vaddr
