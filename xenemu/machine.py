@@ -26,13 +26,13 @@ from xenemu.cpu.engine import Engine
 from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
+from xenemu.hv.building import DomainConfig
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
 from xenemu.hv.vcpu import Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
 from xenemu.outcome import End, Outcome
-from xenemu.hv.building import DomainConfig
 from xenemu.pv.builder import build_pv64
 from xenemu.pv.personality import PV64
 from xenemu.pvh.builder import build_pvh

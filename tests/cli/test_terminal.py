@@ -22,15 +22,22 @@ def terminal(stdin=None, stdout=None, expect=(), log=None):
     return HostTerminal(stdin, stdout, Expectations(expect), Status(None), log)
 
 
+class Pipe:
+    """Two ends, each closed once, by the test or after it."""
+
+    def __init__(self):
+        reader, writer = os.pipe()
+        self.reader = os.fdopen(reader, "rb", buffering=0)
+        self.writer = os.fdopen(writer, "wb", buffering=0)
+        self.stdin, self.stdout = reader, writer
+
+
 @pytest.fixture
 def pipe():
-    ends = os.pipe()
+    ends = Pipe()
     yield ends
-    for end in ends:
-        try:
-            os.close(end)
-        except OSError:
-            pass
+    ends.reader.close()
+    ends.writer.close()
 
 
 @pytest.fixture
@@ -47,23 +54,23 @@ def keyboard(monkeypatch):
 
 
 def test_a_pipe_is_read_as_far_as_there_is_room(pipe):
-    ours = terminal(pipe[0])
-    os.write(pipe[1], b"ls\nhelp\n")
+    ours = terminal(pipe.stdin)
+    pipe.writer.write(b"ls\nhelp\n")
     assert [ours.read(3, 0), ours.read(ROOM, 0)] == [b"ls\n", b"help\n"]
     assert ours.read(0, None) == b""
     assert not (ours.exhausted or ours.interactive)
 
 
 def test_a_silent_pipe_does_not_wait(pipe):
-    ours = terminal(pipe[0])
+    ours = terminal(pipe.stdin)
     assert ours.read(ROOM, 0) == b""
     assert ours.read(ROOM, 1000) == b""
     assert not ours.exhausted
 
 
 def test_the_end_of_a_pipe_ends_a_wait(pipe):
-    ours = terminal(pipe[0])
-    os.close(pipe[1])
+    ours = terminal(pipe.stdin)
+    pipe.writer.close()
     assert ours.read(ROOM, None) == b""
     assert ours.exhausted
 
@@ -76,8 +83,8 @@ def test_dev_null_and_nothing_are_exhausted():
 
 
 def test_ctrl_bracket_in_a_pipe_is_input(pipe):
-    os.write(pipe[1], b"a\x1db")
-    ours = terminal(pipe[0])
+    pipe.writer.write(b"a\x1db")
+    ours = terminal(pipe.stdin)
     assert ours.read(ROOM, 0) == b"a\x1db"
     assert ours.check() is None
 
@@ -146,7 +153,7 @@ def test_a_terminal_that_is_hung_up_is_exhausted(monkeypatch):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_and_a_wait(pipe, signum):
     before = signal.getsignal(signum)
-    with terminal(pipe[0]) as ours:
+    with terminal(pipe.stdin) as ours:
         signal.raise_signal(signum)
         assert ours.read(ROOM, None) == b""
         assert ours.check().reason == f"stopped by {signum.name}"
@@ -155,7 +162,7 @@ def test_a_signal_ends_the_run_and_a_wait(pipe, signum):
 
 
 def test_a_signal_interrupts_a_wait_that_has_begun(pipe):
-    with terminal(pipe[0]) as ours:
+    with terminal(pipe.stdin) as ours:
         signal.signal(signal.SIGALRM, ours._on_signal)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         assert ours.read(ROOM, None) == b""
@@ -175,12 +182,12 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_output_goes_to_stdout_and_the_log_byte_for_byte(pipe, tmp_path):
     with (tmp_path / "log").open("wb", buffering=0) as log:
-        terminal(None, pipe[1], log=log.fileno()).write(b"\x00\xff\r\n")
-    assert os.read(pipe[0], ROOM) == (tmp_path / "log").read_bytes() == b"\x00\xff\r\n"
+        terminal(None, pipe.stdout, log=log.fileno()).write(b"\x00\xff\r\n")
+    assert pipe.reader.read(ROOM) == (tmp_path / "log").read_bytes() == b"\x00\xff\r\n"
 
 
 def test_output_ends_the_run_when_every_expectation_is_met(pipe):
-    ours = terminal(None, pipe[1], expect=["one", "two"])
+    ours = terminal(None, pipe.stdout, expect=["one", "two"])
     ours.write(b"one\n")
     assert ours.check() is None
     ours.write(b"two\n")
@@ -194,8 +201,8 @@ def test_a_closed_stdout_is_no_error():
 
 
 def test_a_reader_that_left_ends_the_run(pipe):
-    os.close(pipe[0])
-    ours = terminal(None, pipe[1])
+    pipe.reader.close()
+    ours = terminal(None, pipe.stdout)
     ours.write(b"one\n")
     assert ours.signum == signal.SIGPIPE
     assert ours.check().end is End.STOPPED

@@ -22,11 +22,14 @@ XEN_FRAMES = 512
 DEFAULT_WALLCLOCK_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01 00:00:00 UTC
 
 
+Data = bytes | bytearray | memoryview
+
+
 @dataclass(frozen=True)
 class Module:
     """A file that the guest finds in its memory; `cmdline` is None if it has none."""
 
-    data: bytes | memoryview
+    data: Data
     cmdline: bytes | None = None
 
 
@@ -36,7 +39,7 @@ class DomainConfig:
 
     memory: int  # bytes
     cmdline: bytes = b""
-    initrd: bytes | memoryview = b""
+    initrd: Data = b""
     name: str = "guest"
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
@@ -48,7 +51,7 @@ def pages(size: int) -> int:
     return (size + PAGE_MASK) >> PAGE_SHIFT
 
 
-def unpack_module(data: bytes | memoryview) -> bytes | memoryview:
+def unpack_module(data: Data) -> Data:
     """Unpack a module that is gzip'd, as libxenguest does with all; others stay as they are.
 
     In Xen: xc_dom_build_module. DIVERGES: one that does not unpack to just the size that its

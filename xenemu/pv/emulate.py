@@ -8,111 +8,166 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from xenemu.abi.errno import ENODEV
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import XenError
-from xenemu.hv.cpu import Reg
+from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.pv import cpuid, debug, msr, ports
-from xenemu.pv.paging import new_guest_cr3
+from xenemu.pv.paging import first_fault, in_guest_range, new_guest_cr3, translate
 from xenemu.pv.state import pv
-from xenemu.pv.traps import guest_cr2
-from xenemu.x86.paging import PAGE_SHIFT, mfn_of
+from xenemu.pv.traps import WORD, complete_instruction, deliver, set_guest_cr2
+from xenemu.x86 import flags
+from xenemu.x86.fault import Fault
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PFEC_W, mfn_of
+from xenemu.x86.segment import DB, L
 
 FORCED_EMULATION_PREFIX = b"\x0f\x0bxen"
-LEGACY_PREFIXES = frozenset(b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65\xf0")
+CPUID = b"\x0f\xa2"
+OPERAND_SIZE, ADDRESS_SIZE = 0x66, 0x67
+REPEATS = frozenset(b"\xf2\xf3")
+SEGMENTS = {0x26: Seg.ES, 0x2E: Seg.CS, 0x36: Seg.SS, 0x3E: Seg.DS, 0x64: Seg.FS, 0x65: Seg.GS}
+REX_W = 8
 MAX_INSTRUCTION = 15
 
 CR0_TS = 1 << 3
 CR0 = 0x80050033  # as Xen runs: PG AM WP NE ET MP PE
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """What the decoder found: the opcode (0x0Fxx for two-byte ones) and its length so far."""
-
-    opcode: int
-    length: int
-    operand16: bool
-    repeat: bool
-    rex: int
-    bytes: bytes
-
-    @property
-    def modrm(self) -> int:
-        """The byte behind the opcode (0 if the instruction ends there)."""
-        return self.bytes[self.length] if self.length < len(self.bytes) else 0
-
-    @property
-    def reg(self) -> int:
-        return (self.modrm >> 3) & 7 | (self.rex & 4) << 1
-
-    @property
-    def rm(self) -> int:
-        return self.modrm & 7 | (self.rex & 1) << 3
-
-
 class Refused(Exception):
     """Xen does not emulate this for this guest: it gets its fault."""
 
 
+@dataclass
+class Instruction:
+    """What the decoder found: the opcode (0x0Fxx for two-byte ones) and where it ends.
+
+    Sizes are in bytes. `breakpoints` gathers the I/O breakpoints that it hits.
+    """
+
+    code: bytes
+    opcode: int
+    length: int
+    operand_size: int
+    address_size: int
+    segment: Seg | None
+    repeat: bool
+    rex: int
+    breakpoints: int = 0
+
+    @property
+    def next_byte(self) -> int:
+        """The byte behind the opcode: ModRM or an immediate; Refused if the code ends there."""
+        if self.length == len(self.code):
+            raise Refused
+        return self.code[self.length]
+
+    @property
+    def reg(self) -> int:
+        return (self.next_byte >> 3) & 7 | (self.rex & 4) << 1
+
+    @property
+    def rm(self) -> int:
+        return self.next_byte & 7 | (self.rex & 1) << 3
+
+
+def code_bits(current: Current) -> int:
+    """64, 32 or 16: the mode of the code segment."""
+    attributes = current.cpu.segment(Seg.CS).attributes
+    return 64 if attributes & L else 32 if attributes & DB else 16
+
+
 def fetch(current: Current) -> bytes:
     """The bytes at RIP, up to an instruction's longest or the end of what is mapped."""
-    rip = current.cpu.rip
-    for size in (MAX_INSTRUCTION, 0x1000 - (rip & 0xFFF)):
+    start = current.cpu.rip
+    if code_bits(current) != 64:
+        start = (start + current.cpu.segment(Seg.CS).base) & 0xFFFFFFFF
+    for size in (MAX_INSTRUCTION, PAGE_MASK + 1 - (start & PAGE_MASK)):
         try:
-            return current.read(rip, min(size, MAX_INSTRUCTION))
+            return current.read(start, min(size, MAX_INSTRUCTION))
         except XenError:
             continue
     return b""
 
 
-def decode(code: bytes, long_mode: bool) -> Instruction:
+def decode(code: bytes, bits: int) -> Instruction:
     """Find the opcode behind prefixes; raises Refused if there is none."""
-    at, operand16, repeat, rex = 0, False, False, 0
-    while at < len(code) and code[at] in LEGACY_PREFIXES:
-        operand16 |= code[at] == 0x66
-        repeat |= code[at] in (0xF2, 0xF3)
+    at, rex, repeat, segment = 0, 0, False, None
+    operand_override = address_override = False
+    for byte in code:
+        if bits == 64 and byte & 0xF0 == 0x40:
+            rex = byte
+        elif byte in (OPERAND_SIZE, ADDRESS_SIZE) or byte in REPEATS or byte in SEGMENTS:
+            operand_override |= byte == OPERAND_SIZE
+            address_override |= byte == ADDRESS_SIZE
+            repeat |= byte in REPEATS
+            segment = SEGMENTS.get(byte, segment)
+            rex = 0
+        else:
+            break
         at += 1
-    if long_mode and at < len(code) and code[at] & 0xF0 == 0x40:
-        rex = code[at]
-        at += 1
-    if at >= len(code):
+    two_bytes = code[at : at + 1] == b"\x0f"
+    opcode = code[at : at + 1 + two_bytes]
+    if len(opcode) != 1 + two_bytes:
         raise Refused
-    opcode = code[at]
-    at += 1
-    if opcode == 0x0F:
-        if at >= len(code):
-            raise Refused
-        opcode = 0x0F00 | code[at]
-        at += 1
-    return Instruction(opcode, at, operand16, repeat, rex, code)
+    narrow = (bits == 16) != operand_override
+    address = 8 if bits == 64 else 4 if bits == 32 else 2
+    if address_override:
+        address = {8: 4, 4: 2, 2: 4}[address]
+    return Instruction(
+        code=code,
+        opcode=int.from_bytes(opcode, "big"),
+        length=at + len(opcode),
+        operand_size=8 if rex & REX_W else 2 if narrow else 4,
+        address_size=address,
+        segment=segment,
+        repeat=repeat,
+        rex=rex,
+    )
 
 
 def emulate_privileged_op(current: Current) -> bool:
     """Emulate the instruction at RIP if Xen would; False if the guest is to get its #GP."""
-    long_mode = bool(current.cpu.segment(1).attributes & 1 << 21)
     try:
-        insn = decode(fetch(current), long_mode)
+        insn = decode(fetch(current), code_bits(current))
         handler = HANDLERS.get(insn.opcode)
         if handler is None:
             return False
         length = handler(current, insn)
     except Refused:
         return False
-    current.cpu.rip += length
+    except Fault as fault:
+        deliver(current, fault)
+        return True
+    complete_instruction(current, length, insn.breakpoints)
     return True
 
 
 def emulate_invalid_op(current: Current) -> bool:
     """Emulate an instruction behind the forced-emulation prefix; False: it is a plain #UD."""
-    code = fetch(current)
-    if not code.startswith(FORCED_EMULATION_PREFIX):
-        return False
-    if code[len(FORCED_EMULATION_PREFIX) :][:2] != b"\x0f\xa2":
-        return False
+    state, rip = pv(current), current.cpu.rip
+    behind = (rip + len(FORCED_EMULATION_PREFIX)) & WORD
+    try:
+        if _fetch_exactly(current, rip, len(FORCED_EMULATION_PREFIX)) != FORCED_EMULATION_PREFIX:
+            return False
+        if _fetch_exactly(current, behind, len(CPUID)) != CPUID:
+            return False
+        if state.cpuid_faulting and not state.kernel_mode:
+            current.cpu.rip = behind
+            raise Fault(flags.GP)
+    except Fault as fault:
+        deliver(current, fault)
+        return True
     cpuid.execute(current)
-    current.cpu.rip += len(FORCED_EMULATION_PREFIX) + 2
+    complete_instruction(current, len(FORCED_EMULATION_PREFIX + CPUID))
     return True
+
+
+def _fetch_exactly(current: Current, vaddr: int, size: int) -> bytes:
+    try:
+        return current.read(vaddr, size)
+    except XenError:
+        raise Fault(flags.PAGE_FAULT, 0, first_fault(current, vaddr, False)) from None
 
 
 def iopl_ok(current: Current) -> bool:
@@ -136,31 +191,48 @@ def _cli_sti(current: Current, insn: Instruction) -> int:
     return insn.length
 
 
-def _port_access(current: Current, port: int, size: int) -> None:
-    """Check the guest's own permission: IOPL, then its I/O bitmap."""
+# ---- ports ----
+
+
+def _port_access(current: Current, insn: Instruction, port: int, size: int) -> None:
+    """Check the guest's own permission, its IOPL and then its I/O bitmap; note breakpoints."""
+    if not (iopl_ok(current) or _bitmap_allows(current, port, size)):
+        raise Refused
+    insn.breakpoints = debug.io_breakpoints(current, port, size)
+
+
+def _bitmap_allows(current: Current, port: int, size: int) -> bool:
     state = pv(current)
-    if iopl_ok(current):
-        return
     if port + size > state.io_bitmap_ports:
-        raise Refused
+        return False
+    first = state.io_bitmap + (port >> 3)
+    bits = _bitmap_byte(current, first) | _bitmap_byte(current, first + 1) << 8
+    return not bits >> (port & 7) & ((1 << size) - 1)
+
+
+def _bitmap_byte(current: Current, vaddr: int) -> int:
+    """A byte of the bitmap, which lies in the kernel's address space; not mapped, it forbids."""
     try:
-        bits = int.from_bytes(current.read(state.io_bitmap + (port >> 3), 2), "little")
+        maddr = translate(current, vaddr, False, pv(current).kernel_root)
     except XenError:
-        raise Refused from None
-    if bits >> (port & 7) & ((1 << size) - 1):
-        raise Refused
+        return 0xFF
+    return current.domain.memory.bytes[maddr]
+
+
+def _port_size(insn: Instruction) -> int:
+    return min(insn.operand_size, 4) if insn.opcode & 1 else 1
 
 
 def _in_out(current: Current, insn: Instruction) -> int:
     opcode, regs = insn.opcode, current.cpu.regs
-    size = 1 if not opcode & 1 else 2 if insn.operand16 else 4
+    size = _port_size(insn)
     length = insn.length
     if opcode & 8:
         port = regs[Reg.RDX] & 0xFFFF
     else:
-        port = insn.modrm  # the immediate byte
+        port = insn.next_byte
         length += 1
-    _port_access(current, port, size)
+    _port_access(current, insn, port, size)
     mask = (1 << 8 * size) - 1
     if opcode & 2:
         ports.write(current, port, size, regs[Reg.RAX] & mask)
@@ -173,25 +245,55 @@ def _in_out(current: Current, insn: Instruction) -> int:
 def _ins_outs(current: Current, insn: Instruction) -> int:
     """INS and OUTS, one element at a time when repeated, so that events are looked at."""
     regs = current.cpu.regs
-    if insn.repeat and not regs[Reg.RCX]:
+    mask = (1 << 8 * insn.address_size) - 1
+    if insn.repeat and not regs[Reg.RCX] & mask:
         return insn.length
-    size = 1 if not insn.opcode & 1 else 2 if insn.operand16 else 4
-    port = regs[Reg.RDX] & 0xFFFF
-    _port_access(current, port, size)
-    index = Reg.RSI if insn.opcode & 2 else Reg.RDI
+    size, port = _port_size(insn), regs[Reg.RDX] & 0xFFFF
+    _port_access(current, insn, port, size)
+    if insn.opcode & 2:
+        index, which, fault_code = Reg.RSI, insn.segment or Seg.DS, 0
+    else:
+        index, which, fault_code = Reg.RDI, Seg.ES, PFEC_W
+    vaddr = _linear(current, which, regs[index] & mask, size)
     try:
         if insn.opcode & 2:
-            ports.write(current, port, size, current.read_uint(regs[index], size))
+            ports.write(current, port, size, current.read_uint(vaddr, size))
         else:
-            current.write_uint(regs[index], size, ports.read(current, port, size))
+            current.write_uint(vaddr, size, ports.read(current, port, size))
     except XenError:
-        raise Refused from None
-    step = -size if current.cpu.rflags & 1 << 10 else size
-    regs[index] += step
-    if insn.repeat:
-        regs[Reg.RCX] -= 1
-        return 0 if regs[Reg.RCX] else insn.length
-    return insn.length
+        fault = first_fault(current, vaddr, bool(fault_code))
+        raise Fault(flags.PAGE_FAULT, fault_code, fault) from None
+    step = -size if current.cpu.rflags & flags.DF else size
+    _count(current, insn, index, step)
+    if not insn.repeat:
+        return insn.length
+    _count(current, insn, Reg.RCX, -1)
+    return 0 if regs[Reg.RCX] & mask else insn.length
+
+
+def _linear(current: Current, which: Seg, offset: int, size: int) -> int:
+    """The address of an operand; #GP, or #SS, where the segment does not reach."""
+    segment = current.cpu.segment(which)
+    if code_bits(current) == 64:
+        base = segment.base if which in (Seg.FS, Seg.GS) else 0
+        vaddr = (base + offset) & WORD
+        reachable = in_guest_range(vaddr)
+    else:
+        vaddr = (segment.base + offset) & 0xFFFFFFFF
+        reachable = offset + size - 1 <= segment.limit
+    if not reachable:
+        raise Fault(flags.SS if which is Seg.SS else flags.GP)
+    return vaddr
+
+
+def _count(current: Current, insn: Instruction, register: Reg, step: int) -> None:
+    """Add to a register in the instruction's address size; 32 bits clear the upper half."""
+    regs, mask = current.cpu.regs, (1 << 8 * insn.address_size) - 1
+    kept = regs[register] & ~0xFFFF if insn.address_size == 2 else 0
+    regs[register] = kept | (regs[register] + step) & mask
+
+
+# ---- control and debug registers, MSRs ----
 
 
 def _clts(current: Current, insn: Instruction) -> int:
@@ -200,7 +302,7 @@ def _clts(current: Current, insn: Instruction) -> int:
     return insn.length
 
 
-def _invd_wbinvd(current: Current, insn: Instruction) -> int:
+def _wbinvd(current: Current, insn: Instruction) -> int:
     # Ignored: only a domain with hardware may flush the caches.
     _kernel_only(current)
     return insn.length
@@ -212,38 +314,44 @@ def set_guest_ts(current: Current, value: bool) -> None:
     current.cpu.set_task_switched(value)
 
 
+def _width(current: Current) -> int:
+    """The mask of a general register in a move to or from a control or debug register."""
+    return WORD if code_bits(current) == 64 else 0xFFFFFFFF
+
+
 def _read_cr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
-    state, memory = pv(current), current.domain.memory
+    state = pv(current)
     match insn.reg:
         case 0:
             value = CR0 | (CR0_TS if state.task_switched else 0)
         case 2:
-            value = memory.read_uint(guest_cr2(current), current.domain.width)
+            value = state.cr2
         case 3:
             value = state.kernel_root << PAGE_SHIFT
         case 4:
             value = state.cr4
         case _:
             raise Refused
-    current.cpu.regs[insn.rm] = value
+    current.cpu.regs[insn.rm] = value & _width(current)
     return insn.length + 1
 
 
 def _write_cr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
-    value, domain = current.cpu.regs[insn.rm], current.domain
+    value = current.cpu.regs[insn.rm] & _width(current)
     match insn.reg:
         case 0:
             if (value ^ CR0) & ~CR0_TS:
                 raise Refused
             set_guest_ts(current, bool(value & CR0_TS))
         case 2:
-            domain.memory.write_uint(guest_cr2(current), domain.width, value)
+            set_guest_cr2(current, value)
         case 3:
             try:
                 new_guest_cr3(current, mfn_of(value))
-            except XenError:
+            except XenError as error:
+                current.domain.log(f"CR3 = {value:#x} is refused: {error.reason}")
                 raise Refused from None
         case 4:
             pv(current).cr4 = msr.fixup_guest_cr4(value)
@@ -255,28 +363,28 @@ def _write_cr(current: Current, insn: Instruction) -> int:
 def _read_dr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
     try:
-        current.cpu.regs[insn.rm] = debug.get_debugreg(current, insn.reg)
+        value = debug.get_debugreg(current, insn.reg)
     except XenError:
-        raise Refused from None
+        raise Fault(flags.UD) from None
+    current.cpu.regs[insn.rm] = value & _width(current)
     return insn.length + 1
 
 
 def _write_dr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
     try:
-        debug.set_debugreg(current, insn.reg, current.cpu.regs[insn.rm])
-    except XenError:
-        raise Refused from None
+        debug.set_debugreg(current, insn.reg, current.cpu.regs[insn.rm] & _width(current))
+    except XenError as error:
+        raise Fault(flags.UD if error.errno == ENODEV else flags.GP) from None
     return insn.length + 1
 
 
 def _rdmsr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
-    regs = current.cpu.regs
-    value = msr.read(current, regs[Reg.RCX] & 0xFFFFFFFF)
+    value = msr.read(current, current.cpu.regs[Reg.RCX] & 0xFFFFFFFF)
     if value is None:
         raise Refused
-    regs[Reg.RAX], regs[Reg.RDX] = value & 0xFFFFFFFF, value >> 32
+    _set_edx_eax(current, value)
     return insn.length
 
 
@@ -290,17 +398,15 @@ def _wrmsr(current: Current, insn: Instruction) -> int:
 
 
 def _rdtsc(current: Current, insn: Instruction) -> int:
-    regs, now = current.cpu.regs, current.cpu.now_ns
-    regs[Reg.RAX], regs[Reg.RDX] = now & 0xFFFFFFFF, now >> 32
+    if pv(current).cr4 & msr.CR4_TSD:
+        _kernel_only(current)
+    _set_edx_eax(current, current.cpu.now_ns)
     return insn.length
 
 
-def _group_0f01(current: Current, insn: Instruction) -> int:
-    if insn.modrm != 0xF9:  # RDTSCP; XSETBV needs XSAVE, which CPUID does not offer
-        raise Refused
-    _rdtsc(current, insn)
-    current.cpu.regs[Reg.RCX] = 0
-    return insn.length + 1
+def _set_edx_eax(current: Current, value: int) -> None:
+    regs = current.cpu.regs
+    regs[Reg.RAX], regs[Reg.RDX] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
 
 
 HANDLERS: dict[int, Callable[[Current, Instruction], int]] = {
@@ -308,10 +414,8 @@ HANDLERS: dict[int, Callable[[Current, Instruction], int]] = {
     **dict.fromkeys((0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF), _in_out),
     0xFA: _cli_sti,
     0xFB: _cli_sti,
-    0x0F01: _group_0f01,
     0x0F06: _clts,
-    0x0F08: _invd_wbinvd,
-    0x0F09: _invd_wbinvd,
+    0x0F09: _wbinvd,
     0x0F20: _read_cr,
     0x0F21: _read_dr,
     0x0F22: _write_cr,

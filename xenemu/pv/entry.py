@@ -8,26 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xenemu.abi.xen import VMASST_TYPE_writable_pagetables, Nr
-from xenemu.hv.cpu import Reg
+from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
-from xenemu.pv.descriptors import ldt_base, map_ldt_page
-from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op, set_guest_ts
+from xenemu.pv.debug import take_debug_status
+from xenemu.pv.descriptors import map_ldt_page
+from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
+from xenemu.pv.perdomain import ldt_base
 from xenemu.pv.ptwr import emulate_store
-from xenemu.pv.state import pv
-from xenemu.x86 import flags
-from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_W, is_canonical
+from xenemu.pv.state import NO_TRAP, pv
+from xenemu.x86 import flags, segment
+from xenemu.x86.fault import Fault
+from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W, is_canonical
 
 ARGUMENTS = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
-SYSCALL_LENGTH = 2
 INT_N_LENGTH = 2
+INT80 = 0x80
 LDT_BYTES = 0x10000
-DR6_BS, DR6_B0_B3 = 1 << 14, 0xF
 
 
 @dataclass
@@ -37,20 +39,26 @@ class PvExits:
     current: Current
 
     def syscall(self) -> None:
-        """A hypercall from the kernel, a system call from user mode."""
+        """A hypercall from the kernel, a system call from user mode; #UD from 32-bit code.
+
+        The CPU that guests see is Intel's, which has SYSCALL in 64-bit code only.
+        """
         current = self.current
-        if not pv(current).kernel_mode:
-            traps.syscall_from_user(current)
-        else:
+        if not current.cpu.segment(Seg.CS).attributes & segment.L:
+            current.cpu.rip -= traps.SYSCALL_LENGTH
+            traps.inject(current, flags.UD)
+        elif pv(current).kernel_mode:
             self._hypercall()
+        else:
+            traps.syscall_from_user(current)
         self._deliver_events()
 
     def _hypercall(self) -> None:
         current = self.current
         assert current.table is not None
         cpu, regs = current.cpu, current.cpu.regs
-        number = regs[Reg.RAX] & 0xFFFFFFFF
-        if number == Nr.iret:
+        number = regs[Reg.RAX]
+        if number == Nr.iret:  # by far the commonest, and not worth a line in the log
             traps.iret(current)
             return
         traps.set_syscall_registers(current)
@@ -60,7 +68,7 @@ class PvExits:
         except Continue as again:
             for register, value in zip(ARGUMENTS, again.new_args, strict=False):
                 regs[register] = value
-            cpu.rip -= SYSCALL_LENGTH
+            cpu.rip -= traps.SYSCALL_LENGTH
         timers = current.domain.timers
         if timers.moved:
             timers.moved = False
@@ -97,20 +105,23 @@ class PvExits:
 
     def _page_fault(self, error_code: int) -> None:
         current = self.current
-        vaddr, state = current.cpu.cr2, pv(current)
-        if not in_guest_range(vaddr):
+        vaddr = current.cpu.cr2
+        if in_guest_range(vaddr):
+            if (
+                pv(current).kernel_mode
+                and error_code & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I) == PFEC_P | PFEC_W
+                and current.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
+                and emulate_store(current, vaddr)
+            ):
+                return
+        elif not error_code & (PFEC_U | PFEC_RSVD):  # the CPU's own access, to a descriptor
             offset = vaddr - ldt_base(current.vcpu.vcpu_id)
             if 0 <= offset < LDT_BYTES:
-                if map_ldt_page(current, offset):
-                    return
-                vaddr = state.ldt_base + offset
-        elif (
-            state.kernel_mode
-            and error_code & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I) == PFEC_P | PFEC_W
-            and current.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
-            and emulate_store(current, vaddr)
-        ):
-            return
+                try:
+                    map_ldt_page(current, offset, error_code)
+                except Fault as fault:
+                    traps.deliver(current, fault)
+                return
         traps.inject_page_fault(current, vaddr, error_code)
 
     def _general_protection(self, error_code: int) -> None:
@@ -126,29 +137,29 @@ class PvExits:
 
     def _device_not_available(self) -> None:
         current = self.current
+        current.cpu.set_task_switched(False)
         if pv(current).task_switched:
-            set_guest_ts(current, False)
+            pv(current).task_switched = False
             traps.inject(current, flags.NM)
-        else:
-            current.cpu.set_task_switched(False)
 
     def _debug(self) -> None:
-        current = self.current
-        state = pv(current)
-        state.dr6 |= current.cpu.debug_register(6) & (DR6_BS | DR6_B0_B3)
-        traps.inject(current, flags.DB)
+        take_debug_status(self.current)
+        traps.inject(self.current, flags.DB)
 
     def software_interrupt(self, vector: int) -> None:
-        """INT n by the guest's own gate, whose DPL is checked here."""
+        """INT n by the guest's own gate, whose DPL is checked here.
+
+        Xen has gates for int3, into and int 0x80 that do without the check.
+        """
         current = self.current
         trap = pv(current).traps.get(vector)
-        if vector not in (flags.BP, flags.OF_TRAP):
-            needed = 1 if pv(current).kernel_mode else 3
-            if trap is None or trap.dpl < needed:
-                current.cpu.rip -= INT_N_LENGTH
-                traps.inject(current, flags.GP, vector << 3 | IDT_BIT)
-                return
-        traps.inject(current, vector)
+        direct = vector in (flags.BP, flags.OF_TRAP) or (trap is not None and vector == INT80)
+        needed = 1 if pv(current).kernel_mode else 3
+        if not direct and (trap is None or trap.dpl < needed):
+            current.cpu.rip -= INT_N_LENGTH
+            traps.inject(current, flags.GP, vector << 3 | IDT_BIT)
+        else:
+            traps.bounce(current, trap or NO_TRAP, f"int {vector:#x}")
 
     def invalid_opcode(self) -> None:
         """Forced emulation, or #UD."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.errors import ImageError
+from xenemu.hv.building import pages
 from xenemu.image import PvParameters
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Pfn
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn
 
 PADDING_PAGES = (512 << 10) >> PAGE_SHIFT
 ALIGNMENT = 4 << 20

@@ -1,21 +1,43 @@
 """Model-specific registers and CR4 as a PV guest may read and write them.
 
-In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/msr.c, arch/x86/pv/domain.c.
+In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/msr.c, arch/x86/traps.c
+(guest_wrmsr_xen), arch/x86/pv/domain.c (pv_fixup_guest_cr4).
 """
 
 from __future__ import annotations
 
+from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.pv import cpuid
+from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.state import pv
-from xenemu.x86 import msr
-from xenemu.x86.paging import is_canonical
+from xenemu.x86 import flags, msr
+from xenemu.x86.paging import PAGE_MASK, Maddr, is_canonical, mfn_of
 
-CR4_VME, CR4_PVI, CR4_TSD, CR4_DE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-CR4_PAE, CR4_MCE, CR4_PGE = 1 << 5, 1 << 6, 1 << 7
+CR4_TSD, CR4_DE = 1 << 2, 1 << 3
+CR4_PAE, CR4_MCE = 1 << 5, 1 << 6
 CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
-CR4_XEN = CR4_PAE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT  # what Xen itself runs with
+CR4_XEN = CR4_PAE | CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT  # what a guest sees of Xen's own
 CR4_GUEST_OWNED = CR4_TSD | CR4_DE
+
+XEN_MSRS = cpuid.HYPERCALL_MSR >> 16
+MISC_ENABLE = (
+    msr.MISC_ENABLE_FAST_STRING
+    | msr.MISC_ENABLE_BTS_UNAVAIL
+    | msr.MISC_ENABLE_PEBS_UNAVAIL
+    | msr.MISC_ENABLE_XTPR_DISABLE
+)
+WRITES_IGNORED = frozenset(
+    {
+        msr.IA32_MPERF,
+        msr.IA32_APERF,
+        msr.IA32_THERM_CONTROL,
+        msr.IA32_ENERGY_PERF_BIAS,
+        msr.IA32_MISC_ENABLE,
+    }
+)
 
 
 def fixup_guest_cr4(value: int) -> int:
@@ -25,6 +47,14 @@ def fixup_guest_cr4(value: int) -> int:
 
 def read(current: Current, number: int) -> int | None:
     """RDMSR of a PV kernel, or None for #GP."""
+    value = _read(current, number)
+    if value is None and flags.GP not in pv(current).traps and number >> 16 != XEN_MSRS:
+        # DIVERGES: Xen spares an early kernel only the registers that its host has.
+        return 0
+    return value
+
+
+def _read(current: Current, number: int) -> int | None:
     state, cpu = pv(current), current.cpu
     match number:
         case msr.FS_BASE:
@@ -39,16 +69,16 @@ def read(current: Current, number: int) -> int | None:
             return cpu.now_ns
         case msr.IA32_APIC_BASE:
             return msr.APIC_BASE_DEFAULT | (0 if current.vcpu.vcpu_id else msr.APIC_BASE_BSP)
-        case msr.IA32_UCODE_REV:
-            return 0
         case msr.IA32_MISC_ENABLE:
-            return msr.MISC_ENABLE_FAST_STRING
+            return MISC_ENABLE
         case msr.IA32_CR_PAT:
             return msr.XEN_PAT
         case msr.PLATFORM_INFO:
             return msr.PLATFORM_INFO_CPUID_FAULTING
         case msr.MISC_FEATURES_ENABLES:
             return msr.MISC_FEATURES_CPUID_FAULTING if state.cpuid_faulting else 0
+        case msr.IA32_UCODE_REV | msr.IA32_PERF_CAPABILITIES | cpuid.HYPERCALL_MSR:
+            return 0
         case _:
             return None
 
@@ -71,10 +101,27 @@ def write(current: Current, number: int, value: int) -> bool:
             state.cpuid_faulting = bool(value)
         case msr.IA32_UCODE_REV:
             return value == 0
-        case msr.EFER | msr.IA32_MISC_ENABLE | msr.IA32_CR_PAT:
-            return value == read(current, number)
+        case msr.EFER:
+            return value == msr.EFER_SCE_LME_LMA_NX
+        case cpuid.HYPERCALL_MSR:
+            return _fill_hypercall_page(current, value)
         case _:
+            return number in WRITES_IGNORED
+    return True
+
+
+def _fill_hypercall_page(current: Current, maddr: int) -> bool:
+    """Write the hypercall page into one of the guest's frames, if it may be written to."""
+    domain, mfn = current.domain, mfn_of(maddr)
+    try:
+        if maddr & PAGE_MASK:
             return False
+        domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
+    except XenError as error:
+        domain.log(f"no hypercall page for the MSR write: {error.reason}")
+        return False
+    domain.memory.write(Maddr(maddr), hypercall_page(domain.width))
+    domain.frames.put_page_and_type(mfn)
     return True
 
 

@@ -4,8 +4,8 @@ The kernel's handlers run at CPL 3 on the kernel's stack, with a frame that look
 hardware's, preceded by RCX and R11. In the CS slot, bits 39:32 are the event mask as it was;
 in the RFLAGS slot, IF is its inverse.
 
-In Xen: arch/x86/pv/traps.c (pv_inject_event), arch/x86/x86_64/entry.S (create_bounce_frame),
-arch/x86/pv/iret.c.
+In Xen: arch/x86/pv/traps.c (pv_inject_event), arch/x86/x86_64/entry.S (create_bounce_frame,
+switch_to_kernel, restore_all_guest), arch/x86/pv/iret.c.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import NO_TRAP, Trap, pv
 from xenemu.x86 import flags, segment
-from xenemu.x86.paging import PFEC_U, Maddr
+from xenemu.x86.fault import Fault
+from xenemu.x86.paging import PFEC_U, Maddr, is_canonical
 
 CS64 = Segment(FLAT_RING3_CS64, 0, 0xFFFFFFFF, segment.CODE64_RING3)
 SS64 = Segment(FLAT_RING3_SS64, 0, 0xFFFFFFFF, segment.DATA_RING3)
 STACK_ALIGN = 16
+STACK_REACH = 8 * 8  # Xen's longest frame: a stack this far above its area cannot reach into it
+SYSCALL_LENGTH = 2
+WORD = (1 << 64) - 1
 UPCALL_MASK = 1  # offset in vcpu_info
 CR2 = {8: 16, 4: 8}  # offset of arch.cr2 in vcpu_info, by width
+DR6_BS = 1 << 14  # single step
 NOT_INHERITED = flags.TF | flags.VM | flags.RF | flags.NT | flags.AC
+SELECTOR = 0xFFFF & ~segment.SEL_RPL  # of a selector, what an error code holds
 
 
-def guest_cr2(current: Current) -> Maddr:
-    """Where the guest's CR2 lives: in its vcpu_info."""
-    return Maddr(current.vcpu.info + CR2[current.domain.width])
-
-
-def bounce(
-    current: Current, trap: Trap, what: str, error_code: int | None = None, failsafe: bool = False
-) -> None:
+def bounce(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """Enter the guest's kernel at `trap`, with a frame for what it interrupts.
 
-    Crashes the domain where Xen does: no handler, or a stack that cannot take the frame.
+    RCX and R11 end up as Xen's SYSRET leaves them. Crashes the domain where Xen does: no
+    handler, or a stack that cannot take the frame.
     """
     if not trap.address:
         raise DomainCrash(f"{what} at {current.cpu.rip:#x}, but the guest has no handler for it")
@@ -68,26 +68,29 @@ def bounce(
         toggle_guest_mode(current)
         rsp = state.kernel_sp
     frame = [regs[Reg.RCX], regs[Reg.R11]]
-    if failsafe:
-        frame += [cpu.segment(s).selector for s in (Seg.DS, Seg.ES, Seg.FS, Seg.GS)]
     if error_code is not None:
         frame.append(error_code)
     frame += [cpu.rip, cs | mask << 32, seen, old_rsp, ss]
     top = rsp & -STACK_ALIGN
-    rsp = top - 8 * len(frame)
-    if HYPERVISOR_VIRT_START < top <= HYPERVISOR_VIRT_END or rsp < 0:
+    if HYPERVISOR_VIRT_START < top < HYPERVISOR_VIRT_END + STACK_REACH:
         raise DomainCrash(f"{what}: the guest's kernel stack at {top:#x} is in Xen's own area")
+    rsp = (top - 8 * len(frame)) & WORD
     try:
         current.write(rsp, struct.pack(f"<{len(frame)}Q", *frame))
     except XenError as error:
         raise DomainCrash(f"{what}: no frame on the guest's kernel stack: {error.reason}") from None
-    regs[Reg.RSP] = rsp
-    cpu.rflags = rflags & ~NOT_INHERITED
-    cpu.rip = trap.address
+    cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address, rflags & ~NOT_INHERITED, rsp
+    set_syscall_registers(current)
     cpu.set_segment(Seg.SS, SS64)
     cpu.set_segment(Seg.CS, CS64)
     if trap.mask_events:
-        current.domain.memory.bytes[mask_byte] = 1
+        current.domain.memory.bytes[mask_byte] |= 1
+
+
+def set_syscall_registers(current: Current) -> None:
+    """Leave RCX and R11 as SYSCALL (and Xen's SYSRET after it) does."""
+    current.cpu.regs[Reg.RCX] = current.cpu.rip
+    current.cpu.regs[Reg.R11] = current.cpu.rflags
 
 
 def inject(current: Current, vector: int, error_code: int = 0) -> None:
@@ -99,13 +102,28 @@ def inject(current: Current, vector: int, error_code: int = 0) -> None:
 
 def inject_page_fault(current: Current, vaddr: int, error_code: int) -> None:
     """Deliver a page fault: the address goes to vcpu_info, the U bit follows the guest's mode."""
+    state = pv(current)
     error_code &= ~PFEC_U
-    if not pv(current).kernel_mode:
+    if not state.kernel_mode:
         error_code |= PFEC_U
-    memory, width = current.domain.memory, current.domain.width
-    memory.write_uint(guest_cr2(current), width, vaddr)
-    trap = pv(current).traps.get(flags.PAGE_FAULT, NO_TRAP)
+    set_guest_cr2(current, vaddr)
+    trap = state.traps.get(flags.PAGE_FAULT, NO_TRAP)
     bounce(current, trap, f"#PF on {vaddr:#x}", error_code)
+
+
+def set_guest_cr2(current: Current, vaddr: int) -> None:
+    """Set the guest's CR2, which it also finds in its vcpu_info."""
+    width = current.domain.width
+    pv(current).cr2 = vaddr
+    current.domain.memory.write_uint(Maddr(current.vcpu.info + CR2[width]), width, vaddr)
+
+
+def deliver(current: Current, fault: Fault) -> None:
+    """Give the guest an exception that came up while Xen worked for it."""
+    if fault.vector == flags.PAGE_FAULT:
+        inject_page_fault(current, fault.vaddr, fault.error_code)
+    else:
+        inject(current, fault.vector, fault.error_code)
 
 
 def deliver_event(current: Current) -> None:
@@ -113,34 +131,50 @@ def deliver_event(current: Current) -> None:
     bounce(current, pv(current).event_callback, "an event upcall")
 
 
+def complete_instruction(current: Current, length: int, breakpoints: int = 0) -> None:
+    """Step over an instruction that Xen emulated; #DB after it if it is traced.
+
+    `breakpoints` are DR6's bits of the I/O breakpoints that it hit.
+    """
+    cpu = current.cpu
+    cpu.rip = (cpu.rip + length) & WORD
+    rflags = cpu.rflags
+    if rflags & flags.RF:
+        cpu.rflags = rflags & ~flags.RF
+    causes = breakpoints | (DR6_BS if rflags & flags.TF else 0)
+    if causes:
+        pv(current).dr6 |= causes
+        inject(current, flags.DB)
+
+
 def syscall_from_user(current: Current) -> None:
-    """SYSCALL in user mode: enter the guest's callback; RIP is behind the instruction."""
-    cpu, state = current.cpu, pv(current)
-    cs64 = cpu.segment(Seg.CS).attributes & segment.L
-    callback = state.syscall_callback if cs64 else state.syscall32_callback
-    if not callback.address:
-        cpu.rip -= 2
-        inject(current, flags.UD)
-        return
+    """SYSCALL in user mode: enter the guest's callback; RIP is behind the instruction.
+
+    #UD without a callback.
+    """
+    cpu, callback = current.cpu, pv(current).syscall_callback
     set_syscall_registers(current)
-    # SYSCALL itself loads Xen's flat user selectors, whatever the user had.
+    # SYSCALL itself loads Xen's flat selectors, whatever the user had.
     cpu.set_segment(Seg.SS, SS64)
-    flat = CS64 if cs64 else Segment(FLAT_RING3_CS32, 0, 0xFFFFFFFF, segment.CODE32_RING3)
-    cpu.set_segment(Seg.CS, flat)
-    bounce(current, callback, "SYSCALL")
-
-
-def set_syscall_registers(current: Current) -> None:
-    """Leave RCX and R11 as SYSCALL (and Xen's SYSRET after it) does."""
-    current.cpu.regs[Reg.RCX] = current.cpu.rip
-    current.cpu.regs[Reg.R11] = current.cpu.rflags
+    cpu.set_segment(Seg.CS, CS64)
+    if callback.address:
+        bounce(current, callback, "SYSCALL")
+    else:
+        cpu.rip = (cpu.rip - SYSCALL_LENGTH) & WORD
+        inject(current, flags.UD)
+    cpu.rflags &= ~flags.DF
+    cpu.regs[Reg.R11] = cpu.rflags
 
 
 def iret(current: Current) -> None:
-    """HYPERVISOR_iret of a 64-bit guest: leave the kernel by the frame on its stack."""
+    """HYPERVISOR_iret of a 64-bit guest: leave the kernel by the frame on its stack.
+
+    A frame that the CPU's IRET refuses faults at its target, as if the fault came from there.
+    """
     cpu, state, domain = current.cpu, pv(current), current.domain
+    regs = cpu.regs
     try:
-        frame = current.read_struct(iret_context, cpu.regs[Reg.RSP])
+        frame = current.read_struct(iret_context, regs[Reg.RSP])
     except XenError as error:
         raise DomainCrash(f"iret: no frame on the guest's stack: {error.reason}") from None
     if frame.cs & segment.SEL_RPL == segment.SEL_RPL:
@@ -150,63 +184,71 @@ def iret(current: Current) -> None:
     if domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         state.iopl = (frame.rflags & flags.IOPL) >> flags.IOPL_SHIFT
     rflags = frame.rflags & flags.ALL & ~(flags.IOPL | flags.VM) | flags.IF | flags.FIXED
-    regs = cpu.regs
-    regs[Reg.RAX], regs[Reg.RSP], cpu.rip, cpu.rflags = frame.rax, frame.rsp, frame.rip, rflags
-    cs, ss = frame.cs & 0xFFFF | segment.SEL_RPL, frame.ss & 0xFFFF | segment.SEL_RPL
-    if frame.flags & VGCF_in_syscall:  # Xen leaves by SYSRET, which has its own selectors
-        regs[Reg.RCX], regs[Reg.R11] = frame.rip, rflags
-        cs, ss = FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_SS64
-    else:
-        regs[Reg.RCX], regs[Reg.R11] = frame.rcx, frame.r11
     domain.memory.bytes[current.vcpu.info + UPCALL_MASK] = not frame.rflags & flags.IF
-    return_to_guest(current, cs, ss)
+    regs[Reg.RAX], regs[Reg.RSP], cpu.rip = frame.rax, frame.rsp, frame.rip
+    cs, ss = frame.cs & 0xFFFF | segment.SEL_RPL, frame.ss & 0xFFFF | segment.SEL_RPL
+    if not frame.flags & VGCF_in_syscall:
+        regs[Reg.RCX], regs[Reg.R11] = frame.rcx, frame.r11
+    else:  # Xen leaves by SYSRET if it can, which has its own selectors
+        regs[Reg.RCX], regs[Reg.R11] = frame.rip, rflags
+        if is_canonical(frame.rip):
+            cs, ss = FLAT_RING3_CS32 if cs == FLAT_RING3_CS32 else FLAT_RING3_CS64, FLAT_RING3_SS64
+            rflags &= ~flags.RF
+    cpu.rflags = rflags
+    _load_code_and_stack(current, cs, ss)
 
 
-def return_to_guest(current: Current, cs: int, ss: int) -> None:
-    """Load CS and SS as IRET at CPL 0 would; where that faults, enter the failsafe callback."""
+def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
+    """Load CS and SS as IRET at CPL 0 would, or deliver the fault that it would raise."""
     cpu = current.cpu
-    code = CS64 if cs == FLAT_RING3_CS64 else _code_segment(current, cs)
-    long_mode = code is not None and bool(code.attributes & segment.L)
-    stack = SS64 if ss == FLAT_RING3_SS64 else _stack_segment(current, ss, long_mode)
-    if code is None or stack is None or (long_mode and not _canonical(cpu.rip)):
-        cpu.set_segment(Seg.SS, SS64)
+    try:
+        code = CS64 if cs == FLAT_RING3_CS64 else _code_segment(current, cs)
+        stack = SS64 if ss == FLAT_RING3_SS64 else _stack_segment(current, ss)
+        if code.attributes & segment.L:
+            reachable = is_canonical(cpu.rip)
+        else:
+            reachable = cpu.rip <= code.limit
+        if not reachable:
+            raise Fault(flags.GP)
+    except Fault as fault:
+        cpu.set_segment(Seg.SS, Segment(ss, 0, 0xFFFFFFFF, segment.DATA_RING3))
         cpu.set_segment(Seg.CS, Segment(cs, 0, 0xFFFFFFFF, segment.CODE64_RING3))
-        bounce(current, pv(current).failsafe_callback, f"iret to {cs:#x}:{cpu.rip:#x}", failsafe=True)
+        deliver(current, fault)
         return
     cpu.set_segment(Seg.SS, stack)
     cpu.set_segment(Seg.CS, code)
 
 
-def _canonical(rip: int) -> bool:
-    return rip >> 47 in (0, 0x1FFFF)
-
-
-def _code_segment(current: Current, selector: int) -> Segment | None:
+def _code_segment(current: Current, selector: int) -> Segment:
+    """The code segment that an IRET to ring 3 loads; #GP or #NP if it may not."""
+    refusal = Fault(flags.GP, selector & SELECTOR)
+    if segment.is_null(selector):
+        raise refusal
     descriptor = read_descriptor(current, selector)
-    if descriptor is None:
-        return None
     attributes = segment.attributes(descriptor)
-    needed = segment.PRESENT | segment.S | segment.TYPE_CODE
-    if attributes & needed != needed or segment.dpl(attributes) != selector & segment.SEL_RPL:
-        return None
+    needed = segment.S | segment.TYPE_CODE
+    conforming = attributes & segment.TYPE_CONFORMING
+    if attributes & needed != needed or not (conforming or segment.dpl(attributes) == 3):
+        raise refusal
     if attributes & segment.L and attributes & segment.DB:
-        return None
+        raise refusal
+    if not attributes & segment.PRESENT:
+        raise Fault(flags.NP, selector & SELECTOR)
     return _segment(selector, descriptor)
 
 
-def _stack_segment(current: Current, selector: int, long_mode: bool) -> Segment | None:
-    if selector & ~segment.SEL_RPL == 0:
-        # IRET loads a null SS only for 64-bit code below CPL 3; Xen gives its flat one instead.
-        return Segment(FLAT_RING3_SS64, 0, 0xFFFFFFFF, segment.DATA_RING3) if long_mode else None
+def _stack_segment(current: Current, selector: int) -> Segment:
+    """The stack segment that an IRET to ring 3 loads; #GP or #SS if it may not."""
+    refusal = Fault(flags.GP, selector & SELECTOR)
+    if segment.is_null(selector):
+        raise refusal
     descriptor = read_descriptor(current, selector)
-    if descriptor is None:
-        return None
     attributes = segment.attributes(descriptor)
-    needed = segment.PRESENT | segment.S | segment.TYPE_WRITABLE
-    if attributes & (needed | segment.TYPE_CODE) != needed:
-        return None
-    if segment.dpl(attributes) != selector & segment.SEL_RPL:
-        return None
+    needed = segment.S | segment.TYPE_WRITABLE
+    if attributes & (needed | segment.TYPE_CODE) != needed or segment.dpl(attributes) != 3:
+        raise refusal
+    if not attributes & segment.PRESENT:
+        raise Fault(flags.SS, selector & SELECTOR)
     return _segment(selector, descriptor)
 
 

@@ -135,8 +135,7 @@ def _modules(config: DomainConfig) -> list[Module]:
     """The initrd, if there is one, and what is behind it, unpacked."""
     initrd = [Module(config.initrd)] if config.initrd else []
     return [
-        Module(unpack_module(module.data), module.cmdline)
-        for module in [*initrd, *config.modules]
+        Module(unpack_module(module.data), module.cmdline) for module in [*initrd, *config.modules]
     ]
 
 

@@ -13,7 +13,7 @@ from xenemu.x86 import cpuid
 HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
 HYPERCALL_MSR = 0x40000000
 # Features that a kernel in ring 0 has beyond a PV guest's.
-NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 13, 17))  # pse mce sep pge pse36
+NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 12, 13, 17))  # pse mce sep mtrr pge pse36
 NATIVE_1_ECX = 1 << 21  # x2apic
 HVM_VCPU_ID_PRESENT, HVM_DOMID_PRESENT, HVM_UPCALL_VECTOR = 1 << 3, 1 << 4, 1 << 6
 

@@ -10,7 +10,7 @@ from xenemu.abi.errno import EINVAL
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
-from xenemu.pvh import lapic_glue
+from xenemu.pvh import lapic_glue, mtrr
 from xenemu.pvh.cpuid import HYPERCALL_MSR
 from xenemu.pvh.hypercall_page import hypercall_page
 from xenemu.pvh.state import pvh
@@ -18,10 +18,7 @@ from xenemu.x86 import msr
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
-MTRR_CAP, MTRR_DEF_TYPE = 0xFE, 0x2FF
-MTRR_FIXED = frozenset({0x250, 0x258, 0x259, *range(0x268, 0x270)})
-MTRR_VARIABLE = range(0x200, 0x210)
-MCG_CAP, MCG_STATUS, MCG_CTL = 0x179, 0x17A, 0x17B
+MCG_CAP, MCG_STATUS = 0x179, 0x17A
 # What the CPU keeps itself, with the engine's own checks.
 NATIVE = frozenset(
     {
@@ -48,6 +45,8 @@ def read(current: Current, number: int) -> int | Msr:
     state = pvh(current)
     if number in NATIVE:
         return Msr.NATIVE
+    if number in mtrr.REGISTERS:
+        return state.mtrrs.read(number)
     if number == msr.IA32_APIC_BASE:
         return state.lapic.apic_base
     if X2APIC_FIRST <= number <= X2APIC_LAST:
@@ -55,7 +54,7 @@ def read(current: Current, number: int) -> int | Msr:
     match number:
         case msr.IA32_TSC:
             return current.cpu.now_ns
-        case msr.IA32_UCODE_REV | 0xFE:  # MTRRcap: no MTRRs are offered
+        case msr.IA32_UCODE_REV | 0x17:  # IA32_PLATFORM_ID
             return 0
         case msr.IA32_MISC_ENABLE:
             return msr.MISC_ENABLE_FAST_STRING
@@ -71,8 +70,12 @@ def write(current: Current, number: int, value: int) -> Msr | None:
     """WRMSR of a PVH guest; #GP for what Xen does not know or allow."""
     if number == msr.EFER and value & ~EFER_KNOWN:
         return Msr.REFUSED
+    if number == msr.IA32_CR_PAT and not mtrr.pat_okay(value):
+        return Msr.REFUSED
     if number in NATIVE:
         return Msr.NATIVE
+    if number in mtrr.REGISTERS:
+        return None if pvh(current).mtrrs.write(number, value) else Msr.REFUSED
     if number == HYPERCALL_MSR:
         return _install_hypercall_page(current, value)
     if number == msr.IA32_APIC_BASE:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from xenemu.hv.domain import Current
 from xenemu.pvh.lapic import Lapic
+from xenemu.pvh.mtrr import Mtrrs
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PvhVcpu:
     lapic: Lapic
     entry: Entry | None = None
     upcall_vector: int = 0
+    mtrrs: Mtrrs = field(default_factory=Mtrrs)
 
 
 def pvh(current: Current) -> PvhVcpu:

@@ -1,0 +1,62 @@
+"""Memory type range registers: a PVH guest may read and write them, and no memory heeds them.
+
+libxenguest starts a domain with all memory write-back. Intel SDM volume 3, "Memory Type Range
+Registers". In Xen: arch/x86/hvm/mtrr.c, tools/libs/guest/xg_dom_x86.c (vcpu_hvm)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MTRR_CAP, MTRR_DEF_TYPE = 0xFE, 0x2FF
+VARIABLE = range(0x200, 0x210)  # a base and a mask for each of 8 ranges
+FIXED = frozenset({0x250, 0x258, 0x259, *range(0x268, 0x270)})
+REGISTERS = frozenset({MTRR_CAP, MTRR_DEF_TYPE, *VARIABLE, *FIXED})
+
+CAPABILITIES = 8 | 1 << 8 | 1 << 10  # 8 variable ranges, fixed ranges, write-combining
+TYPES = frozenset({0, 1, 4, 5, 6})
+PAT_TYPES = TYPES | {7}
+WRITE_BACK, ENABLE, FIXED_ENABLE = 6, 1 << 11, 1 << 10
+ADDRESS_BITS = 40
+MASK_VALID = 1 << 11
+
+
+def _types_okay(value: int, types: frozenset[int]) -> bool:
+    """Whether each byte is a memory type."""
+    return all(value >> shift & 0xFF in types for shift in range(0, 64, 8))
+
+
+def pat_okay(value: int) -> bool:
+    """Whether IA32_PAT may have this value."""
+    return _types_okay(value, PAT_TYPES)
+
+
+@dataclass
+class Mtrrs:
+    """A vcpu's registers, by MSR number; those that are not listed are 0."""
+
+    values: dict[int, int] = field(default_factory=lambda: {MTRR_DEF_TYPE: ENABLE | WRITE_BACK})
+
+    def read(self, number: int) -> int:
+        """RDMSR of one of REGISTERS."""
+        return CAPABILITIES if number == MTRR_CAP else self.values.get(number, 0)
+
+    def write(self, number: int, value: int) -> bool:
+        """WRMSR of one of REGISTERS; False for #GP: read-only, a reserved bit, no such type."""
+        if not self._okay(number, value):
+            return False
+        self.values[number] = value
+        return True
+
+    def _okay(self, number: int, value: int) -> bool:
+        if number == MTRR_CAP:
+            return False
+        if number in FIXED:
+            return _types_okay(value, TYPES)
+        if number == MTRR_DEF_TYPE:
+            return value & 0xFF in TYPES and not value & ~(0xFF | ENABLE | FIXED_ENABLE)
+        if value >> ADDRESS_BITS:
+            return False
+        if number & 1:  # a mask
+            return not value & (0xFFF & ~MASK_VALID)
+        return value & 0xFF in TYPES and not value & 0xF00
