@@ -5,7 +5,7 @@ Header: public/callback.h, public/nmi.h. In Xen: arch/x86/pv/callback.c, common/
 
 from __future__ import annotations
 
-from xenemu.abi.arch_x86.xen import TI_DPL, TI_IF, trap_info
+from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64, TI_DPL, TI_IF, trap_info
 from xenemu.abi.callback import (
     CALLBACKF_mask_events,
     CALLBACKOP_register,
@@ -16,7 +16,6 @@ from xenemu.abi.callback import (
     CALLBACKTYPE_syscall,
     CALLBACKTYPE_syscall32,
     CALLBACKTYPE_sysenter,
-    CALLBACKTYPE_sysenter_deprecated,
     callback_register,
     callback_unregister,
 )
@@ -30,8 +29,10 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
-from xenemu.pv.state import NO_TRAP, Trap, pv
+from xenemu.pv.state import Trap, pv
+from xenemu.x86 import flags
 from xenemu.x86.paging import is_canonical
+from xenemu.x86.segment import SEL_RPL
 
 MAX_TRAPS_AT_ONCE = 256
 FIELDS = {
@@ -39,7 +40,6 @@ FIELDS = {
     CALLBACKTYPE_syscall: "syscall_callback",
     CALLBACKTYPE_syscall32: "syscall32_callback",
     CALLBACKTYPE_sysenter: "sysenter_callback",
-    CALLBACKTYPE_sysenter_deprecated: "sysenter_callback",
 }
 
 
@@ -65,21 +65,21 @@ def _set_trap_table(current: Current, traps: int) -> None:
             return
         _check_canonical(entry.address)
         table[entry.vector] = Trap(
-            entry.cs, entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
+            entry.cs | SEL_RPL, entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
         )
     raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
 
 
-def _register(current: Current, kind: int, address: int, flags: int) -> None:
+def _register(current: Current, kind: int, address: int, mask_events: bool) -> None:
     """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address."""
     _check_canonical(address)
-    state, mask = pv(current), bool(flags & CALLBACKF_mask_events)
+    state = pv(current)
     if kind == CALLBACKTYPE_event:
         state.event_callback = Trap(0, address, mask_events=True)
     elif kind == CALLBACKTYPE_nmi:
-        state.nmi_callback = Trap(0, address, mask_events=True)
+        state.traps[flags.NMI] = Trap(FLAT_RING3_CS64, address, mask_events=True)
     elif kind in FIELDS:
-        setattr(state, FIELDS[kind], Trap(0, address, mask_events=mask))
+        setattr(state, FIELDS[kind], Trap(0, address, mask_events=mask_events))
     else:
         raise XenError(ENOSYS, f"there is no callback of type {kind}")
 
@@ -89,7 +89,7 @@ def _set_callbacks(current: Current, event: int, failsafe: int, syscall: int) ->
     kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
     for kind, address in zip(kinds, (event, failsafe, syscall), strict=True):
         if is_canonical(address):
-            _register(current, kind, address, 0)
+            _register(current, kind, address, mask_events=False)
 
 
 _callback_op = SubOps("callback_op")
@@ -98,29 +98,32 @@ _callback_op = SubOps("callback_op")
 @_callback_op.sub(CALLBACKOP_register, callback_register)
 def register(current: Current, op: callback_register) -> None:
     """Register a callback."""
-    _register(current, op.type, int.from_bytes(op.address, "little"), op.flags)
+    address = int.from_bytes(op.address, "little")
+    _register(current, op.type, address, bool(op.flags & CALLBACKF_mask_events))
 
 
 @_callback_op.sub(CALLBACKOP_unregister, callback_unregister)
 def unregister(current: Current, op: callback_unregister) -> None:
     """Forget the NMI callback; the others cannot be: EINVAL."""
     if op.type == CALLBACKTYPE_nmi:
-        pv(current).nmi_callback = NO_TRAP
+        _unregister_nmi(current)
     elif op.type in FIELDS or op.type == CALLBACKTYPE_event:
         raise XenError(EINVAL, f"callback {op.type} cannot be unregistered")
     else:
         raise XenError(ENOSYS, f"there is no callback of type {op.type}")
 
 
+def _unregister_nmi(current: Current) -> None:
+    pv(current).traps.pop(flags.NMI, None)
+
+
 def _nmi_op(current: Current, command: int, pointer: int) -> None:
-    """Register or forget vcpu 0's NMI handler; EINVAL from another vcpu or a bad address."""
+    """Register or forget the vcpu's NMI handler; EINVAL if its address is not canonical."""
     if command == XENNMI_register_callback:
         callback = current.read_struct(xennmi_callback, pointer)
-        if current.vcpu.vcpu_id:
-            raise XenError(EINVAL, "only vcpu 0 registers an NMI callback this way")
-        _register(current, CALLBACKTYPE_nmi, callback.handler_address, 0)
+        _register(current, CALLBACKTYPE_nmi, callback.handler_address, mask_events=True)
     elif command == XENNMI_unregister_callback:
-        pv(current).nmi_callback = NO_TRAP
+        _unregister_nmi(current)
     else:
         raise XenError(ENOSYS, f"nmi_op has no command {command}")
 

@@ -20,10 +20,12 @@ from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.dispatch import INT, PTR, PV, U64, ULONG, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
+from xenemu.hv.segdesc import check_descriptor
 from xenemu.pv import descriptors
 from xenemu.pv.msr import set_base
 from xenemu.pv.state import pv
 from xenemu.x86 import segment
+from xenemu.x86.fault import Fault
 from xenemu.x86.paging import ENTRIES, Maddr, is_canonical, mfn_of
 
 
@@ -47,7 +49,7 @@ def _update_descriptor(current: Current, maddr: int, descriptor: int) -> None:
     domain, mfn = current.domain, mfn_of(maddr)
     if maddr & 7:
         raise XenError(EINVAL, f"descriptor address {maddr:#x} is not aligned")
-    checked = segment.check_descriptor(descriptor, domain.width)
+    checked = check_descriptor(descriptor, domain.width)
     if checked is None:
         raise XenError(EINVAL, f"descriptor {descriptor:#018x} is not one a guest may have")
     frames = domain.frames
@@ -81,16 +83,26 @@ def _set_segment_base(current: Current, which: int, base: int) -> None:
 
 def _load_user_gs(current: Current, selector: int) -> None:
     """Load GS for user mode, between two SWAPGS; a selector that would fault becomes null."""
-    descriptor = descriptors.read_descriptor(current, selector) if selector & ~3 else None
-    user_base, limit, attributes = 0, 0, 0
-    if descriptor is not None and segment.attributes(descriptor) & segment.PRESENT:
-        user_base, limit = segment.base(descriptor), segment.limit(descriptor)
-        attributes = segment.attributes(descriptor)
-    elif selector & ~3:
-        selector = 0
+    descriptor = 0
+    if not segment.is_null(selector):
+        selector |= segment.SEL_RPL
+        try:
+            descriptor = descriptors.read_descriptor(current, selector)
+        except Fault:
+            descriptor = 0
+        if not _is_loadable(segment.attributes(descriptor)):
+            descriptor = selector = 0
     kernel_base = current.cpu.segment(Seg.GS).base
+    limit, attributes = segment.limit(descriptor), segment.attributes(descriptor)
     current.cpu.set_segment(Seg.GS, Segment(selector, kernel_base, limit, attributes))
-    pv(current).inactive_gs = user_base
+    pv(current).inactive_gs = segment.base(descriptor)
+
+
+def _is_loadable(attributes: int) -> bool:
+    """Whether a data segment register takes it in ring 3: data, or code that may be read."""
+    needed = segment.PRESENT | segment.S | segment.DPL
+    readable = not attributes & segment.TYPE_CODE or attributes & segment.TYPE_WRITABLE
+    return attributes & needed == needed and bool(readable)
 
 
 set_gdt = Hypercall(Nr.set_gdt, "set_gdt", PV, (PTR, INT), _set_gdt)

@@ -6,6 +6,7 @@ Header: public/xen.h. In Xen: common/multicall.c.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 from xenemu.abi.errno import EINVAL
 from xenemu.abi.xen import Nr, multicall_entry
@@ -22,39 +23,44 @@ MAX_ENTRIES_AT_ONCE = 4096
 def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
-    Stops between entries, to be continued, when an event is to be delivered.
+    Between entries it stops, to be continued, when an event is to be delivered or the vcpu may
+    not go on. A multicall in it gets EINVAL as its result. An iret in it ends it: the result is
+    the RAX that the guest goes on with.
     """
     assert current.table is not None
     width = current.domain.width
     size = multicall_entry.sizeof(width)
     for done in range(nr_calls):
         at = call_list + done * size
-        if done and (event_pending(current.domain, current.vcpu) or done == MAX_ENTRIES_AT_ONCE):
+        if done and (done == MAX_ENTRIES_AT_ONCE or _interrupted(current)):
             raise Continue(at, nr_calls - done)
         entry = current.read_struct(multicall_entry, at)
-        number = entry.op & 0xFFFFFFFF
         args = ARGS[width].unpack(entry.args)
-        if number in (Nr.multicall, Nr.iret):
+        if entry.op == Nr.multicall:
+            current.domain.log("a multicall inside a multicall is refused")
             _store(current, at, -EINVAL)
-            raise XenError(EINVAL, f"{Nr(number).name} may not be in a multicall")
+            continue
         try:
-            result = current.table.call(current, number, args)
+            result = current.table.call(current, entry.op, args)
         except Continue as again:
-            entry.args = ARGS[width].pack(*_padded(again.new_args))
+            entry.args = ARGS[width].pack(*again.new_args, *args[len(again.new_args) :])
             current.write_struct(at, entry)
             raise Continue(at, nr_calls - done) from None
+        if entry.op == Nr.iret and current.environment in PV:
+            with suppress(XenError):  # the address space may be another one now
+                _store(current, at, result)
+            return result
         _store(current, at, result)
-        if current.domain.shutdown_code is not None:
-            break
     return 0
+
+
+def _interrupted(current: Current) -> bool:
+    domain, vcpu = current.domain, current.vcpu
+    return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
 
 
 def _store(current: Current, entry: int, result: int) -> None:
     current.write_ulong(entry + RESULT_OFFSET[current.domain.width], result)
-
-
-def _padded(args: tuple[int, ...]) -> list[int]:
-    return [*args, *[0] * (6 - len(args))]
 
 
 multicall = Hypercall(Nr.multicall, "multicall", PV | PVH, (PTR, INT), _multicall)

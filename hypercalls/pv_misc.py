@@ -5,20 +5,20 @@ Header: public/xen.h. In Xen: arch/x86/pv/misc-hypercalls.c, arch/x86/pv/iret.c.
 
 from __future__ import annotations
 
-from xenemu.abi.errno import EINVAL
 from xenemu.abi.xen import Nr
-from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import INT, PV, ULONG, Hypercall
 from xenemu.hv.domain import Current
-from xenemu.pv import debug
+from xenemu.pv import debug, traps
 from xenemu.pv.emulate import set_guest_ts
 from xenemu.pv.state import pv
+from xenemu.x86.segment import SEL_RPL
 
 
 def _stack_switch(current: Current, ss: int, esp: int) -> None:
     """Set the stack on which user mode enters the kernel."""
     state = pv(current)
-    state.kernel_ss, state.kernel_sp = ss & 0xFFFF, esp
+    state.kernel_ss, state.kernel_sp = ss & 0xFFFF | SEL_RPL, esp
 
 
 def _fpu_taskswitch(current: Current, set_ts: int) -> None:
@@ -31,14 +31,17 @@ def _set_debugreg(current: Current, index: int, value: int) -> None:
 
 
 def _get_debugreg(current: Current, index: int) -> int:
-    try:
-        return debug.get_debugreg(current, index)
-    except XenError as error:
-        raise XenError(EINVAL, error.reason) from None
+    return debug.get_debugreg(current, index)
+
+
+def _iret(current: Current) -> int:
+    """Leave the kernel; returns the RAX that the guest goes on with."""
+    traps.iret(current)
+    return current.cpu.regs[Reg.RAX]
 
 
 stack_switch = Hypercall(Nr.stack_switch, "stack_switch", PV, (ULONG, ULONG), _stack_switch)
 fpu_taskswitch = Hypercall(Nr.fpu_taskswitch, "fpu_taskswitch", PV, (INT,), _fpu_taskswitch)
 set_debugreg = Hypercall(Nr.set_debugreg, "set_debugreg", PV, (INT, ULONG), _set_debugreg)
 get_debugreg = Hypercall(Nr.get_debugreg, "get_debugreg", PV, (INT,), _get_debugreg)
-iret = Hypercall(Nr.iret, "iret", PV, note="done where the guest enters Xen: it has no result")
+iret = Hypercall(Nr.iret, "iret", PV, (), _iret)

@@ -24,7 +24,7 @@ REFUSED = [
     ),
     Hypercall(Nr.tmem_op, "tmem_op", ALL, ONE_POINTER, None, ENOSYS, "removed in Xen 4.13"),
     Hypercall(
-        Nr.argo_op, "argo_op", ALL, COMMAND_AND_POINTER, None, EOPNOTSUPP, "Argo is off by default"
+        Nr.argo_op, "argo_op", ALL, COMMAND_AND_POINTER, None, ENOSYS, "Argo is not built in"
     ),
     Hypercall(
         Nr.xenpmu_op, "xenpmu_op", ALL, COMMAND_AND_POINTER, None, EOPNOTSUPP, "the VPMU is off"

@@ -14,11 +14,26 @@ from xenemu.image.backtrace import backtrace
 from xenemu.image.orc import Orc
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.pv.state import PvVcpu
+from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
 from xenemu.x86 import segment
-from xenemu.x86.paging import ADDR, PAGE_SHIFT, Maddr, P, describe_entry, mfn_of, walk
+from xenemu.x86.paging import (
+    ADDR,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PSE,
+    Maddr,
+    Mfn,
+    P,
+    describe_entry,
+)
 
 CALLS: Final = 16
 REGS_A_LINE: Final = 3
+# The shifts of the indices, from the root on (Intel SDM volume 3, "Paging").
+LONG: Final = (39, 30, 21, 12)
+PAE: Final = (30, 21, 12)
+TWO_LEVEL: Final = (22, 12)
 
 
 def report(current: Current, image: Image) -> str:
@@ -58,8 +73,12 @@ def _in_kernel(current: Current) -> bool:
     return segment.dpl(current.cpu.segment(Seg.SS).attributes) == 0
 
 
+def _code_width(current: Current) -> int:
+    return 8 if current.cpu.segment(Seg.CS).attributes & segment.L else 4
+
+
 def _registers(current: Current, symbols: Symbols) -> list[str]:
-    cpu, width = current.cpu, current.domain.width
+    cpu, width = current.cpu, _code_width(current)
 
     def value(name: str, word: int) -> str:
         return f"{name:<3} {word:0{2 * width}x}"
@@ -97,7 +116,7 @@ def _backtrace(current: Current, symbols: Symbols, image: Image) -> list[str]:
         cpu.regs[Reg.RSP],
         cpu.regs[Reg.RBP],
         current.read,
-        width=current.domain.width,
+        width=_code_width(current),
     )
     return [str(line) for line in lines]
 
@@ -112,13 +131,52 @@ def _is_readable(current: Current, vaddr: int) -> bool:
 
 def _walk(current: Current, vaddr: int) -> list[str]:
     """Show each entry that a walk meets, and what the frame is that it leads to."""
-    domain = current.domain
-    levels = {8: 4, 4: 3}[domain.width]
-    root = mfn_of(Maddr(current.cpu.cr3))
-    lines = [f"{vaddr:#x} from cr3: {domain.frames.describe(root)}"]
-    for step in walk(domain.memory.words, root, vaddr, levels):
-        entry, index = step.entry, step.entry_maddr >> 3 & 511
-        lines.append(f"L{step.level}[{index:#x}] = {describe_entry(entry)}")
-        if entry & P:
-            lines.append(f"  -> {domain.frames.describe((entry & ADDR) >> PAGE_SHIFT)}")
+    tables = _tables(current)
+    if tables is None:
+        return [f"{vaddr:#x}: paging is off"]
+    table, shifts, size = tables
+    lines = [f"{vaddr:#x} from cr3: {_describe(current, table)}"]
+    for level, shift in zip(range(len(shifts), 0, -1), shifts, strict=True):
+        mfn = _machine_frame(current, table)
+        if mfn is None:
+            break
+        index = vaddr >> shift & PAGE_SIZE // size - 1
+        where = (mfn << PAGE_SHIFT) + (table & PAGE_MASK) + index * size
+        entry = current.domain.memory.read_uint(Maddr(where), size)
+        lines.append(f"L{level}[{index:#x}] = {describe_entry(entry)}")
+        if not entry & P:
+            break
+        table = entry & ADDR
+        lines.append(f"  -> {_describe(current, table)}")
+        if entry & PSE and level > 1:
+            break
     return lines
+
+
+def _tables(current: Current) -> tuple[int, tuple[int, ...], int] | None:
+    """The root table's address, the shift of each level's index, and the bytes of an entry."""
+    if current.domain.p2m is None:  # a PV guest always has paging, and its width's format
+        return current.cpu.cr3 & ADDR, LONG if current.domain.width == 8 else PAE, 8
+    cpu = cpu_of(current)
+    if not cpu.cr0 & CR0_PG:
+        return None
+    if not cpu.cr4 & CR4_PAE:
+        return cpu.cr3 & ADDR, TWO_LEVEL, 4
+    if cpu.efer & EFER_LMA:
+        return cpu.cr3 & ADDR, LONG, 8
+    return cpu.cr3 & PDPT_MASK, PAE, 8
+
+
+def _machine_frame(current: Current, paddr: int) -> Mfn | None:
+    """The frame behind what the guest has in its tables; None if that is no RAM."""
+    domain, frame = current.domain, Mfn(paddr >> PAGE_SHIFT)
+    if domain.p2m is not None:
+        return domain.p2m.get(frame)
+    return frame if domain.memory.contains(frame) else None
+
+
+def _describe(current: Current, paddr: int) -> str:
+    mfn = _machine_frame(current, paddr)
+    if mfn is None:
+        return f"{paddr:#x}, where no memory is"
+    return current.domain.frames.describe(mfn)

@@ -6,7 +6,7 @@ In Xen: common/domain.c (struct domain), include/asm-x86/guest_access.h.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,7 +109,7 @@ class Current:
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Copy from the guest's address space; EFAULT where it could not read."""
-        if size <= PAGE_SIZE - (vaddr & PAGE_MASK):
+        if 0 < size <= PAGE_SIZE - (vaddr & PAGE_MASK):
             return self.domain.memory.read(self.translate(self, vaddr, False), size)
         pieces = [
             self.domain.memory.read(self.translate(self, va, False), n)
@@ -119,7 +119,7 @@ class Current:
 
     def write(self, vaddr: int, data: bytes | bytearray | memoryview) -> None:
         """Copy to the guest's address space; EFAULT, and nothing written, where it could not."""
-        if len(data) <= PAGE_SIZE - (vaddr & PAGE_MASK):
+        if 0 < len(data) <= PAGE_SIZE - (vaddr & PAGE_MASK):
             self.domain.memory.write(self.translate(self, vaddr, True), data)
             return
         places = [(self.translate(self, va, True), n) for va, n in _pieces(vaddr, len(data))]
@@ -151,12 +151,10 @@ class Current:
         self.write_uint(vaddr, self.domain.width, value)
 
 
-def _pieces(vaddr: int, size: int) -> list[tuple[int, int]]:
+def _pieces(vaddr: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut a virtual range at page boundaries: (vaddr, bytes) of each piece."""
-    pieces = []
     while size:
         n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
-        pieces.append((vaddr, n))
+        yield vaddr, n
         vaddr += n
         size -= n
-    return pieces

@@ -23,6 +23,7 @@ PGT_l2_page_table: Final = 2
 PGT_l3_page_table: Final = 3
 PGT_l4_page_table: Final = 4
 PGT_seg_desc_page: Final = 5
+PGT_pae_xen_l2: Final = 6  # the L2 of a PAE guest's fourth L3 entry, with Xen's slots
 PGT_writable_page: Final = 7
 
 TYPE_NAMES: Final = {
@@ -32,7 +33,17 @@ TYPE_NAMES: Final = {
     PGT_l3_page_table: "l3_page_table",
     PGT_l4_page_table: "l4_page_table",
     PGT_seg_desc_page: "seg_desc_page",
+    PGT_pae_xen_l2: "l2_page_table with Xen's slots",
     PGT_writable_page: "writable_page",
+}
+
+# The level of the types that are page tables.
+LEVELS: Final = {
+    PGT_l1_page_table: 1,
+    PGT_l2_page_table: 2,
+    PGT_l3_page_table: 3,
+    PGT_l4_page_table: 4,
+    PGT_pae_xen_l2: 2,
 }
 
 PGC_allocated: Final = 1 << 0  # holds a general reference

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from xenemu.hv.frame_table import (
+    LEVELS,
     TYPE_NAMES,
     PGC_allocated,
     PGC_xen_heap,
-    PGT_l1_page_table,
-    PGT_l4_page_table,
     PGT_none,
     PGT_pinned,
     PGT_writable_page,
@@ -53,7 +52,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
             refer(mfn, PGT_none, "its owner")
         if flags & PGT_pinned:
             refer(mfn, used_as, "its pin")
-        if PGT_l1_page_table <= used_as <= PGT_l4_page_table:
+        if used_as in LEVELS:
             for target, wanted in _references(frames, mfn):
                 refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
                 if wanted == used_as:
@@ -73,16 +72,16 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
 
 def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
     """What the entries of a table refer to, as what."""
-    level = frames.type[mfn]
-    is_root = level == frames.rules.root_type
+    used_as = frames.type[mfn]
+    level, slots = LEVELS[used_as], frames.rules.slots_of(used_as)
     result = []
     for index, entry in enumerate(frames.memory.table(Mfn(mfn)).tolist()):
         target = (entry & ADDR) >> PAGE_SHIFT
-        if not entry & P or (is_root and index in frames.rules.xen_slots):
+        if not entry & P or index in slots:
             continue
-        if level == PGT_l1_page_table:
+        if level == 1:
             result.append((target, PGT_writable_page if entry & RW else PGT_none))
         elif target != mfn or entry & RW:
             linear = not entry & RW and target < len(frames.type) and frames.type[target] == level
-            result.append((target, level if linear else level - 1))
+            result.append((target, level if linear else frames.rules.child_type(level, index)))
     return result

@@ -28,9 +28,11 @@ from array import array
 from dataclasses import dataclass
 from typing import Final
 
+from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.abi.errno import EBUSY, EINVAL, EPERM
 from xenemu.errors import XenError
 from xenemu.hv.frame_table import (
+    LEVELS,
     TYPE_NAMES,
     FrameTable,
     PGT_l1_page_table,
@@ -38,6 +40,7 @@ from xenemu.hv.frame_table import (
     PGT_l3_page_table,
     PGT_l4_page_table,
     PGT_none,
+    PGT_pae_xen_l2,
     PGT_pinned,
     PGT_seg_desc_page,
     PGT_writable_page,
@@ -94,30 +97,58 @@ Write = tuple[int, bytes]  # a frame, and what it shall contain
 class PagingRules:
     """What page tables a kind of PV guest may have.
 
-    `root_type` is the top level; `xen_slots` are its entries that Xen fills in. A domain without
-    devices may not choose a cache attribute, and only an L1 entry may be global or have the bits
-    that mean a large page higher up.
+    `root_type` is the top level; `xen_type` is the type whose entries `xen_slots` Xen fills in.
+    A domain without devices may not choose a cache attribute, and only an L1 entry may be global
+    or have the bits that mean a large page higher up.
     """
 
     width: int  # bytes of the guest's unsigned long
     root_type: int
+    xen_type: int
     xen_slots: range
     l1_disallow: int
     table_disallow: int
     l1_kernel_bits: int  # what Xen sets in a present L1 entry without US,
     l1_user_bits: int  # in one with US that the guest did not mark as its kernel's,
-    table_bits: int  # and in a present higher entry
+    table_bits: dict[int, int]  # and in a present higher entry, by its level
 
+    def slots_of(self, used_as: int) -> range:
+        """The entries of a table of this type that are Xen's."""
+        return self.xen_slots if used_as == self.xen_type else NO_SLOTS
+
+    def child_type(self, level: int, index: int) -> int:
+        """What an entry of a higher table leads to."""
+        if self.xen_type == PGT_pae_xen_l2 and level == PGT_l3_page_table and index == 3:
+            return PGT_pae_xen_l2
+        return level - 1
+
+
+NO_SLOTS: Final = range(0)
+PAE_ENTRIES: Final = 4  # of an L3 table
 
 PV64: Final = PagingRules(
     width=8,
     root_type=PGT_l4_page_table,
+    xen_type=PGT_l4_page_table,
     xen_slots=range(256, 272),
     l1_disallow=PWT | PCD | PAT,
     table_disallow=PWT | PCD | PSE | G,
     l1_kernel_bits=US | GUEST_KERNEL,
     l1_user_bits=G,
-    table_bits=US,
+    table_bits=dict.fromkeys((2, 3, 4), US),
+)
+
+# A 32-bit guest's PAE tables, as 64-bit Xen has them: they are walked below a fourth level.
+PV32: Final = PagingRules(
+    width=4,
+    root_type=PGT_l3_page_table,
+    xen_type=PGT_pae_xen_l2,
+    xen_slots=range(HYPERVISOR_COMPAT_VIRT_START >> 21 & 511, 512),
+    l1_disallow=PWT | PCD | PAT,
+    table_disallow=PWT | PCD | PSE | G,
+    l1_kernel_bits=0,
+    l1_user_bits=0,
+    table_bits={2: 0, 3: US | RW},
 )
 
 
@@ -204,7 +235,7 @@ class Frames(FrameTable):
         try:
             if wanted == PGT_l1_page_table:
                 self._promote_l1(mfn, writes)
-            elif wanted <= PGT_l4_page_table:
+            elif wanted in LEVELS:
                 self._promote_table(mfn, wanted, writes)
             elif wanted == PGT_seg_desc_page:
                 self._promote_seg_desc(mfn, writes)
@@ -247,28 +278,36 @@ class Frames(FrameTable):
         self._put_pages_from_l1(entries[:index])
         raise self._l1e_refusal(mfn, index, entry, domid)
 
-    def _promote_table(self, mfn: int, level: int, writes: list[Write]) -> None:
+    def _promote_table(self, mfn: int, wanted: int, writes: list[Write]) -> None:
         entries = self.memory.table(Mfn(mfn)).tolist()
-        is_root = level == self.rules.root_type
-        table_bits = self.rules.table_bits
-        adjusted = is_root
+        level, slots = LEVELS[wanted], self.rules.slots_of(wanted)
+        table_bits = self.rules.table_bits[level]
+        adjusted = bool(slots)
+        if self._is_pae_root(level):
+            adjusted |= any(entries[PAE_ENTRIES:])
+            entries[PAE_ENTRIES:] = [0] * (ENTRIES - PAE_ENTRIES)
+            if not entries[PAE_ENTRIES - 1] & P:
+                raise XenError(EINVAL, f"L3 mfn {mfn:#x} has no fourth entry, where Xen is")
         for index, entry in enumerate(entries):
-            if not entry & P or (is_root and index in self.rules.xen_slots):
+            if not entry & P or index in slots:
                 continue
             try:
                 self._get_page_from_entry(mfn, index, entry, level, writes)
             except XenError:
-                self._put_pages_from_table(mfn, level, entries[:index])
+                self._put_pages_from_table(mfn, wanted, entries[:index])
                 raise
             entries[index] = entry | table_bits
             adjusted = True
-        if is_root:
-            for index in self.rules.xen_slots:
+        if slots:
+            for index in slots:
                 entries[index] = 0
             for index, entry in self.xen_slots:
                 entries[index] = entry
         if adjusted:
             writes.append((mfn, array("Q", entries).tobytes()))
+
+    def _is_pae_root(self, level: int) -> bool:
+        return level == self.rules.root_type == PGT_l3_page_table
 
     def _promote_seg_desc(self, mfn: int, writes: list[Write]) -> None:
         entries = array("Q", self.memory.table(Mfn(mfn)))
@@ -285,14 +324,14 @@ class Frames(FrameTable):
 
     def _demote(self, mfn: int) -> None:
         """Drop what the entries of a frame hold, now that its last type reference is gone."""
-        level = self.type[mfn]
+        used_as = self.type[mfn]
         self.type[mfn] = PGT_writable_page
-        if level == PGT_l1_page_table:
+        if used_as == PGT_l1_page_table:
             start = mfn << PAGE_SHIFT
             if self.memory.mapping[start : start + PAGE_SIZE] != ZERO_PAGE:
                 self._put_pages_from_l1(self.memory.table(Mfn(mfn)).tolist())
-        elif level <= PGT_l4_page_table:
-            self._put_pages_from_table(mfn, level, self.memory.table(Mfn(mfn)).tolist())
+        elif used_as in LEVELS:
+            self._put_pages_from_table(mfn, used_as, self.memory.table(Mfn(mfn)).tolist())
 
     # What an entry refers to.
 
@@ -308,11 +347,11 @@ class Frames(FrameTable):
                 else:
                     self.put_page(target)
 
-    def _put_pages_from_table(self, mfn: int, level: int, entries: list[int]) -> None:
-        is_root = level == self.rules.root_type
+    def _put_pages_from_table(self, mfn: int, used_as: int, entries: list[int]) -> None:
+        slots = self.rules.slots_of(used_as)
         for index, entry in enumerate(entries):
-            if entry & P and not (is_root and index in self.rules.xen_slots):
-                self._put_page_from_entry(mfn, entry, level)
+            if entry & P and index not in slots:
+                self._put_page_from_entry(mfn, entry, LEVELS[used_as])
 
     def _l1e_refusal(self, mfn: int, index: int, entry: int, domid: int) -> XenError:
         """Why an L1 entry cannot be had for a frame of `domid`.
@@ -348,10 +387,11 @@ class Frames(FrameTable):
         )
         if not usable:
             raise self._entry_refusal(mfn, index, entry, level)
-        if self.type[child] == level - 1:
+        wanted = self.rules.child_type(level, index)
+        if self.type[child] == wanted and (wanted != PGT_pae_xen_l2 or not self.type_count[child]):
             self.type_count[child] += 1
         elif not self.type_count[child]:
-            self._promote(child, level - 1, writes)
+            self._promote(child, wanted, writes)
         elif entry & RW or self.type[child] != level or not self._may_be_linear(mfn, child):
             raise self._entry_refusal(mfn, index, entry, level)
         elif child == mfn:
@@ -367,7 +407,7 @@ class Frames(FrameTable):
         where = f"L{level} entry {index} of mfn {mfn:#x}, {describe_entry(entry)}"
         if entry & self.rules.table_disallow:
             return XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which it may not")
-        wanted = TYPE_NAMES[level - 1]
+        wanted = TYPE_NAMES[self.rules.child_type(level, index)]
         return XenError(EINVAL, f"{where}, needs a {wanted}, not {self.describe(child)}")
 
     def _put_page_from_entry(self, mfn: int, entry: int, level: int) -> None:
@@ -399,18 +439,20 @@ class Frames(FrameTable):
         own entries of a root table, and for another owner's frame in a higher entry.
         """
         mfn = maddr >> PAGE_SHIFT
-        level = self.type[mfn]
-        if level == PGT_l1_page_table:
+        used_as = self.type[mfn]
+        if used_as == PGT_l1_page_table:
             return self._mod_l1_entry(maddr, entry, pg_owner, preserve_ad)
-        index = (maddr >> 3) % ENTRIES
-        if level == self.rules.root_type and index in self.rules.xen_slots:
+        index, level = (maddr >> 3) % ENTRIES, LEVELS[used_as]
+        if index in self.rules.slots_of(used_as):
             raise XenError(EINVAL, f"L{level} entry {index} of mfn {mfn:#x} is Xen's")
+        if self._is_pae_root(level) and index >= PAE_ENTRIES - 1:
+            raise XenError(EINVAL, f"L3 entry {index} of mfn {mfn:#x} is not the guest's to change")
         if pg_owner != self.owner[mfn]:
             raise XenError(EINVAL, f"an L{level} entry cannot point to a frame of d{pg_owner}")
         old = self.memory.words[maddr >> 3]
         held = old & P
         if entry & P:
-            entry |= self.rules.table_bits
+            entry |= self.rules.table_bits[level]
             if (old ^ entry) & (TABLE_REFERENCE_BITS | G):
                 writes: list[Write] = []
                 self._get_page_from_entry(mfn, index, entry, level, writes)

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 from xenemu.abi.features import pv_features
 from xenemu.abi.hvm.e820 import E820_RAM
-from xenemu.abi.xen import MAX_GUEST_CMDLINE, SIF_MOD_START_PFN, start_info
+from xenemu.abi.xen import (
+    MAX_GUEST_CMDLINE,
+    SIF_MOD_START_PFN,
+    SIF_VIRT_P2M_4TOOLS,
+    start_info,
+)
 from xenemu.errors import ImageError
 from xenemu.hv.building import (
     MAX_PAGES_SLACK,
@@ -26,18 +31,19 @@ from xenemu.hv.console import Console
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import DOMID, Current, Domain
 from xenemu.hv.event_channel import EventChannels
-from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
+from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.vcpu import Vcpu
 from xenemu.hv.xenstore import XenstoreRing
 from xenemu.image import Image, PvParameters, pv_parameters
-from xenemu.pv import descriptors
+from xenemu.pv import descriptors, perdomain
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.layout import Layout, lay_out
 from xenemu.pv.msr import fixup_guest_cr4
+from xenemu.pv.paging import M2P_L4_SLOT
 from xenemu.pv.state import Entry, PvDomain, PvVcpu, pv
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags
@@ -56,7 +62,6 @@ from xenemu.x86.paging import (
 FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed
 GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
 
-M2P_L4_SLOT = 256
 LEAF = P | RW | A
 TABLE = P | RW | A | D | US
 MAGIC = {8: b"xen-3.0-x86_64", 4: b"xen-3.0-x86_32p"}
@@ -93,7 +98,7 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
     private = PvDomain([], heap.take(), heap.take())
     frames.xen_slots = [
         (M2P_L4_SLOT, _build_m2p(memory, frames, heap, base, nr_pages)),
-        (descriptors.PERDOMAIN_L4_SLOT, _build_perdomain(memory, heap, private, config.vcpus)),
+        (perdomain.PERDOMAIN_L4_SLOT, _build_perdomain(memory, heap, private, config.vcpus)),
     ]
     descriptors.fill_xen_gdt(memory.table(private.xen_gdt))
     frames.assign(Mfn(base), DOMID, nr_pages)
@@ -161,7 +166,8 @@ def _build_m2p(memory: Memory, frames: Frames, heap: _Heap, base: int, nr_pages:
     frames.m2p_base = Maddr(m2p << PAGE_SHIFT)
     start = frames.m2p_base >> 3
     words = memory.words
-    words[start : start + memory.nr_frames] = memoryview(array("Q", [INVALID_M2P_ENTRY] * memory.nr_frames))
+    unused = array("Q", [INVALID_M2P_ENTRY]) * memory.nr_frames
+    words[start : start + memory.nr_frames] = memoryview(unused)
     words[start + base : start + base + nr_pages] = memoryview(array("Q", range(nr_pages)))
     l3, l2 = heap.take(), heap.take()
     memory.table(l3)[0] = l2 << PAGE_SHIFT | TABLE
@@ -179,7 +185,7 @@ def _build_perdomain(memory: Memory, heap: _Heap, private: PvDomain, vcpus: int)
     l3, l2 = heap.take(), heap.take()
     table = TABLE & ~US  # for Xen, and the CPU's own descriptor reads
     memory.table(l3)[0] = l2 << PAGE_SHIFT | table
-    for n in range(-(-vcpus // descriptors.VCPUS_PER_L1)):
+    for n in range(-(-vcpus // perdomain.VCPUS_PER_L1)):
         l1 = heap.take()
         private.perdomain_l1.append(l1)
         memory.table(l2)[n] = l1 << PAGE_SHIFT | table
@@ -229,11 +235,13 @@ def _write_start_info(
     domain: Domain, layout: Layout, config: DomainConfig, base: int, nr_pages: int
 ) -> None:
     initrd_pages = pages(len(config.initrd))
-    flags_, mod_start = 0, 0
+    flags_ = SIF_VIRT_P2M_4TOOLS
+    mod_start = 0
     if initrd_pages and layout.initrd_mapped:
         mod_start = layout.vaddr(layout.initrd)
     elif initrd_pages:
-        flags_, mod_start = SIF_MOD_START_PFN, layout.initrd
+        flags_ |= SIF_MOD_START_PFN
+        mod_start = layout.initrd
     apart = layout.p2m_vaddr != layout.vaddr(layout.p2m)
     info = start_info(
         magic=MAGIC[domain.width],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xenemu.abi.xen import VMASST_TYPE_writable_pagetables, Nr
+from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
@@ -179,5 +179,3 @@ class PvExits:
 def _is_stack_fault(current: Current) -> bool:
     """Whether a #GP(0) is really a #SS: the engine has only #GP for non-canonical stacks."""
     return not is_canonical(current.cpu.regs[Reg.RSP])
-
-

@@ -76,9 +76,7 @@ class Layout:
         return self.virt_base + (pfn << PAGE_SHIFT)
 
 
-def lay_out(
-    kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str
-) -> Layout:
+def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str) -> Layout:
     """Place everything; ImageError if the domain's `nr_pages` do not suffice."""
     base = kernel.virt_base
     at = pages(kernel.virt_kend - base)

@@ -3,6 +3,9 @@
 The store faults, because page tables are only ever mapped read-only; if it is a store to an L1
 entry by an instruction that we know, the entry is changed as a hypercall would change it.
 
+DIVERGES: Xen emulates every instruction that writes memory; here shifts, SETcc, PUSH, POP and
+those of the FPU and SSE are not among them, and the guest gets its page fault.
+
 In Xen: arch/x86/pv/ro-page-fault.c.
 """
 
@@ -16,35 +19,59 @@ import capstone
 from capstone import x86 as cs
 
 from xenemu.errors import XenError
-from xenemu.hv.cpu import Reg
+from xenemu.hv.cpu import Cpu, Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.pv.emulate import fetch
+from xenemu.pv.paging import first_fault
+from xenemu.pv.state import pv
+from xenemu.pv.traps import WORD, complete_instruction, inject_page_fault
 from xenemu.x86 import flags
-from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Maddr, Mfn, P, walk
+from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, RW, Maddr, P, walk
 
 ENTRY_SIZE = 8
+NO_SOURCE = frozenset({"inc", "dec", "not", "neg", "cmpxchg8b"})
+COMPARE = frozenset({"cmpxchg", "cmpxchg8b"})
+BIT_OFFSETS = frozenset({"bts", "btr", "btc"})
+STRINGS = frozenset(name + size for name in ("stos", "movs") for size in "bwdq")
+SEGMENTS = {cs.X86_REG_FS: Seg.FS, cs.X86_REG_GS: Seg.GS}  # whose bases count
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where an operand in memory is: registers by number, or None; `relative` to RIP."""
+
+    base: int | None
+    index: int | None
+    scale: int
+    displacement: int
+    relative: bool
+    segment: Seg | None
+    address_size: int  # bytes
 
 
 @dataclass(frozen=True)
 class Store:
-    """A decoded store: `source` is a register's (number, bit offset) or an immediate."""
+    """A decoded store: `source` is a register's (number, bit offset), memory or an immediate."""
 
     mnemonic: str
     length: int
     size: int
+    operand: Operand
     register: tuple[int, int] | None
+    memory: Operand | None
     immediate: int
+    repeat: bool
 
 
 @lru_cache(maxsize=256)
 def decode(code: bytes, long_mode: bool) -> Store | None:
-    """Decode a store with one memory operand, first; None for any other instruction."""
+    """Decode a store whose first operand is in memory; None for any other instruction."""
     insn = next(_disassembler(long_mode).disasm(code, 0), None)
     if insn is None or not insn.operands or insn.operands[0].type != cs.X86_OP_MEM:
         return None
-    mnemonic = insn.mnemonic.removeprefix("lock ")
-    register, immediate = None, 0
+    *prefixes, mnemonic = insn.mnemonic.split()
+    register, memory, immediate = None, None, 0
     if len(insn.operands) == 2:
         source = insn.operands[1]
         if source.type == cs.X86_OP_REG:
@@ -54,10 +81,19 @@ def decode(code: bytes, long_mode: bool) -> Store | None:
         elif source.type == cs.X86_OP_IMM:
             immediate = source.imm
         else:
-            return None
-    elif mnemonic not in ("inc", "dec", "not", "neg", "cmpxchg8b"):
+            memory = _operand(insn, source)
+    elif len(insn.operands) > 2 or mnemonic not in NO_SOURCE:
         return None
-    return Store(mnemonic, insn.size, insn.operands[0].size, register, immediate)
+    return Store(
+        mnemonic=mnemonic,
+        length=insn.size,
+        size=insn.operands[0].size,
+        operand=_operand(insn, insn.operands[0]),
+        register=register,
+        memory=memory,
+        immediate=immediate,
+        repeat=any(prefix.startswith("rep") for prefix in prefixes),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -66,6 +102,21 @@ def _disassembler(long_mode: bool) -> capstone.Cs:
     disassembler = capstone.Cs(capstone.CS_ARCH_X86, mode)
     disassembler.detail = True
     return disassembler
+
+
+def _operand(insn: capstone.CsInsn, operand: cs.X86Op) -> Operand:
+    mem = operand.mem
+    relative = mem.base in (cs.X86_REG_RIP, cs.X86_REG_EIP)
+    base, index = (REGISTERS.get(insn.reg_name(reg) or "") for reg in (mem.base, mem.index))
+    return Operand(
+        base=base[0] if base else None,
+        index=index[0] if index else None,
+        scale=mem.scale,
+        displacement=mem.disp + (insn.size if relative else 0),
+        relative=relative,
+        segment=SEGMENTS.get(mem.segment),
+        address_size=insn.addr_size,
+    )
 
 
 def _register_names() -> dict[str, tuple[int, int]]:
@@ -86,6 +137,18 @@ def _register_names() -> dict[str, tuple[int, int]]:
 REGISTERS = _register_names()
 
 
+def linear_address(cpu: Cpu, operand: Operand, length: int) -> int:
+    """The address of an operand of an instruction of `length` bytes at RIP."""
+    total = operand.displacement + (cpu.rip + length if operand.relative else 0)
+    if operand.base is not None:
+        total += cpu.regs[operand.base]
+    if operand.index is not None:
+        total += cpu.regs[operand.index] * operand.scale
+    total &= (1 << 8 * operand.address_size) - 1
+    base = 0 if operand.segment is None else cpu.segment(operand.segment).base
+    return (base + total) & WORD
+
+
 def emulate_store(current: Current, vaddr: int) -> bool:
     """Emulate the store at RIP that faulted on `vaddr`; False if it is no such store.
 
@@ -93,9 +156,7 @@ def emulate_store(current: Current, vaddr: int) -> bool:
     as from Xen, and the reason is in the log.
     """
     domain = current.domain
-    root = Mfn(current.cpu.cr3 >> PAGE_SHIFT)
-    steps = walk(domain.memory.words, root, vaddr)
-    leaf = steps[-1]
+    leaf = walk(domain.memory.words, pv(current).kernel_root, vaddr)[-1]
     if leaf.level != 1 or leaf.entry & (P | RW) != P:
         return False
     table = (leaf.entry & ADDR) >> PAGE_SHIFT
@@ -104,61 +165,95 @@ def emulate_store(current: Current, vaddr: int) -> bool:
         return False
     if frames.type[table] != PGT_l1_page_table or not frames.type_count[table]:
         return False
-    long_mode = bool(current.cpu.segment(1).attributes & 1 << 21)
-    store = decode(fetch(current), long_mode)
-    if store is None:
+    store = decode(fetch(current), domain.width == 8)
+    if store is None or not (store.mnemonic in OPERATIONS or store.mnemonic in COMPARE):
+        domain.log(f"the store at {current.cpu.rip:#x} to an L1 table is not one that is emulated")
         return False
-    return _apply(current, store, Maddr(table << PAGE_SHIFT | vaddr & 0xFFF))
+    return _apply(current, store, vaddr, Maddr(table << PAGE_SHIFT | vaddr & PAGE_MASK))
 
 
-def _apply(current: Current, store: Store, maddr: Maddr) -> bool:
-    cpu, memory = current.cpu, current.domain.memory
-    size = store.size
-    if size > ENTRY_SIZE or maddr & (size - 1):
+def _apply(current: Current, store: Store, vaddr: int, maddr: Maddr) -> bool:
+    cpu, memory, size = current.cpu, current.domain.memory, store.size
+    if size > ENTRY_SIZE or maddr & (size - 1) or vaddr != _address(cpu, store):
         return False
-    mask = (1 << 8 * size) - 1
     old = memory.read_uint(maddr, size)
-    if store.mnemonic in ("cmpxchg", "cmpxchg8b"):
+    if store.mnemonic in COMPARE:
         return _compare_exchange(current, store, maddr, old)
-    operation = OPERATIONS.get(store.mnemonic)
-    if operation is None:
-        return False
-    if store.register is None:
-        source = store.immediate & mask
-    else:
-        number, shift = store.register
-        source = cpu.regs[number] >> shift & mask
-    new, arithmetic = operation(old, source, 8 * size, cpu.rflags)
-    if not _update(current, maddr, size, new & mask):
+    try:
+        source = _source(current, store)
+    except XenError:
+        return True  # the source's own page fault has been delivered
+    new, arithmetic = OPERATIONS[store.mnemonic](old, source, 8 * size, cpu.rflags)
+    if not _update(current, maddr, size, new & (1 << 8 * size) - 1):
         return False
     if store.mnemonic in ("xchg", "xadd") and store.register is not None:
         _set_register(current, store.register, size, old)
     cpu.rflags = cpu.rflags & ~flags.ARITHMETIC | arithmetic
-    cpu.rip += store.length
+    again = store.mnemonic in STRINGS and _advance_string(cpu, store)
+    complete_instruction(current, 0 if again else store.length)
     return True
+
+
+def _address(cpu: Cpu, store: Store) -> int:
+    """Where the store goes; a bit offset in a register selects a word further on, or back."""
+    vaddr = linear_address(cpu, store.operand, store.length)
+    if store.mnemonic in BIT_OFFSETS and store.register is not None:
+        bits = 8 * store.size
+        offset = cpu.regs[store.register[0]] & (1 << bits) - 1
+        if offset >> (bits - 1):
+            offset -= 1 << bits
+        vaddr += offset // bits * store.size
+    return vaddr & WORD
+
+
+def _source(current: Current, store: Store) -> int:
+    """The source operand; EFAULT, after its page fault was delivered, if it cannot be read."""
+    cpu, mask = current.cpu, (1 << 8 * store.size) - 1
+    if store.memory is not None:
+        vaddr = linear_address(cpu, store.memory, store.length)
+        try:
+            return current.read_uint(vaddr, store.size)
+        except XenError:
+            inject_page_fault(current, first_fault(current, vaddr, False), 0)
+            raise
+    if store.register is None:
+        return store.immediate & mask
+    number, shift = store.register
+    return cpu.regs[number] >> shift & mask
+
+
+def _advance_string(cpu: Cpu, store: Store) -> bool:
+    """Move the registers of STOS and MOVS on; whether a repeated one goes on."""
+    mask = (1 << 8 * store.operand.address_size) - 1
+    step = -store.size if cpu.rflags & flags.DF else store.size
+    for number in (Reg.RDI,) if store.memory is None else (Reg.RDI, Reg.RSI):
+        cpu.regs[number] = (cpu.regs[number] + step) & mask
+    if not store.repeat:
+        return False
+    cpu.regs[Reg.RCX] = (cpu.regs[Reg.RCX] - 1) & mask
+    return cpu.regs[Reg.RCX] != 0
 
 
 def _compare_exchange(current: Current, store: Store, maddr: Maddr, old: int) -> bool:
     cpu = current.cpu
     regs, mask = cpu.regs, (1 << 8 * store.size) - 1
-    if store.mnemonic == "cmpxchg8b":
+    if store.register is None:  # cmpxchg8b
         expected = (regs[Reg.RDX] & 0xFFFFFFFF) << 32 | regs[Reg.RAX] & 0xFFFFFFFF
         new = (regs[Reg.RCX] & 0xFFFFFFFF) << 32 | regs[Reg.RBX] & 0xFFFFFFFF
         arithmetic = cpu.rflags & flags.ARITHMETIC & ~flags.ZF | (old == expected and flags.ZF)
     else:
-        assert store.register is not None
         expected = regs[Reg.RAX] & mask
         new = regs[store.register[0]] >> store.register[1] & mask
         arithmetic = _subtraction_flags(expected, old, 8 * store.size)
     if old == expected:
         if not _update(current, maddr, store.size, new):
             return False
-    elif store.mnemonic == "cmpxchg8b":
+    elif store.register is None:
         regs[Reg.RAX], regs[Reg.RDX] = old & 0xFFFFFFFF, old >> 32
     else:
         _set_register(current, (Reg.RAX, 0), store.size, old)
     cpu.rflags = cpu.rflags & ~flags.ARITHMETIC | arithmetic
-    cpu.rip += store.length
+    complete_instruction(current, store.length)
     return True
 
 
@@ -174,7 +269,7 @@ def _update(current: Current, maddr: Maddr, size: int, value: int) -> bool:
         if domain.frames.mod_entry(entry_maddr, value, domain.domid):
             current.cpu.flush_tlb()
     except XenError as error:
-        domain.log(f"a store to the page-table entry at {entry_maddr:#x} is refused: {error.reason}")
+        domain.log(f"a store to the L1 entry at {entry_maddr:#x} is refused: {error.reason}")
         return False
     return True
 
@@ -203,8 +298,8 @@ def _result_flags(value: int, bits: int) -> int:
     return result
 
 
-def _addition_flags(a: int, b: int, bits: int) -> int:
-    total = a + b
+def _addition_flags(a: int, b: int, bits: int, carry: int = 0) -> int:
+    total = a + b + carry
     result = _result_flags(total, bits)
     if total >> bits:
         result |= flags.CF
@@ -215,16 +310,38 @@ def _addition_flags(a: int, b: int, bits: int) -> int:
     return result
 
 
-def _subtraction_flags(a: int, b: int, bits: int) -> int:
-    difference = (a - b) & ((1 << bits) - 1)
+def _subtraction_flags(a: int, b: int, bits: int, borrow: int = 0) -> int:
+    difference = (a - b - borrow) & ((1 << bits) - 1)
     result = _result_flags(difference, bits)
-    if a < b:
+    if a < b + borrow:
         result |= flags.CF
     if (a ^ b ^ difference) & 0x10:
         result |= flags.AF
     if (a ^ b) & (a ^ difference) & 1 << (bits - 1):
         result |= flags.OF
     return result
+
+
+def _move(_old: int, source: int, _bits: int, rflags: int) -> tuple[int, int]:
+    return source, rflags & flags.ARITHMETIC
+
+
+def _add(old: int, source: int, bits: int, _rflags: int) -> tuple[int, int]:
+    return old + source, _addition_flags(old, source, bits)
+
+
+def _add_with_carry(old: int, source: int, bits: int, rflags: int) -> tuple[int, int]:
+    carry = rflags & flags.CF
+    return old + source + carry, _addition_flags(old, source, bits, carry)
+
+
+def _subtract(old: int, source: int, bits: int, _rflags: int) -> tuple[int, int]:
+    return old - source, _subtraction_flags(old, source, bits)
+
+
+def _subtract_with_borrow(old: int, source: int, bits: int, rflags: int) -> tuple[int, int]:
+    borrow = rflags & flags.CF
+    return old - source - borrow, _subtraction_flags(old, source, bits, borrow)
 
 
 def _logical(combine: Callable[[int, int], int]) -> Operation:
@@ -253,14 +370,14 @@ def _step(delta: int) -> Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "mov": lambda old, source, bits, rflags: (source, rflags & flags.ARITHMETIC),
-    "movnti": lambda old, source, bits, rflags: (source, rflags & flags.ARITHMETIC),
-    "xchg": lambda old, source, bits, rflags: (source, rflags & flags.ARITHMETIC),
+    **dict.fromkeys(("mov", "movabs", "movnti", "xchg", *sorted(STRINGS)), _move),
     "not": lambda old, source, bits, rflags: (~old, rflags & flags.ARITHMETIC),
-    "add": lambda old, source, bits, rflags: (old + source, _addition_flags(old, source, bits)),
-    "xadd": lambda old, source, bits, rflags: (old + source, _addition_flags(old, source, bits)),
-    "sub": lambda old, source, bits, rflags: (old - source, _subtraction_flags(old, source, bits)),
     "neg": lambda old, source, bits, rflags: (-old, _subtraction_flags(0, old, bits)),
+    "add": _add,
+    "xadd": _add,
+    "adc": _add_with_carry,
+    "sub": _subtract,
+    "sbb": _subtract_with_borrow,
     "and": _logical(lambda old, source: old & source),
     "or": _logical(lambda old, source: old | source),
     "xor": _logical(lambda old, source: old ^ source),

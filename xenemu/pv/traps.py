@@ -204,11 +204,8 @@ def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
     try:
         code = CS64 if cs == FLAT_RING3_CS64 else _code_segment(current, cs)
         stack = SS64 if ss == FLAT_RING3_SS64 else _stack_segment(current, ss)
-        if code.attributes & segment.L:
-            reachable = is_canonical(cpu.rip)
-        else:
-            reachable = cpu.rip <= code.limit
-        if not reachable:
+        long_mode = code.attributes & segment.L
+        if not (is_canonical(cpu.rip) if long_mode else cpu.rip <= code.limit):
             raise Fault(flags.GP)
     except Fault as fault:
         cpu.set_segment(Seg.SS, Segment(ss, 0, 0xFFFFFFFF, segment.DATA_RING3))

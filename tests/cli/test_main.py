@@ -1,0 +1,76 @@
+"""The command as a whole: help, usage errors, and what happens to a bug."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenemu import __version__, cli
+from xenemu.errors import EngineError
+from xenemu.outcome import EXIT_CODES
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"xenemu {__version__}\n"
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in ("run", "inspect", "hypercalls"))
+
+
+def test_help_of_run_lists_every_exit_code(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    out = capsys.readouterr().out
+    listed = {line.split()[0] for line in out.splitlines() if line.startswith("    ")}
+    assert {str(code) for code in (*EXIT_CODES.values(), 7, 70)} <= listed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--nonsense", "k"], ["run", "--mode", "hvm", "k"], ["nonsense"]]
+)
+def test_a_usage_error_is_7(arguments, capsys):
+    assert cli.main(arguments) == 7
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Error: " in captured.err
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """A run that ends with an exception of xenemu's own."""
+
+    def arrange(error):
+        def load(path):
+            raise error
+
+        monkeypatch.setattr("xenemu.image.load", load)
+
+    return arrange
+
+
+def test_a_bug_is_one_line_and_70(broken, capsys):
+    broken(KeyError("lost"))
+    assert cli.main(["run", "kernel"]) == 70
+    err = capsys.readouterr().err
+    assert err.startswith(f"xenemu: bug in xenemu {__version__}: KeyError: 'lost' (test_main.py:")
+    assert err.endswith("; please report it; -v shows the traceback\n")
+    assert err.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback_with_v(broken, capsys):
+    broken(KeyError("lost"))
+    assert cli.main(["run", "-v", "kernel"]) == 70
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_an_engine_that_is_missing_is_70_but_no_bug(broken, capsys):
+    broken(EngineError("the native shim is not built"))
+    assert cli.main(["run", "kernel"]) == 70
+    assert capsys.readouterr().err == "xenemu: the native shim is not built\n"
+
+
+def test_an_interrupt_before_the_guest_runs_is_130(broken):
+    broken(KeyboardInterrupt())
+    assert cli.main(["run", "kernel"]) == 130

@@ -1,0 +1,287 @@
+"""`xenemu run`: exit codes, streams and options, with guests of a few instructions."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import elfwriter
+from guests.build import ENVIRONMENTS, build, guests
+from guests.initramfs import build as initramfs
+from xenemu.cli.expect import Expectations
+from xenemu.cli.run import judge, parse_memory
+from xenemu.errors import UsageError
+from xenemu.outcome import End, Outcome
+
+# mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $REASON; mov %rsp, %rsi; syscall
+SHUTDOWN = bytes.fromhex("b81d000000 bf02000000 6a00 4889e6 0f05")
+POWEROFF, REBOOT, CRASH = 0, 1, 3
+SPIN = b"\xeb\xfe"
+UNDEFINED = b"\x0f\x0b"
+# mov $29, %eax; mov $SCHEDOP_block, %edi; syscall
+BLOCK = bytes.fromhex("b81d000000 bf01000000 0f05")
+
+
+def shutdown(reason: int) -> bytes:
+    return SHUTDOWN.replace(b"\x6a\x00", bytes([0x6A, reason]))
+
+
+def say(text: bytes) -> bytes:
+    """console_io(CONSOLEIO_write, count, text), with the text behind a jump."""
+    code = b"\xb8\x12\0\0\0\x31\xff\xbe" + len(text).to_bytes(4, "little")
+    return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
+
+
+@pytest.fixture
+def boot(tmp_path, xenemu_run):
+    path = tmp_path / "kernel"
+
+    def boot(code, *options, **more):
+        notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
+        path.write_bytes(elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes]))
+        return xenemu_run(path, "--memory", "64M", *options, **more)
+
+    return boot
+
+
+# Exit codes.
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "exit_code", "words"),
+    [
+        (shutdown(POWEROFF), (), 0, "poweroff, exit 0: the guest powered off"),
+        (shutdown(REBOOT), (), 0, "reboot, exit 0: "),
+        (shutdown(POWEROFF), ("--expect", "login"), 3, "unmet, exit 3: the guest powered off; n"),
+        (shutdown(CRASH), (), 4, "guest-crash, exit 4: "),
+        (shutdown(CRASH), ("--expect", "login"), 4, "never seen: 'login'"),
+        (UNDEFINED, (), 5, "refused, exit 5: #UD at 0xffffffff81000000"),
+        (SPIN, ("--timeout", "0.2"), 6, "timeout, exit 6: still running after 0.2 s"),
+        (BLOCK, (), 6, "idle, exit 6: the guest waits"),
+    ],
+)
+def test_exit_code_and_last_line(boot, code, options, exit_code, words):
+    result = boot(code, *options)
+    assert result.returncode == exit_code
+    assert result.stdout == b""
+    last = result.stderr.decode().splitlines()[-1]
+    assert words in last
+    assert "instructions" in last
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(shutdown(POWEROFF), False), (shutdown(CRASH), True), (UNDEFINED, True)]
+)
+def test_a_report_follows_what_went_wrong(boot, code, told):
+    stderr = boot(code).stderr.decode()
+    for heading in ("Registers of vcpu 0:", "Backtrace:", "Page walk of cr2"):
+        assert (heading in stderr) is told
+
+
+def test_verbose_reports_however_it_ends(boot):
+    stderr = boot(shutdown(POWEROFF), "-v").stderr.decode()
+    assert "as pv64, 64 MiB\n" in stderr.splitlines(keepends=True)[0]
+    assert "sched_op(0x2, " in stderr
+
+
+# Expectations.
+
+
+def test_expectations_end_the_run(boot):
+    result = boot(say(b"one\ntwo\n") + SPIN, "--expect", "^two$", "--expect", "one")
+    assert (result.returncode, result.stdout) == (0, b"one\ntwo\n")
+
+
+def test_an_expectation_beats_the_crash_that_follows_it(boot):
+    assert boot(say(b"one\n") + UNDEFINED, "--expect", "one").returncode == 5
+    assert boot(say(b"one\n") + shutdown(CRASH), "--expect", "one").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "judged"),
+    [
+        (End.POWEROFF, End.UNMET),
+        (End.STOPPED, End.UNMET),
+        (End.GUEST_CRASH, End.GUEST_CRASH),
+        (End.REFUSED, End.REFUSED),
+        (End.TIMEOUT, End.TIMEOUT),
+        (End.IDLE, End.IDLE),
+    ],
+)
+def test_what_counts_when_an_expectation_is_not_met(end, judged):
+    outcome = judge(Outcome(end, "it ended"), Expectations(["a", "b"]))
+    assert outcome == Outcome(judged, "it ended; never seen: 'a', 'b'")
+
+
+def test_a_panic_is_named():
+    expectations = Expectations([])
+    expectations.feed(b"[ 1.0] Kernel panic - not syncing: no root\r\n[ 1.1] CPU: 0\r\n")
+    outcome = judge(Outcome(End.GUEST_CRASH, "it crashed"), expectations)
+    assert outcome.reason == "it crashed: Kernel panic - not syncing: no root"
+
+
+# Streams.
+
+
+def test_the_log_is_the_console(boot, tmp_path):
+    log = tmp_path / "log"
+    result = boot(say(b"one\r\n\xff\0") + shutdown(POWEROFF), "--log", log)
+    assert log.read_bytes() == result.stdout == b"one\r\n\xff\0"
+
+
+def test_a_log_with_something_in_it_is_kept(boot, tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"mine")
+    result = boot(say(b"one\n"), "--log", log)
+    assert (result.returncode, result.stdout) == (7, b"")
+    assert b"the file exists" in result.stderr
+    assert log.read_bytes() == b"mine"
+
+
+def test_all_streams_may_be_closed(boot, tmp_path):
+    boot(say(b"one\n") + shutdown(POWEROFF))
+    result = subprocess.run(
+        f"{sys.executable} -m xenemu run {tmp_path / 'kernel'} --log {tmp_path / 'log'} "
+        "<&- >&- 2>&-",
+        shell=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+def test_a_reader_that_left_is_sigpipe(boot, tmp_path):
+    boot(say(b"one\n") + shutdown(POWEROFF))
+    command = [sys.executable, "-m", "xenemu", "run", tmp_path / "kernel"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_its_number(boot, tmp_path, signum):
+    boot(say(b"up\n") + SPIN, "--expect", "up")
+    command = [sys.executable, "-m", "xenemu", "run", tmp_path / "kernel"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(3) == b"up\n"
+    process.send_signal(signum)
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}".encode() in stderr
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64M", 64 << 20),
+        ("1G", 1 << 30),
+        ("262144K", 256 << 20),
+        ("1g", 1 << 30),
+        ("4GiB", 4 << 30),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "256", "M", "-1M", "1.5G", "0M", "1K", "63K", "1P", "65G", "9" * 99 + "K", "٣M"]
+)
+def test_no_sizes(text):
+    with pytest.raises(UsageError, match=r"^--memory "):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--memory", "lots"), "--memory lots: give a number and a unit"),
+        (("--memory", "1M"), "give it more with --memory"),
+        (("--mode", "pvh"), "cannot boot as pvh"),
+        (("--initrd", "/nonexistent"), "--initrd /nonexistent: No such file"),
+        (("--initrd", "/dev/null"), "--initrd /dev/null: the file is empty"),
+        (("--initrd", "/dev/zero"), "--initrd /dev/zero: larger than the guest's memory"),
+        (("--cmdline", "x" * 2000), "the command line has 2000 bytes"),
+        (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
+        (("--timeout", "nan"), "--timeout nan: "),
+        (("--expect", "("), "--expect '(' is no regular expression"),
+        (("--log", "/nonexistent/log"), "--log /nonexistent/log: No such file"),
+    ],
+)
+def test_what_cannot_be_honoured_is_one_line_and_7(boot, options, words):
+    result = boot(SPIN, *options)
+    assert (result.returncode, result.stdout) == (7, b"")
+    line = result.stderr.decode()
+    assert line.startswith("xenemu: ") and words in line
+    assert line.count("\n") == 1
+
+
+def test_no_kernel_is_one_line_and_7(tmp_path, xenemu_run):
+    path = tmp_path / "kernel"
+    path.write_bytes(b"#!/bin/sh\n")
+    result = xenemu_run(path)
+    assert result.returncode == 7
+    assert result.stderr.decode() == f"xenemu: {path}: a script, not a kernel\n"
+
+
+# Real guests.
+
+
+@pytest.fixture(scope="module")
+def hello(tmp_path_factory):
+    return build(
+        guests()["hello"], ENVIRONMENTS["pv64"], tmp_path_factory.mktemp("hello") / "hello"
+    )
+
+
+def test_a_guest_of_4_gib(hello, xenemu_run):
+    result = xenemu_run(hello, "--mode", "pv", "--memory", "4G")
+    assert result.returncode == 0, result.stderr
+    assert b"1048576 pages" in result.stdout
+
+
+def test_two_runs_are_the_same(hello, xenemu_run):
+    runs = [xenemu_run(hello, "--mode", "pv", stdin=b"typed\n") for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+    counts = [run.stderr.decode().split(" instructions")[0].split()[-1] for run in runs]
+    assert counts[0] == counts[1]
+
+
+def test_grub_answers_what_is_piped_to_it(guest_image, xenemu_run):
+    result = xenemu_run(
+        guest_image("grub-x86_64-xen"),
+        *("--timeout", "120"),
+        *("--expect", r"^grub> ls\n\(memdisk\)"),
+        *("--expect", r"^grub> help\n(.*\n)*.*xen_ls \[DIR\]"),
+        stdin=b"ls\nhelp\n",
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_shell_in_debians_kernel_reads_a_pipe(guest_image, xenemu_run, tmp_path):
+    init = b"#!/bin/sh\nread word\necho got $word\npoweroff -f\n"
+    initrd = tmp_path / "initrd.gz"
+    initrd.write_bytes(initramfs(guest_image("busybox").read_bytes(), init))
+    result = xenemu_run(
+        guest_image("debian-cloud-amd64"),
+        *("--mode", "pv", "--initrd", initrd, "--cmdline", "console=hvc0", "--timeout", "300"),
+        stdin=b"hello\n",
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"got hello\r\n" in result.stdout
+
+
+def test_a_panic_for_want_of_a_root(guest_image, xenemu_run):
+    kernel = guest_image("debian-cloud-amd64")
+    options = ("--mode", "pv", "--cmdline", "console=hvc0", "--timeout", "300")
+    result = xenemu_run(kernel, *options)
+    stderr = result.stderr.decode()
+    assert result.returncode == 4, stderr
+    assert "Kernel panic - not syncing: VFS: Unable to mount root fs" in stderr.splitlines()[-1]
+    assert "panic+0x" in stderr and "mount_root" in stderr

@@ -1,0 +1,183 @@
+"""The crash report, on a guest that exists only as registers and memory."""
+
+from __future__ import annotations
+
+import pytest
+
+import elfwriter
+from fakes import make_current
+from xenemu import image
+from xenemu.abi.errno import EFAULT
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.domain import CallRecord
+from xenemu.hv.p2m import P2m
+from xenemu.pv.state import PvVcpu
+from xenemu.report import report
+from xenemu.x86.paging import NX, PSE, RW, US, Mfn, P
+from xenemu.x86.segment import CODE64_RING3
+
+ROOT, L3, L2, L1, LEAF = range(32, 37)
+CR2 = 0x0000_7F80_4030_2010
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    path = tmp_path / "kernel"
+    path.write_bytes(elfwriter.kernel())
+    return image.load(path)
+
+
+@pytest.fixture
+def current():
+    current = make_current()
+    cpu = current.cpu
+    current.vcpu.arch = PvVcpu(Mfn(ROOT))
+    cpu.set_segment(Seg.CS, Segment(0xE033, attributes=CODE64_RING3))
+    cpu.rip, cpu.cr2, cpu.cr3 = 0x6000, CR2, ROOT << 12
+    cpu.regs[Reg.RSP] = 0x7000
+    return current
+
+
+def map_cr2(current, *entries):
+    """Write the entries that lead to CR2, from the root on."""
+    tables = (ROOT, L3, L2, L1)
+    for table, entry, shift in zip(tables, entries, (39, 30, 21, 12), strict=False):
+        current.domain.memory.table(Mfn(table))[CR2 >> shift & 511] = entry
+
+
+def section(text, heading):
+    """The lines under a heading, without their indent."""
+    lines = iter(text.splitlines())
+    assert any(line.startswith(heading) for line in lines), text
+    found = []
+    for line in lines:
+        if not line.startswith("  "):
+            break
+        found.append(line[2:])
+    return found
+
+
+def test_the_last_16_hypercalls_oldest_first(current, kernel):
+    for number in range(20):
+        current.domain.calls.append(CallRecord(number, 0, 0, "memory_op", (number,), -EFAULT, "no"))
+    lines = section(report(current, kernel), "Last hypercalls:")
+    assert len(lines) == 16
+    assert lines[0].endswith("memory_op(0x4) = -EFAULT: no")
+    assert lines[-1].endswith("memory_op(0x13) = -EFAULT: no")
+
+
+def test_refusals_outside_hypercalls(current, kernel):
+    current.domain.log("the page table in mfn 0x20 may not be written")
+    lines = section(report(current, kernel), "Refused outside hypercalls:")
+    assert lines == ["the page table in mfn 0x20 may not be written"]
+
+
+def test_registers_of_64_bit_code(current, kernel):
+    current.cpu.regs[Reg.R15] = 0xFEED_FACE_CAFE_BEEF
+    text = "\n".join(section(report(current, kernel), "Registers of vcpu 0:"))
+    assert "in kernel mode" in text
+    assert "r15 feedfacecafebeef" in text
+    assert "cr2 00007f8040302010" in text
+    assert "rflags 00000202  cs e033" in text
+
+
+def test_registers_of_32_bit_code(current, kernel):
+    current.cpu.set_segment(Seg.CS, Segment(0xE019))
+    text = "\n".join(section(report(current, kernel), "Registers of vcpu 0:"))
+    assert "rsp 00007000" in text
+    assert "r15" not in text
+
+
+def test_a_name_for_where_it_was(current, tmp_path):
+    path = tmp_path / "kernel"
+    symbol = (1).to_bytes(4, "little") + bytes([0x12, 0]) + (1).to_bytes(2, "little")
+    symbol += (elfwriter.ENTRY).to_bytes(8, "little") + (64).to_bytes(8, "little")
+    sections = [
+        elfwriter.Shdr(".symtab", symbol, elfwriter.SYMTAB, link=2),
+        elfwriter.Shdr(".strtab", b"\0startup\0", elfwriter.STRTAB),
+    ]
+    path.write_bytes(elfwriter.elf(sections=sections))
+    current.cpu.rip = elfwriter.ENTRY + 4
+    text = report(current, image.load(path))
+    assert "rip startup+0x4/0x2000, in kernel mode" in text
+    assert section(text, "Backtrace:")[0].strip() == "startup+0x4/0x2000"
+
+
+def test_a_program_has_no_backtrace(current, kernel):
+    current.vcpu.arch.kernel_mode = False
+    text = report(current, kernel)
+    assert "in user mode" in text
+    assert section(text, "Backtrace:") == ["none: it ran a program, whose symbols are not known"]
+
+
+def test_page_walk_to_a_leaf(current, kernel):
+    flags = P | RW | US
+    map_cr2(current, L3 << 12 | flags, L2 << 12 | flags, L1 << 12 | flags, LEAF << 12 | P | NX)
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert lines[0].startswith("0x7f8040302010 from cr3: mfn 0x20 (d1's")
+    assert lines[1:] == [
+        "L4[0xff] = 0x21007 (mfn 0x21: P RW US)",
+        f"  -> {current.domain.frames.describe(L3)}",
+        "L3[0x1] = 0x22007 (mfn 0x22: P RW US)",
+        f"  -> {current.domain.frames.describe(L2)}",
+        "L2[0x1] = 0x23007 (mfn 0x23: P RW US)",
+        f"  -> {current.domain.frames.describe(L1)}",
+        "L1[0x102] = 0x8000000000024001 (mfn 0x24: P NX)",
+        f"  -> {current.domain.frames.describe(LEAF)}",
+    ]
+
+
+def test_page_walk_ends_at_what_is_not_present(current, kernel):
+    map_cr2(current, L3 << 12 | P, L2 << 12)
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert lines[-1] == "L3[0x1] = 0x22000 (mfn 0x22: not present)"
+
+
+def test_page_walk_ends_at_a_large_page(current, kernel):
+    map_cr2(current, L3 << 12 | P, L2 << 12 | P | PSE)
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert len(lines) == 5
+
+
+def test_page_walk_ends_where_there_is_no_memory(current, kernel):
+    map_cr2(current, 0xFFFF_FFFF_F000 | P)
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert lines[-1] == "  -> 0xfffffffff000, where no memory is"
+
+
+def test_native_guest_without_paging(current, kernel):
+    current.domain.p2m = P2m(bytearray([1]) * current.domain.memory.nr_frames)
+    current.cpu.cr0 = 0x11
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert lines == ["0x7f8040302010: paging is off"]
+
+
+@pytest.mark.parametrize(
+    ("cr4", "efer", "size", "levels"), [(0, 0, 4, 2), (0x20, 0, 8, 3), (0x20, 0x400, 8, 4)]
+)
+def test_native_guest_has_the_tables_of_its_mode(current, kernel, cr4, efer, size, levels):
+    domain, cpu = current.domain, current.cpu
+    domain.p2m = P2m(bytearray(domain.memory.nr_frames), elsewhere={0x1234: Mfn(ROOT)})
+    cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer = 0, 0x1234000, cr4, efer
+    domain.memory.write_uint(ROOT << 12, size, 0x1234000 | P)
+    lines = section(report(current, kernel), "Page walk of cr2")
+    assert [line[:5] for line in lines[1::2]] == [f"L{n}[0x" for n in range(levels, 0, -1)]
+
+
+def test_stack_and_code_that_cannot_be_read_are_walked(current, kernel):
+    current.cpu.regs[Reg.RSP] = CR2
+    text = report(current, kernel)
+    lines = section(text, "Page walk of rsp, which cannot be read:")
+    assert lines[-1] == "L4[0xff] = 0x0 (mfn 0x0: not present)"
+    assert "Page walk of rip" not in text
+
+
+def test_other_vcpus(kernel):
+    current = make_current(vcpus=2)
+    assert section(report(current, kernel), "Other vcpus:") == ["vcpu 1: offline"]
+
+
+def test_nothing_of_the_guest_changes(current, kernel):
+    before = bytes(current.domain.memory.bytes)
+    report(current, kernel)
+    assert bytes(current.domain.memory.bytes) == before
