@@ -19,8 +19,10 @@ COMMON = GUESTS / "common"
 CFLAGS = (
     "-std=gnu11 -O2 -g -Wall -Wextra -Werror -ffreestanding -fno-pic -no-pie -static -nostdlib "
     "-mno-red-zone -mgeneral-regs-only -fcf-protection=none -fno-stack-protector "
-    "-fno-asynchronous-unwind-tables -Wl,--build-id=none"
+    "-fno-asynchronous-unwind-tables -Wl,--build-id=none -Wa,--fatal-warnings"
 ).split()
+
+PVH_SOURCES = ("head_pvh.S", "pvh.c", "traps.S", "traps.c", "lib.c")
 
 
 class BuildError(Exception):
@@ -39,7 +41,11 @@ class Environment:
 
 ENVIRONMENTS = {
     environment.name: environment
-    for environment in (Environment("pv64", "-m64", ("head_pv64.S", "pv.c", "lib.c"), "pv"),)
+    for environment in (
+        Environment("pv64", "-m64", ("head_pv64.S", "pv.c", "lib.c"), "pv"),
+        Environment("pvh64", "-m64", PVH_SOURCES, "pvh"),
+        Environment("pvh32", "-m32", PVH_SOURCES, "pvh"),
+    )
 }
 
 
@@ -53,6 +59,7 @@ class Guest:
     cmdline: str
     exit: int
     timeout: int
+    initrd: str = ""  # a file in the folder
 
     @property
     def name(self) -> str:
@@ -61,7 +68,9 @@ class Guest:
     def expected(self, environment: str) -> str:
         """Return the console output that a run must print, to the byte."""
         special = self.folder / f"expected-{environment}.txt"
-        return (special if special.exists() else self.folder / "expected.txt").read_text()
+        if special.exists():
+            return special.read_text()
+        return (self.folder / "expected.txt").read_text().replace("{environment}", environment)
 
 
 def guests() -> dict[str, Guest]:

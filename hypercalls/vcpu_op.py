@@ -42,7 +42,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.vcpu import RunState, Vcpu
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MIN_PERIOD_NS: Final = 1_000_000
 MAX_PERIOD_NS: Final = (1 << 62) - 1  # STIME_DELTA_MAX

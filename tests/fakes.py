@@ -12,10 +12,14 @@ from xenemu.hv.domain import Current, Domain
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
-from xenemu.hv.pagetype import Frames
+from xenemu.hv.pagetype import Frames, PGT_l4_page_table
 from xenemu.hv.vcpu import Vcpu
 from xenemu.hv.xenstore import XenstoreRing
-from xenemu.x86.paging import Maddr, Mfn
+from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
+from xenemu.pv.paging import translate
+from xenemu.pv.state import PvDomain, PvVcpu
+from xenemu.pv.traps import CS64, SS64
+from xenemu.x86.paging import RW, US, Maddr, Mfn, P
 
 SHARED_INFO = Mfn(1)
 CONSOLE_RING = Mfn(2)
@@ -70,6 +74,13 @@ class FakeCpu:
         self.stopped = True
 
 
+# What make_pv_current has: the tables, and where the guest's frames are mapped.
+ROOT, L3, L2, L1, USER_ROOT = (Mfn(n) for n in range(16, 21))
+PERDOMAIN_L1, XEN_GDT, ZERO_FRAME = Mfn(4), Mfn(5), Mfn(6)
+KERNEL_ONLY = 1 << 39  # the same frames again, but not in the user's address space
+KERNEL_STACK = 0x20000  # top of frame 31
+CODE = 0x21000
+
 READ_ONLY: set[int] = {0x5000}  # virtual page addresses that refuse a write
 
 
@@ -107,3 +118,37 @@ def make_current(width: int = 8, pages: int = 64, vcpus: int = 1) -> Current:
     """A current vcpu 0 of a fresh domain on a `FakeCpu`, with identity translation."""
     domain = make_domain(width, pages, vcpus)
     return Current(domain, domain.vcpus[0], FakeCpu(), identity)
+
+
+def make_pv_current(pages: int = 64, vcpus: int = 1) -> Current:
+    """A current vcpu 0 of a 64-bit PV domain, in kernel mode, on real page tables.
+
+    ROOT maps each of the guest's frames at its machine address and at KERNEL_ONLY plus that, the
+    tables read-only; USER_ROOT only at its machine address. There is no trap handler yet.
+    """
+    domain = make_domain(8, pages, vcpus)
+    domain.arch = PvDomain([PERDOMAIN_L1], XEN_GDT, ZERO_FRAME)
+    fill_xen_gdt(domain.memory.table(XEN_GDT))
+    words, link = domain.memory.words, P | RW | US
+    for mfn in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages):
+        words[(L1 << 9) + mfn] = mfn << 12 | P | US | (0 if ROOT <= mfn <= USER_ROOT else RW)
+    words[L2 << 9], words[L3 << 9] = L1 << 12 | link, L2 << 12 | link
+    words[ROOT << 9] = words[(ROOT << 9) + 1] = words[USER_ROOT << 9] = L3 << 12 | link
+    for root in (ROOT, USER_ROOT):
+        domain.frames.get_page_and_type(root, domain.domid, PGT_l4_page_table)
+    for vcpu in domain.vcpus:
+        vcpu.arch = PvVcpu(ROOT, USER_ROOT, kernel_sp=KERNEL_STACK)
+    cpu = FakeCpu(cr3=ROOT << 12, rip=CODE)
+    cpu.set_segment(Seg.CS, CS64)
+    cpu.set_segment(Seg.SS, SS64)
+    current = Current(domain, domain.vcpus[0], cpu, translate)
+    map_initial_gdt(current)
+    return current
+
+
+def protect(current: Current, *mfns: int) -> None:
+    """Map frames of make_pv_current's read-only, so that they can become tables."""
+    domain = current.domain
+    for mfn in mfns:
+        entry = domain.memory.words[(L1 << 9) + mfn] & ~RW
+        domain.frames.mod_entry((L1 << 12) + 8 * mfn, entry, domain.domid)

@@ -29,7 +29,7 @@ from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.vcpu import RunState, Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
 from xenemu.outcome import End, Outcome
@@ -137,7 +137,7 @@ class Machine:
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
         if not native:
-            self.engine.enter_long_mode(self.personality.address_space(self.current) << 12)
+            self.engine.turn_paging_on(self.personality.address_space(self.current) << 12, True)
         self.engine.set_task_switched(False)
         self.personality.start(self.current)
 
@@ -152,11 +152,12 @@ class Machine:
         try:
             return self._run(terminal, limits)
         except TripleFault as fault:
-            self._show_output(terminal)
-            return Outcome(End.TRIPLE_FAULT, str(fault))
+            crashed = Outcome(End.TRIPLE_FAULT, str(fault))
         except DomainCrash as crash:
-            self._show_output(terminal)
-            return Outcome(End.REFUSED, str(crash))
+            crashed = Outcome(End.REFUSED, str(crash))
+        self.domain.console.pump(self.domain)
+        self._show_output(terminal)
+        return terminal.check() or crashed
 
     def _run(self, terminal: Terminal, limits: Limits) -> Outcome:
         domain, engine = self.domain, self.engine
@@ -212,7 +213,7 @@ class Machine:
             else:
                 engine.load(vcpu.saved)
                 vcpu.saved = None
-        if vcpu.runstate is not scheduler.RunState.RUNNING:
+        if vcpu.runstate is not RunState.RUNNING:
             scheduler.run(current)
 
     def _wait(self, terminal: Terminal, limits: Limits) -> bool:

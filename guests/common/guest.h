@@ -9,7 +9,7 @@
 #include "hypercall.h"
 
 #define guest_name GUEST_NAME /* the guest's folder, from guests/build.py */
-extern const char environment[]; /* "pv64", ... */
+extern const char environment[]; /* "pv64", "pvh64", "pvh32" */
 
 /* main.c: the guest itself. It must report an outcome before it returns. */
 void guest_main(void);
@@ -29,16 +29,25 @@ void skip(const char *reason);
 void error(const char *reason);
 void failure(const char *reason);
 
+/* Report a failure unless `holds`, or unless two values are the same. */
+void check(int holds, const char *what);
+void check_equal(const char *what, unsigned long is, unsigned long should);
+
+/* Print the outcome and power off, as the return of guest_main() does. */
+void end(void) __attribute__((noreturn));
+
 /* The environment's part, called by main.c through the functions above. */
 struct console {
 	struct xencons_interface *ring;
 	uint32_t port;
 };
 struct console console(void);
-void start(void) __attribute__((noreturn)); /* runs guest_main(), then powers off */
+void start(void) __attribute__((noreturn)); /* runs guest_main(), then end() */
 
-/* What start_info says; NULL in an environment without one. */
-const struct start_info *start_info(void);
+/* What Xen or its toolstack said at the start: each of the first two is NULL in the other's. */
+const struct start_info *start_info(void);	  /* PV */
+const struct hvm_start_info *hvm_start_info(void); /* PVH */
+const char *command_line(void);
 
 void *memset(void *target, int byte, size_t size);
 void *memcpy(void *target, const void *source, size_t size);

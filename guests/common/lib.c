@@ -143,17 +143,36 @@ void failure(const char *reason)
 	report(FAILURE);
 }
 
-void start(void)
+void check(int holds, const char *what)
+{
+	if (!holds)
+		failure(what);
+}
+
+void check_equal(const char *what, unsigned long is, unsigned long should)
+{
+	if (is == should)
+		return;
+	printk("%s: 0x%lx, not 0x%lx\n", what, is, should);
+	failure(what);
+}
+
+void end(void)
 {
 	static const char *const words[] = { "ERROR", "SUCCESS", "SKIP", "ERROR", "FAILURE" };
 	struct sched_shutdown shutdown = { SHUTDOWN_poweroff };
 
-	printk("--- %s (%s) ---\n", guest_name, environment);
-	guest_main();
 	if (worst == NONE)
 		printk("Error: the guest reported no outcome\n");
 	printk("Test result: %s\n", words[worst]);
 	hypercall(__HYPERVISOR_sched_op, SCHEDOP_shutdown, (unsigned long)&shutdown, 0);
 	for (;;)
 		asm volatile("ud2");
+}
+
+void start(void)
+{
+	printk("--- %s (%s) ---\n", guest_name, environment);
+	guest_main();
+	end();
 }

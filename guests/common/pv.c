@@ -22,6 +22,16 @@ const struct start_info *start_info(void)
 	return info;
 }
 
+const struct hvm_start_info *hvm_start_info(void)
+{
+	return NULL;
+}
+
+const char *command_line(void)
+{
+	return info->cmd_line;
+}
+
 struct console console(void)
 {
 	unsigned long pfn = MACHINE_TO_PHYS[info->console_mfn];

@@ -1,14 +1,20 @@
 /*
  * What these guests use of Xen's public interface: xen.h, version.h, sched.h, event_channel.h,
- * elfnote.h and io/console.h. Also read by the assembler.
+ * elfnote.h, io/console.h and arch-x86/hvm/start_info.h. Also read by the assembler.
  */
 #ifndef XEN_H
 #define XEN_H
 
+#define __HYPERVISOR_memory_op 12
 #define __HYPERVISOR_xen_version 17
 #define __HYPERVISOR_console_io 18
+#define __HYPERVISOR_grant_table_op 20
+#define __HYPERVISOR_vcpu_op 24
 #define __HYPERVISOR_sched_op 29
 #define __HYPERVISOR_event_channel_op 32
+#define __HYPERVISOR_hvm_op 34
+
+#define DOMID_SELF 0x7ff0
 
 #define XENVER_version 0
 
@@ -31,6 +37,7 @@
 #define XEN_ELFNOTE_LOADER 8
 #define XEN_ELFNOTE_PAE_MODE 9
 #define XEN_ELFNOTE_FEATURES 10
+#define XEN_ELFNOTE_PHYS32_ENTRY 18
 
 #ifndef __ASSEMBLER__
 
@@ -53,6 +60,19 @@ struct start_info {
 	char cmd_line[1024];
 	unsigned long first_p2m_pfn;
 	unsigned long nr_p2m_frames;
+};
+
+struct hvm_start_info {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t flags;
+	uint32_t nr_modules;
+	uint64_t modlist_paddr;
+	uint64_t cmdline_paddr;
+	uint64_t rsdp_paddr;
+	uint64_t memmap_paddr;
+	uint32_t memmap_entries;
+	uint32_t reserved;
 };
 
 struct xencons_interface {

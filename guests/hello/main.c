@@ -1,19 +1,23 @@
 /*
- * The smallest guest: Xen built the domain, passed start_info, filled the hypercall page, and
- * answers on both consoles. Anything missing shows as a crash or as a different line.
+ * The smallest guest: Xen built the domain, passed start_info or hvm_start_info, filled the
+ * hypercall page, and answers on both consoles. Anything missing shows as a crash or as a
+ * different line.
  */
 #include "guest.h"
 
 void guest_main(void)
 {
 	const struct start_info *info = start_info();
+	const struct hvm_start_info *hvm_info = hvm_start_info();
 	long version = hypercall(__HYPERVISOR_xen_version, XENVER_version, 0, 0);
 
-	if (info) {
+	if (info)
 		printk("start_info: magic %s, %lu pages, flags 0x%x\n", info->magic, info->nr_pages,
 		       info->flags);
-		printk("command line: %s\n", info->cmd_line);
-	}
+	if (hvm_info)
+		printk("hvm_start_info: magic 0x%x, version %u, flags 0x%x\n", hvm_info->magic,
+		       hvm_info->version, hvm_info->flags);
+	printk("command line: %s\n", command_line());
 	if (version < 0) {
 		failure("XENVER_version refused");
 		return;

@@ -41,10 +41,9 @@ def pipe():
 
 
 @pytest.fixture
-def keyboard(monkeypatch):
-    """A pseudo-terminal that this process may read: its two ends."""
+def keyboard():
+    """The two ends of a pseudo-terminal."""
     master, slave = pty.openpty()
-    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
     yield master, slave
     os.close(master)
     os.close(slave)
@@ -66,6 +65,11 @@ def test_a_silent_pipe_does_not_wait(pipe):
     assert ours.read(ROOM, 0) == b""
     assert ours.read(ROOM, 1000) == b""
     assert not ours.exhausted
+
+
+def test_a_wait_for_a_timer_that_is_centuries_away(pipe):
+    pipe.writer.write(b"x")
+    assert terminal(pipe.stdin).read(ROOM, 1 << 64) == b"x"
 
 
 def test_the_end_of_a_pipe_ends_a_wait(pipe):
@@ -128,6 +132,11 @@ def test_the_terminal_is_restored_however_it_ends(keyboard, error):
     assert termios.tcgetattr(slave) == before
 
 
+def test_a_terminal_that_has_this_process_in_front_is_read(keyboard, monkeypatch):
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
+    assert terminal(keyboard[1]).interactive
+
+
 def test_a_terminal_that_another_process_has_is_left_alone(keyboard, monkeypatch):
     _, slave = keyboard
     monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
@@ -137,9 +146,8 @@ def test_a_terminal_that_another_process_has_is_left_alone(keyboard, monkeypatch
         assert ours.exhausted and not ours.interactive
 
 
-def test_a_terminal_that_is_hung_up_is_exhausted(monkeypatch):
+def test_a_terminal_that_is_hung_up_is_exhausted():
     master, slave = pty.openpty()
-    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
     with terminal(slave) as ours:
         os.close(master)
         assert ours.read(ROOM, None) == b""

@@ -15,8 +15,10 @@ OUTCOMES = {"SUCCESS", "SKIP", "ERROR", "FAILURE"}
 def test_guest(name, environment, tmp_path, xenemu_run):
     guest = GUESTS[name]
     image = build(guest, ENVIRONMENTS[environment], tmp_path / name)
+    initrd = ("--initrd", guest.folder / guest.initrd) if guest.initrd else ()
     result = xenemu_run(
         image,
+        *initrd,
         *("--mode", ENVIRONMENTS[environment].mode),
         *("--memory", guest.memory),
         *("--cmdline", guest.cmdline),

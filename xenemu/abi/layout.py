@@ -45,9 +45,7 @@ class Blob:
     align32: int
 
     def codes(self, width: int) -> tuple[str, int]:
-        size, align = (
-            (self.size64, self.align64) if width == 8 else (self.size32, self.align32)
-        )
+        size, align = (self.size64, self.align64) if width == 8 else (self.size32, self.align32)
         return f"{size}s", align
 
 
@@ -137,17 +135,20 @@ class Struct:
 
 
 def _wrapped(cls: type[Struct], width: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Reduce integers that do not fit their fields."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    result = []
-    for value, f in zip(values, fields(typing.cast(Any, cls)), strict=True):
-        code = hints[f.name].__metadata__[0].codes(width)[0]
-        if isinstance(value, int):
-            bits = 8 * struct.calcsize("=" + code)
-            value &= (1 << bits) - 1
-            if code.islower() and value >> (bits - 1):
-                value -= 1 << bits
-        result.append(value)
-    return tuple(result)
+    names = [f.name for f in fields(typing.cast(Any, cls))]
+    codes = [hints[name].__metadata__[0].codes(width)[0] for name in names]
+    return tuple(
+        _reduce(value, code) if isinstance(value, int) else value
+        for value, code in zip(values, codes, strict=True)
+    )
+
+
+def _reduce(value: int, code: str) -> int:
+    bits = 8 * struct.calcsize("=" + code)
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if code.islower() and value >> (bits - 1) else value
 
 
 def _lay_out(name: str, hints: dict[str, Any], width: int, want: int) -> Layout:

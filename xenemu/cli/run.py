@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 
@@ -27,6 +28,7 @@ from xenemu.report import report
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
+MAX_TIMEOUT_S: Final = 1_000_000
 REPORTED: Final = {4, 5, 6}  # exit codes after which a person wants to know where it was
 PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
 
@@ -103,8 +105,8 @@ def run(
         os.fsencode(cmdline),
         b"" if initrd is None else _read_initrd(initrd, parse_memory(memory)),
     )
-    if timeout is not None and not timeout > 0:
-        raise UsageError(f"--timeout {timeout:g}: give a number of seconds above 0")
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
+        raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
     with _open_log(log) as log_descriptor:
         code = _run(kernel, mode, config, timeout, expectations, log_descriptor, verbose)
     raise typer.Exit(code)
@@ -120,38 +122,48 @@ def _run(
     verbose: bool,
 ) -> int:
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
-    seen = stdout is not None and os.isatty(stdout)
     told = sys.stderr is not None and sys.stderr.isatty()
-    status = Status(sys.stderr if told else None, shared=seen)
-    status.phase(f"xenemu: loading {kernel}")
-    loaded = image.load(kernel)
-    status.phase("xenemu: building the domain")
-    machine = Machine(loaded, config, mode)
-    engine = machine.engine
-    status.measure = lambda: (engine.now_ns, engine.instructions)
-    terminal = HostTerminal(stdin, stdout, expectations, status, log)
-    status.make_room()
-    if told or verbose:
-        leave = "; Ctrl-] leaves" if terminal.interactive else ""
-        _tell(f"booting {kernel} as {machine.mode.value}, {_format_size(config.memory)}{leave}")
-
-    started = time.monotonic()
+    status = Status(sys.stderr if told else None, shared=stdout is not None and os.isatty(stdout))
     try:
+        status.phase(f"xenemu: loading {kernel}")
+        loaded = image.load(kernel)
+        status.phase("xenemu: building the domain")
+        machine = _build(loaded, config, mode)
+        engine = machine.engine
+        status.measure = lambda: (engine.now_ns, engine.instructions)
+        terminal = HostTerminal(stdin, stdout, expectations, status, log)
+        status.make_room()
+        if told or verbose:
+            leave = "; Ctrl-] leaves" if terminal.interactive else ""
+            size = _format_size(config.memory)
+            _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
+        started = time.monotonic()
         with terminal:
             outcome = machine.run(terminal, Limits(timeout))
+        host_s = time.monotonic() - started
     finally:
-        print(status.end(), end="", file=sys.stderr)
-    host_s = time.monotonic() - started
+        typer.echo(status.end(), err=True, nl=False)
+
     outcome = judge(outcome, expectations)
     code = 128 + terminal.signum if terminal.signum else outcome.exit_code
     if code in REPORTED or verbose:
         _tell(outcome.reason)
-        print(report(machine.current, loaded), file=sys.stderr)
+        typer.echo(report(machine.current, loaded), err=True)
     _tell(
         f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
         f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
     )
     return code
+
+
+def _build(loaded: image.Image, config: DomainConfig, mode: Mode) -> Machine:
+    try:
+        return Machine(loaded, config, mode)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        size = _format_size(config.memory)
+        raise UsageError(f"--memory: this host has no {size} to give; try less") from None
 
 
 def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
@@ -215,10 +227,13 @@ def _open_log(path: Path | None) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _descriptor(stream: object) -> int | None:
+def _descriptor(stream: TextIO | None) -> int | None:
     """The descriptor of a standard stream; None if it was closed when this process began."""
-    return stream.fileno() if hasattr(stream, "fileno") else None
+    try:
+        return stream.fileno() if stream else None
+    except OSError:  # a stream that a test put there
+        return None
 
 
 def _tell(sentence: str) -> None:
-    print(f"xenemu: {sentence}", file=sys.stderr)
+    typer.echo(f"xenemu: {sentence}", err=True)

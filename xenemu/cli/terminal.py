@@ -21,6 +21,7 @@ from xenemu.errors import UsageError
 from xenemu.outcome import End, Outcome
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
+MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -150,7 +151,8 @@ class HostTerminal:
             return b""
         if wait_ns is None:
             self._status.phase("waiting for input")
-        if not self._wait([self._stdin], [], None if wait_ns is None else wait_ns / 1e9):
+        seconds = None if wait_ns is None else min(wait_ns / 1e9, MAX_WAIT_S)
+        if not self._wait([self._stdin], [], seconds):
             return b""
         try:
             data = os.read(self._stdin, room)
@@ -178,7 +180,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _is_foreground_terminal(descriptor: int) -> bool:
     """Whether a person types there, and to this process; one in the background may not read."""
-    return os.isatty(descriptor) and os.tcgetpgrp(descriptor) == os.getpgrp()
+    if not os.isatty(descriptor):
+        return False
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # not the terminal of this session, which so does not stop its readers
+        return True
 
 
 def _raw(attributes: list[Any]) -> list[Any]:

@@ -7,8 +7,8 @@ No hook sees blocks or memory accesses: see cpu/shim.c for what is counted where
 
 from __future__ import annotations
 
-import ctypes as C
-from collections.abc import MutableSequence
+import ctypes
+from collections.abc import Callable, MutableSequence
 from typing import Any
 
 from xenemu.cpu import shim
@@ -46,6 +46,7 @@ CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
 EFER_SCE_LME_LMA_NX = 0xD01
+EFER_SCE_NX = 0x801
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
 
 # Instructions that read the host's entropy, or that no CPUID of ours offers, are undefined.
@@ -55,12 +56,12 @@ HIDDEN = {FEATURE_1_ECX: 1 << 30, FEATURE_7_EBX: 1 << 18}  # RDRAND, RDSEED
 MAX_RUN_NS = 1 << 62
 
 
-class _Segment(C.Structure):
+class _Segment(ctypes.Structure):
     _fields_ = (
-        ("selector", C.c_uint32),
-        ("base", C.c_uint64),
-        ("limit", C.c_uint32),
-        ("flags", C.c_uint32),
+        ("selector", ctypes.c_uint32),
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
     )
 
 
@@ -82,55 +83,55 @@ class Engine:
         unicorn = loaded.unicorn
         self._uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(CPU_MODEL)
-        address = C.addressof(C.c_char.from_buffer(memory.mapping))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
         uc.mem_map_ptr(0, memory.nr_frames << 12, unicorn.UC_PROT_ALL, address)
         uc.ctl_exits_enabled(True)
         handle = uc._uch.value
-        C.c_uint8.from_address(handle + UC_NO_EXIT_REQUEST).value = 1
+        ctypes.c_uint8.from_address(handle + UC_NO_EXIT_REQUEST).value = 1
 
         state = self._state
         loaded.attach(handle)
         env, cpu = state.env, state.cpu
-        self.regs = (C.c_uint64 * 16).from_address(env)  # type: ignore[assignment]
-        self._rip = C.c_uint64.from_address(env + ENV_EIP)
-        self._hflags = C.c_uint32.from_address(env + ENV_HFLAGS)
+        self.regs = (ctypes.c_uint64 * 16).from_address(env)  # type: ignore[assignment]
+        self._rip = ctypes.c_uint64.from_address(env + ENV_EIP)
+        self._hflags = ctypes.c_uint32.from_address(env + ENV_HFLAGS)
         self._segs = (_Segment * 10).from_address(env + ENV_SEGS)
-        self._cr = (C.c_uint64 * 5).from_address(env + ENV_CR)
-        self._efer = C.c_uint64.from_address(env + ENV_EFER)
-        self._dr = (C.c_uint64 * 8).from_address(env + ENV_DR)
-        self._saved = (C.c_ubyte * ENV_SAVED).from_address(env)
-        self._interrupt_request = C.c_uint32.from_address(cpu + CPU_INTERRUPT_REQUEST)
-        self._halted = C.c_uint32.from_address(cpu + CPU_HALTED)
-        self._exception_index = C.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
+        self._cr = (ctypes.c_uint64 * 5).from_address(env + ENV_CR)
+        self._efer = ctypes.c_uint64.from_address(env + ENV_EFER)
+        self._dr = (ctypes.c_uint64 * 8).from_address(env + ENV_DR)
+        self._saved = (ctypes.c_ubyte * ENV_SAVED).from_address(env)
+        self._interrupt_request = ctypes.c_uint32.from_address(cpu + CPU_INTERRUPT_REQUEST)
+        self._halted = ctypes.c_uint32.from_address(cpu + CPU_HALTED)
+        self._exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
         self._self_check()
-        features = (C.c_uint32 * 3).from_address(env + ENV_FEATURES)
+        features = (ctypes.c_uint32 * 3).from_address(env + ENV_FEATURES)
         for word, bits in HIDDEN.items():
             features[word] &= ~bits
 
         self._written = bytearray(memory.nr_frames)
-        state.code = C.addressof(C.c_char.from_buffer(memory.code))
-        state.written = C.addressof(C.c_char.from_buffer(self._written))
+        state.code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
+        state.written = ctypes.addressof(ctypes.c_char.from_buffer(self._written))
         state.frames = memory.nr_frames
         state.left = state.end = state.skipped_ns = 0
         state.native = state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
         self._error: BaseException | None = None
-        self._enter = C.PYFUNCTYPE(None)(self._on_exit)
-        state.enter = C.cast(self._enter, C.c_void_p).value
+        self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)
+        state.enter = ctypes.cast(self._enter, ctypes.c_void_p).value
         self._add_hook(unicorn.UC_HOOK_INTR, loaded.hook_interrupt)
         self._add_hook(unicorn.UC_HOOK_INSN_INVALID, loaded.hook_undefined)
 
     def _add_hook(self, kind: int, function: int) -> None:
-        handle = C.c_size_t()
+        handle = ctypes.c_size_t()
         error = self._shim.uclib.uc_hook_add(
             self._uc._uch,
-            C.byref(handle),
-            C.c_int(kind),
-            C.c_void_p(function),
-            C.c_void_p(0),
-            C.c_uint64(1),
-            C.c_uint64(0),
+            ctypes.byref(handle),
+            ctypes.c_int(kind),
+            ctypes.c_void_p(function),
+            ctypes.c_void_p(0),
+            ctypes.c_uint64(1),
+            ctypes.c_uint64(0),
         )
         if error:
             raise EngineError(f"unicorn refused a hook of kind {kind}: error {error}")
@@ -140,7 +141,7 @@ class Engine:
         from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
 
         uc, magic = self._uc, 0x5EED_0000_1234_5678
-        places = [
+        places: list[tuple[int, Callable[[], int]]] = [
             (x86.UC_X86_REG_RAX, lambda: self.regs[0]),
             (x86.UC_X86_REG_R15, lambda: self.regs[15]),
             (x86.UC_X86_REG_FS_BASE, lambda: self._segs[Seg.FS].base),
@@ -184,6 +185,8 @@ class Engine:
             self.handler.syscall()
         elif kind == shim.EXIT_UNDEFINED:
             self.handler.invalid_opcode()
+        elif kind == shim.EXIT_SYSENTER:
+            self.handler.sysenter()
         elif kind == shim.EXIT_SOFT_INT:
             self.handler.software_interrupt(state.vector)
         elif not self.handler.cpuid():
@@ -253,7 +256,7 @@ class Engine:
 
     def load(self, saved: bytes) -> None:
         """Load another vcpu's registers, as `save` returned them."""
-        C.memmove(self._saved, saved, ENV_SAVED)
+        ctypes.memmove(self._saved, saved, ENV_SAVED)
         words = [int.from_bytes(saved[ENV_SAVED + i : ENV_SAVED + i + 4], "little") for i in (0, 4)]
         self._interrupt_request.value, self._halted.value = words
         self._exception_index.value = -1
@@ -329,7 +332,9 @@ class Engine:
         if cs.flags & ATTR_L:
             hflags |= HF_CS64 | HF_CS32 | HF_SS32
         else:
-            hflags |= (HF_CS32 if cs.flags & ATTR_DB else 0) | (HF_SS32 if ss.flags & ATTR_DB else 0)
+            hflags |= (HF_CS32 if cs.flags & ATTR_DB else 0) | (
+                HF_SS32 if ss.flags & ATTR_DB else 0
+            )
             if not hflags & HF_CS32 or ss.base | self._segs[Seg.DS].base | self._segs[Seg.ES].base:
                 hflags |= HF_ADDSEG
         self._hflags.value = hflags
@@ -356,12 +361,12 @@ class Engine:
     def cr4(self) -> int:
         return int(self._cr[4])
 
-    def enter_long_mode(self, cr3: int) -> None:
-        """Put the CPU in 64-bit mode with paging on, as a PV64 guest finds it."""
+    def turn_paging_on(self, cr3: int, long_mode: bool) -> None:
+        """Put the CPU in the mode that a PV guest finds: 4-level paging, or 32-bit PAE."""
         from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
 
         uc = self._uc
-        uc.msr_write(0xC0000080, EFER_SCE_LME_LMA_NX)
+        uc.msr_write(0xC0000080, EFER_SCE_LME_LMA_NX if long_mode else EFER_SCE_NX)
         uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)

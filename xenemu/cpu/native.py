@@ -6,7 +6,7 @@ reads as ones, or to the local APIC.
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 from typing import Any
 
 from xenemu.cpu import shim
@@ -38,18 +38,16 @@ class NativeEngine(Engine):
         super().__init__(memory)
         state, top = self._state, memory.nr_frames << PAGE_SHIFT
         self._p2m = p2m
-        self._uc.mmio_map(
-            top, BEYOND_RAM - top, self._read_beyond, None, self._write_beyond, None
-        )
+        self._uc.mmio_map(top, BEYOND_RAM - top, self._read_beyond, None, self._write_beyond, None)
         self._apic_offset = PAGE_SIZE
         state.hole = top
         self._watched = bytearray(0x10000)
         for port in ports:
             self._watched[port] = 1
-        state.ports = C.addressof(C.c_char.from_buffer(self._watched))
-        state.populated = C.addressof(C.c_char.from_buffer(p2m.populated))
-        self._old_exception = C.c_int32.from_address(state.env + OLD_EXCEPTION)
-        self._upcall_memory = C.addressof(C.c_char.from_buffer(memory.mapping))
+        state.ports = ctypes.addressof(ctypes.c_char.from_buffer(self._watched))
+        state.populated = ctypes.addressof(ctypes.c_char.from_buffer(p2m.populated))
+        self._old_exception = ctypes.c_int32.from_address(state.env + OLD_EXCEPTION)
+        self._upcall_memory = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
         self._enter_flat_mode()
         self._sync_p2m()
         state.native = 1
@@ -92,9 +90,7 @@ class NativeEngine(Engine):
             self._fail(error)
         return (1 << 8 * size) - 1
 
-    def _write_beyond(
-        self, _uc: object, offset: int, size: int, value: int, _data: object
-    ) -> None:
+    def _write_beyond(self, _uc: object, offset: int, size: int, value: int, _data: object) -> None:
         try:
             if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
                 self.native_handler.write_apic(offset - self._apic_offset, size, value)

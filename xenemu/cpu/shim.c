@@ -60,7 +60,7 @@ enum { UD = 6, GP = 13 };
 
 enum exit_kind {
     EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
-    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT,
+    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
 };
 enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
 
@@ -261,8 +261,12 @@ void helper_sysenter_x86_64(void *env, int next_eip_addend)
 {
     uint32_t selector = FIELD(env, ENV_SYSENTER_CS, uint32_t);
 
-    (void)next_eip_addend;
-    if (!G.native || !selector) /* Xen's own SYSENTER entry is not there for PV user mode */
+    if (!G.native) {
+        FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
+        enter_hypervisor(EXIT_SYSENTER, 0);
+        return;
+    }
+    if (!selector)
         U.raise(env, GP, 0, RETURN_ADDRESS);
     U.write_eflags(env, U.read_eflags(env) & ~(uint64_t)EFLAGS_IF, EFLAGS_IF | 1u << 16 | 1u << 17);
     enter_ring0(selector, FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA);

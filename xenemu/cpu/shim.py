@@ -6,7 +6,7 @@ them first.
 
 from __future__ import annotations
 
-import ctypes as C
+import ctypes
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,53 +18,53 @@ from xenemu.errors import EngineError
 UNICORN_VERSION = "2.1.4"
 
 EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID = range(5)
-EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT = range(5, 10)
+EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER = range(5, 11)
 ANSWERED, REFUSED, NATIVE = range(3)
 INTERRUPT_VIRQ, INTERRUPT_NMI = 0x100, 0x200
 MAX_OVERRIDES = 512
 
 
-class State(C.Structure):
+class State(ctypes.Structure):
     """`G` of shim.c."""
 
     _fields_ = (
-        ("left", C.c_int64),
-        ("end", C.c_int64),
-        ("skipped_ns", C.c_int64),
-        ("rflags", C.c_uint64),
-        ("rflags_dirty", C.c_uint32),
-        ("flush", C.c_uint32),
-        ("stop", C.c_uint32),
-        ("kind", C.c_uint32),
-        ("vector", C.c_uint32),
-        ("error", C.c_uint32),
-        ("answer", C.c_uint32),
-        ("native", C.c_uint32),
-        ("port", C.c_uint32),
-        ("size", C.c_uint32),
-        ("value", C.c_uint64),
-        ("code", C.c_void_p),
-        ("written", C.c_void_p),
-        ("frames", C.c_uint64),
-        ("enter", C.c_void_p),
-        ("exits", C.c_uint64),
-        ("flushes", C.c_uint64),
-        ("fills", C.c_uint64),
-        ("blocks_translated", C.c_uint64),
-        ("code_frames", C.c_uint64),
-        ("uc", C.c_void_p),
-        ("cpu", C.c_void_p),
-        ("env", C.c_void_p),
-        ("ports", C.c_void_p),
-        ("populated", C.c_void_p),
-        ("hole", C.c_uint64),
-        ("overrides", C.c_uint64),
-        ("override_gfn", C.c_uint64 * MAX_OVERRIDES),
-        ("override_maddr", C.c_uint64 * MAX_OVERRIDES),
-        ("upcall_pending", C.c_void_p),
-        ("callback_vector", C.c_int32),
-        ("apic_vector", C.c_int32),
-        ("apic_accepted", C.c_int32),
+        ("left", ctypes.c_int64),
+        ("end", ctypes.c_int64),
+        ("skipped_ns", ctypes.c_int64),
+        ("rflags", ctypes.c_uint64),
+        ("rflags_dirty", ctypes.c_uint32),
+        ("flush", ctypes.c_uint32),
+        ("stop", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("vector", ctypes.c_uint32),
+        ("error", ctypes.c_uint32),
+        ("answer", ctypes.c_uint32),
+        ("native", ctypes.c_uint32),
+        ("port", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("value", ctypes.c_uint64),
+        ("code", ctypes.c_void_p),
+        ("written", ctypes.c_void_p),
+        ("frames", ctypes.c_uint64),
+        ("enter", ctypes.c_void_p),
+        ("exits", ctypes.c_uint64),
+        ("flushes", ctypes.c_uint64),
+        ("fills", ctypes.c_uint64),
+        ("blocks_translated", ctypes.c_uint64),
+        ("code_frames", ctypes.c_uint64),
+        ("uc", ctypes.c_void_p),
+        ("cpu", ctypes.c_void_p),
+        ("env", ctypes.c_void_p),
+        ("ports", ctypes.c_void_p),
+        ("populated", ctypes.c_void_p),
+        ("hole", ctypes.c_uint64),
+        ("overrides", ctypes.c_uint64),
+        ("override_gfn", ctypes.c_uint64 * MAX_OVERRIDES),
+        ("override_maddr", ctypes.c_uint64 * MAX_OVERRIDES),
+        ("upcall_pending", ctypes.c_void_p),
+        ("callback_vector", ctypes.c_int32),
+        ("apic_vector", ctypes.c_int32),
+        ("apic_accepted", ctypes.c_int32),
     )
 
 
@@ -81,30 +81,29 @@ class Shim:
                 f"pip install unicorn=={UNICORN_VERSION}"
             )
         # PyDLL: the GIL is kept, because the calls come back into Python all the time.
-        library = C.PyDLL(str(_library()), mode=C.RTLD_GLOBAL)
+        library = ctypes.PyDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
         import unicorn  # noqa: PLC0415 (after the shim, see the module's docstring)
         from unicorn.unicorn_py3 import unicorn as binding  # noqa: PLC0415
 
         self.unicorn: Any = unicorn
         self.uclib: Any = binding.uclib
-        self.uclib.uc_hook_add.argtypes = None
         self._library = library
 
-        bind = self._function("shim_bind", C.c_char_p, C.c_void_p)
+        bind = self._function("shim_bind", ctypes.c_char_p, ctypes.c_void_p)
         missing = bind(self.uclib._handle)
         if missing:
             raise EngineError(f"this build of unicorn lacks {missing.decode()}")
-        self.attach = self._function("shim_attach", None, C.c_void_p)
-        self.run = self._function("shim_run", C.c_int, C.c_uint64)
-        self.invalidate = self._function("shim_invalidate", None, C.c_uint64)
+        self.attach = self._function("shim_attach", None, ctypes.c_void_p)
+        self.run = self._function("shim_run", ctypes.c_int, ctypes.c_uint64)
+        self.invalidate = self._function("shim_invalidate", None, ctypes.c_uint64)
         self.sync_rflags = self._function("shim_sync_rflags", None)
         self.reload_rflags = self._function("shim_reload_rflags", None)
-        self.flush_page = self._function("shim_flush_page", None, C.c_uint64)
-        self.request_interrupt = self._function("shim_request_interrupt", None, C.c_uint32)
+        self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
+        self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.stop_now = self._function("shim_stop_now", None)
-        self.hook_interrupt: int = self._function("shim_hook_interrupt", C.c_void_p)()
-        self.hook_undefined: int = self._function("shim_hook_undefined", C.c_void_p)()
-        self.state = State.from_address(self._function("shim_state", C.c_void_p)())
+        self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
+        self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()
+        self.state = State.from_address(self._function("shim_state", ctypes.c_void_p)())
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         function = getattr(self._library, name)

@@ -1,1 +1,1 @@
-"""The hypervisor's model, shared by PV and PVH: it never sees the engine, only `hv.cpu`'s Protocols."""
+"""The hypervisor's model, shared by PV and PVH; it sees the engine only as `hv.cpu` tells."""

@@ -45,10 +45,16 @@ class Cpu(Protocol):
     regs: MutableSequence[int]  # 16 words, indexed by `Reg`
     rip: int
     rflags: int
-    cr0: int
     cr2: int
     cr3: int  # writing it flushes the TLB
-    now_ns: int  # virtual time: instructions run so far and idle time skipped (read only)
+
+    @property
+    def cr0(self) -> int:
+        """CR0 as the CPU has it."""
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time: instructions run so far, and idle time skipped."""
 
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
@@ -97,6 +103,9 @@ class ExitHandler(Protocol):
     def syscall(self) -> None:
         """SYSCALL: RIP is behind it; RCX, R11 and the mode are as before it."""
 
+    def sysenter(self) -> None:
+        """SYSENTER: RIP is behind it; nothing else has changed."""
+
     def cpuid(self) -> bool:
         """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""
 
@@ -111,9 +120,15 @@ class Msr(Enum):
 class NativeCpu(Cpu, Protocol):
     """A CPU whose guest runs in ring 0 with its own tables (PVH)."""
 
-    cr4: int
-    efer: int
     apic_vector: int | None  # the local APIC's next interrupt, taken when the guest allows
+
+    @property
+    def cr4(self) -> int:
+        """CR4 as the guest has it."""
+
+    @property
+    def efer(self) -> int:
+        """EFER as the guest has it."""
 
     @property
     def halted(self) -> bool:

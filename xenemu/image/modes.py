@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
-from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
+from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START, HYPERVISOR_VIRT_END
 from xenemu.errors import ImageError
 from xenemu.image.loader import Image
 from xenemu.image.notes import WORD, Feature

@@ -35,6 +35,7 @@ from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
+from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.vcpu import Vcpu
 from xenemu.hv.xenstore import XenstoreRing
@@ -44,7 +45,7 @@ from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.layout import Layout, lay_out
 from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import M2P_L4_SLOT
-from xenemu.pv.state import Entry, PvDomain, PvVcpu, pv
+from xenemu.pv.state import NO_TABLE, Entry, PvDomain, PvVcpu, pv
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags
 from xenemu.x86.paging import (
@@ -62,6 +63,7 @@ from xenemu.x86.paging import (
 FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed
 GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
 
+TICK_NS = 10_000_000  # a new vcpu's periodic timer (pv_vcpu_initialise)
 LEAF = P | RW | A
 TABLE = P | RW | A | D | US
 MAGIC = {8: b"xen-3.0-x86_64", 4: b"xen-3.0-x86_32p"}
@@ -117,7 +119,12 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
         shared_info=shared_info,
         max_pages=nr_pages + MAX_PAGES_SLACK,
         vcpus=[
-            Vcpu(n, Maddr((shared_info << PAGE_SHIFT) + 64 * n), arch=PvVcpu(Mfn(0)))
+            Vcpu(
+                n,
+                Maddr((shared_info << PAGE_SHIFT) + 64 * n),
+                arch=PvVcpu(NO_TABLE),
+                periodic_ns=TICK_NS,
+            )
             for n in range(config.vcpus)
         ],
         name=config.name,
@@ -143,6 +150,7 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
     for vcpu in domain.vcpus:
         set_upcall_mask(domain, vcpu, True)
     make_ready(domain)
+    domain.timers.set((PERIODIC, boot.vcpu_id), TICK_NS)
     return domain
 
 
@@ -224,11 +232,11 @@ def _write_page_tables(memory: Memory, layout: Layout, base: int) -> None:
     table_pfns = set(tables.pfns.values())
     for vaddr, count, first in tables.ranges:
         for n in range(count):
-            page, pfn = (vaddr >> PAGE_SHIFT) + n, first + n
+            page, target = (vaddr >> PAGE_SHIFT) + n, first + n
             covered = (page & (1 << 36) - 1) >> 9
-            leaf = LEAF & ~RW if pfn in table_pfns else LEAF
+            leaf = LEAF & ~RW if target in table_pfns else LEAF
             l1 = tables.pfns[1, covered]
-            memory.words[base + l1 << 9 | page & 511] = base + pfn << PAGE_SHIFT | leaf
+            memory.words[base + l1 << 9 | page & 511] = base + target << PAGE_SHIFT | leaf
 
 
 def _write_start_info(
@@ -236,7 +244,7 @@ def _write_start_info(
 ) -> None:
     initrd_pages = pages(len(config.initrd))
     flags_ = SIF_VIRT_P2M_4TOOLS
-    mod_start = 0
+    mod_start: int = 0
     if initrd_pages and layout.initrd_mapped:
         mod_start = layout.vaddr(layout.initrd)
     elif initrd_pages:

@@ -16,11 +16,9 @@ TYPE_SHIFT = 56
 
 
 def set_callback_via(current: Current, via: int) -> None:
-    """Set HVM_PARAM_CALLBACK_IRQ: only the type that names a vector does anything here.
-
+    """Set HVM_PARAM_CALLBACK_IRQ: only the type that names a vector does anything here."""
     # DIVERGES: a GSI or a PCI interrupt is accepted and never raised, as there is no interrupt
-    controller that it could go to.
-    """
+    # controller that it could go to.
     vector = None
     if via >> TYPE_SHIFT == HVM_PARAM_CALLBACK_TYPE_VECTOR and via & 0xFF >= FIRST_VECTOR:
         vector = via & 0xFF

@@ -129,7 +129,7 @@ class PvhExits:
         )
 
     def _vcpu_down(self) -> None:
-        """HLT with interrupts off: the vcpu goes, and with the last one the domain (hvm_vcpu_down)."""
+        """HLT with interrupts off: the vcpu goes, and with the last one the domain."""
         domain, vcpu = self.current.domain, self.current.vcpu
         vcpu.online = False
         if not any(other.online for other in domain.vcpus):

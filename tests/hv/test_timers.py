@@ -1,0 +1,56 @@
+"""hv/timers: deadlines in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenemu.hv.timers import Timers
+
+A, B, C = ("a", 0), ("b", 0), ("b", 1)
+
+
+@pytest.fixture
+def timers() -> Timers:
+    return Timers()
+
+
+def test_the_next_deadline_is_the_earliest(timers: Timers) -> None:
+    assert timers.next_ns() is None
+    timers.set(A, 30)
+    timers.set(B, 20)
+    assert timers.next_ns() == 20
+
+
+def test_what_is_due_comes_once_and_earliest_first(timers: Timers) -> None:
+    timers.set(A, 30)
+    timers.set(B, 20)
+    timers.set(C, 31)
+    assert timers.pop_due(30) == [B, A]
+    assert timers.pop_due(30) == []
+    assert timers.next_ns() == 31
+
+
+def test_a_timer_is_moved_not_doubled(timers: Timers) -> None:
+    timers.set(A, 30)
+    timers.set(A, 10)
+    assert timers.pop_due(100) == [A]
+
+
+def test_ties_are_broken_by_the_order_of_setting(timers: Timers) -> None:
+    timers.set(A, 5)
+    timers.set(B, 5)
+    timers.set(A, 5)
+    assert timers.pop_due(5) == [B, A]
+
+
+def test_a_cancelled_timer_does_not_come(timers: Timers) -> None:
+    timers.set(A, 5)
+    timers.cancel(A)
+    timers.cancel(B)
+    assert timers.pop_due(10) == []
+
+
+def test_the_run_loop_hears_of_a_timer_that_was_set(timers: Timers) -> None:
+    assert not timers.moved
+    timers.set(A, 5)
+    assert timers.moved
