@@ -52,7 +52,7 @@ void init_traps(void)
 	extern char trap_stubs[];
 	extern uint64_t gdt[];
 	struct table_pointer pointer = { sizeof(idt) - 1, (unsigned long)idt };
-	unsigned long at = (unsigned long)tss;
+	uint64_t at = (unsigned long)tss;
 
 	for (int vector = 0; vector < 256; vector++) {
 		unsigned long stub = (unsigned long)trap_stubs + 16 * vector;
@@ -68,7 +68,7 @@ void init_traps(void)
 #endif
 	tss[25] = sizeof(tss) << 16; /* no I/O permission bitmap */
 	gdt[TSS_SELECTOR / 8] = (sizeof(tss) - 1) | (at & 0xffffff) << 16 | 0x89ull << 40 |
-				(uint64_t)(at >> 24) << 56;
+				at >> 24 << 56;
 	asm volatile("ltr %w0" : : "r"(TSS_SELECTOR));
 }
 

@@ -48,7 +48,7 @@ extern char ring0_stack[4096];
 /* Run in ring 3 until something traps, which is then in last_trap. It has a stack of its own. */
 void run_user(void (*code)(void));
 
-/* Execute an instruction that may trap; its inputs and clobbers are as in asm. */
+/* Execute an instruction that may trap; its inputs are as in asm. It must not change registers. */
 #define TRY(instruction, ...)                                                                      \
 	do {                                                                                       \
 		last_trap.vector = NO_TRAP;                                                        \

@@ -93,7 +93,7 @@ void guest_main(void)
 	       info->flags, command_line(), info->nr_modules);
 	module = pointer(info->modlist_paddr);
 	for (unsigned int i = 0; i < info->nr_modules; i++, module++)
-		printk("  %s, %lu bytes: %s", module->cmdline_paddr ? "has a command line" : "has none",
+		printk("  %s, %lu bytes: %s", module->cmdline_paddr ? "with a command line" : "without one",
 		       (unsigned long)module->size, (char *)pointer(module->paddr));
 	printk("memory map:\n");
 	check_memory_map(info);

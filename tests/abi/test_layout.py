@@ -25,6 +25,19 @@ HEADER = re.compile(r"^Header: (.*)$", re.MULTILINE)
 OPTION = {8: "-m64", 4: "-m32"}
 ONLY_64 = {"iret_context"}  # the 32-bit interface has no such struct
 
+# Members of nested structs and unions, as C names them.
+MEMBERS = {
+    "gnttab_copy": {
+        "source_u": "source.u",
+        "source_domid": "source.domid",
+        "source_offset": "source.offset",
+        "dest_u": "dest.u",
+        "dest_domid": "dest.domid",
+        "dest_offset": "dest.offset",
+    },
+    "gnttab_cache_flush": {"dev_bus_addr": "a.dev_bus_addr"},
+}
+
 
 def structs():
     """Find the subclasses of Struct, each in the module that declares it."""
@@ -52,7 +65,7 @@ def fields(cls, width):
     return [
         name
         for name in cls.layout(width).offsets
-        if not name.lstrip("_").startswith(("pad", "rsvd"))
+        if not name.lstrip("_").startswith(("pad", "rsvd", "dest_pad"))
         and hints[name].__metadata__[0].codes(width)[0] != "0s"
     ]
 
@@ -60,8 +73,9 @@ def fields(cls, width):
 def compiled(cls, width, headers, out):
     """Ask the compiler for the struct's size and the offset of each of its fields."""
     tag = f"struct {cls.__name__}"
-    names = fields(cls, width)
-    values = [f"sizeof({tag})", *(f"offsetof({tag}, {name.rstrip('_')})" for name in names)]
+    names, members = fields(cls, width), MEMBERS.get(cls.__name__, {})
+    places = [members.get(name, name.rstrip("_")) for name in names]
+    values = [f"sizeof({tag})", *(f"offsetof({tag}, {place})" for place in places)]
     lines = [f"#include <{name}>" for name in ["stddef.h", "stdint.h", *includes(cls)]]
     lines.append(f'__attribute__((section(".abi"))) uint32_t v[] = {{ {", ".join(values)} }};\n')
     gcc = ["gcc", OPTION[width], "-ffreestanding", "-D__XEN_TOOLS__", f"-I{headers}"]

@@ -11,6 +11,7 @@ from typing import Final
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 ZERO_PAGE: Final = bytes(PAGE_SIZE)
+MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Python 3.13
 
 
 class Memory:
@@ -23,7 +24,7 @@ class Memory:
     """
 
     def __init__(self, nr_frames: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self.nr_frames = nr_frames
         self.mapping = mmap.mmap(-1, nr_frames << PAGE_SHIFT, flags=flags)
         self.bytes = memoryview(self.mapping)
