@@ -5,7 +5,13 @@ Header: public/callback.h, public/nmi.h. In Xen: arch/x86/pv/callback.c, common/
 
 from __future__ import annotations
 
-from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64, TI_DPL, TI_IF, trap_info
+from xenemu.abi.arch_x86.xen import (
+    FLAT_RING1_CS,
+    FLAT_RING3_CS64,
+    TI_DPL,
+    TI_IF,
+    trap_info,
+)
 from xenemu.abi.callback import (
     CALLBACKF_mask_events,
     CALLBACKOP_register,
@@ -29,6 +35,7 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
+from xenemu.hv.segdesc import gate_selector_okay
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
 from xenemu.x86.paging import is_canonical
@@ -65,27 +72,51 @@ def _set_trap_table(current: Current, traps: int) -> None:
             return
         _check_canonical(entry.address)
         table[entry.vector] = Trap(
-            entry.cs | SEL_RPL, entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
+            code_selector(current, entry.cs), entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
         )
     raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
 
 
-def _register(current: Current, kind: int, address: int, mask_events: bool) -> None:
+def code_selector(current: Current, selector: int) -> int:
+    """A handler's code segment as Xen keeps it: in the kernel's ring, and one it may have."""
+    if current.domain.width == 8:
+        return selector | SEL_RPL
+    selector = selector & ~SEL_RPL | 1
+    return selector if gate_selector_okay(selector, 4) else FLAT_RING1_CS
+
+
+def _register(
+    current: Current, kind: int, address: int, mask_events: bool, cs: int = 0
+) -> None:
     """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address."""
     _check_canonical(address)
     state = pv(current)
+    cs = code_selector(current, cs) if current.domain.width == 4 else FLAT_RING3_CS64
     if kind == CALLBACKTYPE_event:
-        state.event_callback = Trap(0, address, mask_events=True)
+        state.event_callback = Trap(cs, address, mask_events=True)
     elif kind == CALLBACKTYPE_nmi:
-        state.traps[flags.NMI] = Trap(FLAT_RING3_CS64, address, mask_events=True)
+        state.traps[flags.NMI] = Trap(cs, address, mask_events=True)
     elif kind in FIELDS:
-        setattr(state, FIELDS[kind], Trap(0, address, mask_events=mask_events))
+        setattr(state, FIELDS[kind], Trap(cs, address, mask_events=mask_events))
     else:
         raise XenError(ENOSYS, f"there is no callback of type {kind}")
 
 
-def _set_callbacks(current: Current, event: int, failsafe: int, syscall: int) -> None:
+def _set_callbacks32(
+    current: Current, event_cs: int, event: int, failsafe_cs: int, failsafe: int
+) -> None:
+    """Register a 32-bit guest's two classic callbacks."""
+    _register(current, CALLBACKTYPE_event, event, mask_events=False, cs=event_cs)
+    _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
+
+
+def _set_callbacks(
+    current: Current, event: int, failsafe: int, syscall: int, fourth: int
+) -> None:
     """Register the three classic callbacks; one with a non-canonical address is ignored."""
+    if current.domain.width == 4:
+        _set_callbacks32(current, event, failsafe, syscall, fourth)
+        return
     kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
     for kind, address in zip(kinds, (event, failsafe, syscall), strict=True):
         if is_canonical(address):
@@ -98,8 +129,11 @@ _callback_op = SubOps("callback_op")
 @_callback_op.sub(CALLBACKOP_register, callback_register)
 def register(current: Current, op: callback_register) -> None:
     """Register a callback."""
+    masks, cs = bool(op.flags & CALLBACKF_mask_events), 0
     address = int.from_bytes(op.address, "little")
-    _register(current, op.type, address, bool(op.flags & CALLBACKF_mask_events))
+    if current.domain.width == 4:
+        cs, address = address & 0xFFFF, address >> 32
+    _register(current, op.type, address, masks, cs)
 
 
 @_callback_op.sub(CALLBACKOP_unregister, callback_unregister)
@@ -130,7 +164,7 @@ def _nmi_op(current: Current, command: int, pointer: int) -> None:
 
 set_trap_table = Hypercall(Nr.set_trap_table, "set_trap_table", PV, (PTR,), _set_trap_table)
 set_callbacks = Hypercall(
-    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG), _set_callbacks
+    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, ULONG), _set_callbacks
 )
 callback_op = Hypercall(Nr.callback_op, "callback_op", PV, (INT, PTR), _callback_op)
 nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op)

@@ -189,7 +189,7 @@ def tlb_flush_multi(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_INVLPG_MULTI)
 def invlpg_multi(current: Current, op: mmuext_op_t) -> None:
     """Flush one page from the TLBs of some vcpus."""
-    if _multi(current, op) and in_guest_range(op.arg1):
+    if _multi(current, op) and in_guest_range(op.arg1, current.domain.width):
         current.cpu.flush_tlb_page(op.arg1)
 
 
@@ -202,7 +202,7 @@ def tlb_flush_all(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_INVLPG_ALL)
 def invlpg_all(current: Current, op: mmuext_op_t) -> None:
     """Flush one page from the TLBs of all vcpus."""
-    if in_guest_range(op.arg1):
+    if in_guest_range(op.arg1, current.domain.width):
         current.cpu.flush_tlb_page(op.arg1)
 
 

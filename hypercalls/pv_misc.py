@@ -10,6 +10,7 @@ from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import INT, PV, ULONG, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.pv import debug, traps
+from xenemu.pv.bounce32 import iret32
 from xenemu.pv.emulate import set_guest_ts
 from xenemu.pv.state import pv
 from xenemu.x86.segment import SEL_RPL
@@ -18,7 +19,11 @@ from xenemu.x86.segment import SEL_RPL
 def _stack_switch(current: Current, ss: int, esp: int) -> None:
     """Set the stack on which user mode enters the kernel."""
     state = pv(current)
-    state.kernel_ss, state.kernel_sp = ss & 0xFFFF | SEL_RPL, esp
+    if current.domain.width == 8:
+        ss = ss & 0xFFFF | SEL_RPL
+    else:  # fixup_guest_stack_selector: into the kernel's ring
+        ss = ss & 0xFFFF & ~SEL_RPL | 1
+    state.kernel_ss, state.kernel_sp = ss, esp
 
 
 def _fpu_taskswitch(current: Current, set_ts: int) -> None:
@@ -36,7 +41,10 @@ def _get_debugreg(current: Current, index: int) -> int:
 
 def _iret(current: Current) -> int:
     """Leave the kernel; returns the RAX that the guest goes on with."""
-    traps.iret(current)
+    if current.domain.width == 8:
+        traps.iret(current)
+    else:
+        iret32(current)
     return current.cpu.regs[Reg.RAX]
 
 

@@ -60,7 +60,7 @@ def _guest_l1e(current: Current, va: int) -> int:
     """The machine address of the L1 entry for `va`; EINVAL if there is none."""
     domain = current.domain
     frames = domain.frames
-    if in_guest_range(va):
+    if in_guest_range(va, current.domain.width):
         root = Mfn(current.cpu.cr3 >> PAGE_SHIFT)
         step = walk(domain.memory.words, root, va, frames.rules.root_type)[-1]
         mfn = step.entry_maddr >> PAGE_SHIFT

@@ -128,7 +128,7 @@ def make_pv_current(pages: int = 64, vcpus: int = 1) -> Current:
     """
     domain = make_domain(8, pages, vcpus)
     domain.arch = PvDomain([PERDOMAIN_L1], XEN_GDT, ZERO_FRAME)
-    fill_xen_gdt(domain.memory.table(XEN_GDT))
+    fill_xen_gdt(domain.memory.table(XEN_GDT), 8)
     words, link = domain.memory.words, P | RW | US
     for mfn in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages):
         words[(L1 << 9) + mfn] = mfn << 12 | P | US | (0 if ROOT <= mfn <= USER_ROOT else RW)

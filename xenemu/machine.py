@@ -33,8 +33,8 @@ from xenemu.hv.vcpu import RunState, Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
 from xenemu.outcome import End, Outcome
-from xenemu.pv.builder import build_pv64
-from xenemu.pv.personality import PV64
+from xenemu.pv.builder import build_pv
+from xenemu.pv.personality import PV32, PV64
 from xenemu.pvh.builder import build_pvh
 from xenemu.pvh.entry import PORTS, TripleFault
 from xenemu.pvh.personality import PVH
@@ -112,9 +112,10 @@ def choose_mode(image: Image, mode: Mode) -> ImageMode:
         mine = [kind for kind in wanted if verdicts[kind].reason]
         reasons = "; ".join(f"{kind.value}: {verdicts[kind].reason}" for kind in mine)
         raise ImageError(f"{image.path}: cannot boot as {mode.value}: {reasons}")
-    if possible[0] is ImageMode.PV32:
-        raise ImageError(f"{image.path}: boots as {possible[0].value}, which is not modelled yet")
     return possible[0]
+
+
+PERSONALITIES = {ImageMode.PV64: PV64, ImageMode.PV32: PV32, ImageMode.PVH: PVH}
 
 
 class Machine:
@@ -123,8 +124,8 @@ class Machine:
     def __init__(self, image: Image, config: DomainConfig, mode: Mode = Mode.AUTO) -> None:
         self.mode = choose_mode(image, mode)
         native = self.mode is ImageMode.PVH
-        self.domain: Domain = (build_pvh if native else build_pv64)(image, config)
-        self.personality: Personality = PVH if native else PV64
+        self.domain: Domain = (build_pvh if native else build_pv)(image, config)
+        self.personality: Personality = PERSONALITIES[self.mode]
         self.engine: Engine = self._native_engine() if native else Engine(self.domain.memory)
         self.current = Current(
             self.domain,
@@ -137,7 +138,8 @@ class Machine:
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
         if not native:
-            self.engine.turn_paging_on(self.personality.address_space(self.current) << 12, True)
+            root = self.personality.address_space(self.current)
+            self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
         self.engine.set_task_switched(False)
         self.personality.start(self.current)
 

@@ -25,7 +25,7 @@ from xenemu.hv.frame_table import PGT_seg_desc_page
 from xenemu.pv import descriptors
 from xenemu.pv.descriptors import XEN_DESCRIPTORS, map_ldt_page, read_descriptor, set_gdt, set_ldt
 from xenemu.pv.paging import toggle_guest_mode
-from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, PERDOMAIN_VIRT_START, ldt_base
+from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, gdt_base, ldt_base
 from xenemu.pv.state import pv
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
@@ -219,4 +219,5 @@ def test_each_vcpu_has_its_own_place(current: Current) -> None:
     descriptors.load_gdt_register(current)
     assert mapped(current, PAGES_PER_VCPU) >> 12 == ZERO_FRAME
     gdtr = current.cpu.segment(Seg.GDTR)
-    assert (gdtr.base, gdtr.limit) == (PERDOMAIN_VIRT_START + 0x20000, 0xEFFF)
+    assert (gdtr.base, gdtr.limit) == (gdt_base(1), 0xEFFF)
+    assert gdt_base(1) == gdt_base(0) + 0x20000

@@ -41,10 +41,12 @@ ATTR_DB = 1 << 22
 ATTRIBUTES = 0x00F0FF00
 
 CR0_PV = 0x80050033  # PG AM WP NE ET MP PE
+CR0_PE, CR0_PE_PG = 1, 0x80000001
 CR0_TS = 1 << 3
 CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
+EFER_MSR = 0xC0000080
 EFER_SCE_LME_LMA_NX = 0xD01
 EFER_SCE_NX = 0x801
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
@@ -361,12 +363,25 @@ class Engine:
     def cr4(self) -> int:
         return int(self._cr[4])
 
+    def leave_long_mode(self) -> None:
+        """Put the CPU in 32-bit protected mode without paging; the way there drops EFER.LMA."""
+        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
+
+        uc = self._uc
+        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE_PG)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE)
+        uc.msr_write(EFER_MSR, 0)
+        uc.reg_write(x86.UC_X86_REG_CR4, 0)
+
     def turn_paging_on(self, cr3: int, long_mode: bool) -> None:
         """Put the CPU in the mode that a PV guest finds: 4-level paging, or 32-bit PAE."""
         from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
 
         uc = self._uc
-        uc.msr_write(0xC0000080, EFER_SCE_LME_LMA_NX if long_mode else EFER_SCE_NX)
+        if not long_mode:
+            self.leave_long_mode()
+        uc.msr_write(EFER_MSR, EFER_SCE_LME_LMA_NX if long_mode else EFER_SCE_NX)
         uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)

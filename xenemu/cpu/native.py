@@ -23,10 +23,6 @@ OLD_EXCEPTION = 5496
 DOUBLE_FAULT = 8
 NO_VECTOR = -1
 
-CR0_PE = 1
-CR0_PE_PG = 0x80000001
-CR4_PAE = 1 << 5
-EFER_MSR = 0xC0000080
 
 
 class NativeEngine(Engine):
@@ -48,20 +44,9 @@ class NativeEngine(Engine):
         state.populated = ctypes.addressof(ctypes.c_char.from_buffer(p2m.populated))
         self._old_exception = ctypes.c_int32.from_address(state.env + OLD_EXCEPTION)
         self._upcall_memory = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
-        self._enter_flat_mode()
+        self.leave_long_mode()
         self._sync_p2m()
         state.native = 1
-
-    def _enter_flat_mode(self) -> None:
-        """32-bit protected mode without paging; the way there drops EFER.LMA."""
-        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
-
-        uc = self._uc
-        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
-        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE_PG)
-        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE)
-        uc.msr_write(EFER_MSR, 0)
-        uc.reg_write(x86.UC_X86_REG_CR4, 0)
 
     def attach(self, handler: Any) -> None:
         """Set who handles the exits: a `NativeExitHandler`."""

@@ -74,7 +74,8 @@ class FrameTable:
         self.flags = bytearray(nr_frames)  # PGC_* and PGT_pinned
         self.tot_pages: dict[int, int] = {}  # frames of each domain, Xen's own not counted
         self.heap: list[int] = []  # frames that a domain may be given; the last is next
-        self.m2p_base: Maddr | None = None  # the machine-to-physical table, 8 bytes an entry
+        self.m2p_base: Maddr | None = None  # the machine-to-physical table,
+        self.m2p_width = 8  # and the bytes of an entry
 
     def describe(self, mfn: int) -> str:
         """Say what a frame is, for a person."""
@@ -216,10 +217,12 @@ class FrameTable:
     def set_m2p(self, mfn: int, pfn: int) -> None:
         """Record which of its owner's pfns a frame is."""
         if self.m2p_base is not None:
-            self.memory.words[(self.m2p_base >> 3) + mfn] = pfn
+            where = Maddr(self.m2p_base + mfn * self.m2p_width)
+            self.memory.write_uint(where, self.m2p_width, pfn)
 
     def get_m2p(self, mfn: int) -> int:
         """The pfn that was recorded for a frame; INVALID_M2P_ENTRY without a table."""
         if self.m2p_base is None:
             return INVALID_M2P_ENTRY
-        return self.memory.words[(self.m2p_base >> 3) + mfn]
+        where = Maddr(self.m2p_base + mfn * self.m2p_width)
+        return self.memory.read_uint(where, self.m2p_width)

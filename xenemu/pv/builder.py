@@ -10,12 +10,14 @@ import struct
 from array import array
 from dataclasses import dataclass
 
+from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS, FLAT_RING1_SS
 from xenemu.abi.features import pv_features
 from xenemu.abi.hvm.e820 import E820_RAM
 from xenemu.abi.xen import (
     MAX_GUEST_CMDLINE,
     SIF_MOD_START_PFN,
     SIF_VIRT_P2M_4TOOLS,
+    VMASST_TYPE_pae_extended_cr3,
     start_info,
 )
 from xenemu.errors import ImageError
@@ -34,7 +36,7 @@ from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
-from xenemu.hv.pagetype import Frames
+from xenemu.hv.pagetype import PV32, PV64, Frames
 from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.vcpu import Vcpu
@@ -46,8 +48,8 @@ from xenemu.pv.layout import Layout, lay_out
 from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import M2P_L4_SLOT
 from xenemu.pv.state import NO_TABLE, Entry, PvDomain, PvVcpu, pv
-from xenemu.pv.traps import CS64, SS64
-from xenemu.x86 import flags
+from xenemu.pv.traps import CS64, SS64, WORD
+from xenemu.x86 import flags, segment
 from xenemu.x86.paging import (
     PAGE_SHIFT,
     RW,
@@ -66,6 +68,9 @@ GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
 TICK_NS = 10_000_000  # a new vcpu's periodic timer (pv_vcpu_initialise)
 LEAF = P | RW | A
 TABLE = P | RW | A | D | US
+KERNEL_SS = {8: SS64.selector, 4: FLAT_RING1_SS}
+CODE32 = Segment(FLAT_RING1_CS, 0, 0xFFFFFFFF, segment.CODE32_RING1)
+DATA32 = Segment(FLAT_RING1_DS, 0, 0xFFFFFFFF, segment.DATA_RING1)
 MAGIC = {8: b"xen-3.0-x86_64", 4: b"xen-3.0-x86_32p"}
 
 
@@ -80,9 +85,9 @@ class _Heap:
         return Mfn(first)
 
 
-def build_pv64(image: Image, config: DomainConfig) -> Domain:
-    """Build a 64-bit PV domain; ImageError if the image or its memory will not do."""
-    width = 8
+def build_pv(image: Image, config: DomainConfig) -> Domain:
+    """Build a PV domain of the image's width; ImageError if it or its memory will not do."""
+    width = image.elf_class // 8
     parameters = pv_parameters(image)
     nr_pages = config.memory >> PAGE_SHIFT
     if len(config.cmdline) >= MAX_GUEST_CMDLINE:
@@ -95,14 +100,14 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
     heap = _Heap()
     base, nr_frames = _machine_size(nr_pages, width)
     memory = Memory(nr_frames)
-    frames = Frames(memory)
+    frames = Frames(memory, PV64 if width == 8 else PV32)
     shared_info = heap.take()
     private = PvDomain([], heap.take(), heap.take())
-    frames.xen_slots = [
-        (M2P_L4_SLOT, _build_m2p(memory, frames, heap, base, nr_pages)),
-        (perdomain.PERDOMAIN_L4_SLOT, _build_perdomain(memory, heap, private, config.vcpus)),
-    ]
-    descriptors.fill_xen_gdt(memory.table(private.xen_gdt))
+    m2p = _build_m2p(frames, heap, base, nr_pages)
+    frames.xen_slots = (_xen_slots64 if width == 8 else _xen_slots32)(
+        memory, heap, m2p, private, config.vcpus
+    )
+    descriptors.fill_xen_gdt(memory.table(private.xen_gdt), width)
     frames.assign(Mfn(base), DOMID, nr_pages)
     frames.share_with_guest(shared_info, DOMID, writable=True)
     frames.add_to_heap(range(heap.next_frame, base))
@@ -138,15 +143,18 @@ def build_pv64(image: Image, config: DomainConfig) -> Domain:
     connect(domain, config)
     root = Mfn(base + layout.page_tables)
     _write_page_tables(memory, layout, base)
-    frames.pin(root, DOMID, 4)
-    frames.get_page_and_type(root, DOMID, 4)
+    frames.pin(root, DOMID, frames.rules.root_type)
+    frames.get_page_and_type(root, DOMID, frames.rules.root_type)
     _write_start_info(domain, layout, config, base, nr_pages)
     boot = domain.vcpus[0]
     stack_top = layout.vaddr(Pfn(layout.boot_stack + 1))
     entry = Entry(parameters.virt_entry, stack_top, layout.vaddr(layout.start_info))
     boot.arch = PvVcpu(
-        root, entry=entry, cr4=fixup_guest_cr4(0), kernel_ss=SS64.selector, kernel_sp=stack_top
+        root, entry=entry, cr4=fixup_guest_cr4(0), kernel_ss=KERNEL_SS[width], kernel_sp=stack_top
     )
+    pae_mode = image.notes.pae_mode or ""
+    if width == 4 and ("extended-cr3" in pae_mode or "bimodal" in pae_mode):
+        domain.vm_assist |= 1 << VMASST_TYPE_pae_extended_cr3
     for vcpu in domain.vcpus:
         set_upcall_mask(domain, vcpu, True)
     make_ready(domain)
@@ -167,37 +175,58 @@ def _machine_size(nr_pages: int, width: int) -> tuple[int, int]:
         base, nr_frames = new_base, new_base + nr_pages + MAX_PAGES_SLACK
 
 
-def _build_m2p(memory: Memory, frames: Frames, heap: _Heap, base: int, nr_pages: int) -> int:
-    """Make the machine-to-physical table and the tables that show it; the L4 entry for them."""
-    size = memory.nr_frames * 8
-    m2p = heap.take(pages(size))
-    frames.m2p_base = Maddr(m2p << PAGE_SHIFT)
-    start = frames.m2p_base >> 3
-    words = memory.words
-    unused = array("Q", [INVALID_M2P_ENTRY]) * memory.nr_frames
-    words[start : start + memory.nr_frames] = memoryview(unused)
-    words[start + base : start + base + nr_pages] = memoryview(array("Q", range(nr_pages)))
-    l3, l2 = heap.take(), heap.take()
-    memory.table(l3)[0] = l2 << PAGE_SHIFT | TABLE
-    for n in range(pages(size)):
-        slot, index = divmod(n, 512)
-        if not index:
-            l1 = heap.take()
-            memory.table(l2)[slot] = l1 << PAGE_SHIFT | TABLE
-        memory.table(l1)[index] = m2p + n << PAGE_SHIFT | P | US | A  # read-only to the guest
-    return l3 << PAGE_SHIFT | TABLE
+def _build_m2p(frames: Frames, heap: _Heap, base: int, nr_pages: int) -> list[Mfn]:
+    """Make the machine-to-physical table; the L1 tables that show it, for 2 MiB each."""
+    memory, width = frames.memory, frames.rules.width
+    m2p = heap.take(pages(memory.nr_frames * width))
+    frames.m2p_base, frames.m2p_width = Maddr(m2p << PAGE_SHIFT), width
+    code = {8: "Q", 4: "I"}[width]
+    table = array(code, [INVALID_M2P_ENTRY & (1 << 8 * width) - 1]) * memory.nr_frames
+    table[base : base + nr_pages] = array(code, range(nr_pages))
+    memory.write(frames.m2p_base, memoryview(table).cast("B"))
+    tables = []
+    for n in range(pages(memory.nr_frames * width)):
+        if not n % 512:
+            tables.append(heap.take())
+        entry = m2p + n << PAGE_SHIFT | P | US | A  # read-only to the guest
+        memory.table(tables[-1])[n % 512] = entry
+    return tables
 
 
-def _build_perdomain(memory: Memory, heap: _Heap, private: PvDomain, vcpus: int) -> int:
-    """Make the area for each vcpu's descriptor tables; the L4 entry for it."""
-    l3, l2 = heap.take(), heap.take()
-    table = TABLE & ~US  # for Xen, and the CPU's own descriptor reads
-    memory.table(l3)[0] = l2 << PAGE_SHIFT | table
-    for n in range(-(-vcpus // perdomain.VCPUS_PER_L1)):
-        l1 = heap.take()
-        private.perdomain_l1.append(l1)
-        memory.table(l2)[n] = l1 << PAGE_SHIFT | table
-    return l3 << PAGE_SHIFT | table
+def _perdomain_tables(heap: _Heap, private: PvDomain, vcpus: int) -> list[Mfn]:
+    """Take the L1 tables of the area for each vcpu's descriptor tables."""
+    private.perdomain_l1 += [heap.take() for _ in range(-(-vcpus // perdomain.VCPUS_PER_L1))]
+    return private.perdomain_l1
+
+
+def _xen_slots64(
+    memory: Memory, heap: _Heap, m2p: list[Mfn], private: PvDomain, vcpus: int
+) -> list[tuple[int, int]]:
+    """The entries of every L4 table that are Xen's, with what is below them."""
+
+    def chain(tables: list[Mfn], bits: int) -> int:
+        l3, l2 = heap.take(), heap.take()
+        memory.table(l3)[0] = l2 << PAGE_SHIFT | bits
+        for n, l1 in enumerate(tables):
+            memory.table(l2)[n] = l1 << PAGE_SHIFT | bits
+        return l3 << PAGE_SHIFT | bits
+
+    descriptor_tables = _perdomain_tables(heap, private, vcpus)
+    return [
+        (M2P_L4_SLOT, chain(m2p, TABLE)),
+        # For Xen, and the CPU's own descriptor reads.
+        (perdomain.PERDOMAIN_L4_SLOT, chain(descriptor_tables, TABLE & ~US)),
+    ]
+
+
+def _xen_slots32(
+    memory: Memory, heap: _Heap, m2p: list[Mfn], private: PvDomain, vcpus: int
+) -> list[tuple[int, int]]:
+    """The entries of every last L2 table that are Xen's."""
+    places = list(zip(PV32.xen_slots, m2p, strict=False))
+    descriptor_tables = _perdomain_tables(heap, private, vcpus)
+    places += list(enumerate(descriptor_tables, perdomain.PERDOMAIN_L2_SLOT))
+    return [(slot, l1 << PAGE_SHIFT | TABLE & ~US) for slot, l1 in places]
 
 
 def _load(
@@ -211,7 +240,7 @@ def _load(
     """Copy the kernel, its hypercall page, the initrd and the p2m list into the domain."""
     memory, start = domain.memory, base << PAGE_SHIFT
     for segment in image.segments:
-        offset = segment.paddr - parameters.elf_paddr_offset
+        offset = (segment.paddr + parameters.virt_offset & WORD) - parameters.virt_base
         memory.write(Maddr(start + offset), segment.data)
     if parameters.virt_hypercall is not None:
         offset = parameters.virt_hypercall - parameters.virt_base
@@ -275,7 +304,7 @@ def _write_start_info(
 
 
 def start_vcpu(current: Current) -> None:
-    """Load the first registers of a 64-bit guest (xg_dom_x86.c, vcpu_x86_64)."""
+    """Load the first registers (xg_dom_x86.c, vcpu_x86_64 and vcpu_x86_32)."""
     state, cpu = pv(current), current.cpu
     entry = state.entry
     assert entry is not None
@@ -283,10 +312,11 @@ def start_vcpu(current: Current) -> None:
         cpu.regs[register] = 0
     cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RSI] = entry.rip, entry.rsp, entry.rsi
     cpu.rflags = flags.IF | flags.FIXED
+    wide = current.domain.width == 8
     for which in (Seg.DS, Seg.ES, Seg.FS, Seg.GS):
-        cpu.set_segment(which, Segment(0))
-    cpu.set_segment(Seg.SS, SS64)
-    cpu.set_segment(Seg.CS, CS64)
+        cpu.set_segment(which, Segment(0) if wide else DATA32)
+    cpu.set_segment(Seg.SS, SS64 if wide else DATA32)
+    cpu.set_segment(Seg.CS, CS64 if wide else CODE32)
     descriptors.map_initial_gdt(current)
     descriptors.load_gdt_register(current)
     descriptors.load_ldt_register(current)

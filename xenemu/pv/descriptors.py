@@ -6,8 +6,12 @@ In Xen: arch/x86/pv/descriptor-tables.c, arch/x86/pv/mm.c (pv_map_ldt_shadow_pag
 from __future__ import annotations
 
 from xenemu.abi.arch_x86.xen import (
+    COMPAT_RING3_CS,
+    COMPAT_RING3_DS,
     FIRST_RESERVED_GDT_ENTRY,
     FIRST_RESERVED_GDT_PAGE,
+    FLAT_RING1_CS,
+    FLAT_RING1_DS,
     FLAT_RING3_CS32,
     FLAT_RING3_CS64,
     FLAT_RING3_DS32,
@@ -29,25 +33,37 @@ MAX_LDT_ENTRIES = 8192
 HYPERVISOR_RW = P | RW | A | D
 HYPERVISOR_RO = P | A
 
-# Xen's own descriptors, by selector: flat code and data for 64-bit guests.
-XEN_DESCRIPTORS = {
-    FLAT_RING3_CS32: 0x00CFFB000000FFFF,
-    FLAT_RING3_DS32: 0x00CFF3000000FFFF,
-    FLAT_RING3_CS64: 0x00AFFB000000FFFF,
+# Xen's own descriptors, by the guest's width and by selector: flat code and data.
+XEN_SEGMENTS = {
     0xE008: 0x00AF9B000000FFFF,  # __HYPERVISOR_CS
     0xE010: 0x00CF93000000FFFF,  # __HYPERVISOR_DS32
 }
+XEN_DESCRIPTORS = {
+    8: {
+        FLAT_RING3_CS32: 0x00CFFB000000FFFF,
+        FLAT_RING3_DS32: 0x00CFF3000000FFFF,
+        FLAT_RING3_CS64: 0x00AFFB000000FFFF,
+        **XEN_SEGMENTS,
+    },
+    4: {
+        FLAT_RING1_CS: 0x00CFBB000000FFFF,
+        FLAT_RING1_DS: 0x00CFB3000000FFFF,
+        COMPAT_RING3_CS: 0x00CFFB000000FFFF,
+        COMPAT_RING3_DS: 0x00CFF3000000FFFF,
+        **XEN_SEGMENTS,
+    },
+}
 
 
-def fill_xen_gdt(table: memoryview) -> None:
-    """Write Xen's own descriptors into their page."""
-    for selector, descriptor in XEN_DESCRIPTORS.items():
+def fill_xen_gdt(table: memoryview, width: int) -> None:
+    """Write Xen's own descriptors, for a guest of `width`, into their page."""
+    for selector, descriptor in XEN_DESCRIPTORS[width].items():
         table[(selector >> 3) - FIRST_RESERVED_GDT_ENTRY] = descriptor
 
 
 def load_gdt_register(current: Current) -> None:
     """Point the CPU's GDTR at the vcpu's GDT."""
-    base = gdt_base(current.vcpu.vcpu_id)
+    base = gdt_base(current.vcpu.vcpu_id, current.domain.width)
     current.cpu.set_segment(Seg.GDTR, Segment(0, base, LAST_RESERVED_GDT_BYTE))
 
 
@@ -91,7 +107,7 @@ def set_ldt(current: Current, base: int, entries: int) -> None:
 
     EINVAL if it is not page-aligned, too long, or not at an address of the guest's.
     """
-    if base & 0xFFF or not in_guest_range(base) or entries > MAX_LDT_ENTRIES:
+    if base & 0xFFF or not in_guest_range(base, current.domain.width) or entries > MAX_LDT_ENTRIES:
         raise XenError(EINVAL, f"an LDT of {entries} entries at {base:#x} is not possible")
     state = pv(current)
     if (state.ldt_base, state.ldt_entries) == (base, entries):
@@ -106,7 +122,7 @@ def load_ldt_register(current: Current) -> None:
     entries = pv(current).ldt_entries
     value = Segment(0)
     if entries:
-        value = Segment(8, ldt_base(current.vcpu.vcpu_id), entries * 8 - 1, 0x8200)
+        value = Segment(8, ldt_base(current.vcpu.vcpu_id, current.domain.width), entries * 8 - 1, 0x8200)
     current.cpu.set_segment(Seg.LDTR, value)
 
 
@@ -135,9 +151,11 @@ def map_ldt_page(current: Current, offset: int, error_code: int = 0) -> None:
 
 def _ldt_frame(current: Current, linear: int) -> Mfn | None:
     """The frame that the kernel's tables have at `linear`, whatever mode the guest is in."""
-    if not in_guest_range(linear):
+    domain = current.domain
+    if not in_guest_range(linear, domain.width):
         return None
-    last = walk(current.domain.memory.words, pv(current).kernel_root, linear)[-1]
+    levels = domain.frames.rules.root_type
+    last = walk(domain.memory.words, pv(current).kernel_root, linear, levels)[-1]
     present = last.level == 1 and last.entry & P
     return Mfn((last.entry & ADDR) >> PAGE_SHIFT) if present else None
 

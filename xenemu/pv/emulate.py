@@ -14,12 +14,20 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.pv import cpuid, debug, msr, ports
-from xenemu.pv.paging import first_fault, in_guest_range, new_guest_cr3, translate
+from xenemu.pv.paging import (
+    cr3_to_mfn,
+    first_fault,
+    in_guest_range,
+    mfn_to_cr3,
+    new_guest_cr3,
+    translate,
+    translate32,
+)
 from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, deliver, set_guest_cr2
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PFEC_W, mfn_of
+from xenemu.x86.paging import PAGE_MASK, PFEC_W
 from xenemu.x86.segment import DB, L
 
 FORCED_EMULATION_PREFIX = b"\x0f\x0bxen"
@@ -213,7 +221,8 @@ def _bitmap_allows(current: Current, port: int, size: int) -> bool:
 def _bitmap_byte(current: Current, vaddr: int) -> int:
     """A byte of the bitmap, which lies in the kernel's address space; not mapped, it forbids."""
     try:
-        maddr = translate(current, vaddr, False, pv(current).kernel_root)
+        gate = translate if current.domain.width == 8 else translate32
+        maddr = gate(current, vaddr, False, pv(current).kernel_root)
     except XenError:
         return 0xFF
     return current.domain.memory.bytes[maddr]
@@ -277,7 +286,7 @@ def _linear(current: Current, which: Seg, offset: int, size: int) -> int:
     if code_bits(current) == 64:
         base = segment.base if which in (Seg.FS, Seg.GS) else 0
         vaddr = (base + offset) & WORD
-        reachable = in_guest_range(vaddr)
+        reachable = in_guest_range(vaddr, current.domain.width)
     else:
         vaddr = (segment.base + offset) & 0xFFFFFFFF
         reachable = offset + size - 1 <= segment.limit
@@ -328,7 +337,7 @@ def _read_cr(current: Current, insn: Instruction) -> int:
         case 2:
             value = state.cr2
         case 3:
-            value = state.kernel_root << PAGE_SHIFT
+            value = mfn_to_cr3(state.kernel_root, current.domain.width)
         case 4:
             value = state.cr4
         case _:
@@ -349,7 +358,7 @@ def _write_cr(current: Current, insn: Instruction) -> int:
             set_guest_cr2(current, value)
         case 3:
             try:
-                new_guest_cr3(current, mfn_of(value))
+                new_guest_cr3(current, cr3_to_mfn(value, current.domain.width))
             except XenError as error:
                 current.domain.log(f"CR3 = {value:#x} is refused: {error.reason}")
                 raise Refused from None

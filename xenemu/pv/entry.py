@@ -1,4 +1,4 @@
-"""What happens when a PV guest leaves its code: an `ExitHandler` for 64-bit PV kernels.
+"""What happens when a PV guest leaves its code: an `ExitHandler` for each width.
 
 In Xen: arch/x86/traps.c, arch/x86/x86_64/entry.S, arch/x86/pv/hypercall.c.
 """
@@ -14,6 +14,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
+from xenemu.pv.bounce32 import iret32
 from xenemu.pv.debug import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page
 from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
@@ -25,9 +26,13 @@ from xenemu.x86 import flags, segment
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W, is_canonical
 
-ARGUMENTS = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
+ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
+ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
+HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
+HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
+SYSENTER_LENGTH = 2
 INT80 = 0x80
 LDT_BYTES = 0x10000
 
@@ -55,20 +60,25 @@ class PvExits:
 
     def _hypercall(self) -> None:
         current = self.current
-        assert current.table is not None
-        cpu, regs = current.cpu, current.cpu.regs
-        number = regs[Reg.RAX]
+        number = current.cpu.regs[Reg.RAX]
         if number == Nr.iret:  # by far the commonest, and not worth a line in the log
             traps.iret(current)
             return
         traps.set_syscall_registers(current)
-        arguments = [regs[register] for register in ARGUMENTS]
+        self._call(number, ARGUMENTS64, traps.WORD)
+
+    def _call(self, number: int, registers: tuple[Reg, ...], mask: int) -> None:
+        """Make a hypercall with the arguments in `registers`; the result goes to RAX."""
+        current = self.current
+        assert current.table is not None
+        cpu, regs = current.cpu, current.cpu.regs
+        arguments = [regs[register] & mask for register in registers]
         try:
-            regs[Reg.RAX] = current.table.call(current, number, arguments)
+            regs[Reg.RAX] = current.table.call(current, number, arguments) & mask
         except Continue as again:
-            for register, value in zip(ARGUMENTS, again.new_args, strict=False):
+            for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
-            cpu.rip -= traps.SYSCALL_LENGTH
+            cpu.rip -= HYPERCALL_LENGTH
         timers = current.domain.timers
         if timers.moved:
             timers.moved = False
@@ -90,6 +100,11 @@ class PvExits:
     def stopped(self) -> None:
         """A PV guest leaves its vcpu only through hypercalls."""
 
+    def sysenter(self) -> None:
+        """SYSENTER: CPUID does not offer it to PV guests, and Xen's MSR for it is then 0: #GP."""
+        self.current.cpu.rip -= SYSENTER_LENGTH
+        self.exception(flags.GP, 0)
+
     def exception(self, vector: int, error_code: int) -> None:
         """Emulate, fix up, or give the guest its exception."""
         if vector == flags.PAGE_FAULT:
@@ -106,7 +121,7 @@ class PvExits:
     def _page_fault(self, error_code: int) -> None:
         current = self.current
         vaddr = current.cpu.cr2
-        if in_guest_range(vaddr):
+        if in_guest_range(vaddr, current.domain.width):
             if (
                 pv(current).kernel_mode
                 and error_code & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I) == PFEC_P | PFEC_W
@@ -115,7 +130,7 @@ class PvExits:
             ):
                 return
         elif not error_code & (PFEC_U | PFEC_RSVD):  # the CPU's own access, to a descriptor
-            offset = vaddr - ldt_base(current.vcpu.vcpu_id)
+            offset = vaddr - ldt_base(current.vcpu.vcpu_id, current.domain.width)
             if 0 <= offset < LDT_BYTES:
                 try:
                     map_ldt_page(current, offset, error_code)
@@ -174,6 +189,64 @@ class PvExits:
             return False
         cpuid.execute(current)
         return True
+
+
+@dataclass
+class Pv32Exits(PvExits):
+    """Handles the exits of a 32-bit guest, whose kernel is in ring 1.
+
+    Which of its two modes a vcpu is in shows in its code segment.
+    """
+
+    def _see_mode(self) -> None:
+        cs = self.current.cpu.segment(Seg.CS)
+        pv(self.current).kernel_mode = segment.dpl(cs.attributes) < segment.SEL_RPL
+
+    def exception(self, vector: int, error_code: int) -> None:
+        """Emulate, fix up, or give the guest its exception."""
+        self._see_mode()
+        super().exception(vector, error_code)
+
+    def deliver_events(self) -> None:
+        """Enter the guest's event callback if events are pending and not masked."""
+        self._see_mode()
+        super().deliver_events()
+
+    def invalid_opcode(self) -> None:
+        """Forced emulation, or #UD."""
+        self._see_mode()
+        super().invalid_opcode()
+
+    def cpuid(self) -> bool:
+        """CPUID without the prefix."""
+        self._see_mode()
+        return super().cpuid()
+
+    def syscall(self) -> None:
+        """SYSCALL: the CPU that guests see is Intel's, which has none in 32-bit code."""
+        self._see_mode()
+        self.current.cpu.rip -= traps.SYSCALL_LENGTH
+        traps.inject(self.current, flags.UD)
+
+    def software_interrupt(self, vector: int) -> None:
+        """INT n: a hypercall if it is the kernel's int 0x82."""
+        self._see_mode()
+        if vector != HYPERCALL_VECTOR or not pv(self.current).kernel_mode:
+            super().software_interrupt(vector)
+            return
+        self._hypercall32()
+        self._deliver_events()
+
+    def _hypercall32(self) -> None:
+        current = self.current
+        number = current.cpu.regs[Reg.RAX] & 0xFFFFFFFF
+        if number != Nr.iret:
+            self._call(number, ARGUMENTS32, 0xFFFFFFFF)
+            return
+        try:
+            iret32(current)
+        except Fault as fault:
+            traps.deliver(current, fault)
 
 
 def _is_stack_fault(current: Current) -> bool:

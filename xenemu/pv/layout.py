@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from xenemu.errors import ImageError
 from xenemu.hv.building import pages
 from xenemu.image import PvParameters
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn, is_canonical
 
 PADDING_PAGES = (512 << 10) >> PAGE_SHIFT
 ALIGNMENT = 4 << 20
 BOOT_STACK_PAGES = 1
-VADDR_MASK = (1 << 48) - 1
+VADDR_MASKS = {4: (1 << 48) - 1, 3: (1 << 32) - 1}  # by the level of the root
+LAST_GIB = 0xC0000000
 
 
 @dataclass
@@ -38,11 +39,14 @@ class Tables:
     def missing(self, first: int, last: int) -> list[tuple[int, int]]:
         """The tables still needed to map virtual addresses `first` to `last`, top level first."""
         needed = []
+        mask = VADDR_MASKS[self.root_level]
         for level in range(self.root_level, 0, -1):
             shift = PAGE_SHIFT + 9 * level
-            start, end = (first & VADDR_MASK) >> shift, (last & VADDR_MASK) >> shift
+            start, end = (first & mask) >> shift, (last & mask) >> shift
             if level == self.root_level:
                 start = end = 0
+            elif self.root_level == 3 and level == 2 and last < LAST_GIB:
+                end = 3  # PAE: an L2 for Xen's own entries must be there
             needed += [(level, n) for n in range(start, end + 1) if (level, n) not in self.pfns]
         return needed
 
@@ -88,9 +92,11 @@ def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, p
     if kernel.p2m_base is None:
         p2m, at = Pfn(at), at + p2m_pages
     start_info, at = Pfn(at), at + 3
+    _check_room(at, nr_pages, path)
 
     tables = Tables(root_level=4 if width == 8 else 3)
     needed, mapped_end = _first_mapping(tables, base, at)
+    _check_range("it", base, mapped_end, path)
     tables.place(needed, at)
     page_tables, at = Pfn(at), at + len(needed)
     boot_stack = Pfn(at)
@@ -101,16 +107,16 @@ def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, p
     p2m_vaddr = base + (p2m << PAGE_SHIFT)
     if kernel.p2m_base is not None:
         p2m, p2m_vaddr = Pfn(at), kernel.p2m_base
-        extra = tables.missing(p2m_vaddr, p2m_vaddr + (p2m_pages << PAGE_SHIFT) - 1)
+        p2m_end = p2m_vaddr + (p2m_pages << PAGE_SHIFT)
+        _check_range("its INIT_P2M", p2m_vaddr, p2m_end, path)
+        if p2m_vaddr < mapped_end and base < p2m_end:
+            raise ImageError(f"{path}: INIT_P2M, {p2m_vaddr:#x}, is where the kernel is mapped")
+        extra = tables.missing(p2m_vaddr, p2m_end - 1)
         tables.ranges.append((p2m_vaddr, p2m_pages, p2m))
         tables.place(extra, at + p2m_pages)
         p2m_pages += len(extra)
         at += p2m_pages
-    if at > nr_pages:
-        raise ImageError(
-            f"{path}: the kernel and its initrd need {at * PAGE_SIZE >> 20} MiB,"
-            f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more with --memory"
-        )
+    _check_room(at, nr_pages, path)
     return Layout(
         virt_base=base,
         start_info=start_info,
@@ -127,6 +133,19 @@ def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, p
         tables=tables,
         end=at,
     )
+
+
+def _check_room(needed_pages: int, nr_pages: int, path: str) -> None:
+    if needed_pages > nr_pages:
+        raise ImageError(
+            f"{path}: the kernel and its initrd need {needed_pages * PAGE_SIZE >> 20} MiB,"
+            f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more with --memory"
+        )
+
+
+def _check_range(what: str, start: int, end: int, path: str) -> None:
+    if not is_canonical(start) or not is_canonical(end - 1) or start >> 47 != (end - 1) >> 47:
+        raise ImageError(f"{path}: {what} would be mapped at {start:#x}-{end:#x}, which cannot be")
 
 
 def _first_mapping(tables: Tables, base: int, used: int) -> tuple[list[tuple[int, int]], int]:

@@ -6,7 +6,7 @@ include/asm-x86/x86_64/uaccess.h (access_ok).
 
 from __future__ import annotations
 
-from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
+from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START, HYPERVISOR_VIRT_END
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
@@ -23,8 +23,10 @@ LEVEL_SHIFTS = (39, 30, 21)
 M2P_L4_SLOT = 256
 
 
-def in_guest_range(vaddr: int) -> bool:
-    """Whether Xen would touch `vaddr` for a 64-bit guest: canonical, and not Xen's own."""
+def in_guest_range(vaddr: int, width: int = 8) -> bool:
+    """Whether Xen would touch `vaddr` for a guest of `width`: canonical, and not Xen's own."""
+    if width == 4:
+        return 0 <= vaddr < HYPERVISOR_COMPAT_VIRT_START
     return 0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP
 
 
@@ -36,9 +38,22 @@ def translate(current: Current, vaddr: int, writing: bool, root: int | None = No
     """
     if not in_guest_range(vaddr):
         raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
+    return _translate(current, vaddr, writing, root, LEVEL_SHIFTS)
+
+
+def translate32(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
+    """`translate` for a 32-bit guest, whose root has four entries."""
+    if not in_guest_range(vaddr, 4):
+        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
+    return _translate(current, vaddr, writing, root, LEVEL_SHIFTS[1:])
+
+
+def _translate(
+    current: Current, vaddr: int, writing: bool, root: int | None, shifts: tuple[int, ...]
+) -> Maddr:
     words = current.domain.memory.words
     table = current.cpu.cr3 >> PAGE_SHIFT if root is None else root
-    for shift in LEVEL_SHIFTS:
+    for shift in shifts:
         entry = words[table << 9 | vaddr >> shift & 511]
         # A present large page cannot be: validation refuses it.
         if not entry & P or entry & PSE or (writing and not entry & RW):
@@ -69,6 +84,16 @@ def first_fault(current: Current, vaddr: int, writing: bool) -> int:
     return (vaddr | PAGE_MASK) + 1
 
 
+def cr3_to_mfn(cr3: int, width: int) -> int:
+    """The frame that a guest's CR3 names; a 32-bit one has bits 31:20 of it in bits 11:0."""
+    return cr3 >> PAGE_SHIFT if width == 8 else (cr3 >> PAGE_SHIFT | cr3 << 20) & 0xFFFFFFFF
+
+
+def mfn_to_cr3(mfn: int, width: int) -> int:
+    """The CR3 that names a frame to a guest."""
+    return mfn << PAGE_SHIFT if width == 8 else (mfn << PAGE_SHIFT | mfn >> 20) & 0xFFFFFFFF
+
+
 def new_guest_cr3(current: Current, mfn: int) -> None:
     """Make a table the root of the kernel's address space (MMUEXT_NEW_BASEPTR, mov to CR3).
 
@@ -78,9 +103,9 @@ def new_guest_cr3(current: Current, mfn: int) -> None:
     if mfn == state.kernel_root:
         current.cpu.flush_tlb()
         return
-    domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
+    domain.frames.get_page_and_type(mfn, domain.domid, domain.frames.rules.root_type)
     drop_ldt(current)
-    if not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
+    if domain.width == 8 and not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
         show_m2p(current, mfn)
     old, state.kernel_root = state.kernel_root, Mfn(mfn)
     if state.kernel_mode:

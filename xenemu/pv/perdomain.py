@@ -12,21 +12,24 @@ from xenemu.hv.domain import Current
 from xenemu.pv.state import pv, pv_domain
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT
 
-PERDOMAIN_VIRT_START = 0xFFFF_8200_0000_0000
+# By the guest's width. DIVERGES: 64-bit Xen maps a 32-bit guest's tables above 4 GiB, too; here
+# the CPU that runs it has 32-bit addresses, and they lie in the last of Xen's 4 MiB below.
+PERDOMAIN_VIRT_START = {8: 0xFFFF_8200_0000_0000, 4: 0xFFC0_0000}
+PERDOMAIN_L2_SLOT = 510  # where 0xFFC00000 is in the last L2 of PAE tables
 PERDOMAIN_L4_SLOT = 260
 PAGES_PER_VCPU = 32
 LDT_PAGE = 16
 VCPUS_PER_L1 = ENTRIES // PAGES_PER_VCPU
 
 
-def gdt_base(vcpu_id: int) -> int:
-    """The linear address of a vcpu's GDT."""
-    return PERDOMAIN_VIRT_START + (vcpu_id * PAGES_PER_VCPU << PAGE_SHIFT)
+def gdt_base(vcpu_id: int, width: int = 8) -> int:
+    """The linear address of a vcpu's GDT, in a guest of `width`."""
+    return PERDOMAIN_VIRT_START[width] + (vcpu_id * PAGES_PER_VCPU << PAGE_SHIFT)
 
 
-def ldt_base(vcpu_id: int) -> int:
-    """The linear address where a vcpu's LDT is mapped."""
-    return gdt_base(vcpu_id) + (LDT_PAGE << PAGE_SHIFT)
+def ldt_base(vcpu_id: int, width: int = 8) -> int:
+    """The linear address where a vcpu's LDT is mapped, in a guest of `width`."""
+    return gdt_base(vcpu_id, width) + (LDT_PAGE << PAGE_SHIFT)
 
 
 def map_page(current: Current, page: int, entry: int) -> None:

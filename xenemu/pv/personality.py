@@ -5,8 +5,8 @@ from __future__ import annotations
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
 from xenemu.pv.builder import start_vcpu
-from xenemu.pv.entry import PvExits
-from xenemu.pv.paging import translate
+from xenemu.pv.entry import Pv32Exits, PvExits
+from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import pv
 
 
@@ -20,5 +20,13 @@ PV64 = Personality(
     translate=translate,
     start=start_vcpu,
     exits=PvExits,
+    address_space=_address_space,
+)
+
+PV32 = Personality(
+    environment="pv32",
+    translate=translate32,
+    start=start_vcpu,
+    exits=Pv32Exits,
     address_space=_address_space,
 )

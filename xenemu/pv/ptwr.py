@@ -106,14 +106,13 @@ def _disassembler(long_mode: bool) -> capstone.Cs:
 
 def _operand(insn: capstone.CsInsn, operand: cs.X86Op) -> Operand:
     mem = operand.mem
-    relative = mem.base in (cs.X86_REG_RIP, cs.X86_REG_EIP)
     base, index = (REGISTERS.get(insn.reg_name(reg) or "") for reg in (mem.base, mem.index))
     return Operand(
         base=base[0] if base else None,
         index=index[0] if index else None,
         scale=mem.scale,
-        displacement=mem.disp + (insn.size if relative else 0),
-        relative=relative,
+        displacement=mem.disp,
+        relative=mem.base in (cs.X86_REG_RIP, cs.X86_REG_EIP),
         segment=SEGMENTS.get(mem.segment),
         address_size=insn.addr_size,
     )
@@ -156,7 +155,8 @@ def emulate_store(current: Current, vaddr: int) -> bool:
     as from Xen, and the reason is in the log.
     """
     domain = current.domain
-    leaf = walk(domain.memory.words, pv(current).kernel_root, vaddr)[-1]
+    levels = domain.frames.rules.root_type
+    leaf = walk(domain.memory.words, pv(current).kernel_root, vaddr, levels)[-1]
     if leaf.level != 1 or leaf.entry & (P | RW) != P:
         return False
     table = (leaf.entry & ADDR) >> PAGE_SHIFT

@@ -25,6 +25,7 @@ from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
+from xenemu.pv.bounce32 import bounce32
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import NO_TRAP, Trap, pv
@@ -46,7 +47,12 @@ SELECTOR = 0xFFFF & ~segment.SEL_RPL  # of a selector, what an error code holds
 
 
 def bounce(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
-    """Enter the guest's kernel at `trap`, with a frame for what it interrupts.
+    """Enter the guest's kernel at `trap`, with a frame for what it interrupts."""
+    (bounce64 if current.domain.width == 8 else bounce32)(current, trap, what, error_code)
+
+
+def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
+    """`bounce` of a 64-bit guest.
 
     RCX and R11 end up as Xen's SYSRET leaves them. Crashes the domain where Xen does: no
     handler, or a stack that cannot take the frame.

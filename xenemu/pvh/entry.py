@@ -14,7 +14,8 @@ from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
-from xenemu.pvh.paging import cpu_of
+from xenemu.pvh.paging import code_width, cpu_of
+from xenemu.pvh.state import pvh_domain
 from xenemu.x86 import flags, segment
 
 ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
@@ -41,16 +42,16 @@ class PvhExits:
         return True
 
     def vmcall(self) -> None:
-        """A hypercall, in the ABI of the code segment; from ring 3 it is refused."""
+        """A hypercall, in the ABI of the code segment; from other rings than 0 it is refused."""
         current = self.current
         assert current.table is not None
         cpu, regs = current.cpu, current.cpu.regs
-        cs = cpu.segment(Seg.CS)
-        if segment.dpl(cs.attributes) == 3:
+        if segment.dpl(cpu.segment(Seg.CS).attributes):
             regs[Reg.RAX] = -1  # EPERM
             return
-        wide = bool(cs.attributes & segment.L)
-        current.domain.width, mask = (8, (1 << 64) - 1) if wide else (4, 0xFFFFFFFF)
+        current.domain.width = code_width(current)
+        wide = current.domain.width == 8
+        mask = (1 << 64) - 1 if wide else 0xFFFFFFFF
         current.environment = "pvh64" if wide else "pvh32"
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
@@ -124,9 +125,11 @@ class PvhExits:
     def _interruptible(self) -> bool:
         """Whether something would end a HLT at once."""
         current = self.current
-        return cpu_of(current).apic_vector is not None or bool(
-            current.domain.memory.bytes[current.vcpu.info]
-        )
+        if cpu_of(current).apic_vector is not None:
+            return True
+        # Without a callback vector the byte interrupts nobody (irq.c: hvm_vcpu_has_pending_irq).
+        pending = current.domain.memory.bytes[current.vcpu.info] != 0
+        return pending and pvh_domain(current).callback_vector is not None
 
     def _vcpu_down(self) -> None:
         """HLT with interrupts off: the vcpu goes, and with the last one the domain."""

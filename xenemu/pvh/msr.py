@@ -11,11 +11,12 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
 from xenemu.pvh import lapic_glue, mtrr
+from xenemu.pvh.callbacks import latch_shared_info_width
 from xenemu.pvh.cpuid import HYPERCALL_MSR
 from xenemu.pvh.hypercall_page import hypercall_page
 from xenemu.pvh.state import pvh
 from xenemu.x86 import msr
-from xenemu.x86.paging import PAGE_SHIFT, Maddr
+from xenemu.x86.paging import PAGE_SHIFT, Maddr, is_canonical
 
 X2APIC_FIRST, X2APIC_LAST = 0x800, 0x8FF
 MCG_CAP, MCG_STATUS = 0x179, 0x17A
@@ -38,6 +39,8 @@ NATIVE = frozenset(
     }
 )
 EFER_KNOWN = 0xD01  # SCE LME LMA NX
+ADDRESSES = frozenset({0x175, 0x176, 0xC0000082, 0xC0000083})  # SYSENTER_*, LSTAR, CSTAR
+SHORT = frozenset({0xC0000084, 0xC0000103})  # FMASK, TSC_AUX: 32 bits
 
 
 def read(current: Current, number: int) -> int | Msr:
@@ -51,6 +54,8 @@ def read(current: Current, number: int) -> int | Msr:
         return state.lapic.apic_base
     if X2APIC_FIRST <= number <= X2APIC_LAST:
         return lapic_glue.read_msr(current, number)
+    if number == HYPERCALL_MSR:
+        return 0
     match number:
         case msr.IA32_TSC:
             return current.cpu.now_ns
@@ -71,6 +76,10 @@ def write(current: Current, number: int, value: int) -> Msr | None:
     if number == msr.EFER and value & ~EFER_KNOWN:
         return Msr.REFUSED
     if number == msr.IA32_CR_PAT and not mtrr.pat_okay(value):
+        return Msr.REFUSED
+    if number in ADDRESSES and not is_canonical(value):
+        return Msr.REFUSED
+    if number in SHORT and value >> 32:
         return Msr.REFUSED
     if number in NATIVE:
         return Msr.NATIVE
@@ -98,5 +107,6 @@ def _install_hypercall_page(current: Current, value: int) -> Msr | None:
     except XenError as error:
         assert error.errno == EINVAL
         return Msr.REFUSED
+    latch_shared_info_width(current)
     current.domain.memory.write(Maddr(mfn << PAGE_SHIFT), hypercall_page())
     return None

@@ -36,6 +36,8 @@ VGCF_in_syscall: Final = 1 << 8  # iret_context.flags: restore neither RCX nor R
 FLAT_RING1_CS: Final = 0xE019
 FLAT_RING1_DS: Final = 0xE021
 FLAT_RING1_SS: Final = FLAT_RING1_DS
+COMPAT_RING3_CS: Final = 0xE02B  # FLAT_RING3_CS in the 32-bit header
+COMPAT_RING3_DS: Final = 0xE033
 
 HYPERVISOR_COMPAT_VIRT_START: Final = 0xF580_0000  # where Xen begins
 
