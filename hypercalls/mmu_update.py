@@ -23,7 +23,7 @@ from xenemu.errors import XenError
 from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
-from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
+from xenemu.hv.frame_table import LEVELS, PGT_writable_page
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 REQUEST_SIZE: Final = 16  # bytes, in both widths
@@ -108,7 +108,7 @@ def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int
     frames.get_page(mfn, pt_owner)
     try:
         used_as = frames.type[mfn]
-        if PGT_l1_page_table <= used_as <= PGT_l4_page_table:
+        if used_as in LEVELS:
             preserve = command == MMU_PT_UPDATE_PRESERVE_AD
             return frames.mod_entry(ptr - command, value, pg_owner, preserve)
         if used_as != PGT_writable_page:

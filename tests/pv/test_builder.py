@@ -11,7 +11,7 @@ from fakes import FakeCpu
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
 from xenemu.errors import ImageError
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import DOMID, Current, Domain
+from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
@@ -49,8 +49,8 @@ def info(current: Current) -> start_info:
     return current.read_struct(start_info, current.cpu.regs[Reg.RSI])
 
 
-def first_frame(domain: Domain) -> int:
-    return domain.frames.owner.index(DOMID, domain.shared_info + 1)
+def first_frame(current: Current) -> int:
+    return translate(current, VIRT_BASE, False) >> 12
 
 
 def test_the_vcpu_starts_at_the_entry_with_a_stack_and_start_info(current: Current) -> None:
@@ -87,7 +87,7 @@ def test_an_initrd_may_be_named_by_its_pfn(tmp_path: Path) -> None:
     current = build(tmp_path, kernel([*PV_NOTES, note(16, 1)]), initrd=INITRD)
     seen = info(current)
     assert seen.flags == SIF_VIRT_P2M_4TOOLS | SIF_MOD_START_PFN
-    where = first_frame(current.domain) + seen.mod_start << 12
+    where = first_frame(current) + seen.mod_start << 12
     assert current.domain.memory.read(where, len(INITRD)) == INITRD  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ def test_without_an_initrd_there_is_none(tmp_path: Path) -> None:
 
 def test_the_p2m_list_and_the_m2p_are_inverse(current: Current) -> None:
     domain, seen = current.domain, info(current)
-    base, frames = first_frame(domain), domain.frames
+    base, frames = first_frame(current), domain.frames
     for pfn in (0, 1, 1000, seen.nr_pages - 1):
         mfn = current.read_uint(seen.mfn_list + 8 * pfn, 8)
         assert (mfn, frames.get_m2p(mfn)) == (base + pfn, pfn)
@@ -106,7 +106,7 @@ def test_the_p2m_list_and_the_m2p_are_inverse(current: Current) -> None:
 
 def test_the_guest_sees_the_m2p_read_only(current: Current) -> None:
     root, words = pv(current).kernel_root, current.domain.memory.words
-    mfn = first_frame(current.domain) + 5
+    mfn = first_frame(current) + 5
     leaf = walk(words, root, M2P + 8 * mfn)[-1]
     assert (leaf.level, leaf.entry & (P | RW)) == (1, P)
     assert words[(leaf.entry >> 12 & 0xFFFFFF) << 9 | mfn & 511] == 5
@@ -125,7 +125,7 @@ def test_the_tables_are_valid_pinned_and_mapped_read_only(current: Current) -> N
 
 def test_xens_descriptors_lie_behind_the_guests(current: Current) -> None:
     words = current.domain.memory.words
-    for selector, descriptor in XEN_DESCRIPTORS.items():
+    for selector, descriptor in XEN_DESCRIPTORS[8].items():
         leaf = walk(words, pv(current).kernel_root, gdt_base(0) + selector)[-1]
         assert leaf.level == 1
         assert words[(leaf.entry >> 12 & 0xFFFFFF) << 9 | selector >> 3 & 511] == descriptor

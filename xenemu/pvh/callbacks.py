@@ -53,6 +53,6 @@ def deliver_event(current: Current) -> None:
         if vcpu.upcall_raised:
             lapic_glue.sync(current).assert_vector(state.upcall_vector)
             lapic_glue.update(current)
-    elif current.domain.memory.bytes[vcpu.info]:
+    if current.domain.memory.bytes[vcpu.info]:
         cpu_of(current).request_interrupt()
     vcpu.upcall_raised = False

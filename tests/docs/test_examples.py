@@ -1,0 +1,217 @@
+"""What the documents promise: examples run as shown, and what is named exists.
+
+A block marked ``console`` is run, command by command, in a directory with the images that the
+README names. The lines shown must be printed in that order; ``...`` on a line of its own stands for
+any lines, at a line's end for its rest, and one number is as good as another. A command ends
+with exit code 0, or with the one that ``echo $?`` shows after it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from guests import initramfs
+from xenemu.cli import app
+from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_IMAGE
+
+ROOT = Path(__file__).parents[2]
+README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
+DOCUMENTS = [
+    *(README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+IMAGES = {  # what the examples call an image: its name in guests/images.toml
+    "vmlinuz": "debian-cloud-amd64",
+    "grub-x86_64-xen.bin": "grub-x86_64-xen",
+    "grub-i386-xen_pvh.bin": "grub-i386-xen_pvh",
+}
+TIMEOUT = 120  # seconds, for a xenemu that hangs
+CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# All that a reader has: commands, hosts, and directories of any Debian machine or guest.
+COMMANDS = {"make", "pip", "xenemu", "python", "tar", "printf", "echo"}
+HOSTS = {"keepachangelog.com", "semver.org"}
+DIRECTORIES = {"boot", "dev", "init", "proc", "sys"}
+
+
+@dataclass
+class Step:
+    """A command of a block, and the lines that are shown for it."""
+
+    command: str
+    shown: list[str]
+
+
+def _blocks(path: Path, language: str) -> list[tuple[int, str]]:
+    """The line and the text of each fenced block of one language."""
+    text = path.read_text()
+    return [
+        (text[: block.start()].count("\n") + 1, block[2])
+        for block in FENCED.finditer(text)
+        if block[1] == language
+    ]
+
+
+def _steps(text: str) -> list[Step]:
+    steps: list[Step] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            steps.append(Step(line[2:], []))
+        else:
+            steps[-1].shown.append(line)
+    return steps
+
+
+EXAMPLES = [
+    pytest.param(text, id=f"{path.name}:{line}")
+    for path in DOCUMENTS
+    for line, text in _blocks(path, "console")
+]
+
+
+@pytest.fixture(scope="session")
+def workplace(guest_image, tmp_path_factory) -> Path:
+    """A directory with the images and a `xenemu`."""
+    place = tmp_path_factory.mktemp("examples")
+    for name, image in IMAGES.items():
+        (place / name).symlink_to(guest_image(image))
+    init = initramfs.DEFAULT_INIT.read_bytes()
+    archive = initramfs.build(guest_image("busybox").read_bytes(), init)
+    (place / "initrd.gz").write_bytes(archive)
+    command = place / "bin" / "xenemu"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m xenemu "$@"\n')
+    command.chmod(0o755)
+    return place
+
+
+def _run(command: str, place: Path) -> tuple[int, str]:
+    path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    result = subprocess.run(
+        ["sh", "-c", command],
+        cwd=place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return result.returncode, result.stdout.decode(errors="replace")
+
+
+def _plain(line: str) -> str:
+    """A line without what may differ from kernel to kernel: numbers and spacing."""
+    return " ".join(re.sub(r"\d+", "#", line).split())
+
+
+def _missing(shown: list[str], printed: list[str]) -> str | None:
+    """The first of the lines shown that was not printed where it is shown."""
+    left, anywhere = [_plain(line) for line in printed], False
+    for line in shown:
+        wanted = _plain(line)
+        if wanted == "...":
+            anywhere = True
+            continue
+        start = wanted.removesuffix("...").rstrip()
+        places = [
+            at
+            for at, candidate in enumerate(left if anywhere else left[:1])
+            if candidate == wanted or (start != wanted and candidate.startswith(start))
+        ]
+        if not places:
+            return line
+        left, anywhere = left[places[0] + 1 :], False
+    return None if anywhere or not any(left) else f"the end before {left[0]!r}"
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_example_prints_what_is_shown(text, workplace):
+    code, printed = 0, ""
+    steps = _steps(text)
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        if step.command == "echo $?":
+            assert step.shown == [str(code)]
+            continue
+        code, printed = _run(step.command, workplace)
+        lines = CONTROL.sub("", printed).splitlines()
+        assert _missing(step.shown, lines) is None, printed
+        assert code == 0 or (following and following.command == "echo $?"), printed
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "missing"),
+    [
+        (["a 1"], ["a  22"], None),
+        (["a"], ["a", "b"], "the end before 'b'"),
+        (["a", "..."], ["a", "b"], None),
+        (["...", "b ..."], ["a", "b c"], None),
+        (["a", "c"], ["a", "b", "c"], "c"),
+        (["...", "b", "...", "a"], ["a", "b"], "a"),
+    ],
+)
+def test_lines_are_compared_in_order(shown, printed, missing):
+    assert _missing(shown, printed) == missing
+
+
+def test_every_subcommand_has_an_example():
+    shown = [step.command for _, text in _blocks(README, "console") for step in _steps(text)]
+    for name in typer.main.get_command(app).commands:
+        assert any(f"xenemu {name}" in command for command in shown), name
+
+
+def test_readme_has_every_exit_code():
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README.read_text(), re.MULTILINE)}
+    assert codes == {*EXIT_CODES.values(), EXIT_IMAGE, EXIT_BUG}
+
+
+def _tree() -> list[Path]:
+    """The paths that ARCHITECTURE.md's first block names; two more spaces are a level down."""
+    paths, parents = [], [ROOT]
+    for line in _blocks(ARCHITECTURE, "")[0][1].splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth + 1 :] = [parents[depth] / name]
+        paths.append(parents[-1])
+    return paths
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in _tree()])
+def test_the_tree_is_as_architecture_shows_it(path):
+    assert path.exists()
+
+
+def test_architecture_shows_every_package():
+    packages = {init.parent for init in (ROOT / "xenemu").glob("*/__init__.py")}
+    assert packages <= set(_tree())
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.name) for p in DOCUMENTS])
+def test_links_and_paths_lead_somewhere(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+    for name in re.findall(r"`((?:xenemu|hypercalls|guests|tests|bench|docs)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.name) for p in DOCUMENTS])
+def test_documents_name_only_what_a_reader_has(path):
+    text = path.read_text()
+    assert set(re.findall(r"https?://([^/\s)>]+)", text)) <= HOSTS
+    assert set(re.findall(r"(?<![\w./~:)\]])/([a-z]\w*)", text)) <= DIRECTORIES
+    commands = [step.command for _, block in _blocks(path, "console") for step in _steps(block)]
+    commands += [line for _, block in _blocks(path, "sh") for line in block.splitlines()]
+    for command in commands:
+        if not command.startswith(" "):  # a continued line
+            assert command.split()[0] in COMMANDS, command
