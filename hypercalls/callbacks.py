@@ -72,7 +72,10 @@ def _set_trap_table(current: Current, traps: int) -> None:
             return
         _check_canonical(entry.address)
         table[entry.vector] = Trap(
-            code_selector(current, entry.cs), entry.address, entry.flags & TI_DPL, bool(entry.flags & TI_IF)
+            code_selector(current, entry.cs),
+            entry.address,
+            entry.flags & TI_DPL,
+            bool(entry.flags & TI_IF),
         )
     raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
 
@@ -85,9 +88,7 @@ def code_selector(current: Current, selector: int) -> int:
     return selector if gate_selector_okay(selector, 4) else FLAT_RING1_CS
 
 
-def _register(
-    current: Current, kind: int, address: int, mask_events: bool, cs: int = 0
-) -> None:
+def _register(current: Current, kind: int, address: int, mask_events: bool, cs: int = 0) -> None:
     """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address."""
     _check_canonical(address)
     state = pv(current)
@@ -110,9 +111,7 @@ def _set_callbacks32(
     _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
 
 
-def _set_callbacks(
-    current: Current, event: int, failsafe: int, syscall: int, fourth: int
-) -> None:
+def _set_callbacks(current: Current, event: int, failsafe: int, syscall: int, fourth: int) -> None:
     """Register the three classic callbacks; one with a non-canonical address is ignored."""
     if current.domain.width == 4:
         _set_callbacks32(current, event, failsafe, syscall, fourth)

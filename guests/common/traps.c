@@ -72,6 +72,13 @@ void init_traps(void)
 	asm volatile("ltr %w0" : : "r"(TSS_SELECTOR));
 }
 
+void expect_trap(const char *what, unsigned int vector, unsigned long error)
+{
+	printk("%s: vector %u, error code 0x%lx\n", what, last_trap.vector, last_trap.error);
+	check(last_trap.vector == vector, "another vector");
+	check(last_trap.error == error, "another error code");
+}
+
 static void unexpected(const struct frame *frame)
 {
 	printk("Error: unexpected trap %lu, error code 0x%lx, at 0x%lx\n", frame->vector,

@@ -48,6 +48,9 @@ extern char ring0_stack[4096];
 /* Run in ring 3 until something traps, which is then in last_trap. It has a stack of its own. */
 void run_user(void (*code)(void));
 
+/* Print the last trap, and report a failure if it was another one. */
+void expect_trap(const char *what, unsigned int vector, unsigned long error);
+
 /* Execute an instruction that may trap; its inputs are as in asm. It must not change registers. */
 #define TRY(instruction, ...)                                                                      \
 	do {                                                                                       \

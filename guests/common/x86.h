@@ -32,6 +32,7 @@
 
 #include <stdint.h>
 
+#define FLAGS_TF (1 << 8)
 #define FLAGS_IF (1 << 9)
 
 struct cpuid {

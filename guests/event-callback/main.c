@@ -21,7 +21,6 @@
 #define VIRQ_TIMER 0
 #define VCPUOP_stop_periodic_timer 7
 #define VCPUOP_set_singleshot_timer 8
-#define GNTTABOP_query_size 6
 
 struct vcpu_info {
 	uint8_t pending, mask;
@@ -37,7 +36,6 @@ static struct shared_info {
 	unsigned long mask[WORD_BITS];
 } shared __attribute__((aligned(4096)));
 
-static uint32_t grant_table[1024] __attribute__((aligned(4096)));
 static struct vcpu_info *const vcpu = &shared.vcpu[0];
 static unsigned int upcalls, wanted_port;
 static int in_service;
@@ -118,24 +116,10 @@ static void timer(void)
 	expect("upcalls of the timer", 1);
 }
 
-static void grants(void)
-{
-	struct { uint16_t domid; uint32_t frames, max; int16_t status; } size = { DOMID_SELF, 0, 0, 1 };
-	uint64_t pfn;
-
-	check_equal("add grant frame 0", add_to_physmap(XENMAPSPACE_grant_table, 0, grant_table), 0);
-	hypercall(__HYPERVISOR_grant_table_op, GNTTABOP_query_size, (unsigned long)&size, 1);
-	printk("grant table: %u of %u frames\n", size.frames, size.max);
-	get_param(HVM_PARAM_CONSOLE_PFN, &pfn);
-	check_equal("frame of entry 0, the console's", grant_table[1], pfn);
-}
-
 void guest_main(void)
 {
 	struct { uint32_t vcpu; uint8_t vector; } own = { 0, APIC_VECTOR };
-	uint64_t value;
 
-	grant_table[1] = 0;
 	check_equal("add shared_info", add_to_physmap(XENMAPSPACE_shared_info, 0, &shared), 0);
 	memset(shared.mask, 0xff, sizeof(shared.mask)); /* the console's is not of interest */
 	vcpu->pending = 0;
@@ -154,9 +138,5 @@ void guest_main(void)
 	printk("by the local APIC:\n");
 	ipi();
 	check(in_service, "the APIC did not have the upcall in service");
-	grants();
-	check_equal("read a parameter", get_param(HVM_PARAM_STORE_PFN, &value), 0);
-	printk("xenstore at 0x%lx\n", (unsigned long)value);
-	check_equal("read a parameter of the toolstack", get_param(HVM_PARAM_IOREQ_PFN, &value), -1);
 	success();
 }

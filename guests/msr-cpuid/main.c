@@ -1,13 +1,11 @@
 /*
- * A PVH guest finds Xen by CPUID, and reaches it by an MSR and VMCALL. Any other MSR that Xen does
- * not know is #GP, to read and to write: kernels probe for them. Where an emulator lets them pass,
+ * A PVH guest finds Xen by CPUID leaves of its own. An MSR that Xen does not know is #GP, to read and to write: kernels probe for them. Where an emulator lets them pass,
  * a kernel uses what is not there. Success: each leaf says what Xen's says, known MSRs can be read,
  * and everything else is refused.
  */
 #include "pvh.h"
 #include "traps.h"
 
-#define ENOSYS 38
 #define UNKNOWN_MSR 0x12345
 #define MSR_HYPERCALL 0x40000000
 
@@ -77,47 +75,10 @@ static void refused(void)
 #endif
 }
 
-static long vmcall(unsigned long number, unsigned long a1, unsigned long a2)
-{
-	long result;
-
-#ifdef __x86_64__
-	asm volatile("vmcall" : "=a"(result), "+D"(a1), "+S"(a2) : "a"(number) : "memory");
-#else
-	asm volatile("vmcall" : "=a"(result), "+b"(a1), "+c"(a2) : "a"(number) : "memory");
-#endif
-	return result;
-}
-
-static long user_result;
-
-static void user_vmcall(void)
-{
-	user_result = vmcall(__HYPERVISOR_xen_version, XENVER_version, 0);
-	asm volatile("ud2");
-}
-
-static void calls(void)
-{
-	static char page[4096] __attribute__((aligned(4096)));
-	long result, version = hypercall(__HYPERVISOR_xen_version, XENVER_version, 0, 0);
-
-	check_equal("VMCALL", vmcall(__HYPERVISOR_xen_version, XENVER_version, 0), version);
-	check_equal("no such hypercall", vmcall(63, 0, 0), -ENOSYS);
-	run_user(user_vmcall);
-	check_equal("VMCALL in ring 3", user_result, -1);
-	check_equal("hypercall page", try_wrmsr(MSR_HYPERCALL, (unsigned long)page), NO_TRAP);
-	asm volatile("call *%1" : "=a"(result)
-		     : "r"(page + 32 * 63), "a"(0), "b"(0), "c"(0), "d"(0) : "memory");
-	check_equal("stub of no hypercall", result, -ENOSYS);
-	check_equal("stub of iret", *(uint16_t *)(page + 32 * 23), 0x0b0f);
-}
-
 void guest_main(void)
 {
 	leaves();
 	known();
 	refused();
-	calls();
 	success();
 }

@@ -96,7 +96,7 @@ static void no_execute(struct frame *frame)
 	frame->ip = (unsigned long)only_ret;
 }
 
-static void call(char *code)
+static __attribute__((noinline)) void call(char *code)
 {
 	last_trap.vector = NO_TRAP;
 	asm volatile("call *%0; jmp 1f; only_ret: ret; 1:" : : "r"(code) : "memory");
@@ -117,6 +117,25 @@ static void execute(char *window)
 	check_equal("error code", last_trap.error, 0x11);
 	printk("  no-execute pages\n");
 }
+
+#ifdef __x86_64__
+/* A page of 1 GiB, if CPUID offers such; if not, its bit is reserved. */
+static void huge_page(void)
+{
+	char *huge = (char *)0x80000000 + (unsigned long)pages[1];
+
+	put(L3, 2, LARGE | PAGE_FLAGS);
+	TRY("testb $1, (%0)", "r"(huge));
+	if (cpuid(0x80000001, 0).edx >> 26 & 1) {
+		check_equal("read by a page of 1 GiB", last_trap.vector, NO_TRAP);
+		check_equal("hypercall with it", call_with(huge, NULL), 0);
+		printk("  pages of 1 GiB\n");
+	} else {
+		check(last_trap.vector == PF && last_trap.error == 9, "pages of 1 GiB not offered");
+		check_equal("hypercall with one", call_with(huge, NULL), -EFAULT);
+	}
+}
+#endif
 
 static void exercise(void)
 {
@@ -174,17 +193,21 @@ void guest_main(void)
 		check_equal("hypercall", call_with(pages[0], &value), 0);
 		if (!mode->entry_size)
 			continue;
-		build();
 #ifdef __x86_64__
+		build();
 		write_cr3((unsigned long)tables[ROOT]);
 #else
-		wrmsr(MSR_EFER, EFER_NX);
 		write_cr0(CR0_PE);
+		build();
+		wrmsr(MSR_EFER, EFER_NX);
 		write_cr4(mode->cr4);
 		write_cr3((unsigned long)tables[mode->entry_size == 8 ? L3 : ROOT]);
 		write_cr0(CR0_PG | CR0_WP | CR0_PE);
 #endif
 		exercise();
+#ifdef __x86_64__
+		huge_page();
+#endif
 	}
 	success();
 }

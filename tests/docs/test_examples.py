@@ -94,7 +94,8 @@ def workplace(guest_image, tmp_path_factory) -> Path:
     return place
 
 
-def _run(command: str, place: Path) -> tuple[int, str]:
+def _run(command: str, place: Path) -> tuple[int, list[str]]:
+    """The exit code, and the lines of standard output and then of standard error."""
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     result = subprocess.run(
@@ -102,12 +103,12 @@ def _run(command: str, place: Path) -> tuple[int, str]:
         cwd=place,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         timeout=TIMEOUT,
         check=False,
     )
-    return result.returncode, result.stdout.decode(errors="replace")
+    streams = (CONTROL.sub("", s.decode(errors="replace")) for s in (result.stdout, result.stderr))
+    return result.returncode, [line for stream in streams for line in stream.splitlines()]
 
 
 def _plain(line: str) -> str:
@@ -137,15 +138,14 @@ def _missing(shown: list[str], printed: list[str]) -> str | None:
 
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_example_prints_what_is_shown(text, workplace):
-    code, printed = 0, ""
+    code = 0
     steps = _steps(text)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         if step.command == "echo $?":
             assert step.shown == [str(code)]
             continue
         code, printed = _run(step.command, workplace)
-        lines = CONTROL.sub("", printed).splitlines()
-        assert _missing(step.shown, lines) is None, printed
+        assert _missing(step.shown, printed) is None, "\n".join(printed)
         assert code == 0 or (following and following.command == "echo $?"), printed
 
 

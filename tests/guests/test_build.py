@@ -9,7 +9,7 @@ from elftools.elf.elffile import ELFFile
 
 from guests.build import ENVIRONMENTS, BuildError, Guest, build, guests
 
-ENTRY, HYPERCALL_PAGE, XEN_VERSION = 1, 2, 5
+ENTRY, HYPERCALL_PAGE, XEN_VERSION, PHYS32_ENTRY = 1, 2, 5, 18
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,23 @@ def test_notes_lead_to_the_entry_and_the_hypercall_page(hello):
     assert notes[ENTRY] == struct.pack("<Q", hello["e_entry"])
     assert notes[HYPERCALL_PAGE] == struct.pack("<Q", page)
     assert notes[XEN_VERSION] == b"xen-3.0\0"
+
+
+@pytest.mark.parametrize("environment", ["pvh64", "pvh32"])
+def test_a_pvh_guest_is_entered_by_its_note_alone(environment, tmp_path):
+    out = build(guests()["hello"], ENVIRONMENTS[environment], tmp_path / "hello")
+    elf = ELFFile.load_from_path(out)
+    notes = xen_notes(elf)
+    assert notes[PHYS32_ENTRY] == struct.pack("<I", elf["e_entry"])
+    assert not notes.keys() & {ENTRY, HYPERCALL_PAGE, XEN_VERSION}
+
+
+def test_expected_output_names_the_environment(tmp_path):
+    (tmp_path / "expected.txt").write_text("in {environment}\n")
+    (tmp_path / "expected-pv64.txt").write_text("{environment} as it is\n")
+    guest = Guest(tmp_path, ("pv64", "pvh64"), "64M", "", 0, 1)
+    assert guest.expected("pvh64") == "in pvh64\n"
+    assert guest.expected("pv64") == "{environment} as it is\n"
 
 
 def test_hypercall_page_is_page_aligned(hello):

@@ -33,9 +33,7 @@ def refused(current: Current, errno: int, index: int, value: int) -> None:
 
 @pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize("value", [0, (1 << 47) - 1, HYPERVISOR_VIRT_END, (1 << 64) - 1])
-def test_a_breakpoint_is_an_address_of_the_guests(
-    current: Current, index: int, value: int
-) -> None:
+def test_a_breakpoint_is_an_address_of_the_guests(current: Current, index: int, value: int) -> None:
     set_debugreg(current, index, value)
     assert get_debugreg(current, index) == value
 

@@ -334,9 +334,7 @@ def test_forced_cpuid_faults_where_the_guest_wants_it(current: Current) -> None:
 
 
 @pytest.mark.parametrize("present", [2, 5, 6])
-def test_a_prefix_that_runs_off_the_mapping_is_a_page_fault(
-    current: Current, present: int
-) -> None:
+def test_a_prefix_that_runs_off_the_mapping_is_a_page_fault(current: Current, present: int) -> None:
     end = 80 << 12
     assert invalid_op(current, CPUID_XEN[:present], end - present)
     assert (current.cpu.rip, pv(current).cr2) == (HANDLER + flags.PAGE_FAULT, end)
@@ -495,9 +493,7 @@ def test_outs_heeds_fs_and_gs_only(io: Current) -> None:
     emulated(io, b"\x26\x6f", RDX=0xCF8, RSI=DATA)
 
 
-@pytest.mark.parametrize(
-    ("code", "error_code"), [(INSL, 2), (OUTSL, 0)], ids=["ins", "outs"]
-)
+@pytest.mark.parametrize(("code", "error_code"), [(INSL, 2), (OUTSL, 0)], ids=["ins", "outs"])
 def test_a_page_that_is_not_mapped_faults(io: Current, code: bytes, error_code: int) -> None:
     end = 80 << 12
     seen = faulted(io, flags.PAGE_FAULT, code, RDX=0xCF8, RDI=end - 2, RSI=end - 2)

@@ -10,7 +10,7 @@ from fakes import CODE, KERNEL_ONLY, L1, FakeCpu, make_pv_current, protect
 from hypercalls import TABLE
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.abi.errno import ENOSYS
-from xenemu.abi.xen import VMASST_TYPE_writable_pagetables, Nr
+from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable

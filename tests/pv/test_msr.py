@@ -42,9 +42,7 @@ def test_cr4_is_xens_but_for_tsd_and_de() -> None:
     assert fixup_guest_cr4((1 << 64) - 1) == CR4_XEN | CR4_TSD | CR4_DE
 
 
-@pytest.mark.parametrize(
-    ("number", "which"), [(msr.FS_BASE, Seg.FS), (msr.GS_BASE, Seg.GS)]
-)
+@pytest.mark.parametrize(("number", "which"), [(msr.FS_BASE, Seg.FS), (msr.GS_BASE, Seg.GS)])
 def test_segment_bases_keep_the_selector(current: Current, number: int, which: Seg) -> None:
     current.cpu.set_segment(which, Segment(0x2B, 1, 2, 3))
     assert write(current, number, 0xFFFF_8888_0000_0000)

@@ -99,7 +99,11 @@ def test_a_gzipped_module_arrives_unpacked(kernel):
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x1f\x8b", gzip.compress(b"x" * 99, mtime=0)[:-1], gzip.compress(b"a", mtime=0) + gzip.compress(b"bb", mtime=0)],
+    [
+        b"\x1f\x8b",
+        gzip.compress(b"x" * 99, mtime=0)[:-1],
+        gzip.compress(b"a", mtime=0) + gzip.compress(b"bb", mtime=0),
+    ],
 )
 def test_what_only_looks_like_gzip_stays_as_it_is(kernel, data):
     domain = build(kernel(), initrd=data)

@@ -24,7 +24,6 @@ DOUBLE_FAULT = 8
 NO_VECTOR = -1
 
 
-
 class NativeEngine(Engine):
     """Implements `xenemu.hv.cpu.NativeCpu`. `native_handler` must be set before `run`."""
 

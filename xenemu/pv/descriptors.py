@@ -122,7 +122,9 @@ def load_ldt_register(current: Current) -> None:
     entries = pv(current).ldt_entries
     value = Segment(0)
     if entries:
-        value = Segment(8, ldt_base(current.vcpu.vcpu_id, current.domain.width), entries * 8 - 1, 0x8200)
+        value = Segment(
+            8, ldt_base(current.vcpu.vcpu_id, current.domain.width), entries * 8 - 1, 0x8200
+        )
     current.cpu.set_segment(Seg.LDTR, value)
 
 

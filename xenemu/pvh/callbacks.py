@@ -49,10 +49,9 @@ def update_upcall(current: Current) -> None:
 def deliver_event(current: Current) -> None:
     """Make the CPU look: the current vcpu's pending byte went up, or may be set."""
     vcpu, state = current.vcpu, pvh(current)
-    if state.upcall_vector:
-        if vcpu.upcall_raised:
-            lapic_glue.sync(current).assert_vector(state.upcall_vector)
-            lapic_glue.update(current)
+    if state.upcall_vector and vcpu.upcall_raised:
+        lapic_glue.sync(current).assert_vector(state.upcall_vector)
+        lapic_glue.update(current)
     if current.domain.memory.bytes[vcpu.info]:
         cpu_of(current).request_interrupt()
     vcpu.upcall_raised = False

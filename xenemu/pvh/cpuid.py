@@ -15,6 +15,7 @@ HYPERCALL_MSR = 0x40000000
 # Features that a kernel in ring 0 has beyond a PV guest's.
 NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 12, 13, 17))  # pse mce sep mtrr pge pse36
 NATIVE_1_ECX = 1 << 21  # x2apic
+NATIVE_E1_EDX = 1 << 26  # page1gb, which the engine does not refuse either
 HVM_VCPU_ID_PRESENT, HVM_DOMID_PRESENT, HVM_UPCALL_VECTOR = 1 << 3, 1 << 4, 1 << 6
 
 
@@ -28,6 +29,8 @@ def execute(current: Current) -> None:
         a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
         if leaf == 1:
             c, d = c | NATIVE_1_ECX, d | NATIVE_1_EDX
+        elif leaf == 0x80000001:
+            d |= NATIVE_E1_EDX
     regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = a, b, c, d
 
 

@@ -14,7 +14,7 @@ from xenemu.hv.domain import Current
 from xenemu.x86 import segment
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, Maddr, P, is_canonical
 
-CR0_PG = 1 << 31
+CR0_WP, CR0_PG = 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
 EFER_LMA = 1 << 10
 ADDR32 = 0xFFFFF000
@@ -47,8 +47,12 @@ def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
 
 
 def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
-    """Walk the guest's page tables; EFAULT as `translate`."""
+    """Walk the guest's page tables; EFAULT as `translate`.
+
+    Only kernels make hypercalls: without CR0.WP they may write to read-only pages.
+    """
     cpu = cpu_of(current)
+    writing = writing and bool(cpu.cr0 & CR0_WP)
     if not cpu.cr0 & CR0_PG:
         return vaddr & 0xFFFFFFFF
     if not cpu.cr4 & CR4_PAE:

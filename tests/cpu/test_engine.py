@@ -1,0 +1,500 @@
+"""cpu/engine: the CPU does what it is told, and tells what it did.
+
+A guest here is a few instructions of 64-bit code in ring 3, on tables that map each page of RAM
+at its own address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from xenemu.abi.arch_x86.xen import FLAT_RING3_CS32
+from xenemu.cpu.engine import Engine
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.memory import Memory
+from xenemu.pv.traps import CS64, SS64
+from xenemu.x86 import flags, segment
+from xenemu.x86.flags import AC, CF, DF, ID, IF, OF, PF, TF, ZF
+from xenemu.x86.paging import RW, US, P
+
+FRAMES = 64
+ROOT, L3, L2, L1, OTHER_ROOT, OTHER_L3, OTHER_L2, OTHER_L1 = range(1, 9)
+READ_ONLY, UNMAPPED = 60, 61
+CODE, DATA, STACK = 0x10000, 0x20000, 0x30000
+INC_RAX = b"\x48\xff\xc0"
+LOOP = b"\x48\xff\xc0\xeb\xfb"  # inc %rax; jmp -5: two instructions a turn
+UD2, SYSCALL, CPUID, RDTSC = b"\x0f\x0b", b"\x0f\x05", b"\x0f\xa2", b"\x0f\x31"
+PUSHF_POP_RBX, PUSH_RBX_POPF = b"\x9c\x5b", b"\x53\x9d"
+IN_AL, OUT_AL = b"\xec", b"\xee"
+
+Exit = tuple[object, ...]
+
+entropy = pytest.mark.xfail(reason="engine.py masks feature words of 32 bits; they have 64")
+lost_flags = pytest.mark.xfail(
+    reason="shim.c: flags that are set between runs are written without the arithmetic ones,"
+    " which the CPU loop then takes from env->eflags"
+)
+
+
+class Handler:
+    """Notes every exit with where it happened, and then does what the test says."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.exits: list[Exit] = []
+        self.react: Callable[[], None] = engine.stop
+        self.cpuid_answer = True
+
+    def _note(self, *what: object) -> None:
+        self.exits.append((*what, self.engine.rip))
+        self.react()
+
+    def exception(self, vector: int, error_code: int) -> None:
+        self._note(flags.vector_name(vector), error_code)
+
+    def software_interrupt(self, vector: int) -> None:
+        self._note("int", vector)
+
+    def invalid_opcode(self) -> None:
+        self._note("undefined")
+
+    def syscall(self) -> None:
+        self._note("syscall")
+
+    def sysenter(self) -> None:
+        self._note("sysenter")
+
+    def cpuid(self) -> bool:
+        self._note("cpuid")
+        return self.cpuid_answer
+
+
+@pytest.fixture
+def engine() -> Engine:
+    memory = Memory(FRAMES)
+    words = memory.words
+    for tables in ((ROOT, L3, L2, L1), (OTHER_ROOT, OTHER_L3, OTHER_L2, OTHER_L1)):
+        for upper, lower in zip(tables, tables[1:], strict=False):
+            words[upper << 9] = lower << 12 | P | RW | US
+        for frame in range(FRAMES):
+            words[(tables[-1] << 9) + frame] = frame << 12 | P | RW | US
+    words[(L1 << 9) + READ_ONLY] &= ~RW
+    words[(L1 << 9) + UNMAPPED] = 0
+    engine = Engine(memory)
+    engine.turn_paging_on(ROOT << 12, True)
+    engine.set_task_switched(False)
+    for which in (Seg.SS, Seg.DS, Seg.ES):
+        engine.set_segment(which, SS64)
+    engine.set_segment(Seg.CS, CS64)
+    engine.rip, engine.rflags, engine.regs[Reg.RSP] = CODE, 0x202, STACK
+    engine.attach(Handler(engine))
+    return engine
+
+
+def handler(engine: Engine) -> Handler:
+    assert isinstance(engine.handler, Handler)
+    return engine.handler
+
+
+def run(engine: Engine, code: bytes, until_ns: int = 1_000_000, at: int = CODE) -> list[Exit]:
+    """Run `code`, by default to its first exit; the exits, with RIP relative to the code."""
+    engine._memory.write(at, code)  # type: ignore[arg-type]
+    engine.rip = at
+    engine.run(until_ns)
+    return [(*exit[:-1], exit[-1] - at) for exit in handler(engine).exits]  # type: ignore[operator]
+
+
+# Counting.
+
+
+def test_every_instruction_is_a_nanosecond(engine: Engine) -> None:
+    run(engine, INC_RAX * 10 + SYSCALL)
+    assert (engine.instructions, engine.now_ns, engine.regs[Reg.RAX]) == (11, 11, 10)
+
+
+@pytest.mark.parametrize("deadline", [1, 2, 3, 7, 100, 12345])
+def test_a_run_ends_exactly_at_its_deadline(engine: Engine, deadline: int) -> None:
+    run(engine, LOOP, deadline)
+    assert engine.now_ns == deadline
+    assert engine.regs[Reg.RAX] == (deadline + 1) // 2
+    assert engine.rip == CODE + 3 * (deadline % 2)
+
+
+@pytest.mark.parametrize("slice_ns", [1, 2, 3, 5, 999, 5000])
+def test_slices_change_nothing(engine: Engine, slice_ns: int) -> None:
+    run(engine, LOOP, 0)
+    while engine.now_ns < 5000:
+        engine.run(min(engine.now_ns + slice_ns, 5000))
+    assert (engine.instructions, engine.regs[Reg.RAX], engine.rip) == (5000, 2500, CODE)
+
+
+def test_a_deadline_that_has_passed_runs_nothing(engine: Engine) -> None:
+    run(engine, LOOP, 10)
+    engine.run(5)
+    assert engine.now_ns == 10
+
+
+@pytest.mark.parametrize("code", [b"\xfa", UD2, SYSCALL, b"\xcc"])
+def test_an_instruction_that_always_leaves_the_guest_counts(engine: Engine, code: bytes) -> None:
+    run(engine, INC_RAX * 3 + code + INC_RAX)
+    assert engine.instructions == 4
+
+
+def test_an_instruction_that_cannot_reach_its_memory_does_not(engine: Engine) -> None:
+    run(engine, INC_RAX * 3 + b"\x48\x8b\x0c\x25\x00\xd0\x03\x00" + INC_RAX)  # mov 0x3d000
+    assert (engine.cr2, engine.instructions) == (UNMAPPED << 12, 3)
+
+
+def test_a_handler_can_bring_the_deadline_forward(engine: Engine) -> None:
+    handler(engine).react = lambda: engine.limit(20)
+    run(engine, SYSCALL + LOOP, 1000)
+    assert engine.now_ns == 20
+
+
+def test_a_deadline_is_not_moved_back(engine: Engine) -> None:
+    handler(engine).react = lambda: engine.limit(2000)
+    run(engine, SYSCALL + LOOP, 1000)
+    assert engine.now_ns == 1000
+
+
+def test_idle_time_is_skipped(engine: Engine) -> None:
+    run(engine, LOOP, 10)
+    engine.skip_to(1000)
+    engine.skip_to(500)
+    assert (engine.now_ns, engine.instructions) == (1000, 10)
+    engine.run(1010)
+    assert engine.instructions == 20
+
+
+def test_the_tsc_is_virtual_time(engine: Engine) -> None:
+    engine.skip_to(0x1_2345_6000)
+    run(engine, INC_RAX * 4 + RDTSC + UD2, 0x1_2345_7000)
+    assert engine.regs[Reg.RDX] == 1
+    assert engine.regs[Reg.RAX] - 0x2345_6000 in (4, 5)
+
+
+# Exits.
+
+
+def test_a_stop_takes_effect_before_the_next_instruction(engine: Engine) -> None:
+    assert run(engine, SYSCALL + INC_RAX * 5) == [("syscall", 2)]
+    assert (engine.rip, engine.regs[Reg.RAX]) == (CODE + 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (SYSCALL, ("syscall", 2)),
+        (b"\xcc", ("int", 3, 1)),
+        (b"\xcd\x03", ("int", 3, 2)),
+        (b"\xcd\x80", ("int", 0x80, 2)),
+        (b"\xcd\x0d", ("int", 13, 2)),
+        (UD2, ("undefined", 0)),
+        (b"\x0f\x0bxen\x0f\xa2", ("undefined", 0)),
+        (b"\x06", ("undefined", 0)),
+        (b"\x0f\x01\xd0", ("undefined", 0)),  # xgetbv
+        (b"\xf4", ("#GP", 0, 0)),  # hlt
+        (b"\xfa", ("#GP", 0, 0)),
+        (b"\xfb", ("#GP", 0, 0)),
+        (b"\x0f\x20\xd8", ("#GP", 0, 0)),  # mov %cr3, %rax
+        (b"\x0f\x23\xc0", ("#GP", 0, 0)),  # mov %rax, %dr0
+        (b"\x0f\x32", ("#GP", 0, 0)),  # rdmsr
+        (b"\x0f\x06", ("#GP", 0, 0)),  # clts
+        (b"\x0f\x09", ("#GP", 0, 0)),  # wbinvd
+        (b"\x0f\x01\x38", ("#GP", 0, 0)),  # invlpg
+        (IN_AL, ("#GP", 0, 0)),
+        (b"\x66\xed", ("#GP", 0, 0)),
+        (b"\xe5\x80", ("#GP", 0, 0)),
+        (OUT_AL, ("#GP", 0, 0)),
+        (b"\xe7\x80", ("#GP", 0, 0)),
+        (b"\x6f", ("#GP", 0, 0)),
+        (b"\x48\xf7\xf1", ("#DE", 0, 0)),  # div %rcx
+    ],
+)
+def test_what_leaves_the_guest(engine: Engine, code: bytes, expected: Exit) -> None:
+    assert run(engine, code + INC_RAX) == [expected]
+
+
+@entropy
+@pytest.mark.parametrize("code", [b"\x0f\xc7\xf0", b"\x0f\xc7\xf8"], ids=["rdrand", "rdseed"])
+def test_the_hosts_entropy_is_hidden(engine: Engine, code: bytes) -> None:
+    assert run(engine, code + INC_RAX) == [("undefined", 0)]
+
+
+@pytest.mark.parametrize(
+    ("code", "address", "error_code"),
+    [
+        (b"\x48\x8b\x07", UNMAPPED << 12, 4),  # mov (%rdi), %rax
+        (b"\x48\x89\x07", UNMAPPED << 12 | 8, 6),
+        (b"\x48\x89\x07", READ_ONLY << 12 | 8, 7),
+        (b"\xff\xe7", UNMAPPED << 12, 0x14),  # jmp *%rdi
+        (b"\x48\x8b\x07", 0x7FFF_FFFF_F000, 4),
+    ],
+)
+def test_a_page_fault_says_what_and_where(
+    engine: Engine, code: bytes, address: int, error_code: int
+) -> None:
+    engine.regs[Reg.RDI] = address
+    (exit,) = run(engine, code)
+    assert exit[:2] == ("#PF", error_code)
+    assert engine.cr2 == address
+    assert engine.rip == (address if code[0] == 0xFF else CODE)
+
+
+def test_a_fault_after_a_fault_is_no_double_fault(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = UNMAPPED << 12
+    assert run(engine, b"\x48\x8b\x07") == [("#PF", 4, 0)]
+    engine.run(1_000_000)
+    assert handler(engine).exits[1:] == [("#PF", 4, CODE)]
+
+
+def test_a_fault_can_be_repaired(engine: Engine) -> None:
+    def repair() -> None:
+        engine._memory.words[(L1 << 9) + UNMAPPED] = (DATA) | P | RW | US
+        if len(handler(engine).exits) > 1:
+            engine.stop()
+
+    engine._memory.words[DATA >> 3] = 77
+    engine.regs[Reg.RDI] = UNMAPPED << 12
+    handler(engine).react = repair
+    assert run(engine, b"\x48\x8b\x07" + SYSCALL) == [("#PF", 4, 0), ("syscall", 5)]
+    assert engine.regs[Reg.RAX] == 77
+
+
+def test_cpuid_is_answered_by_the_hypervisor(engine: Engine) -> None:
+    def answer() -> None:
+        engine.regs[Reg.RAX] = 0x1234
+
+    handler(engine).react = answer
+    run(engine, CPUID + LOOP, 1)
+    assert (engine.regs[Reg.RAX], engine.rip) == (0x1234, CODE + 2)
+
+
+def test_cpuid_that_is_refused_faults(engine: Engine) -> None:
+    def stop_at_the_fault() -> None:
+        if len(handler(engine).exits) > 1:
+            engine.stop()
+
+    handler(engine).cpuid_answer = False
+    handler(engine).react = stop_at_the_fault
+    assert run(engine, CPUID + INC_RAX)[1:] == [("#GP", 0, 0)]
+    assert engine.regs[Reg.RAX] == 0
+
+
+def test_an_exception_of_the_handlers_ends_the_run(engine: Engine) -> None:
+    class Ours(Exception):
+        pass
+
+    def fail() -> None:
+        raise Ours
+
+    handler(engine).react = fail
+    with pytest.raises(Ours):
+        run(engine, SYSCALL + LOOP)
+    assert engine.rip == CODE + 2
+    engine.run(engine.now_ns + 10)
+    assert engine.regs[Reg.RAX] == 5
+
+
+# Registers.
+
+
+def test_what_a_handler_sets_is_what_the_guest_has(engine: Engine) -> None:
+    def change() -> None:
+        engine.rip, engine.regs[Reg.R15] = CODE + 0x100, 0x1234_5678_9ABC_DEF0
+        handler(engine).react = engine.stop
+
+    engine._memory.write(CODE + 0x100, b"\x4c\x89\xf8" + SYSCALL)  # type: ignore[arg-type]
+    handler(engine).react = change
+    assert run(engine, UD2)[1:] == [("syscall", 0x105)]
+    assert engine.regs[Reg.RAX] == 0x1234_5678_9ABC_DEF0
+
+
+SOME_FLAGS = [0, CF, ZF | PF, OF, DF, AC, ID, CF | OF | DF]
+
+
+@pytest.mark.parametrize("bits", SOME_FLAGS)
+def test_flags_that_a_handler_sets_reach_the_guest(engine: Engine, bits: int) -> None:
+    def change() -> None:
+        engine.rflags = 0x202 | bits
+        handler(engine).react = engine.stop
+
+    handler(engine).react = change
+    run(engine, SYSCALL + PUSHF_POP_RBX + SYSCALL)
+    assert engine.regs[Reg.RBX] == engine.rflags == 0x202 | bits
+
+
+@pytest.mark.parametrize("bits", [OF, DF, CF, ZF])
+def test_flags_that_a_handler_set_can_be_cleared_by_the_guest(engine: Engine, bits: int) -> None:
+    def change() -> None:
+        engine.rflags = 0x202 | bits
+        handler(engine).react = engine.stop
+
+    handler(engine).react = change
+    clear = b"\xfc\x31\xc9\xff\xc1"  # cld; xor %ecx, %ecx; inc %ecx
+    run(engine, SYSCALL + clear + PUSHF_POP_RBX + SYSCALL)
+    assert engine.regs[Reg.RBX] & bits == engine.rflags & bits == 0
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [pytest.param(bits, marks=[lost_flags] * bool(bits & (CF | ZF | PF))) for bits in SOME_FLAGS],
+)
+def test_flags_that_are_set_between_runs_reach_the_guest(engine: Engine, bits: int) -> None:
+    engine.rflags = 0x202 | bits
+    run(engine, PUSHF_POP_RBX + SYSCALL)
+    assert engine.regs[Reg.RBX] == engine.rflags == 0x202 | bits
+
+
+def test_user_mode_does_not_change_if_or_iopl(engine: Engine) -> None:
+    engine.regs[Reg.RBX] = 0x3002
+    run(engine, PUSH_RBX_POPF + SYSCALL)
+    assert engine.rflags & (IF | flags.IOPL) == IF
+
+
+def test_a_traced_instruction_is_followed_by_a_debug_trap(engine: Engine) -> None:
+    engine.rflags |= TF
+    ((name, _, offset),) = run(engine, INC_RAX * 3)
+    assert (name, offset, engine.regs[Reg.RAX]) == ("#DB", 3, 1)
+
+
+def test_ports_fault_at_any_iopl_of_the_guests(engine: Engine) -> None:
+    engine.regs[Reg.RBX] = 0x3202
+    assert run(engine, PUSH_RBX_POPF + IN_AL)[0][0] == "#GP"
+
+
+def test_32_bit_code_runs_in_a_32_bit_segment(engine: Engine) -> None:
+    code32 = Segment(FLAT_RING3_CS32, 0, 0xFFFFFFFF, segment.CODE32_RING3)
+    engine.set_segment(Seg.CS, code32)
+    engine.regs[Reg.RAX] = 0x1_FFFF_FFFF
+    assert run(engine, b"\x40" + UD2) == [("undefined", 1)]  # inc %eax, not a REX prefix
+    assert engine.regs[Reg.RAX] == 0
+    assert engine.segment(Seg.CS) == code32
+
+
+def test_fs_and_gs_have_64_bit_bases(engine: Engine) -> None:
+    engine._memory.words[DATA >> 3] = 99
+    engine.set_segment(Seg.GS, Segment(0, DATA - 8))
+    run(engine, b"\x65\x48\x8b\x04\x25\x08\0\0\0" + SYSCALL)  # mov %gs:8, %rax
+    assert engine.regs[Reg.RAX] == 99
+    assert engine.segment(Seg.GS).base == DATA - 8
+
+
+def test_the_fpu_traps_while_switched_away(engine: Engine) -> None:
+    engine.set_task_switched(True)
+    assert run(engine, b"\xd9\xee" + SYSCALL) == [("#NM", 0, 0)]  # fldz
+    engine.set_task_switched(False)
+    engine.run(1_000_000)
+    assert handler(engine).exits[-1][0] == "syscall"
+
+
+# Memory.
+
+
+def test_code_that_the_hypervisor_writes_is_run(engine: Engine) -> None:
+    run(engine, INC_RAX + SYSCALL)
+    run(engine, b"\x48\xff\xc1" + SYSCALL)  # inc %rcx
+    assert [engine.regs[r] for r in (Reg.RAX, Reg.RCX)] == [1, 1]
+
+
+def test_code_that_a_handler_writes_is_run(engine: Engine) -> None:
+    def patch() -> None:
+        engine._memory.write(CODE + 2, UD2)  # type: ignore[arg-type]
+        handler(engine).react = engine.stop
+
+    run(engine, b"\x90\x90" + INC_RAX + SYSCALL)
+    handler(engine).exits.clear()
+    handler(engine).react = patch
+    assert run(engine, SYSCALL + INC_RAX + SYSCALL)[1:] == [("undefined", 2)]
+
+
+def test_code_that_the_guest_writes_is_run(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = CODE + 0x800
+    engine._memory.write(CODE + 0x800, b"\x90\xc3")  # type: ignore[arg-type]
+    call, patch = b"\xff\xd7", b"\xc6\x07\xc3"  # call *%rdi; movb $ret, (%rdi)
+    assert run(engine, call + patch + call + SYSCALL) == [("syscall", 9)]
+    assert engine.instructions == 1 + 2 + 1 + 1 + 1 + 1
+
+
+def test_another_root_is_another_address_space(engine: Engine) -> None:
+    engine._memory.words[(OTHER_L1 << 9) + (DATA >> 12)] = DATA + 0x1000 | P | RW | US
+    engine._memory.words[DATA >> 3], engine._memory.words[DATA + 0x1000 >> 3] = 1, 2
+    load = b"\x48\x8b\x07" + SYSCALL  # mov (%rdi), %rax
+    for root, value in ((ROOT, 1), (OTHER_ROOT, 2), (ROOT, 1)):
+        engine.cr3, engine.regs[Reg.RDI] = root << 12, DATA
+        run(engine, load)
+        assert (engine.regs[Reg.RAX], engine.cr3) == (value, root << 12)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_changed_entry_counts_once_the_tlb_forgets_it(engine: Engine, whole: bool) -> None:
+    load = b"\x48\x8b\x07" + SYSCALL
+    engine._memory.words[DATA >> 3], engine._memory.words[DATA + 0x1000 >> 3] = 1, 2
+    engine.regs[Reg.RDI] = DATA
+    run(engine, load)
+    engine._memory.words[(L1 << 9) + (DATA >> 12)] = DATA + 0x1000 | P | RW | US
+    if whole:
+        engine.flush_tlb()
+    else:
+        engine.flush_tlb_page(DATA)
+    run(engine, load)
+    assert engine.regs[Reg.RAX] == 2
+
+
+# Several vcpus.
+
+
+def test_a_saved_vcpu_goes_on_where_it_was(engine: Engine) -> None:
+    run(engine, LOOP, 10)
+    saved, where = engine.save(), engine.rip
+    engine.cr3, engine.rip = OTHER_ROOT << 12, CODE + 0x500
+    engine.regs[Reg.RAX], engine.rflags = 1000, 0x202
+    engine.set_segment(Seg.GS, Segment(0, 0x999))
+    engine.load(saved)
+    assert (engine.regs[Reg.RAX], engine.rip, engine.cr3) == (5, where, ROOT << 12)
+    assert engine.segment(Seg.GS).base == 0
+    engine.run(engine.now_ns + 10)
+    assert engine.regs[Reg.RAX] == 10
+
+
+@pytest.mark.parametrize("bits", [CF | ZF, OF | DF])
+def test_a_saved_vcpu_keeps_its_flags(engine: Engine, bits: int) -> None:
+    engine.regs[Reg.RBX] = 0x202 | bits
+    run(engine, PUSH_RBX_POPF + SYSCALL)
+    saved = engine.save()
+    engine.regs[Reg.RBX] = 0x202
+    run(engine, PUSH_RBX_POPF + SYSCALL)
+    engine.load(saved)
+    assert engine.rflags == 0x202 | bits
+    run(engine, PUSHF_POP_RBX + SYSCALL)
+    assert engine.regs[Reg.RBX] == 0x202 | bits
+
+
+def test_a_saved_vcpu_keeps_flags_that_were_set_for_it(engine: Engine) -> None:
+    run(engine, LOOP, 10)
+    engine.rflags = 0x202 | CF
+    saved = engine.save()
+    engine.rflags = 0x202
+    engine.load(saved)
+    assert engine.rflags == 0x202 | CF
+
+
+def test_time_is_not_a_vcpus_own(engine: Engine) -> None:
+    saved = engine.save()
+    run(engine, LOOP, 100)
+    engine.load(saved)
+    assert engine.now_ns == 100
+
+
+# Debug registers.
+
+
+@pytest.mark.xfail(reason="set_debug_register stores DR7 without arming (cpu_x86_update_dr7)")
+def test_a_breakpoint_traps_before_its_instruction(engine: Engine) -> None:
+    engine.set_debug_register(0, CODE + 3)
+    engine.set_debug_register(7, 0x401)
+    ((name, _, offset),) = run(engine, INC_RAX * 3 + SYSCALL)
+    assert (name, offset, engine.regs[Reg.RAX]) == ("#DB", 3, 1)
+    assert engine.debug_register(6) & 0xF == 1
