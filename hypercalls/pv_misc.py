@@ -19,11 +19,8 @@ from xenemu.x86.segment import SEL_RPL
 def _stack_switch(current: Current, ss: int, esp: int) -> None:
     """Set the stack on which user mode enters the kernel."""
     state = pv(current)
-    if current.domain.width == 8:
-        ss = ss & 0xFFFF | SEL_RPL
-    else:  # fixup_guest_stack_selector: into the kernel's ring
-        ss = ss & 0xFFFF & ~SEL_RPL | 1
-    state.kernel_ss, state.kernel_sp = ss, esp
+    ring = 3 if current.domain.width == 8 else 1  # the kernel's (fixup_guest_stack_selector)
+    state.kernel_ss, state.kernel_sp = ss & 0xFFFF & ~SEL_RPL | ring, esp
 
 
 def _fpu_taskswitch(current: Current, set_ts: int) -> None:

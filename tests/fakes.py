@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 
 from xenemu.abi.errno import EFAULT
@@ -31,7 +32,7 @@ FIRST_GUEST_FRAME = 16
 class FakeCpu:
     """A CPU of plain attributes that remembers what it was asked."""
 
-    regs: list[int] = field(default_factory=lambda: [0] * 16)
+    regs: MutableSequence[int] = field(default_factory=lambda: [0] * 16)
     rip: int = 0x1000
     rflags: int = 0x202
     cr0: int = 0x80050033

@@ -1,7 +1,7 @@
 /*
  * A PVH guest pages as it likes: not at all, by 32-bit entries with or without 4 MiB pages, by PAE
- * entries, by four levels. Both the CPU and Xen walk its tables, Xen for the pointers of hypercalls;
- * a walk in the wrong format, or one that ignores a bit, reads or overwrites other memory. Success:
+ * entries, by four levels. The CPU and Xen walk its tables, Xen for the pointers of hypercalls; a
+ * walk in the wrong format, or one that ignores a bit, reads or overwrites other memory. Success:
  * in each mode, memory is where the tables say and no further, for the CPU and for Xen.
  */
 #include "pvh.h"
@@ -166,9 +166,12 @@ static void exercise(void)
 	check_equal("CR2", last_trap.cr2, (unsigned long)absent);
 	check_equal("hypercall with it", call_with(absent, NULL), -EFAULT);
 	if (mode->cr4) {
-		*(volatile char *)(LARGE_AT + (unsigned long)pages[2] + 6) = 43;
+		char *large = (char *)LARGE_AT;
+
+		*(volatile char *)(large + (unsigned long)pages[2] + 6) = 43;
 		check_equal("what was written by a large page", *(volatile char *)(pages[2] + 6), 43);
-		check_equal("hypercall with a large page", call_with((char *)LARGE_AT + (unsigned long)pages[1], NULL), 0);
+		check_equal("hypercall with a large page",
+			    call_with(large + (unsigned long)pages[1], NULL), 0);
 		printk("  large pages\n");
 	}
 	if (mode->entry_size == 8)

@@ -7,6 +7,7 @@ at its own address.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -76,7 +77,7 @@ def engine() -> Engine:
     memory = Memory(FRAMES)
     words = memory.words
     for tables in ((ROOT, L3, L2, L1), (OTHER_ROOT, OTHER_L3, OTHER_L2, OTHER_L1)):
-        for upper, lower in zip(tables, tables[1:], strict=False):
+        for upper, lower in pairwise(tables):
             words[upper << 9] = lower << 12 | P | RW | US
         for frame in range(FRAMES):
             words[(tables[-1] << 9) + frame] = frame << 12 | P | RW | US

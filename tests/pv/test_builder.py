@@ -10,12 +10,13 @@ from elfwriter import KERNEL, PT_NOTE, PV_NOTES, VIRT_BASE, Phdr, elf, kernel, n
 from fakes import FakeCpu
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
 from xenemu.errors import ImageError
+from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
-from xenemu.pv.builder import DomainConfig, build_pv
+from xenemu.pv.builder import build_pv
 from xenemu.pv.descriptors import XEN_DESCRIPTORS
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.paging import translate
@@ -186,7 +187,7 @@ def test_what_does_not_fit_is_refused(
     tmp_path: Path, config: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ImageError, match=reason):
-        build(tmp_path, **config)
+        build(tmp_path, **config)  # type: ignore[arg-type]
 
 
 def test_the_longest_command_line_fits(tmp_path: Path) -> None:
