@@ -41,6 +41,7 @@ class FakeCpu:
     now_ns: int = 0
     segments: dict[Seg, Segment] = field(default_factory=dict)
     task_switched: bool = False
+    tsc_disabled: bool = False
     debug_registers: list[int] = field(default_factory=lambda: [0] * 8)
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
@@ -55,6 +56,9 @@ class FakeCpu:
 
     def set_task_switched(self, value: bool) -> None:
         self.task_switched = value
+
+    def set_tsc_disabled(self, value: bool) -> None:
+        self.tsc_disabled = value
 
     def debug_register(self, index: int) -> int:
         return self.debug_registers[index]

@@ -32,12 +32,6 @@ IN_AL, OUT_AL = b"\xec", b"\xee"
 
 Exit = tuple[object, ...]
 
-entropy = pytest.mark.xfail(reason="engine.py masks feature words of 32 bits; they have 64")
-lost_flags = pytest.mark.xfail(
-    reason="shim.c: flags that are set between runs are written without the arithmetic ones,"
-    " which the CPU loop then takes from env->eflags"
-)
-
 
 class Handler:
     """Notes every exit with where it happened, and then does what the test says."""
@@ -218,7 +212,6 @@ def test_what_leaves_the_guest(engine: Engine, code: bytes, expected: Exit) -> N
     assert run(engine, code + INC_RAX) == [expected]
 
 
-@entropy
 @pytest.mark.parametrize("code", [b"\x0f\xc7\xf0", b"\x0f\xc7\xf8"], ids=["rdrand", "rdseed"])
 def test_the_hosts_entropy_is_hidden(engine: Engine, code: bytes) -> None:
     assert run(engine, code + INC_RAX) == [("undefined", 0)]
@@ -341,7 +334,7 @@ def test_flags_that_a_handler_set_can_be_cleared_by_the_guest(engine: Engine, bi
 
 @pytest.mark.parametrize(
     "bits",
-    [pytest.param(bits, marks=[lost_flags] * bool(bits & (CF | ZF | PF))) for bits in SOME_FLAGS],
+    SOME_FLAGS,
 )
 def test_flags_that_are_set_between_runs_reach_the_guest(engine: Engine, bits: int) -> None:
     engine.rflags = 0x202 | bits
@@ -492,7 +485,6 @@ def test_time_is_not_a_vcpus_own(engine: Engine) -> None:
 # Debug registers.
 
 
-@pytest.mark.xfail(reason="set_debug_register stores DR7 without arming (cpu_x86_update_dr7)")
 def test_a_breakpoint_traps_before_its_instruction(engine: Engine) -> None:
     engine.set_debug_register(0, CODE + 3)
     engine.set_debug_register(7, 0x401)

@@ -43,6 +43,7 @@ ATTRIBUTES = 0x00F0FF00
 CR0_PV = 0x80050033  # PG AM WP NE ET MP PE
 CR0_PE, CR0_PE_PG = 1, 0x80000001
 CR0_TS = 1 << 3
+CR4_TSD = 1 << 2
 CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
@@ -106,7 +107,7 @@ class Engine:
         self._halted = ctypes.c_uint32.from_address(cpu + CPU_HALTED)
         self._exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
         self._self_check()
-        features = (ctypes.c_uint32 * 3).from_address(env + ENV_FEATURES)
+        features = (ctypes.c_uint64 * 3).from_address(env + ENV_FEATURES)
         for word, bits in HIDDEN.items():
             features[word] &= ~bits
 
@@ -314,6 +315,10 @@ class Engine:
             self._cr[0] &= ~CR0_TS
             self._hflags.value &= ~HF_TS
 
+    def set_tsc_disabled(self, value: bool) -> None:
+        """Set or clear CR4.TSD: RDTSC above CPL 0 then faults."""
+        self._cr[4] = self._cr[4] & ~CR4_TSD | (CR4_TSD if value else 0)
+
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
         s = self._segs[which]
@@ -345,7 +350,11 @@ class Engine:
         return int(self._dr[index])
 
     def set_debug_register(self, index: int, value: int) -> None:
-        self._dr[index] = value
+        if index == 7:
+            self._shim.set_dr7(value)
+        else:
+            self._dr[index] = value
+            self._shim.set_dr7(self._dr[7])  # to arm what moved
 
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again."""

@@ -138,6 +138,10 @@ class NativeEngine(Engine):
         if value is not None:
             self.request_interrupt()
 
+    @property
+    def nmi_pending(self) -> bool:
+        return bool(self._interrupt_request.value & shim.INTERRUPT_NMI)
+
     def take_accepted(self) -> int | None:
         """The interrupt of the local APIC that was taken since the last call."""
         vector = self._state.apic_accepted

@@ -29,11 +29,11 @@ enum { /* struct uc_struct */
 };
 enum { /* CPUState */
     CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_EXCEPTION_INDEX = 33184, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
-    CPU_ICOUNT_DECR = 0x8a40,
+    CPU_ICOUNT_DECR = 0x8a40, CPU_WATCHPOINT_HIT = 0x8168,
 };
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
-    ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
+    ENV_CR0 = 424, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
@@ -54,7 +54,7 @@ enum { PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_FETCH = 2 };
 enum { FRAME_FETCHED = 1 };
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, EFLAGS_IF = 1 << 9 };
-enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200 };
+enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
 enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
 enum { UD = 6, GP = 13 };
 
@@ -120,21 +120,34 @@ static struct {
     void (*rdmsr)(void *env);
     void (*wrmsr)(void *env);
     void (*check_io[3])(void *env, uint32_t port);
+    void (*write_cr)(void *env, int which, uint64_t value);
+    void (*update_dr7)(void *env, uint64_t value);
+    void (*breakpoint)(void *cpu);
 } U;
 
 /* ---- calling the hypervisor ------------------------------------------------------------- */
 
-/* Put the RFLAGS that Python set into the CPU. */
-void shim_sync_rflags(void)
+/*
+ * Put the RFLAGS that Python set into the CPU. While the guest runs, the arithmetic flags and DF
+ * live elsewhere in env; between runs, all of them are in env->eflags.
+ */
+enum { FLAGS_RUNNING = 0x00277f00 & ~0xcd5, FLAGS_ALL = 0x00277fd5 };
+
+static void sync_rflags(uint32_t mask)
 {
     if (G.rflags_dirty)
-        U.write_eflags(G.env, G.rflags, 0x00277f00u); /* those that are not arithmetic */
+        U.write_eflags(G.env, G.rflags, mask);
     G.rflags_dirty = 0;
+}
+
+void shim_sync_rflags(void)
+{
+    sync_rflags(FLAGS_ALL);
 }
 
 static void apply_requests(void)
 {
-    shim_sync_rflags();
+    sync_rflags(FLAGS_RUNNING);
     if (G.flush) {
         G.flush = 0;
         U.tlb_flush(G.cpu);
@@ -157,15 +170,22 @@ static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
 }
 
 /* Deliver an exception by the guest's own IDT. */
+static bool delivering; /* something that is not INT n: what faults meanwhile says EXT */
+
 static void deliver(uint32_t vector)
 {
     uint32_t *error = &FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
+    bool nested = delivering;
 
     /* A refused gate in long mode: the engine gives n * 16 + 2 where the CPU gives n * 8 + 2. */
     if (vector >= 11 && vector <= GP && (*error & 2) && (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_LMA))
         *error = (*error - 2) / 2 + 2;
+    if (nested && vector >= 10 && vector <= GP)
+        *error |= 1;
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
+    delivering = !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     U.do_interrupt(G.cpu);
+    delivering = false;
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
 }
 
@@ -482,6 +502,103 @@ void helper_wrmsr_x86_64(void *env)
         U.wrmsr(env);
 }
 
+/* Control registers: the engine takes any value where the CPU has #GP. */
+enum {
+    CR0_PE = 1u << 0, CR0_NW = 1u << 29, CR0_CD = 1u << 30, CR0_PG = 1u << 31,
+    CR4_PAE = 1u << 5, CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
+};
+
+void helper_write_crN_x86_64(void *env, int which, uint64_t value)
+{
+    bool long_mode = FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA;
+    bool bad = false;
+
+    if (which == 0)
+        bad = value >> 32 || ((value & CR0_PG) && !(value & CR0_PE)) ||
+              ((value & CR0_NW) && !(value & CR0_CD)) ||
+              (long_mode && !(value & CR0_PG) && (FIELD(env, ENV_HFLAGS, uint32_t) & HF_CS64));
+    else if (which == 4)
+        bad = (value & ~(uint64_t)CR4_OFFERED) || (long_mode && !(value & CR4_PAE));
+    if (G.native && bad)
+        U.raise(env, GP, 0, RETURN_ADDRESS);
+    U.write_cr(env, which, value);
+}
+
+/* ---- debug registers --------------------------------------------------------------------- */
+
+/* Unicorn calls these and leaves them empty; the list is of the guest's own data breakpoints. */
+enum { MAX_WATCHPOINTS = 4, WATCH_HIT_READ = 0x40, WATCH_ACCESS = 3 };
+
+struct watchpoint {  /* as CPUWatchpoint begins */
+    uint64_t vaddr, length, hit_address;
+    uint32_t attributes;
+    int flags;
+};
+static struct watchpoint watchpoints[MAX_WATCHPOINTS];
+
+int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t page, uint64_t length)
+{
+    int flags = 0;
+
+    (void)cpu;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+        if (watchpoints[i].length && watchpoints[i].vaddr < page + length &&
+            page < watchpoints[i].vaddr + watchpoints[i].length)
+            flags |= watchpoints[i].flags;
+    return flags;
+}
+
+int cpu_watchpoint_insert_x86_64(void *cpu, uint64_t vaddr, uint64_t length, int flags, void **out)
+{
+    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+        if (!watchpoints[i].length) {
+            watchpoints[i] = (struct watchpoint){.vaddr = vaddr, .length = length, .flags = flags};
+            *out = &watchpoints[i];
+            U.tlb_flush_page(cpu, vaddr);
+            return 0;
+        }
+    return -1;
+}
+
+void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *reference)
+{
+    struct watchpoint *watchpoint = reference;
+
+    U.tlb_flush_page(cpu, watchpoint->vaddr);
+    watchpoint->length = 0;
+}
+
+/* An access to a watched page: if it hits, the CPU raises #DB when the instruction is done. */
+void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
+                                 int flags, uintptr_t pc)
+{
+    (void)attributes, (void)pc;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++) {
+        struct watchpoint *watchpoint = &watchpoints[i];
+        if (!watchpoint->length || !(watchpoint->flags & flags & WATCH_ACCESS) ||
+            watchpoint->vaddr >= vaddr + length || vaddr >= watchpoint->vaddr + watchpoint->length)
+            continue;
+        watchpoint->flags |= (flags & WATCH_ACCESS) * WATCH_HIT_READ;
+        FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
+        FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_DEBUG;
+        FIELD(cpu, CPU_ICOUNT_DECR + 2, uint16_t) = 0xffff;
+    }
+}
+
+/* The engine counts the instruction that a breakpoint keeps from running. */
+void breakpoint_handler_x86_64(void *cpu)
+{
+    if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *))
+        G.left++;
+    U.breakpoint(cpu);
+}
+
+/* Load DR7 as MOV does, arming what it enables. */
+void shim_set_dr7(uint64_t value)
+{
+    U.update_dr7(G.env, value);
+}
+
 /* ---- interrupts of native guests ------------------------------------------------------------ */
 
 static int next_vector(void)
@@ -509,7 +626,9 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         G.apic_accepted = vector;
         G.apic_vector = NO_VECTOR;
     }
+    delivering = true;
     U.hard_interrupt(G.env, vector, 1);
+    delivering = false;
     return true;
 }
 
@@ -655,6 +774,9 @@ const char *shim_bind(void *unicorn)
         {"cpu_memory_rw_debug_x86_64", &U.memory_rw},
         {"helper_rdmsr_x86_64", &U.rdmsr},
         {"helper_wrmsr_x86_64", &U.wrmsr},
+        {"helper_write_crN_x86_64", &U.write_cr},
+        {"cpu_x86_update_dr7_x86_64", &U.update_dr7},
+        {"breakpoint_handler_x86_64", &U.breakpoint},
         {"helper_check_iob_x86_64", &U.check_io[0]},
         {"helper_check_iow_x86_64", &U.check_io[1]},
         {"helper_check_iol_x86_64", &U.check_io[2]},
@@ -685,6 +807,7 @@ void *shim_hook_undefined(void) { return on_undefined; }
 int shim_run(uint64_t rip)
 {
     G.stop = 0;
+    shim_sync_rflags();
     apply_requests();
     if (G.native && G.apic_vector != NO_VECTOR)
         shim_request_interrupt(INTERRUPT_VIRQ);

@@ -65,6 +65,9 @@ class Cpu(Protocol):
     def set_task_switched(self, value: bool) -> None:
         """Set or clear CR0.TS, so that the next FPU instruction raises #NM."""
 
+    def set_tsc_disabled(self, value: bool) -> None:
+        """Set or clear CR4.TSD, so that RDTSC faults."""
+
     def debug_register(self, index: int) -> int:
         """Read DR0..DR7."""
 
@@ -143,6 +146,10 @@ class NativeCpu(Cpu, Protocol):
 
     def request_nmi(self) -> None:
         """Take an NMI as soon as none is being handled."""
+
+    @property
+    def nmi_pending(self) -> bool:
+        """An NMI was requested, and not taken yet."""
 
     def take_accepted(self) -> int | None:
         """The interrupt of the local APIC that was taken since the last call."""
