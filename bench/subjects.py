@@ -48,7 +48,7 @@ def xen_in_qemu(kernel: str) -> Subject:
 
 
 def qemu(kernel: str) -> Subject:
-    """Boot `kernel` in bare QEMU, which enters an ELF with a PVH note the PVH way."""
+    """Boot `kernel` in bare QEMU: an ELF with a PVH note the PVH way, a bzImage Linux's own."""
     options = ("-cpu", "qemu64", "-m", MEMORY, "-kernel", kernel)
     arguments = ("-initrd", "initrd.gz", "-append", SERIAL_CONSOLE)
     return Subject(f"PVH, {kernel}", "QEMU", MACHINE + options + arguments)
@@ -59,5 +59,8 @@ SUBJECTS = (
     xen_in_qemu("bzImage"),
     xenemu("pv", "vmlinux"),
     xen_in_qemu("vmlinux"),
+    xenemu("pvh", "bzImage"),
+    qemu("bzImage"),
+    xenemu("pvh", "vmlinux"),
     qemu("vmlinux"),
 )
