@@ -1,0 +1,57 @@
+"""Debian's kernels from their first instruction to power-off, twice the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from guests.initramfs import DEFAULT_INIT, build
+
+BOOTS = [
+    ("debian-amd64", "pv", "busybox"),
+    ("debian-cloud-amd64", "pv", "busybox"),
+    ("debian-amd64", "pvh", "busybox"),
+    ("debian-686-pae", "pvh", "busybox-i386"),
+]
+TWICE = {("debian-amd64", "pv"), ("debian-amd64", "pvh")}
+# In this order on the console of every boot; what /proc and /sys say of it comes from /init.
+MILESTONES = (r"Linux version 6\.1\.", "INIT-OK", r"Linux version 6\.1\.", "xen", "INIT-DONE")
+PV_MILESTONES = ("Hypervisor detected: Xen PV", "Booting kernel on Xen", *MILESTONES[1:])
+
+
+@pytest.fixture(scope="module")
+def boot(guest_image, xenemu_run, tmp_path_factory):
+    """A function that boots a kernel with a busybox initramfs; the finished process."""
+
+    def run(image, mode, busybox):
+        initrd = tmp_path_factory.mktemp("boot") / "initrd.gz"
+        initrd.write_bytes(build(guest_image(busybox).read_bytes(), DEFAULT_INIT.read_bytes()))
+        options = ("--mode", mode, "--memory", "256M", "--timeout", "300")
+        console = ("--initrd", initrd, "--cmdline", "console=hvc0")
+        return xenemu_run(guest_image(image), *options, *console)
+
+    return run
+
+
+def ended_at(stderr: bytes) -> str:
+    """The instruction count in the last line of a run."""
+    found = re.search(rb"(\d+) instructions", stderr)
+    assert found, stderr.decode()
+    return found[1].decode()
+
+
+@pytest.mark.parametrize(("image", "mode", "busybox"), BOOTS)
+def test_debian_boots_to_userland_and_powers_off(boot, image, mode, busybox):
+    first = boot(image, mode, busybox)
+    console = first.stdout.decode(errors="replace")
+    assert first.returncode == 0, first.stderr.decode()
+    at = 0
+    for milestone in PV_MILESTONES if mode == "pv" else MILESTONES:
+        found = re.compile(milestone).search(console, at)
+        assert found, f"no {milestone!r} behind byte {at} of:\n{console}"
+        at = found.end()
+    if (image, mode) in TWICE:
+        second = boot(image, mode, busybox)
+        assert second.stdout == first.stdout
+        assert ended_at(second.stderr) == ended_at(first.stderr)
