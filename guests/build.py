@@ -22,7 +22,8 @@ CFLAGS = (
     "-fno-asynchronous-unwind-tables -Wl,--build-id=none -Wa,--fatal-warnings"
 ).split()
 
-PVH_SOURCES = ("head_pvh.S", "pvh.c", "traps.S", "traps.c", "lib.c")
+PV_SOURCES = ("pv.c", "traps_pv.S", "traps_pv.c", "trap.c", "lib.c")
+PVH_SOURCES = ("head_pvh.S", "pvh.c", "traps.S", "traps.c", "trap.c", "lib.c")
 
 
 class BuildError(Exception):
@@ -31,10 +32,10 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A way of running a guest: its compiler option, its sources, and `xenemu run`'s mode."""
+    """A way of running a guest: its compiler options, its sources, and `xenemu run`'s mode."""
 
     name: str
-    option: str
+    options: tuple[str, ...]
     sources: tuple[str, ...]
     mode: str
 
@@ -42,9 +43,10 @@ class Environment:
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
-        Environment("pv64", "-m64", ("head_pv64.S", "pv.c", "lib.c"), "pv"),
-        Environment("pvh64", "-m64", PVH_SOURCES, "pvh"),
-        Environment("pvh32", "-m32", PVH_SOURCES, "pvh"),
+        Environment("pv64", ("-m64", "-DGUEST_PV"), ("head_pv64.S", *PV_SOURCES), "pv"),
+        Environment("pv32", ("-m32", "-DGUEST_PV"), ("head_pv32.S", *PV_SOURCES), "pv"),
+        Environment("pvh64", ("-m64",), PVH_SOURCES, "pvh"),
+        Environment("pvh32", ("-m32",), PVH_SOURCES, "pvh"),
     )
 }
 
@@ -88,7 +90,7 @@ def build(guest: Guest, environment: Environment, out: Path) -> Path:
     own = sorted(path for path in guest.folder.iterdir() if path.suffix in {".c", ".S"})
     out.parent.mkdir(parents=True, exist_ok=True)
     name = f'-DGUEST_NAME="{guest.name}"'
-    command: list[str | Path] = ["gcc", environment.option, *CFLAGS, name, f"-I{COMMON}"]
+    command: list[str | Path] = ["gcc", *environment.options, *CFLAGS, name, f"-I{COMMON}"]
     command += [f"-Wl,-T,{COMMON / 'guest.lds'}", "-o", out]
     command += [*(COMMON / source for source in environment.sources), *own]
     try:

@@ -35,11 +35,10 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
-from xenemu.hv.segdesc import gate_selector_okay
+from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
 from xenemu.x86.paging import is_canonical
-from xenemu.x86.segment import SEL_RPL
 
 MAX_TRAPS_AT_ONCE = 256
 FIELDS = {
@@ -71,53 +70,50 @@ def _set_trap_table(current: Current, traps: int) -> None:
         if not entry.address:
             return
         _check_canonical(entry.address)
-        table[entry.vector] = Trap(
-            code_selector(current, entry.cs),
-            entry.address,
-            entry.flags & TI_DPL,
-            bool(entry.flags & TI_IF),
-        )
+        cs = fixup_guest_selector(entry.cs, current.domain.width)
+        dpl, masked = entry.flags & TI_DPL, bool(entry.flags & TI_IF)
+        table[entry.vector] = Trap(cs, entry.address, dpl, masked)
     raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
 
 
-def code_selector(current: Current, selector: int) -> int:
-    """A handler's code segment as Xen keeps it: in the kernel's ring, and one it may have."""
-    if current.domain.width == 8:
-        return selector | SEL_RPL
-    selector = selector & ~SEL_RPL | 1
-    return selector if gate_selector_okay(selector, 4) else FLAT_RING1_CS
+def _register(
+    current: Current, kind: int, address: int, mask_events: bool, cs: int = FLAT_RING3_CS64
+) -> None:
+    """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address.
 
-
-def _register(current: Current, kind: int, address: int, mask_events: bool, cs: int = 0) -> None:
-    """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address."""
+    `cs` is a 32-bit guest's choice.
+    """
     _check_canonical(address)
-    state = pv(current)
-    cs = code_selector(current, cs) if current.domain.width == 4 else FLAT_RING3_CS64
+    state, width = pv(current), current.domain.width
+    cs = fixup_guest_selector(cs & 0xFFFF, width)
     if kind == CALLBACKTYPE_event:
         state.event_callback = Trap(cs, address, mask_events=True)
     elif kind == CALLBACKTYPE_nmi:
-        state.traps[flags.NMI] = Trap(cs, address, mask_events=True)
-    elif kind in FIELDS:
+        flat = FLAT_RING3_CS64 if width == 8 else FLAT_RING1_CS
+        state.traps[flags.NMI] = Trap(flat, address, mask_events=True)
+    elif _has_callback(kind, width):
         setattr(state, FIELDS[kind], Trap(cs, address, mask_events=mask_events))
     else:
         raise XenError(ENOSYS, f"there is no callback of type {kind}")
 
 
-def _set_callbacks32(
-    current: Current, event_cs: int, event: int, failsafe_cs: int, failsafe: int
-) -> None:
-    """Register a 32-bit guest's two classic callbacks."""
-    _register(current, CALLBACKTYPE_event, event, mask_events=False, cs=event_cs)
-    _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
+def _has_callback(kind: int, width: int) -> bool:
+    """Whether `kind` is one of FIELDS that such a guest has: SYSCALL needs 64-bit code."""
+    return kind in FIELDS and (width == 8 or kind != CALLBACKTYPE_syscall)
 
 
-def _set_callbacks(current: Current, event: int, failsafe: int, syscall: int, fourth: int) -> None:
-    """Register the three classic callbacks; one with a non-canonical address is ignored."""
+def _set_callbacks(current: Current, *arguments: int) -> None:
+    """Register the classic callbacks; one with a non-canonical address is ignored.
+
+    A 64-bit guest's are three addresses; a 32-bit guest's two, each behind its code segment.
+    """
     if current.domain.width == 4:
-        _set_callbacks32(current, event, failsafe, syscall, fourth)
+        event_cs, event, failsafe_cs, failsafe = arguments
+        _register(current, CALLBACKTYPE_event, event, mask_events=False, cs=event_cs)
+        _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
         return
     kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
-    for kind, address in zip(kinds, (event, failsafe, syscall), strict=True):
+    for kind, address in zip(kinds, arguments, strict=False):
         if is_canonical(address):
             _register(current, kind, address, mask_events=False)
 
@@ -128,11 +124,12 @@ _callback_op = SubOps("callback_op")
 @_callback_op.sub(CALLBACKOP_register, callback_register)
 def register(current: Current, op: callback_register) -> None:
     """Register a callback."""
-    masks, cs = bool(op.flags & CALLBACKF_mask_events), 0
+    masks = bool(op.flags & CALLBACKF_mask_events)
     address = int.from_bytes(op.address, "little")
-    if current.domain.width == 4:
-        cs, address = address & 0xFFFF, address >> 32
-    _register(current, op.type, address, masks, cs)
+    if current.domain.width == 8:
+        _register(current, op.type, address, masks)
+    else:  # struct xen_callback: the code segment comes first
+        _register(current, op.type, address >> 32, masks, address & 0xFFFF)
 
 
 @_callback_op.sub(CALLBACKOP_unregister, callback_unregister)
@@ -140,7 +137,7 @@ def unregister(current: Current, op: callback_unregister) -> None:
     """Forget the NMI callback; the others cannot be: EINVAL."""
     if op.type == CALLBACKTYPE_nmi:
         _unregister_nmi(current)
-    elif op.type in FIELDS or op.type == CALLBACKTYPE_event:
+    elif op.type == CALLBACKTYPE_event or _has_callback(op.type, current.domain.width):
         raise XenError(EINVAL, f"callback {op.type} cannot be unregistered")
     else:
         raise XenError(ENOSYS, f"there is no callback of type {op.type}")

@@ -47,7 +47,7 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
@@ -179,5 +179,5 @@ def compat(current: Current, pointer: int) -> int | None:
 
 event_channel_op = Hypercall(Nr.event_channel_op, "event_channel_op", ALL, (INT, PTR), ops)
 event_channel_op_compat = Hypercall(
-    Nr.event_channel_op_compat, "event_channel_op_compat", ALL, (PTR,), compat
+    Nr.event_channel_op_compat, "event_channel_op_compat", PV, (PTR,), compat
 )

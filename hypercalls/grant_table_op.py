@@ -64,6 +64,8 @@ class GrantOps(SubOps):
 
     def __call__(self, current: Current, command: int, *args: int) -> int | None:
         pointer, count = args
+        if current.domain.p2m is not None and command not in PVH_COMMANDS:
+            raise XenError(ENOSYS, f"grant_table_op {command:#x} is not for a PVH guest")
         if count >> 31:
             raise XenError(EINVAL, f"{count:#x} is no count of operations")
         if command & ~COMMAND_MASK:
@@ -88,6 +90,17 @@ ops = GrantOps("grant_table_op")
 
 COUNT_OF_1: Final = (GNTTABOP_setup_table, GNTTABOP_query_size, GNTTABOP_get_status_frames)
 SINGLE: Final = (*COUNT_OF_1, GNTTABOP_set_version, GNTTABOP_get_version)
+# In Xen: arch/x86/hvm/hypercall.c (hvm_grant_table_op)
+PVH_COMMANDS: Final = (
+    GNTTABOP_query_size,
+    GNTTABOP_setup_table,
+    GNTTABOP_set_version,
+    GNTTABOP_get_version,
+    GNTTABOP_copy,
+    GNTTABOP_map_grant_ref,
+    GNTTABOP_unmap_grant_ref,
+    GNTTABOP_swap_grant_ref,
+)
 
 
 def _status(action: Callable[[], None]) -> int:
@@ -121,8 +134,10 @@ def _setup_table(current: Current, op: gnttab_setup_table) -> None:
     _check_own(current, op.dom)
     domain.grants.grow(domain, op.nr_frames)
     for index, mfn in enumerate(domain.grants.frames[: op.nr_frames]):
+        gfn = mfn if domain.p2m is None else domain.p2m.find(mfn)
         try:
-            current.write_ulong(op.frame_list + index * domain.width, mfn)
+            # A PVH guest may not have put the frame anywhere yet.
+            current.write_ulong(op.frame_list + index * domain.width, -1 if gfn is None else gfn)
         except XenError as error:
             raise GrantError(GNTST_bad_virt_addr, error.reason) from None
 

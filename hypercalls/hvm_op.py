@@ -6,10 +6,12 @@ In Xen: arch/x86/hvm/hvm.c (do_hvm_op)
 
 from __future__ import annotations
 
-from xenemu.abi.errno import EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPERM
+from xenemu.abi.errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from xenemu.abi.hvm.hvm_op import (
     TRACE_EXTRA_MAX,
     TRC_SUBCLS_SHIFT,
+    HVMMEM_mmio_dm,
+    HVMMEM_ram_rw,
     HVMOP_altp2m,
     HVMOP_flush_tlbs,
     HVMOP_get_mem_type,
@@ -31,9 +33,19 @@ from xenemu.abi.hvm.params import (
     HVM_NR_PARAMS,
     HVM_PARAM_ACPI_IOPORTS_LOCATION,
     HVM_PARAM_ALTP2M,
+    HVM_PARAM_BUFIOREQ_EVTCHN,
     HVM_PARAM_CALLBACK_IRQ,
     HVM_PARAM_CONSOLE_EVTCHN,
     HVM_PARAM_CONSOLE_PFN,
+    HVM_PARAM_DM_DOMAIN,
+    HVM_PARAM_MEMORY_EVENT_CR0,
+    HVM_PARAM_MEMORY_EVENT_CR3,
+    HVM_PARAM_MEMORY_EVENT_CR4,
+    HVM_PARAM_MEMORY_EVENT_INT3,
+    HVM_PARAM_MEMORY_EVENT_MSR,
+    HVM_PARAM_MEMORY_EVENT_SINGLE_STEP,
+    HVM_PARAM_NESTEDHVM,
+    HVM_PARAM_PAE_ENABLED,
     HVM_PARAM_STORE_EVTCHN,
     HVM_PARAM_STORE_PFN,
     HVM_PARAM_VM86_TSS,
@@ -42,95 +54,118 @@ from xenemu.abi.hvm.params import (
     HVM_PARAM_X87_FIP_WIDTH,
 )
 from xenemu.abi.xen import Nr
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
-from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
-from xenemu.pvh.callbacks import FIRST_VECTOR, set_callback_via, update_upcall
-from xenemu.pvh.state import PvhVcpu, pvh_domain
+from xenemu.hv.foreign import DOM0, check_target, lock_domain_by_any_id
+from xenemu.pvh.callbacks import FIRST_VECTOR, assert_upcall, set_callback_via
+from xenemu.pvh.state import pvh_domain, pvh_vcpu
 
 ops = SubOps("hvm_op")
 
 # In Xen: hvm_allow_set_param, hvm_allow_get_param.
-SET_ONCE = frozenset(
-    {
-        HVM_PARAM_CONSOLE_EVTCHN,
-        HVM_PARAM_STORE_EVTCHN,
-        HVM_PARAM_ALTP2M,
-        HVM_PARAM_X87_FIP_WIDTH,
-        HVM_PARAM_ACPI_IOPORTS_LOCATION,
-    }
-)
 GUEST_SETS = frozenset(
     {
         HVM_PARAM_CALLBACK_IRQ,
         HVM_PARAM_VM86_TSS,
         HVM_PARAM_VM86_TSS_SIZED,
+        HVM_PARAM_ACPI_IOPORTS_LOCATION,
         HVM_PARAM_VM_GENERATION_ID_ADDR,
         HVM_PARAM_STORE_EVTCHN,
         HVM_PARAM_CONSOLE_EVTCHN,
         HVM_PARAM_X87_FIP_WIDTH,
     }
 )
-GUEST_READS = frozenset(
+GUEST_READS = GUEST_SETS | {HVM_PARAM_STORE_PFN, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_ALTP2M}
+DEPRECATED = frozenset(
     {
-        HVM_PARAM_CALLBACK_IRQ,
-        HVM_PARAM_VM86_TSS,
-        HVM_PARAM_VM86_TSS_SIZED,
-        HVM_PARAM_VM_GENERATION_ID_ADDR,
-        HVM_PARAM_STORE_PFN,
-        HVM_PARAM_STORE_EVTCHN,
-        HVM_PARAM_CONSOLE_PFN,
-        HVM_PARAM_CONSOLE_EVTCHN,
-        HVM_PARAM_ALTP2M,
-        HVM_PARAM_X87_FIP_WIDTH,
+        HVM_PARAM_PAE_ENABLED,
+        HVM_PARAM_DM_DOMAIN,
+        HVM_PARAM_MEMORY_EVENT_CR0,
+        HVM_PARAM_MEMORY_EVENT_CR3,
+        HVM_PARAM_MEMORY_EVENT_CR4,
+        HVM_PARAM_MEMORY_EVENT_INT3,
+        HVM_PARAM_NESTEDHVM,
+        HVM_PARAM_MEMORY_EVENT_SINGLE_STEP,
+        HVM_PARAM_BUFIOREQ_EVTCHN,
+        HVM_PARAM_MEMORY_EVENT_MSR,
     }
 )
+# The TSS that Xen lends to real-mode guests of old CPUs: its address, and above it its size.
+TSS_SIZE_SHIFT, TSS_OLD_SIZE = 32, 128
+TSS_MIN_SIZE, TSS_MAX_SIZE = 104, 104 + 0x100 // 8 + 0x10000 // 8 + 1
 
 
-def _refuse(current: Current, domid: int) -> None:
-    """ESRCH: no such domain; EINVAL: dom0 and this domain are PV domains."""
-    if current.domain.p2m is None or lock_domain_by_any_id(current, domid) == DOM0:
-        lock_domain_by_any_id(current, domid)
-        raise XenError(EINVAL, f"domain {domid} is not an HVM domain")
+def _hvm_params(current: Current, op: xen_hvm_param, allowed: frozenset[int]) -> dict[int, int]:
+    """The parameters that a guest may reach.
 
-
-def _check_index(index: int) -> None:
-    if index >= HVM_NR_PARAMS:
-        raise XenError(EINVAL, f"there is no HVM parameter {index}")
+    EINVAL: there is none such, or no longer; another domain: dom0 is a PV domain. ESRCH: no such
+    domain. EPERM: it is the toolstack's.
+    """
+    if op.index >= HVM_NR_PARAMS:
+        raise XenError(EINVAL, f"there is no HVM parameter {op.index}")
+    domid = lock_domain_by_any_id(current, op.domid)
+    if current.domain.p2m is None or domid == DOM0:
+        raise XenError(EINVAL, f"d{domid} is not an HVM domain")
+    if op.index in DEPRECATED:
+        raise XenError(EINVAL, f"HVM parameter {op.index} is no more")
+    if op.index not in allowed:
+        raise XenError(EPERM, f"HVM parameter {op.index} is not the guest's")
+    return pvh_domain(current).params
 
 
 @ops.sub(HVMOP_set_param, xen_hvm_param)
 def set_param(current: Current, op: xen_hvm_param) -> None:
     """Set one of the parameters that are the guest's own.
 
-    EINVAL: no such parameter; EPERM: the toolstack's; EEXIST: it may be set once, and was.
+    EINVAL, ESRCH, EPERM: see `_hvm_params`; EINVAL also: an x87 width that is none. ENODEV: a
+    PVH domain has no PM timer to move.
     """
-    _check_index(op.index)
-    _refuse(current, op.domid)
-    params = pvh_domain(current).params
-    if op.index not in GUEST_SETS:
-        raise XenError(EPERM, f"HVM parameter {op.index} is not the guest's to set")
-    if op.index in SET_ONCE and params.get(op.index, 0) not in (0, op.value):
-        raise XenError(EEXIST, f"HVM parameter {op.index} is set for good")
-    params[op.index] = op.value
-    if op.index == HVM_PARAM_CALLBACK_IRQ:
-        set_callback_via(current, op.value)
+    params = _hvm_params(current, op, GUEST_SETS)
+    index, value = op.index, op.value
+    if index == HVM_PARAM_CALLBACK_IRQ:
+        set_callback_via(current, value)
+    elif index == HVM_PARAM_ACPI_IOPORTS_LOCATION:
+        raise XenError(ENODEV, "there is no PM timer")
+    elif index == HVM_PARAM_X87_FIP_WIDTH and value not in (0, 4, 8):
+        raise XenError(EINVAL, f"an x87 instruction pointer of {value} bytes")
+    elif index == HVM_PARAM_VM86_TSS:
+        if value >> TSS_SIZE_SHIFT:
+            raise DomainCrash(f"a TSS for real mode at {value:#x}, above 4 GiB")
+        index = HVM_PARAM_VM86_TSS_SIZED
+        value |= TSS_OLD_SIZE << TSS_SIZE_SHIFT if value else 0
+    elif index == HVM_PARAM_VM86_TSS_SIZED:
+        size = value >> TSS_SIZE_SHIFT
+        if size < TSS_MIN_SIZE:
+            raise DomainCrash(f"a TSS for real mode of only {size} bytes")
+        value = value & 0xFFFFFFFF | min(size, TSS_MAX_SIZE) << TSS_SIZE_SHIFT
+    params[index] = value
 
 
 @ops.sub(HVMOP_get_param, xen_hvm_param, copy_back=True)
 def get_param(current: Current, op: xen_hvm_param) -> None:
-    """Read a parameter that the guest may see; EINVAL: none such; EPERM: it is not to be seen."""
-    _check_index(op.index)
-    _refuse(current, op.domid)
-    if op.index not in GUEST_READS:
-        raise XenError(EPERM, f"HVM parameter {op.index} is not the guest's to read")
-    op.value = pvh_domain(current).params.get(op.index, 0)
+    """Read a parameter that the guest may see. EINVAL, ESRCH, EPERM: see `_hvm_params`."""
+    params = _hvm_params(current, op, GUEST_READS)
+    if op.index == HVM_PARAM_VM86_TSS:
+        op.value = params.get(HVM_PARAM_VM86_TSS_SIZED, 0) & 0xFFFFFFFF
+    else:
+        op.value = params.get(op.index, 0)
+
+
+@ops.sub(HVMOP_flush_tlbs)
+def flush_tlbs(current: Current, pointer: int) -> None:
+    """Flush the TLBs of all vcpus. EINVAL: the pointer is not null, or this is a PV guest."""
+    if pointer or current.domain.p2m is None:
+        raise XenError(EINVAL, "this is not an HVM domain" if not pointer else "no argument")
+    current.cpu.flush_tlb()
 
 
 @ops.sub(HVMOP_pagetable_dying, xen_hvm_pagetable_dying)
 def pagetable_dying(current: Current, op: xen_hvm_pagetable_dying) -> None:
-    _refuse(current, op.domid)
+    """Refuse: no domain has shadow page tables. ESRCH; EOPNOTSUPP: another domain's; EINVAL."""
+    if lock_domain_by_any_id(current, op.domid) == DOM0:
+        raise XenError(EOPNOTSUPP, "dom0's page tables are not this domain's")
+    raise XenError(EINVAL, "the domain has no shadow page tables")
 
 
 @ops.sub(HVMOP_get_time, xen_hvm_get_time, copy_back=True)
@@ -145,16 +180,19 @@ def xentrace(current: Current, op: xen_hvm_xentrace) -> None:
         raise XenError(EINVAL, f"a trace record {op.event:#x} of {op.extra_bytes} bytes")
 
 
-@ops.sub(HVMOP_get_mem_type, xen_hvm_get_mem_type)
+@ops.sub(HVMOP_get_mem_type, xen_hvm_get_mem_type, copy_back=True)
 def get_mem_type(current: Current, op: xen_hvm_get_mem_type) -> None:
-    if op.domid == DOM0:
-        raise XenError(EPERM, "dom0's memory is not this domain's")
-    _refuse(current, op.domid)
+    """Tell RAM from what is none. ESRCH; EPERM: dom0's memory; EINVAL: this is a PV guest."""
+    check_target(current, lock_domain_by_any_id(current, op.domid))
+    if current.domain.p2m is None:
+        raise XenError(EINVAL, "this is not an HVM domain")
+    is_ram = current.domain.p2m.get(op.pfn) is not None
+    op.mem_type = HVMMEM_ram_rw if is_ram else HVMMEM_mmio_dm
 
 
 @ops.sub(HVMOP_set_evtchn_upcall_vector, xen_hvm_evtchn_upcall_vector)
 def set_evtchn_upcall_vector(current: Current, op: xen_hvm_evtchn_upcall_vector) -> None:
-    """Let a vcpu hear of events by a vector of its local APIC.
+    """Let a vcpu hear of events by a vector of its local APIC, which Xen raises at once.
 
     EINVAL: a PV guest, or a vector of the CPU's own; ENOENT: no such vcpu.
     """
@@ -165,11 +203,8 @@ def set_evtchn_upcall_vector(current: Current, op: xen_hvm_evtchn_upcall_vector)
     if op.vcpu >= len(current.domain.vcpus):
         raise XenError(ENOENT, f"there is no vcpu {op.vcpu}")
     vcpu = current.domain.vcpus[op.vcpu]
-    assert isinstance(vcpu.arch, PvhVcpu)
-    vcpu.arch.upcall_vector = op.vector
-    # Events that came before it was known how to tell of them: tell now, as Xen does.
-    vcpu.upcall_raised = bool(current.domain.memory.bytes[vcpu.info])
-    update_upcall(current)
+    pvh_vcpu(vcpu).upcall_vector = op.vector
+    assert_upcall(current, vcpu)
 
 
 @ops.sub(HVMOP_guest_request_vm_event)
@@ -179,7 +214,6 @@ def guest_request_vm_event(current: Current, pointer: int) -> None:
         raise XenError(EINVAL, "HVMOP_guest_request_vm_event takes no argument")
 
 
-ops.answer(HVMOP_flush_tlbs, "flush_tlbs", EINVAL, "this is not an HVM domain")
 ops.answer(HVMOP_altp2m, "altp2m", EOPNOTSUPP, "there are no alternate p2m tables")
 
 hvm_op = Hypercall(Nr.hvm_op, "hvm_op", ALL, (ULONG, PTR), ops)

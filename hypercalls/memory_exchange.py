@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.abi.errno import EINVAL, EPERM
+from xenemu.abi.errno import EINVAL, EOPNOTSUPP, EPERM
 from xenemu.abi.memory import (
     XENMEM_exchange,
     XENMEMF_address_bits,
@@ -46,7 +46,10 @@ def exchange(current: Current, pointer: int) -> int:
     A chunk, one extent of the larger kind, is exchanged wholly or not at all; `nr_exchanged` says
     how far it went. EPERM: extents too large, or another's. EINVAL: sizes that do not match, or
     an input page that is not only the domain's own unmapped memory. ENOMEM: none to be had.
+    EOPNOTSUPP: a translated guest.
     """
+    if current.domain.p2m is not None:
+        raise XenError(EOPNOTSUPP, "only a PV guest exchanges pages")
     width = current.domain.width
     op = current.read_struct(xen_memory_exchange, pointer)
     give = xen_memory_reservation.unpack(width, op.in_)

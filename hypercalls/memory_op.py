@@ -36,6 +36,7 @@ from xenemu.abi.memory import (
     MEMOP_CMD_MASK,
     MEMOP_EXTENT_SHIFT,
     XENMEM_RDM_ALL,
+    XENMAPSPACE_dev_mmio,
     XENMAPSPACE_gmfn_foreign,
     XENMAPSPACE_gmfn_range,
     XENMEM_access_op,
@@ -87,6 +88,7 @@ from xenemu.hv import shared_info
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import (
+    DOM0,
     check_target,
     lock_domain_by_any_id,
     lock_remote_domain_by_id,
@@ -100,12 +102,13 @@ MACH2PHYS_COMPAT_VIRT_END: Final = 0xFFE00000
 
 # Only these go on from a first extent in the command; the others of the common part refuse one,
 # and the architecture's do not know such a command.
+MAPPING: Final = (XENMEM_add_to_physmap, XENMEM_add_to_physmap_batch)
 CONTINUED: Final = (
     XENMEM_increase_reservation,
     XENMEM_decrease_reservation,
     XENMEM_populate_physmap,
+    *MAPPING,
 )
-MAPPING: Final = (XENMEM_add_to_physmap, XENMEM_add_to_physmap_batch)
 WHOLE: Final = (
     XENMEM_exchange,
     XENMEM_maximum_ram_page,
@@ -124,15 +127,15 @@ class MemoryOps(SubOps):
 
     def __call__(self, current: Current, command: int, pointer: int) -> int | None:
         start, op = command >> MEMOP_EXTENT_SHIFT, command & MEMOP_CMD_MASK
+        if start > 0xFFFF and op in MAPPING:
+            raise XenError(EDOM, f"memory_op {op} cannot start at extent {start}")
         if start and op in CONTINUED:
             handler = self.table[op].handler
             assert handler is not None
             return handler(current, pointer, start)
         if start and op in WHOLE:
             raise XenError(EINVAL, f"memory_op {op} has no extents to start at")
-        if start > 0xFFFF and op in MAPPING:
-            raise XenError(EDOM, f"memory_op {op} cannot start at extent {start}")
-        if start and op not in MAPPING:
+        if start:
             raise XenError(ENOSYS, f"memory_op has no command {command:#x}")
         return super().__call__(current, op, pointer)
 
@@ -203,11 +206,14 @@ def _set_frame_at(
 
 @ops.sub(XENMEM_increase_reservation)
 def increase_reservation(current: Current, pointer: int, start: int = 0) -> int:
-    """Get extents of memory; list their first mfns if there is a list. Returns how many."""
+    """Get extents of memory; list their first mfns if there is a list. Returns how many.
+
+    A translated guest gets them without a place for them, and is not told.
+    """
 
     def do_extent(current: Current, reservation: xen_memory_reservation, index: int) -> None:
         mfn = _allocate(current, reservation)
-        if reservation.extent_start:
+        if reservation.extent_start and current.domain.p2m is None:
             _set_frame_at(current, reservation, index, mfn)
 
     return _for_each_extent(current, XENMEM_increase_reservation, pointer, start, do_extent)
@@ -222,6 +228,8 @@ def populate_physmap(current: Current, pointer: int, start: int = 0) -> int:
         if reservation.mem_flags & XENMEMF_populate_on_demand:
             raise XenError(EPERM, "no domain populates itself on demand")
         translated = current.domain.p2m is not None
+        if translated:
+            physmap.check_gfn(pfn + (1 << reservation.extent_order) - 1)
         mfn = _allocate(current, reservation, pfn if translated else None)
         for page in range(1 << reservation.extent_order):
             if translated:
@@ -293,6 +301,8 @@ def maximum_gpfn(current: Current, pointer: int) -> int:
     """The highest pfn in use: a PV guest writes one more than that to arch.max_pfn itself."""
     _own_domid(current, pointer)
     domain = current.domain
+    if domain.p2m is not None:
+        return domain.p2m.highest
     return domain.memory.read_uint(shared_info.field(domain, "arch"), domain.width) - 1
 
 
@@ -327,7 +337,12 @@ ops.answer(XENMEM_machine_memory_map, "machine_memory_map", EPERM, "it is dom0's
 
 @ops.sub(XENMEM_machphys_mapping)
 def machphys_mapping(current: Current, pointer: int) -> None:
-    """Where the guest sees the machine-to-physical table, and how far it could reach."""
+    """Where the guest sees the machine-to-physical table, and how far it could reach.
+
+    ENOSYS: a translated guest does not see it.
+    """
+    if current.domain.p2m is not None:
+        raise XenError(ENOSYS, "a PVH guest does not see the machine-to-physical table")
     width = current.domain.width
     start, end = MACH2PHYS_VIRT_START, MACH2PHYS_VIRT_END
     if width == 4:
@@ -361,32 +376,50 @@ ops.answer(
 # What needs a translated guest, or rights, or a device.
 
 
-@ops.sub(XENMEM_add_to_physmap, xen_add_to_physmap)
-def add_to_physmap(current: Current, op: xen_add_to_physmap) -> None:
-    """EACCES: a PV guest has no physmap of Xen's. ENOSYS: another domain's frames. ESRCH."""
+def _check_physmap(current: Current, domid: int, space: int) -> None:
+    """ESRCH: no such domain. EACCES: a PV domain, or memory of devices. EPERM: another domain."""
+    domid = lock_domain_by_any_id(current, domid)
+    if current.domain.p2m is None or domid == DOM0:
+        raise XenError(EACCES, f"d{domid} is a PV domain, and keeps its own physmap")
+    if space == XENMAPSPACE_dev_mmio:
+        raise XenError(EACCES, "the memory of devices is for the hardware domain")
+    check_target(current, domid)
+
+
+@ops.sub(XENMEM_add_to_physmap)
+def add_to_physmap(current: Current, pointer: int, start: int = 0) -> None:
+    """Put a frame, or a range of them, into the physmap.
+
+    EACCES: a PV guest has no physmap of Xen's. ENOSYS: another domain's frames. ESRCH. EINVAL.
+    """
+    op = current.read_struct(xen_add_to_physmap, pointer)
     if op.space == XENMAPSPACE_gmfn_foreign:
         raise XenError(ENOSYS, "other domains' frames go by add_to_physmap_batch")
-    check_target(current, lock_domain_by_any_id(current, op.domid))
-    if current.domain.p2m is None:
-        raise XenError(EACCES, "a PV guest keeps its own physmap")
+    _check_physmap(current, op.domid, op.space)
     count = op.size if op.space == XENMAPSPACE_gmfn_range else 1
-    for n in range(min(count, PAGES_PER_CALL)):
+    end = min(count, start + PAGES_PER_CALL)
+    for n in range(start, end):
         physmap.add(current, op.space, op.idx + n, op.gpfn + n)
+    if end < count:
+        raise Continue(XENMEM_add_to_physmap | end << MEMOP_EXTENT_SHIFT, pointer)
 
 
-@ops.sub(XENMEM_add_to_physmap_batch, xen_add_to_physmap_batch)
-def add_to_physmap_batch(current: Current, op: xen_add_to_physmap_batch) -> None:
+@ops.sub(XENMEM_add_to_physmap_batch)
+def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None:
     """Put frames into the physmap, each with an errno of its own.
 
-    EACCES: a PV guest has no physmap of Xen's. EOPNOTSUPP: a range of frames. ESRCH.
+    EACCES: a PV guest has no physmap of Xen's. EOPNOTSUPP: a range of frames. EINVAL: nothing is
+    left from `start` on. ESRCH.
     """
+    op = current.read_struct(xen_add_to_physmap_batch, pointer)
     if op.space == XENMAPSPACE_gmfn_range:
         raise XenError(EOPNOTSUPP, "a range is not for add_to_physmap_batch")
-    check_target(current, lock_domain_by_any_id(current, op.domid))
-    if current.domain.p2m is None:
-        raise XenError(EACCES, "a PV guest keeps its own physmap")
+    if start > op.size:
+        raise XenError(EINVAL, f"a batch of {op.size} cannot go on at {start}")
+    _check_physmap(current, op.domid, op.space)
     width = current.domain.width
-    for n in range(op.size):
+    end = min(op.size, start + PAGES_PER_CALL)
+    for n in range(start, end):
         index = current.read_ulong(op.idxs + n * width)
         gfn = current.read_ulong(op.gpfns + n * width)
         errno = 0
@@ -395,6 +428,8 @@ def add_to_physmap_batch(current: Current, op: xen_add_to_physmap_batch) -> None
         except XenError as error:
             errno = -error.errno
         current.write_uint(op.errs + n * 4, 4, errno)
+    if end < op.size:
+        raise Continue(XENMEM_add_to_physmap_batch | end << MEMOP_EXTENT_SHIFT, pointer)
 
 
 @ops.sub(XENMEM_remove_from_physmap, xen_remove_from_physmap)

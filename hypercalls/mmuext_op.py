@@ -36,7 +36,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
@@ -59,14 +59,17 @@ ops = SubOps("mmuext_op")  # called with (current, the operation)
 def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom: int) -> int:
     """Do `count` operations at `uops`, in order; at `pdone`, if given, store how many were done.
 
-    ESRCH, EPERM: `foreigndom` is not the caller as DOMID_SELF. EFAULT: an operation cannot be
-    read. ENOSYS: unknown command.
+    ESRCH, EPERM: `foreigndom` is not the caller as DOMID_SELF. EINVAL: the caller is not a PV
+    guest. EFAULT: an operation cannot be read. ENOSYS: unknown command.
     """
     before = 0
     if count & MMU_UPDATE_PREEMPTED:
         count &= ~MMU_UPDATE_PREEMPTED
         before = read_done(current, pdone)
-    check_target(current, get_pg_owner(current, foreigndom & 0xFFFF))
+    pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
+    if current.domain.p2m is not None and pg_owner == current.domain.domid:
+        raise XenError(EINVAL, "a PVH guest has its own page tables")
+    check_target(current, pg_owner)
     size = mmuext_op_t.sizeof(current.domain.width)
     done = 0
     try:
@@ -245,4 +248,4 @@ def copy_page(current: Current, op: mmuext_op_t) -> None:
 ops.answer(MMUEXT_MARK_SUPER, "mark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 ops.answer(MMUEXT_UNMARK_SUPER, "unmark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 
-mmuext_op = Hypercall(Nr.mmuext_op, "mmuext_op", PV, (PTR, INT, PTR, INT), do_mmuext_op)
+mmuext_op = Hypercall(Nr.mmuext_op, "mmuext_op", ALL, (PTR, INT, PTR, INT), do_mmuext_op)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from xenemu.abi.errno import EINVAL
 from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, PVH, Continue, Hypercall
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 
@@ -63,4 +63,4 @@ def _store(current: Current, entry: int, result: int) -> None:
     current.write_ulong(entry + RESULT_OFFSET[current.domain.width], result)
 
 
-multicall = Hypercall(Nr.multicall, "multicall", PV | PVH, (PTR, INT), _multicall)
+multicall = Hypercall(Nr.multicall, "multicall", ALL, (PTR, INT), _multicall)

@@ -52,14 +52,24 @@ from xenemu.abi.physdev import (
 from xenemu.abi.physdev import physdev_op as physdev_op_t
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import lock_domain_by_any_id
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.pv.state import pv
 from xenemu.x86.paging import Mfn
 
-ops = SubOps("physdev_op")
+
+class PhysdevOps(SubOps):
+    """Sub-operations that a PVH guest, which has no pirqs, does not have at all."""
+
+    def __call__(self, current: Current, command: int, pointer: int) -> int | None:
+        if current.domain.p2m is not None:
+            raise XenError(ENOSYS, "a PVH guest has no physical interrupts")
+        return super().__call__(current, command, pointer)
+
+
+ops = PhysdevOps("physdev_op")
 
 MAX_PORTS: Final = 65536
 COMPAT_COMMANDS: Final = range(PHYSDEVOP_irq_status_query, PHYSDEVOP_free_irq_vector + 1)
@@ -176,5 +186,5 @@ def compat(current: Current, pointer: int) -> int | None:
     return ops(current, command, pointer + physdev_op_t.offsetof("u", current.domain.width))
 
 
-physdev_op = Hypercall(Nr.physdev_op, "physdev_op", PV, (INT, PTR), ops)
+physdev_op = Hypercall(Nr.physdev_op, "physdev_op", ALL, (INT, PTR), ops)
 physdev_op_compat = Hypercall(Nr.physdev_op_compat, "physdev_op_compat", PV, (PTR,), compat)

@@ -7,7 +7,7 @@ In Xen: arch/x86/mm.c (xenmem_add_to_physmap_one), common/memory.c, common/grant
 
 from __future__ import annotations
 
-from xenemu.abi.errno import EINVAL, ENOENT, EOPNOTSUPP, EPERM
+from xenemu.abi.errno import EINVAL, ENOENT, EPERM
 from xenemu.abi.memory import (
     XENMAPIDX_grant_table_status,
     XENMAPSPACE_gmfn,
@@ -19,7 +19,7 @@ from xenemu.abi.memory import (
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
 from xenemu.hv.grant_table import GrantError
-from xenemu.hv.p2m import P2m
+from xenemu.hv.p2m import MAX_GFN, P2m
 from xenemu.x86.paging import Mfn
 
 
@@ -29,11 +29,18 @@ def p2m_of(current: Current) -> P2m:
     return current.domain.p2m
 
 
+def check_gfn(gfn: int) -> None:
+    """EINVAL for a guest frame number that no memory can have."""
+    if gfn > MAX_GFN:
+        raise XenError(EINVAL, f"guest frame {gfn:#x} is beyond what an address reaches")
+
+
 def add(current: Current, space: int, index: int, gfn: int) -> None:
     """Put the frame that `space` and `index` name at `gfn`; what was there is given back.
 
-    EINVAL: no such frame. EPERM: another domain's. EOPNOTSUPP: a space for other architectures.
+    EINVAL: no such frame, no such space, no such `gfn`. EPERM: another domain's.
     """
+    check_gfn(gfn)
     p2m = p2m_of(current)
     mfn = _frame(current, space, index)
     before = p2m.find(mfn)
@@ -55,7 +62,7 @@ def _frame(current: Current, space: int, index: int) -> Mfn:
         return p2m_of(current).lookup(index)
     if space == XENMAPSPACE_gmfn_foreign:
         raise XenError(EPERM, "another domain's frames are not this one's to map")
-    raise XenError(EOPNOTSUPP, f"there is no map space {space} on x86")
+    raise XenError(EINVAL, f"there is no map space {space}")
 
 
 def _grant_frame(current: Current, index: int) -> Mfn:
@@ -78,10 +85,12 @@ def discard(current: Current, gfn: int) -> None:
 
 
 def remove(current: Current, gfn: int) -> None:
-    """XENMEM_remove_from_physmap: make a hole; ENOENT: there is one."""
-    if p2m_of(current).get(gfn) is None:
+    """XENMEM_remove_from_physmap: make a hole; ENOENT: there is one.
+
+    As in Xen, the domain keeps the frame, though it has no place any more.
+    """
+    if p2m_of(current).remove(gfn) is None:
         raise XenError(ENOENT, f"there is no memory at guest frame {gfn:#x}")
-    discard(current, gfn)
 
 
 def populate(current: Current, gfn: int, mfn: Mfn) -> None:

@@ -9,18 +9,17 @@ from xenemu.abi.xen import Nr
 from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import INT, PV, ULONG, Hypercall
 from xenemu.hv.domain import Current
+from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv import debug, traps
-from xenemu.pv.bounce32 import iret32
 from xenemu.pv.emulate import set_guest_ts
 from xenemu.pv.state import pv
-from xenemu.x86.segment import SEL_RPL
 
 
 def _stack_switch(current: Current, ss: int, esp: int) -> None:
     """Set the stack on which user mode enters the kernel."""
     state = pv(current)
-    ring = 3 if current.domain.width == 8 else 1  # the kernel's (fixup_guest_stack_selector)
-    state.kernel_ss, state.kernel_sp = ss & 0xFFFF & ~SEL_RPL | ring, esp
+    state.kernel_ss = fixup_guest_selector(ss & 0xFFFF, current.domain.width)
+    state.kernel_sp = esp
 
 
 def _fpu_taskswitch(current: Current, set_ts: int) -> None:
@@ -38,10 +37,7 @@ def _get_debugreg(current: Current, index: int) -> int:
 
 def _iret(current: Current) -> int:
     """Leave the kernel; returns the RAX that the guest goes on with."""
-    if current.domain.width == 8:
-        traps.iret(current)
-    else:
-        iret32(current)
+    traps.iret(current)
     return current.cpu.regs[Reg.RAX]
 
 

@@ -20,7 +20,7 @@ REFUSED = [
     Hypercall(Nr.sysctl, "sysctl", ALL, ONE_POINTER, None, EPERM, "for the control domain"),
     Hypercall(Nr.domctl, "domctl", ALL, ONE_POINTER, None, EPERM, "for the control domain"),
     Hypercall(
-        Nr.kexec_op, "kexec_op", ALL, COMMAND_AND_POINTER, None, EPERM, "for the hardware domain"
+        Nr.kexec_op, "kexec_op", PV, COMMAND_AND_POINTER, None, EPERM, "for the hardware domain"
     ),
     Hypercall(Nr.tmem_op, "tmem_op", ALL, ONE_POINTER, None, ENOSYS, "removed in Xen 4.13"),
     Hypercall(
@@ -35,7 +35,7 @@ REFUSED = [
     Hypercall(
         Nr.hypfs_op, "hypfs_op", ALL, COMMAND_AND_POINTER, None, EPERM, "for the control domain"
     ),
-    Hypercall(Nr.mca, "mca", ALL, ONE_POINTER, None, EPERM, "for the control domain"),
+    Hypercall(Nr.mca, "mca", PV, ONE_POINTER, None, EPERM, "for the control domain"),
     Hypercall(
         Nr.paging_domctl_cont,
         "paging_domctl_cont",

@@ -31,7 +31,7 @@ from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
-from xenemu.x86.flags import IF
+from xenemu.pvh.callbacks import interrupt_due
 
 ops = SubOps("sched_op")
 
@@ -49,13 +49,20 @@ def yield_(current: Current, pointer: int) -> None:
 
 @ops.sub(SCHEDOP_block)
 def block(current: Current, pointer: int) -> None:
-    """Unmask upcalls, and wait for one unless one is due."""
-    if current.domain.p2m is None:
-        set_upcall_mask(current.domain, current.vcpu, False)
-    else:
-        current.cpu.rflags |= IF
-    if not event_pending(current.domain, current.vcpu):
+    """Unmask upcalls, and wait for one unless one is due.
+
+    A PVH guest that does not let interrupts in waits even if one is pending, for another.
+    """
+    set_upcall_mask(current.domain, current.vcpu, False)
+    if not _upcall_due(current):
         scheduler.block(current)
+
+
+def _upcall_due(current: Current) -> bool:
+    """Whether the vcpu would hear of an event at once."""
+    if current.domain.p2m is None:
+        return event_pending(current.domain, current.vcpu)
+    return interrupt_due(current)
 
 
 @ops.sub(SCHEDOP_shutdown, sched_shutdown)
@@ -74,7 +81,7 @@ def poll(current: Current, op: sched_poll) -> None:
     domain, vcpu = current.domain, current.vcpu
     if op.nr_ports > MAX_POLL_PORTS:
         raise XenError(EINVAL, f"{op.nr_ports} ports to poll: {MAX_POLL_PORTS} are allowed")
-    if event_pending(domain, vcpu):
+    if _upcall_due(current):
         return
     port = scheduler.ANY_PORT
     for index in range(op.nr_ports):

@@ -42,6 +42,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.pvh import lapic_glue
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MIN_PERIOD_NS: Final = 1_000_000
@@ -178,9 +179,8 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
     domain.memory.write(info, domain.memory.read(vcpu.info, VCPU_INFO_SIZE))
     vcpu.info = info
     vcpu.info_registered = True
-    every_word = (1 << 8 * domain.width) - 1
     selector = vcpu_field(domain, vcpu, "evtchn_pending_sel")
-    domain.memory.write_uint(selector, domain.width, every_word)
+    domain.memory.write_uint(selector, domain.shared_info_width, -1)
     if mark_events_pending(domain, vcpu):
         scheduler.wake(domain, vcpu)
 
@@ -190,7 +190,9 @@ def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
     """Send an NMI; EINVAL: the pointer is not null."""
     if pointer:
         raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")
-    raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}")
+    if current.domain.p2m is None:
+        raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}")
+    lapic_glue.send_nmi(current, vcpu)
 
 
 @ops.sub(VCPUOP_get_physid)

@@ -6,6 +6,7 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 
 from xenemu.abi.errno import EFAULT
+from xenemu.abi.features import pvh_features
 from xenemu.errors import XenError
 from xenemu.hv.console import Console
 from xenemu.hv.cpu import Seg, Segment
@@ -13,6 +14,7 @@ from xenemu.hv.domain import Current, Domain
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
+from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames, PGT_l4_page_table
 from xenemu.hv.vcpu import Vcpu
 from xenemu.hv.xenstore import XenstoreRing
@@ -20,6 +22,11 @@ from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
 from xenemu.pv.paging import translate
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.pv.traps import CS64, SS64
+from xenemu.pvh.acpi import apic_id
+from xenemu.pvh.lapic import Lapic
+from xenemu.pvh.paging import translate as guest_tables
+from xenemu.pvh.personality import CODE32, DATA32
+from xenemu.pvh.state import PvhDomain, PvhVcpu
 from xenemu.x86.paging import RW, US, Maddr, Mfn, P
 
 SHARED_INFO = Mfn(1)
@@ -85,6 +92,7 @@ PERDOMAIN_L1, XEN_GDT, ZERO_FRAME = Mfn(4), Mfn(5), Mfn(6)
 KERNEL_ONLY = 1 << 39  # the same frames again, but not in the user's address space
 KERNEL_STACK = 0x20000  # top of frame 31
 CODE = 0x21000
+CODE64 = 0x00A09B00  # ring 0
 
 READ_ONLY: set[int] = {0x5000}  # virtual page addresses that refuse a write
 
@@ -157,3 +165,66 @@ def protect(current: Current, *mfns: int) -> None:
     for mfn in mfns:
         entry = domain.memory.words[(L1 << 9) + mfn] & ~RW
         domain.frames.mod_entry((L1 << 12) + 8 * mfn, entry, domain.domid)
+
+
+@dataclass
+class FakeNativeCpu(FakeCpu):
+    """A CPU for a PVH guest, as it starts: flat, without paging."""
+
+    cr0: int = 0x11
+    cr4: int = 0
+    efer: int = 0
+    rflags: int = 0x2
+    halted: bool = False
+    triple_fault: bool = False
+    apic_vector: int | None = None
+    accepted: int | None = None
+    nmi_pending: bool = False
+    interrupt_requests: int = 0
+    upcall: tuple[int, int | None] | None = None
+
+    def request_interrupt(self) -> None:
+        self.interrupt_requests += 1
+
+    def request_nmi(self) -> None:
+        self.nmi_pending = True
+
+    def take_accepted(self) -> int | None:
+        accepted, self.accepted = self.accepted, None
+        return accepted
+
+    def set_upcall(self, info_maddr: int, vector: int | None) -> None:
+        self.upcall = (info_maddr, vector)
+
+    def take_interrupt(self) -> int | None:
+        """Take the local APIC's interrupt."""
+        self.accepted, self.apic_vector = self.apic_vector, None
+        return self.accepted
+
+
+def make_pvh_current(pages: int = 64, vcpus: int = 1) -> Current:
+    """A current vcpu 0 of a PVH domain on a `FakeNativeCpu`, in flat 32-bit code.
+
+    Each of its frames is at its own number; Xen's, shared_info among them, are nowhere.
+    """
+    domain = make_domain(4, pages, vcpus)
+    domain.features, domain.shared_info_width = pvh_features(), 8
+    populated = bytearray(FIRST_GUEST_FRAME) + bytearray(b"\1") * pages
+    domain.p2m = P2m(populated)
+    domain.arch = PvhDomain()
+    for vcpu in domain.vcpus:
+        vcpu.arch = PvhVcpu(Lapic(apic_id(vcpu.vcpu_id)))
+        vcpu.initialised = vcpu.online
+    cpu = FakeNativeCpu()
+    cpu.set_segment(Seg.CS, Segment(0, 0, 0xFFFFFFFF, CODE32))
+    cpu.set_segment(Seg.SS, Segment(0, 0, 0xFFFFFFFF, DATA32))
+    return Current(domain, domain.vcpus[0], cpu, guest_tables, "pvh32")
+
+
+def enter_long_mode(current: Current, root: int) -> None:
+    """Run 64-bit code on the 4-level tables at `root`."""
+    cpu = current.cpu
+    assert isinstance(cpu, FakeNativeCpu)
+    cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = 0x80010011, root, 0x20, 0x500
+    cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE64))
+    current.domain.width, current.environment = 8, "pvh64"

@@ -148,8 +148,11 @@ def test_page_walk_ends_where_there_is_no_memory(current, kernel):
 def test_native_guest_without_paging(current, kernel):
     current.domain.p2m = P2m(bytearray([1]) * current.domain.memory.nr_frames)
     current.cpu.cr0 = 0x11
-    lines = section(report(current, kernel), "Page walk of cr2")
-    assert lines == ["0x7f8040302010: paging is off"]
+    current.cpu.rip = 0xC000_0000
+    text = report(current, kernel)
+    lines = section(text, "Page walk of rip, which cannot be read:")
+    assert lines == ["0xc0000000: paging is off", "  -> 0xc0000000, where no memory is"]
+    assert "Page walk of cr2" not in text
 
 
 @pytest.mark.parametrize(

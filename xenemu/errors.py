@@ -4,7 +4,7 @@ An exception's type alone decides what happens to it:
 
 * `XenError` goes to the guest as ``-errno``; its reason goes to the log.
 * `DomainCrash` ends the guest, as Xen's ``domain_crash()`` does.
-* `ImageError` and `UsageError` end the command with one line and an exit code.
+* `ImageError`, `FitError` and `UsageError` end the command with one line and an exit code.
 * `NotModelled` and `EngineError` say that xenemu cannot do what is needed here.
 
 Anything else that escapes is a bug of xenemu's.
@@ -17,6 +17,10 @@ class XenemuError(Exception):
 
 class ImageError(XenemuError):
     """The kernel image cannot be used: truncated, wrong machine, contradictory notes."""
+
+
+class FitError(ImageError):
+    """The kernel, or what is to be loaded with it, does not fit in the guest's memory."""
 
 
 class UsageError(XenemuError):

@@ -41,6 +41,7 @@ EXIT_CODES = {
     End.STOPPED: 0,
 }
 EXIT_IMAGE = 7  # unusable image, or a command line that cannot be honoured
+EXIT_FIT = 8  # the kernel or a module does not fit in the guest's memory
 EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
 
 

@@ -48,7 +48,9 @@ def report(current: Current, image: Image) -> str:
         f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, symbols),
         "Other vcpus": _other_vcpus(current),
         "Backtrace": _backtrace(current, symbols, image),
-        "Page walk of cr2, where the last page fault was": _walk(current, current.cpu.cr2),
+        "Page walk of cr2, where the last page fault was": (
+            _walk(current, current.cpu.cr2) if _tables(current) else []
+        ),
     }
     for name, vaddr in (("rip", current.cpu.rip), ("rsp", current.cpu.regs[Reg.RSP])):
         if not _is_readable(current, vaddr):
@@ -133,7 +135,8 @@ def _walk(current: Current, vaddr: int) -> list[str]:
     """Show each entry that a walk meets, and what the frame is that it leads to."""
     tables = _tables(current)
     if tables is None:
-        return [f"{vaddr:#x}: paging is off"]
+        address = vaddr & 0xFFFFFFFF
+        return [f"{address:#x}: paging is off", f"  -> {_describe(current, address)}"]
     table, shifts, size = tables
     lines = [f"{vaddr:#x} from cr3: {_describe(current, table)}"]
     for level, shift in zip(range(len(shifts), 0, -1), shifts, strict=True):

@@ -1,5 +1,7 @@
 /* The PV environments: everything starts from start_info. */
 #include "guest.h"
+#include "pv.h"
+#include "traps.h"
 
 #ifdef __x86_64__
 #define MACHINE_TO_PHYS ((const unsigned long *)0xffff800000000000UL)
@@ -10,10 +12,18 @@ const char environment[] = "pv32";
 #endif
 
 static const struct start_info *info;
+static struct console pv_console;
+
+static void *mfn_to_virt(unsigned long mfn)
+{
+	return (void *)(MACHINE_TO_PHYS[mfn] << 12);
+}
 
 void pv_start(const struct start_info *from_xen)
 {
 	info = from_xen;
+	pv_console = (struct console){ mfn_to_virt(info->console_mfn), info->console_evtchn };
+	init_traps();
 	start();
 }
 
@@ -34,7 +44,16 @@ const char *command_line(void)
 
 struct console console(void)
 {
-	unsigned long pfn = MACHINE_TO_PHYS[info->console_mfn];
+	return pv_console;
+}
 
-	return (struct console){ (void *)(pfn << 12), info->console_evtchn };
+volatile uint64_t *l1_entry(const volatile void *at)
+{
+	const uint64_t *table = (const uint64_t *)info->pt_base;
+	unsigned long address = (unsigned long)at;
+	int level = sizeof(long) == 8 ? 4 : 3;
+
+	for (; level > 1; level--)
+		table = mfn_to_virt((table[address >> (3 + 9 * level) & 511] & ~0xfffull) >> 12);
+	return (volatile uint64_t *)&table[address >> 12 & 511];
 }

@@ -1,7 +1,20 @@
-/* Native x86 for PVH guests: selectors, control registers, privileged instructions. */
+/* x86: selectors, control registers, privileged instructions. */
 #ifndef X86_H
 #define X86_H
 
+#ifdef GUEST_PV /* Xen's flat segments, in every guest's GDT */
+#ifdef __x86_64__
+#define KERNEL_CS 0xe030 /* ring 3 in truth: what frames and iret show of the kernel */
+#define KERNEL_DS 0xe02b
+#define USER_CS 0xe033
+#define USER_DS 0xe02b
+#else
+#define KERNEL_CS 0xe019
+#define KERNEL_DS 0xe021
+#define USER_CS 0xe02b
+#define USER_DS 0xe033
+#endif
+#else
 /* In the order that SYSCALL and SYSENTER want. */
 #define KERNEL_CS 0x08
 #define KERNEL_DS 0x10
@@ -16,6 +29,7 @@
 #else
 #define USER_CS USER_CS32
 #define KERNEL_CODE 0x00cf9b000000ffff
+#endif
 #endif
 
 #define CR0_PE (1 << 0)

@@ -5,13 +5,23 @@
 #ifndef XEN_H
 #define XEN_H
 
+#define __HYPERVISOR_set_trap_table 0
+#define __HYPERVISOR_set_gdt 2
+#define __HYPERVISOR_stack_switch 3
+#define __HYPERVISOR_update_descriptor 10
 #define __HYPERVISOR_memory_op 12
+#define __HYPERVISOR_update_va_mapping 14
 #define __HYPERVISOR_xen_version 17
 #define __HYPERVISOR_console_io 18
 #define __HYPERVISOR_grant_table_op 20
+#define __HYPERVISOR_vm_assist 21
+#define __HYPERVISOR_iret 23
 #define __HYPERVISOR_vcpu_op 24
+#define __HYPERVISOR_mmuext_op 26
 #define __HYPERVISOR_sched_op 29
+#define __HYPERVISOR_callback_op 30
 #define __HYPERVISOR_event_channel_op 32
+#define __HYPERVISOR_physdev_op 33
 #define __HYPERVISOR_hvm_op 34
 
 #define DOMID_SELF 0x7ff0

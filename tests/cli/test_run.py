@@ -222,11 +222,11 @@ def test_no_sizes(text):
     ("options", "words"),
     [
         (("--memory", "lots"), "--memory lots: give a number and a unit"),
-        (("--memory", "1M"), "give it more with --memory"),
         (("--mode", "pvh"), "cannot boot as pvh"),
         (("--initrd", "/nonexistent"), "--initrd /nonexistent: No such file"),
         (("--initrd", "/dev/null"), "--initrd /dev/null: the file is empty"),
-        (("--initrd", "/dev/zero"), "--initrd /dev/zero: larger than the guest's memory"),
+        (("--module", "/nonexistent"), "--module /nonexistent: No such file"),
+        (("--module", f"{__file__}=x"), "a PV guest takes one module"),
         (("--cmdline", "x" * 2000), "the command line has 2000 bytes"),
         (("--timeout", "0"), "--timeout 0: give seconds, above 0"),
         (("--timeout", "nan"), "--timeout nan: "),
@@ -238,6 +238,21 @@ def test_no_sizes(text):
 def test_what_cannot_be_honoured_is_one_line_and_7(boot, options, words):
     result = boot(SPIN, *options)
     assert (result.returncode, result.stdout) == (7, b"")
+    line = result.stderr.decode()
+    assert line.startswith("xenemu: ") and words in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--memory", "1M"), "give it more with --memory"),
+        (("--initrd", "/dev/zero"), "--initrd /dev/zero: larger than the guest's memory"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_8(boot, options, words):
+    result = boot(SPIN, *options)
+    assert (result.returncode, result.stdout) == (8, b"")
     line = result.stderr.decode()
     assert line.startswith("xenemu: ") and words in line
     assert line.count("\n") == 1
@@ -283,6 +298,33 @@ def test_grub_answers_what_is_piped_to_it(guest_image, xenemu_run):
         stdin=b"ls\nhelp\n",
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_32_bit_grub_boots_nothing_with_its_own_message(guest_image, xenemu_run):
+    result = xenemu_run(
+        guest_image("grub-i386-xen"),
+        *("--mode", "pv", "--timeout", "120"),
+        *("--expect", r"^grub> ls\n\(memdisk\)"),
+        *("--expect", r"^grub> help\n(.*\n)*.*xen_ls \[DIR\]"),
+        *("--expect", r"^grub> boot\nerror: you need to load the kernel first\."),
+        stdin=b"ls\nhelp\nboot\n",
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "page_directory"), [("gnumach-xen-486", 0x4012D000), ("gnumach-xen-486-i386", 0xC00EE000)]
+)
+def test_mach_stops_at_a_store_to_its_own_page_directory(
+    guest_image, xenemu_run, name, page_directory
+):
+    """It made that one read-only itself, and loaded it; Xen 4.17 gives it the same #PF."""
+    result = xenemu_run(guest_image(name), "--mode", "pv", "--timeout", "60")
+    stderr = result.stderr.decode()
+    assert result.returncode == 4, stderr
+    walk = stderr.partition("Page walk of cr2")[2]
+    assert f"{page_directory:#x} from cr3" in walk
+    assert walk.splitlines()[-2].endswith("references)") and "l2_page_table" in walk.splitlines()[-2]
 
 
 def test_a_shell_in_debians_kernel_reads_a_pipe(guest_image, xenemu_run, tmp_path):

@@ -20,7 +20,7 @@ import typer
 
 from guests import initramfs
 from xenemu.cli import app
-from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_IMAGE
+from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
 
 ROOT = Path(__file__).parents[2]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
@@ -172,7 +172,7 @@ def test_every_subcommand_has_an_example():
 
 def test_readme_has_every_exit_code():
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README.read_text(), re.MULTILINE)}
-    assert codes == {*EXIT_CODES.values(), EXIT_IMAGE, EXIT_BUG}
+    assert codes == {*EXIT_CODES.values(), EXIT_IMAGE, EXIT_FIT, EXIT_BUG}
 
 
 def _tree() -> list[Path]:

@@ -52,6 +52,7 @@ XENMAPSPACE_grant_table: Final = 1
 XENMAPSPACE_gmfn: Final = 2
 XENMAPSPACE_gmfn_range: Final = 3
 XENMAPSPACE_gmfn_foreign: Final = 4
+XENMAPSPACE_dev_mmio: Final = 5
 XENMAPIDX_grant_table_status: Final = 1 << 31  # in the index: a status frame
 
 XENMEM_RDM_ALL: Final = 1

@@ -17,8 +17,8 @@ from xenemu import __version__
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
 from xenemu.cli.run import HELP_EPILOG, run
-from xenemu.errors import EngineError, XenemuError
-from xenemu.outcome import EXIT_BUG, EXIT_IMAGE
+from xenemu.errors import EngineError, FitError, XenemuError
+from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
 EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE
@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except EngineError as error:
         return _fail(str(error), EXIT_BUG)
+    except FitError as error:
+        return _fail(str(error), EXIT_FIT)
     except XenemuError as error:
         return _fail(str(error), EXIT_IMAGE)
     except Exception as error:

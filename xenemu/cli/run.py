@@ -20,9 +20,10 @@ from xenemu import image
 from xenemu.cli.expect import Expectations
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
-from xenemu.errors import UsageError
+from xenemu.errors import FitError, UsageError
+from xenemu.hv.building import Module
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
-from xenemu.outcome import EXIT_BUG, EXIT_IMAGE, End, Outcome
+from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.report import report
 
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -47,6 +48,7 @@ Exit codes:
   5    the hypervisor crashed it, for a rule that it broke; or a triple fault
   6    --timeout passed, or the guest waits for what can never come
   {EXIT_IMAGE}    the kernel cannot be used, or these options cannot be honoured
+  {EXIT_FIT}    the kernel, its initrd or a module does not fit in the guest's memory
   {EXIT_BUG}   xenemu's own fault: a bug, or its installation is incomplete
   128+N  signal N ended xenemu: 130 for SIGINT, 141 for a closed standard output
 
@@ -63,6 +65,14 @@ def run(
     cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
     initrd: Annotated[
         Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further module to give a PVH kernel, with a command line of its own if you"
+            " like; for several, say it again.",
+            metavar="FILE[=CMDLINE]",
+        ),
     ] = None,
     memory: Annotated[
         str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
@@ -100,10 +110,12 @@ def run(
     file. The run ends when the guest powers off, crashes, or waits for what can never come.
     """
     expectations = Expectations(expect or [])
+    size = parse_memory(memory)
     config = DomainConfig(
-        parse_memory(memory),
+        size,
         os.fsencode(cmdline),
-        b"" if initrd is None else _read_initrd(initrd, parse_memory(memory)),
+        b"" if initrd is None else _read_module("--initrd", initrd, size),
+        modules=tuple(_parse_module(text, size) for text in module or []),
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
@@ -195,16 +207,23 @@ def _format_size(size: int) -> str:
     return f"{size // UNITS[unit]} {unit}iB"
 
 
-def _read_initrd(path: Path, memory: int) -> bytes:
+def _parse_module(text: str, memory: int) -> Module:
+    """Read a module given as ``FILE`` or ``FILE=CMDLINE``."""
+    path, equals, cmdline = text.partition("=")
+    data = _read_module("--module", Path(path), memory)
+    return Module(data, os.fsencode(cmdline) if equals else None)
+
+
+def _read_module(option: str, path: Path, memory: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(memory)  # a pipe or a device may have no end
     except OSError as error:
-        raise UsageError(f"--initrd {path}: {error.strerror}") from None
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
     if not data:
-        raise UsageError(f"--initrd {path}: the file is empty")
+        raise UsageError(f"{option} {path}: the file is empty")
     if len(data) == memory:
-        raise UsageError(f"--initrd {path}: larger than the guest's memory; see --memory")
+        raise FitError(f"{option} {path}: larger than the guest's memory; see --memory")
     return data
 
 

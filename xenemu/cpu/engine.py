@@ -215,7 +215,11 @@ class Engine:
             error, self._error = self._error, None
             raise error
         if status and not state.stop:
-            raise EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
+            raise self._failure(status)
+
+    def _failure(self, status: int) -> Exception:
+        """What it means that Unicorn returned this error."""
+        return EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
 
     def limit(self, deadline_ns: int) -> None:
         """Leave `run` no later than at virtual time `deadline_ns`."""

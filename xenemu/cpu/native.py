@@ -11,7 +11,7 @@ from typing import Any
 
 from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
-from xenemu.errors import NotModelled
+from xenemu.errors import DomainCrash, NotModelled
 from xenemu.hv.cpu import Msr, NativeExitHandler
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
@@ -22,6 +22,8 @@ BEYOND_RAM = 1 << 40  # bytes of address space that answer with ones
 OLD_EXCEPTION = 5496
 DOUBLE_FAULT = 8
 NO_VECTOR = -1
+UC_ERR_FETCH_PROT = 14
+CR0_ENTRY = 0x11  # ET PE
 
 
 class NativeEngine(Engine):
@@ -44,6 +46,7 @@ class NativeEngine(Engine):
         self._old_exception = ctypes.c_int32.from_address(state.env + OLD_EXCEPTION)
         self._upcall_memory = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
         self.leave_long_mode()
+        self._cr[0] = CR0_ENTRY
         self._sync_p2m()
         state.native = 1
 
@@ -80,6 +83,12 @@ class NativeEngine(Engine):
                 self.native_handler.write_apic(offset - self._apic_offset, size, value)
         except BaseException as error:
             self._fail(error)
+
+    def _failure(self, status: int) -> Exception:
+        if status == UC_ERR_FETCH_PROT:
+            # DIVERGES: what is fetched from no memory is undefined, as the ones that it reads as.
+            return DomainCrash(f"jumped to {self.rip:#x}, where no memory is")
+        return super()._failure(status)
 
     def _fail(self, error: BaseException) -> None:
         self._error = error

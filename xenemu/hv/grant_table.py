@@ -156,8 +156,7 @@ class GrantTable:
         if active is None or (writing and not active.writers):
             self._check_entry(domain, ref, pinned=active is not None, writing=writing)
         if active is None:
-            mfn = Mfn(self.entry(domain, ref).frame)
-            _check_frame(domain, mfn)
+            mfn = _own_frame(domain, self.entry(domain, ref).frame)
             active = self.active[ref] = Active(domain.domid, mfn)
         if writing:
             active.writers += 1
@@ -322,9 +321,7 @@ def _check_domain(domain: Domain, end: CopyEnd) -> None:
 
 def _claim(domain: Domain, end: CopyEnd, writing: bool) -> Mfn:
     if not end.by_ref:
-        mfn = Mfn(end.ref_or_gmfn)
-        _check_frame(domain, mfn)
-        return mfn
+        return _own_frame(domain, end.ref_or_gmfn)
     if end.domid == DOM0:
         _refuse_dom0(end.ref_or_gmfn)
     return domain.grants.acquire(domain, end.ref_or_gmfn, writing)
@@ -341,13 +338,15 @@ def _refuse_dom0(ref: int) -> None:
     raise GrantError(GNTST_general_error, f"dom0's grant {ref} is not for this domain")
 
 
-def _check_frame(domain: Domain, mfn: Mfn) -> None:
-    """Whether a frame is the domain's own; no reference is kept."""
+def _own_frame(domain: Domain, gfn: int) -> Mfn:
+    """A frame of the domain's own; no reference is kept. GNTST_bad_page: it is not."""
     try:
+        mfn = domain.gfn_to_mfn(gfn)
         domain.frames.get_page(mfn, domain.domid)
     except XenError as error:
         raise GrantError(GNTST_bad_page, error.reason) from None
     domain.frames.put_page(mfn)
+    return mfn
 
 
 def _hold_for_device(domain: Domain, mfn: Mfn, writing: bool) -> None:

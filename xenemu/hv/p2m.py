@@ -10,10 +10,13 @@ In Xen: arch/x86/mm/p2m.c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import XenError
 from xenemu.x86.paging import Mfn
+
+MAX_GFN: Final = (1 << 36) - 1  # as far as four levels of tables reach
 
 
 @dataclass
@@ -40,6 +43,11 @@ class P2m:
             raise XenError(EINVAL, f"there is no memory at guest frame {gfn:#x}")
         return mfn
 
+    @property
+    def highest(self) -> int:
+        """The highest guest frame that has memory; -1 if none has."""
+        return max(self.populated.rfind(1), max(self.elsewhere, default=-1))
+
     def find(self, mfn: Mfn) -> int | None:
         """The guest frame where a machine frame is."""
         if self.populated[mfn]:
@@ -57,9 +65,11 @@ class P2m:
     def remove(self, gfn: int) -> Mfn | None:
         """Make a hole; return what was there."""
         mfn = self.get(gfn)
+        if mfn is None:
+            return None
         if mfn == gfn:
             self.populated[gfn] = 0
         else:
-            self.elsewhere.pop(gfn, None)
+            del self.elsewhere[gfn]
         self.changed = True
         return mfn

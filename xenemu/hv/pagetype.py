@@ -111,10 +111,15 @@ class PagingRules:
     l1_kernel_bits: int  # what Xen sets in a present L1 entry without US,
     l1_user_bits: int  # in one with US that the guest did not mark as its kernel's,
     table_bits: dict[int, int]  # and in a present higher entry, by its level
+    root_disallow: int = 0  # what only an entry of the root may not have
 
     def slots_of(self, used_as: int) -> range:
         """The entries of a table of this type that are Xen's."""
         return self.xen_slots if used_as == self.xen_type else NO_SLOTS
+
+    def disallowed(self, level: int) -> int:
+        """The bits that a present entry of a higher table may not have."""
+        return self.table_disallow | (self.root_disallow if level == self.root_type else 0)
 
     def child_type(self, level: int, index: int) -> int:
         """What an entry of a higher table leads to."""
@@ -149,6 +154,7 @@ PV32: Final = PagingRules(
     l1_kernel_bits=0,
     l1_user_bits=0,
     table_bits={2: 0, 3: US | RW},
+    root_disallow=0xFFF << 52,  # NX, and what the PDPTEs of a CPU in PAE mode have reserved
 )
 
 
@@ -381,7 +387,7 @@ class Frames(FrameTable):
         """
         child = (entry & ADDR) >> PAGE_SHIFT
         usable = (
-            not entry & self.rules.table_disallow
+            not entry & self.rules.disallowed(level)
             and child < len(self.owner)
             and self.owner[child] == self.owner[mfn]
         )
@@ -405,6 +411,8 @@ class Frames(FrameTable):
         """Why an entry of a higher table cannot be had."""
         child = (entry & ADDR) >> PAGE_SHIFT
         where = f"L{level} entry {index} of mfn {mfn:#x}, {describe_entry(entry)}"
+        if entry & self.rules.root_disallow & self.rules.disallowed(level):
+            return XenError(EINVAL, f"{where}, has NX or a bit above 51, which PAE's L3 has not")
         if entry & self.rules.table_disallow:
             return XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which it may not")
         wanted = TYPE_NAMES[self.rules.child_type(level, index)]
@@ -453,7 +461,7 @@ class Frames(FrameTable):
         held = old & P
         if entry & P:
             entry |= self.rules.table_bits[level]
-            if (old ^ entry) & (TABLE_REFERENCE_BITS | G):
+            if (old ^ entry) & (TABLE_REFERENCE_BITS | self.rules.disallowed(level)):
                 writes: list[Write] = []
                 self._get_page_from_entry(mfn, index, entry, level, writes)
                 self._write_tables(writes)

@@ -34,6 +34,12 @@ def gate_selector_okay(selector: int, width: int) -> bool:
     return own or selector == flat
 
 
+def fixup_guest_selector(selector: int, width: int) -> int:
+    """A code or stack selector that Xen keeps for later: no more privileged than the kernel."""
+    ring = 3 if width == 8 else 1
+    return selector if selector & SEL_RPL >= ring else selector & ~SEL_RPL | ring
+
+
 def check_descriptor(descriptor: int, width: int) -> int | None:
     """Apply Xen's rules to one GDT or LDT entry of a PV guest with longs of `width` bytes.
 

@@ -1,10 +1,13 @@
 """Bounce frames of 32-bit PV kernels, which run in ring 1, and the way back by iret.
 
-An entry from ring 3 switches to the kernel's stack; one from ring 1 stays on its own. In the CS
-slot, bits 23:16 are the event mask as it was; in the EFLAGS slot, IF is its inverse.
+An entry from ring 2 or 3 switches to the kernel's stack; one from ring 1 stays on its own. In the
+CS slot, bits 23:16 are the event mask as it was; in the EFLAGS slot, IF is its inverse.
 
-In Xen: arch/x86/x86_64/compat/entry.S (compat_create_bounce_frame), arch/x86/pv/iret.c
-(compat_iret).
+Whatever the vcpu is to go on with, Xen leaves by an IRET, which checks the code and the stack
+segment. Where it refuses them, the guest gets the fault, as if it came from the target.
+
+In Xen: arch/x86/x86_64/compat/entry.S (compat_create_bounce_frame, compat_restore_all_guest),
+arch/x86/pv/iret.c (compat_iret).
 """
 
 from __future__ import annotations
@@ -17,27 +20,33 @@ from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.pv.descriptors import read_descriptor
-from xenemu.pv.state import Trap, pv
+from xenemu.pv.state import NO_TRAP, Trap, pv
 from xenemu.x86 import flags, segment
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import Maddr
 
 WORD = 0xFFFFFFFF
+KERNEL_RING = 1
+USER_RINGS = 2  # a selector with this bit is of ring 2 or 3
 NOT_INHERITED = flags.TF | flags.VM | flags.RF | flags.NT
+NEVER_RESTORED = flags.IOPL | flags.NT | flags.VM
 DATA_SEGMENTS = (Seg.DS, Seg.ES, Seg.FS, Seg.GS)
-SELECTOR = 0xFFFF & ~segment.SEL_RPL
+SELECTOR = 0xFFFF & ~segment.SEL_RPL  # what an error code names of one
+VM86_FRAME = 9  # words: EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS
 
 
-def bounce32(
-    current: Current,
-    trap: Trap,
-    what: str,
-    error_code: int | None = None,
-    failsafe: bool = False,
-) -> None:
+def in_kernel_mode(current: Current) -> bool:
+    """Whether the vcpu is in ring 1; the engine also executes VM86 code, which is not."""
+    cs = current.cpu.segment(Seg.CS).selector
+    return cs & segment.SEL_RPL == KERNEL_RING and not current.cpu.rflags & flags.VM
+
+
+def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """Enter the guest's kernel at `trap`, with a frame for what it interrupts.
 
-    Crashes the domain where Xen does: no handler, or a stack that cannot take the frame.
+    A Fault if the handler's code or stack segment is not fit: it belongs to the handler's first
+    instruction. Crashes the domain where Xen does: no handler, or a stack that cannot take the
+    frame.
     """
     if not trap.cs & SELECTOR:
         raise DomainCrash(f"{what} at {current.cpu.rip:#x}, but the guest has no handler for it")
@@ -48,103 +57,115 @@ def bounce32(
     seen = rflags & ~(flags.IF | flags.IOPL) | (0 if mask else flags.IF)
     if domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         seen |= state.iopl << flags.IOPL_SHIFT
-    frame = [cpu.rip, cpu.segment(Seg.CS).selector | mask << 16, seen]
-    stack = cpu.segment(Seg.SS)
-    if state.kernel_mode:
-        esp = regs[Reg.RSP]
+    cs, ss = cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS)
+    frame = [cpu.rip, cs | mask << 16, seen]
+    if cs & USER_RINGS:
+        frame += [regs[Reg.RSP], ss.selector]
+        esp, selector = state.kernel_sp, state.kernel_ss
+        base = _stack_base(current, selector)
     else:
-        esp = state.kernel_sp
-        frame += [regs[Reg.RSP] & WORD, stack.selector]
-        stack = _kernel_stack(current)
+        esp, selector, base = regs[Reg.RSP], ss.selector, ss.base
     if error_code is not None:
         frame.insert(0, error_code)
-    if failsafe:
-        frame[:0] = [cpu.segment(which).selector for which in DATA_SEGMENTS]
     esp = (esp - 4 * len(frame)) & WORD
     try:
         data = struct.pack(f"<{len(frame)}I", *(value & WORD for value in frame))
-        current.write((stack.base + esp) & WORD, data)
+        current.write((base + esp) & WORD, data)
     except XenError as error:
         raise DomainCrash(f"{what}: no frame on the guest's kernel stack: {error.reason}") from None
-    if failsafe:
-        for which in DATA_SEGMENTS:
-            cpu.set_segment(which, Segment(0))
     cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address & WORD, rflags & ~NOT_INHERITED, esp
-    cpu.set_segment(Seg.SS, stack)
-    cpu.set_segment(Seg.CS, _handler_code(current, trap.cs))
-    state.kernel_mode = True
     if trap.mask_events:
         domain.memory.bytes[mask_byte] |= 1
+    _resume(current, trap.cs, selector)
 
 
-def _kernel_stack(current: Current) -> Segment:
-    """The stack segment that the guest registered for entries from ring 3."""
-    selector = pv(current).kernel_ss
+def _stack_base(current: Current, selector: int) -> int:
+    """Where the segment begins that the guest registered for its kernel stack."""
     try:
-        return load_stack(current, selector, 1)
+        return segment.base(_descriptor(current, selector)[0])
     except Fault:
         raise DomainCrash(f"the guest's kernel stack segment {selector:#x} is no stack") from None
-
-
-def _handler_code(current: Current, selector: int) -> Segment:
-    try:
-        return load_code(current, selector, 1)
-    except Fault:
-        raise DomainCrash(f"the guest's handler is in {selector:#x}, which is no code") from None
 
 
 def iret32(current: Current) -> None:
     """HYPERVISOR_iret of a 32-bit guest: leave the kernel by the frame on its stack.
 
-    VM86 does not exist under 64-bit Xen: the guest gets #GP. A frame that the CPU's IRET refuses
-    enters the failsafe callback.
+    A Fault of the target if the CPU's IRET refuses the frame. Crashes the domain if there is none,
+    or if it leads to ring 0. Like Xen, it takes ESP for a linear address.
     """
-    cpu, state, domain = current.cpu, pv(current), current.domain
+    cpu, state = current.cpu, pv(current)
     regs = cpu.regs
-    esp = (cpu.segment(Seg.SS).base + regs[Reg.RSP]) & WORD
-    try:
-        eax, eip, cs, eflags = struct.unpack("<4I", current.read(esp, 16))
-        cs &= 0xFFFF  # the event mask above it is not looked at: EFLAGS.IF is
-        outer = cs & segment.SEL_RPL > 1 and not eflags & flags.VM
-        new_esp, ss = struct.unpack("<2I", current.read(esp + 16, 8)) if outer else (0, 0)
-    except XenError as error:
-        raise DomainCrash(f"iret: no frame on the guest's stack: {error.reason}") from None
-    if domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
+    esp = regs[Reg.RSP] & WORD
+    eax, eip, cs, eflags = _words(current, esp, 4)
+    if current.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         state.iopl = (eflags & flags.IOPL) >> flags.IOPL_SHIFT
     regs[Reg.RAX], cpu.rip = eax, eip
+    cpu.rflags = eflags & flags.ALL & ~NEVER_RESTORED | flags.IF | flags.FIXED
+    masked = not eflags & flags.IF
+    ss = cpu.segment(Seg.SS).selector
     if eflags & flags.VM:
-        raise Fault(flags.GP)
-    cpu.rflags = eflags & flags.ALL & ~flags.IOPL | flags.IF | flags.FIXED
-    domain.memory.bytes[current.vcpu.info + UPCALL_MASK] = not eflags & flags.IF
-    if not outer:
-        regs[Reg.RSP] = (regs[Reg.RSP] + 16) & WORD
-        ss = cpu.segment(Seg.SS).selector
+        trap = _refuse_vm86(current, esp)
+        cs, ss = trap.cs, state.kernel_ss
+        masked |= trap.mask_events
+    elif not cs & segment.SEL_RPL:
+        raise DomainCrash(f"iret to {cs & 0xFFFF:#x}:{eip:#x}, in ring 0")
+    elif cs & USER_RINGS:
+        regs[Reg.RSP], ss = _words(current, esp + 16, 2)
     else:
-        regs[Reg.RSP] = new_esp
-    _load_code_and_stack(current, cs, ss & 0xFFFF, outer)
+        regs[Reg.RSP] = (esp + 16) & WORD
+    current.domain.memory.bytes[current.vcpu.info + UPCALL_MASK] = masked
+    # The event mask above the selector is not looked at: EFLAGS.IF is.
+    _resume(current, cs & 0xFFFF, ss & 0xFFFF)
 
 
-def _load_code_and_stack(current: Current, cs: int, ss: int, outer: bool) -> None:
-    """Load CS and SS as IRET at CPL 0 would; where that faults, enter the failsafe callback."""
-    cpu, state = current.cpu, pv(current)
-    ring = cs & segment.SEL_RPL
+def _words(current: Current, esp: int, count: int) -> tuple[int, ...]:
     try:
-        if not ring:
-            raise Fault(flags.GP, cs & SELECTOR)
-        code = load_code(current, cs, ring)
-        stack = load_stack(current, ss, ring)
-    except Fault as fault:
-        state.kernel_mode = not outer
-        cpu.set_segment(Seg.CS, Segment(cs | 1, 0, WORD, segment.CODE32_RING1))
-        bounce32(
-            current, state.failsafe_callback, f"iret to {cs:#x}:{cpu.rip:#x}: {fault}", None, True
-        )
-        return
+        return struct.unpack(f"<{count}I", current.read(esp & WORD, 4 * count))
+    except XenError as error:
+        raise DomainCrash(f"iret: no frame on the guest's stack: {error.reason}") from None
+
+
+def _refuse_vm86(current: Current, esp: int) -> Trap:
+    """Give the guest #GP instead of VM86 mode, which does not exist under 64-bit Xen.
+
+    The frame moves to the kernel's stack, as if the first instruction there had faulted.
+    """
+    cpu, state = current.cpu, pv(current)
+    frame = _words(current, esp + 4, VM86_FRAME)
+    stack = (state.kernel_sp - 4 * (1 + VM86_FRAME)) & WORD
+    try:
+        current.write(stack, struct.pack(f"<{1 + VM86_FRAME}I", 0, *frame))
+    except XenError as error:
+        raise DomainCrash(f"iret: no frame on the guest's kernel stack: {error.reason}") from None
+    trap = state.traps.get(flags.GP, NO_TRAP)
+    cpu.rip, cpu.regs[Reg.RSP] = trap.address, stack
+    cpu.rflags &= ~NOT_INHERITED
+    return trap
+
+
+def _resume(current: Current, cs: int, ss: int) -> None:
+    """Load CS and SS as IRET at CPL 0 would; a Fault, of the code they name, where that faults."""
+    cpu, state = current.cpu, pv(current)
+    try:
+        _load_code_and_stack(current, cs, ss)
+    except Fault:
+        # What the fault's frame shows of the target; of the rest only the stack's base is used.
+        cpu.set_segment(Seg.SS, Segment(ss, cpu.segment(Seg.SS).base, WORD, segment.DATA_RING1))
+        cpu.set_segment(Seg.CS, Segment(cs, 0, WORD, segment.CODE32_RING1))
+        raise
+    finally:
+        state.kernel_mode = cs & segment.SEL_RPL == KERNEL_RING
+
+
+def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
+    cpu = current.cpu
+    ring = cs & segment.SEL_RPL
+    code, stack = load_code(current, cs), load_stack(current, ss, ring)
+    if cpu.rip > code.limit:
+        raise Fault(flags.GP)
     cpu.set_segment(Seg.SS, stack)
     cpu.set_segment(Seg.CS, code)
-    if outer:
-        _drop_inner_data_segments(current, ring)
-    state.kernel_mode = ring < segment.SEL_RPL
+    _drop_inner_data_segments(current, ring)
 
 
 def _drop_inner_data_segments(current: Current, ring: int) -> None:
@@ -158,8 +179,9 @@ def _drop_inner_data_segments(current: Current, ring: int) -> None:
             current.cpu.set_segment(which, Segment(0))
 
 
-def load_code(current: Current, selector: int, ring: int) -> Segment:
-    """The code segment that a far transfer to `ring` loads; #GP or #NP if it may not."""
+def load_code(current: Current, selector: int) -> Segment:
+    """The code segment that IRET loads for the selector's ring; #GP or #NP if it may not."""
+    ring = selector & segment.SEL_RPL
     descriptor, attributes = _descriptor(current, selector)
     conforming = attributes & segment.TYPE_CONFORMING
     dpl = segment.dpl(attributes)
@@ -167,21 +189,25 @@ def load_code(current: Current, selector: int, ring: int) -> Segment:
         raise Fault(flags.GP, selector & SELECTOR)
     if not attributes & segment.PRESENT:
         raise Fault(flags.NP, selector & SELECTOR)
-    return _segment(selector & SELECTOR | selector & segment.SEL_TI | ring, descriptor)
+    # The engine takes the current ring from CS's DPL, which a conforming segment's need not be.
+    attributes = attributes & ~segment.DPL | ring << segment.DPL_SHIFT
+    return _segment(selector, descriptor, attributes)
 
 
 def load_stack(current: Current, selector: int, ring: int) -> Segment:
-    """The stack segment that a far transfer to `ring` loads; #GP or #SS if it may not."""
+    """The stack segment that IRET to `ring` loads; #GP or #SS if it may not."""
     descriptor, attributes = _descriptor(current, selector)
     kind = attributes & (segment.TYPE_CODE | segment.TYPE_WRITABLE)
-    if kind != segment.TYPE_WRITABLE or segment.dpl(attributes) != ring:
+    rings = {selector & segment.SEL_RPL, segment.dpl(attributes)}
+    if kind != segment.TYPE_WRITABLE or rings != {ring}:
         raise Fault(flags.GP, selector & SELECTOR)
     if not attributes & segment.PRESENT:
         raise Fault(flags.SS, selector & SELECTOR)
-    return _segment(selector, descriptor)
+    return _segment(selector, descriptor, attributes)
 
 
 def _descriptor(current: Current, selector: int) -> tuple[int, int]:
+    """The code or data descriptor that a selector names, and its attributes."""
     if segment.is_null(selector):
         raise Fault(flags.GP)
     descriptor = read_descriptor(current, selector)
@@ -191,6 +217,6 @@ def _descriptor(current: Current, selector: int) -> tuple[int, int]:
     return descriptor, attributes
 
 
-def _segment(selector: int, descriptor: int) -> Segment:
-    attributes = segment.attributes(descriptor) | segment.TYPE_ACCESSED
-    return Segment(selector, segment.base(descriptor), segment.limit(descriptor), attributes)
+def _segment(selector: int, descriptor: int, attributes: int) -> Segment:
+    base, limit = segment.base(descriptor), segment.limit(descriptor)
+    return Segment(selector, base, limit, attributes | segment.TYPE_ACCESSED)

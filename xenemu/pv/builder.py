@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS, FLAT_RING1_SS
 from xenemu.abi.features import pv_features
@@ -20,7 +20,7 @@ from xenemu.abi.xen import (
     VMASST_TYPE_pae_extended_cr3,
     start_info,
 )
-from xenemu.errors import ImageError
+from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import (
     MAX_PAGES_SLACK,
     XEN_FRAMES,
@@ -28,6 +28,7 @@ from xenemu.hv.building import (
     connect,
     make_ready,
     pages,
+    unpack_module,
 )
 from xenemu.hv.console import Console
 from xenemu.hv.cpu import Reg, Seg, Segment
@@ -87,6 +88,9 @@ class _Heap:
 
 def build_pv(image: Image, config: DomainConfig) -> Domain:
     """Build a PV domain of the image's width; ImageError if it or its memory will not do."""
+    if config.modules:
+        raise UsageError("a PV guest takes one module, its --initrd; only a PVH guest takes more")
+    config = replace(config, initrd=unpack_module(config.initrd))
     width = image.elf_class // 8
     parameters = pv_parameters(image)
     nr_pages = config.memory >> PAGE_SHIFT

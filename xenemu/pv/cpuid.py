@@ -15,6 +15,13 @@ HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
 HYPERCALL_PAGES = 1
 HYPERCALL_MSR = 0x40000000
 FEAT1_MMU_PT_UPDATE_PRESERVE_AD = 1 << 0
+# By leaf: EAX..EDX of what a 32-bit guest has. Without long mode there is no CMPXCHG16B, no LAHF
+# in it, and on an Intel CPU no SYSCALL (recalculate_cpuid_policy).
+WORD = 0xFFFFFFFF
+MASKS32 = {
+    0x1: (WORD, WORD, ~cpuid.CX16 & WORD, WORD),
+    0x80000001: (WORD, WORD, ~cpuid.LAHF_LM & WORD, ~(cpuid.SYSCALL | cpuid.LM) & WORD),
+}
 
 
 def execute(current: Current) -> None:
@@ -25,6 +32,9 @@ def execute(current: Current) -> None:
         a, b, c, d = _xen_leaf(current, leaf - cpuid.XEN_LEAF, subleaf)
     else:
         a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
+        if current.domain.width == 4 and leaf in MASKS32:
+            masks = MASKS32[leaf]
+            a, b, c, d = a & masks[0], b & masks[1], c & masks[2], d & masks[3]
     regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = a, b, c, d
 
 

@@ -26,12 +26,29 @@ from xenemu.pv.perdomain import LDT_PAGE, drop_ldt, gdt_base, ldt_base, map_page
 from xenemu.pv.state import pv, pv_domain
 from xenemu.x86 import flags, segment
 from xenemu.x86.fault import Fault
-from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, A, D, Mfn, P, is_canonical, walk
+from xenemu.x86.paging import (
+    ADDR,
+    ENTRIES,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    RW,
+    A,
+    D,
+    Maddr,
+    Mfn,
+    P,
+    is_canonical,
+    walk,
+)
 
 LAST_RESERVED_GDT_BYTE = (FIRST_RESERVED_GDT_PAGE + 1) * 4096 - 1
 MAX_LDT_ENTRIES = 8192
 HYPERVISOR_RW = P | RW | A | D
 HYPERVISOR_RO = P | A
+# How the guest's own pages are mapped, by its width. In 32-bit tables the kernel's ring 1 has the
+# rights of Xen's ring 0: it may not write. What the CPU would is left to `mark_accessed`.
+TABLE_PAGE = {8: HYPERVISOR_RW, 4: HYPERVISOR_RO}
+ACCESSED_BYTE = 5  # of a descriptor, its bit 0
 
 # Xen's own descriptors, by the guest's width and by selector: flat code and data.
 XEN_SEGMENTS = {
@@ -94,8 +111,9 @@ def set_gdt(current: Current, frames: list[int], entries: int) -> None:
             domain.frames.put_page_and_type(mfn)
         raise XenError(EINVAL, error.reason) from None
     zero = pv_domain(current).zero_page << PAGE_SHIFT | HYPERVISOR_RO
+    bits = TABLE_PAGE[domain.width]
     for page in range(FIRST_RESERVED_GDT_PAGE):
-        entry = taken[page] << PAGE_SHIFT | HYPERVISOR_RW if page < len(taken) else zero
+        entry = taken[page] << PAGE_SHIFT | bits if page < len(taken) else zero
         map_page(current, page, entry)
     for old in state.gdt_frames:
         domain.frames.put_page_and_type(old)
@@ -148,7 +166,26 @@ def map_ldt_page(current: Current, offset: int, error_code: int = 0) -> None:
             raise Fault(flags.GP, offset & ~segment.SEL_RPL | segment.SEL_TI) from None
         raise Fault(flags.PAGE_FAULT, error_code, linear) from None
     state.ldt_frames[page] = mfn
-    map_page(current, LDT_PAGE + page, mfn << PAGE_SHIFT | HYPERVISOR_RW)
+    map_page(current, LDT_PAGE + page, mfn << PAGE_SHIFT | TABLE_PAGE[domain.width])
+
+
+def mark_accessed(current: Current, vaddr: int) -> bool:
+    """Set the accessed bit that the CPU could not, in the descriptor mapped at `vaddr`.
+
+    False if it is set already, or there is no code or data descriptor: then it was not the CPU.
+    """
+    memory = current.domain.memory
+    words, levels = memory.words, current.domain.frames.rules.root_type
+    leaf = walk(words, pv(current).kernel_root, vaddr, levels)[-1]
+    if leaf.level != 1 or not leaf.entry & P:
+        return False
+    maddr = leaf.entry & ADDR | vaddr & PAGE_MASK & -8
+    attributes = segment.attributes(words[maddr >> 3])
+    if not attributes & segment.S or attributes & segment.TYPE_ACCESSED:
+        return False
+    byte = Maddr(maddr + ACCESSED_BYTE)
+    memory.write_uint(byte, 1, memory.bytes[byte] | 1)
+    return True
 
 
 def _ldt_frame(current: Current, linear: int) -> Mfn | None:

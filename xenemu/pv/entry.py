@@ -14,12 +14,12 @@ from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
-from xenemu.pv.bounce32 import iret32
+from xenemu.pv.bounce32 import in_kernel_mode
 from xenemu.pv.debug import take_debug_status
-from xenemu.pv.descriptors import map_ldt_page
-from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
+from xenemu.pv.descriptors import map_ldt_page, mark_accessed
+from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op, fetch
 from xenemu.pv.paging import in_guest_range
-from xenemu.pv.perdomain import ldt_base
+from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
 from xenemu.pv.state import NO_TRAP, pv
 from xenemu.x86 import flags, segment
@@ -34,6 +34,7 @@ INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 SYSENTER_LENGTH = 2
 INT80 = 0x80
+RDPMC = b"\x0f\x33"
 LDT_BYTES = 0x10000
 
 
@@ -179,7 +180,9 @@ class PvExits:
     def invalid_opcode(self) -> None:
         """Forced emulation, or #UD."""
         current = self.current
-        if not emulate_invalid_op(current):
+        if fetch(current)[: len(RDPMC)] == RDPMC:  # not in the engine; CR4.PCE is never set
+            traps.inject(current, flags.GP)
+        elif not emulate_invalid_op(current):
             traps.inject(current, flags.UD)
 
     def cpuid(self) -> bool:
@@ -195,17 +198,27 @@ class PvExits:
 class Pv32Exits(PvExits):
     """Handles the exits of a 32-bit guest, whose kernel is in ring 1.
 
-    Which of its two modes a vcpu is in shows in its code segment.
+    Which of its two modes a vcpu is in shows in its code segment, not in what Xen remembers.
     """
 
     def _see_mode(self) -> None:
-        cs = self.current.cpu.segment(Seg.CS)
-        pv(self.current).kernel_mode = segment.dpl(cs.attributes) < segment.SEL_RPL
+        pv(self.current).kernel_mode = in_kernel_mode(self.current)
 
     def exception(self, vector: int, error_code: int) -> None:
         """Emulate, fix up, or give the guest its exception."""
         self._see_mode()
         super().exception(vector, error_code)
+
+    def _page_fault(self, error_code: int) -> None:
+        """The kernel's ring may read where its descriptor tables are mapped, and never writes."""
+        vaddr = self.current.cpu.cr2
+        if vaddr >= PERDOMAIN_VIRT_START[4] and error_code & PFEC_P:
+            if error_code & (PFEC_W | PFEC_U) == PFEC_W and mark_accessed(self.current, vaddr):
+                return
+            error_code &= ~PFEC_P  # as far as the guest knows, there is nothing
+            traps.inject_page_fault(self.current, vaddr, error_code)
+            return
+        super()._page_fault(error_code)
 
     def deliver_events(self) -> None:
         """Enter the guest's event callback if events are pending and not masked."""
@@ -240,13 +253,10 @@ class Pv32Exits(PvExits):
     def _hypercall32(self) -> None:
         current = self.current
         number = current.cpu.regs[Reg.RAX] & 0xFFFFFFFF
-        if number != Nr.iret:
+        if number == Nr.iret:
+            traps.iret(current)
+        else:
             self._call(number, ARGUMENTS32, 0xFFFFFFFF)
-            return
-        try:
-            iret32(current)
-        except Fault as fault:
-            traps.deliver(current, fault)
 
 
 def _is_stack_fault(current: Current) -> bool:

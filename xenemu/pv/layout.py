@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from xenemu.errors import ImageError
+from xenemu.errors import FitError, ImageError
 from xenemu.hv.building import pages
 from xenemu.image import PvParameters
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn, is_canonical
@@ -81,7 +81,7 @@ class Layout:
 
 
 def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str) -> Layout:
-    """Place everything; ImageError if the domain's `nr_pages` do not suffice."""
+    """Place everything; FitError if the domain's `nr_pages` do not suffice."""
     base = kernel.virt_base
     at = pages(kernel.virt_kend - base)
     p2m_pages = pages(nr_pages * width)
@@ -137,7 +137,7 @@ def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, p
 
 def _check_room(needed_pages: int, nr_pages: int, path: str) -> None:
     if needed_pages > nr_pages:
-        raise ImageError(
+        raise FitError(
             f"{path}: the kernel and its initrd need {needed_pages * PAGE_SIZE >> 20} MiB,"
             f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more with --memory"
         )

@@ -56,7 +56,10 @@ def read(current: Current, number: int) -> int | None:
 
 def _read(current: Current, number: int) -> int | None:
     state, cpu = pv(current), current.cpu
+    wide = current.domain.width == 8
     match number:
+        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not wide:
+            return None  # they came with long mode
         case msr.FS_BASE:
             return cpu.segment(Seg.FS).base
         case msr.GS_BASE:
@@ -64,7 +67,7 @@ def _read(current: Current, number: int) -> int | None:
         case msr.KERNEL_GS_BASE:
             return state.inactive_gs
         case msr.EFER:
-            return msr.EFER_SCE_LME_LMA_NX
+            return guest_efer(current)
         case msr.IA32_TSC:
             return cpu.now_ns
         case msr.IA32_APIC_BASE:
@@ -83,11 +86,17 @@ def _read(current: Current, number: int) -> int | None:
             return None
 
 
+def guest_efer(current: Current) -> int:
+    """EFER as the guest sees it: no long mode for a 32-bit one."""
+    return msr.EFER_SCE_LME_LMA_NX if current.domain.width == 8 else msr.EFER_NX
+
+
 def write(current: Current, number: int, value: int) -> bool:
     """WRMSR of a PV kernel; False for #GP."""
     state = pv(current)
+    bases_usable = current.domain.width == 8 and is_canonical(value)
     match number:
-        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not is_canonical(value):
+        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not bases_usable:
             return False
         case msr.FS_BASE:
             set_base(current, Seg.FS, value)
@@ -102,7 +111,7 @@ def write(current: Current, number: int, value: int) -> bool:
         case msr.IA32_UCODE_REV:
             return value == 0
         case msr.EFER:
-            return value == msr.EFER_SCE_LME_LMA_NX
+            return value == guest_efer(current)
         case cpuid.HYPERCALL_MSR:
             return _fill_hypercall_page(current, value)
         case _:

@@ -123,7 +123,8 @@ def new_user_baseptr(current: Current, mfn: int) -> None:
         return
     if mfn:
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
-        if not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
+        # Without the assist, a table that is the kernel's, too, keeps what the kernel needs.
+        if domain.vm_assist >> VMASST_TYPE_m2p_strict & 1 or mfn != state.kernel_root:
             hide_m2p(current, mfn)
     old, state.user_root = state.user_root, Mfn(mfn)
     if old:

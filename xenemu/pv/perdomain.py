@@ -13,7 +13,8 @@ from xenemu.pv.state import pv, pv_domain
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT
 
 # By the guest's width. DIVERGES: 64-bit Xen maps a 32-bit guest's tables above 4 GiB, too; here
-# the CPU that runs it has 32-bit addresses, and they lie in the last of Xen's 4 MiB below.
+# the CPU that runs it has 32-bit addresses, and they lie in the last of Xen's 4 MiB below, where
+# its kernel can read them.
 PERDOMAIN_VIRT_START = {8: 0xFFFF_8200_0000_0000, 4: 0xFFC0_0000}
 PERDOMAIN_L2_SLOT = 510  # where 0xFFC00000 is in the last L2 of PAE tables
 PERDOMAIN_L4_SLOT = 260

@@ -30,6 +30,7 @@ from xenemu.x86 import flags
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, RW, Maddr, P, walk
 
 ENTRY_SIZE = 8
+PAE_HALF = 4  # what a 32-bit guest can store at once
 NO_SOURCE = frozenset({"inc", "dec", "not", "neg", "cmpxchg8b"})
 COMPARE = frozenset({"cmpxchg", "cmpxchg8b"})
 BIT_OFFSETS = frozenset({"bts", "btr", "btc"})
@@ -62,6 +63,7 @@ class Store:
     memory: Operand | None
     immediate: int
     repeat: bool
+    locked: bool
 
 
 @lru_cache(maxsize=256)
@@ -93,6 +95,7 @@ def decode(code: bytes, long_mode: bool) -> Store | None:
         memory=memory,
         immediate=immediate,
         repeat=any(prefix.startswith("rep") for prefix in prefixes),
+        locked=mnemonic == "xchg" or "lock" in prefixes,
     )
 
 
@@ -184,7 +187,7 @@ def _apply(current: Current, store: Store, vaddr: int, maddr: Maddr) -> bool:
     except XenError:
         return True  # the source's own page fault has been delivered
     new, arithmetic = OPERATIONS[store.mnemonic](old, source, 8 * size, cpu.rflags)
-    if not _update(current, maddr, size, new & (1 << 8 * size) - 1):
+    if not _update(current, maddr, size, new & (1 << 8 * size) - 1, plain=not store.locked):
         return False
     if store.mnemonic in ("xchg", "xadd") and store.register is not None:
         _set_register(current, store.register, size, old)
@@ -257,8 +260,12 @@ def _compare_exchange(current: Current, store: Store, maddr: Maddr, old: int) ->
     return True
 
 
-def _update(current: Current, maddr: Maddr, size: int, value: int) -> bool:
-    """Change (part of) an L1 entry through validation; False if it is refused."""
+def _update(current: Current, maddr: Maddr, size: int, value: int, plain: bool = False) -> bool:
+    """Change (part of) an L1 entry through validation; False if it is refused.
+
+    A 32-bit guest's `plain` store of an upper half is not: the lower half is expected to follow,
+    and until then the entry is not present.
+    """
     domain = current.domain
     entry_maddr = Maddr(maddr & -ENTRY_SIZE)
     if size < ENTRY_SIZE:
@@ -269,6 +276,9 @@ def _update(current: Current, maddr: Maddr, size: int, value: int) -> bool:
         if domain.frames.mod_entry(entry_maddr, value, domain.domid):
             current.cpu.flush_tlb()
     except XenError as error:
+        upper_half = size == PAE_HALF and maddr != entry_maddr and domain.width == 4
+        if plain and upper_half and value & P:
+            return _update(current, entry_maddr, ENTRY_SIZE, value & ~P)
         domain.log(f"a store to the L1 entry at {entry_maddr:#x} is refused: {error.reason}")
         return False
     return True

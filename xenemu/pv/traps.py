@@ -25,7 +25,7 @@ from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
-from xenemu.pv.bounce32 import bounce32
+from xenemu.pv.bounce32 import bounce32, iret32
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import NO_TRAP, Trap, pv
@@ -48,7 +48,25 @@ SELECTOR = 0xFFFF & ~segment.SEL_RPL  # of a selector, what an error code holds
 
 def bounce(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """Enter the guest's kernel at `trap`, with a frame for what it interrupts."""
-    (bounce64 if current.domain.width == 8 else bounce32)(current, trap, what, error_code)
+    if current.domain.width == 8:
+        bounce64(current, trap, what, error_code)
+        return
+    try:
+        bounce32(current, trap, what, error_code)
+    except Fault as fault:
+        _bounce_fault(current, fault, f"{what}, whose handler is in {trap.cs:#x}")
+
+
+def _bounce_fault(current: Current, fault: Fault, what: str) -> None:
+    """Give a 32-bit guest the fault of a handler's segments; crash it if that one has the same."""
+    if fault.vector == flags.PAGE_FAULT:
+        set_guest_cr2(current, fault.vaddr)
+    handler = pv(current).traps.get(fault.vector, NO_TRAP)
+    what += f": {flags.vector_name(fault.vector)}"
+    try:
+        bounce32(current, handler, what, fault.error_code)
+    except Fault:  # Xen would come here again and again, until the stack is used up
+        raise DomainCrash(f"{what}, in {handler.cs:#x}, which faults, too") from None
 
 
 def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
@@ -173,10 +191,21 @@ def syscall_from_user(current: Current) -> None:
 
 
 def iret(current: Current) -> None:
-    """HYPERVISOR_iret of a 64-bit guest: leave the kernel by the frame on its stack.
+    """HYPERVISOR_iret: leave the kernel by the frame on its stack.
 
     A frame that the CPU's IRET refuses faults at its target, as if the fault came from there.
     """
+    if current.domain.width == 8:
+        iret64(current)
+        return
+    try:
+        iret32(current)
+    except Fault as fault:
+        deliver(current, fault)
+
+
+def iret64(current: Current) -> None:
+    """`iret` of a 64-bit guest."""
     cpu, state, domain = current.cpu, pv(current), current.domain
     regs = cpu.regs
     try:

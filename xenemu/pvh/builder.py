@@ -61,7 +61,7 @@ TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
 
 
 def build_pvh(image: Image, config: DomainConfig) -> Domain:
-    """Build a PVH domain; ImageError if the image or its memory will not do.
+    """Build a PVH domain; ImageError if the image will not do, FitError if its memory will not.
 
     Guest frame n is machine frame n. Behind the guest's last frame are Xen's own, and those
     that the guest may still be given.

@@ -8,24 +8,29 @@ from __future__ import annotations
 from xenemu.abi.hvm.params import HVM_PARAM_CALLBACK_TYPE_VECTOR
 from xenemu.hv.clock import update_wallclock
 from xenemu.hv.domain import Current
+from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.paging import code_width, cpu_of
-from xenemu.pvh.state import pvh, pvh_domain
+from xenemu.pvh.state import pvh_domain, pvh_vcpu
+from xenemu.x86.flags import IF
 
 FIRST_VECTOR = 0x10  # those below are the CPU's own
 TYPE_SHIFT = 56
 
 
 def set_callback_via(current: Current, via: int) -> None:
-    """Set HVM_PARAM_CALLBACK_IRQ: only the type that names a vector does anything here."""
-    # DIVERGES: a GSI or a PCI interrupt is accepted and never raised, as there is no interrupt
-    # controller that it could go to.
-    vector = None
-    if via >> TYPE_SHIFT == HVM_PARAM_CALLBACK_TYPE_VECTOR and via & 0xFF >= FIRST_VECTOR:
-        vector = via & 0xFF
-    pvh_domain(current).callback_vector = vector
+    """Set HVM_PARAM_CALLBACK_IRQ.
+
+    Any type but a vector needs an interrupt controller that a PVH domain has not: Xen then leaves
+    all as it is.
+    """
+    if via >> TYPE_SHIFT == HVM_PARAM_CALLBACK_TYPE_VECTOR:
+        pvh_domain(current).callback_vector = via & 0xFF
+        update_upcall(current)
+        for vcpu in current.domain.vcpus:
+            if vcpu.online:
+                assert_upcall(current, vcpu)
     latch_shared_info_width(current)
-    update_upcall(current)
 
 
 def latch_shared_info_width(current: Current) -> None:
@@ -46,12 +51,36 @@ def update_upcall(current: Current) -> None:
     cpu_of(current).set_upcall(current.vcpu.info, pvh_domain(current).callback_vector)
 
 
+def assert_upcall(current: Current, vcpu: Vcpu) -> None:
+    """Tell a vcpu of events: by its local APIC's vector, if it has one, or by making it look."""
+    vector = pvh_vcpu(vcpu).upcall_vector
+    if vector:
+        lapic_glue.assert_vector(current, vcpu, vector)
+    elif vcpu is current.vcpu:
+        cpu_of(current).request_interrupt()
+
+
 def deliver_event(current: Current) -> None:
     """Make the CPU look: the current vcpu's pending byte went up, or may be set."""
-    vcpu, state = current.vcpu, pvh(current)
-    if state.upcall_vector and vcpu.upcall_raised:
-        lapic_glue.sync(current).assert_vector(state.upcall_vector)
-        lapic_glue.update(current)
+    vcpu = current.vcpu
+    if vcpu.upcall_raised:
+        vcpu.upcall_raised = False
+        assert_upcall(current, vcpu)
     if current.domain.memory.bytes[vcpu.info]:
         cpu_of(current).request_interrupt()
-    vcpu.upcall_raised = False
+
+
+def interrupt_due(current: Current) -> bool:
+    """Whether the current vcpu would take an interrupt now, were it not for an STI just before.
+
+    In Xen: arch/x86/hvm/irq.c (hvm_local_events_need_delivery)
+    """
+    cpu = cpu_of(current)
+    if cpu.nmi_pending:
+        return True
+    if not cpu.rflags & IF:
+        return False
+    upcall = current.domain.memory.bytes[current.vcpu.info]
+    return cpu.apic_vector is not None or bool(
+        upcall and pvh_domain(current).callback_vector is not None
+    )

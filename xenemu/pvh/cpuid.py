@@ -8,6 +8,9 @@ from __future__ import annotations
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import Current
+from xenemu.pvh.lapic import APIC_BASE_ENABLE
+from xenemu.pvh.paging import EFER_LMA, cpu_of
+from xenemu.pvh.state import pvh
 from xenemu.x86 import cpuid
 
 HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
@@ -15,13 +18,14 @@ HYPERCALL_MSR = 0x40000000
 # Features that a kernel in ring 0 has beyond a PV guest's.
 NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 12, 13, 17))  # pse mce sep mtrr pge pse36
 NATIVE_1_ECX = 1 << 21  # x2apic
+APIC = 1 << 9
 NATIVE_E1_EDX = 1 << 26  # page1gb, which the engine does not refuse either
 HVM_VCPU_ID_PRESENT, HVM_DOMID_PRESENT, HVM_UPCALL_VECTOR = 1 << 3, 1 << 4, 1 << 6
 
 
 def execute(current: Current) -> None:
     """Answer the CPUID instruction in the current registers."""
-    regs = current.cpu.regs
+    regs, apic = current.cpu.regs, pvh(current).lapic
     leaf, subleaf = regs[Reg.RAX] & 0xFFFFFFFF, regs[Reg.RCX] & 0xFFFFFFFF
     if cpuid.XEN_LEAF <= leaf < cpuid.XEN_LEAF + 0x100:
         a, b, c, d = _xen_leaf(current, leaf - cpuid.XEN_LEAF, subleaf)
@@ -29,8 +33,14 @@ def execute(current: Current) -> None:
         a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
         if leaf == 1:
             c, d = c | NATIVE_1_ECX, d | NATIVE_1_EDX
+            if not apic.apic_base & APIC_BASE_ENABLE:
+                d &= ~APIC
+        elif leaf == 0xB:  # Xen knows no topology, and gives only the x2APIC's ID
+            c, d = subleaf & 0xFF, apic.apic_id
         elif leaf == 0x80000001:
             d |= NATIVE_E1_EDX
+            if not cpu_of(current).efer & EFER_LMA:  # as on every Intel CPU
+                d &= ~cpuid.SYSCALL
     regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = a, b, c, d
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from xenemu.abi.errno import EPERM
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
@@ -15,14 +16,17 @@ from xenemu.hv.domain import Current
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
 from xenemu.pvh.paging import code_width, cpu_of
-from xenemu.pvh.state import pvh_domain
+from xenemu.pvh.state import pvh
 from xenemu.x86 import flags, segment
+from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
 
 ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
 ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
 VMCALL_LENGTH = 3
 DEBUG_PORT = 0xE9  # XEN_HVM_DEBUGCONS_IOPORT
 PORTS = frozenset({DEBUG_PORT})
+CR0_PE = 1 << 0
+MASK64 = (1 << 64) - 1
 
 
 class TripleFault(DomainCrash):
@@ -37,7 +41,10 @@ class PvhExits:
     info_seen: int = field(default=-1)
 
     def cpuid(self) -> bool:
-        """CPUID: fill the registers."""
+        """CPUID: fill the registers; #GP outside ring 0, if the guest asked for that."""
+        enables = pvh(self.current).msrs.get(MISC_FEATURES_ENABLES, 0)
+        if enables & MISC_FEATURES_CPUID_FAULTING and self._ring():
+            return False
         cpuid.execute(self.current)
         return True
 
@@ -46,17 +53,17 @@ class PvhExits:
         current = self.current
         assert current.table is not None
         cpu, regs = current.cpu, current.cpu.regs
-        if segment.dpl(cpu.segment(Seg.CS).attributes):
-            regs[Reg.RAX] = -1  # EPERM
+        if self._ring():
+            regs[Reg.RAX] = -EPERM & MASK64
             return
         current.domain.width = code_width(current)
         wide = current.domain.width == 8
-        mask = (1 << 64) - 1 if wide else 0xFFFFFFFF
+        mask = MASK64 if wide else 0xFFFFFFFF
         current.environment = "pvh64" if wide else "pvh32"
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
         try:
-            result = current.table.call(current, regs[Reg.RAX] & 0xFFFFFFFF, arguments)
+            result = current.table.call(current, regs[Reg.RAX] & mask, arguments)
             regs[Reg.RAX] = result & mask
         except Continue as again:
             for register, value in zip(registers, again.new_args, strict=False):
@@ -67,6 +74,13 @@ class PvhExits:
         if timers.moved:
             timers.moved = False
             cpu.limit(timers.next_ns() or 0)
+
+    def _ring(self) -> int:
+        """The current privilege level: 0 in real mode, 3 in virtual-8086 mode."""
+        cpu = self.current.cpu
+        if not cpu.cr0 & CR0_PE:
+            return 0
+        return 3 if cpu.rflags & flags.VM else segment.dpl(cpu.segment(Seg.SS).attributes)
 
     def read_msr(self, number: int) -> int | Msr:
         """RDMSR."""
@@ -114,22 +128,21 @@ class PvhExits:
         """The engine returned: see whether the guest halted, or died."""
         current, cpu = self.current, cpu_of(self.current)
         if cpu.triple_fault:
-            raise TripleFault(f"triple fault at {cpu.rip:#x}")
+            # DIVERGES: Xen shuts the domain down, for HVM_PARAM_TRIPLE_FAULT_REASON: as a rule, to
+            # reboot it. A person wants to know.
+            idt = cpu.segment(Seg.IDTR)
+            raise TripleFault(
+                f"triple fault at {cpu.rip:#x}; its IDT is at {idt.base:#x},"
+                f" with the limit {idt.limit:#x}"
+            )
         if not cpu.halted or current.domain.shutdown_code is not None:
             return
-        if not cpu.rflags & flags.IF:
-            self._vcpu_down()
-        elif not self._interruptible():
+        if callbacks.interrupt_due(current):
+            return
+        if cpu.rflags & flags.IF:
             scheduler.block(current)
-
-    def _interruptible(self) -> bool:
-        """Whether something would end a HLT at once."""
-        current = self.current
-        if cpu_of(current).apic_vector is not None:
-            return True
-        # Without a callback vector the byte interrupts nobody (irq.c: hvm_vcpu_has_pending_irq).
-        pending = current.domain.memory.bytes[current.vcpu.info] != 0
-        return pending and pvh_domain(current).callback_vector is not None
+        else:
+            self._vcpu_down()
 
     def _vcpu_down(self) -> None:
         """HLT with interrupts off: the vcpu goes, and with the last one the domain."""

@@ -6,21 +6,21 @@ occasion. In Xen: arch/x86/hvm/vlapic.c, arch/x86/hvm/irq.c
 
 from __future__ import annotations
 
+from xenemu.errors import DomainCrash, NotModelled
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
 from xenemu.hv.vcpu import Vcpu
-from xenemu.pvh.lapic import Delivery, Ipi, Lapic, destinations
+from xenemu.pvh.lapic import SPIV, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.state import PvhVcpu, pvh
+from xenemu.pvh.state import pvh, pvh_vcpu
 
 TIMER = "lapic"  # what a timer's key says: the second half is the vcpu
 
 
 def lapic_of(vcpu: Vcpu) -> Lapic:
     """A vcpu's local APIC."""
-    assert isinstance(vcpu.arch, PvhVcpu)
-    return vcpu.arch.lapic
+    return pvh_vcpu(vcpu).lapic
 
 
 def sync(current: Current) -> Lapic:
@@ -62,6 +62,16 @@ def fire_timer(current: Current, vcpu_id: int) -> None:
     set_timer(current, vcpu)
 
 
+def assert_vector(current: Current, vcpu: Vcpu, vector: int) -> None:
+    """Request an interrupt of a vcpu; it is lost if the vcpu's APIC is not enabled."""
+    if vcpu is current.vcpu:
+        sync(current)
+    lapic = lapic_of(vcpu)
+    if lapic.enabled:
+        lapic.assert_vector(vector)
+        _kick(current, vcpu)
+
+
 def _kick(current: Current, vcpu: Vcpu) -> None:
     if lapic_of(vcpu).pending_vector() is not None:
         scheduler.wake(current.domain, vcpu)
@@ -70,8 +80,13 @@ def _kick(current: Current, vcpu: Vcpu) -> None:
 
 
 def read(current: Current, offset: int, size: int) -> int:
-    """A load from the APIC's page: Xen reads aligned 32-bit registers and cuts them."""
+    """A load from the APIC's page: Xen reads aligned 32-bit registers and cuts them.
+
+    Without such a page, as the APIC is disabled or in x2APIC mode, no memory is there.
+    """
     lapic = sync(current)
+    if lapic.mmio_base is None:
+        return (1 << 8 * size) - 1
     value = lapic.read(offset & ~0xF, current.cpu.now_ns) if not offset & 0xC else 0
     return value >> 8 * (offset & 3) & ((1 << 8 * size) - 1)
 
@@ -79,8 +94,8 @@ def read(current: Current, offset: int, size: int) -> int:
 def write(current: Current, offset: int, size: int, value: int) -> None:
     """A store to the APIC's page: only aligned 32-bit ones do anything."""
     lapic = sync(current)
-    if size == 4 and not offset & 0xF:
-        deliver(current, lapic.write(offset, value, current.cpu.now_ns))
+    if size == 4 and not offset & 0xF and lapic.mmio_base is not None:
+        _written(current, offset >> 4, lapic.write(offset, value, current.cpu.now_ns))
     update(current)
 
 
@@ -95,9 +110,18 @@ def write_msr(current: Current, number: int, value: int) -> Msr | None:
     ipis = sync(current).write_msr(number, value, current.cpu.now_ns)
     if ipis is None:
         return Msr.REFUSED
-    deliver(current, ipis)
+    _written(current, number - X2APIC_FIRST, ipis)
     update(current)
     return None
+
+
+def _written(current: Current, register: int, ipis: list[Ipi]) -> None:
+    """Do what a write of the current vcpu's APIC leads to."""
+    deliver(current, ipis)
+    vector = pvh(current).upcall_vector
+    if register == SPIV and vector and current.domain.memory.bytes[current.vcpu.info]:
+        # Its upcall was lost if it came while the APIC was disabled.
+        assert_vector(current, current.vcpu, vector)
 
 
 def set_base(current: Current, value: int) -> bool:
@@ -108,14 +132,35 @@ def set_base(current: Current, value: int) -> bool:
 
 
 def deliver(current: Current, ipis: list[Ipi]) -> None:
-    """Deliver inter-processor interrupts."""
+    """Deliver inter-processor interrupts; those that reach no vcpu, or that Xen ignores, end here.
+
+    In Xen: arch/x86/hvm/vlapic.c (vlapic_accept_irq)
+    """
     vcpus = current.domain.vcpus
     lapics = [lapic_of(vcpu) for vcpu in vcpus]
     for ipi in ipis:
         for vcpu_id in destinations(ipi, pvh(current).lapic, lapics):
-            vcpu = vcpus[vcpu_id]
-            if ipi.kind in (Delivery.FIXED, Delivery.LOWEST):
-                lapics[vcpu_id].assert_vector(ipi.vector)
-                _kick(current, vcpu)
-            elif ipi.kind is Delivery.NMI and vcpu is current.vcpu:
-                cpu_of(current).request_nmi()
+            _accept(current, vcpus[vcpu_id], ipi)
+
+
+def _accept(current: Current, vcpu: Vcpu, ipi: Ipi) -> None:
+    match ipi.kind:
+        case Delivery.FIXED | Delivery.LOWEST:
+            assert_vector(current, vcpu, ipi.vector)
+        case Delivery.NMI:
+            send_nmi(current, vcpu)
+        case Delivery.INIT if vcpu.initialised:
+            raise NotModelled(f"an INIT that resets vcpu {vcpu.vcpu_id}")
+        case Delivery.STARTUP if not vcpu.initialised:
+            raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
+        case Delivery.EXTINT:
+            raise DomainCrash("its local APIC sends an interrupt of the type EXTINT")
+        case _:
+            pass
+
+
+def send_nmi(current: Current, vcpu: Vcpu) -> None:
+    """Let a vcpu take an NMI."""
+    if vcpu is not current.vcpu:
+        raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}, which is not the one that runs")
+    cpu_of(current).request_nmi()

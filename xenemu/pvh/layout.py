@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Final
 
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_RAM, E820_RESERVED
-from xenemu.errors import ImageError
+from xenemu.errors import FitError
 from xenemu.image import Feature, Image, PvhParameters
 from xenemu.pvh.acpi import RSDP_SIZE
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -101,7 +101,7 @@ def lay_out(
     start_info_size: int,
     ram: range,
 ) -> Layout:
-    """Place everything in `ram`; ImageError if it does not fit.
+    """Place everything in `ram`; FitError if it does not fit.
 
     A kernel with a PHYS32_RELOC note is moved if need be. Xen's tools do not do that, Xen itself
     does for dom0 (hvm/dom0_build.c): as high as the note and the RAM allow, but here with all
@@ -119,7 +119,7 @@ def lay_out(
         places = places if start is None else _place(start, pieces)
         misfit = _misfit(places, ram)
     if misfit:
-        raise ImageError(
+        raise FitError(
             f"{image.path}: {misfit} would lie at {places[misfit].start:#x}-"
             f"{places[misfit].stop:#x}, and there is RAM only at {ram.start:#x}-{ram.stop:#x}:"
             " give the domain more with --memory"

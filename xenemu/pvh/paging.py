@@ -12,7 +12,18 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import NativeCpu, Seg
 from xenemu.hv.domain import Current
 from xenemu.x86 import segment
-from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, Maddr, P, is_canonical
+from xenemu.x86.paging import (
+    ADDR,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PSE,
+    RW,
+    A,
+    D,
+    Maddr,
+    P,
+    is_canonical,
+)
 
 CR0_WP, CR0_PG = 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE = 1 << 4, 1 << 5
@@ -29,7 +40,8 @@ def cpu_of(current: Current) -> NativeCpu:
 
 def code_width(current: Current) -> int:
     """The bytes of an `unsigned long` to the code that runs: 8 in 64-bit mode, or else 4."""
-    return 8 if current.cpu.segment(Seg.CS).attributes & segment.L else 4
+    cs = current.cpu.segment(Seg.CS)
+    return 8 if cpu_of(current).efer & EFER_LMA and cs.attributes & segment.L else 4
 
 
 def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
@@ -47,12 +59,11 @@ def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
 
 
 def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
-    """Walk the guest's page tables; EFAULT as `translate`.
+    """Walk the guest's page tables, and mark its entries accessed and dirty; EFAULT as `translate`.
 
     Only kernels make hypercalls: without CR0.WP they may write to read-only pages.
     """
     cpu = cpu_of(current)
-    writing = writing and bool(cpu.cr0 & CR0_WP)
     if not cpu.cr0 & CR0_PG:
         return vaddr & 0xFFFFFFFF
     if not cpu.cr4 & CR4_PAE:
@@ -66,15 +77,17 @@ def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
 
 def _walk64(current: Current, vaddr: int, writing: bool, levels: int, table: int) -> int:
     """Walk 4-level or PAE tables."""
+    walked = []
     for level in range(levels, 0, -1):
         shift = PAGE_SHIFT + 9 * (level - 1)
-        entry = _read(current, table + (vaddr >> shift & 511) * 8, 8)
+        maddr = _entry_maddr(current, table + (vaddr >> shift & 511) * 8)
+        entry = current.domain.memory.read_uint(maddr, 8)
         pae_root = levels == level == 3
-        if not entry & P:
-            raise _fault(vaddr, "is not mapped")
-        if writing and not entry & RW and not pae_root:
-            raise _fault(vaddr, "is read-only")
+        _check(current, vaddr, entry | RW if pae_root else entry, writing)
+        if not pae_root:
+            walked.append((maddr, entry))
         if level == 1 or (entry & PSE and level in LARGE_PAGE_BITS and not pae_root):
+            _mark(current, walked, 8, writing)
             offset = (1 << (PAGE_SHIFT if level == 1 else LARGE_PAGE_BITS[level])) - 1
             return entry & ADDR & ~offset | vaddr & offset
         table = entry & ADDR
@@ -83,29 +96,47 @@ def _walk64(current: Current, vaddr: int, writing: bool, levels: int, table: int
 
 def _walk32(current: Current, vaddr: int, writing: bool) -> int:
     """Walk 32-bit tables, with 4 MiB pages if CR4.PSE."""
-    cpu = cpu_of(current)
-    entry = _read(current, (cpu.cr3 & ADDR32) + (vaddr >> 22) * 4, 4)
+    cpu, memory = cpu_of(current), current.domain.memory
+    maddr = _entry_maddr(current, (cpu.cr3 & ADDR32) + (vaddr >> 22) * 4)
+    entry = memory.read_uint(maddr, 4)
+    _check(current, vaddr, entry, writing)
+    walked = [(maddr, entry)]
     large = entry & PSE and cpu.cr4 & CR4_PSE
-    if entry & P and not large:
-        if writing and not entry & RW:
-            raise _fault(vaddr, "is read-only")
-        entry = _read(current, (entry & ADDR32) + (vaddr >> 12 & 1023) * 4, 4)
-    if not entry & P:
-        raise _fault(vaddr, "is not mapped")
-    if writing and not entry & RW:
-        raise _fault(vaddr, "is read-only")
+    if not large:
+        maddr = _entry_maddr(current, (entry & ADDR32) + (vaddr >> 12 & 1023) * 4)
+        entry = memory.read_uint(maddr, 4)
+        _check(current, vaddr, entry, writing)
+        walked.append((maddr, entry))
+    _mark(current, walked, 4, writing)
     if large:  # bits 20:13 are bits 39:32 of the address (PSE-36)
         return entry & 0xFFC00000 | (entry & 0x1FE000) << 19 | vaddr & 0x3FFFFF
     return entry & ADDR32 | vaddr & PAGE_MASK
 
 
-def _read(current: Current, paddr: int, size: int) -> int:
+def _check(current: Current, vaddr: int, entry: int, writing: bool) -> None:
+    """EFAULT for an entry that does not let the access through."""
+    if not entry & P:
+        raise _fault(vaddr, "is not mapped")
+    if writing and not entry & RW and cpu_of(current).cr0 & CR0_WP:
+        raise _fault(vaddr, "is read-only")
+
+
+def _mark(current: Current, walked: list[tuple[Maddr, int]], size: int, writing: bool) -> None:
+    """Set the accessed bits of the entries of a walk, and the last one's dirty bit on a write."""
+    last, _ = walked[-1]
+    for maddr, entry in walked:
+        marked = entry | A | (D if writing and maddr == last else 0)
+        if marked != entry:
+            current.domain.memory.write_uint(maddr, size, marked)
+
+
+def _entry_maddr(current: Current, paddr: int) -> Maddr:
     p2m = current.domain.p2m
     assert p2m is not None
     mfn = p2m.get(paddr >> PAGE_SHIFT)
     if mfn is None:
         raise _fault(paddr, "holds a page table, but is no memory")
-    return current.domain.memory.read_uint(Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK), size)
+    return Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK)
 
 
 def _fault(vaddr: int, what: str) -> XenError:

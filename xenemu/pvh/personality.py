@@ -26,8 +26,10 @@ def start_vcpu(current: Current) -> None:
         cpu.regs[register] = 0
     cpu.rip, cpu.regs[Reg.RBX] = entry.eip, entry.ebx
     cpu.rflags = flags.FIXED
-    for which in (Seg.DS, Seg.ES, Seg.SS, Seg.FS, Seg.GS):
+    for which in (Seg.DS, Seg.ES, Seg.SS):
         cpu.set_segment(which, Segment(0, 0, FLAT_LIMIT, DATA32))
+    for which in (Seg.FS, Seg.GS):  # unusable
+        cpu.set_segment(which, Segment(0))
     cpu.set_segment(Seg.CS, Segment(0, 0, FLAT_LIMIT, CODE32))
     cpu.set_segment(Seg.TR, Segment(0, 0, TSS_LIMIT, BUSY_TSS))
     cpu.set_segment(Seg.LDTR, Segment(0, 0, 0, LDT))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.hv.domain import Current
+from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh.lapic import Lapic
 from xenemu.pvh.mtrr import Mtrrs
 
@@ -45,11 +46,15 @@ class PvhVcpu:
     msrs: dict[int, int] = field(default_factory=dict)
 
 
+def pvh_vcpu(vcpu: Vcpu) -> PvhVcpu:
+    """A vcpu's PVH state."""
+    assert isinstance(vcpu.arch, PvhVcpu)
+    return vcpu.arch
+
+
 def pvh(current: Current) -> PvhVcpu:
     """The current vcpu's PVH state."""
-    state = current.vcpu.arch
-    assert isinstance(state, PvhVcpu)
-    return state
+    return pvh_vcpu(current.vcpu)
 
 
 def pvh_domain(current: Current) -> PvhDomain:

@@ -53,8 +53,11 @@ FEATURES_1_ECX: Final = sum(
         31,  # hypervisor
     )
 )
-FEATURES_E1_EDX: Final = sum(1 << bit for bit in (11, 20, 29))  # syscall, nx, lm
-FEATURES_E1_ECX: Final = 1 << 0  # lahf_lm
+CX16: Final = 1 << 13  # of leaf 1's ECX
+LAHF_LM: Final = 1 << 0  # of leaf 0x80000001's ECX
+SYSCALL, NX, LM = 1 << 11, 1 << 20, 1 << 29  # of its EDX
+FEATURES_E1_EDX: Final = SYSCALL | NX | LM
+FEATURES_E1_ECX: Final = LAHF_LM
 BRAND: Final = b"xenemu virtual CPU @ 1.00GHz".ljust(48, b"\0")
 
 

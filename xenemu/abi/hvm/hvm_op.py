@@ -21,6 +21,9 @@ HVMOP_set_evtchn_upcall_vector: Final = 23
 HVMOP_guest_request_vm_event: Final = 24
 HVMOP_altp2m: Final = 25
 
+HVMMEM_ram_rw: Final = 0
+HVMMEM_mmio_dm: Final = 2
+
 TRACE_EXTRA_MAX: Final = 7  # public/trace.h
 TRC_SUBCLS_SHIFT: Final = 12  # public/trace.h
 

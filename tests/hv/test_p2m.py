@@ -1,0 +1,70 @@
+"""hv/p2m: what is behind a guest's frame numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenemu.abi.errno import EINVAL
+from xenemu.errors import XenError
+from xenemu.hv.p2m import P2m
+from xenemu.x86.paging import Mfn
+
+FAR = 0x12345
+
+
+@pytest.fixture
+def p2m() -> P2m:
+    """Frames 1 and 2 of 4 are the guest's RAM."""
+    return P2m(bytearray([0, 1, 1, 0]))
+
+
+def test_ram_is_at_its_own_number(p2m):
+    assert [p2m.get(gfn) for gfn in range(5)] == [None, 1, 2, None, None]
+    assert p2m.lookup(2) == 2
+
+
+@pytest.mark.parametrize("gfn", [0, 3, 4, -1, 1 << 70])
+def test_a_hole_is_no_memory(p2m, gfn):
+    assert p2m.get(gfn) is None
+    with pytest.raises(XenError) as error:
+        p2m.lookup(gfn)
+    assert error.value.errno == EINVAL
+
+
+@pytest.mark.parametrize("gfn", [0, 3, FAR])
+def test_a_frame_can_be_elsewhere(p2m, gfn):
+    p2m.set(gfn, Mfn(9))
+    assert p2m.get(gfn) == 9
+    assert p2m.elsewhere == {gfn: 9}
+    assert p2m.changed
+
+
+def test_where_a_frame_is(p2m):
+    p2m.set(FAR, Mfn(3))
+    assert [p2m.find(Mfn(mfn)) for mfn in range(4)] == [None, 1, 2, FAR]
+
+
+def test_what_is_removed_is_a_hole(p2m):
+    p2m.set(FAR, Mfn(3))
+    p2m.changed = False
+    assert [p2m.remove(1), p2m.remove(FAR)] == [1, 3]
+    assert p2m.changed
+    assert (p2m.get(1), p2m.get(FAR), p2m.elsewhere) == (None, None, {})
+
+
+def test_removing_a_hole_changes_nothing(p2m):
+    assert p2m.remove(0) is None
+    assert not p2m.changed
+
+
+def test_ram_that_comes_back_is_at_its_own_number(p2m):
+    p2m.set(2, p2m.remove(2))
+    assert p2m.elsewhere == {}
+    assert p2m.get(2) == 2
+
+
+def test_the_highest_frame(p2m):
+    assert p2m.highest == 2
+    p2m.set(FAR, Mfn(0))
+    assert p2m.highest == FAR
+    assert P2m(bytearray(2)).highest == -1
