@@ -8,6 +8,8 @@
 #define __HYPERVISOR_set_trap_table 0
 #define __HYPERVISOR_set_gdt 2
 #define __HYPERVISOR_stack_switch 3
+#define __HYPERVISOR_set_debugreg 8
+#define __HYPERVISOR_get_debugreg 9
 #define __HYPERVISOR_update_descriptor 10
 #define __HYPERVISOR_memory_op 12
 #define __HYPERVISOR_update_va_mapping 14

@@ -313,7 +313,8 @@ def test_32_bit_grub_boots_nothing_with_its_own_message(guest_image, xenemu_run)
 
 
 @pytest.mark.parametrize(
-    ("name", "page_directory"), [("gnumach-xen-486", 0x4012D000), ("gnumach-xen-486-i386", 0xC00EE000)]
+    ("name", "page_directory"),
+    [("gnumach-xen-486", 0x4012D000), ("gnumach-xen-486-i386", 0xC00EE000)],
 )
 def test_mach_stops_at_a_store_to_its_own_page_directory(
     guest_image, xenemu_run, name, page_directory
@@ -324,7 +325,9 @@ def test_mach_stops_at_a_store_to_its_own_page_directory(
     assert result.returncode == 4, stderr
     walk = stderr.partition("Page walk of cr2")[2]
     assert f"{page_directory:#x} from cr3" in walk
-    assert walk.splitlines()[-2].endswith("references)") and "l2_page_table" in walk.splitlines()[-2]
+    assert (
+        walk.splitlines()[-2].endswith("references)") and "l2_page_table" in walk.splitlines()[-2]
+    )
 
 
 def test_a_shell_in_debians_kernel_reads_a_pipe(guest_image, xenemu_run, tmp_path):
