@@ -18,17 +18,26 @@ RUNS = [
     if ENVIRONMENTS[environment].mode == "pv"
 ]
 
+SHIM = ("--mode", "pvh", "--memory", "256M", "--timeout", "120", "--cmdline", "pv-shim console=pv")
+
 
 @pytest.mark.parametrize(("name", "environment"), RUNS)
 def test_a_real_xen_agrees(name, environment, tmp_path, guest_image, xenemu_run):
     guest = GUESTS[name]
     kernel = build(guest, ENVIRONMENTS[environment], tmp_path / name)
-    result = xenemu_run(
-        guest_image("xen-shim"),
-        *("--mode", "pvh", "--memory", "256M", "--timeout", "120"),
-        *("--initrd", kernel, "--cmdline", "pv-shim console=pv"),
-    )
+    result = xenemu_run(guest_image("xen-shim"), *SHIM, "--initrd", kernel)
     console = result.stdout.decode(errors="replace")
     verdict = guest.expected(environment).splitlines()[-1]
     assert "Xen version 4.17" in console, result.stderr.decode()
     assert verdict in console.splitlines(), console + result.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["gnumach-xen-486", "gnumach-xen-486-i386"])
+def test_mach_shuts_itself_down_on_a_real_xen_too(name, guest_image, xenemu_run):
+    """With the reason it happens to have in a register: that of its store to a page table."""
+    ours = xenemu_run(guest_image(name), "--mode", "pv", "--timeout", "60")
+    real = xenemu_run(guest_image("xen-shim"), *SHIM, "--initrd", guest_image(name))
+    last = [result.stderr.decode().splitlines()[-1] for result in (ours, real)]
+    reasons = [line.partition("shutdown reason ")[2].partition(";")[0] for line in last]
+    assert reasons[0], ours.stderr.decode()
+    assert reasons[0] == reasons[1], real.stderr.decode()
