@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fakes import L1, FakeCpu, make_pv_current
+from fakes32 import make_pv32_current
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.pv import msr as pv_msr
-from xenemu.pv.cpuid import HYPERCALL_MSR
+from xenemu.hv.cpuid import HYPERCALL_MSR
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.msr import CR4_DE, CR4_TSD, CR4_XEN, fixup_guest_cr4, read, write
 from xenemu.pv.state import Trap, pv
@@ -143,3 +144,21 @@ def test_the_hypercall_page_is_written_into_a_frame(current: Current) -> None:
 @pytest.mark.parametrize("maddr", [PAGE << 12 | 1, L1 << 12, 9 << 12, 1 << 60])
 def test_a_hypercall_page_must_be_the_guests_to_write(current: Current, maddr: int) -> None:
     refused(current, HYPERCALL_MSR, maddr)
+
+
+# A 32-bit guest has nothing of long mode.
+
+
+def test_a_32_bit_guest_has_no_segment_bases() -> None:
+    current = make_pv32_current()
+    pv(current).traps[flags.GP] = Trap(0x9, 0x1000)
+    for number in (msr.FS_BASE, msr.GS_BASE, msr.KERNEL_GS_BASE):
+        assert read(current, number) is None
+        refused(current, number, 0x1000)
+
+
+def test_a_32_bit_guests_efer_has_nx_alone() -> None:
+    current = make_pv32_current()
+    assert read(current, msr.EFER) == msr.EFER_NX
+    assert write(current, msr.EFER, msr.EFER_NX)
+    refused(current, msr.EFER, msr.EFER_SCE_LME_LMA_NX)

@@ -7,10 +7,10 @@ In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/msr.c, arch/x
 from __future__ import annotations
 
 from xenemu.errors import XenError
+from xenemu.hv import cpuid
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
-from xenemu.pv import cpuid
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.state import pv
 from xenemu.x86 import flags, msr

@@ -5,16 +5,13 @@ In Xen: arch/x86/cpuid.c (guest_cpuid, cpuid_hypervisor_leaves). Header: public/
 
 from __future__ import annotations
 
-from xenemu.abi.version import XEN_VERSION
-from xenemu.hv.cpu import Reg
+from xenemu.hv import cpuid as common
 from xenemu.hv.domain import Current
 from xenemu.pvh.lapic import APIC_BASE_ENABLE
 from xenemu.pvh.paging import EFER_LMA, cpu_of
 from xenemu.pvh.state import pvh
 from xenemu.x86 import cpuid
 
-HIGHEST_XEN_LEAF = cpuid.XEN_LEAF + 5
-HYPERCALL_MSR = 0x40000000
 # Features that a kernel in ring 0 has beyond a PV guest's.
 NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 12, 13, 17))  # pse mce sep mtrr pge pse36
 NATIVE_1_ECX = 1 << 21  # x2apic
@@ -25,37 +22,27 @@ HVM_VCPU_ID_PRESENT, HVM_DOMID_PRESENT, HVM_UPCALL_VECTOR = 1 << 3, 1 << 4, 1 <<
 
 def execute(current: Current) -> None:
     """Answer the CPUID instruction in the current registers."""
-    regs, apic = current.cpu.regs, pvh(current).lapic
-    leaf, subleaf = regs[Reg.RAX] & 0xFFFFFFFF, regs[Reg.RCX] & 0xFFFFFFFF
-    if cpuid.XEN_LEAF <= leaf < cpuid.XEN_LEAF + 0x100:
-        a, b, c, d = _xen_leaf(current, leaf - cpuid.XEN_LEAF, subleaf)
-    else:
-        a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
-        if leaf == 1:
-            c, d = c | NATIVE_1_ECX, d | NATIVE_1_EDX
-            if not apic.apic_base & APIC_BASE_ENABLE:
-                d &= ~APIC
-        elif leaf == 0xB:  # Xen knows no topology, and gives only the x2APIC's ID
-            c, d = subleaf & 0xFF, apic.apic_id
-        elif leaf == 0x80000001:
-            d |= NATIVE_E1_EDX
-            if not cpu_of(current).efer & EFER_LMA:  # as on every Intel CPU
-                d &= ~cpuid.SYSCALL
-    regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = a, b, c, d
+    common.execute(current, _leaf, _xen_leaf)
+
+
+def _leaf(current: Current, leaf: int, subleaf: int) -> cpuid.Registers:
+    apic = pvh(current).lapic
+    a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
+    if leaf == 1:
+        c, d = c | NATIVE_1_ECX, d | NATIVE_1_EDX
+        if not apic.apic_base & APIC_BASE_ENABLE:
+            d &= ~APIC
+    elif leaf == 0xB:  # Xen knows no topology, and gives only the x2APIC's ID
+        c, d = subleaf & 0xFF, apic.apic_id
+    elif leaf == 0x80000001:
+        d |= NATIVE_E1_EDX
+        if not cpu_of(current).efer & EFER_LMA:  # as on every Intel CPU
+            d &= ~cpuid.SYSCALL
+    return (a, b, c, d)
 
 
 def _xen_leaf(current: Current, leaf: int, subleaf: int) -> cpuid.Registers:
-    match leaf:
-        case 0:
-            return cpuid.xen_signature(HIGHEST_XEN_LEAF)
-        case 1:
-            return (XEN_VERSION, 0, 0, 0)
-        case 2:
-            return (1, HYPERCALL_MSR, 0, 0)
-        case 3:
-            return cpuid.xen_time(subleaf)
-        case 4 if subleaf == 0:
-            features = HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT | HVM_UPCALL_VECTOR
-            return (features, current.vcpu.vcpu_id, current.domain.domid, 0)
-        case _:
-            return cpuid.NOTHING
+    if leaf == 4 and not subleaf:
+        features = HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT | HVM_UPCALL_VECTOR
+        return (features, current.vcpu.vcpu_id, current.domain.domid, 0)
+    return common.common_xen_leaf(leaf, subleaf, 0)

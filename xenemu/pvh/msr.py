@@ -9,10 +9,10 @@ from __future__ import annotations
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Msr
+from xenemu.hv.cpuid import HYPERCALL_MSR
 from xenemu.hv.domain import Current
 from xenemu.pvh import lapic_glue, mtrr
 from xenemu.pvh.callbacks import latch_shared_info_width
-from xenemu.pvh.cpuid import HYPERCALL_MSR
 from xenemu.pvh.hypercall_page import hypercall_page
 from xenemu.pvh.paging import CR0_PG, cpu_of
 from xenemu.pvh.state import pvh
