@@ -1,7 +1,7 @@
 /*
- * A PV guest's breakpoints: a store to watched data traps when it is done, as DR6 says, and a
- * watched instruction before it runs; nothing may be watched in Xen's own memory. A debugger in
- * the guest would otherwise wait for ever. Success: all of it.
+ * A PV guest's breakpoints: a store to watched data traps behind the instruction, as DR6 says, and
+ * a watched instruction traps before it runs; nothing may be watched in Xen's own memory. A
+ * debugger in the guest would otherwise wait for ever. Success: all of it.
  */
 #include "pv.h"
 #include "traps.h"
@@ -20,12 +20,6 @@ static volatile unsigned long status;
 static long set_debugreg(unsigned long number, unsigned long value)
 {
 	return hypercall(__HYPERVISOR_set_debugreg, number, value, 0);
-}
-
-/* An emulator may trap as late as at the next jump. */
-static void __attribute__((noinline)) end_of_block(void)
-{
-	asm volatile("");
 }
 
 static void note(struct frame *frame)
@@ -48,7 +42,6 @@ void guest_main(void)
 	beside = watched;
 	check_equal("hits of a load, and of a store beside", hits, 0);
 	watched = 5;
-	end_of_block();
 	check_equal("hits of a store", hits, 1);
 	check_equal("what it stored, in the handler", seen, 5);
 	check_equal("DR6", status & 15, DR6_B0);

@@ -491,3 +491,25 @@ def test_a_breakpoint_traps_before_its_instruction(engine: Engine) -> None:
     ((name, _, offset),) = run(engine, INC_RAX * 3 + SYSCALL)
     assert (name, offset, engine.regs[Reg.RAX]) == ("#DB", 3, 1)
     assert engine.debug_register(6) & 0xF == 1
+
+
+@pytest.mark.parametrize("instruction", [b"\x89\x07", b"\x01\x07", b"\xab"])  # mov, add, stos
+def test_a_watched_store_traps_behind_its_instruction(engine: Engine, instruction: bytes) -> None:
+    engine.regs[Reg.RDI] = DATA
+    engine.set_debug_register(0, DATA)
+    engine.set_debug_register(7, 0x401 | 0xD << 16)
+    ((name, _, offset),) = run(engine, INC_RAX + instruction + INC_RAX * 3 + SYSCALL)
+    behind = len(INC_RAX + instruction)
+    assert (name, offset, engine.regs[Reg.RAX]) == ("#DB", behind, 1)
+    assert engine._memory.words[DATA >> 3] == 1
+    assert engine.debug_register(6) & 0xF == 1
+    assert engine.now_ns == 2
+
+
+def test_a_load_from_the_same_page_does_not_trap(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = DATA
+    engine.set_debug_register(0, DATA + 8)
+    engine.set_debug_register(7, 0x401 | 0xF << 16)
+    ((name, _),) = run(engine, b"\x8b\x07" + SYSCALL)
+    assert name == "syscall"
+    assert engine.debug_register(6) & 0xF == 0

@@ -524,6 +524,8 @@ void helper_write_crN_x86_64(void *env, int which, uint64_t value)
     U.write_cr(env, which, value);
 }
 
+void shim_request_interrupt(uint32_t kind);
+
 /* ---- debug registers --------------------------------------------------------------------- */
 
 /* Unicorn calls these and leaves them empty; the list is of the guest's own data breakpoints. */
@@ -568,20 +570,27 @@ void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *reference)
     watchpoint->length = 0;
 }
 
-/* An access to a watched page: if it hits, the CPU raises #DB when the instruction is done. */
+/*
+ * An access to a watched page. If it hits, the instruction is run again as a block of its own,
+ * and the CPU raises #DB behind that.
+ */
 void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
                                  int flags, uintptr_t pc)
 {
-    (void)attributes, (void)pc;
+    (void)attributes;
     for (int i = 0; i < MAX_WATCHPOINTS; i++) {
         struct watchpoint *watchpoint = &watchpoints[i];
         if (!watchpoint->length || !(watchpoint->flags & flags & WATCH_ACCESS) ||
             watchpoint->vaddr >= vaddr + length || vaddr >= watchpoint->vaddr + watchpoint->length)
             continue;
+        if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *) && unfinished(pc) > 0) {
+            FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
+            FIELD(cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = 1;
+            U.loop_exit_restore(cpu, pc); /* does not return */
+        }
         watchpoint->flags |= (flags & WATCH_ACCESS) * WATCH_HIT_READ;
         FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
-        FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_DEBUG;
-        FIELD(cpu, CPU_ICOUNT_DECR + 2, uint16_t) = 0xffff;
+        shim_request_interrupt(INTERRUPT_DEBUG);
     }
 }
 
