@@ -118,6 +118,7 @@ def _set_callbacks(current: Current, *arguments: int) -> None:
             _register(current, kind, address, mask_events=False)
 
 
+# DIVERGES: for an unknown command, Xen gives a 32-bit guest EINVAL.
 _callback_op = SubOps("callback_op")
 
 

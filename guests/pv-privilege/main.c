@@ -7,6 +7,11 @@
 #include "traps.h"
 
 #define OK NO_TRAP
+#ifdef __x86_64__
+#define LONG_MODE GP
+#else
+#define LONG_MODE UD /* there is no such instruction */
+#endif
 
 void user_stub(void);
 extern void (*user_code)(void);
@@ -19,6 +24,7 @@ extern void (*user_code)(void);
 	X(invd, GP, GP) X(invlpg, GP, GP) X(hlt, GP, GP) X(lgdt, GP, GP) X(lidt, GP, GP)           \
 	X(lldt, GP, GP) X(ltr, GP, GP) X(lmsw, GP, GP) X(sysexit, GP, GP)         \
 	X(smsw, OK, OK) X(sgdt, OK, OK) X(str, OK, OK) X(sldt, OK, OK) X(cpuid, OK, OK)            \
+	X(swapgs, LONG_MODE, LONG_MODE)                                                          \
 	X(forced_cpuid, OK, OK) X(rdtsc, OK, OK) X(popf, OK, OK) X(ud2, UD, UD)
 
 #define DECLARE(name, kernel, user) void do_##name(void);

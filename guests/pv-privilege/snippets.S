@@ -50,6 +50,7 @@
 	SNIPPET	do_cpuid, cpuid
 	SNIPPET	do_rdtsc, rdtsc
 	SNIPPET	do_sysexit, .byte 0x0f, 0x35	/* SYSEXIT */
+	SNIPPET	do_swapgs, .byte 0x0f, 0x01, 0xf8	/* SWAPGS */
 	SNIPPET	do_ud2, ud2
 
 /* Those with more than one instruction to set up. */

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from xenemu.errors import XenError
-from xenemu.hv.frame_table import PGC_allocated
+from xenemu.hv.frame_table import LEVELS, PGC_allocated
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.pagetype import (
+    PV32,
+    PV64,
     Frames,
     PGT_l1_page_table,
     PGT_l4_page_table,
@@ -31,7 +33,7 @@ NR_FRAMES = 14
 GUEST_FRAMES = range(4, 12)
 
 mfns = st.sampled_from([*GUEST_FRAMES, *GUEST_FRAMES, 2, 3, 12, NR_FRAMES])
-indices = st.sampled_from([0, 1, 255, 256, 300, 511])
+indices = st.sampled_from([0, 1, 3, 255, 256, 300, 510, 511])
 levels = st.integers(PGT_l1_page_table, PGT_l4_page_table)
 uses = st.sampled_from(
     [PGT_none, PGT_l4_page_table, PGT_l1_page_table, PGT_seg_desc_page, PGT_writable_page]
@@ -44,22 +46,28 @@ entries = st.builds(lambda mfn, low: mfn << 12 | low, mfns, bits)
 
 
 class PageTables(RuleBasedStateMachine):
+    paging = PV64
+    xen_slots = ((256, 0x1063),)
+
     def __init__(self) -> None:
         super().__init__()
-        self.frames = Frames(Memory(NR_FRAMES))
+        self.frames = Frames(Memory(NR_FRAMES), self.paging)
         self.frames.assign(Mfn(GUEST_FRAMES[0]), GUEST, len(GUEST_FRAMES))
         self.frames.assign(Mfn(12), OTHER)
         self.frames.share_with_guest(Mfn(2), GUEST, writable=True)
         self.frames.share_with_guest(Mfn(3), GUEST, writable=False)
-        self.frames.xen_slots = [(256, 0x1063)]
+        self.frames.xen_slots = list(self.xen_slots)
         self.held: list[tuple[int, int]] = []
+        self.make_first_tables()
+        self.frames.pin(4, GUEST, self.paging.root_type)
+
+    def make_first_tables(self) -> None:
         for table in range(4, 7):
             self.frames.memory.table(Mfn(table))[0] = table + 1 << 12 | P | RW | US
-        self.frames.pin(4, GUEST, PGT_l4_page_table)
 
     def tables(self, level: int | None = None) -> list[int]:
-        wanted = range(PGT_l1_page_table, PGT_l4_page_table + 1) if level is None else [level]
-        return [mfn for mfn in range(NR_FRAMES) if self.frames.type[mfn] in wanted]
+        levels = [LEVELS.get(used_as) for used_as in self.frames.type]
+        return [mfn for mfn in range(NR_FRAMES) if levels[mfn] and level in (None, levels[mfn])]
 
     def snapshot(self) -> object:
         plain = {name: value for name, value in vars(self.frames).items() if name != "memory"}
@@ -79,7 +87,7 @@ class PageTables(RuleBasedStateMachine):
         if mfn < NR_FRAMES and self.frames.type[mfn] == PGT_writable_page:
             for index, entry in contents.items():
                 self.frames.memory.table(Mfn(mfn))[index] = entry
-        self.attempt(self.frames.pin, mfn, GUEST, level)
+        self.attempt(self.frames.pin, mfn, GUEST, min(level, self.paging.root_type))
 
     @rule(mfn=mfns)
     def unpin(self, mfn: int) -> None:
@@ -99,7 +107,7 @@ class PageTables(RuleBasedStateMachine):
         if not tables:
             return
         table = tables[which % len(tables)]
-        level = self.frames.type[table]
+        level = LEVELS[self.frames.type[table]]
         fit = [mfn for mfn in GUEST_FRAMES if not self.frames.type_count[mfn]]
         fit += self.tables(level - 1) + self.tables(level)
         maddr = table << 12 | index << 3
@@ -107,6 +115,8 @@ class PageTables(RuleBasedStateMachine):
 
     @rule(mfn=mfns, use=uses)
     def hold(self, mfn: int, use: int) -> None:
+        if use == PGT_l4_page_table:
+            use = self.paging.root_type
         if use == PGT_none:
             taken = self.attempt(self.frames.get_page, mfn, GUEST)
         else:
@@ -147,3 +157,18 @@ PageTables.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
 )
 TestPageTables = PageTables.TestCase
+
+
+class PaeTables(PageTables):
+    """Those of a 32-bit guest."""
+
+    paging = PV32
+    xen_slots = ((510, 0x1063),)
+
+    def make_first_tables(self) -> None:
+        for table, index, child in ((4, 0, 5), (5, 0, 6), (4, 3, 7)):
+            self.frames.memory.table(Mfn(table))[index] = child << 12 | P
+
+
+PaeTables.TestCase.settings = PageTables.TestCase.settings
+TestPaeTables = PaeTables.TestCase

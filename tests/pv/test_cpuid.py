@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fakes import make_pv_current
+from fakes32 import make_pv32_current
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import Current
 from xenemu.pv import cpuid
-from xenemu.x86.cpuid import BASIC
+from xenemu.x86.cpuid import BASIC, CX16, LAHF_LM, LM, SYSCALL
 
 
 @pytest.fixture
@@ -55,3 +56,12 @@ def test_other_leaves_are_empty(current: Current, leaf: int) -> None:
 def test_each_vcpu_has_its_own_apic_id(current: Current) -> None:
     current.vcpu = current.domain.vcpus[1]
     assert ask(current, 1)[1] >> 24 == 2
+
+
+def test_a_32_bit_guest_has_nothing_of_long_mode() -> None:
+    wide, narrow = make_pv_current(), make_pv32_current()
+    extended = [ask(one, 0x80000001) for one in (wide, narrow)]
+    assert extended[0][3] & ~extended[1][3] == LM | SYSCALL
+    assert extended[0][2] & ~extended[1][2] == LAHF_LM
+    assert ask(wide, 1)[2] & ~ask(narrow, 1)[2] == CX16
+    assert ask(wide, 0) == ask(narrow, 0)

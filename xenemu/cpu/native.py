@@ -11,18 +11,19 @@ from typing import Any
 
 from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
-from xenemu.errors import DomainCrash, NotModelled
+from xenemu.errors import NotModelled
 from xenemu.hv.cpu import Msr, NativeExitHandler
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
 APIC_GFN = 0xFEE00
+ONES_OFFSET = 2 * PAGE_SIZE  # behind the page of holes and the APIC's
+READ_EXECUTE = 5
 BEYOND_RAM = 1 << 40  # bytes of address space that answer with ones
 OLD_EXCEPTION = 5496
 DOUBLE_FAULT = 8
 NO_VECTOR = -1
-UC_ERR_FETCH_PROT = 14
 CR0_ENTRY = 0x11  # ET PE
 
 
@@ -35,9 +36,10 @@ class NativeEngine(Engine):
         super().__init__(memory)
         state, top = self._state, memory.nr_frames << PAGE_SHIFT
         self._p2m = p2m
-        self._uc.mmio_map(top, BEYOND_RAM - top, self._read_beyond, None, self._write_beyond, None)
         self._apic_offset = PAGE_SIZE
-        state.hole = top
+        state.hole, state.ones = top, top + ONES_OFFSET
+        self._ones = ctypes.create_string_buffer(b"\xff" * PAGE_SIZE, PAGE_SIZE)
+        self._map_beyond_ram(top)
         self._watched = bytearray(0x10000)
         for port in ports:
             self._watched[port] = 1
@@ -49,6 +51,15 @@ class NativeEngine(Engine):
         self._cr[0] = CR0_ENTRY
         self._sync_p2m()
         state.native = 1
+
+    def _map_beyond_ram(self, top: int) -> None:
+        """The page that answers for holes, the local APIC's, one of ones to fetch, and holes."""
+        for start, end in ((top, top + ONES_OFFSET), (top + ONES_OFFSET + PAGE_SIZE, BEYOND_RAM)):
+            self._uc.mmio_map(
+                start, end - start, self._read_beyond, start - top, self._write_beyond, start - top
+            )
+        ones = ctypes.addressof(self._ones)
+        self._uc.mem_map_ptr(top + ONES_OFFSET, PAGE_SIZE, READ_EXECUTE, ones)
 
     def attach(self, handler: Any) -> None:
         """Set who handles the exits: a `NativeExitHandler`."""
@@ -69,7 +80,8 @@ class NativeEngine(Engine):
         p2m.changed = False
         self.flush_tlb()
 
-    def _read_beyond(self, _uc: object, offset: int, size: int, _data: object) -> int:
+    def _read_beyond(self, _uc: object, offset: int, size: int, start: int) -> int:
+        offset += start
         try:
             if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
                 return self.native_handler.read_apic(offset - self._apic_offset, size)
@@ -77,18 +89,13 @@ class NativeEngine(Engine):
             self._fail(error)
         return (1 << 8 * size) - 1
 
-    def _write_beyond(self, _uc: object, offset: int, size: int, value: int, _data: object) -> None:
+    def _write_beyond(self, _uc: object, offset: int, size: int, value: int, start: int) -> None:
+        offset += start
         try:
             if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
                 self.native_handler.write_apic(offset - self._apic_offset, size, value)
         except BaseException as error:
             self._fail(error)
-
-    def _failure(self, status: int) -> Exception:
-        if status == UC_ERR_FETCH_PROT:
-            # DIVERGES: what is fetched from no memory is undefined, as the ones that it reads as.
-            return DomainCrash(f"jumped to {self.rip:#x}, where no memory is")
-        return super()._failure(status)
 
     def _fail(self, error: BaseException) -> None:
         self._error = error

@@ -86,6 +86,7 @@ static struct {
     uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
     uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
     uint64_t hole;            /* machine address that answers for guest frames without memory */
+    uint64_t ones;            /* machine address of what is fetched from there */
     uint64_t overrides;       /* how many guest frames lie elsewhere */
     uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
     uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
@@ -116,7 +117,7 @@ static struct {
     void (*do_interrupt)(void *cpu);
     void (*hard_interrupt)(void *env, int vector, int is_hw);
     bool (*exec_interrupt)(void *cpu, int request);
-    int (*memory_rw)(void *cpu, uint64_t vaddr, void *data, uint64_t size, bool write);
+    uint32_t (*load_code)(void *env, uint64_t vaddr);
     void (*rdmsr)(void *env);
     void (*wrmsr)(void *env);
     void (*check_io[3])(void *env, uint32_t port);
@@ -201,6 +202,15 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
     enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
 }
 
+/* Whether a VMCALL or VMMCALL is at this address, by the mapping that it was fetched through. */
+static bool is_vmcall(uint64_t at)
+{
+    if (U.load_code(G.env, at) != 0x0f || U.load_code(G.env, at + 1) != 0x01)
+        return false;
+    uint32_t operand = U.load_code(G.env, at + 2);
+    return operand == 0xc1 || operand == 0xd9;
+}
+
 static bool on_undefined(void *uc, void *data)
 {
     (void)uc, (void)data;
@@ -210,12 +220,10 @@ static bool on_undefined(void *uc, void *data)
     }
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
     uint64_t cs_base = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
-    uint8_t code[3] = {0};
 
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    U.memory_rw(G.cpu, cs_base + rip, code, sizeof code, false);
-    if (code[0] == 0x0f && code[1] == 0x01 && (code[2] == 0xc1 || code[2] == 0xd9)) {
-        FIELD(G.env, ENV_EIP, uint64_t) = rip + sizeof code; /* VMCALL or VMMCALL */
+    if (is_vmcall(cs_base + rip)) {
+        FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
         enter_hypervisor(EXIT_VMCALL, 0);
     } else {
         deliver(UD);
@@ -610,20 +618,14 @@ void shim_set_dr7(uint64_t value)
 
 /* ---- interrupts of native guests ------------------------------------------------------------ */
 
-static int next_vector(void)
-{
-    if (G.callback_vector != NO_VECTOR && G.upcall_pending && *G.upcall_pending)
-        return G.callback_vector;
-    return G.apic_vector;
-}
-
 bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
 {
     uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
 
     if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ))
         return U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);
-    int vector = next_vector();
+    bool callback = G.callback_vector != NO_VECTOR && G.upcall_pending && *G.upcall_pending;
+    int vector = callback ? G.callback_vector : G.apic_vector;
     if (vector == NO_VECTOR) {
         *requested &= ~INTERRUPT_VIRQ;
         return false;
@@ -631,7 +633,7 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
     if (!(FIELD(G.env, ENV_EFLAGS, uint64_t) & EFLAGS_IF) ||
         (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ))
         return false;
-    if (vector == G.apic_vector) {
+    if (!callback) {
         G.apic_accepted = vector;
         G.apic_vector = NO_VECTOR;
     }
@@ -687,7 +689,14 @@ void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, u
         paddr = machine_address(paddr);
     uint64_t frame = paddr >> 12;
 
-    if (frame < G.frames && !(G.code[frame] & FRAME_FETCHED)) {
+    if (frame >= G.frames) { /* where no memory is, ones are fetched: an undefined instruction */
+        if (filling_for == ACCESS_FETCH) {
+            paddr = G.ones;
+            prot = PAGE_EXEC;
+        } else {
+            prot &= ~PAGE_EXEC;
+        }
+    } else if (!(G.code[frame] & FRAME_FETCHED)) {
         if (filling_for == ACCESS_FETCH) {
             G.code[frame] |= FRAME_FETCHED;
             G.code_frames++;
@@ -780,7 +789,7 @@ const char *shim_bind(void *unicorn)
         {"x86_cpu_do_interrupt_x86_64", &U.do_interrupt},
         {"do_interrupt_x86_hardirq_x86_64", &U.hard_interrupt},
         {"x86_cpu_exec_interrupt_x86_64", &U.exec_interrupt},
-        {"cpu_memory_rw_debug_x86_64", &U.memory_rw},
+        {"cpu_ldub_code_x86_64", &U.load_code},
         {"helper_rdmsr_x86_64", &U.rdmsr},
         {"helper_wrmsr_x86_64", &U.wrmsr},
         {"helper_write_crN_x86_64", &U.write_cr},

@@ -58,6 +58,7 @@ class State(ctypes.Structure):
         ("ports", ctypes.c_void_p),
         ("populated", ctypes.c_void_p),
         ("hole", ctypes.c_uint64),
+        ("ones", ctypes.c_uint64),
         ("overrides", ctypes.c_uint64),
         ("override_gfn", ctypes.c_uint64 * MAX_OVERRIDES),
         ("override_maddr", ctypes.c_uint64 * MAX_OVERRIDES),

@@ -55,7 +55,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
         if used_as in LEVELS:
             for target, wanted in _references(frames, mfn):
                 refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
-                if wanted == used_as:
+                if LEVELS.get(wanted) == LEVELS[used_as]:
                     linear.update({mfn: -1, target: 1})
     if linear != Counter(frames.linear_pt_count):
         faults.append(f"linear page tables are counted {frames.linear_pt_count}, not {linear}")
@@ -82,6 +82,7 @@ def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
         if level == 1:
             result.append((target, PGT_writable_page if entry & RW else PGT_none))
         elif target != mfn or entry & RW:
-            linear = not entry & RW and target < len(frames.type) and frames.type[target] == level
-            result.append((target, level if linear else frames.rules.child_type(level, index)))
+            is_now = frames.type[target] if target < len(frames.type) else PGT_none
+            linear = not entry & RW and LEVELS.get(is_now) == level
+            result.append((target, is_now if linear else frames.rules.child_type(level, index)))
     return result

@@ -398,7 +398,7 @@ class Frames(FrameTable):
             self.type_count[child] += 1
         elif not self.type_count[child]:
             self._promote(child, wanted, writes)
-        elif entry & RW or self.type[child] != level or not self._may_be_linear(mfn, child):
+        elif entry & RW or not self._may_be_linear(mfn, child, level):
             raise self._entry_refusal(mfn, index, entry, level)
         elif child == mfn:
             return
@@ -422,11 +422,13 @@ class Frames(FrameTable):
         child = (entry & ADDR) >> PAGE_SHIFT
         if child == mfn:
             return
-        if self.type[child] == level:
+        if LEVELS.get(self.type[child]) == level:
             self._count_linear(mfn, child, -1)
         self.put_page_and_type(child)
 
-    def _may_be_linear(self, mfn: int, child: int) -> bool:
+    def _may_be_linear(self, mfn: int, child: int, level: int) -> bool:
+        if LEVELS.get(self.type[child]) != level or self._is_pae_root(level):
+            return False
         if child == mfn:
             return True
         return self.linear_pt_count.get(mfn, 0) <= 0 <= self.linear_pt_count.get(child, 0)

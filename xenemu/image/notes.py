@@ -160,6 +160,13 @@ class XenNotes:
             return mode.startswith("yes")
         return mode == "yes" or "bimodal" in mode
 
+    @property
+    def extended_cr3(self) -> bool:
+        """Whether an i386 kernel's page directories may lie above 4 GiB."""
+        if self.source == "__xen_guest":
+            return self.pae_mode == "yes[extended-cr3]"
+        return self.pae
+
 
 def read_notes(elf: Elf) -> XenNotes:
     """Read the notes where Xen would.

@@ -156,8 +156,7 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
     boot.arch = PvVcpu(
         root, entry=entry, cr4=fixup_guest_cr4(0), kernel_ss=KERNEL_SS[width], kernel_sp=stack_top
     )
-    pae_mode = image.notes.pae_mode or ""
-    if width == 4 and ("extended-cr3" in pae_mode or "bimodal" in pae_mode):
+    if width == 4 and image.notes.extended_cr3:
         domain.vm_assist |= 1 << VMASST_TYPE_pae_extended_cr3
     for vcpu in domain.vcpus:
         set_upcall_mask(domain, vcpu, True)

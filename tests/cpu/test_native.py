@@ -1,0 +1,395 @@
+"""cpu/native: a guest in ring 0, its physical address space, its interrupts.
+
+A guest here is a few instructions of flat 32-bit code in 16 frames of RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from xenemu.cpu.native import NativeEngine
+from xenemu.errors import DomainCrash, NotModelled
+from xenemu.hv.cpu import Msr, Reg, Seg, Segment
+from xenemu.hv.memory import Memory
+from xenemu.hv.p2m import P2m
+from xenemu.pvh.personality import CODE32, DATA32
+from xenemu.x86.flags import IF
+from xenemu.x86.paging import Maddr, Mfn
+
+FRAMES = 16
+CODE, HANDLERS, HOLE_FRAME, PENDING, GDT, IDT, STACK = (n << 12 for n in (2, 3, 4, 5, 6, 7, 9))
+FAR_GFN = 0x12345
+EAX, ECX, EDX, EBX = Reg.RAX, Reg.RCX, Reg.RDX, Reg.RBX
+FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
+IRET = b"\xcf"
+UD2 = b"\x0f\x0b"
+INC_ECX_IRET = b"\x41\xcf"
+UNDEFINED, GP_FAULT, NMI, CALLBACK, APIC = 6, 13, 2, 0x41, 0x40
+
+
+class Handler:
+    """Notes every exit, and answers as the test says."""
+
+    def __init__(self) -> None:
+        self.exits: list[tuple[object, ...]] = []
+        self.on_vmcall: Callable[[], None] = lambda: None
+        self.on_apic: Callable[[], int] = lambda: 0x11223344
+        self.msr: int | Msr = Msr.REFUSED
+
+    def cpuid(self) -> bool:
+        return False
+
+    def vmcall(self) -> None:
+        self.exits.append(("vmcall",))
+        self.on_vmcall()
+
+    def read_msr(self, number: int) -> int | Msr:
+        return self.msr
+
+    def write_msr(self, number: int, value: int) -> Msr | None:
+        return Msr.REFUSED
+
+    def read_port(self, port: int, size: int) -> int:
+        self.exits.append(("in", port, size))
+        return 0xE9
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self.exits.append(("out", port, size, value))
+
+    def read_apic(self, offset: int, size: int) -> int:
+        self.exits.append(("load", offset, size))
+        return self.on_apic()
+
+    def write_apic(self, offset: int, size: int, value: int) -> None:
+        self.exits.append(("store", offset, size, value))
+
+
+class Guest:
+    """An engine with code at CODE, and handlers by vector in an IDT; frame 4 is a hole."""
+
+    def __init__(self, code: bytes, handlers: dict[int, bytes] | None = None) -> None:
+        self.memory = Memory(FRAMES)
+        populated = bytearray(b"\1" * FRAMES)
+        populated[HOLE_FRAME >> 12] = 0
+        self.p2m = P2m(populated)
+        self.engine = NativeEngine(self.memory, self.p2m, frozenset({0xE9}))
+        self.handler = Handler()
+        self.engine.attach(self.handler)
+        self.write(CODE, code)
+        for n, descriptor in enumerate(FLAT_GDT):
+            self.memory.write_uint(Maddr(GDT + 8 * n), 8, descriptor)
+        for n, (vector, body) in enumerate((handlers or {}).items()):
+            self.write(HANDLERS + 64 * n, body)
+            gate = 0x8E00 << 32 | 8 << 16 | HANDLERS + 64 * n
+            self.memory.write_uint(Maddr(IDT + 8 * vector), 8, gate)
+        self._load_registers(0x7FF if handlers else 0)
+
+    def _load_registers(self, idt_limit: int) -> None:
+        engine = self.engine
+        engine.regs[:] = [0] * 16
+        engine.rip, engine.rflags, engine.regs[Reg.RSP] = CODE, 2, STACK
+        engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE32))
+        for which in (Seg.DS, Seg.ES, Seg.SS):
+            engine.set_segment(which, Segment(16, 0, 0xFFFFFFFF, DATA32))
+        engine.set_segment(Seg.GDTR, Segment(0, GDT, 0xFFF))
+        engine.set_segment(Seg.IDTR, Segment(0, IDT, idt_limit))
+
+    def write(self, maddr: int, data: bytes) -> None:
+        self.memory.write(Maddr(maddr), data)
+
+    def run(self, nanoseconds: int = 10_000) -> None:
+        self.engine.run(self.engine.now_ns + nanoseconds)
+
+    def __getitem__(self, register: Reg) -> int:
+        return self.engine.regs[register]
+
+
+def test_the_cpu_as_a_guest_finds_it():
+    # mov %cr0,%eax; mov %cr4,%ebx; mov %db6,%ecx; mov %db7,%edx; hlt
+    guest = Guest(bytes.fromhex("0f20c0 0f20e3 0f21f1 0f21fa f4"))
+    guest.run()
+    assert (guest[EAX], guest[EBX], guest[ECX], guest[EDX]) == (0x11, 0, 0xFFFF0FF0, 0x400)
+    assert guest.engine.halted
+
+
+# The physical address space.
+
+
+def test_a_hole_reads_as_ones():
+    # mov 0x30000000,%eax; movzbl 0x30000001,%ebx; mov 0x3ffe,%ecx; hlt
+    guest = Guest(bytes.fromhex("a100000030 0fb61d01000030 8b0dfe3f0000 f4"))
+    guest.run()
+    assert (guest[EAX], guest[EBX], guest[ECX]) == (0xFFFFFFFF, 0xFF, 0xFFFF0000)
+
+
+def test_a_hole_keeps_nothing():
+    # movl $5,0x30000000; lock incl 0x30000000; xchg %eax,0x30000000; mov 0x30000000,%ebx; hlt
+    code = "c7050000003005000000 f0ff0500000030 870500000030 8b1d00000030 f4"
+    guest = Guest(bytes.fromhex(code))
+    guest.run()
+    assert (guest[EAX], guest[EBX]) == (0xFFFFFFFF, 0xFFFFFFFF)
+
+
+def test_a_stack_where_no_memory_is():
+    guest = Guest(bytes.fromhex("bc00000040 50 5b f4"))  # mov $0x40000000,%esp; push; pop %ebx
+    guest.run()
+    assert guest[EBX] == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("target", [0xC0000000, HOLE_FRAME, 0xFEE00000])
+def test_ones_are_fetched_where_no_memory_is(target):
+    # mov $target,%eax; jmp *%eax. #UD: mov (%esp),%ebx; hlt
+    jump = b"\xb8" + target.to_bytes(4, "little") + b"\xff\xe0"
+    guest = Guest(jump, {UNDEFINED: bytes.fromhex("8b1c24 f4")})
+    guest.run()
+    assert guest[EBX] == target
+
+
+def test_code_in_a_frame_elsewhere_has_hypercalls():
+    guest = Guest(bytes.fromhex("b800503412 ffe0"))  # mov $0x12345000,%eax; jmp *%eax
+    guest.write(0x8000, bytes.fromhex("0f01c1 f4"))
+    guest.p2m.set(FAR_GFN, Mfn(8))
+    guest.run()
+    assert guest.handler.exits == [("vmcall",)]
+
+
+def test_an_idt_where_no_memory_is_means_a_triple_fault():
+    guest = Guest(UD2)
+    guest.engine.set_segment(Seg.IDTR, Segment(0, 0x40000000, 0x7FF))
+    guest.run()
+    assert guest.engine.triple_fault
+    assert guest.engine.rip == CODE
+
+
+def test_a_frame_elsewhere_is_the_same_memory():
+    guest = Guest(bytes.fromhex("a100503412 c7050450341207000000 f4"))  # mov; movl $7,4(...)
+    guest.write(0x8000, b"\x2a\0\0\0")
+    guest.p2m.set(FAR_GFN, Mfn(8))
+    guest.run()
+    assert guest[EAX] == 0x2A
+    assert guest.memory.read_uint(Maddr(0x8004), 4) == 7
+
+
+def test_a_changed_physmap_is_seen_at_once():
+    # mov 0x12345000,%eax; vmcall; mov 0x12345000,%ebx; hlt
+    guest = Guest(bytes.fromhex("a100503412 0f01c1 8b1d00503412 f4"))
+
+    def move() -> None:
+        guest.p2m.remove(FAR_GFN)
+        guest.p2m.set(FAR_GFN, Mfn(10))
+
+    guest.handler.on_vmcall = move
+    guest.p2m.set(FAR_GFN, Mfn(8))
+    guest.write(0x8000, b"\1")
+    guest.write(0xA000, b"\2")
+    guest.run()
+    assert (guest[EAX], guest[EBX]) == (1, 2)
+
+
+def test_too_many_frames_elsewhere_are_not_modelled():
+    guest = Guest(bytes.fromhex("0f01c1 f4"))  # vmcall; hlt
+    guest.handler.on_vmcall = lambda: [guest.p2m.set(FAR_GFN + n, Mfn(8)) for n in range(512)]
+    with pytest.raises(NotModelled):
+        guest.run()
+
+
+def test_code_that_the_hypervisor_wrote_is_run():
+    # call *%ecx; mov %eax,%ebx; vmcall; call *%ecx; hlt
+    guest = Guest(bytes.fromhex("ffd1 89c3 0f01c1 ffd1 f4"))
+    guest.write(0x8000, bytes.fromhex("b801000000 c3"))  # mov $1,%eax; ret
+    guest.handler.on_vmcall = lambda: guest.write(0x8001, b"\2")
+    guest.engine.regs[ECX] = 0x8000
+    guest.run()
+    assert (guest[EBX], guest[EAX]) == (1, 2)
+
+
+@pytest.mark.parametrize("entry", [1 << 45, 1 << 40])
+def test_addresses_beyond_40_bits_fault(entry):
+    # PAE tables in frames 10 to 12 map RAM at its place, but page 5 at `entry`.
+    # mov %eax,%cr3; mov %cr0,%ecx; bts $31,%ecx; mov %ecx,%cr0; mov 0x6008,%ebx; mov 0x5000,%edx
+    code = "0f22d8 0f20c1 0fbae91f 0f22c1 8b1d08600000 8b1500500000 f4"
+    guest = Guest(bytes.fromhex(code), {14: b"\xf4"})
+    for maddr, value in ((0xA000, 0xB001), (0xB000, 0xC003)):
+        guest.memory.write_uint(Maddr(maddr), 8, value)
+    for n in range(FRAMES):
+        guest.memory.write_uint(Maddr(0xC000 + 8 * n), 8, (entry if n == 5 else n << 12) | 3)
+    guest.engine._uc.reg_write(guest_cr4(), 0x20)
+    guest.engine.regs[EAX] = 0xA000
+    guest.run()
+    assert guest[EBX] == FLAT_GDT[1] & 0xFFFFFFFF
+    assert guest.engine.cr2 == 0x5000
+    assert guest.engine.rip == HANDLERS + 1
+
+
+def guest_cr4() -> int:
+    from unicorn import x86_const  # noqa: PLC0415 (after the engine's shim)
+
+    return int(x86_const.UC_X86_REG_CR4)
+
+
+# Exits.
+
+
+def test_the_apics_page():
+    # mov 0xfee00020,%eax; mov %al,0xfee00030; movl $7,0xfee000b0; hlt
+    guest = Guest(bytes.fromhex("a12000e0fe a23000e0fe c705b000e0fe07000000 f4"))
+    guest.run()
+    assert guest[EAX] == 0x11223344
+    assert guest.handler.exits == [
+        ("load", 0x20, 4),
+        ("store", 0x30, 1, 0x44),
+        ("store", 0xB0, 4, 7),
+    ]
+
+
+def test_an_error_in_the_apic_is_the_callers():
+    guest = Guest(bytes.fromhex("a12000e0fe f4"))
+
+    def fail() -> int:
+        raise DomainCrash("no such register")
+
+    guest.handler.on_apic = fail
+    with pytest.raises(DomainCrash, match="no such register"):
+        guest.run()
+
+
+def test_ports_are_watched_or_read_as_ones():
+    # mov $65,%al; out %al,$0xe9; in $0xe9,%al; mov %eax,%ebx; in $0xe8,%al; hlt
+    guest = Guest(bytes.fromhex("b041 e6e9 e4e9 89c3 e4e8 f4"))
+    guest.run()
+    assert guest.handler.exits == [("out", 0xE9, 1, 65), ("in", 0xE9, 1)]
+    assert (guest[EBX], guest[EAX]) == (0xE9, 0xFF)
+
+
+@pytest.mark.parametrize("instruction", ["0f01c1", "0f01d9"], ids=["vmcall", "vmmcall"])
+def test_both_ways_to_call(instruction):
+    guest = Guest(bytes.fromhex(f"{instruction} f4"))
+    guest.run()
+    assert guest.handler.exits == [("vmcall",)]
+    assert guest.engine.rip == CODE + 4
+
+
+@pytest.mark.parametrize(("answer", "edx_eax"), [(0x1_00000002, (1, 2)), (Msr.REFUSED, (0, 0))])
+def test_an_msr_is_a_value_or_gp(answer, edx_eax):
+    # rdmsr; inc %ebx; hlt. #GP: pop %esi; addl $2,(%esp); iret
+    guest = Guest(bytes.fromhex("0f32 43 f4"), {GP_FAULT: bytes.fromhex("5e 83042402 cf")})
+    guest.handler.msr = answer
+    guest.run()
+    assert (guest[EDX], guest[EAX]) == edx_eax
+    assert guest[EBX] == 1
+
+
+def test_cpuid_that_is_refused_is_gp():
+    guest = Guest(bytes.fromhex("0fa2 43 f4"), {GP_FAULT: bytes.fromhex("5e 83042402 cf")})
+    guest.run()
+    assert guest[EBX] == 1
+
+
+# Interrupts.
+
+
+def test_the_instruction_behind_sti_is_not_interrupted():
+    # sti; inc %eax; inc %eax; hlt. Handler: mov %eax,%ecx; iret
+    guest = Guest(bytes.fromhex("fb 40 40 f4"), {APIC: bytes.fromhex("89c1 cf")})
+    guest.engine.apic_vector = APIC
+    guest.run()
+    assert guest[ECX] == 1
+    assert guest.engine.take_accepted() == APIC
+    assert guest.engine.take_accepted() is None
+
+
+def test_interrupts_wait_for_the_interrupt_flag():
+    guest = Guest(bytes.fromhex("9090 f4"), {APIC: INC_ECX_IRET, CALLBACK: INC_ECX_IRET})
+    guest.engine.apic_vector = APIC
+    guest.engine.set_upcall(PENDING, CALLBACK)
+    guest.write(PENDING, b"\1")
+    guest.run()
+    assert guest[ECX] == 0
+    assert guest.engine.take_accepted() is None
+
+
+def test_the_callback_comes_as_long_as_the_byte_is_set():
+    # Handler: inc %ecx; cmpb $3,%cl; jb 1f; movb $0,PENDING; 1: iret
+    handler = bytes.fromhex("41 80f903 7207 c6050050000000 cf")
+    guest = Guest(bytes.fromhex("fb 90 90 f4"), {CALLBACK: handler})
+    guest.engine.set_upcall(PENDING, CALLBACK)
+    guest.write(PENDING, b"\1")
+    guest.run()
+    assert guest[ECX] == 3
+
+
+def test_no_callback_without_a_vector():
+    guest = Guest(bytes.fromhex("fb 90 90 f4"), {0: INC_ECX_IRET})
+    guest.engine.set_upcall(PENDING, None)
+    guest.write(PENDING, b"\1")
+    guest.run()
+    assert guest[ECX] == 0
+
+
+def test_the_callback_comes_before_the_apics():
+    # Handlers: shl $8,%ecx; or a number; (clear the byte); iret
+    first = bytes.fromhex("c1e108 80c901 c6050050000000 cf")
+    second = bytes.fromhex("c1e108 80c902 cf")
+    guest = Guest(bytes.fromhex("fb 90 90 f4"), {CALLBACK: first, 0x80: second})
+    guest.engine.apic_vector = 0x80
+    guest.engine.set_upcall(PENDING, CALLBACK)
+    guest.write(PENDING, b"\1")
+    guest.run()
+    assert guest[ECX] == 0x0102
+
+
+def test_two_interrupts_of_one_vector_are_two():
+    handler = bytes.fromhex("41 c6050050000000 cf")  # inc %ecx; movb $0,PENDING; iret
+    guest = Guest(bytes.fromhex("fb 90 90 f4"), {CALLBACK: handler})
+    guest.engine.apic_vector = CALLBACK
+    guest.engine.set_upcall(PENDING, CALLBACK)
+    guest.write(PENDING, b"\1")
+    guest.run()
+    assert guest[ECX] == 2
+    assert guest.engine.take_accepted() == CALLBACK
+
+
+def test_hlt_goes_on_behind_itself():
+    guest = Guest(bytes.fromhex("fb f4 43 fa f4"), {APIC: INC_ECX_IRET})  # sti; hlt; inc; cli; hlt
+    guest.run()
+    assert guest.engine.halted
+    assert (guest.engine.rip, guest[EBX]) == (CODE + 2, 0)
+    guest.engine.apic_vector = APIC
+    guest.run()
+    assert (guest[ECX], guest[EBX]) == (1, 1)
+
+
+def test_an_nmi_needs_no_interrupt_flag():
+    guest = Guest(bytes.fromhex("0f01c1 90 f4"), {NMI: INC_ECX_IRET})
+    guest.handler.on_vmcall = guest.engine.request_nmi
+    guest.run()
+    assert guest[ECX] == 1
+    assert not guest.engine.nmi_pending
+
+
+def test_an_nmi_waits_for_the_iret_of_another():
+    # Handler: inc %ecx; cmp $1,%ecx; jne 1f; vmcall; inc %edx; jmp +0; inc %edx; 1: iret
+    handler = bytes.fromhex("41 83f901 7507 0f01c1 42 eb00 42 cf")
+    guest = Guest(bytes.fromhex("90 eb00 f4"), {NMI: handler})
+    guest.handler.on_vmcall = guest.engine.request_nmi
+    guest.engine.request_nmi()
+    guest.run()
+    assert (guest[ECX], guest[EDX]) == (2, 2)
+
+
+def test_an_nmi_that_comes_with_hlt_is_pending():
+    guest = Guest(bytes.fromhex("c7050003e0fe05000000 f4 43 f4"), {NMI: INC_ECX_IRET})
+    guest.handler.write_apic = lambda *_: guest.engine.request_nmi()  # type: ignore[method-assign]
+    guest.run()
+    assert guest.engine.halted
+    assert guest.engine.nmi_pending
+    guest.run()
+    assert (guest[ECX], guest[EBX]) == (1, 1)
+
+
+def test_flags_are_the_guests():
+    guest = Guest(bytes.fromhex("fb 90 f4"), {APIC: IRET})
+    guest.run()
+    assert guest.engine.rflags & IF
