@@ -1,5 +1,9 @@
-/* The way into a trap handler and back, and into ring 3 and back. */
+/* The way into a trap handler and back, and into ring 3 and back; for a PV guest if PV is defined. */
 #include "x86.h"
+#ifdef PV
+#include "xen.h"
+#define FLAGS_IF (1 << 9)
+#endif
 
 #ifdef __x86_64__
 #define R(name) r##name
@@ -8,7 +12,20 @@
 #define R(name) e##name
 #define WORD 4
 #endif
-#define ERROR_CODES 0x27d00		/* the vectors for which the CPU pushes one */
+#define ERROR_CODES 0x27d00		/* the vectors that have one */
+
+	.macro	RETURN			/* from what is on the stack */
+#if defined(PV) && defined(__x86_64__)
+	push	$0			/* flags of struct iret_context: restore RCX and R11, too */
+#endif
+#ifdef PV
+	jmp	hypercall_page + __HYPERVISOR_iret * 32
+#elif defined(__x86_64__)
+	iretq
+#else
+	iret
+#endif
+	.endm
 
 	.text
 	.global trap_stubs		/* 16 bytes each */
@@ -17,6 +34,10 @@ trap_stubs:
 	.set	vector, 0
 	.rept	256
 	.balign	16
+#if defined(PV) && defined(__x86_64__)
+	pop	%rcx			/* Xen puts them below the hardware's frame */
+	pop	%r11
+#endif
 	.if	vector > 31 || !(ERROR_CODES >> (vector & 31) & 1)
 	push	$0
 	.endif
@@ -68,11 +89,7 @@ enter:					/* makes a struct frame */
 	pop	%R(cx)
 	pop	%R(ax)
 	add	$2 * WORD, %R(sp)	/* vector, error code */
-#ifdef __x86_64__
-	iretq
-#else
-	iret
-#endif
+	RETURN
 
 	.macro	SAVE_KERNEL		/* keep what a C function must keep */
 	push	%R(bx)
@@ -89,7 +106,7 @@ enter:					/* makes a struct frame */
 	mov	%R(sp), kernel_stack
 	.endm
 
-	.global run_user
+	.global run_user		/* in a PV guest with the events masked */
 run_user:
 #ifndef __x86_64__
 	mov	4(%esp), %ecx
@@ -101,21 +118,25 @@ run_user:
 	push	$USER_DS
 	push	$user_stack_top
 	pushf
+#ifdef PV
+	andl	$~FLAGS_IF, (%R(sp))
+#endif
 	push	$USER_CS
 #ifdef __x86_64__
 	push	%rdi
-	iretq
 #else
 	push	%ecx
-	iret
 #endif
+	RETURN
 
 	.global leave_user		/* where run_user() returns */
 leave_user:
 	mov	$KERNEL_DS, %eax
 	mov	%eax, %ds
 	mov	%eax, %es
+#ifndef PV
 	mov	%eax, %ss
+#endif
 	mov	kernel_stack, %R(sp)
 #ifdef __x86_64__
 	pop	%r15
