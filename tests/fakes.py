@@ -55,6 +55,9 @@ class FakeCpu:
     stopped: bool = False
     limit_ns: int | None = None
 
+    def came_from(self) -> int:
+        return 0
+
     def segment(self, which: Seg) -> Segment:
         return self.segments.get(which, Segment(0))
 

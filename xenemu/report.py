@@ -89,8 +89,10 @@ def _registers(current: Current, symbols: Symbols) -> list[str]:
     general = [value(name, cpu.regs[index]) for index, name in enumerate(names)]
     code, stack = cpu.segment(Seg.CS), cpu.segment(Seg.SS)
     mode = "kernel" if _in_kernel(current) else "user"
+    jump = cpu.came_from()
     return [
         f"rip {symbols.format(cpu.rip)}, in {mode} mode",
+        *([f"came from {symbols.format(jump)}"] if jump else []),
         "  ".join((value("rip", cpu.rip), value("cr2", cpu.cr2), value("cr3", cpu.cr3))),
         *("  ".join(general[i : i + REGS_A_LINE]) for i in range(0, len(general), REGS_A_LINE)),
         f"rflags {cpu.rflags:08x}  cs {code.selector:04x}  ss {stack.selector:04x}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import elfwriter
@@ -88,6 +90,7 @@ def test_a_jump_into_nothing_shows_where_it_went(boot):
     lines = result.stderr.decode().splitlines()
     assert result.returncode == 5
     assert lines[0].startswith("xenemu: triple fault at 0xc0000000; ")
+    assert any(re.fullmatch("  came from 0x10000[0-9a-f]", line) for line in lines)
     walk = lines.index("Page walk of rip, which cannot be read:")
     assert lines[walk + 1 : walk + 3] == [
         "  0xc0000000: paging is off",

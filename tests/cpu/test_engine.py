@@ -482,6 +482,17 @@ def test_time_is_not_a_vcpus_own(engine: Engine) -> None:
     assert engine.now_ns == 100
 
 
+def test_where_a_jump_came_from(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = UNMAPPED << 12
+    ((name, *_),) = run(engine, INC_RAX * 2 + b"\xff\xe7")  # jmp *%rdi
+    assert (name, engine.came_from()) == ("#PF", CODE + 6)
+
+
+def test_what_faults_behind_another_instruction_came_from_no_jump(engine: Engine) -> None:
+    ((name, *_),) = run(engine, INC_RAX * 2 + b"\xf4")
+    assert (name, engine.came_from()) == ("#GP", 0)
+
+
 # Debug registers.
 
 

@@ -360,6 +360,10 @@ class Engine:
             self._dr[index] = value
             self._shim.set_dr7(self._dr[7])  # to arm what moved
 
+    def came_from(self) -> int:
+        """See `Cpu.came_from`."""
+        return int(self._shim.came_from(self.segment(Seg.CS).base + self.rip))
+
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again."""
         self._state.flush = 1

@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define FIELD(base, offset, type) (*(type *)((char *)(base) + (offset)))
@@ -40,7 +41,7 @@ enum { /* CPUX86State */
 };
 enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
 enum { /* TranslationBlock, TCGContext, TCGOp */
-    TB_ICOUNT = 22, TB_TC_PTR = 32, TB_TC_SIZE = 40,
+    TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_TC_PTR = 32, TB_TC_SIZE = 40,
     TCG_CODE_GEN_BUFFER = 0xa0, TCG_CODE_GEN_BUFFER_SIZE = 0xb8, TCG_FIRST_OP = 0x7388,
     OP_NEXT = 8, OP_ARG1 = 32,
 };
@@ -327,16 +328,22 @@ static int64_t sleb128(const uint8_t **at)
     return value;
 }
 
-/* How many instructions of the block that contains host address `pc` have not completed. */
-static int64_t unfinished(uintptr_t pc)
+/* The translated block that contains host address `pc`, or NULL. */
+static void *block_at(uintptr_t pc)
 {
     void *tcg = FIELD(G.uc, UC_TCG_CTX, void *);
-    void *tb;
 
     if (pc - FIELD(tcg, TCG_CODE_GEN_BUFFER, uintptr_t) >=
         FIELD(tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t))
-        return 0;
-    tb = U.tb_lookup(tcg, pc);
+        return NULL;
+    return U.tb_lookup(tcg, pc);
+}
+
+/* How many instructions of the block that contains host address `pc` have not completed. */
+static int64_t unfinished(uintptr_t pc)
+{
+    void *tb = block_at(pc);
+
     if (!tb)
         return 0;
     int n = FIELD(tb, TB_ICOUNT, uint16_t);
@@ -366,10 +373,43 @@ static __attribute__((noinline, cold)) void block_slow(uint32_t instructions, ui
     U.loop_exit_restore(G.cpu, pc); /* refunds the block */
 }
 
+/* The last two blocks that began, as host addresses in them. */
+static uintptr_t last_block, block_before;
+
+/* Where the jump to `rip` stands, or 0 if none led there, or it is not known; both are linear. */
+uint64_t shim_came_from(uint64_t rip)
+{
+    uintptr_t blocks[] = {last_block, block_before};
+
+    for (int i = 0; i < 2; i++) {
+        void *tb = block_at(blocks[i]);
+        if (!tb)
+            return 0;
+        uint64_t at = FIELD(tb, TB_PC, uint64_t);
+        if (at == rip)
+            continue;
+        if (at + FIELD(tb, TB_SIZE, uint16_t) == rip)
+            return 0;
+        const uint8_t *data =
+            (uint8_t *)FIELD(tb, TB_TC_PTR, uintptr_t) + FIELD(tb, TB_TC_SIZE, uint64_t);
+        for (int n = FIELD(tb, TB_ICOUNT, uint16_t); n > 0; n--) {
+            at += sleb128(&data);
+            sleb128(&data); /* cc_op */
+            sleb128(&data); /* host address */
+            if (at == rip)
+                return 0;
+        }
+        return at;
+    }
+    return 0;
+}
+
 /* Called at the start of each block; the argument, 0 in Unicorn, is the block's length. */
 void helper_check_exit_request_x86_64(void *uc, uint32_t instructions)
 {
     (void)uc;
+    block_before = last_block;
+    last_block = RETURN_ADDRESS;
     G.left -= instructions;
     if (UNLIKELY((G.left | (int64_t)FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t)) < 0))
         block_slow(instructions, RETURN_ADDRESS);

@@ -102,6 +102,7 @@ class Shim:
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.set_dr7 = self._function("shim_set_dr7", None, ctypes.c_uint64)
+        self.came_from = self._function("shim_came_from", ctypes.c_uint64, ctypes.c_uint64)
         self.stop_now = self._function("shim_stop_now", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()

@@ -74,6 +74,9 @@ class Cpu(Protocol):
     def set_debug_register(self, index: int, value: int) -> None:
         """Load DR0..DR7, arming breakpoints."""
 
+    def came_from(self) -> int:
+        """Where the jump stands that led to RIP, a linear address; 0 if none did, or unknown."""
+
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again; cheap to ask for repeatedly."""
 
