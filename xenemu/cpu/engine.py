@@ -214,6 +214,8 @@ class Engine:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        if state.uncounted:
+            raise EngineError("this build of unicorn begins its blocks in another way")
         if status and not state.stop:
             raise self._failure(status)
 
@@ -362,7 +364,7 @@ class Engine:
 
     def came_from(self) -> int:
         """See `Cpu.came_from`."""
-        return int(self._shim.came_from(self.segment(Seg.CS).base + self.rip))
+        return int(self._shim.came_from())
 
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again."""

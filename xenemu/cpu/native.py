@@ -82,6 +82,7 @@ class NativeEngine(Engine):
 
     def _read_beyond(self, _uc: object, offset: int, size: int, start: int) -> int:
         offset += start
+        self._shim.settle()
         try:
             if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
                 return self.native_handler.read_apic(offset - self._apic_offset, size)
@@ -91,6 +92,7 @@ class NativeEngine(Engine):
 
     def _write_beyond(self, _uc: object, offset: int, size: int, value: int, start: int) -> None:
         offset += start
+        self._shim.settle()
         try:
             if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
                 self.native_handler.write_apic(offset - self._apic_offset, size, value)

@@ -6,7 +6,7 @@
  * The originals are found with dlsym() on Unicorn's own handle. Policy stays in Python; here are
  *
  *   - the exact instruction count with its deadline (helper_check_exit_request, translator_loop,
- *     cpu_restore_state);
+ *     tcg_gen_code, cpu_restore_state);
  *   - RDTSC, CPUID, SYSCALL and port I/O, which Unicorn does not do as a CPU does;
  *   - lazy execute permission: stores to pages that hold no translated code stay fast;
  *   - for guests that run natively in ring 0 (PVH): exceptions by their own IDT, interrupts from
@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define FIELD(base, offset, type) (*(type *)((char *)(base) + (offset)))
 #define RETURN_ADDRESS ((uintptr_t)__builtin_return_address(0))
@@ -82,6 +83,7 @@ static struct {
     uint64_t frames;
     void (*enter)(void);  /* the hypervisor */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
+    uint64_t uncounted;   /* blocks that do not begin as expected */
     void *uc, *cpu, *env;
     /* For native guests. */
     uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
@@ -105,6 +107,8 @@ static struct {
     bool (*restore_state)(void *cpu, uintptr_t pc, bool will_exit);
     void *(*tb_lookup)(void *tcg_ctx, uintptr_t pc);
     void (*translator_loop)(const void *ops, void *db, void *cpu, void *tb, int max_insns);
+    int (*gen_code)(void *tcg_ctx, void *tb);
+    void *(*lookup_tb)(void *env);
     bool (*tlb_fill)(void *, uint64_t, int, int, int, bool, uintptr_t);
     void (*tlb_set_page)(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
     void (*tlb_set_dirty)(void *cpu, uint64_t vaddr);
@@ -126,6 +130,24 @@ static struct {
     void (*update_dr7)(void *env, uint64_t value);
     void (*breakpoint)(void *cpu);
 } U;
+
+/* ---- time ---- */
+
+/*
+ * What is left until the deadline is in two places: `G.left`, and what of it is lent to the
+ * generated code, the low half of QEMU's icount_decr. Each block begins by taking its length from
+ * there. If that is not enough, or a request to leave has made the high half negative, it calls
+ * helper_check_exit_request. Outside of generated code nothing is lent.
+ */
+enum { MAX_LENT = 0xffff };
+
+static void settle(void)
+{
+    uint16_t *lent = &FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
+
+    G.left += *lent;
+    *lent = 0;
+}
 
 /* ---- calling the hypervisor ------------------------------------------------------------- */
 
@@ -161,6 +183,7 @@ static void apply_requests(void)
 static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
 {
     G.exits++;
+    settle();
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
     G.kind = kind;
     G.vector = vector;
@@ -359,72 +382,108 @@ static int64_t unfinished(uintptr_t pc)
     return 0;
 }
 
-static __attribute__((noinline, cold)) void block_slow(uint32_t instructions, uintptr_t pc)
+static __attribute__((noinline, cold)) void leave_before_block(uint32_t instructions, uintptr_t pc)
 {
-    int64_t before = G.left + instructions;
-
     if (FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t) >= 0) { /* nobody else asked: the deadline */
-        if (before <= 0)
+        if (G.left <= 0)
             U.emu_stop(G.uc);
         else /* then a block of exactly what is left */
-            FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = (uint32_t)before;
+            FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = (uint32_t)G.left;
     }
     FIELD(G.cpu, CPU_TCG_EXIT_REQ, uint32_t) = 0;
+    G.left -= instructions;
     U.loop_exit_restore(G.cpu, pc); /* refunds the block */
 }
 
-/* The last two blocks that began, as host addresses in them. */
-static uintptr_t last_block, block_before;
-
-/* Where the jump to `rip` stands, or 0 if none led there, or it is not known; both are linear. */
-uint64_t shim_came_from(uint64_t rip)
+/* The rare case at the start of a block, whose length has been taken and did not fit. */
+void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
 {
-    uintptr_t blocks[] = {last_block, block_before};
+    uint32_t *decr = &FIELD(G.cpu, CPU_ICOUNT_DECR, uint32_t);
 
-    for (int i = 0; i < 2; i++) {
-        void *tb = block_at(blocks[i]);
-        if (!tb)
-            return 0;
-        uint64_t at = FIELD(tb, TB_PC, uint64_t);
-        if (at == rip)
-            continue;
-        if (at + FIELD(tb, TB_SIZE, uint16_t) == rip)
-            return 0;
-        const uint8_t *data =
-            (uint8_t *)FIELD(tb, TB_TC_PTR, uintptr_t) + FIELD(tb, TB_TC_SIZE, uint64_t);
-        for (int n = FIELD(tb, TB_ICOUNT, uint16_t); n > 0; n--) {
-            at += sleb128(&data);
-            sleb128(&data); /* cc_op */
-            sleb128(&data); /* host address */
-            if (at == rip)
-                return 0;
-        }
-        return at;
-    }
-    return 0;
+    (void)unused;
+    *decr += instructions;
+    settle();
+    if ((int32_t)*decr < 0 || G.left < instructions)
+        leave_before_block(instructions, RETURN_ADDRESS);
+    *decr = (G.left < MAX_LENT ? G.left : MAX_LENT);
+    G.left -= *decr;
+    *decr -= instructions;
 }
 
-/* Called at the start of each block; the argument, 0 in Unicorn, is the block's length. */
-void helper_check_exit_request_x86_64(void *uc, uint32_t instructions)
-{
-    (void)uc;
-    block_before = last_block;
-    last_block = RETURN_ADDRESS;
-    G.left -= instructions;
-    if (UNLIKELY((G.left | (int64_t)FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t)) < 0))
-        block_slow(instructions, RETURN_ADDRESS);
-}
+/*
+ * Unicorn begins each block with a call, helper_check_exit_request(uc, 0). Its arguments are made
+ * a pattern and the block's length; the code that loads the first becomes the inline count:
+ *
+ *     48 bf PATTERN   movabs $PATTERN, %rdi         81 6d f0 LENGTH   subl $length, -0x10(%rbp)
+ *                                                   79 xx             jns  behind the call
+ *                                                   90                nop
+ *     be LENGTH       mov $length, %esi             the same
+ *     ff 15 or e8     call                          the same
+ */
+static const uint64_t PATTERN = 0x78656e656d750001;
 
 void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int max_insns)
 {
     U.translator_loop(ops, db, cpu, tb, max_insns);
     G.blocks_translated++;
     void *op = FIELD(FIELD(G.uc, UC_TCG_CTX, void *), TCG_FIRST_OP, void *);
-    if (op && FIELD(op, OP_ARG1, uint64_t) == (uint64_t)G.uc) {
-        op = FIELD(op, OP_NEXT, void *);
-        if (FIELD(op, OP_ARG1, uint64_t) == 0)
-            FIELD(op, OP_ARG1, uint64_t) = FIELD(tb, TB_ICOUNT, uint16_t);
+    if (FIELD(op, OP_ARG1, void *) != G.uc)
+        return; /* tcg_gen_code will see that */
+    FIELD(op, OP_ARG1, uint64_t) = PATTERN;
+    op = FIELD(op, OP_NEXT, void *);
+    FIELD(op, OP_ARG1, uint64_t) = FIELD(tb, TB_ICOUNT, uint16_t);
+}
+
+int tcg_gen_code_x86_64(void *tcg_ctx, void *tb)
+{
+    int size = U.gen_code(tcg_ctx, tb);
+    uint8_t *code = FIELD(tb, TB_TC_PTR, uint8_t *);
+    uint32_t length = FIELD(tb, TB_ICOUNT, uint16_t);
+
+    if (size < 0) /* no room: Unicorn starts afresh */
+        return size;
+    if (memcmp(code, "\x48\xbf", 2) || memcmp(code + 2, &PATTERN, 8) || code[10] != 0xbe) {
+        G.uncounted++;
+        return size;
     }
+    int call = code[15] == 0xff ? 6 : 5;
+    memcpy(code, "\x81\x6d\xf0", 3);
+    memcpy(code + 3, &length, 4);
+    code[7] = 0x79;
+    code[8] = 6 + call;
+    code[9] = 0x90;
+    return size;
+}
+
+/* The last jump whose target was looked up: a host address in its block, and where it led. */
+static uintptr_t jump_block;
+static uint64_t jump_target;
+
+void *helper_lookup_tb_ptr_x86_64(void *env)
+{
+    jump_block = RETURN_ADDRESS;
+    jump_target = FIELD(env, ENV_EIP, uint64_t);
+    return U.lookup_tb(env);
+}
+
+/*
+ * Where the jump stands that led to RIP, a linear address; 0 if none did, or it is not known. A
+ * jump within a page is not looked up, but there a fetch cannot fail either.
+ */
+uint64_t shim_came_from(void)
+{
+    void *tb = block_at(jump_block);
+
+    if (!tb || jump_target != FIELD(G.env, ENV_EIP, uint64_t))
+        return 0;
+    uint64_t at = FIELD(tb, TB_PC, uint64_t);
+    const uint8_t *data = FIELD(tb, TB_TC_PTR, uint8_t *) + FIELD(tb, TB_TC_SIZE, uint64_t);
+    for (int n = FIELD(tb, TB_ICOUNT, uint16_t); n > 0; n--) {
+        at += sleb128(&data);
+        sleb128(&data); /* cc_op */
+        sleb128(&data); /* host address */
+    }
+    return at;
 }
 
 bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
@@ -436,7 +495,9 @@ bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
 
 static int64_t now_ns(uintptr_t pc)
 {
-    return G.end - G.left - unfinished(pc) + G.skipped_ns;
+    int64_t left = G.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
+
+    return G.end - left - unfinished(pc) + G.skipped_ns;
 }
 
 /* ---- instructions that Unicorn gets wrong ------------------------------------------------- */
@@ -816,6 +877,8 @@ const char *shim_bind(void *unicorn)
         {"cpu_restore_state_x86_64", &U.restore_state},
         {"tcg_tb_lookup_x86_64", &U.tb_lookup},
         {"translator_loop_x86_64", &U.translator_loop},
+        {"tcg_gen_code_x86_64", &U.gen_code},
+        {"helper_lookup_tb_ptr_x86_64", &U.lookup_tb},
         {"x86_cpu_tlb_fill_x86_64", &U.tlb_fill},
         {"tlb_set_page_with_attrs_x86_64", &U.tlb_set_page},
         {"tlb_set_dirty_x86_64", &U.tlb_set_dirty},
@@ -871,6 +934,7 @@ int shim_run(uint64_t rip)
         shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     int error = U.emu_start(G.uc, rip, 0, 0, 0);
+    settle();
     G.rflags = U.read_eflags(G.env);
     return error;
 }
@@ -886,6 +950,12 @@ void shim_reload_rflags(void)
 void shim_stop_now(void)
 {
     U.emu_stop(G.uc);
+}
+
+/* Before G.left is looked at where the generated code called somebody else than this file. */
+void shim_settle(void)
+{
+    settle();
 }
 
 void shim_flush_page(uint64_t vaddr)

@@ -52,6 +52,7 @@ class State(ctypes.Structure):
         ("fills", ctypes.c_uint64),
         ("blocks_translated", ctypes.c_uint64),
         ("code_frames", ctypes.c_uint64),
+        ("uncounted", ctypes.c_uint64),
         ("uc", ctypes.c_void_p),
         ("cpu", ctypes.c_void_p),
         ("env", ctypes.c_void_p),
@@ -102,7 +103,8 @@ class Shim:
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.set_dr7 = self._function("shim_set_dr7", None, ctypes.c_uint64)
-        self.came_from = self._function("shim_came_from", ctypes.c_uint64, ctypes.c_uint64)
+        self.came_from = self._function("shim_came_from", ctypes.c_uint64)
+        self.settle = self._function("shim_settle", None)
         self.stop_now = self._function("shim_stop_now", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()
