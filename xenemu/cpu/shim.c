@@ -31,7 +31,7 @@ enum { /* struct uc_struct */
 };
 enum { /* CPUState */
     CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_EXCEPTION_INDEX = 33184, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
-    CPU_ICOUNT_DECR = 0x8a40, CPU_WATCHPOINT_HIT = 0x8168,
+    CPU_ICOUNT_DECR = 0x8a40, CPU_WATCHPOINT_HIT = 0x8168, CPU_TB_JMP_CACHE = 0x138,
 };
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
@@ -42,20 +42,22 @@ enum { /* CPUX86State */
 };
 enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
 enum { /* TranslationBlock, TCGContext, TCGOp */
-    TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_TC_PTR = 32, TB_TC_SIZE = 40,
+    TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_CFLAGS = 24, TB_TC_PTR = 32, TB_TC_SIZE = 40,
+    TB_PAGE_ADDR_1 = 0x50, CF_INVALID = 0x40000, TCG_INVALIDATIONS = 0xd8,
     TCG_CODE_GEN_BUFFER = 0xa0, TCG_CODE_GEN_BUFFER_SIZE = 0xb8, TCG_FIRST_OP = 0x7388,
     OP_NEXT = 8, OP_ARG1 = 32,
 };
 enum { /* CPUTLB, which lies before env; three MMU modes */
     TLB_BEFORE_ENV = 2192, TLB_DESC = 32, TLB_DESC_SIZE = 696, TLB_WINDOW_BEGIN = 16,
     TLB_VICTIMS = 48, TLB_FAST = 2128, MMU_MODES = 3, VICTIMS = 8, TLB_ENTRY_SIZE = 64,
-    TLB_ADDR_WRITE = 8,
+    TLB_ADDR_WRITE = 8, TLB_ADDR_CODE = 16, TLB_ADDEND = 32,
 };
 enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
 enum { PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_FETCH = 2 };
 enum { FRAME_FETCHED = 1 };
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
-enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, EFLAGS_IF = 1 << 9 };
+enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23, EFLAGS_IF = 1 << 9 };
+enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
 enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
 enum { UD = 6, GP = 13 };
@@ -84,7 +86,7 @@ static struct {
     void (*enter)(void);  /* the hypervisor */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     uint64_t uncounted;   /* blocks that do not begin as expected */
-    void *uc, *cpu, *env;
+    void *uc, *cpu, *env, *tcg;
     /* For native guests. */
     uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
     uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
@@ -109,6 +111,8 @@ static struct {
     void (*translator_loop)(const void *ops, void *db, void *cpu, void *tb, int max_insns);
     int (*gen_code)(void *tcg_ctx, void *tb);
     void *(*lookup_tb)(void *env);
+    void (*flush_jmp_cache)(void *cpu, uint64_t vaddr);
+    void (*tb_flush)(void *cpu);
     bool (*tlb_fill)(void *, uint64_t, int, int, int, bool, uintptr_t);
     void (*tlb_set_page)(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
     void (*tlb_set_dirty)(void *cpu, uint64_t vaddr);
@@ -354,12 +358,10 @@ static int64_t sleb128(const uint8_t **at)
 /* The translated block that contains host address `pc`, or NULL. */
 static void *block_at(uintptr_t pc)
 {
-    void *tcg = FIELD(G.uc, UC_TCG_CTX, void *);
-
-    if (pc - FIELD(tcg, TCG_CODE_GEN_BUFFER, uintptr_t) >=
-        FIELD(tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t))
+    if (pc - FIELD(G.tcg, TCG_CODE_GEN_BUFFER, uintptr_t) >=
+        FIELD(G.tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t))
         return NULL;
-    return U.tb_lookup(tcg, pc);
+    return U.tb_lookup(G.tcg, pc);
 }
 
 /* How many instructions of the block that contains host address `pc` have not completed. */
@@ -426,7 +428,7 @@ void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int 
 {
     U.translator_loop(ops, db, cpu, tb, max_insns);
     G.blocks_translated++;
-    void *op = FIELD(FIELD(G.uc, UC_TCG_CTX, void *), TCG_FIRST_OP, void *);
+    void *op = FIELD(G.tcg, TCG_FIRST_OP, void *);
     if (FIELD(op, OP_ARG1, void *) != G.uc)
         return; /* tcg_gen_code will see that */
     FIELD(op, OP_ARG1, uint64_t) = PATTERN;
@@ -455,15 +457,94 @@ int tcg_gen_code_x86_64(void *tcg_ctx, void *tb)
     return size;
 }
 
-/* The last jump whose target was looked up: a host address in its block, and where it led. */
+/* ---- indirect jumps ---- */
+
+/*
+ * Unicorn's helper_lookup_tb_ptr finds a block in two dependent loads, and forgets all of them at
+ * each TLB flush. This table has what is needed in one cache line, and outlives flushes: an entry
+ * of an older generation is good again if its block is still valid, and the TLB says that the same
+ * frame is mapped for execution there.
+ */
+enum { JUMPS = 8192 };
+
+static struct jump {
+    uint64_t pc;
+    uint32_t flags, generation;
+    uint32_t host, tb;       /* offsets in the code buffer */
+    uintptr_t addend;        /* the TLB's, from the guest's page to the host's */
+} jumps[JUMPS];
+static uint32_t generation = 1;
+static uint64_t invalidations; /* of blocks, when last looked */
+
+/* The last jump that was looked up: a host address in its block, and where it led. */
 static uintptr_t jump_block;
 static uint64_t jump_target;
 
+/* The TLB's addend for code at `pc`, or 0 if it has no such entry; `flags` are a block's. */
+static uintptr_t code_addend(void *env, uint64_t pc, uint32_t flags)
+{
+    char *fast = (char *)env - TLB_BEFORE_ENV + TLB_FAST + 16 * ((flags & 3) == 3 ? 1 : 2);
+    char *entry = FIELD(fast, 8, char *) + ((pc >> 6) & FIELD(fast, 0, uint64_t));
+
+    return FIELD(entry, TLB_ADDR_CODE, uint64_t) == (pc & ~0xfffull)
+               ? FIELD(entry, TLB_ADDEND, uintptr_t) : 0;
+}
+
+static __attribute__((noinline)) void *look_up(void *env, struct jump *jump, uint64_t pc,
+                                               uint32_t flags)
+{
+    char *buffer = FIELD(G.tcg, TCG_CODE_GEN_BUFFER, char *);
+
+    if (jump->pc == pc && jump->flags == flags &&
+        !(FIELD(buffer + jump->tb, TB_CFLAGS, uint32_t) & CF_INVALID) &&
+        jump->addend == code_addend(env, pc, flags)) {
+        jump->generation = generation;
+        return buffer + jump->host;
+    }
+    char *host = U.lookup_tb(env);
+    uint64_t hash = pc ^ pc >> 6;
+    char *tb = FIELD(G.cpu, CPU_TB_JMP_CACHE + 8 * ((hash >> 6 & 0xfc0) | (hash & 0x3f)), char *);
+    uintptr_t addend = code_addend(env, pc, flags);
+    if (tb && FIELD(tb, TB_TC_PTR, char *) == host && FIELD(tb, TB_PC, uint64_t) == pc &&
+        FIELD(tb, TB_PAGE_ADDR_1, uint64_t) == -1ull && addend && !(flags & HF_SMAP))
+        *jump = (struct jump){pc, flags, generation, host - buffer, tb - buffer, addend};
+    return host;
+}
+
 void *helper_lookup_tb_ptr_x86_64(void *env)
 {
+    uint64_t cs_base = FIELD(env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
+    uint64_t pc = FIELD(env, ENV_EIP, uint64_t);
+    uint32_t flags = FIELD(env, ENV_HFLAGS, uint32_t) |
+                     (FIELD(env, ENV_EFLAGS, uint32_t) & EFLAGS_OF_BLOCK);
+    struct jump *jump = &jumps[(pc ^ pc >> 12) % JUMPS];
+
     jump_block = RETURN_ADDRESS;
-    jump_target = FIELD(env, ENV_EIP, uint64_t);
-    return U.lookup_tb(env);
+    jump_target = pc;
+    if (UNLIKELY(cs_base))
+        return U.lookup_tb(env);
+    if (UNLIKELY(FIELD(G.tcg, TCG_INVALIDATIONS, uint64_t) != invalidations)) {
+        invalidations = FIELD(G.tcg, TCG_INVALIDATIONS, uint64_t);
+        generation++;
+    }
+    if (jump->pc == pc && jump->flags == flags && jump->generation == generation)
+        return FIELD(G.tcg, TCG_CODE_GEN_BUFFER, char *) + jump->host;
+    return look_up(env, jump, pc, flags);
+}
+
+/* A page was flushed from the TLB. */
+void tb_flush_jmp_cache_x86_64(void *cpu, uint64_t vaddr)
+{
+    generation++;
+    U.flush_jmp_cache(cpu, vaddr);
+}
+
+/* All blocks are gone. */
+void tb_flush_x86_64(void *cpu)
+{
+    memset(jumps, 0, sizeof jumps);
+    jump_block = 0;
+    U.tb_flush(cpu);
 }
 
 /*
@@ -853,6 +934,7 @@ void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
     char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
     bool expired = ++G.flushes % TLB_FLUSHES_PER_WINDOW == 0;
 
+    generation++;
     for (int mode = 0; mode < MMU_MODES; mode++)
         FIELD(tlb, TLB_DESC + TLB_DESC_SIZE * mode + TLB_WINDOW_BEGIN, int64_t) =
             expired ? 0 : INT64_MAX / 2;
@@ -879,6 +961,8 @@ const char *shim_bind(void *unicorn)
         {"translator_loop_x86_64", &U.translator_loop},
         {"tcg_gen_code_x86_64", &U.gen_code},
         {"helper_lookup_tb_ptr_x86_64", &U.lookup_tb},
+        {"tb_flush_jmp_cache_x86_64", &U.flush_jmp_cache},
+        {"tb_flush_x86_64", &U.tb_flush},
         {"x86_cpu_tlb_fill_x86_64", &U.tlb_fill},
         {"tlb_set_page_with_attrs_x86_64", &U.tlb_set_page},
         {"tlb_set_dirty_x86_64", &U.tlb_set_dirty},
@@ -917,6 +1001,9 @@ void shim_attach(void *uc)
     G.uc = uc;
     G.cpu = FIELD(uc, UC_CPU, void *);
     G.env = FIELD(G.cpu, CPU_ENV_PTR, void *);
+    G.tcg = FIELD(uc, UC_TCG_CTX, void *);
+    memset(jumps, 0, sizeof jumps);
+    jump_block = 0;
     G.callback_vector = G.apic_vector = G.apic_accepted = NO_VECTOR;
     G.rflags = U.read_eflags(G.env);
 }

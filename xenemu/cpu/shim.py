@@ -56,6 +56,7 @@ class State(ctypes.Structure):
         ("uc", ctypes.c_void_p),
         ("cpu", ctypes.c_void_p),
         ("env", ctypes.c_void_p),
+        ("tcg", ctypes.c_void_p),
         ("ports", ctypes.c_void_p),
         ("populated", ctypes.c_void_p),
         ("hole", ctypes.c_uint64),
