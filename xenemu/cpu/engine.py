@@ -115,6 +115,7 @@ class Engine:
         state.code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
         state.written = ctypes.addressof(ctypes.c_char.from_buffer(self._written))
         state.frames = memory.nr_frames
+        state.ram = address
         state.left = state.end = state.skipped_ns = 0
         state.native = state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0

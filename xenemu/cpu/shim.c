@@ -35,7 +35,7 @@ enum { /* CPUState */
 };
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
-    ENV_CR0 = 424, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
+    ENV_CR0 = 424, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
@@ -53,7 +53,16 @@ enum { /* CPUTLB, which lies before env; three MMU modes */
     TLB_ADDR_WRITE = 8, TLB_ADDR_CODE = 16, TLB_ADDEND = 32,
 };
 enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
-enum { PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_FETCH = 2 };
+enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
+enum { MMU_KSMAP = 0, MMU_USER = 1 };
+enum { EFER_LMA = 1 << 10, EFER_NXE = 1 << 11, CR0_WP = 1 << 16 };
+enum {
+    PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7,
+    PTE_LARGE_PAT = 1 << 12,
+};
+#define PTE_ADDRESS 0x000ffffffffff000ull
+#define PTE_RESERVED 0x000fff0000000000ull /* above the 40 bits of Unicorn's physical addresses */
+#define PTE_NX (1ull << 63)
 enum { FRAME_FETCHED = 1 };
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23, EFLAGS_IF = 1 << 9 };
@@ -83,6 +92,7 @@ static struct {
     uint8_t *code;        /* a byte per frame: ever fetched from */
     uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
     uint64_t frames;
+    uint8_t *ram;         /* machine memory */
     void (*enter)(void);  /* the hypervisor */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     uint64_t uncounted;   /* blocks that do not begin as expected */
@@ -434,6 +444,14 @@ void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int 
     FIELD(op, OP_ARG1, uint64_t) = PATTERN;
     op = FIELD(op, OP_NEXT, void *);
     FIELD(op, OP_ARG1, uint64_t) = FIELD(tb, TB_ICOUNT, uint16_t);
+}
+
+/*
+ * Most of what a boot translates runs a few times only: to optimize it costs more than it gains.
+ */
+void tcg_optimize_x86_64(void *tcg_ctx)
+{
+    (void)tcg_ctx;
 }
 
 int tcg_gen_code_x86_64(void *tcg_ctx, void *tb)
@@ -843,14 +861,6 @@ void shim_request_interrupt(uint32_t kind)
 static int filling_for;
 static uint64_t dirty_frame;
 
-bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
-                             uintptr_t pc)
-{
-    G.fills++;
-    filling_for = access;
-    return U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
-}
-
 /* Where a native guest's frame lies in the machine. */
 static uint64_t machine_address(uint64_t paddr)
 {
@@ -862,6 +872,73 @@ static uint64_t machine_address(uint64_t paddr)
         if (G.override_gfn[i] == gfn)
             return G.override_maddr[i];
     return G.hole;
+}
+
+/* A word of RAM at an address of the guest's, or NULL where there is none. */
+static uint64_t *machine_entry(uint64_t paddr)
+{
+    if (G.populated)
+        paddr = machine_address(paddr & ~0xfffull) | (paddr & 0xfff);
+    return paddr >> 12 < G.frames ? (uint64_t *)(G.ram + paddr) : NULL;
+}
+
+void tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
+
+/*
+ * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place; false, with nothing
+ * but accessed bits changed, where that must do it: faults, other kinds of tables, holes.
+ */
+static bool walk(uint64_t vaddr, int access, int mode)
+{
+    uint64_t cr0 = FIELD(G.env, ENV_CR0, uint64_t), efer = FIELD(G.env, ENV_EFER, uint64_t);
+    uint64_t address = FIELD(G.env, ENV_CR3, uint64_t), all = PTE_RW | PTE_US, any = 0, *entry;
+    uint64_t size = 1ull << 48;
+
+    if (!(efer & EFER_LMA) || !(cr0 & CR0_PG) || mode == MMU_KSMAP || !canonical(vaddr) ||
+        (FIELD(G.env, ENV_CR4, uint64_t) & ~(uint64_t)CR4_OFFERED))
+        return false;
+    for (int level = 4;; level--) {
+        address &= PTE_ADDRESS;
+        size >>= 9;
+        entry = machine_entry(address + vaddr / size % 512 * 8);
+        if (!entry || !(*entry & PTE_P) || (*entry & PTE_RESERVED))
+            return false;
+        all &= *entry;
+        any |= *entry;
+        address = *entry;
+        bool large = *entry & PTE_PS;
+        if (level == 1 || (large && level < 4))
+            break;
+        if (large)
+            return false;
+        if (!(*entry & PTE_A))
+            *entry |= PTE_A;
+    }
+    bool user = mode == MMU_USER;
+    bool writable = (all & PTE_RW) || !(user || (cr0 & CR0_WP));
+    bool large = size > 4096;
+    if ((user && !(all & PTE_US)) || (access == ACCESS_WRITE && !writable) ||
+        ((any & PTE_NX) && (access == ACCESS_FETCH || !(efer & EFER_NXE))) ||
+        (large && (address & PTE_ADDRESS & (size - 1) & ~(uint64_t)PTE_LARGE_PAT)))
+        return false;
+    uint64_t seen = PTE_A | (access == ACCESS_WRITE ? PTE_D : 0);
+    if ((*entry & seen) != seen)
+        *entry |= seen;
+    int prot = PAGE_READ | (any & PTE_NX ? 0 : PAGE_EXEC) |
+               (writable && (*entry & PTE_D) ? PAGE_WRITE : 0);
+    uint64_t page = ((address & PTE_ADDRESS & ~(size - 1)) | (vaddr & (size - 1))) & ~0xfffull;
+    tlb_set_page_with_attrs_x86_64(G.cpu, vaddr & ~0xfffull, page, 0, prot, mode, size);
+    return true;
+}
+
+bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
+                             uintptr_t pc)
+{
+    G.fills++;
+    filling_for = access;
+    if (walk(vaddr, access, mode))
+        return true;
+    return U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
 }
 
 void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,

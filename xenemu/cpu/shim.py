@@ -46,6 +46,7 @@ class State(ctypes.Structure):
         ("code", ctypes.c_void_p),
         ("written", ctypes.c_void_p),
         ("frames", ctypes.c_uint64),
+        ("ram", ctypes.c_void_p),
         ("enter", ctypes.c_void_p),
         ("exits", ctypes.c_uint64),
         ("flushes", ctypes.c_uint64),
