@@ -9,7 +9,6 @@ from xenemu.errors import XenError
 from xenemu.hv.xenstore_model import Connection
 from xenemu.hv.xenstore_nodes import populate
 from xenemu.hv.xenstore_tree import Store
-from xenemu.x86.paging import Mfn
 
 UUID = bytes(range(16))
 
@@ -17,7 +16,7 @@ UUID = bytes(range(16))
 @pytest.fixture
 def store() -> Store:
     store = Store()
-    populate(store, 1, "guest", UUID, 262144, 2, Mfn(0x123), 2, Mfn(0x124), 1)
+    populate(store, 1, "guest", UUID, 262144, 2, 0x123, 2, 0x124, 1)
     return store
 
 
@@ -74,5 +73,5 @@ def test_the_guest_does_not_see_other_domains(store: Store, guest: Connection) -
 def test_two_domains_get_the_same_tree_whenever_it_is_made() -> None:
     first, second = Store(), Store()
     for store in (first, second):
-        populate(store, 1, "guest", UUID, 65536, 1, Mfn(3), 2, Mfn(4), 1)
+        populate(store, 1, "guest", UUID, 65536, 1, 3, 2, 4, 1)
     assert list(first.nodes.items()) == list(second.nodes.items())

@@ -71,6 +71,7 @@ def connect(domain: Domain, config: DomainConfig) -> None:
     store, console = domain.xenstore, domain.console
     store.port = domain.events.connect_to_dom0(domain, "xenstore")
     console.port = domain.events.connect_to_dom0(domain, "console")
+    console_frame, store_frame = domain.mfn_to_gfn(console.mfn), domain.mfn_to_gfn(store.mfn)
     populate(
         store.store,
         domain.domid,
@@ -78,13 +79,13 @@ def connect(domain: Domain, config: DomainConfig) -> None:
         domain.uuid,
         config.memory >> 10,
         config.vcpus,
-        console.mfn,
+        console_frame,
         console.port,
-        store.mfn,
+        store_frame,
         store.port,
     )
-    domain.grants.seed(domain, 0, console.mfn)
-    domain.grants.seed(domain, 1, store.mfn)
+    domain.grants.seed(domain, 0, console_frame)
+    domain.grants.seed(domain, 1, store_frame)
 
 
 def make_ready(domain: Domain) -> None:

@@ -81,6 +81,12 @@ class Domain:
         """The machine frame that a guest frame number means; EINVAL if there is none."""
         return Mfn(gfn) if self.p2m is None else self.p2m.lookup(gfn)
 
+    def mfn_to_gfn(self, mfn: Mfn) -> int:
+        """What the guest calls a machine frame that it has."""
+        gfn = mfn if self.p2m is None else self.p2m.find(mfn)
+        assert gfn is not None
+        return gfn
+
     def log(self, sentence: str) -> None:
         """Note, for the person, why something outside a hypercall was refused."""
         self.refusals.append(sentence)

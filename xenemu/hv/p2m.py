@@ -1,8 +1,8 @@
 """The physmap of a guest whose frame numbers Xen translates: guest frame to machine frame.
 
-RAM lies at its own number: guest frame n is machine frame n, as long as it is populated. Frames
-of Xen's own that the guest asked for (shared_info, grant tables), and memory in other places, are
-listed.
+RAM lies at its own number: guest frame n is machine frame n, as long as it is populated. Special
+pages, frames of Xen's own that the guest asked for (shared_info, grant tables), and memory in other
+places are listed.
 
 In Xen: arch/x86/mm/p2m.c
 """

@@ -11,7 +11,6 @@ from uuid import UUID
 from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.xenstore_model import Access, Connection, Permission
 from xenemu.hv.xenstore_tree import Store
-from xenemu.x86.paging import Mfn
 
 # Directories that the domain may only read, and nodes that are its own.
 READ_ONLY: Final = ("cpu", "memory", "device", "control")
@@ -37,9 +36,9 @@ def populate(
     uuid: bytes,
     memory_kb: int,
     vcpus: int,
-    console_mfn: Mfn,
+    console_gfn: int,
     console_port: int,
-    store_mfn: Mfn,
+    store_gfn: int,
     store_port: int,
 ) -> None:
     """Make the nodes of a new PV domU; `uuid` is 16 bytes, a frame is named as the guest does."""
@@ -73,7 +72,7 @@ def populate(
     put(f"{home}/memory/videoram", 0)
     put(f"{home}/domid", domid)
     put(f"{home}/store/port", store_port)
-    put(f"{home}/store/ring-ref", store_mfn)
+    put(f"{home}/store/ring-ref", store_gfn)
     for vcpu_id in range(vcpus):
         put(f"{home}/cpu/{vcpu_id}/availability", "online")
 
@@ -86,4 +85,4 @@ def populate(
     put(f"{console}/output", "pty")
     put(f"{console}/tty")
     put(f"{console}/port", console_port)
-    put(f"{console}/ring-ref", console_mfn)
+    put(f"{console}/ring-ref", console_gfn)

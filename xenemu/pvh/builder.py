@@ -42,7 +42,6 @@ from xenemu.pvh.layout import (
     ACPI_INFO_PHYSICAL_ADDRESS,
     BIOS_END,
     FIRST_SPECIAL_PAGE,
-    HOLE_END,
     X86_HVM_NR_SPECIAL_PAGES,
     Layout,
     SpecialPage,
@@ -54,7 +53,7 @@ from xenemu.pvh.layout import (
 )
 from xenemu.pvh.start_info import LoadedModule
 from xenemu.pvh.state import Entry, PvhDomain, PvhVcpu
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128
 TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
@@ -63,8 +62,8 @@ TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
 def build_pvh(image: Image, config: DomainConfig) -> Domain:
     """Build a PVH domain; ImageError if the image will not do, FitError if its memory will not.
 
-    Guest frame n is machine frame n. Behind the guest's last frame are Xen's own, and those
-    that the guest may still be given.
+    Guest frame n of RAM is machine frame n. Behind the last are two of Xen's own, the special
+    pages and the ACPI tables, and what Xen and the guest may still be given.
     """
     kernel = pvh_parameters(image)
     if config.vcpus > HVM_MAX_VCPUS:
@@ -83,13 +82,16 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         low_ram(memory_size)[BIOS_END if rsdp < BIOS_END else 0 :],
     )
 
-    end = max(HOLE_END, high_ram(memory_size).stop) >> PAGE_SHIFT
-    memory = Memory(end + XEN_FRAMES + MAX_PAGES_SLACK)
+    end = (high_ram(memory_size) or low_ram(memory_size)).stop >> PAGE_SHIFT
+    special = _special_gfns(tables, rsdp)
+    memory = Memory(end + len(special) + XEN_FRAMES + MAX_PAGES_SLACK)
     frames = Frames(memory)
     shared_info, dummy_vcpu_info = Mfn(end), Mfn(end + 1)
-    frames.add_to_heap(range(end + 2, memory.nr_frames))
+    frames.add_to_heap(range(end + 2 + len(special), memory.nr_frames))
     frames.share_with_guest(shared_info, DOMID, writable=True)
-    p2m = _populate(frames, memory_size, tables, rsdp)
+    p2m = _populate(frames, memory_size, special, end + 2)
+    _write(memory, p2m, ACPI_INFO_PHYSICAL_ADDRESS, tables.info + tables.tables)
+    _write(memory, p2m, rsdp, tables.rsdp)
     private = PvhDomain(_params())
     entry = Entry(kernel.phys_entry + layout.offset, layout.start_info)
     domain = Domain(
@@ -98,8 +100,8 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Console(Mfn(SpecialPage.CONSOLE.gfn), port=0),
-        xenstore=XenstoreRing(Mfn(SpecialPage.XENSTORE.gfn), port=0),
+        console=Console(p2m.lookup(SpecialPage.CONSOLE.gfn), port=0),
+        xenstore=XenstoreRing(p2m.lookup(SpecialPage.XENSTORE.gfn), port=0),
         shared_info=shared_info,
         max_pages=pages(memory_size) + MAX_PAGES_SLACK,
         vcpus=[
@@ -123,7 +125,7 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         memory.write(Maddr(paddr), module.data)
     info = _start_info(layout, config, modules, rsdp, e820)
     memory.write(Maddr(layout.start_info), info)
-    _write_identity_map(memory)
+    _write(memory, p2m, SpecialPage.IDENT_PT.gfn << PAGE_SHIFT, _identity_map())
     connect(domain, config)
     private.params[params.HVM_PARAM_STORE_EVTCHN] = domain.xenstore.port
     private.params[params.HVM_PARAM_CONSOLE_EVTCHN] = domain.console.port
@@ -154,25 +156,31 @@ def _start_info(
     return start_info.encode(layout.start_info, config.cmdline, loaded, rsdp, e820)
 
 
-def _populate(frames: Frames, memory_size: int, tables: AcpiTables, rsdp: int) -> P2m:
-    """Give the domain its RAM, special pages and ACPI tables, and write the tables."""
-    memory = frames.memory
-    p2m = P2m(bytearray(memory.nr_frames))
+def _special_gfns(tables: AcpiTables, rsdp: int) -> list[int]:
+    """The guest frames in the hole that have memory."""
+    acpi_gfn = ACPI_INFO_PHYSICAL_ADDRESS >> PAGE_SHIFT
+    gfns = {*range(acpi_gfn, acpi_gfn + pages(len(tables.info) + len(tables.tables)))}
+    gfns |= {*range(FIRST_SPECIAL_PAGE, FIRST_SPECIAL_PAGE + X86_HVM_NR_SPECIAL_PAGES)}
+    return sorted(gfns if rsdp < BIOS_END else gfns | {rsdp >> PAGE_SHIFT})
 
-    def populate(start: int, size: int) -> None:
-        first, count = start >> PAGE_SHIFT, pages(size)
-        frames.assign(Mfn(first), DOMID, count)
-        p2m.populated[first : first + count] = b"\1" * count
 
+def _populate(frames: Frames, memory_size: int, special: list[int], first: int) -> P2m:
+    """Give the domain its RAM, and machine frames from `first` on for the `special` ones."""
+    p2m = P2m(bytearray(frames.memory.nr_frames))
     for ram in (low_ram(memory_size), high_ram(memory_size)):
-        populate(ram.start, len(ram))
-    populate(FIRST_SPECIAL_PAGE << PAGE_SHIFT, X86_HVM_NR_SPECIAL_PAGES << PAGE_SHIFT)
-    populate(ACPI_INFO_PHYSICAL_ADDRESS, len(tables.info) + len(tables.tables))
-    if rsdp not in low_ram(memory_size):
-        populate(rsdp, len(tables.rsdp))
-    memory.write(Maddr(ACPI_INFO_PHYSICAL_ADDRESS), tables.info + tables.tables)
-    memory.write(Maddr(rsdp), tables.rsdp)
+        start, count = ram.start >> PAGE_SHIFT, pages(len(ram))
+        frames.assign(Mfn(start), DOMID, count)
+        p2m.populated[start : start + count] = b"\1" * count
+    frames.assign(Mfn(first), DOMID, len(special))
+    for mfn, gfn in enumerate(special, first):
+        p2m.set(gfn, Mfn(mfn))
     return p2m
+
+
+def _write(memory: Memory, p2m: P2m, paddr: int, data: bytes) -> None:
+    """Write into guest frames that follow each other, and so do their machine frames."""
+    mfn = p2m.lookup(paddr >> PAGE_SHIFT)
+    memory.write(Maddr((mfn << PAGE_SHIFT) + (paddr & PAGE_MASK)), data)
 
 
 def _params() -> dict[int, int]:
@@ -199,7 +207,6 @@ def _vcpu_info(vcpu_id: int, shared_info: Mfn, dummy: Mfn) -> Maddr:
     return Maddr(dummy << PAGE_SHIFT)
 
 
-def _write_identity_map(memory: Memory) -> None:
-    """Fill the page that maps all 4 GiB to themselves, for CPUs that cannot run unpaged guests."""
-    entries = (n << 22 | PSE | D | A | US | RW | P for n in range(1024))
-    memory.write(Maddr(SpecialPage.IDENT_PT.gfn << PAGE_SHIFT), struct.pack("<1024I", *entries))
+def _identity_map() -> bytes:
+    """A page that maps all 4 GiB to themselves, for CPUs that cannot run unpaged guests."""
+    return struct.pack("<1024I", *(n << 22 | PSE | D | A | US | RW | P for n in range(1024)))
