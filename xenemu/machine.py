@@ -125,6 +125,7 @@ class Machine:
         self.mode = choose_mode(image, mode)
         native = self.mode is ImageMode.PVH
         self.domain: Domain = (build_pvh if native else build_pv)(image, config)
+        image.forget_pages()
         self.personality: Personality = PERSONALITIES[self.mode]
         self.engine: Engine = self._native_engine() if native else Engine(self.domain.memory)
         self.current = Current(

@@ -17,6 +17,7 @@ from typing import Final, Literal
 from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
 from xenemu.image.notes import XenNotes, read_notes
+from xenemu.image.unpacked import forget, unpacked
 
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last
 MAX_SEGMENTS: Final = 256
@@ -69,6 +70,10 @@ class Image:
         """The end of the highest segment, by p_paddr."""
         return max(segment.paddr + segment.memsz for segment in self.segments)
 
+    def forget_pages(self) -> None:
+        """Let the host take back the memory of `elf`, which has been loaded."""
+        forget(self.elf)
+
 
 def load(path: Path) -> Image:
     """Read and unpack the kernel at `path`.
@@ -90,7 +95,7 @@ def _load(path: Path) -> Image:
     is_bzimage = bzimage.is_bzimage(view)
     if is_bzimage:
         outer = bzimage.parse(view)
-        view = memoryview(outer.unpack()).toreadonly()
+        view = unpacked(outer.compressed, outer.unpack, outer.size)
         payload = Payload(
             outer.compression,
             len(outer.compressed),
@@ -99,9 +104,9 @@ def _load(path: Path) -> Image:
             outer.kernel_version,
         )
     elif name := compression.detect(view):
-        compressed_size = len(view)
-        view = memoryview(compression.decompress(view, name)).toreadonly()
-        payload = Payload(name, compressed_size, len(view))
+        packed = view
+        view = unpacked(packed, lambda: compression.decompress(packed, name))
+        payload = Payload(name, len(packed), len(view))
     if bytes(view[:4]) != elf.MAGIC:
         raise ImageError(_not_a_kernel(view, payload))
     parsed = elf.parse(view)
@@ -121,7 +126,7 @@ def _load(path: Path) -> Image:
 
 
 def _map(path: Path) -> memoryview:
-    """Map a regular file: what is never read is never in memory."""
+    """Map a file; ImageError unless it is a regular one with something in it."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
