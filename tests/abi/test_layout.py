@@ -51,6 +51,11 @@ STRUCTS = list(structs())
 CASES = [(cls, w) for cls in STRUCTS for w in OPTION if w == 8 or cls.__name__ not in ONLY_64]
 
 
+@pytest.mark.parametrize("cls", STRUCTS, ids=lambda cls: cls.__name__)
+def test_each_struct_has_the_size_it_declares(cls):
+    assert cls.sizeof(8) and cls.sizeof(4)
+
+
 def includes(cls):
     """Name the headers of the struct's module; xen.h itself brings those of the architecture."""
     found = HEADER.search(importlib.import_module(cls.__module__).__doc__)

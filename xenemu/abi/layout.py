@@ -8,7 +8,8 @@
         remote_dom: U16
         port: U32
 
-`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises at import. In the 32-bit ABI a
+`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises when the struct is first used (and in a
+test of all of them): laying out all at import would take a fifth of the start-up. In the 32-bit ABI a
 ``uint64_t`` is aligned to 4 bytes, as i386's psABI has it; `U64A` is Xen's
 ``uint64_aligned_t``, aligned to 8 in both. A union is declared as `blob(size, align)` and
 taken apart by the code that knows which arm is live.
@@ -88,23 +89,30 @@ class Layout:
     size: int
 
 
+class _Layouts(dict[int, Layout]):
+    """A struct's layouts by width, made when first asked for; TypeError: of another size."""
+
+    def __init__(self, cls: type[Struct], size: tuple[int, int]) -> None:
+        super().__init__()
+        self._cls, self._sizes = cls, dict(zip((8, 4), size, strict=True))
+
+    def __missing__(self, width: int) -> Layout:
+        hints = {
+            name: hint
+            for name, hint in typing.get_type_hints(self._cls, include_extras=True).items()
+            if typing.get_origin(hint) is not ClassVar
+        }
+        layout = _lay_out(self._cls.__name__, hints, width, self._sizes[width])
+        return self.setdefault(width, layout)
+
+
 class Struct:
     """Base of ABI structs. Subclasses are dataclasses; see the module's example."""
 
-    _size: ClassVar[tuple[int, int]]
-    _layouts: ClassVar[dict[int, Layout]]
+    _layouts: ClassVar[_Layouts]
 
     def __init_subclass__(cls, size: tuple[int, int]) -> None:
-        hints = {
-            name: hint
-            for name, hint in typing.get_type_hints(cls, include_extras=True).items()
-            if typing.get_origin(hint) is not ClassVar
-        }
-        cls._size = size
-        cls._layouts = {
-            width: _lay_out(cls.__name__, hints, width, want)
-            for width, want in zip((8, 4), size, strict=True)
-        }
+        cls._layouts = _Layouts(cls, size)
 
     @classmethod
     def layout(cls, width: int) -> Layout:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +77,17 @@ class Shim:
     def __init__(self) -> None:
         if "unicorn" in sys.modules:
             raise EngineError("unicorn was imported before xenemu: import xenemu.cpu first")
-        found = version("unicorn")
-        if found != UNICORN_VERSION:
-            raise EngineError(
-                f"xenemu needs unicorn {UNICORN_VERSION}, not {found}: "
-                f"pip install unicorn=={UNICORN_VERSION}"
-            )
         # PyDLL: the GIL is kept, because the calls come back into Python all the time.
         library = ctypes.PyDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
         import unicorn  # noqa: PLC0415 (after the shim, see the module's docstring)
         from unicorn.unicorn_py3 import unicorn as binding  # noqa: PLC0415
 
+        found = unicorn.__version__
+        if found != UNICORN_VERSION:
+            raise EngineError(
+                f"xenemu needs unicorn {UNICORN_VERSION}, not {found}: "
+                f"pip install unicorn=={UNICORN_VERSION}"
+            )
         self.unicorn: Any = unicorn
         self.uclib: Any = binding.uclib
         self._library = library
