@@ -8,11 +8,11 @@
         remote_dom: U16
         port: U32
 
-`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises when the struct is first used (and in a
-test of all of them): laying out all at import would take a fifth of the start-up. In the 32-bit ABI a
-``uint64_t`` is aligned to 4 bytes, as i386's psABI has it; `U64A` is Xen's
-``uint64_aligned_t``, aligned to 8 in both. A union is declared as `blob(size, align)` and
-taken apart by the code that knows which arm is live.
+`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises when the struct is first used, and in a
+test of all of them: laying out all at import would take a fifth of the start-up. In the 32-bit
+ABI a ``uint64_t`` is aligned to 4 bytes, as i386's psABI has it; `U64A` is Xen's
+``uint64_aligned_t``, aligned to 8 in both. A union is declared as `blob(size, align)` and taken
+apart by the code that knows which arm is live.
 """
 
 from __future__ import annotations
