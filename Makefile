@@ -7,7 +7,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo test check guests abi bench clean
+.PHONY: help setup demo test check guests abi bench bench-compare clean
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
@@ -15,7 +15,8 @@ help:
 	@echo "make check    ruff, mypy, import contracts, and where we diverge from Xen"
 	@echo "make guests   fill the image cache, print what is in it"
 	@echo "make abi      compare our structs with Xen's headers"
-	@echo "make bench    measure against Xen on QEMU TCG"
+	@echo "make bench    measure against Xen on QEMU TCG, and what single operations cost"
+	@echo "make bench-compare  compare the last two measurements"
 	@echo "make setup    install into $(VENV); everything above does it"
 
 setup: $(STAMP)
@@ -60,7 +61,10 @@ abi: setup
 	$(BIN)/python -m pytest -q tests/abi/test_layout.py
 
 bench: setup
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --install --history bench/history.jsonl
+
+bench-compare: setup
+	$(BIN)/python -m bench --compare bench/history.jsonl
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache

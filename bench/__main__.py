@@ -1,21 +1,23 @@
-"""Measure: ``python -m bench [--rounds N | --quick] [--update FILE] [--install]``."""
+"""Measure: ``python -m bench [--rounds N | --quick] [--update FILE] [--history FILE] ...``."""
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from bench import report
+from bench import history, micro, report
 from bench.measure import BANNER, EXIT, INIT, BenchError, Run, measure
-from bench.subjects import MEMORY, QEMU, SUBJECTS, Subject
+from bench.subjects import MEMORY, OURS, QEMU, SUBJECTS, Subject
 from guests import fetch, initramfs
 from xenemu import __version__, image
 from xenemu.errors import XenemuError
@@ -29,6 +31,9 @@ def main() -> int:
     """Measure every subject, print the table, and write it to a file if one is given."""
     arguments = _parse()
     try:
+        if arguments.compare:
+            print(history.compare(arguments.compare))
+            return 0
         if arguments.update:  # not after the minutes that measuring takes
             _update(arguments.update, None)
         _require_qemu(arguments.install)
@@ -36,8 +41,22 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="xenemu-bench-") as scratch:
             _prepare(Path(scratch), images)
             results = _rounds(arguments.rounds, Path(scratch))
-        text = f"{_conditions(images, results)}\n\n{report.table(results)}"
+            startup_s = _startup(arguments.rounds, Path(scratch))
+            costs = micro.measure_all(arguments.rounds, Path(scratch), _environment())
+        text = "\n\n".join(
+            (
+                _conditions(images, results),
+                report.table(results),
+                f"`xenemu --help` takes {startup_s:.2f} s of CPU time.",
+                report.markdown(micro.table(costs), names=1),
+            )
+        )
         print(text)
+        figures = report.figures(results, startup_s, costs)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        if arguments.history:
+            history.append(arguments.history, figures)
         if arguments.update:
             _update(arguments.update, text)
     except (BenchError, XenemuError, fetch.FetchError, OSError) as error:
@@ -54,10 +73,15 @@ def _parse() -> argparse.Namespace:
         description="Boot Debian's kernel in xenemu and in its peers; compare what it costs.",
     )
     rounds = parser.add_mutually_exclusive_group()
-    rounds.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    rounds.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     rounds.add_argument("--quick", dest="rounds", action="store_const", const=1, help="one round")
     parser.add_argument(
         "--update", type=Path, metavar="FILE", help=f"rewrite what is after {report.BEGIN} in FILE"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="add them to FILE, as a line")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="only say how the last line of FILE differs"
     )
     parser.add_argument("--install", action="store_true", help="install QEMU if it is missing")
     arguments = parser.parse_args()
@@ -115,8 +139,11 @@ def _unpack(kernel: Path, vmlinux: Path) -> None:
 
 
 def _rounds(count: int, scratch: Path) -> dict[Subject, list[Run]]:
-    """Run every subject once a round, in turns."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this xenemu, not an installed one
+    """Run every subject once a round, in turns, after a first run that fills the caches."""
+    environment = _environment()
+    for subject in SUBJECTS:
+        if subject.name == OURS:
+            measure(subject.command, scratch, environment)
     results: dict[Subject, list[Run]] = {subject: [] for subject in SUBJECTS}
     for number in range(1, count + 1):
         for subject, runs in results.items():
@@ -132,6 +159,19 @@ def _rounds(count: int, scratch: Path) -> dict[Subject, list[Run]]:
     return results
 
 
+def _environment() -> dict[str, str]:
+    """This xenemu, not an installed one, but with its bytecode kept, as an installed one's is."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def _startup(rounds: int, scratch: Path) -> float:
+    """CPU seconds of a command that does nothing but start."""
+    command = (sys.executable, "-m", "xenemu", "--help")
+    runs = [measure(command, scratch, _environment(), {}) for _ in range(rounds)]
+    return statistics.median(run.at[EXIT].cpu for run in runs)
+
+
 def _conditions(images: dict[str, fetch.Cached], results: report.Results) -> str:
     """Say what was measured, on what, and how steady it was."""
     qemu = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
@@ -142,6 +182,7 @@ def _conditions(images: dict[str, fetch.Cached], results: report.Results) -> str
         f" {qemu.stdout.split()[3]} (TCG), Xen {images[XEN].version}; Debian's Linux"
         f" {images[KERNEL].version} with {MEMORY} and one CPU; on {os.cpu_count()} CPUs of"
         f" {_processor()}. {f'Medians of {rounds} by turns{differ}' if rounds > 1 else 'One run'}."
+        " xenemu's bytecode and unpacked kernel are in their caches."
         " Under Xen the kernel is dom0, which sets up and powers off a PC; in xenemu it is a domU."
     )
 

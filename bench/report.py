@@ -45,20 +45,48 @@ def table(results: Results) -> str:
     for boot, group in itertools.groupby(results, key=lambda subject: subject.boot):
         subjects = list(group)
         lines += [[boot, subject.name, *_medians(results[subject])] for subject in subjects]
-        for ours in (subject for subject in subjects if subject.name == OURS):
-            for peer in (subject for subject in subjects if subject.name != OURS):
-                ratio = [f"{_ratio(column, results, ours, peer):.2f}" for column in COLUMNS]
-                lines.append([boot, f"{ours.name} / {peer.name}", *ratio])
-    return _markdown(lines)
+        for ours, peer in _pairs(subjects):
+            ratio = [f"{_ratio(column, results, ours, peer):.2f}" for column in COLUMNS]
+            lines.append([boot, f"{ours.name} / {peer.name}", *ratio])
+    return markdown(lines, names=2)
+
+
+def figures(
+    results: Results, startup_s: float, costs: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """All medians and ratios, and the spreads, by a name that says what and in which unit."""
+    found = {}
+    for boot, group in itertools.groupby(results, key=lambda subject: subject.boot):
+        subjects = list(group)
+        for column in COLUMNS:
+            for subject in subjects:
+                values = [column.value(run) for run in results[subject]]
+                found[f"{boot}: {subject.name}, {column.title}"] = column.median(results[subject])
+                found[f"{boot}: {subject.name}, {column.title}, spread"] = _range(values)
+            for ours, peer in _pairs(subjects):
+                found[f"{boot}: {ours.name} / {peer.name}, {column.title}"] = _ratio(
+                    column, results, ours, peer
+                )
+    found["xenemu --help, CPU s"] = startup_s
+    for guest, operations in costs.items():
+        for operation, ns in operations.items():
+            found[f"{guest}: {operation}, ns of CPU time"] = ns
+    return found
+
+
+def _pairs(subjects: Sequence[Subject]) -> list[tuple[Subject, Subject]]:
+    """Ours, each with each of its peers."""
+    ours = [subject for subject in subjects if subject.name == OURS]
+    return [(one, peer) for one in ours for peer in subjects if peer.name != OURS]
+
+
+def _range(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / statistics.median(values)
 
 
 def spread(results: Results) -> float:
     """Return the widest range of a subject's CPU seconds, as a part of their median."""
-    return max(
-        (max(costs) - min(costs)) / statistics.median(costs)
-        for runs in results.values()
-        if (costs := [run.at[EXIT].cpu for run in runs])
-    )
+    return max(_range([run.at[EXIT].cpu for run in runs]) for runs in results.values())
 
 
 def replace_block(text: str, block: str) -> str:
@@ -80,15 +108,15 @@ def _ratio(column: Column, results: Results, ours: Subject, peer: Subject) -> fl
     return column.median(results[ours]) / column.median(results[peer])
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]], names: int) -> str:
+    """Lay out a table; the first columns are `names`, the others numbers."""
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    # The first two columns are names, the others numbers.
-    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    rule = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join(
-        "| " + " | ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(row)) + " |"
+        "| " + " | ".join(_aligned(*cell, i < names) for i, cell in enumerate(row)) + " |"
         for row in (list(zip(line, widths, strict=True)) for line in [lines[0], rule, *lines[1:]])
     )
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
+def _aligned(cell: str, width: int, left: bool) -> str:
+    return cell.ljust(width) if left else cell.rjust(width)

@@ -6,6 +6,7 @@
 #define XEN_H
 
 #define __HYPERVISOR_set_trap_table 0
+#define __HYPERVISOR_mmu_update 1
 #define __HYPERVISOR_set_gdt 2
 #define __HYPERVISOR_stack_switch 3
 #define __HYPERVISOR_set_debugreg 8

@@ -68,3 +68,13 @@ def test_block_replaces_what_is_between_the_markers_only():
 def test_markers_that_are_not_there_once_in_order_are_refused(text):
     with pytest.raises(BenchError, match="once each"):
         report.replace_block(text, "new")
+
+
+def test_figures_have_medians_spreads_ratios_and_costs():
+    results = {XENEMU: [run(3), run(6), run(4)], PEER: [run(8)]}
+    figures = report.figures(results, 0.25, {"pv64": {"block": 1.5}})
+    assert figures["PV: xenemu, peak MiB"] == 4
+    assert figures["PV: xenemu, peak MiB, spread"] == 0.75
+    assert figures["PV: xenemu / Xen, CPU s to `Linux version`"] == 0.5
+    assert figures["xenemu --help, CPU s"] == 0.25
+    assert figures["pv64: block, ns of CPU time"] == 1.5

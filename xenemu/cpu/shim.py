@@ -82,13 +82,13 @@ class Shim:
         import unicorn  # noqa: PLC0415 (after the shim, see the module's docstring)
         from unicorn.unicorn_py3 import unicorn as binding  # noqa: PLC0415
 
-        found = unicorn.__version__
+        self.unicorn: Any = unicorn
+        found = self.unicorn.__version__
         if found != UNICORN_VERSION:
             raise EngineError(
                 f"xenemu needs unicorn {UNICORN_VERSION}, not {found}: "
                 f"pip install unicorn=={UNICORN_VERSION}"
             )
-        self.unicorn: Any = unicorn
         self.uclib: Any = binding.uclib
         self._library = library
 
