@@ -45,7 +45,7 @@ def measure_all(
             mode = build.ENVIRONMENTS[name].mode
             command = (sys.executable, *f"-m xenemu run --memory 64M --mode {mode}".split())
             command += (f"{GUEST}-{name}", "--cmdline", str(FACTOR))
-            milestones = {START: f"({name}) ---".encode()}
+            milestones = {START: START.encode()}
             milestones |= {operation: f"{operation}: ".encode() for operation in OPERATIONS[name]}
             done.append(measure(command, scratch, environment, milestones))
     return {name: dict(_costs(OPERATIONS[name], done)) for name, done in runs.items()}
