@@ -36,7 +36,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
@@ -89,7 +89,7 @@ def _do_operation(current: Current, op: mmuext_op_t) -> None:
     if entry is None:
         raise XenError(ops.unknown, f"mmuext_op has no command {op.cmd}")
     if entry.handler is None:
-        raise XenError(entry.answer, f"mmuext_op {entry.name}: {entry.note}")
+        raise StandingAnswer(entry.answer, f"mmuext_op {entry.name}: {entry.note}")
     entry.handler(current, op)
 
 

@@ -25,6 +25,7 @@ from xenemu.hv.dispatch import (
     format_result,
 )
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import PGT_l1_page_table
 
 WORDS = [0x1_1111_1111, 0x2_2222_2222, 3, 4, 5, 6]
 POINTER = 0x10000
@@ -107,6 +108,39 @@ def test_the_guests_end_goes_through(current: Current) -> None:
 
     with pytest.raises(DomainCrash):
         call(current, crash)
+    assert format_call(current.domain.calls[-1]).endswith("seven() = ?")
+
+
+def test_the_log_has_where_a_call_came_from_not_where_it_leads(current: Current) -> None:
+    def leave(current: Current) -> None:
+        current.cpu.rip = 0x9999
+
+    current.cpu.rip = 0x1234
+    call(current, leave)
+    assert current.domain.calls[-1].rip == 0x1234
+
+
+def test_the_log_keeps_64_calls(current: Current) -> None:
+    for _ in range(100):
+        call(current, lambda _: 0)
+    assert len(current.domain.calls) == 64
+
+
+def test_xens_standing_answer_is_told_from_a_refusal(current: Current) -> None:
+    def refuse(_: Current) -> None:
+        raise XenError(EPERM, "not you")
+
+    call(current, None, answer=EPERM)
+    call(current, refuse)
+    assert [record.standing for record in current.domain.calls] == [True, False]
+
+
+def test_a_frame_remembers_the_call_that_typed_it(current: Current) -> None:
+    frames = current.domain.frames
+    frames.get_page_type(17, PGT_l1_page_table)
+    call(current, lambda _: frames.get_page_type(18, PGT_l1_page_table))
+    frames.get_page_type(19, PGT_l1_page_table)
+    assert frames.typed_by == {18: current.domain.calls[0], 19: None}
 
 
 def test_a_number_is_declared_once() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
-from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_writable_page
+from xenemu.hv.frame_table import DESCRIBED, DOMID_NONE, INVALID_M2P_ENTRY, PGT_writable_page
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
 from xenemu.x86.paging import Maddr, Mfn
@@ -105,3 +105,8 @@ def test_a_freed_frame_has_no_pfn(frames: Frames) -> None:
     assert frames.get_m2p(17) == 5
     frames.release(Mfn(17))
     assert frames.get_m2p(17) == INVALID_M2P_ENTRY
+
+
+def test_a_sentence_tells_which_frames_it_describes(frames: Frames) -> None:
+    sentence = f"entry 3 of mfn 0x10 maps {frames.describe(17)}, not {frames.describe(0xFFFF)}"
+    assert DESCRIBED.findall(sentence) == ["0x11", "0xffff"]

@@ -20,6 +20,7 @@ In Xen: include/hypercall-defs.c, arch/x86/pv/hypercall.c, common/multicall.c.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -59,6 +60,10 @@ class Continue(Exception):
     def __init__(self, *args: int) -> None:
         super().__init__(*args)
         self.new_args = args
+
+
+class StandingAnswer(XenError):
+    """The refusal of a row without a handler: what Xen answers, whatever the arguments."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class SubOps:
         if op is None:
             raise XenError(self.unknown, f"{self.name} has no command {command}")
         if op.handler is None:
-            raise XenError(op.answer, f"{self.name} {op.name}: {op.note}")
+            raise StandingAnswer(op.answer, f"{self.name} {op.name}: {op.note}")
         if op.struct is None:
             return op.handler(current, pointer)
         argument = current.read_struct(op.struct, pointer)
@@ -153,35 +158,28 @@ class HypercallTable:
 
         Raises `Continue` with raw registers, and whatever ends the guest.
         """
-        environment = current.environment
+        environment, domain, cpu = current.environment, current.domain, current.cpu
         width = 8 if environment.endswith("64") else 4
         row = self.rows.get(number)
-        args: tuple[int, ...] = ()
-        reason = ""
+        name = row.name if row else f"hypercall {number}"
+        record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name)
+        domain.calls.append(record)
         try:
             if row is None or environment not in row.callers:
                 raise XenError(ENOSYS, f"there is no hypercall {number} for {environment}")
-            args = _typed(row.args, registers, width)
+            record.args = args = _typed(row.args, registers, width)
             if row.handler is None:
-                raise XenError(row.answer, f"{row.name}: {row.note}")
-            result = row.handler(current, *args) or 0
+                raise StandingAnswer(row.answer, f"{row.name}: {row.note}")
+            record.result = row.handler(current, *args) or 0
         except XenError as error:
-            result, reason = -error.errno, error.reason
+            record.result, record.reason = -error.errno, error.reason
+            record.standing = isinstance(error, StandingAnswer)
         except Continue as again:
             assert row is not None
+            with suppress(ValueError):  # those that it contains may have pushed it out
+                domain.calls.remove(record)
             raise Continue(*_raw(row.args, again.new_args, width)) from None
-        current.domain.calls.append(
-            CallRecord(
-                current.cpu.now_ns,
-                current.vcpu.vcpu_id,
-                current.cpu.rip,
-                row.name if row else f"hypercall {number}",
-                args,
-                result,
-                reason,
-            )
-        )
-        return result
+        return record.result
 
 
 def _typed(types: tuple[Arg, ...], registers: Sequence[int], width: int) -> tuple[int, ...]:
@@ -210,8 +208,10 @@ def _raw(types: tuple[Arg, ...], values: Sequence[int], width: int) -> list[int]
     return registers
 
 
-def format_result(result: int) -> str:
-    """A result for a person: ``0``, ``17`` or ``-EINVAL``."""
+def format_result(result: int | None) -> str:
+    """A result for a person: ``0``, ``17`` or ``-EINVAL``; ``?`` of a call that did not end."""
+    if result is None:
+        return "?"
     return f"-{ERRNO_NAMES.get(-result, str(-result))}" if result < 0 else str(result)
 
 

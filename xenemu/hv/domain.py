@@ -31,17 +31,23 @@ S = TypeVar("S", bound=Struct)
 DOMID = 1  # what the first domU is called; dom0 serves its console and xenstore
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class CallRecord:
-    """One hypercall as it went: for the log that a crash prints."""
+    """One hypercall: for the log that a crash prints, and for what came of it.
+
+    It is in the log from its beginning; `result` is None until it ends. `rip` is behind the
+    instruction that made it. `standing` says that the refusal is Xen's declared answer, whatever
+    the arguments.
+    """
 
     at_ns: int
     vcpu_id: int
     rip: int
     name: str
-    args: tuple[int, ...]
-    result: int
+    args: tuple[int, ...] = ()
+    result: int | None = None
     reason: str = ""
+    standing: bool = False
 
 
 @dataclass
@@ -76,6 +82,7 @@ class Domain:
 
     def __post_init__(self) -> None:
         self.shared_info_width = self.shared_info_width or self.width
+        self.frames.calls = self.calls
 
     def gfn_to_mfn(self, gfn: int) -> Mfn:
         """The machine frame that a guest frame number means; EINVAL if there is none."""

@@ -9,13 +9,18 @@ In Xen: include/asm-x86/mm.h (struct page_info), common/page_alloc.c, arch/x86/m
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import Maddr, Mfn
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import CallRecord
 
 PGT_none: Final = 0
 PGT_l1_page_table: Final = 1
@@ -45,6 +50,8 @@ LEVELS: Final = {
     PGT_l4_page_table: 4,
     PGT_pae_xen_l2: 2,
 }
+
+DESCRIBED: Final = re.compile(r"\bmfn (0x[0-9a-f]+) \(")  # as `FrameTable.describe` begins
 
 PGC_allocated: Final = 1 << 0  # holds a general reference
 PGC_xen_heap: Final = 1 << 1  # Xen's own, shared with the owner
@@ -76,6 +83,10 @@ class FrameTable:
         self.heap: list[int] = []  # frames that a domain may be given; the last is next
         self.m2p_base: Maddr | None = None  # the machine-to-physical table,
         self.m2p_width = 8  # and the bytes of an entry
+        self.calls: deque[CallRecord] = deque()  # the domain's, the last of which may be under way
+        # By mfn, of frames that were typed since the domain was built: the hypercall that did it,
+        # or None if it was an exit of another kind (a move to CR3, a fault on the LDT).
+        self.typed_by: dict[int, CallRecord | None] = {}
 
     def describe(self, mfn: int) -> str:
         """Say what a frame is, for a person."""
@@ -87,6 +98,12 @@ class FrameTable:
             f"type {TYPE_NAMES[self.type[mfn]]} x{self.type_count[mfn]}, "
             f"{self.count[mfn]} references{', pinned' if self.flags[mfn] & PGT_pinned else ''})"
         )
+
+    def note_typed(self, mfn: int) -> None:
+        """Remember who makes a frame what it now becomes."""
+        if self.calls:
+            call = self.calls[-1]
+            self.typed_by[mfn] = call if call.result is None else None
 
     # Owners.
 

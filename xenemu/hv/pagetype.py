@@ -238,6 +238,7 @@ class Frames(FrameTable):
         """
         self.type[mfn] = wanted
         self.type_count[mfn] = 1
+        self.note_typed(mfn)
         try:
             if wanted == PGT_l1_page_table:
                 self._promote_l1(mfn, writes)
