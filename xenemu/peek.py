@@ -1,0 +1,174 @@
+"""Look at a guest from outside: its memory through its own tables, its code by name.
+
+Nothing here leaves a trace in the guest: no accessed bit is set, and no right is checked, so that
+what is looked at runs on as if nobody had looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from xenemu.abi.errno import EFAULT
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.domain import Current
+from xenemu.image import Image
+from xenemu.image.backtrace import backtrace
+from xenemu.image.orc import Orc, Read
+from xenemu.image.symbols import Symbols, load_symbols
+from xenemu.pv.state import PvVcpu
+from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
+from xenemu.x86 import segment
+from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, Mfn, P, WalkStep
+
+# The shifts of the indices, from the root on (Intel SDM volume 3, "Paging").
+LONG: Final = (39, 30, 21, 12)
+PAE: Final = (30, 21, 12)
+TWO_LEVEL: Final = (22, 12)
+
+# What is left of a hypercall page's stub behind the call, and the bytes that it pops.
+STUB_ENDS: Final = ((b"\x41\x5b\x59\xc3", 16), (b"\xc3", 0))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a vcpu's addresses are translated by: paging is on."""
+
+    root: int  # the root table's address, as the guest has it
+    shifts: tuple[int, ...]  # of each level's index
+    entry_size: int
+
+    def index(self, vaddr: int, level: int) -> int:
+        """Which entry of a table of this level `vaddr` leads through."""
+        return vaddr >> self.shifts[-level] & PAGE_SIZE // self.entry_size - 1
+
+
+def tables(current: Current) -> Tables | None:
+    """The tables in use; None while paging is off."""
+    if current.domain.p2m is None:  # a PV guest always has paging, and its width's format
+        return Tables(current.cpu.cr3 & ADDR, LONG if current.domain.width == 8 else PAE, 8)
+    cpu = cpu_of(current)
+    if not cpu.cr0 & CR0_PG:
+        return None
+    if not cpu.cr4 & CR4_PAE:
+        return Tables(cpu.cr3 & ADDR, TWO_LEVEL, 4)
+    if cpu.efer & EFER_LMA:
+        return Tables(cpu.cr3 & ADDR, LONG, 8)
+    return Tables(cpu.cr3 & PDPT_MASK, PAE, 8)
+
+
+def machine_frame(current: Current, paddr: int) -> Mfn | None:
+    """The frame behind what the guest has in its tables; None if that is no RAM."""
+    domain, frame = current.domain, Mfn(paddr >> PAGE_SHIFT)
+    if domain.p2m is not None:
+        return domain.p2m.get(frame)
+    return frame if domain.memory.contains(frame) else None
+
+
+def walk(current: Current, found: Tables, vaddr: int) -> Iterator[WalkStep]:
+    """Follow `vaddr` to the first entry that is not present or is a leaf, or out of memory."""
+    table = found.root
+    for level in range(len(found.shifts), 0, -1):
+        mfn = machine_frame(current, table)
+        if mfn is None:
+            return
+        index = found.index(vaddr, level)
+        where = Maddr((mfn << PAGE_SHIFT) + (table & PAGE_MASK) + index * found.entry_size)
+        entry = current.domain.memory.read_uint(where, found.entry_size)
+        yield WalkStep(level, where, entry)
+        if not entry & P or (entry & PSE and level > 1):
+            return
+        table = entry & ADDR
+
+
+def peek(current: Current, vaddr: int, size: int) -> bytes:
+    """Copy what the guest has at `vaddr`; EFAULT where nothing is mapped."""
+    pieces = []
+    while size:
+        n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
+        pieces.append(current.domain.memory.read(_translate(current, vaddr), n))
+        vaddr, size = vaddr + n, size - n
+    return b"".join(pieces)
+
+
+def _translate(current: Current, vaddr: int) -> Maddr:
+    found = tables(current)
+    paddr: int | None = vaddr & 0xFFFFFFFF
+    if found is not None:
+        step = None
+        for step in walk(current, found, vaddr):  # noqa: B007
+            pass
+        paddr = None
+        if step is not None and step.entry & P and (step.level == 1 or step.entry & PSE):
+            offset = (1 << found.shifts[-step.level]) - 1
+            paddr = step.entry & ADDR & ~offset | vaddr & offset
+    mfn = None if paddr is None else machine_frame(current, paddr)
+    if mfn is None:
+        raise XenError(EFAULT, f"{vaddr:#x} is not mapped")
+    return Maddr(mfn << PAGE_SHIFT | vaddr & PAGE_MASK)
+
+
+def in_kernel(current: Current) -> bool:
+    """Whether the vcpu runs the guest's kernel."""
+    arch = current.vcpu.arch
+    if isinstance(arch, PvVcpu):  # whose kernel is at CPL 3 too
+        return arch.kernel_mode
+    return segment.dpl(current.cpu.segment(Seg.SS).attributes) == 0
+
+
+def code_width(current: Current) -> int:
+    """The bytes of a pointer in the code that runs."""
+    return 8 if current.cpu.segment(Seg.CS).attributes & segment.L else 4
+
+
+def caller(current: Current) -> int:
+    """Who makes the hypercall that is under way: where its stub returns to, or RIP if it has none.
+
+    In Xen: arch/x86/pv/hypercall.c has the stubs of the hypercall page.
+    """
+    cpu, width = current.cpu, code_width(current)
+    try:
+        code = peek(current, cpu.rip, 4)
+        for end, popped in STUB_ENDS:
+            if code.startswith(end):
+                stack = peek(current, cpu.regs[Reg.RSP] + popped, width)
+                return int.from_bytes(stack, "little")
+    except XenError:
+        pass
+    return cpu.rip
+
+
+class Code:
+    """A kernel's code by name; its tables are read when the first question comes."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.symbols: Symbols = load_symbols(image.elf, image.segments)
+
+    @cached_property
+    def _orc(self) -> Orc | None:
+        orc = Orc(self._image.elf)
+        return orc if len(orc) else None
+
+    def format(self, vaddr: int) -> str:
+        """Write an address as Linux does, ``name+0x1a/0x400``."""
+        return self.symbols.format(vaddr)
+
+    def backtrace(self, current: Current, read: Read) -> list[str]:
+        """How the kernel came to where it is, a line per frame; `read` is of its memory."""
+        if not in_kernel(current):
+            return ["none: it ran a program, whose symbols are not known"]
+        cpu = current.cpu
+        lines = backtrace(
+            self.symbols,
+            self._orc,
+            cpu.rip,
+            cpu.regs[Reg.RSP],
+            cpu.regs[Reg.RBP],
+            read,
+            width=code_width(current),
+        )
+        return [str(line) for line in lines]
