@@ -158,28 +158,41 @@ class HypercallTable:
 
         Raises `Continue` with raw registers, and whatever ends the guest.
         """
-        environment, domain, cpu = current.environment, current.domain, current.cpu
-        width = 8 if environment.endswith("64") else 4
-        row = self.rows.get(number)
-        name = row.name if row else f"hypercall {number}"
-        record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name)
+        row, cpu, domain = self.rows.get(number), current.cpu, current.domain
+        if row is None:
+            name, args = f"hypercall {number}", tuple[int, ...]()
+        else:
+            name, args = row.name, _typed(row.args, registers, _width(current))
+        record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name, args)
         domain.calls.append(record)
         try:
-            if row is None or environment not in row.callers:
-                raise XenError(ENOSYS, f"there is no hypercall {number} for {environment}")
-            record.args = args = _typed(row.args, registers, width)
-            if row.handler is None:
-                raise StandingAnswer(row.answer, f"{row.name}: {row.note}")
-            record.result = row.handler(current, *args) or 0
-        except XenError as error:
-            record.result, record.reason = -error.errno, error.reason
-            record.standing = isinstance(error, StandingAnswer)
+            return self.make(current, row, record)
         except Continue as again:
             assert row is not None
             with suppress(ValueError):  # those that it contains may have pushed it out
                 domain.calls.remove(record)
-            raise Continue(*_raw(row.args, again.new_args, width)) from None
-        return record.result
+            raise Continue(*_raw(row.args, again.new_args, _width(current))) from None
+
+    def make(self, current: Current, row: Hypercall | None, record: CallRecord) -> int:
+        """Make the call of a record, whose row is None if there is none, and complete the record.
+
+        What watches hypercalls overrides this.
+        """
+        try:
+            if row is None or current.environment not in row.callers:
+                raise XenError(ENOSYS, f"there is no {record.name} for {current.environment}")
+            if row.handler is None:
+                raise StandingAnswer(row.answer, f"{row.name}: {row.note}")
+            record.result = result = row.handler(current, *record.args) or 0
+        except XenError as error:
+            record.result = result = -error.errno
+            record.reason, record.standing = error.reason, isinstance(error, StandingAnswer)
+        return result
+
+
+def _width(current: Current) -> int:
+    """The bytes of an argument register in the caller's ABI."""
+    return 8 if current.environment.endswith("64") else 4
 
 
 def _typed(types: tuple[Arg, ...], registers: Sequence[int], width: int) -> tuple[int, ...]:
@@ -220,4 +233,6 @@ def format_call(record: CallRecord) -> str:
     args: Any = ", ".join(f"{value:#x}" for value in record.args)
     line = f"{record.at_ns / 1e9:12.6f} v{record.vcpu_id} {record.name}({args}) = "
     line += format_result(record.result)
+    if record.standing:
+        return f"{line} (Xen's standing answer: {record.reason})"
     return f"{line}: {record.reason}" if record.reason else line

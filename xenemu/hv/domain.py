@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xenemu.hv.dispatch import HypercallTable
     from xenemu.hv.event_channel import EventChannels
     from xenemu.hv.grant_table import GrantTable
+    from xenemu.hv.observe import Watch
     from xenemu.hv.p2m import P2m
     from xenemu.hv.pagetype import Frames
     from xenemu.hv.xenstore import XenstoreRing
@@ -119,6 +120,7 @@ class Current:
     translate: Translate
     environment: str = "pv64"  # who it is to the hypercall table: pv64, pv32, pvh64, pvh32
     table: HypercallTable | None = None  # what multicall calls into
+    watch: Watch | None = None  # who is told what happens, if anybody is
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Copy from the guest's address space; EFAULT where it could not read."""

@@ -111,6 +111,7 @@ def new_guest_cr3(current: Current, mfn: int) -> None:
     if state.kernel_mode:
         current.cpu.cr3 = mfn << PAGE_SHIFT
     domain.frames.put_page_and_type(old)
+    _tell_root(current, mfn, user=False)
 
 
 def new_user_baseptr(current: Current, mfn: int) -> None:
@@ -129,6 +130,13 @@ def new_user_baseptr(current: Current, mfn: int) -> None:
     old, state.user_root = state.user_root, Mfn(mfn)
     if old:
         domain.frames.put_page_and_type(old)
+    _tell_root(current, mfn, user=True)
+
+
+def _tell_root(current: Current, mfn: int, user: bool) -> None:
+    if current.watch is not None:
+        for observer in current.watch:
+            observer.root_set(current, mfn, user)
 
 
 def show_m2p(current: Current, root: int) -> None:

@@ -48,6 +48,9 @@ SELECTOR = 0xFFFF & ~segment.SEL_RPL  # of a selector, what an error code holds
 
 def bounce(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """Enter the guest's kernel at `trap`, with a frame for what it interrupts."""
+    if current.watch is not None:
+        for observer in current.watch:
+            observer.entered(current, what, error_code)
     if current.domain.width == 8:
         bounce64(current, trap, what, error_code)
         return
@@ -152,6 +155,9 @@ def deliver(current: Current, fault: Fault) -> None:
 
 def deliver_event(current: Current) -> None:
     """Enter the event callback: events are pending and not masked."""
+    if current.watch is not None:
+        for observer in current.watch:
+            observer.upcall(current, "callback")
     bounce(current, pv(current).event_callback, "an event upcall")
 
 

@@ -29,6 +29,9 @@ def sync(current: Current) -> Lapic:
     accepted = cpu_of(current).take_accepted()
     if accepted is not None:
         lapic.accept(accepted)
+        if current.watch is not None:
+            for observer in current.watch:
+                observer.entered(current, f"interrupt {accepted:#x} of the local APIC", None)
     return lapic
 
 
@@ -164,3 +167,6 @@ def send_nmi(current: Current, vcpu: Vcpu) -> None:
     if vcpu is not current.vcpu:
         raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}, which is not the one that runs")
     cpu_of(current).request_nmi()
+    if current.watch is not None:
+        for observer in current.watch:
+            observer.entered(current, "NMI", None)
