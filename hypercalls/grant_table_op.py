@@ -103,11 +103,12 @@ PVH_COMMANDS: Final = (
 )
 
 
-def _status(action: Callable[[], None]) -> int:
-    """Run one operation, and give its GNTST_* status."""
+def _status(current: Current, action: Callable[[], None]) -> int:
+    """Run one operation, and give its GNTST_* status; the log gets why it was refused."""
     try:
         action()
     except GrantError as error:
+        current.domain.log(f"grant_table_op gives the status {error.status}: {error.reason}")
         return error.status
     return GNTST_okay
 
@@ -126,7 +127,7 @@ def _check_own(current: Current, domid: int) -> None:
 @ops.sub(GNTTABOP_setup_table, gnttab_setup_table, copy_back=True)
 def setup_table(current: Current, op: gnttab_setup_table) -> None:
     """Grow the table to `nr_frames`, and list its frames."""
-    op.status = _status(lambda: _setup_table(current, op))
+    op.status = _status(current, lambda: _setup_table(current, op))
 
 
 def _setup_table(current: Current, op: gnttab_setup_table) -> None:
@@ -144,7 +145,7 @@ def _setup_table(current: Current, op: gnttab_setup_table) -> None:
 
 @ops.sub(GNTTABOP_query_size, gnttab_query_size, copy_back=True)
 def query_size(current: Current, op: gnttab_query_size) -> None:
-    op.status = _status(lambda: _check_own(current, op.dom))
+    op.status = _status(current, lambda: _check_own(current, op.dom))
     if op.status == GNTST_okay:
         op.nr_frames = len(current.domain.grants.frames)
         op.max_nr_frames = current.domain.grants.max_frames
@@ -176,7 +177,7 @@ def get_version(current: Current, op: gnttab_get_version) -> None:
 @ops.sub(GNTTABOP_get_status_frames, gnttab_get_status_frames, copy_back=True)
 def get_status_frames(current: Current, op: gnttab_get_status_frames) -> None:
     """List the frames that only a version 2 table has."""
-    op.status = _status(lambda: _check_own(current, op.dom))
+    op.status = _status(current, lambda: _check_own(current, op.dom))
     if op.status == GNTST_okay and op.nr_frames:
         op.status = GNTST_general_error
 
@@ -184,7 +185,7 @@ def get_status_frames(current: Current, op: gnttab_get_status_frames) -> None:
 @ops.sub(GNTTABOP_swap_grant_ref, gnttab_swap_grant_ref, copy_back=True)
 def swap_grant_ref(current: Current, op: gnttab_swap_grant_ref) -> None:
     domain = current.domain
-    op.status = _status(lambda: domain.grants.swap(domain, op.ref_a, op.ref_b))
+    op.status = _status(current, lambda: domain.grants.swap(domain, op.ref_a, op.ref_b))
 
 
 # Using grants.
@@ -199,22 +200,26 @@ def copy_(current: Current, op: gnttab_copy) -> None:
     dest_u = op.dest_u & 0xFFFFFFFF if by_dest else op.dest_u
     source = CopyEnd(by_source, source_u, op.source_domid, op.source_offset)
     dest = CopyEnd(by_dest, dest_u, op.dest_domid, op.dest_offset)
-    op.status = _status(lambda: copy(current.domain, source, dest, op.len))
+    op.status = _status(current, lambda: copy(current.domain, source, dest, op.len))
 
 
 @ops.sub(GNTTABOP_map_grant_ref, gnttab_map_grant_ref, copy_back=True)
 def map_grant_ref(current: Current, op: gnttab_map_grant_ref) -> None:
-    op.status = _status(lambda: map_grant(current, op))
+    op.status = _status(current, lambda: map_grant(current, op))
 
 
 @ops.sub(GNTTABOP_unmap_grant_ref, gnttab_unmap_grant_ref, copy_back=True)
 def unmap_grant_ref(current: Current, op: gnttab_unmap_grant_ref) -> None:
-    op.status = _status(lambda: unmap_grant(current, op.handle, op.host_addr, op.dev_bus_addr))
+    op.status = _status(
+        current, lambda: unmap_grant(current, op.handle, op.host_addr, op.dev_bus_addr)
+    )
 
 
 @ops.sub(GNTTABOP_unmap_and_replace, gnttab_unmap_and_replace, copy_back=True)
 def unmap_and_replace(current: Current, op: gnttab_unmap_and_replace) -> None:
-    op.status = _status(lambda: unmap_grant(current, op.handle, op.host_addr, 0, op.new_addr))
+    op.status = _status(
+        current, lambda: unmap_grant(current, op.handle, op.host_addr, 0, op.new_addr)
+    )
 
 
 @ops.sub(GNTTABOP_cache_flush, gnttab_cache_flush)

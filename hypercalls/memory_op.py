@@ -427,6 +427,7 @@ def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None
             physmap.add(current, op.space, index, gfn)
         except XenError as error:
             errno = -error.errno
+            current.domain.log(f"add_to_physmap_batch of gfn {gfn:#x} is refused: {error.reason}")
         current.write_uint(op.errs + n * 4, 4, errno)
     if end < op.size:
         raise Continue(XENMEM_add_to_physmap_batch | end << MEMOP_EXTENT_SHIFT, pointer)

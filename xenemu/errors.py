@@ -44,7 +44,14 @@ class XenError(Exception):
 
 
 class DomainCrash(Exception):
-    """The hypervisor crashes the domain: `str()` names the rule that was broken."""
+    """The hypervisor crashes the domain: `str()` names the rule that was broken.
+
+    `advice` says what the guest's author can do or look at, where that is known.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class NotModelled(DomainCrash):

@@ -155,9 +155,9 @@ class Machine:
         try:
             return self._run(terminal, limits)
         except TripleFault as fault:
-            crashed = Outcome(End.TRIPLE_FAULT, str(fault))
+            crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
         except DomainCrash as crash:
-            crashed = Outcome(End.REFUSED, str(crash))
+            crashed = Outcome(End.REFUSED, str(crash), crash.advice)
         self.domain.console.pump(self.domain)
         self._show_output(terminal)
         return terminal.check() or crashed

@@ -47,10 +47,11 @@ EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the `End`, and one sentence for the person."""
+    """How a run ended: the `End`, one sentence for the person, and what to do if that is known."""
 
     end: End
     reason: str
+    advice: str = ""
 
     @property
     def exit_code(self) -> int:

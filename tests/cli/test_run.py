@@ -84,6 +84,12 @@ def test_a_report_follows_what_went_wrong(boot, code, told):
         assert (heading in stderr) is told
 
 
+def test_a_crash_by_the_hypervisor_says_what_to_do(boot):
+    lines = boot(UNDEFINED).stderr.decode().splitlines()
+    assert lines[0].startswith("xenemu: #UD at 0xffffffff81000000, but the guest has no handler")
+    assert lines[1].startswith("xenemu: what to do: register handlers before")
+
+
 def test_verbose_reports_however_it_ends(boot):
     stderr = boot(shutdown(POWEROFF), "-v").stderr.decode()
     assert "as pv64, 64 MiB\n" in stderr.splitlines(keepends=True)[0]

@@ -163,6 +163,13 @@ def test_without_a_handler_the_domain_crashes(current: Current) -> None:
     crashes(current, "#GP at 0x21000, but the guest has no handler for it")
 
 
+def test_a_crash_says_what_to_do(current: Current) -> None:
+    pv(current).traps.clear()
+    with pytest.raises(DomainCrash) as crash:
+        traps.inject(current, flags.GP)
+    assert "HYPERVISOR_set_trap_table" in crash.value.advice
+
+
 @pytest.mark.parametrize(
     "stack", [HYPERVISOR_VIRT_START + 16, HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_END + 48]
 )

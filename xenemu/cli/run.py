@@ -160,6 +160,8 @@ def _run(
     code = 128 + terminal.signum if terminal.signum else outcome.exit_code
     if code in REPORTED or verbose:
         _tell(outcome.reason)
+        if outcome.advice:
+            _tell(f"what to do: {outcome.advice}")
         typer.echo(report(machine.current, loaded), err=True)
     _tell(
         f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
@@ -186,7 +188,8 @@ def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
     if not expectations.unmet:
         return replace(outcome, reason=reason)
     reason += "; never seen: " + ", ".join(map(repr, expectations.unmet))
-    return Outcome(End.UNMET if outcome.exit_code == 0 else outcome.end, reason)
+    end = End.UNMET if outcome.exit_code == 0 else outcome.end
+    return replace(outcome, end=end, reason=reason)
 
 
 def parse_memory(text: str) -> int:

@@ -19,6 +19,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import UPCALL_MASK
+from xenemu.pv.crash import no_frame, no_handler, no_iret_frame
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.state import NO_TRAP, Trap, pv
 from xenemu.x86 import flags, segment
@@ -49,7 +50,7 @@ def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = N
     frame.
     """
     if not trap.cs & SELECTOR:
-        raise DomainCrash(f"{what} at {current.cpu.rip:#x}, but the guest has no handler for it")
+        raise no_handler(current, what)
     state, cpu, domain = pv(current), current.cpu, current.domain
     regs, rflags = cpu.regs, cpu.rflags
     mask_byte = Maddr(current.vcpu.info + UPCALL_MASK)
@@ -72,7 +73,7 @@ def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = N
         data = struct.pack(f"<{len(frame)}I", *(value & WORD for value in frame))
         current.write((base + esp) & WORD, data)
     except XenError as error:
-        raise DomainCrash(f"{what}: no frame on the guest's kernel stack: {error.reason}") from None
+        raise no_frame(what, error) from None
     cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address & WORD, rflags & ~NOT_INHERITED, esp
     if trap.mask_events:
         domain.memory.bytes[mask_byte] |= 1
@@ -84,7 +85,11 @@ def _stack_base(current: Current, selector: int) -> int:
     try:
         return segment.base(_descriptor(current, selector)[0])
     except Fault:
-        raise DomainCrash(f"the guest's kernel stack segment {selector:#x} is no stack") from None
+        raise DomainCrash(
+            f"the guest's kernel stack segment {selector:#x} is no stack",
+            "the first argument of HYPERVISOR_stack_switch is the selector of a writable data"
+            " segment of ring 1, which must still be in the GDT",
+        ) from None
 
 
 def iret32(current: Current) -> None:
@@ -108,7 +113,10 @@ def iret32(current: Current) -> None:
         cs, ss = trap.cs, state.kernel_ss
         masked |= trap.mask_events
     elif not cs & segment.SEL_RPL:
-        raise DomainCrash(f"iret to {cs & 0xFFFF:#x}:{eip:#x}, in ring 0")
+        raise DomainCrash(
+            f"iret to {cs & 0xFFFF:#x}:{eip:#x}, in ring 0",
+            "a 32-bit PV kernel runs in ring 1: its code segments' selectors end in 1",
+        )
     elif cs & USER_RINGS:
         regs[Reg.RSP], ss = _words(current, esp + 16, 2)
     else:
@@ -122,7 +130,7 @@ def _words(current: Current, esp: int, count: int) -> tuple[int, ...]:
     try:
         return struct.unpack(f"<{count}I", current.read(esp & WORD, 4 * count))
     except XenError as error:
-        raise DomainCrash(f"iret: no frame on the guest's stack: {error.reason}") from None
+        raise no_iret_frame(error) from None
 
 
 def _refuse_vm86(current: Current, esp: int) -> Trap:
@@ -136,7 +144,7 @@ def _refuse_vm86(current: Current, esp: int) -> Trap:
     try:
         current.write(stack, struct.pack(f"<{1 + VM86_FRAME}I", 0, *frame))
     except XenError as error:
-        raise DomainCrash(f"iret: no frame on the guest's kernel stack: {error.reason}") from None
+        raise no_iret_frame(error, "kernel stack") from None
     trap = state.traps.get(flags.GP, NO_TRAP)
     cpu.rip, cpu.regs[Reg.RSP] = trap.address, stack
     cpu.rflags &= ~NOT_INHERITED

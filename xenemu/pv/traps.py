@@ -26,6 +26,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.pv.bounce32 import bounce32, iret32
+from xenemu.pv.crash import no_frame, no_handler, no_iret_frame
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import NO_TRAP, Trap, pv
@@ -69,7 +70,10 @@ def _bounce_fault(current: Current, fault: Fault, what: str) -> None:
     try:
         bounce32(current, handler, what, fault.error_code)
     except Fault:  # Xen would come here again and again, until the stack is used up
-        raise DomainCrash(f"{what}, in {handler.cs:#x}, which faults, too") from None
+        raise DomainCrash(
+            f"{what}, in {handler.cs:#x}, which faults, too",
+            "the code segments that HYPERVISOR_set_trap_table named must still be in the GDT",
+        ) from None
 
 
 def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
@@ -79,7 +83,7 @@ def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = N
     handler, or a stack that cannot take the frame.
     """
     if not trap.address:
-        raise DomainCrash(f"{what} at {current.cpu.rip:#x}, but the guest has no handler for it")
+        raise no_handler(current, what)
     state, cpu = pv(current), current.cpu
     regs, rflags = cpu.regs, cpu.rflags
     mask_byte = Maddr(current.vcpu.info + UPCALL_MASK)
@@ -100,12 +104,15 @@ def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = N
     frame += [cpu.rip, cs | mask << 32, seen, old_rsp, ss]
     top = rsp & -STACK_ALIGN
     if HYPERVISOR_VIRT_START < top < HYPERVISOR_VIRT_END + STACK_REACH:
-        raise DomainCrash(f"{what}: the guest's kernel stack at {top:#x} is in Xen's own area")
+        raise DomainCrash(
+            f"{what}: the guest's kernel stack at {top:#x} is in Xen's own area",
+            "if it came from user mode, see the last HYPERVISOR_stack_switch; else %rsp is wild",
+        )
     rsp = (top - 8 * len(frame)) & WORD
     try:
         current.write(rsp, struct.pack(f"<{len(frame)}Q", *frame))
     except XenError as error:
-        raise DomainCrash(f"{what}: no frame on the guest's kernel stack: {error.reason}") from None
+        raise no_frame(what, error) from None
     cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address, rflags & ~NOT_INHERITED, rsp
     set_syscall_registers(current)
     cpu.set_segment(Seg.SS, SS64)
@@ -217,10 +224,13 @@ def iret64(current: Current) -> None:
     try:
         frame = current.read_struct(iret_context, regs[Reg.RSP])
     except XenError as error:
-        raise DomainCrash(f"iret: no frame on the guest's stack: {error.reason}") from None
+        raise no_iret_frame(error) from None
     if frame.cs & segment.SEL_RPL == segment.SEL_RPL:
         if not state.user_root:
-            raise DomainCrash("iret to user mode with no user page tables")
+            raise DomainCrash(
+                "iret to user mode with no user page tables",
+                "user mode has page tables of its own: set them with MMUEXT_NEW_USER_BASEPTR",
+            )
         toggle_guest_mode(current)
     if domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         state.iopl = (frame.rflags & flags.IOPL) >> flags.IOPL_SHIFT

@@ -133,7 +133,10 @@ class PvhExits:
             idt = cpu.segment(Seg.IDTR)
             raise TripleFault(
                 f"triple fault at {cpu.rip:#x}; its IDT is at {idt.base:#x},"
-                f" with the limit {idt.limit:#x}"
+                f" with the limit {idt.limit:#x}",
+                "the guest faulted, and then could not enter a handler: is the gate of the first"
+                " exception in the IDT, and are its code segment and its stack mapped? cr2 is the"
+                " last page fault's address",
             )
         if not cpu.halted or current.domain.shutdown_code is not None:
             return
