@@ -33,7 +33,7 @@ from xenemu.abi.nmi import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, Points, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
@@ -159,9 +159,16 @@ def _nmi_op(current: Current, command: int, pointer: int) -> None:
         raise XenError(ENOSYS, f"nmi_op has no command {command}")
 
 
-set_trap_table = Hypercall(Nr.set_trap_table, "set_trap_table", PV, (PTR,), _set_trap_table)
+set_trap_table = Hypercall(
+    Nr.set_trap_table,
+    "set_trap_table",
+    PV,
+    (PTR,),
+    _set_trap_table,
+    points=Points(0, trap_info, until="address"),
+)
 set_callbacks = Hypercall(
     Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, ULONG), _set_callbacks
 )
 callback_op = Hypercall(Nr.callback_op, "callback_op", PV, (INT, PTR), _callback_op)
-nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op)
+nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op, points=Points(1, xennmi_callback))

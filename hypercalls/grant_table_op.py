@@ -62,6 +62,8 @@ BATCH: Final = 64  # operations, then the guest issues the rest of the call agai
 class GrantOps(SubOps):
     """Sub-operations on an array, called with (current, command, pointer, count)."""
 
+    arguments = ("command", "pointer", "count")
+
     def __call__(self, current: Current, command: int, *args: int) -> int | None:
         pointer, count = args
         if current.domain.p2m is not None and command not in PVH_COMMANDS:
@@ -151,7 +153,7 @@ def query_size(current: Current, op: gnttab_query_size) -> None:
         op.max_nr_frames = current.domain.grants.max_frames
 
 
-@ops.sub(GNTTABOP_set_version)
+@ops.sub(GNTTABOP_set_version, shows=gnttab_set_version)
 def set_version(current: Current, pointer: int) -> None:
     """Ask for a version; EINVAL: there is none such; ENOSYS: version 2, which is not offered.
 

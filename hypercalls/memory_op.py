@@ -75,6 +75,7 @@ from xenemu.abi.memory import (
     xen_machphys_mfn_list,
     xen_mem_access_op,
     xen_mem_acquire_resource,
+    xen_memory_exchange,
     xen_memory_map,
     xen_memory_reservation,
     xen_pod_target,
@@ -85,7 +86,7 @@ from xenemu.abi.memory import (
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv import shared_info
-from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOp, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import (
     DOM0,
@@ -124,6 +125,10 @@ WHOLE: Final = (
 
 class MemoryOps(SubOps):
     """Sub-operations whose command may have the first extent of a continuation above it."""
+
+    def find(self, command: int) -> SubOp | None:
+        """The sub-operation below the extent."""
+        return super().find(command & MEMOP_CMD_MASK)
 
     def __call__(self, current: Current, command: int, pointer: int) -> int | None:
         start, op = command >> MEMOP_EXTENT_SHIFT, command & MEMOP_CMD_MASK
@@ -204,7 +209,7 @@ def _set_frame_at(
     current.write_ulong(reservation.extent_start + index * current.domain.width, mfn)
 
 
-@ops.sub(XENMEM_increase_reservation)
+@ops.sub(XENMEM_increase_reservation, shows=xen_memory_reservation)
 def increase_reservation(current: Current, pointer: int, start: int = 0) -> int:
     """Get extents of memory; list their first mfns if there is a list. Returns how many.
 
@@ -219,7 +224,7 @@ def increase_reservation(current: Current, pointer: int, start: int = 0) -> int:
     return _for_each_extent(current, XENMEM_increase_reservation, pointer, start, do_extent)
 
 
-@ops.sub(XENMEM_populate_physmap)
+@ops.sub(XENMEM_populate_physmap, shows=xen_memory_reservation)
 def populate_physmap(current: Current, pointer: int, start: int = 0) -> int:
     """Get memory for the listed pfns; the list then has the mfns. Returns how many extents."""
 
@@ -242,7 +247,7 @@ def populate_physmap(current: Current, pointer: int, start: int = 0) -> int:
     return _for_each_extent(current, XENMEM_populate_physmap, pointer, start, do_extent)
 
 
-@ops.sub(XENMEM_decrease_reservation)
+@ops.sub(XENMEM_decrease_reservation, shows=xen_memory_reservation)
 def decrease_reservation(current: Current, pointer: int, start: int = 0) -> int:
     """Give back the listed mfns; each is gone when nothing maps it. Returns how many extents."""
 
@@ -264,7 +269,7 @@ def decrease_reservation(current: Current, pointer: int, start: int = 0) -> int:
     return _for_each_extent(current, XENMEM_decrease_reservation, pointer, start, do_extent)
 
 
-ops.sub(XENMEM_exchange)(memory_exchange)
+ops.sub(XENMEM_exchange, shows=xen_memory_exchange)(memory_exchange)
 
 
 # What there is.
@@ -335,7 +340,7 @@ def set_memory_map(current: Current, op: xen_foreign_memory_map) -> None:
 ops.answer(XENMEM_machine_memory_map, "machine_memory_map", EPERM, "it is dom0's to know")
 
 
-@ops.sub(XENMEM_machphys_mapping)
+@ops.sub(XENMEM_machphys_mapping, shows=xen_machphys_mapping)
 def machphys_mapping(current: Current, pointer: int) -> None:
     """Where the guest sees the machine-to-physical table, and how far it could reach.
 
@@ -386,7 +391,7 @@ def _check_physmap(current: Current, domid: int, space: int) -> None:
     check_target(current, domid)
 
 
-@ops.sub(XENMEM_add_to_physmap)
+@ops.sub(XENMEM_add_to_physmap, shows=xen_add_to_physmap)
 def add_to_physmap(current: Current, pointer: int, start: int = 0) -> None:
     """Put a frame, or a range of them, into the physmap.
 
@@ -404,7 +409,7 @@ def add_to_physmap(current: Current, pointer: int, start: int = 0) -> None:
         raise Continue(XENMEM_add_to_physmap | end << MEMOP_EXTENT_SHIFT, pointer)
 
 
-@ops.sub(XENMEM_add_to_physmap_batch)
+@ops.sub(XENMEM_add_to_physmap_batch, shows=xen_add_to_physmap_batch)
 def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None:
     """Put frames into the physmap, each with an errno of its own.
 

@@ -20,7 +20,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall
+from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall, Points
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import LEVELS, PGT_writable_page
@@ -130,4 +130,11 @@ def _update_m2p(current: Current, ptr: int, pfn: int, pt_owner: int, pg_owner: i
     frames.put_page(mfn)
 
 
-mmu_update = Hypercall(Nr.mmu_update, "mmu_update", PV, (PTR, INT, PTR, INT), do_mmu_update)
+mmu_update = Hypercall(
+    Nr.mmu_update,
+    "mmu_update",
+    PV,
+    (PTR, INT, PTR, INT),
+    do_mmu_update,
+    points=Points(0, mmu_update_t, count=1),
+)

@@ -36,7 +36,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, StandingAnswer, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, Points, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
@@ -248,4 +248,11 @@ def copy_page(current: Current, op: mmuext_op_t) -> None:
 ops.answer(MMUEXT_MARK_SUPER, "mark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 ops.answer(MMUEXT_UNMARK_SUPER, "unmark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 
-mmuext_op = Hypercall(Nr.mmuext_op, "mmuext_op", ALL, (PTR, INT, PTR, INT), do_mmuext_op)
+mmuext_op = Hypercall(
+    Nr.mmuext_op,
+    "mmuext_op",
+    ALL,
+    (PTR, INT, PTR, INT),
+    do_mmuext_op,
+    points=Points(0, mmuext_op_t, count=1),
+)

@@ -37,7 +37,7 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import NotModelled, XenError
 from xenemu.hv import scheduler
 from xenemu.hv.clock import update_secondary_time
-from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
@@ -53,9 +53,15 @@ COMPAT_VIRT_START: Final = 0xF5800000
 class VcpuOps(SubOps):
     """Sub-operations on a vcpu: handlers are called with (current, vcpu, struct or pointer)."""
 
+    arguments = ("command", "vcpu", "pointer")
+
     def __call__(self, current: Current, command: int, *args: int) -> int | None:
         vcpu_id, pointer = args
         if vcpu_id >= len(current.domain.vcpus):
+            if command == VCPUOP_is_up:
+                raise StandingAnswer(
+                    ENOENT, f"there is no vcpu {vcpu_id}: so a kernel finds how many there are"
+                )
             raise XenError(ENOENT, f"there is no vcpu {vcpu_id}")
         op = self.table.get(command)
         if op is None or op.handler is None:

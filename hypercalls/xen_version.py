@@ -65,7 +65,7 @@ def extraversion(current: Current, pointer: int) -> None:
     current.write(pointer, _text(EXTRAVERSION, XEN_EXTRAVERSION_LEN))
 
 
-@ops.sub(XENVER_compile_info)
+@ops.sub(XENVER_compile_info, shows=xen_compile_info)
 def compile_info(current: Current, pointer: int) -> None:
     info = xen_compile_info(
         compiler=_text(f"xenemu {__version__}", 64),
@@ -86,7 +86,7 @@ def changeset(current: Current, pointer: int) -> None:
     current.write(pointer, _text("", XEN_CHANGESET_INFO_LEN))
 
 
-@ops.sub(XENVER_platform_parameters)
+@ops.sub(XENVER_platform_parameters, shows=xen_platform_parameters)
 def platform_parameters(current: Current, pointer: int) -> None:
     start = HYPERVISOR_VIRT_START if current.domain.width == 8 else COMPAT_VIRT_START
     current.write_struct(pointer, xen_platform_parameters(start))

@@ -30,7 +30,8 @@ PAE: Final = (30, 21, 12)
 TWO_LEVEL: Final = (22, 12)
 
 # What is left of a hypercall page's stub behind the call, and the bytes that it pops.
-STUB_ENDS: Final = ((b"\x41\x5b\x59\xc3", 16), (b"\xc3", 0))
+# Linux has stubs of its own, whose RET may be a jump to a return thunk.
+STUB_ENDS: Final = ((b"\x41\x5b\x59\xc3", 16), (b"\x41\x5b\x59\xe9", 16), (b"\xc3", 0))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Final
 
 from xenemu.errors import XenError
+from xenemu.explain import facts
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import Current
@@ -26,6 +27,7 @@ def report(current: Current, image: Image) -> str:
     sections = {
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),
+        "Frames that were refused or faulted on, as they are now": _facts(current, code),
         f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, code),
         "Other vcpus": _other_vcpus(current),
         "Backtrace": code.backtrace(current, current.read),
@@ -48,6 +50,15 @@ def call_lines(current: Current, count: int) -> list[str]:
     """The last `count` hypercalls of those that the log keeps, the oldest first."""
     calls = current.domain.calls
     return [format_call(record) for record in islice(calls, max(0, len(calls) - count), None)]
+
+
+def _facts(current: Current, code: Code) -> list[str]:
+    domain = current.domain
+    calls = islice(domain.calls, max(0, len(domain.calls) - CALLS), None)
+    sentences = [*(record.reason for record in calls), *domain.refusals]
+    if tables(current):
+        sentences += walk_lines(current, current.cpu.cr2)[-1:]
+    return list(dict.fromkeys(fact for each in sentences for fact in facts(current, each, code)))
 
 
 def _registers(current: Current, code: Code) -> list[str]:

@@ -20,6 +20,7 @@ from xenemu import image
 from xenemu.cli.expect import Expectations
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
+from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Module
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
@@ -96,6 +97,39 @@ def run(
             metavar="FILE",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Tell of each refusal as it happens: the rule, the frames, who typed or maps"
+            " them, and the backtrace.",
+        ),
+    ] = False,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            help="Tell what the guest does, decoded: any of hypercalls, mmu, events, traps.",
+            metavar="KIND[,KIND...]",
+        ),
+    ] = None,
+    trace_filter: Annotated[
+        str | None,
+        typer.Option(
+            help="Trace only what has a name, such as 'mmuext_op PIN' or '#PF', in which this"
+            " regular expression is found.",
+            metavar="REGEX",
+        ),
+    ] = None,
+    trace_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the trace to this file, which must be new or empty, not to standard error.",
+            metavar="FILE",
+        ),
+    ] = None,
+    trace_format: Annotated[
+        TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
+    ] = TraceFormat.TEXT,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -119,8 +153,9 @@ def run(
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
-    with _open_log(log) as log_descriptor:
-        code = _run(kernel, mode, config, timeout, expectations, log_descriptor, verbose)
+    asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
+    with _open_new("--log", log) as log_file, _open_new("--trace-file", trace_file) as traced:
+        code = _run(kernel, mode, config, timeout, expectations, log_file, asked, traced, verbose)
     raise typer.Exit(code)
 
 
@@ -131,6 +166,8 @@ def _run(
     timeout: float | None,
     expectations: Expectations,
     log: int | None,
+    asked: Watching,
+    trace_file: int | None,
     verbose: bool,
 ) -> int:
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
@@ -149,8 +186,10 @@ def _run(
             leave = "; Ctrl-] leaves" if terminal.interactive else ""
             size = _format_size(config.memory)
             _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
+        stderr = Sink(_descriptor(sys.stderr), "standard error", terminal, status)
+        trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
         started = time.monotonic()
-        with terminal:
+        with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
             outcome = machine.run(terminal, Limits(timeout))
         host_s = time.monotonic() - started
     finally:
@@ -163,6 +202,8 @@ def _run(
         if outcome.advice:
             _tell(f"what to do: {outcome.advice}")
         typer.echo(report(machine.current, loaded), err=True)
+    if explainer is not None:
+        explainer.close()
     _tell(
         f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
         f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
@@ -231,19 +272,19 @@ def _read_module(option: str, path: Path, memory: int) -> bytes:
 
 
 @contextmanager
-def _open_log(path: Path | None) -> Iterator[int | None]:
-    """Open the log; a file with something in it is somebody's, and stays."""
+def _open_new(option: str, path: Path | None) -> Iterator[int | None]:
+    """Open a file for the time of a run; one with something in it is somebody's, and stays."""
     if path is None:
         yield None
         return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise UsageError(f"--log {path}: {error.strerror}") from None
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
     try:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode) and status.st_size:
-            raise UsageError(f"--log {path}: the file exists; remove it, or choose another name")
+            raise UsageError(f"{option} {path}: the file exists; remove it, or choose another name")
         yield descriptor
     finally:
         os.close(descriptor)

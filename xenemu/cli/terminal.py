@@ -129,7 +129,7 @@ class HostTerminal:
         self._status.make_room()
         try:
             if self._log is not None:
-                _write_all(self._log, data)
+                write_all(self._log, data)
             self._show(data)
         except BrokenPipeError:
             self.signum = signal.SIGPIPE
@@ -172,7 +172,8 @@ class HostTerminal:
         self.interactive = False
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write, however often it takes; OSError."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
@@ -67,6 +67,20 @@ class StandingAnswer(XenError):
 
 
 @dataclass(frozen=True)
+class Points:
+    """What a pointer leads to, where the handler itself copies it in: for who watches.
+
+    `pointer` and `count` are positions among the arguments; without a `count`, it is one struct,
+    or an array up to the one whose field `until` is 0.
+    """
+
+    pointer: int
+    struct: type[Struct]
+    count: int | None = None
+    until: str = ""
+
+
+@dataclass(frozen=True)
 class Hypercall:
     """A row of the hypercall table.
 
@@ -82,11 +96,15 @@ class Hypercall:
     handler: Handler | None = None
     answer: int = ENOSYS
     note: str = ""
+    points: Points | None = None
 
 
 @dataclass(frozen=True)
 class SubOp:
-    """A sub-operation: its struct is copied in, and copied back on success if asked."""
+    """A sub-operation: its struct is copied in, and copied back on success if asked.
+
+    `shows` is the struct of one whose handler takes the pointer, for who watches.
+    """
 
     command: int
     name: str
@@ -95,26 +113,35 @@ class SubOp:
     copy_back: bool = False
     answer: int = ENOSYS
     note: str = ""
+    shows: type[Struct] | None = None
 
 
 @dataclass
 class SubOps:
     """A hypercall's sub-operations, callable as its handler: ``(current, command, pointer)``.
 
-    An unknown command gets ``-unknown``.
+    An unknown command gets ``-unknown``. `arguments` are the names of the hypercall's.
     """
+
+    arguments: ClassVar[tuple[str, ...]] = ("command", "pointer")
 
     name: str
     unknown: int = ENOSYS
     table: dict[int, SubOp] = field(default_factory=dict)
 
     def sub(
-        self, command: int, struct: type[Struct] | None = None, *, copy_back: bool = False
+        self,
+        command: int,
+        struct: type[Struct] | None = None,
+        *,
+        copy_back: bool = False,
+        shows: type[Struct] | None = None,
     ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
         """Register a handler: called with (current, struct), or (current, pointer) without one."""
 
         def register(handler: Callable[..., int | None]) -> Callable[..., int | None]:
-            self._add(SubOp(command, handler.__name__, struct, handler, copy_back))
+            name = handler.__name__
+            self._add(SubOp(command, name, struct, handler, copy_back, shows=shows))
             return handler
 
         return register
@@ -122,6 +149,10 @@ class SubOps:
     def answer(self, command: int, name: str, errno: int, note: str) -> None:
         """Register a sub-operation that Xen refuses to such a domain, with its errno and why."""
         self._add(SubOp(command, name, None, None, answer=errno, note=note))
+
+    def find(self, command: int) -> SubOp | None:
+        """The sub-operation that a command means."""
+        return self.table.get(command)
 
     def _add(self, op: SubOp) -> None:
         if op.command in self.table:

@@ -37,7 +37,8 @@ class CallRecord:
     """One hypercall: for the log that a crash prints, and for what came of it.
 
     It is in the log from its beginning; `result` is None until it ends. `rip` is behind the
-    instruction that made it. `standing` says that the refusal is Xen's declared answer, whatever
+    instruction that made it, mostly in a stub; `caller` is whoever called that, if an observer
+    looked. `standing` says that the refusal is Xen's declared answer, whatever
     the arguments.
     """
 
@@ -49,6 +50,7 @@ class CallRecord:
     result: int | None = None
     reason: str = ""
     standing: bool = False
+    caller: int = 0
 
 
 @dataclass

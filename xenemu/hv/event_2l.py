@@ -52,6 +52,9 @@ class TwoLevel:
     def is_pending(self, domain: Domain, port: int) -> bool:
         return test_bit(domain.memory, field(domain, "evtchn_pending"), port)
 
+    def is_masked(self, domain: Domain, port: int) -> bool:
+        return test_bit(domain.memory, field(domain, "evtchn_mask"), port)
+
     def is_busy(self, domain: Domain, port: int) -> bool:
         """Whether a closed port may not be reused yet: never in this ABI."""
         return False

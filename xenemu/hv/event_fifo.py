@@ -120,6 +120,10 @@ class Fifo:
         word = self.word(port)
         return word is not None and test_bit(domain.memory, word, EVTCHN_FIFO_PENDING)
 
+    def is_masked(self, domain: Domain, port: int) -> bool:
+        word = self.word(port)
+        return word is not None and test_bit(domain.memory, word, EVTCHN_FIFO_MASKED)
+
     def is_busy(self, domain: Domain, port: int) -> bool:
         """Whether a closed port may not be reused yet: the guest has not unlinked its word."""
         word = self.word(port)

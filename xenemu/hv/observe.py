@@ -59,6 +59,11 @@ class Watch:
     observers: list[Observer] = field(default_factory=list)
     _table: HypercallTable | None = None  # the table that is watched
 
+    @classmethod
+    def of(cls, current: Current) -> Watch:
+        """The watch of a machine, a new one if nobody watches it."""
+        return current.watch or cls(current)
+
     def add(self, observer: Observer) -> None:
         """Tell an observer what happens from now on."""
         if not self.observers:

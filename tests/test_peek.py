@@ -1,0 +1,84 @@
+"""Looking at a guest leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes import (
+    KERNEL_STACK,
+    enter_long_mode,
+    make_pv_current,
+    make_pvh_current,
+)
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg
+from xenemu.hv.domain import Current
+from xenemu.peek import caller, peek
+from xenemu.pv import hypercall_page as pv_page
+from xenemu.pvh import hypercall_page as pvh_page
+from xenemu.x86.paging import PSE, RW, Mfn, P
+
+PAGE = 0x25000
+BACK = 0x1234_5678
+
+
+@pytest.fixture
+def current() -> Current:
+    return make_pv_current()
+
+
+def test_peek_crosses_pages_and_changes_nothing(current: Current) -> None:
+    current.domain.memory.write(PAGE + 0xFFE, b"abcd")
+    before = bytes(current.domain.memory.bytes)
+    assert peek(current, PAGE + 0xFFE, 4) == b"abcd"
+    assert bytes(current.domain.memory.bytes) == before
+
+
+def test_what_is_not_mapped_cannot_be_seen(current: Current) -> None:
+    with pytest.raises(XenError):
+        peek(current, 1 << 40, 1)
+
+
+def test_a_native_guest_without_paging() -> None:
+    current = make_pvh_current()
+    current.domain.memory.write(PAGE, b"flat")
+    assert peek(current, PAGE, 4) == b"flat"
+
+
+def test_a_large_page() -> None:
+    current = make_pvh_current()
+    root, l3, l2 = 20, 21, 22
+    table = current.domain.memory.table
+    table(Mfn(root))[0] = l3 << 12 | P | RW
+    table(Mfn(l3))[0] = l2 << 12 | P | RW
+    table(Mfn(l2))[1] = P | RW | PSE
+    enter_long_mode(current, root << 12)
+    current.domain.memory.write(PAGE, b"large")
+    assert peek(current, (2 << 20) + PAGE, 5) == b"large"
+
+
+def put_stub(current: Current, page: bytes, behind: bytes, popped: int) -> None:
+    """Leave RIP behind the call of the second stub, and a return address on the stack."""
+    memory, cpu = current.domain.memory, current.cpu
+    memory.write(PAGE, page)
+    cpu.rip = PAGE + 32 + page[32:64].index(behind) + len(behind)
+    cpu.regs[Reg.RSP] = KERNEL_STACK - 64
+    memory.write_uint(KERNEL_STACK - 64 + popped, 8, BACK)
+
+
+def test_the_caller_is_behind_a_pv_stub(current: Current) -> None:
+    put_stub(current, pv_page.hypercall_page(8), pv_page.SYSCALL, 16)
+    assert caller(current) == BACK
+
+
+def test_the_caller_is_behind_a_pvh_stub() -> None:
+    current = make_pvh_current()
+    put_stub(current, pvh_page.hypercall_page(), pvh_page.VMCALL, 0)
+    assert caller(current) == BACK
+
+
+def test_code_that_is_no_stub_calls_itself(current: Current) -> None:
+    current.cpu.rip = PAGE
+    assert caller(current) == PAGE
+    current.cpu.rip = 1 << 40
+    assert caller(current) == 1 << 40

@@ -1,0 +1,110 @@
+"""``--explain`` and ``--trace``: what a run tells of a guest while it runs."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+from xenemu.cli.status import Status
+from xenemu.cli.terminal import HostTerminal, write_all
+from xenemu.errors import UsageError
+from xenemu.explain import Explainer
+from xenemu.hv.domain import Current
+from xenemu.hv.observe import Watch
+from xenemu.image import Image
+from xenemu.peek import Code
+from xenemu.trace import KINDS, Tracer
+
+
+class TraceFormat(Enum):
+    """How a trace is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is asked for: `kinds` of events to trace, of which `only` those with such a name."""
+
+    explain: bool = False
+    kinds: tuple[str, ...] = ()
+    only: re.Pattern[str] | None = None
+    form: TraceFormat = TraceFormat.TEXT
+
+    @classmethod
+    def parse(
+        cls, explain: bool, trace: str | None, only: str | None, form: TraceFormat, to_file: bool
+    ) -> Watching:
+        """Check the options; UsageError."""
+        kinds = tuple(trace.split(",")) if trace is not None else ()
+        for kind in kinds:
+            if kind not in KINDS:
+                raise UsageError(f"--trace {trace}: {kind!r} is none of {', '.join(KINDS)}")
+        given = {
+            "--trace-filter": only is not None,
+            "--trace-format": form is not TraceFormat.TEXT,
+            "--trace-file": to_file,
+        }
+        for option in (option for option, there in given.items() if there and not kinds):
+            raise UsageError(f"{option}: say with --trace what to trace, as in --trace hypercalls")
+        try:
+            return cls(explain, kinds, re.compile(only) if only is not None else None, form)
+        except re.error as error:
+            raise UsageError(f"--trace-filter {only!r} is no regular expression: {error}") from None
+
+
+class Sink:
+    """Lines to a descriptor, or to nowhere; one that nobody reads any more ends the run.
+
+    `name` is what a person calls it. On a terminal, the status line makes room.
+    """
+
+    def __init__(
+        self, descriptor: int | None, name: str, terminal: HostTerminal, status: Status | None
+    ) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        self._terminal = terminal
+        self._status = status
+
+    def write(self, text: str) -> None:
+        """Write whole lines at once; UsageError if they cannot be kept."""
+        if self._descriptor is None:
+            return
+        if self._status is not None:
+            self._status.make_room()
+        try:
+            write_all(self._descriptor, text.encode(errors="backslashreplace"))
+        except BrokenPipeError:
+            self._descriptor = None
+            self._terminal.signum = signal.SIGPIPE
+        except OSError as error:
+            self._descriptor = None
+            raise UsageError(f"{self._name} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def watching(
+    asked: Watching, current: Current, image: Image, stderr: Sink, trace: Sink
+) -> Iterator[Explainer | None]:
+    """Watch a guest for the time of a run; gives the explainer, to be closed behind the report."""
+    explainer = None
+    code = Code(image)
+    watch = Watch.of(current)
+    if asked.explain:
+        explainer = Explainer(code, stderr.write)
+        watch.add(explainer)
+    tracer = Tracer(code, trace.write, asked.kinds, asked.only, asked.form is TraceFormat.JSON)
+    if asked.kinds:
+        tracer.start(current)
+    try:
+        yield explainer
+    finally:
+        tracer.stop()
+        if explainer is not None:
+            watch.remove(explainer)

@@ -1,0 +1,283 @@
+"""Print what a guest does as it does it, as strace does a program's calls: text or JSON lines.
+
+An event is a dict, the same for both formats. Every one has::
+
+    kind    "hypercalls", "mmu", "events" or "traps"
+    name    what happened: see below
+    at_ns   virtual time
+    vcpu    its number
+    from    where the guest was, ``symbol+0x12/0x34`` or an address in hex
+
+and by kind:
+
+* hypercalls: ``name``, with the sub-operation behind it if there is one; ``depth``, 1 in a
+  multicall; ``args``, by name, with what pointers lead to; ``out``, what the call changed of that;
+  ``result``, null if it is to be continued or ended the guest; ``error``, the errno's name, and
+  ``reason``, if it was refused, and ``standing`` if that is Xen's answer to whatever arguments.
+  The calls of a multicall come before it.
+* mmu: ``entry`` (``level``, ``table``, ``index``, ``old``, ``new``, ``emulated`` if by a store),
+  ``pin`` (``level``, ``mfn``), ``unpin``, ``baseptr`` and ``user_baseptr`` (``mfn``).
+* events: ``raised`` (``port``, ``what`` it is, ``vcpu_notified``, ``pending`` if it was already,
+  ``masked``) and ``upcall`` (``how``, ``masked`` if the vcpu masked its upcalls).
+* traps: the vector's name and what goes with it; ``error_code``, ``mode``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from xenemu.abi.errno import NAMES as ERRNO_NAMES
+from xenemu.abi.event_channel import (
+    EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_ipi,
+    EVTCHNSTAT_unbound,
+    EVTCHNSTAT_virq,
+)
+from xenemu.abi.xen import Nr
+from xenemu.decode import VIRQS, Call, format_args
+from xenemu.hv.dispatch import Hypercall, format_result
+from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.event_channel import Channel
+from xenemu.hv.frame_table import LEVELS
+from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.shared_info import UPCALL_MASK
+from xenemu.peek import Code, caller, in_kernel
+from xenemu.x86.paging import (
+    ENTRIES,
+    PAGE_SHIFT,
+    PFEC_I,
+    PFEC_P,
+    PFEC_RSVD,
+    PFEC_U,
+    PFEC_W,
+    describe_entry,
+)
+
+KINDS: Final = ("hypercalls", "mmu", "events", "traps")
+PFEC_NAMES: Final = {PFEC_P: "P", PFEC_W: "W", PFEC_U: "U", PFEC_RSVD: "RSVD", PFEC_I: "I"}
+UPCALL: Final = "an event upcall"
+
+Event = dict[str, Any]
+Format = Callable[[Event], str]
+
+
+class Tracer(Observer):
+    """Writes the events of some kinds, one line each, from `start` to `stop`.
+
+    `write` gets whole lines. Only events in whose name `only` is found are written.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        write: Callable[[str], None],
+        kinds: Collection[str] = KINDS,
+        only: re.Pattern[str] | None = None,
+        as_json: bool = False,
+    ) -> None:
+        self._code = code
+        self._write = write
+        self._kinds = frozenset(kinds)
+        self._only = only
+        self._as_json = as_json
+        self._calls: list[Call] = []  # that have begun, the innermost last
+        self._watch: Watch | None = None
+
+    def start(self, current: Current) -> None:
+        """Trace from now on; once started, again does nothing."""
+        if self._watch is None:
+            self._watch = Watch.of(current)
+            self._watch.add(self)
+
+    def stop(self) -> None:
+        """Trace no more; what never started stops just as well."""
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
+            self._calls.clear()
+
+    # Hypercalls.
+
+    def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        """Look at the arguments while they are as the guest left them."""
+        record.caller = caller(current)
+        call = Call(current, row, record)
+        self._calls.append(call)
+        if not self._as_json and row is not None and row.number == Nr.multicall:
+            self._tell_call(record, call, {"begins": True})
+
+    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        """Tell the call, unless the trace began in its middle."""
+        if not self._calls:
+            return
+        call = self._calls.pop()
+        event: Event = {"out": call.changes(current), "result": record.result}
+        if record.reason:
+            event["error"] = ERRNO_NAMES.get(-(record.result or 0), str(record.result))
+            event["reason"] = record.reason
+            if record.standing:
+                event["standing"] = True
+        self._tell_call(record, call, event)
+
+    def _tell_call(self, record: CallRecord, call: Call, event: Event) -> None:
+        name = f"{call.name} {call.op}" if call.op else call.name
+        place = {"at_ns": record.at_ns, "vcpu": record.vcpu_id, "rip": record.caller}
+        event = {"depth": len(self._calls), "args": call.args, **event}
+        if "begins" in event:
+            event["depth"] -= 1
+        self._tell("hypercalls", name, place, event)
+
+    # Page tables.
+
+    def entry_set(self, current: Current, maddr: int, old: int, new: int) -> None:
+        """Tell an entry, before and after."""
+        mfn = maddr >> PAGE_SHIFT
+        event: Event = {
+            "level": LEVELS[current.domain.frames.type[mfn]],
+            "table": mfn,
+            "index": (maddr >> 3) % ENTRIES,
+            "old": describe_entry(old),
+            "new": describe_entry(new),
+        }
+        if not _in_call(current):
+            event["emulated"] = True
+        self._tell("mmu", "entry", _place(current), event)
+
+    def pinned(self, current: Current, mfn: int, level: int) -> None:
+        """Tell a pin or an unpin."""
+        name, event = ("pin", {"level": level}) if level else ("unpin", {})
+        self._tell("mmu", name, _place(current), {**event, "mfn": mfn})
+
+    def root_set(self, current: Current, mfn: int, user: bool) -> None:
+        """Tell a new address space."""
+        self._tell("mmu", "user_baseptr" if user else "baseptr", _place(current), {"mfn": mfn})
+
+    # Events and traps.
+
+    def raised(self, current: Current, port: int, was_pending: bool) -> None:
+        """Tell an event, and what keeps it from the guest."""
+        events = current.domain.events
+        channel = events.channels[port]
+        event: Event = {"port": port, "what": _what(channel), "vcpu_notified": channel.notify_vcpu}
+        if was_pending:
+            event["pending"] = True
+        if events.abi.is_masked(current.domain, port):
+            event["masked"] = True
+        self._tell("events", "raised", _place(current), event)
+
+    def upcall(self, current: Current, how: str) -> None:
+        """Tell that the guest is called for its events."""
+        event: Event = {"how": how}
+        if current.domain.memory.bytes[current.vcpu.info + UPCALL_MASK]:
+            event["masked"] = True
+        self._tell("events", "upcall", _place(current), event)
+
+    def entered(self, current: Current, what: str, error_code: int | None) -> None:
+        """Tell why the guest's kernel is entered; an upcall is told once, if both are asked for."""
+        if what == UPCALL and "events" in self._kinds:
+            return
+        event: Event = {"mode": "kernel" if in_kernel(current) else "user"}
+        if error_code is not None:
+            event["error_code"] = error_code
+        self._tell("traps", what, _place(current), event)
+
+    # Lines.
+
+    def _tell(self, kind: str, name: str, place: Event, event: Event) -> None:
+        if kind not in self._kinds or (self._only and not self._only.search(name)):
+            return
+        rip = place.pop("rip")
+        event = {"kind": kind, "name": name, **place, "from": self._code.format(rip), **event}
+        self._write(f"{json.dumps(event) if self._as_json else format_event(event)}\n")
+
+
+def _in_call(current: Current) -> bool:
+    """Whether a hypercall is under way."""
+    calls = current.domain.calls
+    return bool(calls) and calls[-1].result is None
+
+
+def _place(current: Current) -> Event:
+    cpu = current.cpu
+    rip = caller(current) if _in_call(current) else cpu.rip
+    return {"at_ns": cpu.now_ns, "vcpu": current.vcpu.vcpu_id, "rip": rip}
+
+
+def _what(channel: Channel) -> str:
+    """What a port is, in a few words."""
+    match channel.state:
+        case state if state == EVTCHNSTAT_virq:
+            return VIRQS.get(channel.virq, f"VIRQ {channel.virq}")
+        case state if state == EVTCHNSTAT_ipi:
+            return "ipi"
+        case state if state == EVTCHNSTAT_interdomain:
+            return f"d{channel.remote_domid} port {channel.remote_port}"
+        case state if state == EVTCHNSTAT_unbound:
+            return f"unbound, for d{channel.remote_domid}"
+    return "closed"
+
+
+# Text.
+
+
+def format_event(event: Event) -> str:
+    """One line: the time, the vcpu, what happened, and where the guest was."""
+    what = _FORMATS[event["kind"]](event)
+    return f"{event['at_ns'] / 1e9:12.6f} v{event['vcpu']} {what}  <{event['from']}>"
+
+
+def _format_call(event: Event) -> str:
+    indent, name = "  " * event["depth"], event["name"].partition(" ")[0]
+    shown = format_args(event["args"], event.get("out", {}))
+    if "begins" in event:
+        return f"{indent}{name}({shown}) begins"
+    line = f"{indent}{name}({shown}) = {format_result(event['result'])}"
+    if "reason" not in event:
+        return line
+    return f"{line} ({'as ever: ' if 'standing' in event else ''}{event['reason']})"
+
+
+def _format_mmu(event: Event) -> str:
+    if event["name"] != "entry":
+        level = f" L{event['level']}" if "level" in event else ""
+        return f"mmu: {event['name']}{level} mfn {event['mfn']:#x}"
+    how = ", by an emulated store" if "emulated" in event else ""
+    return (
+        f"mmu: L{event['level']}[{event['index']:#x}] of mfn {event['table']:#x}:"
+        f" {event['old']} -> {event['new']}{how}"
+    )
+
+
+def _format_event(event: Event) -> str:
+    if event["name"] == "upcall":
+        return f"event: upcall by {event['how']}{', but masked' if 'masked' in event else ''}"
+    states = "".join(
+        f", {words}"
+        for key, words in (("pending", "pending already"), ("masked", "but masked"))
+        if key in event
+    )
+    port, what, vcpu = event["port"], event["what"], event["vcpu_notified"]
+    return f"event: port {port} ({what}) raised for vcpu {vcpu}{states}"
+
+
+def _format_trap(event: Event) -> str:
+    code = event.get("error_code")
+    if code is None:
+        shown = ""
+    elif event["name"].startswith("#PF"):
+        bits = " ".join(name for bit, name in PFEC_NAMES.items() if code & bit)
+        shown = f", error code {code:#x} ({bits or 'none'})"
+    else:
+        shown = f", error code {code:#x}"
+    return f"trap: {event['name']}{shown}, in {event['mode']} mode"
+
+
+_FORMATS: Final[dict[str, Format]] = {
+    "hypercalls": _format_call,
+    "mmu": _format_mmu,
+    "events": _format_event,
+    "traps": _format_trap,
+}
