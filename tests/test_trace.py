@@ -1,0 +1,268 @@
+"""A trace: each kind of event, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import elfwriter
+from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, make_pvh_current, protect
+from hypercalls import TABLE
+from xenemu import image
+from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, EVTCHNOP_close, evtchn_alloc_unbound
+from xenemu.abi.xen import (
+    DOMID_SELF,
+    MMUEXT_PIN_L4_TABLE,
+    MMUEXT_UNPIN_TABLE,
+    Nr,
+    mmuext_op,
+    multicall_entry,
+)
+from xenemu.hv.cpu import Reg
+from xenemu.hv.domain import Current
+from xenemu.peek import Code
+from xenemu.pv import traps
+from xenemu.pv.paging import new_guest_cr3, new_user_baseptr
+from xenemu.pv.state import Trap, pv
+from xenemu.pvh import callbacks, lapic_glue
+from xenemu.trace import KINDS, Tracer
+from xenemu.x86.flags import GP
+
+ARGUMENT, LIST = 0x26000, 0x27000
+SPARE = 40
+HANDLER = 0x21000
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Code:
+    path = tmp_path / "kernel"
+    path.write_bytes(elfwriter.kernel())
+    return Code(image.load(path))
+
+
+@pytest.fixture
+def current() -> Current:
+    current = make_pv_current()
+    current.table = TABLE
+    current.cpu.now_ns, current.cpu.rip = 1_500_000, 0x22000
+    current.cpu.regs[Reg.RSP] = KERNEL_STACK
+    state = pv(current)
+    state.traps = {GP: Trap(0xE033, HANDLER), 14: Trap(0xE033, HANDLER)}
+    state.event_callback = Trap(0xE033, HANDLER)
+    return current
+
+
+class Lines(list[str]):
+    """What a tracer of `current` writes, without the time and the place."""
+
+    def __init__(self, current: Current, code: Code, *kinds: str, only: str | None = None) -> None:
+        super().__init__()
+        pattern = None if only is None else re.compile(only)
+        self.tracer = Tracer(code, self.write, kinds, pattern)
+        self.tracer.start(current)
+
+    def write(self, line: str) -> None:
+        match = re.fullmatch(r" {4}0\.001500 v0 (.*)  <0x2[12]000>\n", line)
+        assert match, line
+        self.append(match[1])
+
+
+def call(current: Current, number: int, *args: int) -> int:
+    assert current.table is not None
+    return current.table.call(current, number, [*args, 0, 0, 0, 0, 0, 0])
+
+
+def mmuext(current: Current, command: int, mfn: int) -> int:
+    current.write_struct(ARGUMENT, mmuext_op(command, mfn, 0))
+    return call(current, Nr.mmuext_op, ARGUMENT, 1, 0, DOMID_SELF)
+
+
+def test_a_call_with_what_it_gives(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "hypercalls")
+    current.write_struct(ARGUMENT, evtchn_alloc_unbound(DOMID_SELF, 0, 0))
+    call(current, Nr.event_channel_op, EVTCHNOP_alloc_unbound, ARGUMENT)
+    assert lines == [
+        "event_channel_op(alloc_unbound, {dom=DOMID_SELF, remote_dom=0, port=0} => {port=1}) = 0"
+    ]
+
+
+def test_a_refused_call(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "hypercalls")
+    current.domain.memory.write_uint(ARGUMENT, 4, 9)  # type: ignore[arg-type]
+    call(current, Nr.event_channel_op, EVTCHNOP_close, ARGUMENT)
+    call(current, Nr.xsm_op, 0)
+    assert lines == [
+        "event_channel_op(close, {port=9}) = -EINVAL (port 9 is closed already)",
+        "xsm_op(arg1=0) = -ENOSYS (as ever: xsm_op: FLASK is not built in)",
+    ]
+
+
+def test_the_calls_of_a_multicall_are_indented(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "hypercalls")
+    args = (0xE02B).to_bytes(8, "little") + (0x5000).to_bytes(8, "little") + bytes(32)
+    current.write_struct(LIST, multicall_entry(Nr.stack_switch, 0, args))
+    call(current, Nr.multicall, LIST, 1)
+    assert lines == [
+        "multicall(call_list=0x27000, nr_calls=1) begins",
+        "  stack_switch(ss=0xe02b, esp=0x5000) = 0",
+        "multicall(call_list=0x27000, nr_calls=1) = 0",
+    ]
+
+
+def test_page_tables(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "mmu")
+    protect(current, SPARE)
+    mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+    new_guest_cr3(current, SPARE)
+    new_user_baseptr(current, 0)
+    new_guest_cr3(current, ROOT)
+    mmuext(current, MMUEXT_UNPIN_TABLE, SPARE)
+    assert lines == [
+        "mmu: L1[0x28] of mfn 0x13: 0x28107 (mfn 0x28: P RW US G) ->"
+        " 0x28105 (mfn 0x28: P US G), by an emulated store",
+        "mmu: pin L4 mfn 0x28",
+        "mmu: baseptr mfn 0x28",
+        "mmu: user_baseptr mfn 0x0",
+        "mmu: baseptr mfn 0x10",
+        "mmu: unpin mfn 0x28",
+    ]
+
+
+def test_an_entry_that_a_hypercall_set(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "mmu")
+    call(current, Nr.update_va_mapping, SPARE << 12, 0, 0)
+    assert lines == [
+        "mmu: L1[0x28] of mfn 0x13: 0x28107 (mfn 0x28: P RW US G) -> 0x0 (mfn 0x0: not present)"
+    ]
+
+
+def test_refused_changes_are_no_changes(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "mmu")
+    call(current, Nr.update_va_mapping, SPARE << 12, L1 << 12 | 7, 0)
+    mmuext(current, MMUEXT_PIN_L4_TABLE, L1)
+    assert lines == []
+
+
+def test_events(current: Current, code: Code) -> None:
+    domain = current.domain
+    lines = Lines(current, code, "events")
+    port = domain.events.bind_ipi(domain, 0)
+    domain.events.send(domain, port)
+    domain.events.send(domain, port)
+    traps.deliver_event(current)
+    virq = domain.events.bind_virq(domain, 0, 0)
+    domain.memory.bytes[domain.shared_info_maddr + 2560] |= 1 << virq  # evtchn_mask
+    domain.events.send_virq(domain, 0)
+    assert lines == [
+        "event: port 1 (ipi) raised for vcpu 0",
+        "event: port 1 (ipi) raised for vcpu 0, pending already",
+        "event: upcall by callback",
+        "event: port 2 (VIRQ_TIMER) raised for vcpu 0, but masked",
+    ]
+
+
+def test_traps(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "traps")
+    traps.inject(current, GP, 0x18)
+    traps.inject_page_fault(current, 0x1234, 2)
+    traps.deliver_event(current)
+    assert lines == [
+        "trap: #GP, error code 0x18, in kernel mode",
+        "trap: #PF on 0x1234, error code 0x2 (W), in kernel mode",
+        "trap: an event upcall, in kernel mode",
+    ]
+
+
+def test_an_upcall_is_told_once(current: Current, code: Code) -> None:
+    lines = Lines(current, code, *KINDS)
+    traps.deliver_event(current)
+    assert lines == ["event: upcall by callback"]
+
+
+def test_interrupts_of_a_native_guest(code: Code) -> None:
+    current = make_pvh_current()
+    current.cpu.now_ns, current.cpu.rip = 1_500_000, 0x22000
+    lines = Lines(current, code, "traps", "events")
+    callbacks.assert_upcall(current, current.vcpu)
+    current.cpu.accepted = 0x40  # type: ignore[attr-defined]
+    lapic_glue.sync(current)
+    lapic_glue.send_nmi(current, current.vcpu)
+    assert lines == [
+        "event: upcall by callback vector",
+        "trap: interrupt 0x40 of the local APIC, in kernel mode",
+        "trap: NMI, in kernel mode",
+    ]
+
+
+def test_only_what_is_asked_for(current: Current, code: Code) -> None:
+    lines = Lines(current, code, *KINDS, only="PIN_L|^#GP")
+    protect(current, SPARE)
+    mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+    mmuext(current, MMUEXT_UNPIN_TABLE, SPARE)
+    traps.inject(current, GP, 0)
+    assert [line.split("(")[0] for line in lines] == [
+        "mmuext_op",
+        "trap: #GP, error code 0x0, in kernel mode",
+    ]
+
+
+def test_it_stops_and_starts_while_the_guest_runs(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "hypercalls")
+    lines.tracer.stop()
+    lines.tracer.stop()
+    call(current, Nr.stack_switch, 0xE02B, 0x5000)
+    assert lines == [] and current.watch is None
+    lines.tracer.start(current)
+    lines.tracer.start(current)
+    call(current, Nr.stack_switch, 0xE02B, 0x5000)
+    assert len(lines) == 1
+
+
+def test_json_has_the_documented_keys(current: Current, code: Code) -> None:
+    lines: list[str] = []
+    Tracer(code, lines.append, as_json=True).start(current)
+    protect(current, SPARE)
+    mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+    call(current, Nr.xsm_op, 0)
+    current.domain.events.send(current.domain, current.domain.events.bind_ipi(current.domain, 0))
+    traps.inject(current, GP, 0)
+    events = [json.loads(line) for line in lines]
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
+    common = {"kind", "name", "at_ns", "vcpu", "from"}
+    assert [event.pop("kind") for event in events] == [
+        "mmu",
+        "mmu",
+        "hypercalls",
+        "hypercalls",
+        "events",
+        "traps",
+    ]
+    entry, pin, pinned, refused, raised, trap = ({*event} - common for event in events)
+    assert entry == {"level", "table", "index", "old", "new", "emulated"}
+    assert pin == {"level", "mfn"}
+    assert pinned == {"depth", "args", "out", "result"}
+    assert refused == pinned | {"error", "reason", "standing"}
+    assert raised == {"port", "what", "vcpu_notified"}
+    assert trap == {"mode", "error_code"}
+    assert events[3]["error"] == "ENOSYS"
+    assert events[2]["args"]["uops"] == [{"cmd": "MMUEXT_PIN_L4_TABLE", "arg1": SPARE, "arg2": 0}]
+
+
+def test_tracing_changes_nothing_of_the_guests(code: Code) -> None:
+    def run(current: Current) -> bytes:
+        current.table = TABLE
+        current.cpu.regs[Reg.RSP] = KERNEL_STACK
+        pv(current).traps = {GP: Trap(0xE033, HANDLER)}
+        protect(current, SPARE)
+        mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+        mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+        call(current, Nr.event_channel_op, EVTCHNOP_close, 1 << 40)
+        traps.inject(current, GP, 0)
+        return bytes(current.domain.memory.bytes)
+
+    traced = make_pv_current()
+    Tracer(code, lambda _: None).start(traced)
+    assert run(traced) == run(make_pv_current())
