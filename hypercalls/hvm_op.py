@@ -55,7 +55,7 @@ from xenemu.abi.hvm.params import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.dispatch import ALL, PTR, ULONG, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, PTR, ULONG, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0, check_target, lock_domain_by_any_id
 from xenemu.pvh.callbacks import FIRST_VECTOR, assert_upcall, set_callback_via
@@ -165,7 +165,7 @@ def pagetable_dying(current: Current, op: xen_hvm_pagetable_dying) -> None:
     """Refuse: no domain has shadow page tables. ESRCH; EOPNOTSUPP: another domain's; EINVAL."""
     if lock_domain_by_any_id(current, op.domid) == DOM0:
         raise XenError(EOPNOTSUPP, "dom0's page tables are not this domain's")
-    raise XenError(EINVAL, "the domain has no shadow page tables")
+    raise StandingAnswer(EINVAL, "the domain has no shadow page tables")
 
 
 @ops.sub(HVMOP_get_time, xen_hvm_get_time, copy_back=True)

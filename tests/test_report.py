@@ -6,13 +6,14 @@ import pytest
 
 import elfwriter
 from fakes import make_current
+from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import CallRecord
 from xenemu.hv.p2m import P2m
 from xenemu.pv.state import PvVcpu
-from xenemu.report import report
+from xenemu.report import call_lines, report
 from xenemu.x86.paging import NX, PSE, RW, US, Mfn, P
 from xenemu.x86.segment import CODE64_RING3
 
@@ -64,6 +65,27 @@ def test_the_last_16_hypercalls_oldest_first(current, kernel):
     assert len(lines) == 16
     assert lines[0].endswith("memory_op(0x4) = -EFAULT: no")
     assert lines[-1].endswith("memory_op(0x13) = -EFAULT: no")
+
+
+def test_calls_have_the_names_of_their_table(current, kernel):
+    current.table = TABLE
+    calls = current.domain.calls
+    calls.append(CallRecord(0, 0, 0, "vm_assist", (0, 2), 0))
+    calls.append(CallRecord(0, 0, 0, "sched_op", (1, 0), None))
+    calls.append(CallRecord(0, 0, 0, "hypercall 99", (), -EFAULT, "none"))
+    lines = [line.split(" v0 ")[1] for line in call_lines(current, 2)]
+    assert lines == ["sched_op(block, 0) = ?", "hypercall 99() = -EFAULT: none"]
+    assert (
+        "vm_assist(VMASST_CMD_enable, assist=VMASST_TYPE_writable_pagetables) = 0"
+        in (call_lines(current, 3)[0])
+    )
+
+
+def test_frames_that_were_refused_are_told(current, kernel):
+    current.domain.frames.get_page_and_type(40, 1, 1)
+    current.domain.log(f"no store to {current.domain.frames.describe(40)}")
+    lines = section(report(current, kernel), "Frames that were refused or faulted on")
+    assert lines == ["mfn 0x28 was made l1_page_table by the domain builder"]
 
 
 def test_refusals_outside_hypercalls(current, kernel):

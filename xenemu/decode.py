@@ -133,6 +133,24 @@ def _update(value: xen.mmu_update) -> dict[str, Value]:
     return found
 
 
+def name_args(row: Hypercall, record: CallRecord) -> dict[str, Value]:
+    """The arguments of a call by name, with pointers as they are."""
+    args = {
+        name: name_value(row.name, name, value)
+        for name, value in zip(_arguments(row), record.args, strict=False)
+    }
+    found = _sub_op(row, record)
+    if found is not None:
+        args[next(iter(args))] = found.name.rstrip("_")
+    return args
+
+
+def _sub_op(row: Hypercall, record: CallRecord) -> SubOp | None:
+    if not isinstance(row.handler, SubOps) or not record.args:
+        return None
+    return row.handler.find(record.args[0])
+
+
 class Call:
     """A hypercall that begins: what it is, and its arguments with what they lead to.
 
@@ -146,15 +164,11 @@ class Call:
         self._structs: dict[str, list[tuple[int, Struct]]] = {}
         if row is None:
             return
-        names = _arguments(row)
-        points = row.points
-        for name, value in zip(names, record.args, strict=False):
-            self.args[name] = name_value(row.name, name, value)
-        if isinstance(row.handler, SubOps):
-            found = row.handler.find(record.args[0])
-            if found is not None:
-                self.op = self.args[names[0]] = found.name.rstrip("_")
-                points = _points(row, found)
+        self.args = name_args(row, record)
+        names, points = list(self.args), row.points
+        found = _sub_op(row, record)
+        if found is not None:
+            self.op, points = found.name.rstrip("_"), _points(row, found)
         if points is not None:
             self._follow(current, names[points.pointer], points, record.args)
         if row.name == "mmuext_op":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
+from xenemu.decode import format_args, name_args
 from xenemu.errors import XenError
 from xenemu.explain import facts
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import format_call
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
 from xenemu.peek import Code, code_width, in_kernel, machine_frame, tables, walk
 from xenemu.x86.paging import ADDR, P, describe_entry
@@ -47,15 +49,27 @@ def report(current: Current, image: Image) -> str:
 
 
 def call_lines(current: Current, count: int) -> list[str]:
-    """The last `count` hypercalls of those that the log keeps, the oldest first."""
+    """The last `count` hypercalls of those that the log keeps, the oldest first.
+
+    What their pointers led to is not known any more.
+    """
+    rows = {row.name: row for row in current.table.rows.values()} if current.table else {}
+    lines = []
+    for record in _last_calls(current, count):
+        row = rows.get(record.name)
+        args = format_args(name_args(row, record), {}) if row is not None else None
+        lines.append(format_call(record, args))
+    return lines
+
+
+def _last_calls(current: Current, count: int) -> Iterator[CallRecord]:
     calls = current.domain.calls
-    return [format_call(record) for record in islice(calls, max(0, len(calls) - count), None)]
+    return islice(calls, max(0, len(calls) - count), None)
 
 
 def _facts(current: Current, code: Code) -> list[str]:
-    domain = current.domain
-    calls = islice(domain.calls, max(0, len(domain.calls) - CALLS), None)
-    sentences = [*(record.reason for record in calls), *domain.refusals]
+    sentences = [record.reason for record in _last_calls(current, CALLS)]
+    sentences += current.domain.refusals
     if tables(current):
         sentences += walk_lines(current, current.cpu.cr2)[-1:]
     return list(dict.fromkeys(fact for each in sentences for fact in facts(current, each, code)))

@@ -93,7 +93,7 @@ def test_a_crash_by_the_hypervisor_says_what_to_do(boot):
 def test_verbose_reports_however_it_ends(boot):
     stderr = boot(shutdown(POWEROFF), "-v").stderr.decode()
     assert "as pv64, 64 MiB\n" in stderr.splitlines(keepends=True)[0]
-    assert "sched_op(0x2, " in stderr
+    assert "sched_op(shutdown, 0x" in stderr
 
 
 # Expectations.

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
@@ -259,9 +259,10 @@ def format_result(result: int | None) -> str:
     return f"-{ERRNO_NAMES.get(-result, str(-result))}" if result < 0 else str(result)
 
 
-def format_call(record: CallRecord) -> str:
-    """One line of the hypercall log."""
-    args: Any = ", ".join(f"{value:#x}" for value in record.args)
+def format_call(record: CallRecord, args: str | None = None) -> str:
+    """One line of the hypercall log; `args` are the arguments in words, if somebody has them."""
+    if args is None:
+        args = ", ".join(f"{value:#x}" for value in record.args)
     line = f"{record.at_ns / 1e9:12.6f} v{record.vcpu_id} {record.name}({args}) = "
     line += format_result(record.result)
     if record.standing:
