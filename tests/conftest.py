@@ -1,4 +1,4 @@
-"""Fixtures that reach outside the process: guest images, and `xenemu run` as a command."""
+"""Fixtures for all: a kernel's code, guest images, and `xenemu run` as a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
+import elfwriter
 from guests import fetch
+from xenemu import image
+from xenemu.peek import Code
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Code:
+    """The code of a kernel without symbols."""
+    path = tmp_path / "kernel"
+    path.write_bytes(elfwriter.kernel())
+    return Code(image.load(path))
 
 
 @pytest.fixture(scope="session")

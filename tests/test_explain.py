@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-import elfwriter
 from fakes import KERNEL_ONLY, L1, L2, ROOT, make_pv_current, protect
 from hypercalls import TABLE
-from xenemu import image
 from xenemu.abi.xen import MMUEXT_PIN_L1_TABLE, Nr
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.explain import REFUSALS, Explainer, facts
@@ -20,13 +16,6 @@ from xenemu.x86.paging import RW, US, P
 
 SPARE, DATA = 40, 41
 ARGUMENT = 0x26000  # frame 38
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Code:
-    path = tmp_path / "kernel"
-    path.write_bytes(elfwriter.kernel())
-    return Code(image.load(path))
 
 
 @pytest.fixture
@@ -108,6 +97,13 @@ def test_a_frame_that_xen_holds_writable(current: Current, code: Code) -> None:
     current.domain.frames.get_page_and_type(DATA, 1, 7)
     lines = facts(current, current.domain.frames.describe(DATA), code)
     assert lines[-1] == "mfn 0x29 is held writable by Xen itself, x1"
+
+
+def test_where_an_access_of_xens_faulted(current: Current, told: list[str]) -> None:
+    call(current, Nr.mmuext_op, 0x5000, 1, 0, 0x7FF0)
+    assert told[-1].splitlines()[1] == (
+        "  the walk to 0x5000 ends at L1[0x5] = 0x0 (mfn 0x0: not present)"
+    )
 
 
 def test_a_frame_that_is_nothing_has_no_facts(current: Current, code: Code) -> None:

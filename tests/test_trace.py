@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-import elfwriter
 from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, make_pvh_current, protect
 from hypercalls import TABLE
-from xenemu import image
+from xenemu.abi.arch_x86.xen import iret_context
 from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, EVTCHNOP_close, evtchn_alloc_unbound
 from xenemu.abi.xen import (
     DOMID_SELF,
@@ -34,13 +32,6 @@ from xenemu.x86.flags import GP
 ARGUMENT, LIST = 0x26000, 0x27000
 SPARE = 40
 HANDLER = 0x21000
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Code:
-    path = tmp_path / "kernel"
-    path.write_bytes(elfwriter.kernel())
-    return Code(image.load(path))
 
 
 @pytest.fixture
@@ -174,6 +165,15 @@ def test_traps(current: Current, code: Code) -> None:
         "trap: #PF on 0x1234, error code 0x2 (W), in kernel mode",
         "trap: an event upcall, in kernel mode",
     ]
+
+
+def test_an_iret(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "traps")
+    frame = iret_context(0, 0, 0, 0, 0x21000, 0xE030, 0x202, KERNEL_STACK, 0xE02B)
+    current.cpu.regs[Reg.RSP] = ARGUMENT
+    current.write_struct(ARGUMENT, frame)
+    traps.iret(current)
+    assert lines == ["trap: iret to 0x21000, in kernel mode"]
 
 
 def test_an_upcall_is_told_once(current: Current, code: Code) -> None:

@@ -25,21 +25,22 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.observe import Observer
-from xenemu.peek import Code, caller, peek, tables
-from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P
+from xenemu.peek import Code, caller, peek, tables, walk
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P, describe_entry
 
 FRAMES: Final = 4  # of one sentence, to be looked at
 MAPPINGS: Final = 4  # of one frame, to be listed
 REFUSALS: Final = 64  # different ones to be printed
 NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
+FAULTED: Final = re.compile(r"(0x[0-9a-f]+) is (?:not mapped|read-only)")  # EFAULT's sentences
 MAPS_RW: Final = P | RW
 
 
 def facts(current: Current, sentence: str, code: Code) -> list[str]:
-    """What else is to be said of the frames that a refusal's sentence describes, a line each."""
+    """What else is to be said of the frames and addresses of a refusal's sentence, a line each."""
     frames = current.domain.frames
+    lines = [_walk_to(current, int(found, 16)) for found in FAULTED.findall(sentence)]
     mfns = dict.fromkeys(int(found, 16) for found in DESCRIBED.findall(sentence))
-    lines = []
     for mfn in list(mfns)[:FRAMES]:
         if not frames.memory.contains(mfn) or not frames.type_count[mfn]:
             continue
@@ -50,6 +51,16 @@ def facts(current: Current, sentence: str, code: Code) -> list[str]:
         elif used_as == PGT_writable_page:
             lines += _writable(current, mfn)
     return lines
+
+
+def _walk_to(current: Current, vaddr: int) -> str:
+    """Where the walk to an address ends."""
+    found = tables(current)
+    steps = list(walk(current, found, vaddr)) if found is not None else []
+    if found is None or not steps:
+        return f"there is no page table for {vaddr:#x}"
+    level, entry = steps[-1].level, describe_entry(steps[-1].entry)
+    return f"the walk to {vaddr:#x} ends at L{level}[{found.index(vaddr, level):#x}] = {entry}"
 
 
 def _typed_by(current: Current, mfn: int, code: Code) -> str:

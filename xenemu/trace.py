@@ -19,7 +19,8 @@ and by kind:
   ``pin`` (``level``, ``mfn``), ``unpin``, ``baseptr`` and ``user_baseptr`` (``mfn``).
 * events: ``raised`` (``port``, ``what`` it is, ``vcpu_notified``, ``pending`` if it was already,
   ``masked``) and ``upcall`` (``how``, ``masked`` if the vcpu masked its upcalls).
-* traps: the vector's name and what goes with it; ``error_code``, ``mode``.
+* traps: the vector's name and what goes with it, ``error_code``, and the ``mode`` that is
+  interrupted; or ``iret``, which is no hypercall here, ``to`` an address in a ``mode``.
 """
 
 from __future__ import annotations
@@ -184,6 +185,12 @@ class Tracer(Observer):
             event["error_code"] = error_code
         self._tell("traps", what, _place(current), event)
 
+    def left(self, current: Current, rip: int) -> None:
+        """Tell where the kernel returned to."""
+        place = {**_place(current), "rip": rip}
+        mode = "kernel" if in_kernel(current) else "user"
+        self._tell("traps", "iret", place, {"mode": mode, "to": current.cpu.rip})
+
     # Lines.
 
     def _tell(self, kind: str, name: str, place: Event, event: Event) -> None:
@@ -264,6 +271,8 @@ def _format_event(event: Event) -> str:
 
 
 def _format_trap(event: Event) -> str:
+    if event["name"] == "iret":
+        return f"trap: iret to {event['to']:#x}, in {event['mode']} mode"
     code = event.get("error_code")
     if code is None:
         shown = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, protect
@@ -10,6 +12,7 @@ from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
 from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.observe import Observer, Watch
 from xenemu.pv import traps
 from xenemu.pv.paging import new_guest_cr3
@@ -165,6 +168,14 @@ def test_the_log_is_told(current: Current, notes: Notes) -> None:
     current.domain.log("no")
     assert notes.told == [("logged", "no")]
     assert list(current.domain.refusals) == ["no"]
+
+
+def test_a_copy_of_what_is_watched_is_not(current: Current, notes: Notes) -> None:
+    events = copy.deepcopy(current.domain.events)
+    assert type(events) is EventChannels
+    assert vars(events) == {
+        name: value for name, value in vars(current.domain.events).items() if name != "watch"
+    }
 
 
 def test_without_an_observer_all_is_as_before(current: Current) -> None:

@@ -10,9 +10,10 @@ An observer only looks: a guest runs the same with it and without.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, SupportsIndex
 
 from xenemu.hv.dispatch import Hypercall, HypercallTable
 from xenemu.hv.domain import CallRecord, Current, Domain
@@ -46,6 +47,9 @@ class Observer:
 
     def entered(self, current: Current, what: str, error_code: int | None) -> None:
         """The guest's kernel is entered, for an exception, an interrupt or a system call."""
+
+    def left(self, current: Current, rip: int) -> None:
+        """The guest's kernel returned by HYPERVISOR_iret, called at `rip`, to where the CPU is."""
 
     def logged(self, current: Current, sentence: str) -> None:
         """Something was refused outside of a hypercall's result."""
@@ -93,12 +97,12 @@ class Watch:
         current, domain = self.current, self.current.domain
         current.watch, current.table = None, self._table
         for watched, subclass in _watched(domain):
-            watched.__class__ = subclass.__bases__[0]
+            watched.__class__ = subclass.__bases__[-1]
             del watched.__dict__["watch"]
 
 
 def _watched(domain: Domain) -> list[tuple[object, type]]:
-    """What is watched of a domain, with the class that does so: its only base is the usual one."""
+    """What is watched of a domain, with the class that does so: its last base is the usual one."""
     return [
         (domain, WatchedDomain),
         (domain.frames, WatchedFrames),
@@ -122,10 +126,20 @@ class WatchedTable(HypercallTable):
                 observer.call_ends(current, row, record)
 
 
-class WatchedDomain(Domain):
-    """A domain, with its log watched."""
+class Watched:
+    """What is watched; a copy of it, or what a snapshot keeps of it, is not."""
 
-    watch: ClassVar[Watch]  # in the instance; not a field
+    watch: ClassVar[Watch]  # in the instance, and no field of a dataclass
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[object, ...]:
+        """Copy as the class that is watched."""
+        usual = type(self).__bases__[-1]
+        state = {name: value for name, value in vars(self).items() if name != "watch"}
+        return copyreg.__newobj__, (usual,), state  # type: ignore[attr-defined]
+
+
+class WatchedDomain(Watched, Domain):
+    """A domain, with its log watched."""
 
     def log(self, sentence: str) -> None:
         """Note a refusal, and tell it."""
@@ -134,10 +148,8 @@ class WatchedDomain(Domain):
             observer.logged(self.watch.current, sentence)
 
 
-class WatchedFrames(Frames):
+class WatchedFrames(Watched, Frames):
     """The frame table, with what changes page tables watched."""
-
-    watch: Watch
 
     def mod_entry(self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool = False) -> bool:
         """Set an entry, and tell what it was and is."""
@@ -160,10 +172,8 @@ class WatchedFrames(Frames):
             observer.pinned(self.watch.current, mfn, 0)
 
 
-class WatchedEvents(EventChannels):
+class WatchedEvents(Watched, EventChannels):
     """The event channels, with what is raised watched."""
-
-    watch: ClassVar[Watch]  # in the instance; not a field
 
     def set_pending(self, domain: Domain, port: int) -> None:
         """Raise an event, and tell it."""

@@ -208,13 +208,17 @@ def iret(current: Current) -> None:
 
     A frame that the CPU's IRET refuses faults at its target, as if the fault came from there.
     """
+    rip = current.cpu.rip
     if current.domain.width == 8:
         iret64(current)
-        return
-    try:
-        iret32(current)
-    except Fault as fault:
-        deliver(current, fault)
+    else:
+        try:
+            iret32(current)
+        except Fault as fault:
+            deliver(current, fault)
+    if current.watch is not None:
+        for observer in current.watch:
+            observer.left(current, rip)
 
 
 def iret64(current: Current) -> None:
