@@ -155,9 +155,9 @@ def test_console_text(current: Current) -> None:
     )
 
 
-def test_update_va_mapping_has_an_entry(current: Current) -> None:
-    assert "value=0x29025 (mfn 0x29: P US A)" in shown(
-        current, Nr.update_va_mapping, 0x1000, 0x29025, 0
+def test_update_va_mapping_has_an_entry_and_flags(current: Current) -> None:
+    assert shown(current, Nr.update_va_mapping, 0x1000, 0x29025, 6) == (
+        "va=0x1000, value=0x29025 (mfn 0x29: P US A), flags=UVMF_INVLPG|UVMF_ALL"
     )
 
 
@@ -171,6 +171,9 @@ def test_bits_without_a_name_stay() -> None:
 def test_values_are_short() -> None:
     assert format_value({"a": [1, 0x1000, "x"], "b": "two\nlines"}) == (
         '{a=[1, 0x1000, x], b="two\\nlines"}'
+    )
+    assert format_value({"timeout_ns": 5000, "nr_frames": 5000}) == (
+        "{timeout_ns=5000, nr_frames=5000}"
     )
 
 

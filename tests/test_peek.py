@@ -19,7 +19,8 @@ from xenemu.pvh import hypercall_page as pvh_page
 from xenemu.x86.paging import PSE, RW, Mfn, P
 
 PAGE = 0x25000
-BACK = 0x1234_5678
+BACK = 0x26010
+CALL = bytes.fromhex("e8ebefffff")
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def put_stub(current: Current, page: bytes, behind: bytes, popped: int) -> None:
     cpu.rip = PAGE + 32 + page[32:64].index(behind) + len(behind)
     cpu.regs[Reg.RSP] = KERNEL_STACK - 64
     memory.write_uint(KERNEL_STACK - 64 + popped, 8, BACK)
+    memory.write(BACK - 5, CALL)
 
 
 def test_the_caller_is_behind_a_pv_stub(current: Current) -> None:
@@ -75,6 +77,12 @@ def test_the_caller_is_behind_a_pvh_stub() -> None:
     current = make_pvh_current()
     put_stub(current, pvh_page.hypercall_page(), pvh_page.VMCALL, 0)
     assert caller(current) == BACK
+
+
+def test_what_was_not_called_is_no_stub(current: Current) -> None:
+    put_stub(current, pv_page.hypercall_page(8), pv_page.SYSCALL, 16)
+    current.domain.memory.write(BACK - 5, bytes(5))
+    assert caller(current) == current.cpu.rip
 
 
 def test_code_that_is_no_stub_calls_itself(current: Current) -> None:

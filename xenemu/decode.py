@@ -82,6 +82,8 @@ NAMES: Final = {
     ("nmi_op", "command"): Names(nmi, "XENNMI_"),
     ("sched_shutdown", "reason"): Names(sched, "SHUTDOWN_"),
     ("set_segment_base", "which"): Names(arch_xen, "SEGBASE_"),
+    ("update_va_mapping", "flags"): Names(xen, "UVMF_", bits=True),
+    ("update_va_mapping_otherdomain", "flags"): Names(xen, "UVMF_", bits=True),
     ("vm_assist", "assist"): Names(xen, "VMASST_TYPE_"),
     ("vm_assist", "command"): Names(xen, "VMASST_CMD_"),
     ("xen_add_to_physmap", "space"): Names(memory, "XENMAPSPACE_"),
@@ -265,21 +267,25 @@ def format_args(args: dict[str, Value], out: dict[str, Value]) -> str:
     """Arguments as strace shows them; ``=>`` leads to what the call changed behind a pointer."""
     return ", ".join(
         ("" if name in UNNAMED else f"{name}=")
-        + format_value(value)
+        + format_value(value, name)
         + (f" => {format_value(out[name])}" if name in out else "")
         for name, value in args.items()
     )
 
 
-def format_value(value: Value) -> str:
-    """A decoded value as strace shows it: ``{port=3}``, ``[{...}, ...]``, names, numbers."""
+def format_value(value: Value, name: str = "") -> str:
+    """A decoded value as strace shows it: ``{port=3}``, ``[{...}, ...]``, names, numbers.
+
+    Long numbers are in hex, unless they are times or counts by their `name`.
+    """
     match value:
         case dict():
-            return "{" + ", ".join(f"{key}={format_value(v)}" for key, v in value.items()) + "}"
+            return "{" + ", ".join(f"{k}={format_value(v, k)}" for k, v in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(format_value, value)) + "]"
         case int():
-            return hex(value) if abs(value) > 0xFFF else str(value)
+            is_amount = name.endswith("_ns") or name.startswith("nr_")
+            return str(value) if is_amount or abs(value) <= 0xFFF else hex(value)
         case str() if value.isprintable():
             return value
     return json.dumps(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 from xenemu.abi.errno import EFAULT
@@ -16,7 +16,7 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.image import Image
-from xenemu.image.backtrace import backtrace
+from xenemu.image.backtrace import backtrace, follows_call
 from xenemu.image.orc import Orc, Read
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.pv.state import PvVcpu
@@ -29,9 +29,10 @@ LONG: Final = (39, 30, 21, 12)
 PAE: Final = (30, 21, 12)
 TWO_LEVEL: Final = (22, 12)
 
-# What is left of a hypercall page's stub behind the call, and the bytes that it pops.
+# What is left of a hypercall page's stub behind the call: it may pop two words, and returns.
 # Linux has stubs of its own, whose RET may be a jump to a return thunk.
-STUB_ENDS: Final = ((b"\x41\x5b\x59\xc3", 16), (b"\x41\x5b\x59\xe9", 16), (b"\xc3", 0))
+POPS: Final = b"\x41\x5b\x59"
+RETURNS: Final = (0xC3, 0xE9)
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,13 @@ def caller(current: Current) -> int:
     cpu, width = current.cpu, code_width(current)
     try:
         code = peek(current, cpu.rip, 4)
-        for end, popped in STUB_ENDS:
-            if code.startswith(end):
-                stack = peek(current, cpu.regs[Reg.RSP] + popped, width)
-                return int.from_bytes(stack, "little")
+        popped = 16 if code.startswith(POPS) else 0
+        stack = peek(current, cpu.regs[Reg.RSP] + popped, width)
     except XenError:
-        pass
-    return cpu.rip
+        return cpu.rip
+    found = int.from_bytes(stack, "little")
+    is_stub = code[3 if popped else 0] in RETURNS and follows_call(found, partial(peek, current))
+    return found if is_stub else cpu.rip
 
 
 class Code:

@@ -83,7 +83,7 @@ def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Fra
     except XenError:
         return None
     bp, pc = (int.from_bytes(saved[i : i + width], "little") for i in (0, width))
-    if not _follows_call(pc, read):
+    if not follows_call(pc, read):
         return None
     return Frame(pc, frame.bp + 2 * width, bp, is_return=True)
 
@@ -99,13 +99,13 @@ def _scan(symbols: Symbols, sp: int, end: int, read: Read, width: int) -> Iterat
             return
         for i in range(0, size, width):
             vaddr = int.from_bytes(chunk[i : i + width], "little")
-            if _follows_call(vaddr, read):
+            if follows_call(vaddr, read):
                 text = symbols.format(vaddr, is_return=True)
                 yield BacktraceLine(vaddr, text, reliable=False)
         at += size
 
 
-def _follows_call(vaddr: int, read: Read) -> bool:
+def follows_call(vaddr: int, read: Read) -> bool:
     """Tell whether the instruction before `vaddr` can be a near call."""
     if vaddr < MAX_CALL:
         return False
