@@ -278,6 +278,12 @@ def test_only_existing_domains_have_granted_something(current: Current) -> None:
     assert entry(current) == 0
 
 
+def test_the_log_has_why_an_operation_failed(current: Current) -> None:
+    status(current, abi.GNTTABOP_map_grant_ref, map_op(HOST, dom=STRANGER))
+    (sentence,) = current.domain.refusals
+    assert sentence == f"grant_table_op gives the status -2: there is no domain {STRANGER}"
+
+
 def test_a_mapping_named_by_its_entry_cannot_be_replaced(current: Current) -> None:
     handle = mapped(current, HOST).handle
     op = abi.gnttab_unmap_and_replace(ENTRY, ENTRY + 8, handle, 99)

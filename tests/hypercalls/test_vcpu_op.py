@@ -13,6 +13,7 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.sched import SHUTDOWN_poweroff
 from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
+from xenemu.hv.dispatch import StandingAnswer
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.scheduler import PERIODIC, SINGLESHOT
@@ -63,6 +64,11 @@ def test_a_command_must_exist(current: Current) -> None:
 
 
 # Up and down.
+
+
+def test_the_count_of_vcpus_is_no_refusal_to_worry_about(current: Current) -> None:
+    with pytest.raises(StandingAnswer):
+        call(current, abi.VCPUOP_is_up, vcpu_id=2)
 
 
 def test_the_boot_vcpu_is_up(current: Current) -> None:
