@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import KERNEL_ONLY, L1, L2, ROOT, make_pv_current, protect
+from fakes import (
+    KERNEL_ONLY,
+    L1,
+    L2,
+    ROOT,
+    SHARED_INFO,
+    make_pv_current,
+    make_pvh_current,
+    protect,
+)
 from hypercalls import TABLE
 from xenemu.abi.xen import MMUEXT_PIN_L1_TABLE, Nr
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
@@ -97,6 +106,12 @@ def test_a_frame_that_xen_holds_writable(current: Current, code: Code) -> None:
     current.domain.frames.get_page_and_type(DATA, 1, 7)
     lines = facts(current, current.domain.frames.describe(DATA), code)
     assert lines[-1] == "mfn 0x29 is held writable by Xen itself, x1"
+
+
+def test_a_native_guests_frames(code: Code) -> None:
+    current = make_pvh_current()
+    sentence = current.domain.frames.describe(SHARED_INFO)
+    assert facts(current, sentence, code) == ["mfn 0x1 is held writable by Xen itself, x1"]
 
 
 def test_where_an_access_of_xens_faulted(current: Current, told: list[str]) -> None:

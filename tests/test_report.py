@@ -84,8 +84,15 @@ def test_calls_have_the_names_of_their_table(current, kernel):
 def test_frames_that_were_refused_are_told(current, kernel):
     current.domain.frames.get_page_and_type(40, 1, 1)
     current.domain.log(f"no store to {current.domain.frames.describe(40)}")
-    lines = section(report(current, kernel), "Frames that were refused or faulted on")
+    lines = section(report(current, kernel), "What was refused or faulted on")
     assert lines == ["mfn 0x28 was made l1_page_table by the domain builder"]
+
+
+def test_the_address_that_a_crash_was_for_is_told(current, kernel):
+    lines = section(
+        report(current, kernel, f"no frame: {CR2:#x} is read-only"), "What was refused or faulted"
+    )
+    assert lines == [f"the walk to {CR2:#x} ends at L4[0xff] = 0x0 (mfn 0x0: not present)"]
 
 
 def test_refusals_outside_hypercalls(current, kernel):

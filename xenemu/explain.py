@@ -28,7 +28,7 @@ from xenemu.hv.observe import Observer
 from xenemu.peek import Code, caller, peek, tables, walk
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P, describe_entry
 
-FRAMES: Final = 4  # of one sentence, to be looked at
+FRAMES: Final = 8  # to be looked at, at most
 MAPPINGS: Final = 4  # of one frame, to be listed
 REFUSALS: Final = 64  # different ones to be printed
 NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
@@ -36,21 +36,24 @@ FAULTED: Final = re.compile(r"(0x[0-9a-f]+) is (?:not mapped|read-only)")  # EFA
 MAPS_RW: Final = P | RW
 
 
-def facts(current: Current, sentence: str, code: Code) -> list[str]:
-    """What else is to be said of the frames and addresses of a refusal's sentence, a line each."""
+def facts(current: Current, text: str, code: Code) -> list[str]:
+    """What else is to be said of the frames and addresses in refusals' sentences, a line each.
+
+    Looks once at each of the guest's page tables, if a frame that is mapped writable is among them.
+    """
     frames = current.domain.frames
-    lines = [_walk_to(current, int(found, 16)) for found in FAULTED.findall(sentence)]
-    mfns = dict.fromkeys(int(found, 16) for found in DESCRIBED.findall(sentence))
-    for mfn in list(mfns)[:FRAMES]:
-        if not frames.memory.contains(mfn) or not frames.type_count[mfn]:
-            continue
+    lines = [_walk_to(current, int(found, 16)) for found in FAULTED.findall(text)]
+    described = dict.fromkeys(int(found, 16) for found in DESCRIBED.findall(text))
+    mfns = [mfn for mfn in described if frames.memory.contains(mfn) and frames.type_count[mfn]]
+    writable = []
+    for mfn in mfns[:FRAMES]:
         used_as = frames.type[mfn]
         if used_as in LEVELS or used_as == PGT_seg_desc_page:
             by = _typed_by(current, mfn, code)
             lines.append(f"mfn {mfn:#x} was made {TYPE_NAMES[used_as]} by {by}")
         elif used_as == PGT_writable_page:
-            lines += _writable(current, mfn)
-    return lines
+            writable.append(mfn)
+    return [*dict.fromkeys(lines), *(_writable(current, writable) if writable else [])]
 
 
 def _walk_to(current: Current, vaddr: int) -> str:
@@ -74,56 +77,55 @@ def _typed_by(current: Current, mfn: int, code: Code) -> str:
     return f"{call.name} at {call.at_ns / 1e9:.6f} s, from {place}"
 
 
-def _writable(current: Current, mfn: int) -> list[str]:
-    """Which L1 entries map a frame RW: each that does holds one of its type references."""
-    found = list(_entries_to(current, mfn, MAPS_RW, PGT_l1_page_table))
-    held = current.domain.frames.type_count[mfn] - len(found)
-    lines = [
-        f"mfn {mfn:#x} is mapped RW by entry {index:#x} of the L1 in mfn {table:#x}"
-        f"{_at_address(current, table, index)}"
-        for table, index in found[:MAPPINGS]
-    ]
-    if len(found) > MAPPINGS:
-        lines.append(f"mfn {mfn:#x} is mapped RW by {len(found) - MAPPINGS} more entries")
-    if held > 0:
-        lines.append(f"mfn {mfn:#x} is held writable by Xen itself, x{held}")
-    return lines
-
-
-def _entries_to(current: Current, mfn: int, bits: int, *types: int) -> Iterator[tuple[int, int]]:
-    """The entries with `bits` that lead to a frame, in tables of these types: (table, index)."""
+def _writable(current: Current, mfns: list[int]) -> Iterator[str]:
+    """Which L1 entries map frames RW: each that does holds one of their type references."""
     frames = current.domain.frames
-    mask, wanted = ADDR | bits, mfn << PAGE_SHIFT | bits
+    found: dict[int, list[tuple[int, int]]] = {mfn: [] for mfn in mfns}
+    counts = Counter[int]()
     for table, used_as in enumerate(frames.type):
-        if used_as in types and frames.type_count[table]:
+        if used_as != PGT_l1_page_table or not frames.type_count[table]:
+            continue
+        for index, entry in enumerate(frames.memory.table(Mfn(table)).tolist()):
+            if entry & MAPS_RW == MAPS_RW and (mfn := (entry & ADDR) >> PAGE_SHIFT) in found:
+                counts[mfn] += 1
+                if counts[mfn] <= MAPPINGS:
+                    found[mfn].append((table, index))
+    addresses = _addresses(current)
+    for mfn, places in found.items():
+        for table, index in places:
+            vaddr = addresses.get(table)
+            where = "which is not in the tables in use"
+            if vaddr is not None:
+                where = f"at {_canonical(current, vaddr | index << PAGE_SHIFT):#x}"
+            place = f"entry {index:#x} of the L1 in mfn {table:#x}"
+            yield f"mfn {mfn:#x} is mapped RW by {place}, {where}"
+        if counts[mfn] > MAPPINGS:
+            yield f"mfn {mfn:#x} is mapped RW by {counts[mfn] - MAPPINGS} more entries"
+        if frames.type_count[mfn] > counts[mfn]:
+            held = frames.type_count[mfn] - counts[mfn]
+            yield f"mfn {mfn:#x} is held writable by Xen itself, x{held}"
+
+
+def _addresses(current: Current) -> dict[int, int]:
+    """The L1 tables that the tables in use lead to, with the first address that each maps."""
+    frames, found = current.domain.frames, tables(current)
+    if found is None or current.domain.p2m is not None:  # a native guest's are its own
+        return {}
+    reached = {found.root >> PAGE_SHIFT: 0}
+    for level in range(len(found.shifts), 1, -1):
+        below: dict[int, int] = {}
+        for table, vaddr in reached.items():
             for index, entry in enumerate(frames.memory.table(Mfn(table)).tolist()):
-                if entry & mask == wanted:
-                    yield table, index
+                child = (entry & ADDR) >> PAGE_SHIFT
+                is_table = entry & P and frames.memory.contains(child)
+                if is_table and LEVELS.get(frames.type[child]) == level - 1:
+                    below.setdefault(child, vaddr | index << found.shifts[-level])
+        reached = below
+    return reached
 
 
-def _at_address(current: Current, table: int, index: int) -> str:
-    """Where an L1 entry maps in the tables in use, by the first way up that reaches the root."""
-    found = tables(current)
-    assert found is not None
-    vaddr = _way_up(current, found.root >> PAGE_SHIFT, len(found.shifts), table, 1)
-    if vaddr is None:
-        return ", which is not in the tables in use"
-    vaddr |= index << PAGE_SHIFT
-    if len(found.shifts) == 4 and vaddr >> 47:
-        vaddr |= 0xFFFF << 48
-    return f", at {vaddr:#x}"
-
-
-def _way_up(current: Current, root: int, levels: int, table: int, level: int) -> int | None:
-    """The first address whose walk leads through a table of this level; None if none does."""
-    if level == levels:
-        return 0 if table == root else None
-    parents = [used_as for used_as, of in LEVELS.items() if of == level + 1]
-    for parent, index in _entries_to(current, table, P, *parents):
-        above = _way_up(current, root, levels, parent, level + 1)
-        if above is not None:
-            return above | index << PAGE_SHIFT + 9 * level
-    return None
+def _canonical(current: Current, vaddr: int) -> int:
+    return vaddr | 0xFFFF << 48 if current.domain.width == 8 and vaddr >> 47 else vaddr
 
 
 class Explainer(Observer):

@@ -20,16 +20,17 @@ CALLS: Final = 16
 REGS_A_LINE: Final = 3
 
 
-def report(current: Current, image: Image) -> str:
+def report(current: Current, image: Image, reason: str = "") -> str:
     """Say all that there is to say of a guest that ended: calls, registers, stack, page walks.
 
+    `reason` is why it ended, if its frames or addresses are to be looked at, too.
     Changes nothing of the guest's but accessed bits in its page tables.
     """
     code = Code(image)
     sections = {
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),
-        "Frames that were refused or faulted on, as they are now": _facts(current, code),
+        "What was refused or faulted on, as it is now": _facts(current, code, reason),
         f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, code),
         "Other vcpus": _other_vcpus(current),
         "Backtrace": code.backtrace(current, current.read),
@@ -67,12 +68,12 @@ def _last_calls(current: Current, count: int) -> Iterator[CallRecord]:
     return islice(calls, max(0, len(calls) - count), None)
 
 
-def _facts(current: Current, code: Code) -> list[str]:
-    sentences = [record.reason for record in _last_calls(current, CALLS)]
+def _facts(current: Current, code: Code, reason: str) -> list[str]:
+    sentences = [reason, *(record.reason for record in _last_calls(current, CALLS))]
     sentences += current.domain.refusals
     if tables(current):
         sentences += walk_lines(current, current.cpu.cr2)[-1:]
-    return list(dict.fromkeys(fact for each in sentences for fact in facts(current, each, code)))
+    return facts(current, "\n".join(sentences), code)
 
 
 def _registers(current: Current, code: Code) -> list[str]:

@@ -201,7 +201,7 @@ def _run(
         _tell(outcome.reason)
         if outcome.advice:
             _tell(f"what to do: {outcome.advice}")
-        typer.echo(report(machine.current, loaded), err=True)
+        typer.echo(report(machine.current, loaded, outcome.reason), err=True)
     if explainer is not None:
         explainer.close()
     _tell(
