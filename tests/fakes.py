@@ -28,6 +28,7 @@ from xenemu.pvh.paging import translate as guest_tables
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.pvh.state import PvhDomain, PvhVcpu
 from xenemu.x86.paging import RW, US, Maddr, Mfn, P
+from xenemu.x86.segment import L
 
 SHARED_INFO = Mfn(1)
 CONSOLE_RING = Mfn(2)
@@ -60,6 +61,10 @@ class FakeCpu:
 
     def segment(self, which: Seg) -> Segment:
         return self.segments.get(which, Segment(0))
+
+    @property
+    def code64(self) -> bool:
+        return bool(self.segment(Seg.CS).attributes & L)
 
     def set_segment(self, which: Seg, value: Segment) -> None:
         self.segments[which] = value

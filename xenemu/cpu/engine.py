@@ -313,6 +313,10 @@ class Engine:
         self._cr[3] = value
         self._state.flush = 1
 
+    @property
+    def code64(self) -> bool:
+        return bool(self._hflags.value & HF_CS64)
+
     def set_task_switched(self, value: bool) -> None:
         """Set or clear CR0.TS."""
         if value:

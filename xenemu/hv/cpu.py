@@ -62,6 +62,10 @@ class Cpu(Protocol):
     def set_segment(self, which: Seg, value: Segment) -> None:
         """Load a segment register; CS and SS also set the CPU's mode and CPL (from CS's DPL)."""
 
+    @property
+    def code64(self) -> bool:
+        """Whether CS is a 64-bit code segment."""
+
     def set_task_switched(self, value: bool) -> None:
         """Set or clear CR0.TS, so that the next FPU instruction raises #NM."""
 

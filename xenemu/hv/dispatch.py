@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import and_
 from typing import ClassVar
 
 from xenemu.abi.errno import ENOSYS
@@ -34,6 +35,7 @@ from xenemu.hv.domain import CallRecord, Current
 ALL = frozenset({"pv64", "pv32", "pvh64", "pvh32"})
 PV = frozenset({"pv64", "pv32"})
 PVH = frozenset({"pvh64", "pvh32"})
+WIDE = frozenset({"pv64", "pvh64"})  # whose argument registers have 64 bits
 
 
 class Arg(Enum):
@@ -183,6 +185,8 @@ class HypercallTable:
             if row.number in self.rows:
                 raise ValueError(f"hypercall {row.number} is declared twice")
             self.rows[row.number] = row
+        # The commonest conversion at its quickest: a 64-bit guest's arguments are masked only.
+        self._masks = {row.number: [_MASKS[kind] for kind in row.args] for row in rows}
 
     def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
         """Call a hypercall with the raw argument registers; return the guest's result.
@@ -193,7 +197,11 @@ class HypercallTable:
         if row is None:
             name, args = f"hypercall {number}", tuple[int, ...]()
         else:
-            name, args = row.name, _typed(row.args, registers, _width(current))
+            name = row.name
+            if current.environment in WIDE:
+                args = tuple(map(and_, registers, self._masks[number]))
+            else:
+                args = _typed32(row.args, registers)
         record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name, args)
         domain.calls.append(record)
         try:
@@ -202,7 +210,10 @@ class HypercallTable:
             assert row is not None
             with suppress(ValueError):  # those that it contains may have pushed it out
                 domain.calls.remove(record)
-            raise Continue(*_raw(row.args, again.new_args, _width(current))) from None
+            wide = current.environment in WIDE
+            raise Continue(
+                *(again.new_args if wide else _raw32(row.args, again.new_args))
+            ) from None
 
     def make(self, current: Current, row: Hypercall | None, record: CallRecord) -> int:
         """Make the call of a record, whose row is None if there is none, and complete the record.
@@ -221,31 +232,27 @@ class HypercallTable:
         return result
 
 
-def _width(current: Current) -> int:
-    """The bytes of an argument register in the caller's ABI."""
-    return 8 if current.environment.endswith("64") else 4
+_MASKS = dict.fromkeys(Arg, (1 << 64) - 1) | {Arg.INT: 0xFFFFFFFF}
 
 
-def _typed(types: tuple[Arg, ...], registers: Sequence[int], width: int) -> tuple[int, ...]:
-    """Arguments as the C prototype has them, from the argument registers."""
+def _typed32(types: tuple[Arg, ...], registers: Sequence[int]) -> tuple[int, ...]:
+    """Arguments as the C prototype has them, from a 32-bit guest's registers."""
     values, at = [], 0
     for kind in types:
         value = registers[at]
         at += 1
-        if kind is Arg.INT:
-            value &= 0xFFFFFFFF
-        elif kind is Arg.U64 and width == 4:
+        if kind is Arg.U64:
             value |= registers[at] << 32
             at += 1
         values.append(value)
     return tuple(values)
 
 
-def _raw(types: tuple[Arg, ...], values: Sequence[int], width: int) -> list[int]:
-    """The inverse of `_typed`."""
+def _raw32(types: tuple[Arg, ...], values: Sequence[int]) -> list[int]:
+    """The inverse of `_typed32`."""
     registers = []
     for kind, value in zip(types, values, strict=True):
-        if kind is Arg.U64 and width == 4:
+        if kind is Arg.U64:
             registers += [value & 0xFFFFFFFF, value >> 32]
         else:
             registers.append(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
-from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
@@ -22,7 +22,7 @@ from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
 from xenemu.pv.state import NO_TRAP, pv
-from xenemu.x86 import flags, segment
+from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W, is_canonical
 
@@ -50,7 +50,7 @@ class PvExits:
         The CPU that guests see is Intel's, which has SYSCALL in 64-bit code only.
         """
         current = self.current
-        if not current.cpu.segment(Seg.CS).attributes & segment.L:
+        if not current.cpu.code64:
             current.cpu.rip -= traps.SYSCALL_LENGTH
             traps.inject(current, flags.UD)
         elif pv(current).kernel_mode:
