@@ -12,6 +12,7 @@ from typing import Final
 from hypercalls.grant_map import map_grant, unmap_grant
 from xenemu.abi.errno import EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from xenemu.abi.grant_table import (
+    GNTST_NAMES,
     GNTTAB_CACHE_CLEAN,
     GNTTAB_CACHE_INVAL,
     GNTCOPY_dest_gref,
@@ -110,7 +111,7 @@ def _status(current: Current, action: Callable[[], None]) -> int:
     try:
         action()
     except GrantError as error:
-        current.domain.log(f"grant_table_op gives the status {error.status}: {error.reason}")
+        current.domain.log(f"grant_table_op: {GNTST_NAMES[error.status]}: {error.reason}")
         return error.status
     return GNTST_okay
 

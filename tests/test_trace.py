@@ -130,6 +130,17 @@ def test_an_entry_that_a_hypercall_set(current: Current, code: Code) -> None:
     ]
 
 
+def test_what_a_call_did_is_before_it_and_further_right(current: Current, code: Code) -> None:
+    lines = Lines(current, code, "hypercalls", "mmu")
+    protect(current, SPARE)
+    mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
+    assert lines[1:] == [
+        "  mmu: pin L4 mfn 0x28",
+        "mmuext_op(uops=[{cmd=MMUEXT_PIN_L4_TABLE, arg1=40, arg2=0}], count=1, pdone=0,"
+        " foreigndom=DOMID_SELF) = 0",
+    ]
+
+
 def test_refused_changes_are_no_changes(current: Current, code: Code) -> None:
     lines = Lines(current, code, "mmu")
     call(current, Nr.update_va_mapping, SPARE << 12, L1 << 12 | 7, 0)

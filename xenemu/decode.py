@@ -102,7 +102,7 @@ def name_value(owner: str, field: str, value: int) -> Value:
     if (owner, field) == ("evtchn_bind_virq", "virq"):
         return VIRQS.get(value, value)
     if field == "status" and owner.startswith("gnttab_"):
-        return Names(grant_table, "GNTST_").of(value)
+        return grant_table.GNTST_NAMES.get(value, value)
     if field in DOMID_FIELDS:
         return DOMAINS.of(value)
     names = NAMES.get((owner, field))

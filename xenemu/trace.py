@@ -105,6 +105,8 @@ class Tracer(Observer):
     def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
         """Look at the arguments while they are as the guest left them."""
         record.caller = caller(current)
+        if "hypercalls" not in self._kinds:
+            return
         call = Call(current, row, record)
         self._calls.append(call)
         if not self._as_json and row is not None and row.number == Nr.multicall:
@@ -198,7 +200,8 @@ class Tracer(Observer):
             return
         rip = place.pop("rip")
         event = {"kind": kind, "name": name, **place, "from": self._code.format(rip), **event}
-        self._write(f"{json.dumps(event) if self._as_json else format_event(event)}\n")
+        line = json.dumps(event) if self._as_json else format_event(event, len(self._calls))
+        self._write(f"{line}\n")
 
 
 def _in_call(current: Current) -> bool:
@@ -230,18 +233,21 @@ def _what(channel: Channel) -> str:
 # Text.
 
 
-def format_event(event: Event) -> str:
-    """One line: the time, the vcpu, what happened, and where the guest was."""
-    what = _FORMATS[event["kind"]](event)
+def format_event(event: Event, depth: int = 0) -> str:
+    """One line: the time, the vcpu, what happened, and where the guest was.
+
+    `depth` is how many calls it is in: what a call did comes before it, and further right.
+    """
+    what = "  " * event.get("depth", depth) + _FORMATS[event["kind"]](event)
     return f"{event['at_ns'] / 1e9:12.6f} v{event['vcpu']} {what}  <{event['from']}>"
 
 
 def _format_call(event: Event) -> str:
-    indent, name = "  " * event["depth"], event["name"].partition(" ")[0]
+    name = event["name"].partition(" ")[0]
     shown = format_args(event["args"], event.get("out", {}))
     if "begins" in event:
-        return f"{indent}{name}({shown}) begins"
-    line = f"{indent}{name}({shown}) = {format_result(event['result'])}"
+        return f"{name}({shown}) begins"
+    line = f"{name}({shown}) = {format_result(event['result'])}"
     if "reason" not in event:
         return line
     return f"{line} ({'as ever: ' if 'standing' in event else ''}{event['reason']})"

@@ -281,7 +281,7 @@ def test_only_existing_domains_have_granted_something(current: Current) -> None:
 def test_the_log_has_why_an_operation_failed(current: Current) -> None:
     status(current, abi.GNTTABOP_map_grant_ref, map_op(HOST, dom=STRANGER))
     (sentence,) = current.domain.refusals
-    assert sentence == f"grant_table_op gives the status -2: there is no domain {STRANGER}"
+    assert sentence == f"grant_table_op: GNTST_bad_domain: there is no domain {STRANGER}"
 
 
 def test_a_mapping_named_by_its_entry_cannot_be_replaced(current: Current) -> None:

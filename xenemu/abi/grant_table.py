@@ -65,6 +65,10 @@ GNTST_address_too_big: Final = -11
 GNTST_eagain: Final = -12
 GNTST_no_space: Final = -13
 
+GNTST_NAMES: Final = {
+    status: name for name, status in list(globals().items()) if name.startswith("GNTST_")
+}
+
 
 @dataclass
 class grant_entry_v1(Struct, size=(8, 8)):
