@@ -73,6 +73,27 @@ def test_a_refusal_is_a_negative_errno_with_its_reason_in_the_log(current: Curre
     assert format_call(current.domain.calls[-1]).endswith("seven() = -EBUSY: in use")
 
 
+def test_what_was_refused_without_failing_is_in_the_log(current: Current) -> None:
+    def refuse_some(current: Current) -> None:
+        for nr in range(20):
+            current.vcpu.remark(f"no {nr}")
+
+    assert call(current, refuse_some) == 0
+    reason = current.domain.calls[-1].reason
+    assert reason.startswith("no 0; no 1; ") and reason.endswith("; no 6; and more")
+    call(current, lambda _: 0)
+    assert current.domain.calls[-1].reason == ""
+
+
+def test_an_errno_has_its_reason_behind_what_was_refused_before(current: Current) -> None:
+    def refuse(current: Current) -> None:
+        current.vcpu.remark("not this")
+        raise XenError(EBUSY, "in use")
+
+    assert call(current, refuse) == -EBUSY
+    assert current.domain.calls[-1].reason == "not this; in use"
+
+
 @pytest.mark.parametrize("number", [6, 8, 1 << 40 | 7, (1 << 64) - 1])
 def test_an_unknown_number_is_enosys(current: Current, number: int) -> None:
     table = HypercallTable([Hypercall(7, "seven", ALL, (), lambda _: 0)])

@@ -229,6 +229,9 @@ class HypercallTable:
         except XenError as error:
             record.result = result = -error.errno
             record.reason, record.standing = error.reason, isinstance(error, StandingAnswer)
+        if current.vcpu.remarks:
+            remarks = current.vcpu.take_remarks()
+            record.reason = f"{remarks}; {record.reason}" if record.reason else remarks
         return result
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Final
 
 from xenemu.x86.paging import Maddr
+
+MAX_REMARKS: Final = 8
 
 
 class RunState(IntEnum):
@@ -45,7 +48,24 @@ class Vcpu:
     time_area: int = 0  # guest virtual address of a secondary vcpu_time_info
     periodic_ns: int = 0  # period, 0 if stopped
     saved: bytes | None = None
+    remarks: list[str] = field(default_factory=list)  # see `remark`
 
     @property
     def runnable(self) -> bool:
         return self.online and not self.blocked
+
+    def remark(self, sentence: str) -> None:
+        """Note, for the person, what the hypercall under way refused without failing.
+
+        It goes to the record of the call, or of the last of those that continue it.
+        """
+        if len(self.remarks) < MAX_REMARKS:
+            self.remarks.append(sentence)
+        else:
+            self.remarks[-1] = "and more"
+
+    def take_remarks(self) -> str:
+        """What was noted, in one line."""
+        line = "; ".join(self.remarks)
+        self.remarks.clear()
+        return line
