@@ -1,52 +1,98 @@
-"""Mapping grants into a PV guest's page tables.
+"""Mapping a domain's own grants: what is the same wherever the mapping is made.
 
-The mapping is an ordinary L1 entry, so that it counts as any other in the frame table: a guest
-that overwrites it loses nothing but the right to unmap the grant.
+A mapping pins the grant. One for devices holds the frame, and nothing more: there is no IOMMU.
+One for the CPU is an L1 entry of a PV guest (`grant_map_pv`) or a place in a PVH guest's physmap
+(`grant_map_pvh`).
 
-In Xen: arch/x86/pv/grant_table.c
+In Xen: common/grant_table.c (map_grant_ref, unmap_common)
 """
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import replace
 
-from hypercalls.update_va_mapping import _guest_l1e
-from xenemu.abi.errno import EINVAL
-from xenemu.abi.features import XENFEAT_auto_translated_physmap
+from hypercalls import grant_map_pv, grant_map_pvh
 from xenemu.abi.grant_table import (
     GNTMAP_application_map,
     GNTMAP_contains_pte,
-    GNTMAP_guest_avail0,
+    GNTMAP_device_map,
     GNTMAP_host_map,
     GNTMAP_readonly,
+    GNTST_bad_dev_addr,
+    GNTST_bad_domain,
+    GNTST_bad_gntref,
+    GNTST_bad_handle,
     GNTST_general_error,
+    GNTST_no_space,
     gnttab_map_grant_ref,
 )
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import PGT_l1_page_table
-from xenemu.hv.grant_table import KINDS, GrantError, check_bus_address
-from xenemu.x86.paging import ADDR, AVAIL, NX, PAGE_SHIFT, RW, US, A, D, Mfn, P
+from xenemu.hv.domain import Current, Domain
+from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.grant_table import (
+    DOM0,
+    KINDS,
+    GNTPIN_devr_inc,
+    GNTPIN_devw_inc,
+    GNTPIN_hstr_inc,
+    GNTPIN_hstw_inc,
+    GrantError,
+    refuse_dom0,
+)
+from xenemu.hv.maptrack import Mapping
+from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
-AVAIL_SHIFT: Final = 9
+FLAGS_MASK = 0xFFFF  # what a mapping remembers of its flags
+PV_ONLY = GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte
 
 
 def map_grant(current: Current, op: gnttab_map_grant_ref) -> None:
-    """Pin one of the domain's own grants and map it as `op.flags` say; fill the OUT fields."""
+    """Pin one of the domain's own grants and map it as `op.flags` say; fill the OUT fields.
+
+    GNTST_bad_gntref: no kind of mapping, or no such grant; GNTST_bad_domain: no such domain;
+    GNTST_no_space: no handle is left; GNTST_general_error: a mapping that the guest cannot have,
+    or no place for it at `op.host_addr`; others as `GrantTable.acquire`.
+    """
     domain = current.domain
-    if op.flags & GNTMAP_host_map and domain.features >> XENFEAT_auto_translated_physmap & 1:
-        # DIVERGES: Xen would put the frame at a PVH guest's gfn.
-        raise GrantError(GNTST_general_error, "grants are not mapped into a PVH guest's memory")
-    handle, mfn = domain.grants.map(domain, op.dom, op.ref, op.flags)
-    if op.flags & GNTMAP_host_map:
-        try:
-            maddr = _entry_maddr(current, op.host_addr, op.flags)
-            _set_entry(current, maddr, _entry(mfn, op.flags))
-        except XenError as error:
-            domain.grants.unmap(domain, handle, KINDS)
-            raise GrantError(GNTST_general_error, error.reason) from None
+    maptrack = domain.grants.maptrack
+    if not op.flags & KINDS:
+        raise GrantError(GNTST_bad_gntref, f"map flags {op.flags:#x} ask for no mapping")
+    if domain.p2m is not None and op.flags & PV_ONLY:
+        raise GrantError(GNTST_general_error, f"map flags {op.flags:#x} are for PV guests")
+    if op.dom not in (domain.domid, DOM0):
+        raise GrantError(GNTST_bad_domain, f"there is no domain {op.dom}")
+    handle = maptrack.get(current.vcpu.vcpu_id)
+    if handle is None:
+        raise GrantError(GNTST_no_space, "all handles for mappings are in use")
+    try:
+        mfn = _map(current, op)
+    except GrantError:
+        maptrack.put(handle)
+        raise
+    maptrack.mappings[handle] = Mapping(op.ref, op.flags & FLAGS_MASK)
     op.handle = handle
     op.dev_bus_addr = mfn << PAGE_SHIFT
+
+
+def _map(current: Current, op: gnttab_map_grant_ref) -> Mfn:
+    domain, grants = current.domain, current.domain.grants
+    if op.dom == DOM0:
+        refuse_dom0(op.ref)
+    incr = _pin_increment(op.flags)
+    mfn = grants.acquire(domain, op.ref, incr, mapping=True).mfn
+    held = 0
+    try:
+        if op.flags & GNTMAP_device_map:
+            _hold(domain, mfn, op.flags)
+            held = GNTMAP_device_map
+        if op.flags & GNTMAP_host_map:
+            _map_for_cpu(current, op.host_addr, mfn, op.flags)
+    except XenError as error:
+        if held:
+            _drop(domain, mfn, op.flags)
+        grants.release(domain, op.ref, incr)
+        raise GrantError(GNTST_general_error, error.reason) from None
+    return mfn
 
 
 def unmap_grant(
@@ -54,69 +100,71 @@ def unmap_grant(
 ) -> None:
     """Undo the mappings whose addresses are given; `new_addr`'s entry replaces the host one's.
 
-    GNTST_bad_handle, GNTST_bad_dev_addr; GNTST_general_error: the entry at `host_addr` does not
-    map the grant, or one of the addresses has no entry.
+    GNTST_bad_handle, GNTST_bad_dev_addr; GNTST_general_error: what is at `host_addr` does not map
+    the grant, or one of the addresses has no entry.
     """
-    domain = current.domain
-    mapping = domain.grants.mapping(handle)
-    check_bus_address(domain, mapping, dev_bus_addr)
-    kinds = mapping.flags & KINDS
-    if not dev_bus_addr:
-        kinds &= GNTMAP_host_map
-    if not host_addr:
-        kinds &= ~GNTMAP_host_map
+    domain, grants = current.domain, current.domain.grants
+    mapping = grants.maptrack.mappings.get(handle)
+    if mapping is None:
+        raise GrantError(GNTST_bad_handle, f"{handle:#x} is not the handle of a mapping")
+    mfn = grants.active[mapping.ref].mfn
+    kinds = GNTMAP_host_map if host_addr else 0
+    kinds |= GNTMAP_device_map if dev_bus_addr else 0
+    kinds &= mapping.flags
+    if kinds & GNTMAP_device_map and dev_bus_addr != mfn << PAGE_SHIFT:
+        raise GrantError(GNTST_bad_dev_addr, f"bus address {dev_bus_addr:#x} is not {mfn:#x}'s")
     if kinds & GNTMAP_host_map:
-        mfn = domain.grants.active[mapping.ref].mfn
         try:
-            _replace_entry(current, host_addr, new_addr, _entry(mfn, mapping.flags), mapping.flags)
+            _unmap_for_cpu(current, host_addr, new_addr, mfn, mapping.flags)
         except XenError as error:
             raise GrantError(GNTST_general_error, error.reason) from None
-    domain.grants.unmap(domain, handle, kinds)
+    if kinds & GNTMAP_device_map:
+        _drop(domain, mfn, mapping.flags)
+    if kinds:
+        grants.release(domain, mapping.ref, _pin_increment(kinds | mapping.flags & ~KINDS))
+    left = mapping.flags & ~kinds
+    if left & KINDS:
+        grants.maptrack.mappings[handle] = replace(mapping, flags=left)
+    else:
+        grants.maptrack.put(handle)
 
 
-def _replace_entry(
-    current: Current, host_addr: int, new_addr: int, granted: int, flags: int
-) -> None:
-    words = current.domain.memory.words
-    if new_addr and flags & GNTMAP_contains_pte:
-        raise XenError(EINVAL, "a mapping named by its entry cannot be replaced")
-    maddr = _entry_maddr(current, host_addr, flags)
-    old = words[maddr >> 3]
-    if (old ^ granted) & (ADDR | P | RW):
-        raise XenError(EINVAL, f"the entry {old:#x} does not map the grant")
-    if not new_addr:
-        _set_entry(current, maddr, 0)
+def _map_for_cpu(current: Current, host_addr: int, mfn: Mfn, flags: int) -> None:
+    if current.domain.p2m is None:
+        grant_map_pv.create_mapping(current, host_addr, mfn, flags)
         return
-    new_maddr = _entry_maddr(current, new_addr, flags)
-    _set_entry(current, maddr, words[new_maddr >> 3])
-    _set_entry(current, new_maddr, 0)
+    grant_map_pvh.check_mapping(host_addr, flags)
+    _hold(current.domain, mfn, flags)
+    current.domain.p2m.map_grant(host_addr >> PAGE_SHIFT, mfn)
 
 
-def _entry(mfn: Mfn, flags: int) -> int:
-    """The L1 entry that maps a granted frame."""
-    entry = mfn << PAGE_SHIFT | P | A | D | NX
-    if flags & GNTMAP_application_map:
-        entry |= US
-    if not flags & GNTMAP_readonly:
-        entry |= RW
-    return entry | flags >> GNTMAP_guest_avail0 << AVAIL_SHIFT & AVAIL
+def _unmap_for_cpu(current: Current, host_addr: int, new_addr: int, mfn: Mfn, flags: int) -> None:
+    if current.domain.p2m is None:
+        grant_map_pv.replace_mapping(current, host_addr, new_addr, mfn, flags)
+        return
+    grant_map_pvh.remove_mapping(current.domain.p2m, host_addr, mfn)
+    _drop(current.domain, mfn, flags)
 
 
-def _entry_maddr(current: Current, host_addr: int, flags: int) -> int:
-    """Where the L1 entry is: at `host_addr` itself, or found by that virtual address.
-
-    EINVAL if there is none.
-    """
-    if not flags & GNTMAP_contains_pte:
-        return _guest_l1e(current, host_addr)
-    frames = current.domain.frames
-    mfn = host_addr >> PAGE_SHIFT
-    own = current.domain.memory.contains(mfn) and frames.owner[mfn] == current.domain.domid
-    if host_addr % 8 or not own or frames.type[mfn] != PGT_l1_page_table:
-        raise XenError(EINVAL, f"{host_addr:#x} is not the machine address of an L1 entry")
-    return host_addr
+def _pin_increment(flags: int) -> int:
+    incr = 0
+    if flags & GNTMAP_device_map:
+        incr |= GNTPIN_devr_inc if flags & GNTMAP_readonly else GNTPIN_devw_inc
+    if flags & GNTMAP_host_map:
+        incr |= GNTPIN_hstr_inc if flags & GNTMAP_readonly else GNTPIN_hstw_inc
+    return incr
 
 
-def _set_entry(current: Current, maddr: int, entry: int) -> None:
-    if current.domain.frames.mod_entry(maddr, entry, current.domain.domid):
-        current.cpu.flush_tlb()
+def _hold(domain: Domain, mfn: Mfn, flags: int) -> None:
+    """Take the references of a mapping that is not an L1 entry; EINVAL."""
+    if flags & GNTMAP_readonly:
+        domain.frames.get_page(mfn, domain.domid)
+    else:
+        domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
+
+
+def _drop(domain: Domain, mfn: Mfn, flags: int) -> None:
+    if flags & GNTMAP_readonly:
+        domain.frames.put_page(mfn)
+    else:
+        domain.frames.put_page_and_type(mfn)

@@ -1,16 +1,16 @@
 """Grant table operations: most take an array, and each element has its own status.
 
 Header: public/grant_table.h
-In Xen: common/grant_table.c (do_grant_table_op)
+In Xen: common/grant_table.c (do_grant_table_op), common/compat/grant_table.c
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from hypercalls.grant_map import map_grant, unmap_grant
-from xenemu.abi.errno import EINVAL, ENOSYS, EOPNOTSUPP, EPERM
+from hypercalls.grant_transfer import transfer as transfer_page
+from xenemu.abi.errno import EFAULT, EILSEQ, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from xenemu.abi.grant_table import (
     GNTST_NAMES,
     GNTTAB_CACHE_CLEAN,
@@ -43,25 +43,33 @@ from xenemu.abi.grant_table import (
     gnttab_set_version,
     gnttab_setup_table,
     gnttab_swap_grant_ref,
+    gnttab_transfer,
     gnttab_unmap_and_replace,
     gnttab_unmap_grant_ref,
 )
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
 from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.hv.grant_table import CopyEnd, GrantError, copy
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
+from xenemu.hv.grant_copy import CopyEnd, copy
+from xenemu.hv.grant_table import GrantError
+from xenemu.pv.paging import in_guest_range
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
-COMMAND_MASK: Final = 0xFFF  # Xen keeps a continuation's state above it
-VERSION: Final = 1  # of the table's layout
+COMMAND_MASK: Final = 0xFFF  # above it is how far a cache_flush came that goes on
 BATCH: Final = 64  # operations, then the guest issues the rest of the call again
 
 
 class GrantOps(SubOps):
-    """Sub-operations on an array, called with (current, command, pointer, count)."""
+    """Sub-operations on an array, called with (current, command, pointer, count).
+
+    A `GrantError` becomes the status of its element, and the next one is done; an errno ends the
+    call, with the elements before it done.
+    """
+
+    # DIVERGES: of a 32-bit guest's array of copies, Xen reads 200 before it does the first.
 
     arguments = ("command", "pointer", "count")
 
@@ -71,28 +79,52 @@ class GrantOps(SubOps):
             raise XenError(ENOSYS, f"grant_table_op {command:#x} is not for a PVH guest")
         if count >> 31:
             raise XenError(EINVAL, f"{count:#x} is no count of operations")
-        if command & ~COMMAND_MASK:
-            raise XenError(EINVAL, f"grant_table_op has no command {command:#x}")
-        if command in SINGLE:
-            if count != 1 and command in COUNT_OF_1:
-                raise XenError(EINVAL, f"{count} operations: this one comes alone")
-            return super().__call__(current, command, pointer)
+        came_to, command = command & ~COMMAND_MASK, command & COMMAND_MASK
+        if came_to and command != GNTTABOP_cache_flush:
+            raise XenError(EINVAL, f"grant_table_op {command:#x} does not go on at {came_to:#x}")
         op = self.table.get(command)
         if op is None or op.struct is None:
             return super().__call__(current, command, pointer)
+        if command in COUNT_OF_1 and count != 1:
+            if not count and command in EMPTY_IN_COMPAT and current.domain.width == 4:
+                return 0
+            raise XenError(EINVAL, f"{count} operations: this one comes alone")
+        if command == GNTTABOP_get_version:
+            return super().__call__(current, command, pointer)
+        if command not in COUNT_OF_1:
+            _check_array(current, pointer)
+        if came_to and count:
+            _check_goes_on(current.read_struct(gnttab_cache_flush, pointer))
         size = op.struct.sizeof(current.domain.width)
         done = min(count, BATCH)
         for index in range(done):
-            super().__call__(current, command, pointer + index * size)
+            self._perform(current, op, pointer + index * size)
         if done < count:
             raise Continue(command, pointer + done * size, count - done)
         return 0
+
+    def _perform(self, current: Current, op: SubOp, pointer: int) -> None:
+        """Do one operation; the guest gets back its status, or all that is OUT."""
+        assert op.struct is not None and op.handler is not None
+        argument: Any = current.read_struct(op.struct, pointer)
+        status = GNTST_okay
+        try:
+            op.handler(current, argument)
+        except GrantError as error:
+            status = error.status
+            current.vcpu.remark(f"{op.name}: {GNTST_NAMES[status]}: {error.reason}")
+        if op.copy_back:
+            argument.status = status
+            current.write_struct(pointer, argument)
+        elif op.command != GNTTABOP_cache_flush:
+            at = pointer + op.struct.offsetof("status", current.domain.width)
+            current.write_uint(at, 2, status)
 
 
 ops = GrantOps("grant_table_op")
 
 COUNT_OF_1: Final = (GNTTABOP_setup_table, GNTTABOP_query_size, GNTTABOP_get_status_frames)
-SINGLE: Final = (*COUNT_OF_1, GNTTABOP_set_version, GNTTABOP_get_version)
+EMPTY_IN_COMPAT: Final = (GNTTABOP_setup_table, GNTTABOP_get_status_frames)
 # In Xen: arch/x86/hvm/hypercall.c (hvm_grant_table_op)
 PVH_COMMANDS: Final = (
     GNTTABOP_query_size,
@@ -106,14 +138,10 @@ PVH_COMMANDS: Final = (
 )
 
 
-def _status(current: Current, action: Callable[[], None]) -> int:
-    """Run one operation, and give its GNTST_* status; the log gets why it was refused."""
-    try:
-        action()
-    except GrantError as error:
-        current.domain.log(f"grant_table_op: {GNTST_NAMES[error.status]}: {error.reason}")
-        return error.status
-    return GNTST_okay
+def _check_array(current: Current, pointer: int) -> None:
+    """EFAULT for an array in Xen's part of a PV guest's address space, even an empty one."""
+    if current.domain.p2m is None and not in_guest_range(pointer, current.domain.width):
+        raise XenError(EFAULT, f"{pointer:#x} is Xen's")
 
 
 def _check_own(current: Current, domid: int) -> None:
@@ -124,49 +152,49 @@ def _check_own(current: Current, domid: int) -> None:
         raise GrantError(GNTST_bad_domain, f"there is no domain {domid}")
 
 
+def _list_frames(current: Current, frames: list[Mfn], pointer: int, size: int) -> None:
+    """Tell the guest where frames are, each with `size` bytes; GNTST_bad_virt_addr."""
+    p2m, fault = current.domain.p2m, ""
+    for index, mfn in enumerate(frames):
+        gfn = mfn if p2m is None else p2m.find(mfn)
+        try:
+            # A PVH guest may not have put the frame anywhere yet.
+            current.write_uint(pointer + index * size, size, -1 if gfn is None else gfn)
+        except XenError as error:
+            fault = error.reason
+    if fault:
+        raise GrantError(GNTST_bad_virt_addr, fault)
+
+
 # The table.
 
 
-@ops.sub(GNTTABOP_setup_table, gnttab_setup_table, copy_back=True)
+@ops.sub(GNTTABOP_setup_table, gnttab_setup_table)
 def setup_table(current: Current, op: gnttab_setup_table) -> None:
     """Grow the table to `nr_frames`, and list its frames."""
-    op.status = _status(current, lambda: _setup_table(current, op))
-
-
-def _setup_table(current: Current, op: gnttab_setup_table) -> None:
     domain = current.domain
+    _check_array(current, op.frame_list)
     _check_own(current, op.dom)
     domain.grants.grow(domain, op.nr_frames)
-    for index, mfn in enumerate(domain.grants.frames[: op.nr_frames]):
-        gfn = mfn if domain.p2m is None else domain.p2m.find(mfn)
-        try:
-            # A PVH guest may not have put the frame anywhere yet.
-            current.write_ulong(op.frame_list + index * domain.width, -1 if gfn is None else gfn)
-        except XenError as error:
-            raise GrantError(GNTST_bad_virt_addr, error.reason) from None
+    _list_frames(current, domain.grants.frames[: op.nr_frames], op.frame_list, domain.width)
 
 
 @ops.sub(GNTTABOP_query_size, gnttab_query_size, copy_back=True)
 def query_size(current: Current, op: gnttab_query_size) -> None:
-    op.status = _status(current, lambda: _check_own(current, op.dom))
-    if op.status == GNTST_okay:
-        op.nr_frames = len(current.domain.grants.frames)
-        op.max_nr_frames = current.domain.grants.max_frames
+    _check_own(current, op.dom)
+    op.nr_frames = len(current.domain.grants.frames)
+    op.max_nr_frames = current.domain.grants.max_frames
 
 
 @ops.sub(GNTTABOP_set_version, shows=gnttab_set_version)
 def set_version(current: Current, pointer: int) -> None:
-    """Ask for a version; EINVAL: there is none such; ENOSYS: version 2, which is not offered.
-
-    In any case the guest is told the one in use.
-    """
-    # DIVERGES: Xen's default offers version 2; this is Xen booted with gnttab=max-ver:1.
+    """Change the layout: errnos as `GrantTable.set_version`. The guest is told the one in use."""
+    domain = current.domain
     version = current.read_struct(gnttab_set_version, pointer).version
-    current.write_struct(pointer, gnttab_set_version(VERSION))
-    if version == 2:
-        raise XenError(ENOSYS, "grant tables have version 1")
-    if version != VERSION:
-        raise XenError(EINVAL, f"grant tables have no version {version}")
+    try:
+        domain.grants.set_version(domain, version)
+    finally:
+        current.write_struct(pointer, gnttab_set_version(domain.grants.version))
 
 
 @ops.sub(GNTTABOP_get_version, gnttab_get_version, copy_back=True)
@@ -174,27 +202,32 @@ def get_version(current: Current, op: gnttab_get_version) -> None:
     """Say which version is in use; ESRCH: no such domain; EPERM: dom0's."""
     if lock_domain_by_any_id(current, op.dom) == DOM0:
         raise XenError(EPERM, "dom0's grant table is not this domain's")
-    op.version = VERSION
+    op.version = current.domain.grants.version
 
 
-@ops.sub(GNTTABOP_get_status_frames, gnttab_get_status_frames, copy_back=True)
+@ops.sub(GNTTABOP_get_status_frames, gnttab_get_status_frames)
 def get_status_frames(current: Current, op: gnttab_get_status_frames) -> None:
     """List the frames that only a version 2 table has."""
-    op.status = _status(current, lambda: _check_own(current, op.dom))
-    if op.status == GNTST_okay and op.nr_frames:
-        op.status = GNTST_general_error
+    frames = current.domain.grants.status_frames
+    _check_array(current, op.frame_list)
+    _check_own(current, op.dom)
+    if op.nr_frames > len(frames):
+        raise GrantError(
+            GNTST_general_error,
+            f"{op.nr_frames} status frames asked for: the table has {len(frames)}",
+        )
+    _list_frames(current, frames[: op.nr_frames], op.frame_list, 8)
 
 
-@ops.sub(GNTTABOP_swap_grant_ref, gnttab_swap_grant_ref, copy_back=True)
+@ops.sub(GNTTABOP_swap_grant_ref, gnttab_swap_grant_ref)
 def swap_grant_ref(current: Current, op: gnttab_swap_grant_ref) -> None:
-    domain = current.domain
-    op.status = _status(current, lambda: domain.grants.swap(domain, op.ref_a, op.ref_b))
+    current.domain.grants.swap(current.domain, op.ref_a, op.ref_b)
 
 
 # Using grants.
 
 
-@ops.sub(GNTTABOP_copy, gnttab_copy, copy_back=True)
+@ops.sub(GNTTABOP_copy, gnttab_copy)
 def copy_(current: Current, op: gnttab_copy) -> None:
     by_source = bool(op.flags & GNTCOPY_source_gref)
     by_dest = bool(op.flags & GNTCOPY_dest_gref)
@@ -203,26 +236,27 @@ def copy_(current: Current, op: gnttab_copy) -> None:
     dest_u = op.dest_u & 0xFFFFFFFF if by_dest else op.dest_u
     source = CopyEnd(by_source, source_u, op.source_domid, op.source_offset)
     dest = CopyEnd(by_dest, dest_u, op.dest_domid, op.dest_offset)
-    op.status = _status(current, lambda: copy(current.domain, source, dest, op.len))
+    copy(current.domain, source, dest, op.len)
+
+
+@ops.sub(GNTTABOP_transfer, gnttab_transfer)
+def transfer(current: Current, op: gnttab_transfer) -> None:
+    transfer_page(current.domain, op)
 
 
 @ops.sub(GNTTABOP_map_grant_ref, gnttab_map_grant_ref, copy_back=True)
 def map_grant_ref(current: Current, op: gnttab_map_grant_ref) -> None:
-    op.status = _status(current, lambda: map_grant(current, op))
+    map_grant(current, op)
 
 
-@ops.sub(GNTTABOP_unmap_grant_ref, gnttab_unmap_grant_ref, copy_back=True)
+@ops.sub(GNTTABOP_unmap_grant_ref, gnttab_unmap_grant_ref)
 def unmap_grant_ref(current: Current, op: gnttab_unmap_grant_ref) -> None:
-    op.status = _status(
-        current, lambda: unmap_grant(current, op.handle, op.host_addr, op.dev_bus_addr)
-    )
+    unmap_grant(current, op.handle, op.host_addr, op.dev_bus_addr)
 
 
-@ops.sub(GNTTABOP_unmap_and_replace, gnttab_unmap_and_replace, copy_back=True)
+@ops.sub(GNTTABOP_unmap_and_replace, gnttab_unmap_and_replace)
 def unmap_and_replace(current: Current, op: gnttab_unmap_and_replace) -> None:
-    op.status = _status(
-        current, lambda: unmap_grant(current, op.handle, op.host_addr, 0, op.new_addr)
-    )
+    unmap_grant(current, op.handle, op.host_addr, 0, op.new_addr)
 
 
 @ops.sub(GNTTABOP_cache_flush, gnttab_cache_flush)
@@ -250,7 +284,10 @@ def cache_flush(current: Current, op: gnttab_cache_flush) -> None:
         raise XenError(EOPNOTSUPP, "x86 does not drop cache lines unwritten")
 
 
-# DIVERGES: Xen's default allows transfers; this is Xen booted with gnttab=no-transfer.
-ops.answer(GNTTABOP_transfer, "transfer", EOPNOTSUPP, "transfers are not offered")
+def _check_goes_on(op: gnttab_cache_flush) -> None:
+    """EILSEQ for a flush of nothing that would go on after a part of it."""
+    if not op.length or not op.op:
+        raise XenError(EILSEQ, "a flush of nothing cannot go on")
+
 
 grant_table_op = Hypercall(Nr.grant_table_op, "grant_table_op", ALL, (INT, PTR, INT), ops)

@@ -7,7 +7,7 @@ In Xen: arch/x86/mm.c (xenmem_add_to_physmap_one), common/memory.c, common/grant
 
 from __future__ import annotations
 
-from xenemu.abi.errno import EINVAL, ENOENT, EPERM
+from xenemu.abi.errno import EINVAL, ENOENT, EPERM, EXDEV
 from xenemu.abi.memory import (
     XENMAPIDX_grant_table_status,
     XENMAPSPACE_gmfn,
@@ -18,7 +18,6 @@ from xenemu.abi.memory import (
 )
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
-from xenemu.hv.grant_table import GrantError
 from xenemu.hv.p2m import MAX_GFN, P2m
 from xenemu.x86.paging import Mfn
 
@@ -38,7 +37,8 @@ def check_gfn(gfn: int) -> None:
 def add(current: Current, space: int, index: int, gfn: int) -> None:
     """Put the frame that `space` and `index` name at `gfn`; what was there is given back.
 
-    EINVAL: no such frame, no such space, no such `gfn`. EPERM: another domain's.
+    EINVAL: no such frame, no such space, no such `gfn`. EPERM: another domain's. EXDEV: it is
+    there as a grant.
     """
     check_gfn(gfn)
     p2m = p2m_of(current)
@@ -59,7 +59,10 @@ def _frame(current: Current, space: int, index: int) -> Mfn:
     if space == XENMAPSPACE_grant_table:
         return _grant_frame(current, index)
     if space in (XENMAPSPACE_gmfn, XENMAPSPACE_gmfn_range):
-        return p2m_of(current).lookup(index)
+        p2m = p2m_of(current)
+        if index in p2m.granted:
+            raise XenError(EXDEV, f"guest frame {index:#x} maps a grant, and is no place to move")
+        return p2m.lookup(index)
     if space == XENMAPSPACE_gmfn_foreign:
         raise XenError(EPERM, "another domain's frames are not this one's to map")
     raise XenError(EINVAL, f"there is no map space {space}")
@@ -67,13 +70,11 @@ def _frame(current: Current, space: int, index: int) -> Mfn:
 
 def _grant_frame(current: Current, index: int) -> Mfn:
     grants = current.domain.grants
-    if index & XENMAPIDX_grant_table_status:
-        raise XenError(EINVAL, "a version 1 grant table has no status frames")
-    try:
-        grants.grow(current.domain, index + 1)
-    except GrantError as error:
-        raise XenError(EINVAL, error.reason) from None
-    return grants.frames[index]
+    index &= 0xFFFFFFFF
+    status = grants.version == 2 and bool(index & XENMAPIDX_grant_table_status)
+    if status:
+        index &= ~XENMAPIDX_grant_table_status
+    return grants.frame(current.domain, index, status)
 
 
 def discard(current: Current, gfn: int) -> None:
@@ -94,6 +95,8 @@ def remove(current: Current, gfn: int) -> None:
 
 
 def populate(current: Current, gfn: int, mfn: Mfn) -> None:
-    """Put new memory at `gfn`, instead of what was there."""
-    discard(current, gfn)
-    p2m_of(current).set(gfn, mfn)
+    """Put new memory at `gfn`; what was there stays the domain's, without a place."""
+    p2m = p2m_of(current)
+    p2m.check_no_grant(gfn)
+    p2m.remove(gfn)
+    p2m.set(gfn, mfn)

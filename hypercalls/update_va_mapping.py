@@ -49,14 +49,14 @@ def _update(current: Current, va: int, value: int, flags: int, pg_owner: int) ->
     domain = current.domain
     # DIVERGES: Xen flushes no more than it is asked to, and later, if the frame's type changes.
     try:
-        if domain.frames.mod_entry(_guest_l1e(current, va), value, pg_owner):
+        if domain.frames.mod_entry(guest_l1e(current, va), value, pg_owner):
             current.cpu.flush_tlb()
     finally:
         _flush(current, va, flags)
     return 0
 
 
-def _guest_l1e(current: Current, va: int) -> int:
+def guest_l1e(current: Current, va: int) -> int:
     """The machine address of the L1 entry for `va`; EINVAL if there is none."""
     domain = current.domain
     frames = domain.frames

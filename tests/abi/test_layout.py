@@ -23,6 +23,7 @@ from xenemu.abi.layout import Struct
 
 HEADER = re.compile(r"^Header: (.*)$", re.MULTILINE)
 OPTION = {8: "-m64", 4: "-m32"}
+UNIONS = {"grant_entry_v2"}
 ONLY_64 = {"iret_context"}  # the 32-bit interface has no such struct
 
 # Members of nested structs and unions, as C names them.
@@ -36,6 +37,13 @@ MEMBERS = {
         "dest_offset": "dest.offset",
     },
     "gnttab_cache_flush": {"dev_bus_addr": "a.dev_bus_addr"},
+    "grant_entry_v2": {
+        "flags": "hdr.flags",
+        "domid": "hdr.domid",
+        "page_off": "sub_page.page_off",
+        "length": "sub_page.length",
+        "frame": "full_page.frame",
+    },
 }
 
 
@@ -77,7 +85,7 @@ def fields(cls, width):
 
 def compiled(cls, width, headers, out):
     """Ask the compiler for the struct's size and the offset of each of its fields."""
-    tag = f"struct {cls.__name__}"
+    tag = f"{'union' if cls.__name__ in UNIONS else 'struct'} {cls.__name__}"
     names, members = fields(cls, width), MEMBERS.get(cls.__name__, {})
     places = [members.get(name, name.rstrip("_")) for name in names]
     values = [f"sizeof({tag})", *(f"offsetof({tag}, {place})" for place in places)]

@@ -76,6 +76,17 @@ def test_an_allocated_frame_is_zeroed(frames: Frames) -> None:
     assert frames.owner[30] == DOMID_NONE
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_frame_of_xens_is_given_back(frames: Frames, shared: bool) -> None:
+    frames.add_to_heap([30, 31])
+    mfn = frames.alloc_xen_frame()
+    if shared:
+        frames.share_with_guest(mfn, GUEST, writable=True)
+    frames.free_xen_frame(mfn)
+    assert (frames.heap, frames.owner[30], frames.count[30]) == ([31, 30], DOMID_NONE, 0)
+    assert frames.tot_pages == {GUEST: 8}
+
+
 def test_an_extent_is_aligned_and_contiguous(frames: Frames) -> None:
     frames.add_to_heap([29, 30, 31, 33, 34, 35, 40, 41, 42, 43])
     assert frames.alloc_frames(GUEST, order=2) == [40]

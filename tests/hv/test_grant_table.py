@@ -1,4 +1,4 @@
-"""xenemu/hv/grant_table.py"""
+"""hv/grant_table"""
 
 from __future__ import annotations
 
@@ -6,91 +6,61 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes import FIRST_GUEST_FRAME, make_domain
+from fakes import make_current, make_domain, make_pvh_current
+from grantfakes import HEAP, OTHER, PAGE, REF, STRANGER, grant, granting, refused, set_status, state
+from xenemu.abi.errno import EBUSY, EINVAL, ENOMEM, ERANGE
 from xenemu.abi.grant_table import (
-    GNTMAP_device_map,
-    GNTMAP_readonly,
-    GNTST_bad_copy_arg,
-    GNTST_bad_dev_addr,
-    GNTST_bad_domain,
     GNTST_bad_gntref,
-    GNTST_bad_handle,
     GNTST_bad_page,
     GNTST_eagain,
     GNTST_general_error,
-    GNTST_permission_denied,
+    GTF_accept_transfer,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
+    GTF_sub_page,
+    GTF_transitive,
     GTF_writing,
     grant_entry_v1,
+    grant_entry_v2,
 )
-from xenemu.abi.xen import DOMID_SELF
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.frame_table import PGT_l1_page_table
-from xenemu.hv.grant_table import (
-    ENTRIES_PER_FRAME,
-    MAX_PINS,
-    CopyEnd,
-    GrantError,
-    check_bus_address,
-    copy,
-)
-from xenemu.x86.paging import Maddr, Mfn
+from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
 
-HEAP = range(4, 16)  # frames below the guest's
-PAGE, OTHER = Mfn(FIRST_GUEST_FRAME), Mfn(FIRST_GUEST_FRAME + 1)
-STRANGER = 7
-REF = 8
+READ, WRITE = GNTPIN_hstr_inc, GNTPIN_hstw_inc
+MAX_PINS = 128  # of each kind
+READONLY = GTF_permit_access | GTF_readonly
 
 
 @pytest.fixture
 def domain() -> Domain:
-    """A domain whose grant 8 gives itself a page."""
-    domain = make_domain()
-    domain.frames.add_to_heap(HEAP)
-    domain.grants.grow(domain, 1)
+    """A domain whose grant REF gives itself a page."""
+    return granting(make_current()).domain
+
+
+@pytest.fixture
+def v2(domain: Domain) -> Domain:
+    """The same in version 2."""
+    domain.grants.set_version(domain, 2)
     grant(domain, REF, PAGE)
     return domain
 
 
-def entry_maddr(domain: Domain, ref: int) -> Maddr:
-    frame, index = divmod(ref, ENTRIES_PER_FRAME)
-    return Maddr((domain.grants.frames[frame] << 12) + 8 * index)
+def acquire(domain: Domain, incr: int, ref: int = REF, mapping: bool = False) -> int:
+    return domain.grants.acquire(domain, ref, incr, mapping).mfn
 
 
-def grant(domain: Domain, ref: int, frame: int, flags: int = 0, to: int = DOMID) -> None:
-    entry = grant_entry_v1(GTF_permit_access | flags, to, frame)
-    domain.memory.write(entry_maddr(domain, ref), entry.pack(8))
+def refused_version(domain: Domain, errno: int, version: int) -> None:
+    before = state(domain)
+    with pytest.raises(XenError) as error:
+        domain.grants.set_version(domain, version)
+    assert error.value.errno == errno
+    assert state(domain) == before
 
 
-def flags(domain: Domain, ref: int) -> int:
-    return domain.grants.entry(domain, ref).flags
-
-
-def refused(domain: Domain, status: int, action: Callable[[], object]) -> None:
-    """The action gives this status, and changes neither memory nor any count."""
-    memory = domain.memory.read(Maddr(0), len(domain.memory.bytes))
-    counts = list(domain.frames.count), list(domain.frames.type_count)
-    active, mappings = dict(domain.grants.active), dict(domain.grants.mappings)
-    with pytest.raises(GrantError) as error:
-        action()
-    assert error.value.status == status
-    assert domain.memory.read(Maddr(0), len(domain.memory.bytes)) == memory
-    assert (domain.frames.count, domain.frames.type_count) == counts
-    assert (domain.grants.active, domain.grants.mappings) == (active, mappings)
-
-
-def end(offset: int = 0, frame: int = PAGE, domid: int = DOMID_SELF) -> CopyEnd:
-    return CopyEnd(False, frame, domid, offset)
-
-
-def end_of_grant(ref: int = REF, offset: int = 0, domid: int = DOMID_SELF) -> CopyEnd:
-    return CopyEnd(True, ref, domid, offset)
-
-
-# The table.
+# The frames.
 
 
 def test_a_grown_table_is_the_guests_to_map_and_never_a_page_table(domain: Domain) -> None:
@@ -108,8 +78,114 @@ def test_a_table_never_shrinks(domain: Domain) -> None:
     assert len(domain.grants.frames) == 2
 
 
-def test_a_table_has_a_limit(domain: Domain) -> None:
-    refused(domain, GNTST_general_error, lambda: domain.grants.grow(domain, 65))
+@pytest.mark.parametrize("nr_frames", [65, len(HEAP) + 2])
+def test_a_table_has_a_limit_and_so_has_the_machine(domain: Domain, nr_frames: int) -> None:
+    refused(domain, GNTST_general_error, lambda: domain.grants.grow(domain, nr_frames))
+
+
+def test_status_frames_grow_with_the_table(v2: Domain) -> None:
+    assert len(v2.grants.status_frames) == 1
+    v2.frames.add_to_heap([3, 4, 5])
+    v2.grants.grow(v2, 9)
+    assert (len(v2.grants.frames), len(v2.grants.status_frames)) == (9, 2)
+
+
+def test_a_status_frame_brings_the_frames_that_it_is_for(v2: Domain) -> None:
+    v2.grants.max_frames = 8
+    assert v2.grants.frame(v2, 0, status=True) == v2.grants.status_frames[0]
+    assert len(v2.grants.frames) == 1
+    before = state(v2)
+    with pytest.raises(XenError) as error:
+        v2.grants.frame(v2, 1, status=True)
+    assert error.value.errno == EINVAL
+    assert state(v2) == before
+
+
+# Versions.
+
+
+def test_a_new_version_empties_the_table_but_for_the_toolstacks_grants(domain: Domain) -> None:
+    grant(domain, 1, OTHER, GTF_permit_access | GTF_reading, to=0)
+    domain.grants.set_version(domain, 2)
+    assert domain.grants.entry(domain, 1) == grant_entry_v2(GTF_permit_access, 0, 0, 0, OTHER)
+    assert domain.grants.status(domain, 1) == GTF_reading
+    assert domain.grants.entry(domain, REF) == grant_entry_v2(0, 0, 0, 0, 0)
+    assert domain.grants.nr_entries == 256
+
+
+def test_back_in_version_1_a_kept_grant_shows_its_status_and_the_frames_are_given_back(
+    domain: Domain,
+) -> None:
+    grant(domain, 1, OTHER, GTF_permit_access | GTF_reading, to=0)
+    heap = list(domain.frames.heap)
+    domain.grants.set_version(domain, 2)
+    grant(domain, 2, OTHER, GTF_accept_transfer)
+    domain.grants.set_version(domain, 1)
+    kept = grant_entry_v1(GTF_permit_access | GTF_reading, 0, OTHER)
+    assert domain.grants.entry(domain, 1) == kept
+    assert domain.grants.entry(domain, 2) == grant_entry_v1(0, 0, 0)
+    assert (domain.frames.heap, domain.grants.status_frames) == (heap, [])
+
+
+def test_the_same_version_again_changes_nothing(v2: Domain) -> None:
+    before = state(v2)
+    v2.grants.set_version(v2, 2)
+    assert state(v2) == before
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_there_is_no_other_version(domain: Domain, version: int) -> None:
+    refused_version(domain, EINVAL, version)
+
+
+def test_a_grant_in_use_keeps_the_version(domain: Domain) -> None:
+    acquire(domain, READ)
+    refused_version(domain, EBUSY, 2)
+
+
+def test_a_kept_grant_may_be_in_use(domain: Domain) -> None:
+    grant(domain, 1, OTHER)
+    acquire(domain, READ, ref=1)
+    domain.grants.set_version(domain, 2)
+    domain.grants.release(domain, 1, READ)
+    assert domain.grants.status(domain, 1) == 0
+
+
+@pytest.mark.parametrize(("flags", "frame"), [(GTF_permit_access, 1 << 32), (GTF_transitive, PAGE)])
+def test_what_version_1_cannot_say_is_not_lost(v2: Domain, flags: int, frame: int) -> None:
+    grant(v2, 7, frame, flags)
+    refused_version(v2, ERANGE, 1)
+
+
+def test_a_status_frame_that_is_mapped_is_kept(v2: Domain) -> None:
+    v2.frames.get_page(v2.grants.status_frames[0], DOMID)
+    refused_version(v2, EBUSY, 1)
+
+
+def test_without_memory_there_are_no_status_frames(domain: Domain) -> None:
+    domain.frames.heap.clear()
+    refused_version(domain, ENOMEM, 2)
+
+
+def test_status_frames_leave_the_physmap_and_one_in_use_is_the_end() -> None:
+    domain = make_pvh_current().domain
+    assert domain.p2m is not None
+    domain.frames.add_to_heap(HEAP)
+    domain.grants.grow(domain, 1)
+    for used in (False, True):
+        domain.grants.set_version(domain, 2)
+        status = domain.grants.status_frames[0]
+        domain.p2m.set(0x1000, status)
+        if used:
+            domain.frames.get_page(status, DOMID)
+            with pytest.raises(DomainCrash, match="status frame"):
+                domain.grants.set_version(domain, 1)
+        else:
+            domain.grants.set_version(domain, 1)
+        assert domain.p2m.get(0x1000) is None
+
+
+# Entries.
 
 
 def test_the_toolstack_seeds_grants_for_dom0() -> None:
@@ -119,168 +195,109 @@ def test_the_toolstack_seeds_grants_for_dom0() -> None:
     assert domain.grants.entry(domain, 1) == grant_entry_v1(GTF_permit_access, 0, PAGE)
 
 
-def test_entries_are_swapped(domain: Domain) -> None:
-    domain.grants.swap(domain, REF, 9)
-    assert domain.grants.entry(domain, 9).frame == PAGE
-    assert flags(domain, REF) == 0
+@pytest.mark.parametrize("version", [1, 2])
+def test_entries_are_swapped_with_their_status(domain: Domain, version: int) -> None:
+    domain.grants.set_version(domain, version)
+    grant(domain, REF, PAGE)
+    last = domain.grants.nr_entries - 1
+    set_status(domain, REF, GTF_writing)
+    domain.grants.swap(domain, REF, last)
+    assert domain.grants.entry(domain, last).frame == PAGE
+    assert domain.grants.status(domain, last) & GTF_writing
+    assert (domain.grants.entry(domain, REF).frame, domain.grants.status(domain, REF)) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "status"),
-    [(REF, 512, GNTST_bad_gntref), (512, REF, GNTST_bad_gntref), (9, REF, GNTST_eagain)],
+    [(REF, 512, GNTST_bad_gntref), (512, REF, GNTST_bad_gntref), (10, REF, GNTST_eagain)],
 )
 def test_entries_that_cannot_be_swapped(domain: Domain, a: int, b: int, status: int) -> None:
-    domain.grants.acquire(domain, REF, writing=False)
+    acquire(domain, READ)
     refused(domain, status, lambda: domain.grants.swap(domain, a, b))
 
 
 # Pinning.
 
 
-def test_the_flags_show_that_a_grant_is_in_use(domain: Domain) -> None:
-    domain.grants.acquire(domain, REF, writing=True)
-    domain.grants.acquire(domain, REF, writing=False)
-    assert flags(domain, REF) == GTF_permit_access | GTF_reading | GTF_writing
-    domain.grants.release(domain, REF, writing=True)
-    assert flags(domain, REF) == GTF_permit_access | GTF_reading
-    domain.grants.release(domain, REF, writing=False)
-    assert flags(domain, REF) == GTF_permit_access
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_status_shows_that_a_grant_is_in_use(domain: Domain, version: int) -> None:
+    domain.grants.set_version(domain, version)
+    grant(domain, REF, PAGE)
+
+    def in_use() -> int:
+        return domain.grants.status(domain, REF) & (GTF_reading | GTF_writing)
+
+    acquire(domain, WRITE)
+    acquire(domain, READ)
+    assert in_use() == GTF_reading | GTF_writing
+    domain.grants.release(domain, REF, WRITE)
+    assert in_use() == GTF_reading
+    domain.grants.release(domain, REF, READ)
+    assert in_use() == 0
+    assert domain.grants.entry(domain, REF).flags == GTF_permit_access
 
 
 def test_a_grant_in_use_keeps_its_frame(domain: Domain) -> None:
-    domain.grants.acquire(domain, REF, writing=False)
+    acquire(domain, READ)
     grant(domain, REF, OTHER)
-    assert domain.grants.acquire(domain, REF, writing=False) == PAGE
+    assert acquire(domain, READ) == PAGE
+    assert acquire(domain, WRITE) == PAGE
 
 
-def test_a_grant_for_another_is_refused(domain: Domain) -> None:
-    grant(domain, REF, PAGE, to=STRANGER)
-    refused(domain, GNTST_general_error, lambda: domain.grants.acquire(domain, REF, False))
-
-
-def test_an_entry_without_a_grant_is_refused(domain: Domain) -> None:
-    refused(domain, GNTST_general_error, lambda: domain.grants.acquire(domain, 9, False))
-
-
-def test_a_read_only_grant_is_not_for_writing(domain: Domain) -> None:
-    grant(domain, REF, PAGE, GTF_readonly)
-    refused(domain, GNTST_general_error, lambda: domain.grants.acquire(domain, REF, True))
-    domain.grants.acquire(domain, REF, writing=False)
-    refused(domain, GNTST_general_error, lambda: domain.grants.acquire(domain, REF, True))
-
-
-def test_a_grant_of_a_frame_that_is_not_the_guests_is_refused(domain: Domain) -> None:
-    grant(domain, REF, 0xFFFFFFFF)
-    refused(domain, GNTST_bad_page, lambda: domain.grants.acquire(domain, REF, False))
-
-
-def test_pins_are_counted_in_a_byte(domain: Domain) -> None:
-    for _ in range(MAX_PINS):
-        domain.grants.acquire(domain, REF, writing=False)
-    refused(domain, GNTST_general_error, lambda: domain.grants.acquire(domain, REF, False))
-
-
-# Copying.
-
-
-def test_bytes_are_copied_between_frames(domain: Domain) -> None:
-    domain.memory.write(Maddr((PAGE << 12) + 100), b"hello")
-    copy(domain, end(100), end(4091, OTHER), 5)
-    assert domain.memory.read(Maddr((OTHER << 12) + 4091), 5) == b"hello"
-
-
-def test_bytes_are_copied_through_grants(domain: Domain) -> None:
-    grant(domain, 9, OTHER)
-    domain.memory.write(Maddr(PAGE << 12), b"hello")
-    copy(domain, end_of_grant(REF), end_of_grant(9, 10, DOMID), 5)
-    assert domain.memory.read(Maddr((OTHER << 12) + 10), 5) == b"hello"
-    assert not domain.grants.active
-
-
-def test_a_copy_within_a_page_may_overlap(domain: Domain) -> None:
-    domain.memory.write(Maddr(PAGE << 12), b"abcdef")
-    copy(domain, end(0), end(2), 4)
-    assert domain.memory.read(Maddr(PAGE << 12), 6) == b"ababcd"
-
-
-def test_a_copy_of_nothing_is_not_looked_at(domain: Domain) -> None:
-    copy(domain, end(domid=STRANGER), end(), 0)
+def test_a_grant_in_use_is_not_used_once_its_frame_is_gone(domain: Domain) -> None:
+    acquire(domain, READ)
+    domain.frames.release(PAGE)
+    refused(domain, GNTST_general_error, lambda: acquire(domain, READ, mapping=True))
 
 
 @pytest.mark.parametrize(
-    ("source", "dest", "status"),
+    ("flags", "to", "frame", "incr", "status"),
     [
-        (end(4000), end(), GNTST_bad_copy_arg),
-        (end(), end(4000), GNTST_bad_copy_arg),
-        (end(domid=DOMID), end(), GNTST_permission_denied),
-        (end_of_grant(domid=STRANGER), end(), GNTST_bad_domain),
-        (end_of_grant(domid=0), end(), GNTST_general_error),
-        (end_of_grant(ref=512, domid=0), end(), GNTST_bad_gntref),
-        (end_of_grant(ref=512), end(), GNTST_bad_gntref),
-        (end(), end(frame=5), GNTST_bad_page),
+        (GTF_permit_access, STRANGER, PAGE, READ, GNTST_general_error),
+        (0, DOMID, PAGE, READ, GNTST_general_error),
+        (GTF_accept_transfer, DOMID, PAGE, READ, GNTST_general_error),
+        (GTF_transitive, DOMID, PAGE, READ, GNTST_general_error),
+        (READONLY, DOMID, PAGE, WRITE, GNTST_general_error),
+        (GTF_permit_access, DOMID, 0xFFFFFFFF, READ, GNTST_bad_page),
+        (GTF_permit_access, DOMID, 5, WRITE, GNTST_bad_page),
     ],
 )
-def test_a_copy_that_is_refused(
-    domain: Domain, source: CopyEnd, dest: CopyEnd, status: int
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_entry_that_does_not_allow_it(
+    domain: Domain, version: int, flags: int, to: int, frame: int, incr: int, status: int
 ) -> None:
-    refused(domain, status, lambda: copy(domain, source, dest, 100))
+    domain.grants.set_version(domain, version)
+    grant(domain, REF, frame, flags, to)
+    refused(domain, status, lambda: acquire(domain, incr, mapping=True))
 
 
-def test_a_copy_never_writes_a_page_table(domain: Domain) -> None:
-    domain.frames.get_page_and_type(OTHER, DOMID, PGT_l1_page_table)
-    refused(domain, GNTST_general_error, lambda: copy(domain, end(), end(0, OTHER), 8))
+def test_a_grant_in_use_for_reading_may_become_read_only(domain: Domain) -> None:
+    acquire(domain, READ)
+    grant(domain, REF, PAGE, READONLY | GTF_reading)
+    refused(domain, GNTST_general_error, lambda: acquire(domain, WRITE))
+    acquire(domain, READ)
 
 
-# Mapping.
-
-
-def test_a_device_mapping_holds_the_frame_as_writable(domain: Domain) -> None:
-    handle, mfn = domain.grants.map(domain, DOMID, REF, GNTMAP_device_map)
-    assert mfn == PAGE
-    assert (domain.frames.count[PAGE], domain.frames.type_count[PAGE]) == (2, 1)
-    domain.grants.unmap(domain, handle, GNTMAP_device_map)
-    assert (domain.frames.count[PAGE], domain.frames.type_count[PAGE]) == (1, 0)
-    assert not domain.grants.mappings
-
-
-def test_a_freed_handle_is_given_again(domain: Domain) -> None:
-    handles = [domain.grants.map(domain, DOMID, REF, GNTMAP_device_map)[0] for _ in range(3)]
-    domain.grants.unmap(domain, handles[1], GNTMAP_device_map)
-    assert domain.grants.map(domain, DOMID, REF, GNTMAP_device_map)[0] == handles[1]
-
-
-@pytest.mark.parametrize(
-    ("domid", "ref", "map_flags", "status"),
-    [
-        (DOMID, REF, 0, GNTST_bad_gntref),
-        (DOMID, 512, GNTMAP_device_map, GNTST_bad_gntref),
-        (DOMID_SELF, REF, GNTMAP_device_map, GNTST_bad_domain),
-        (STRANGER, REF, GNTMAP_device_map, GNTST_bad_domain),
-        (0, REF, GNTMAP_device_map, GNTST_general_error),
-        (DOMID, 9, GNTMAP_device_map | GNTMAP_readonly, GNTST_general_error),
-    ],
-)
-def test_a_grant_that_cannot_be_mapped(
-    domain: Domain, domid: int, ref: int, map_flags: int, status: int
-) -> None:
-    refused(domain, status, lambda: domain.grants.map(domain, domid, ref, map_flags))
-
-
-def test_a_page_table_is_not_mapped_for_a_device_to_write(domain: Domain) -> None:
-    domain.frames.get_page_and_type(PAGE, DOMID, PGT_l1_page_table)
-    refused(
-        domain,
-        GNTST_general_error,
-        lambda: domain.grants.map(domain, DOMID, REF, GNTMAP_device_map),
+def test_a_part_of_a_page_is_not_mapped(v2: Domain) -> None:
+    v2.grants.write_entry(
+        v2, REF, grant_entry_v2(GTF_permit_access | GTF_sub_page, DOMID, 0, 4096, PAGE)
     )
+    refused(v2, GNTST_general_error, lambda: acquire(v2, READ, mapping=True))
+    acquire(v2, READ)
 
 
-def test_a_handle_must_be_one(domain: Domain) -> None:
-    refused(domain, GNTST_bad_handle, lambda: domain.grants.mapping(0))
+@pytest.mark.parametrize("incr", [READ, WRITE, GNTPIN_devr_inc])
+def test_pins_of_each_kind_are_counted_up_to_a_limit(domain: Domain, incr: int) -> None:
+    for _ in range(MAX_PINS):
+        acquire(domain, incr, mapping=True)
+    act: Callable[[], object] = lambda: acquire(domain, incr, mapping=True)  # noqa: E731
+    refused(domain, GNTST_general_error, act)
+    acquire(domain, WRITE if incr == READ else READ)
 
 
-def test_the_bus_address_must_be_the_frames(domain: Domain) -> None:
-    handle, mfn = domain.grants.map(domain, DOMID, REF, GNTMAP_device_map)
-    mapping = domain.grants.mapping(handle)
-    check_bus_address(domain, mapping, mfn << 12)
-    refused(domain, GNTST_bad_dev_addr, lambda: check_bus_address(domain, mapping, 0x1000))
+def test_what_failed_to_pin_shows_no_use(domain: Domain) -> None:
+    """Not even what the guest itself wrote there, as Xen clears it."""
+    grant(domain, REF, 0xFFFFFFFF, GTF_permit_access | GTF_reading)
+    with pytest.raises(Exception, match="does not belong"):
+        acquire(domain, READ)
+    assert domain.grants.status(domain, REF) == GTF_permit_access

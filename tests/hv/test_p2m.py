@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenemu.abi.errno import EINVAL
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.p2m import P2m
 from xenemu.x86.paging import Mfn
 
@@ -68,3 +68,24 @@ def test_the_highest_frame(p2m):
     p2m.set(FAR, Mfn(0))
     assert p2m.highest == FAR
     assert P2m(bytearray(2)).highest == -1
+
+
+def test_a_granted_frame_leaves_its_place(p2m):
+    p2m.map_grant(FAR, Mfn(1))
+    assert (p2m.get(FAR), p2m.get(1), p2m.find(Mfn(1))) == (1, None, None)
+    p2m.map_grant(2, Mfn(1))
+    assert (p2m.get(2), p2m.get(FAR), p2m.granted) == (1, 1, {2, FAR})
+
+
+def test_a_grant_is_not_replaced(p2m):
+    p2m.map_grant(FAR, Mfn(1))
+    with pytest.raises(DomainCrash, match="maps a grant"):
+        p2m.map_grant(FAR, Mfn(2))
+    assert (p2m.get(FAR), p2m.get(2)) == (1, 2)
+
+
+def test_a_removed_grant_is_an_ordinary_hole(p2m):
+    p2m.map_grant(2, Mfn(2))
+    assert p2m.get(2) == 2
+    p2m.remove(2)
+    assert (p2m.get(2), p2m.granted) == (None, set())

@@ -18,9 +18,10 @@ from xenemu.abi.errno import (
     EOPNOTSUPP,
     EPERM,
     ESRCH,
+    EXDEV,
 )
 from xenemu.abi.xen import DOMID_SELF
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.p2m import MAX_GFN
@@ -99,6 +100,23 @@ def test_the_grant_table_grows_to_the_frame_asked_for(current):
     grants = current.domain.grants
     assert len(grants.frames) == 2
     assert current.domain.p2m.get(FAR) == grants.frames[1]
+
+
+def test_status_frames_are_those_of_version_2(current):
+    grants = current.domain.grants
+    grants.grow(current.domain, 1)
+    grants.set_version(current.domain, 2)
+    for index, gfn in ((abi.XENMAPIDX_grant_table_status, FAR), (0, FAR + 1)):
+        add(current, GRANTS, index, gfn)
+    assert current.domain.p2m.elsewhere == {
+        FAR: grants.status_frames[0],
+        FAR + 1: grants.frames[0],
+    }
+
+
+def test_a_grants_mapping_does_not_move(current):
+    current.domain.p2m.map_grant(FAR, RAM)
+    refused(current, EXDEV, GMFN, FAR, FAR + 1)
 
 
 def test_ram_moves_with_what_is_in_it(current):
@@ -206,6 +224,20 @@ def test_a_balloon_deflates_where_it_was_inflated(current):
 def test_a_hole_cannot_be_given_back(current):
     assert reservation(current, abi.XENMEM_decrease_reservation, [RAM, FAR, RAM + 1]) == 1
     assert current.domain.p2m.get(RAM + 1) == RAM + 1
+
+
+def test_ram_that_new_memory_replaces_stays_the_domains(current):
+    pages = current.domain.frames.tot_pages[current.domain.domid]
+    assert reservation(current, abi.XENMEM_populate_physmap, [RAM]) == 1
+    assert current.domain.p2m.get(RAM) != RAM
+    assert current.domain.frames.owner[RAM] == current.domain.domid
+    assert current.domain.frames.tot_pages[current.domain.domid] == pages + 1
+
+
+def test_new_memory_where_a_grant_is_mapped_ends_the_domain(current):
+    current.domain.p2m.map_grant(FAR, RAM)
+    with pytest.raises(DomainCrash, match="maps a grant"):
+        reservation(current, abi.XENMEM_populate_physmap, [FAR])
 
 
 def test_memory_where_none_was_comes_from_the_heap(current):

@@ -12,6 +12,7 @@ from xenemu.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.hv.dispatch import ALL, PVH
 from xenemu.hv.domain import Current
+from xenemu.hv.grant_table import GNTPIN_hstr_inc
 from xenemu.hv.shared_info import mark_events_pending
 from xenemu.pvh.callbacks import set_callback_via
 from xenemu.x86.flags import IF
@@ -95,7 +96,7 @@ def test_a_grant_names_a_guest_frame(current):
     domain.p2m.set(0x1234, domain.p2m.remove(PAGE))
     entry = grants.grant_entry_v1(grants.GTF_permit_access, domain.domid, 0x1234)
     domain.memory.write(Maddr((domain.grants.frames[0] << 12) + 8 * 8), entry.pack(8))
-    assert domain.grants.acquire(domain, 8, writing=False) == PAGE
+    assert domain.grants.acquire(domain, 8, GNTPIN_hstr_inc, mapping=True).mfn == PAGE
 
 
 def test_a_copy_names_guest_frames(current):

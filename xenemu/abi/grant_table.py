@@ -22,6 +22,9 @@ GTF_type_mask: Final = 3
 GTF_readonly: Final = 1 << 2
 GTF_reading: Final = 1 << 3
 GTF_writing: Final = 1 << 4
+GTF_sub_page: Final = 1 << 8
+GTF_transfer_committed: Final = 1 << 2
+GTF_transfer_completed: Final = 1 << 3
 
 GNTTABOP_map_grant_ref: Final = 0
 GNTTABOP_unmap_grant_ref: Final = 1
@@ -66,7 +69,7 @@ GNTST_eagain: Final = -12
 GNTST_no_space: Final = -13
 
 GNTST_NAMES: Final = {
-    status: name for name, status in list(globals().items()) if name.startswith("GNTST_")
+    value: name for name, value in globals().copy().items() if name.startswith("GNTST_")
 }
 
 
@@ -77,6 +80,29 @@ class grant_entry_v1(Struct, size=(8, 8)):
     flags: U16
     domid: U16
     frame: U32
+
+
+@dataclass
+class grant_entry_v2(Struct, size=(16, 16)):
+    """The same in version 2: a union, of which only the first two fields are always there.
+
+    `page_off` and `length` are those of a sub-page grant. A transitive one, which stands for a
+    grant of another domain's, has `trans_domid` and `gref` in their place and in `frame`'s.
+    """
+
+    flags: U16
+    domid: U16
+    page_off: U16
+    length: U16
+    frame: U64
+
+    @property
+    def trans_domid(self) -> int:
+        return self.page_off
+
+    @property
+    def gref(self) -> int:
+        return self.frame & 0xFFFFFFFF
 
 
 @dataclass
@@ -110,6 +136,16 @@ class gnttab_setup_table(Struct, size=(24, 16)):
     nr_frames: U32
     status: S16
     frame_list: HANDLE
+
+
+@dataclass
+class gnttab_transfer(Struct, size=(24, 16)):
+    """Give a page to the domain whose grant `ref` accepts one; `status` is OUT."""
+
+    mfn: ULONG
+    domid: U16
+    ref: U32
+    status: S16
 
 
 @dataclass

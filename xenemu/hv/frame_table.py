@@ -178,6 +178,11 @@ class FrameTable:
         (mfn,) = self._take(1, 0, self.memory.nr_frames)
         return mfn
 
+    def free_xen_frame(self, mfn: Mfn) -> None:
+        """Give back a frame of `alloc_xen_frame`, to which only its sharing may refer."""
+        self.release(mfn)
+        self.heap.append(mfn)
+
     def alloc_frames(
         self, domid: int, order: int = 0, below: int | None = None, nr_extents: int = 1
     ) -> list[Mfn]:

@@ -1,45 +1,47 @@
-"""Grant tables, version 1: which of a domain's frames other domains may use.
+"""Grant tables: which of a domain's frames other domains may use.
 
-The table's frames are Xen's own, shared with the guest, which fills its entries. There is one
-guest here: the domain that a grant is for is dom0, whose backends need no grant to reach guest
-memory, or the domain itself. dom0 has granted nothing, in a table of the initial size.
+The table's frames are Xen's own, shared with the guest, which fills its entries. Version 1 shows
+in an entry's flags how it is in use; version 2, with larger entries of more kinds, in frames of
+their own (status frames), which grow with the table.
 
-Refusals are `GrantError`s: they become the status of one operation, not an errno.
+There is one guest here: the domain that a grant is for is dom0, whose backends need no grant to
+reach guest memory, or the domain itself. dom0 has granted nothing, in a table of the initial size.
+
+Refusals of an operation are `GrantError`s: they become its status, not an errno.
 
 Header: public/grant_table.h
-In Xen: common/grant_table.c
+In Xen: common/grant_table.c, booted with its defaults (gnttab=max-ver:2,transitive,transfer)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from xenemu.abi.errno import ENOMEM
+from xenemu.abi.errno import EBUSY, EINVAL, ERANGE
 from xenemu.abi.grant_table import (
+    GNTTAB_NR_RESERVED_ENTRIES,
     GNTMAP_device_map,
     GNTMAP_host_map,
     GNTMAP_readonly,
-    GNTST_bad_copy_arg,
-    GNTST_bad_dev_addr,
     GNTST_bad_domain,
     GNTST_bad_gntref,
-    GNTST_bad_handle,
     GNTST_bad_page,
     GNTST_eagain,
     GNTST_general_error,
-    GNTST_no_space,
-    GNTST_permission_denied,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
+    GTF_sub_page,
+    GTF_transitive,
     GTF_type_mask,
     GTF_writing,
     grant_entry_v1,
+    grant_entry_v2,
 )
-from xenemu.abi.xen import DOMID_SELF
-from xenemu.errors import XenError
-from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.errors import DomainCrash, XenError
+from xenemu.hv.frame_table import PGT_none, PGT_writable_page
+from xenemu.hv.maptrack import Maptrack
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
@@ -48,12 +50,21 @@ if TYPE_CHECKING:
 DOM0: Final = 0
 INITIAL_FRAMES: Final = 1
 MAX_FRAMES: Final = 64  # xl.cfg's max_grant_frames
-MAX_MAPPINGS: Final = 1024 * 256  # xl.cfg's max_maptrack_frames, in entries
-MAX_PINS: Final = 255  # of each kind; Xen counts in a byte
-ENTRY_SIZE: Final = grant_entry_v1.sizeof(8)  # the same in both widths
-ENTRIES_PER_FRAME: Final = PAGE_SIZE // ENTRY_SIZE
-
 KINDS: Final = GNTMAP_device_map | GNTMAP_host_map
+
+Entry = grant_entry_v1 | grant_entry_v2
+ENTRY: Final[dict[int, type[Entry]]] = {1: grant_entry_v1, 2: grant_entry_v2}
+ENTRY_SIZE: Final = {version: entry.sizeof(8) for version, entry in ENTRY.items()}  # and of 4
+STATUS_SIZE: Final = 2  # a grant_status_t
+# How many grant frames a status frame is for.
+FRAMES_PER_STATUS_FRAME: Final = ENTRY_SIZE[2] // STATUS_SIZE
+
+# The pin of a grant counts its uses, of each kind in a byte of its own.
+GNTPIN_hstw_inc: Final = 1 << 0  # by the CPU, for writing
+GNTPIN_hstr_inc: Final = 1 << 8
+GNTPIN_devw_inc: Final = 1 << 16  # by a device
+GNTPIN_devr_inc: Final = 1 << 24
+GNTPIN_writers: Final = 0xFF << 0 | 0xFF << 16
 
 
 class GrantError(Exception):
@@ -67,37 +78,30 @@ class GrantError(Exception):
 
 @dataclass
 class Active:
-    """A grant in use: by whom, of which frame, how often for reading and for writing."""
+    """A grant in use: how often, of which frame, and which bytes of it."""
 
-    domid: int
     mfn: Mfn
-    readers: int = 0
-    writers: int = 0
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One mapping that this domain made, and the kinds of it (GNTMAP_*) that are left."""
-
-    ref: int
-    flags: int
+    start: int = 0
+    length: int = PAGE_SIZE
+    pin: int = 0
 
 
 @dataclass
 class GrantTable:
     """A domain's grant table, and the mappings that it made of its own grants."""
 
+    version: int = 1
     frames: list[Mfn] = field(default_factory=list)
+    status_frames: list[Mfn] = field(default_factory=list)  # of version 2
     max_frames: int = MAX_FRAMES
     active: dict[int, Active] = field(default_factory=dict)  # by grant reference
-    mappings: dict[int, Mapping] = field(default_factory=dict)  # by handle
-    free_handles: list[int] = field(default_factory=list)
+    maptrack: Maptrack = field(default_factory=Maptrack)
 
-    # The table itself.
+    # The frames.
 
     @property
     def nr_entries(self) -> int:
-        return len(self.frames) * ENTRIES_PER_FRAME
+        return len(self.frames) * PAGE_SIZE // ENTRY_SIZE[self.version]
 
     def grow(self, domain: Domain, nr_frames: int) -> None:
         """Make the table at least `nr_frames` big, and never smaller than initially.
@@ -109,236 +113,260 @@ class GrantTable:
                 GNTST_general_error,
                 f"{nr_frames} grant frames asked for: the domain may have {self.max_frames}",
             )
-        while len(self.frames) < max(nr_frames, INITIAL_FRAMES):
+        nr_frames = max(nr_frames, INITIAL_FRAMES, len(self.frames))
+        nr_status = _status_frames_for(nr_frames) if self.version == 2 else 0
+        more = nr_frames - len(self.frames)
+        try:
+            new = _take_frames(domain, more + nr_status - len(self.status_frames))
+        except XenError as error:
+            raise GrantError(GNTST_general_error, error.reason) from None
+        self.frames += new[:more]
+        self.status_frames += new[more:]
+
+    def frame(self, domain: Domain, index: int, status: bool) -> Mfn:
+        """A frame of the table, which grows to have it, or a status frame; EINVAL if it cannot."""
+        frames = self.status_frames if status else self.frames
+        if index >= len(frames):
             try:
-                mfn = domain.frames.alloc_xen_frame()
-            except XenError as error:
-                assert error.errno == ENOMEM
-                raise GrantError(GNTST_general_error, error.reason) from None
-            domain.frames.share_with_guest(mfn, domain.domid, writable=True)
-            self.frames.append(mfn)
+                self.grow(domain, (index + 1) * (FRAMES_PER_STATUS_FRAME if status else 1))
+            except GrantError as error:
+                raise XenError(EINVAL, error.reason) from None
+        return frames[index]
+
+    def held(self, translated: bool) -> list[tuple[int, int]]:
+        """The references, (mfn, type), that mappings hold without showing in a page table."""
+        shown = 0 if translated else GNTMAP_host_map
+        return [
+            (
+                self.active[mapping.ref].mfn,
+                PGT_none if mapping.flags & GNTMAP_readonly else PGT_writable_page,
+            )
+            for mapping in self.maptrack.mappings.values()
+            for _ in range((mapping.flags & KINDS & ~shown).bit_count())
+        ]
+
+    # Versions.
+
+    def set_version(self, domain: Domain, version: int) -> None:
+        """Empty the table and lay it out anew, keeping the entries that are the toolstack's.
+
+        EINVAL: no such version. EBUSY: another entry is in use, or a status frame mapped. ERANGE:
+        version 1 cannot say what a kept entry does. ENOMEM: no frames for version 2's status.
+        """
+        if version not in ENTRY:
+            raise XenError(EINVAL, f"grant tables have no version {version}")
+        if version == self.version:
+            return
+        busy = [ref for ref in self.active if ref >= GNTTAB_NR_RESERVED_ENTRIES]
+        if busy:
+            raise XenError(EBUSY, f"grant {busy[0]} is in use: the version cannot change")
+        if version == 2:
+            kept = self._entries_for_v2(domain)
+            self.status_frames += _take_frames(domain, _status_frames_for(len(self.frames)))
+        else:
+            kept = self._entries_for_v1(domain)
+            self._drop_status_frames(domain)
+        for mfn in self.frames:
+            domain.memory.clear_frame(mfn)
+        self.version = version
+        for ref, (entry, status) in enumerate(kept):
+            domain.memory.write(self._entry_maddr(ref), entry.pack(8))
+            if version == 2:
+                domain.memory.write_uint(self._status_maddr(ref), STATUS_SIZE, status)
+
+    def _entries_for_v2(self, domain: Domain) -> list[tuple[Entry, int]]:
+        in_use = GTF_reading | GTF_writing
+        return [
+            (grant_entry_v2(old.flags & ~in_use, old.domid, 0, 0, old.frame), old.flags & in_use)
+            for old in (self.entry(domain, ref) for ref in range(GNTTAB_NR_RESERVED_ENTRIES))
+        ]
+
+    def _entries_for_v1(self, domain: Domain) -> list[tuple[Entry, int]]:
+        kept: list[tuple[Entry, int]] = []
+        for ref in range(GNTTAB_NR_RESERVED_ENTRIES):
+            old, status = self.entry(domain, ref), self.status(domain, ref)
+            kind = old.flags & GTF_type_mask
+            if kind == GTF_transitive or (kind == GTF_permit_access and old.frame >> 32):
+                raise XenError(ERANGE, f"grant {ref} cannot be said in version 1: {old}")
+            if kind != GTF_permit_access:
+                kept.append((grant_entry_v1(0, 0, 0), 0))
+            else:
+                kept.append((grant_entry_v1(old.flags | status, old.domid, old.frame), 0))
+        return kept
+
+    def _drop_status_frames(self, domain: Domain) -> None:
+        frames, p2m = domain.frames, domain.p2m
+        for mfn in self.status_frames:
+            gfn = p2m.find(mfn) if p2m is not None else None
+            if p2m is not None and gfn is not None:
+                p2m.remove(gfn)
+            if frames.count[mfn] == 1:
+                continue
+            reason = f"a status frame of the grant table is in use: {frames.describe(mfn)}"
+            if p2m is None:
+                raise XenError(EBUSY, reason)
+            raise DomainCrash(reason)
+        for mfn in self.status_frames:
+            frames.free_xen_frame(mfn)
+        self.status_frames.clear()
+
+    # Entries.
+
+    def entry(self, domain: Domain, ref: int) -> Entry:
+        """Read an entry that exists."""
+        data = domain.memory.read(self._entry_maddr(ref), ENTRY_SIZE[self.version])
+        return ENTRY[self.version].unpack(8, data)
+
+    def write_entry(self, domain: Domain, ref: int, entry: Entry) -> None:
+        """Write an entry that exists, in the table's version."""
+        domain.memory.write(self._entry_maddr(ref), entry.pack(8))
+
+    def status(self, domain: Domain, ref: int) -> int:
+        """GTF_reading and GTF_writing as the guest sees them, and what it wrote beside them."""
+        return domain.memory.read_uint(self._status_maddr(ref), STATUS_SIZE)
+
+    def check_ref(self, ref: int) -> None:
+        """GNTST_bad_gntref unless the table has such an entry."""
+        if ref >= self.nr_entries:
+            raise GrantError(
+                GNTST_bad_gntref, f"there is no grant {ref}: the table has {self.nr_entries}"
+            )
 
     def seed(self, domain: Domain, ref: int, frame: int) -> None:
         """Grant a frame to dom0, as the toolstack does with the console's and xenstore's."""
         self.grow(domain, INITIAL_FRAMES)
-        entry = grant_entry_v1(GTF_permit_access, DOM0, frame)
-        domain.memory.write(self._entry_maddr(ref), entry.pack(8))
-
-    def entry(self, domain: Domain, ref: int) -> grant_entry_v1:
-        """Read an entry that exists."""
-        return grant_entry_v1.unpack(8, domain.memory.read(self._entry_maddr(ref), ENTRY_SIZE))
+        self.write_entry(domain, ref, grant_entry_v1(GTF_permit_access, DOM0, frame))
 
     def swap(self, domain: Domain, ref_a: int, ref_b: int) -> None:
         """Swap two entries; GNTST_bad_gntref: no such entry; GNTST_eagain: one is in use."""
         for ref in (ref_a, ref_b):
-            self._check_ref(ref)
+            self.check_ref(ref)
         if ref_a == ref_b:
             return
         for ref in (ref_a, ref_b):
             if ref in self.active:
                 raise GrantError(GNTST_eagain, f"grant {ref} is in use")
         a, b = self.entry(domain, ref_a), self.entry(domain, ref_b)
-        domain.memory.write(self._entry_maddr(ref_a), b.pack(8))
-        domain.memory.write(self._entry_maddr(ref_b), a.pack(8))
-
-    # Using a grant of this domain's own.
-
-    def acquire(self, domain: Domain, ref: int, writing: bool) -> Mfn:
-        """Pin a grant that this domain has given to itself; return its frame.
-
-        GNTST_bad_gntref: no such entry; GNTST_general_error: the entry does not allow it, or is
-        pinned too often; GNTST_bad_page: the frame is not this domain's.
-        """
-        self._check_ref(ref)
-        active = self.active.get(ref)
-        if active is not None and (active.writers if writing else active.readers) >= MAX_PINS:
-            raise GrantError(GNTST_general_error, f"grant {ref} is in use too often")
-        if active is None or (writing and not active.writers):
-            self._check_entry(domain, ref, pinned=active is not None, writing=writing)
-        if active is None:
-            mfn = _own_frame(domain, self.entry(domain, ref).frame)
-            active = self.active[ref] = Active(domain.domid, mfn)
-        if writing:
-            active.writers += 1
-        else:
-            active.readers += 1
-        self._change_flags(domain, ref, GTF_reading | (GTF_writing if writing else 0), 0)
-        return active.mfn
-
-    def release(self, domain: Domain, ref: int, writing: bool) -> None:
-        """Undo `acquire`, and show the guest in the entry's flags what is left."""
-        active = self.active[ref]
-        if writing:
-            active.writers -= 1
-        else:
-            active.readers -= 1
-        clear = 0 if active.readers or active.writers else GTF_reading
-        if writing and not active.writers:
-            clear |= GTF_writing
-        self._change_flags(domain, ref, 0, clear)
-        if not (active.readers or active.writers):
-            del self.active[ref]
-
-    # Mapping for devices. There is no IOMMU: it only pins the grant and the frame's type.
-
-    def map(self, domain: Domain, domid: int, ref: int, flags: int) -> tuple[int, Mfn]:
-        """Pin a grant for the kinds of mapping in `flags`; return a handle and the frame.
-
-        The caller makes the host mapping, and undoes this if it cannot. GNTST_bad_gntref: no
-        kind, or no such entry; GNTST_bad_domain: no such domain; GNTST_no_space: no handle is
-        left; GNTST_general_error, GNTST_bad_page: as `acquire`.
-        """
-        if not flags & KINDS:
-            raise GrantError(GNTST_bad_gntref, f"map flags {flags:#x} ask for no mapping")
-        if domid == DOM0:
-            _refuse_dom0(ref)
-        if domid != domain.domid:
-            raise GrantError(GNTST_bad_domain, f"there is no domain {domid}")
-        if len(self.mappings) >= MAX_MAPPINGS:
-            raise GrantError(GNTST_no_space, "all handles for mappings are in use")
-        writing = not flags & GNTMAP_readonly
-        pins = 0
-        try:
-            for _ in range((flags & KINDS).bit_count()):
-                mfn = self.acquire(domain, ref, writing)
-                pins += 1
-            if flags & GNTMAP_device_map:
-                _hold_for_device(domain, mfn, writing)
-        except GrantError:
-            for _ in range(pins):
-                self.release(domain, ref, writing)
-            raise
-        handle = self.free_handles.pop() if self.free_handles else len(self.mappings)
-        self.mappings[handle] = Mapping(ref, flags)
-        return handle, mfn
-
-    def mapping(self, handle: int) -> Mapping:
-        """Look up a handle; GNTST_bad_handle."""
-        if handle not in self.mappings:
-            raise GrantError(GNTST_bad_handle, f"{handle:#x} is not the handle of a mapping")
-        return self.mappings[handle]
-
-    def unmap(self, domain: Domain, handle: int, kinds: int) -> None:
-        """Drop what `map` holds for some kinds of a mapping; the last one frees the handle."""
-        mapping = self.mapping(handle)
-        writing = not mapping.flags & GNTMAP_readonly
-        kinds &= mapping.flags & KINDS
-        mfn = self.active[mapping.ref].mfn
-        if kinds & GNTMAP_device_map:
-            _drop_for_device(domain, mfn, writing)
-        for _ in range(kinds.bit_count()):
-            self.release(domain, mapping.ref, writing)
-        left = mapping.flags & ~kinds
-        if left & KINDS:
-            self.mappings[handle] = Mapping(mapping.ref, left)
-        else:
-            del self.mappings[handle]
-            self.free_handles.append(handle)
-
-    # Inside.
+        status_a, status_b = self.status(domain, ref_a), self.status(domain, ref_b)
+        for ref, entry, status in ((ref_a, b, status_b), (ref_b, a, status_a)):
+            self.write_entry(domain, ref, entry)
+            domain.memory.write_uint(self._status_maddr(ref), STATUS_SIZE, status)
 
     def _entry_maddr(self, ref: int) -> Maddr:
-        frame, index = divmod(ref, ENTRIES_PER_FRAME)
-        return Maddr((self.frames[frame] << PAGE_SHIFT) + ENTRY_SIZE * index)
+        return _item(self.frames, ref, ENTRY_SIZE[self.version])
 
-    def _check_ref(self, ref: int) -> None:
-        if ref >= self.nr_entries:
-            raise GrantError(
-                GNTST_bad_gntref, f"there is no grant {ref}: the table has {self.nr_entries}"
-            )
+    def _status_maddr(self, ref: int) -> Maddr:
+        if self.version == 1:
+            return self._entry_maddr(ref)  # the flags are its first field
+        return _item(self.status_frames, ref, STATUS_SIZE)
 
-    def _check_entry(self, domain: Domain, ref: int, pinned: bool, writing: bool) -> None:
-        """Whether the guest's entry allows the use; what is pinned was checked for the rest."""
+    # Using a grant of this domain's own. A `mapping` is of a whole frame; a copy need not be.
+
+    def acquire(self, domain: Domain, ref: int, incr: int, mapping: bool) -> Active:
+        """Pin a grant that this domain has given to itself, for the GNTPIN_*_inc in `incr`.
+
+        GNTST_bad_gntref: no such entry; GNTST_general_error: the entry does not allow it, or is
+        pinned too often; GNTST_bad_page: the frame is not this domain's; GNTST_bad_domain: not
+        any more.
+        """
+        self.check_ref(ref)
+        active = self.active.get(ref)
+        pin = active.pin if active is not None else 0
+        if pin & incr << 7:
+            raise GrantError(GNTST_general_error, f"grant {ref} is in use too often: {pin:#x}")
         entry = self.entry(domain, ref)
-        permits = entry.flags & GTF_type_mask == GTF_permit_access
-        if not pinned and not (permits and entry.domid == domain.domid):
+        writing = bool(incr & GNTPIN_writers)
+        first = not pin or (writing and not pin & GNTPIN_writers)
+        if first:
+            self._check_entry(domain, ref, entry, writing, pin=pin, mapping=mapping)
+            self._change_status(domain, ref, GTF_reading | (GTF_writing if writing else 0), 0)
+        try:
+            found = self._frame_of(domain, ref, entry, first, mapping)
+        except GrantError:
+            self._reduce_status_for_pin(domain, ref, pin, writing)
+            raise
+        if active is None:
+            active = self.active[ref] = found
+        active.pin += incr
+        return active
+
+    def release(self, domain: Domain, ref: int, incr: int) -> None:
+        """Undo `acquire`, and show the guest in the status what is left."""
+        active = self.active[ref]
+        active.pin -= incr
+        writing = bool(incr & GNTPIN_writers)
+        self._reduce_status_for_pin(domain, ref, active.pin, writing)
+        if not active.pin:
+            del self.active[ref]
+
+    def _check_entry(
+        self,
+        domain: Domain,
+        ref: int,
+        entry: Entry,
+        writing: bool,
+        *,
+        pin: int,
+        mapping: bool,
+    ) -> None:
+        """Whether the guest's entry allows the use; what is pinned was checked for the rest."""
+        kind = entry.flags & (GTF_type_mask | (GTF_sub_page if mapping else 0))
+        permits = kind == GTF_permit_access or (
+            kind == GTF_transitive and self.version == 2 and not mapping
+        )
+        if not pin and not (permits and entry.domid == domain.domid):
             raise GrantError(
                 GNTST_general_error,
                 f"grant {ref} (flags {entry.flags:#x}, for d{entry.domid}) is not for "
-                f"d{domain.domid}",
+                f"d{domain.domid} to {'map' if mapping else 'copy'}",
             )
         if writing and entry.flags & GTF_readonly:
             raise GrantError(GNTST_general_error, f"grant {ref} is for reading only")
 
-    def _change_flags(self, domain: Domain, ref: int, add: int, clear: int) -> None:
-        maddr = self._entry_maddr(ref)
-        flags = domain.memory.read_uint(maddr, 2)
-        domain.memory.write_uint(maddr, 2, flags & ~clear | add)
+    def _frame_of(
+        self,
+        domain: Domain,
+        ref: int,
+        entry: Entry,
+        first: bool,
+        mapping: bool,
+    ) -> Active:
+        """What an entry grants now; a pinned grant keeps what it granted when it was pinned."""
+        active = self.active.get(ref)
+        v2 = entry if isinstance(entry, grant_entry_v2) else None
+        if v2 is not None and not mapping and v2.flags & GTF_type_mask == GTF_transitive:
+            _refuse_transitive(domain, ref, v2)
+        if first and not (mapping and active is not None):
+            new = Active(own_frame(domain, entry.frame))
+            if v2 is not None and v2.flags & GTF_sub_page:
+                new.start, new.length = v2.page_off, v2.length
+            return active if active is not None else new
+        assert active is not None
+        if domain.frames.owner[active.mfn] != domain.domid:
+            status = GNTST_general_error if mapping else GNTST_bad_domain
+            raise GrantError(status, f"{domain.frames.describe(active.mfn)} was granted as {ref}")
+        return active
+
+    def _change_status(self, domain: Domain, ref: int, add: int, clear: int) -> None:
+        maddr = self._status_maddr(ref)
+        status = domain.memory.read_uint(maddr, STATUS_SIZE)
+        domain.memory.write_uint(maddr, STATUS_SIZE, status & ~clear | add)
+
+    def _reduce_status_for_pin(self, domain: Domain, ref: int, pin: int, writing: bool) -> None:
+        clear = 0 if pin else GTF_reading
+        if writing and not pin & GNTPIN_writers:
+            clear |= GTF_writing
+        self._change_status(domain, ref, 0, clear)
 
 
-@dataclass(frozen=True)
-class CopyEnd:
-    """One end of a copy: a grant, or a frame of the domain's own by gmfn."""
-
-    by_ref: bool
-    ref_or_gmfn: int
-    domid: int
-    offset: int
-
-
-def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
-    """Copy bytes between two frames; nothing is copied on any error.
-
-    GNTST_permission_denied: a frame of another domain by number; GNTST_bad_domain: no such
-    domain; GNTST_bad_copy_arg: it crosses a page; GNTST_bad_gntref, GNTST_general_error,
-    GNTST_bad_page: as `GrantTable.acquire`, or the destination may not be written.
-    """
-    if not length:
-        return
-    for end in (source, dest):
-        _check_domain(domain, end)
-    from_mfn = _claim(domain, source, writing=False)
-    try:
-        to_mfn = _claim(domain, dest, writing=True)
-        try:
-            _copy_bytes(domain, from_mfn, source.offset, to_mfn, dest.offset, length)
-        finally:
-            _unclaim(domain, dest, writing=True)
-    finally:
-        _unclaim(domain, source, writing=False)
-
-
-def _copy_bytes(
-    domain: Domain, from_mfn: Mfn, from_offset: int, to_mfn: Mfn, to_offset: int, length: int
-) -> None:
-    if max(from_offset, to_offset) + length > PAGE_SIZE:
-        raise GrantError(GNTST_bad_copy_arg, f"a copy of {length} bytes crosses a page")
-    try:
-        domain.frames.get_page_type(to_mfn, PGT_writable_page)
-    except XenError as error:
-        raise GrantError(GNTST_general_error, error.reason) from None
-    data = domain.memory.read(Maddr((from_mfn << PAGE_SHIFT) + from_offset), length)
-    domain.memory.write(Maddr((to_mfn << PAGE_SHIFT) + to_offset), data)
-    domain.frames.put_page_type(to_mfn)
-
-
-def _check_domain(domain: Domain, end: CopyEnd) -> None:
-    if end.domid != DOMID_SELF and not end.by_ref:
-        raise GrantError(GNTST_permission_denied, "only DOMID_SELF's frames go by number")
-    if end.domid not in (DOMID_SELF, domain.domid, DOM0):
-        raise GrantError(GNTST_bad_domain, f"there is no domain {end.domid}")
-
-
-def _claim(domain: Domain, end: CopyEnd, writing: bool) -> Mfn:
-    if not end.by_ref:
-        return _own_frame(domain, end.ref_or_gmfn)
-    if end.domid == DOM0:
-        _refuse_dom0(end.ref_or_gmfn)
-    return domain.grants.acquire(domain, end.ref_or_gmfn, writing)
-
-
-def _unclaim(domain: Domain, end: CopyEnd, writing: bool) -> None:
-    if end.by_ref:
-        domain.grants.release(domain, end.ref_or_gmfn, writing)
-
-
-def _refuse_dom0(ref: int) -> None:
-    if ref >= INITIAL_FRAMES * ENTRIES_PER_FRAME:
+def refuse_dom0(ref: int) -> NoReturn:
+    """What comes of the use of a grant of dom0's."""
+    if ref >= INITIAL_FRAMES * PAGE_SIZE // ENTRY_SIZE[1]:
         raise GrantError(GNTST_bad_gntref, f"dom0 has no grant {ref}")
     raise GrantError(GNTST_general_error, f"dom0's grant {ref} is not for this domain")
 
 
-def _own_frame(domain: Domain, gfn: int) -> Mfn:
+def own_frame(domain: Domain, gfn: int) -> Mfn:
     """A frame of the domain's own; no reference is kept. GNTST_bad_page: it is not."""
     try:
         mfn = domain.gfn_to_mfn(gfn)
@@ -349,25 +377,36 @@ def _own_frame(domain: Domain, gfn: int) -> Mfn:
     return mfn
 
 
-def _hold_for_device(domain: Domain, mfn: Mfn, writing: bool) -> None:
+def _refuse_transitive(domain: Domain, ref: int, entry: grant_entry_v2) -> NoReturn:
+    """A transitive grant leads to dom0's, who has granted nothing, or to nobody's."""
+    if entry.trans_domid == domain.domid:
+        raise GrantError(GNTST_general_error, f"transitive grant {ref} leads to its own domain")
+    if entry.trans_domid != DOM0:
+        raise GrantError(
+            GNTST_general_error, f"transitive grant {ref} leads to d{entry.trans_domid}: no domain"
+        )
+    refuse_dom0(entry.gref)
+
+
+def _status_frames_for(nr_frames: int) -> int:
+    return -(-nr_frames // FRAMES_PER_STATUS_FRAME)
+
+
+def _item(frames: list[Mfn], index: int, size: int) -> Maddr:
+    frame, index = divmod(index, PAGE_SIZE // size)
+    return Maddr((frames[frame] << PAGE_SHIFT) + size * index)
+
+
+def _take_frames(domain: Domain, nr_frames: int) -> list[Mfn]:
+    """Share new frames of Xen's with the domain; ENOMEM, and none taken, if there are too few."""
+    taken: list[Mfn] = []
     try:
-        if writing:
-            domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
-        else:
-            domain.frames.get_page(mfn, domain.domid)
-    except XenError as error:
-        raise GrantError(GNTST_general_error, error.reason) from None
-
-
-def _drop_for_device(domain: Domain, mfn: Mfn, writing: bool) -> None:
-    if writing:
-        domain.frames.put_page_and_type(mfn)
-    else:
-        domain.frames.put_page(mfn)
-
-
-def check_bus_address(domain: Domain, mapping: Mapping, dev_bus_addr: int) -> None:
-    """GNTST_bad_dev_addr unless a bus address, where one counts, is that of the mapped frame."""
-    mfn = domain.grants.active[mapping.ref].mfn
-    if dev_bus_addr and mapping.flags & GNTMAP_device_map and dev_bus_addr != mfn << PAGE_SHIFT:
-        raise GrantError(GNTST_bad_dev_addr, f"bus address {dev_bus_addr:#x} is not {mfn:#x}'s")
+        for _ in range(nr_frames):
+            taken.append(domain.frames.alloc_xen_frame())
+    except XenError:
+        for mfn in reversed(taken):
+            domain.frames.free_xen_frame(mfn)
+        raise
+    for mfn in taken:
+        domain.frames.share_with_guest(mfn, domain.domid, writable=True)
+    return taken

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.abi.errno import EINVAL
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.x86.paging import Mfn
 
 MAX_GFN: Final = (1 << 36) - 1  # as far as four levels of tables reach
@@ -23,11 +23,13 @@ MAX_GFN: Final = (1 << 36) - 1  # as far as four levels of tables reach
 class P2m:
     """`populated` has a byte per machine frame; `elsewhere` has what is not at its own number.
 
-    `changed` tells the engine to look at `elsewhere` again.
+    `granted` are the guest frames where a grant is mapped. `changed` tells the engine to look at
+    `elsewhere` again.
     """
 
     populated: bytearray
     elsewhere: dict[int, Mfn] = field(default_factory=dict)
+    granted: set[int] = field(default_factory=set)
     changed: bool = False
 
     def get(self, gfn: int) -> Mfn | None:
@@ -49,10 +51,11 @@ class P2m:
         return max(self.populated.rfind(1), max(self.elsewhere, default=-1))
 
     def find(self, mfn: Mfn) -> int | None:
-        """The guest frame where a machine frame is."""
-        if self.populated[mfn]:
+        """The guest frame where a machine frame is, its grants' mappings not counted."""
+        if self.populated[mfn] and mfn not in self.granted:
             return mfn
-        return next((gfn for gfn, there in self.elsewhere.items() if there == mfn), None)
+        places = (gfn for gfn, there in self.elsewhere.items() if there == mfn)
+        return next((gfn for gfn in places if gfn not in self.granted), None)
 
     def set(self, gfn: int, mfn: Mfn) -> None:
         """Put a machine frame at a guest frame that is a hole."""
@@ -61,6 +64,23 @@ class P2m:
         else:
             self.elsewhere[gfn] = mfn
         self.changed = True
+
+    def map_grant(self, gfn: int, mfn: Mfn) -> None:
+        """Map a grant of the guest's own frame: it leaves its place, as does what was at `gfn`.
+
+        Another mapping of a grant there crashes the domain, as in Xen: it could not be undone.
+        """
+        self.check_no_grant(gfn)
+        for place in (gfn, self.find(mfn)):
+            if place is not None:
+                self.remove(place)
+        self.set(gfn, mfn)
+        self.granted.add(gfn)
+
+    def check_no_grant(self, gfn: int) -> None:
+        """Crash the domain that puts memory where a grant is mapped."""
+        if gfn in self.granted:
+            raise DomainCrash(f"guest frame {gfn:#x} is replaced while it maps a grant")
 
     def remove(self, gfn: int) -> Mfn | None:
         """Make a hole; return what was there."""
@@ -71,5 +91,6 @@ class P2m:
             self.populated[gfn] = 0
         else:
             del self.elsewhere[gfn]
+        self.granted.discard(gfn)
         self.changed = True
         return mfn

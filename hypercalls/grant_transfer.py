@@ -1,0 +1,64 @@
+"""GNTTABOP_transfer: giving a page away to a domain that accepts one.
+
+dom0 accepts none. The domain may accept its own: then the page stays, and gets another pfn.
+
+In Xen: common/grant_table.c (gnttab_transfer), arch/x86/mm.c (steal_page)
+"""
+
+from __future__ import annotations
+
+from xenemu.abi.grant_table import (
+    GNTST_bad_domain,
+    GNTST_bad_page,
+    GNTST_general_error,
+    GTF_accept_transfer,
+    GTF_transfer_committed,
+    GTF_transfer_completed,
+    gnttab_transfer,
+)
+from xenemu.hv.domain import Domain
+from xenemu.hv.frame_table import PGC_allocated
+from xenemu.hv.grant_table import DOM0, GrantError
+from xenemu.x86.paging import Mfn
+
+
+def transfer(domain: Domain, op: gnttab_transfer) -> None:
+    """Give away the page `op.mfn`; whoever does not take it, it is gone.
+
+    GNTST_bad_page, and it stays: not one of the domain's pages, or in any use. GNTST_bad_domain:
+    no such domain. GNTST_general_error: the domain has no grant `op.ref` that accepts one.
+    """
+    frames, mfn = domain.frames, Mfn(op.mfn)
+    if not (
+        domain.memory.contains(mfn)
+        and frames.owner[mfn] == domain.domid
+        and (frames.count[mfn], frames.flags[mfn]) == (1, PGC_allocated)
+    ):
+        raise GrantError(GNTST_bad_page, f"{frames.describe(mfn)} is not a page to give away")
+    try:
+        _accept(domain, op)
+    except GrantError:
+        frames.release(mfn)
+        raise
+
+
+def _accept(domain: Domain, op: gnttab_transfer) -> None:
+    """Let the domain take its own page, if it says so."""
+    grants = domain.grants
+    if op.domid not in (DOM0, domain.domid):
+        raise GrantError(GNTST_bad_domain, f"there is no domain {op.domid}")
+    if op.domid == DOM0:
+        raise GrantError(GNTST_general_error, f"dom0's grant {op.ref} accepts no page")
+    if op.ref >= grants.nr_entries:
+        raise GrantError(GNTST_general_error, f"there is no grant {op.ref} to accept a page")
+    entry = grants.entry(domain, op.ref)
+    if (entry.flags, entry.domid) != (GTF_accept_transfer, domain.domid):
+        raise GrantError(
+            GNTST_general_error,
+            f"grant {op.ref} (flags {entry.flags:#x}, for d{entry.domid}) accepts no page of "
+            f"d{domain.domid}'s",
+        )
+    domain.frames.set_m2p(op.mfn, entry.frame)
+    entry.frame = op.mfn
+    entry.flags |= GTF_transfer_committed | GTF_transfer_completed
+    grants.write_entry(domain, op.ref, entry)

@@ -1,0 +1,118 @@
+"""Copying between two frames, each named by a grant or, if it is the domain's own, by number.
+
+Header: public/grant_table.h
+In Xen: common/grant_table.c (gnttab_copy)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xenemu.abi.grant_table import (
+    GNTST_bad_copy_arg,
+    GNTST_bad_domain,
+    GNTST_general_error,
+    GNTST_permission_denied,
+)
+from xenemu.abi.xen import DOMID_SELF
+from xenemu.errors import XenError
+from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.grant_table import (
+    DOM0,
+    Active,
+    GNTPIN_hstr_inc,
+    GNTPIN_hstw_inc,
+    GrantError,
+    own_frame,
+    refuse_dom0,
+)
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Domain
+
+
+@dataclass(frozen=True)
+class CopyEnd:
+    """One end of a copy: a grant, or a frame of the domain's own by gmfn."""
+
+    by_ref: bool
+    ref_or_gmfn: int
+    domid: int
+    offset: int
+
+
+def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
+    """Copy bytes between two frames; nothing is copied on any error.
+
+    GNTST_permission_denied: a frame of another domain by number; GNTST_bad_domain: no such
+    domain; GNTST_bad_copy_arg: it crosses a page; GNTST_bad_gntref, GNTST_general_error,
+    GNTST_bad_page: as `GrantTable.acquire`, or the destination may not be written, or it is not
+    all of it granted.
+    """
+    if not length:
+        return
+    for end in (source, dest):
+        _check_domain(domain, end)
+    with (
+        _claim(domain, source, GNTPIN_hstr_inc) as readable,
+        _claim(domain, dest, GNTPIN_hstw_inc) as writable,
+        _writable(domain, writable),
+    ):
+        if max(source.offset, dest.offset) + length > PAGE_SIZE:
+            raise GrantError(GNTST_bad_copy_arg, f"a copy of {length} bytes crosses a page")
+        _check_bounds("source", readable, source.offset, length)
+        _check_bounds("destination", writable, dest.offset, length)
+        data = domain.memory.read(_maddr(readable, source.offset), length)
+        domain.memory.write(_maddr(writable, dest.offset), data)
+
+
+def _check_domain(domain: Domain, end: CopyEnd) -> None:
+    if end.domid != DOMID_SELF and not end.by_ref:
+        raise GrantError(GNTST_permission_denied, "only DOMID_SELF's frames go by number")
+    if end.domid not in (DOMID_SELF, domain.domid, DOM0):
+        raise GrantError(GNTST_bad_domain, f"there is no domain {end.domid}")
+
+
+@contextmanager
+def _claim(domain: Domain, end: CopyEnd, incr: int) -> Iterator[Active]:
+    """Pin one end's grant, if it has one, as long as the copy lasts."""
+    if not end.by_ref:
+        yield Active(own_frame(domain, end.ref_or_gmfn))
+        return
+    if end.domid == DOM0:
+        refuse_dom0(end.ref_or_gmfn)
+    active = domain.grants.acquire(domain, end.ref_or_gmfn, incr, mapping=False)
+    try:
+        yield active
+    finally:
+        domain.grants.release(domain, end.ref_or_gmfn, incr)
+
+
+@contextmanager
+def _writable(domain: Domain, end: Active) -> Iterator[None]:
+    try:
+        domain.frames.get_page_type(end.mfn, PGT_writable_page)
+    except XenError as error:
+        raise GrantError(GNTST_general_error, error.reason) from None
+    try:
+        yield
+    finally:
+        domain.frames.put_page_type(end.mfn)
+
+
+def _check_bounds(which: str, granted: Active, offset: int, length: int) -> None:
+    end = granted.start + granted.length
+    if not granted.start <= offset <= offset + length <= end:
+        raise GrantError(
+            GNTST_general_error,
+            f"the {which} is bytes {offset:#x} to {offset + length:#x}: "
+            f"granted are {granted.start:#x} to {end:#x}",
+        )
+
+
+def _maddr(end: Active, offset: int) -> Maddr:
+    return Maddr((end.mfn << PAGE_SHIFT) + offset)
