@@ -38,7 +38,7 @@ void end(void) __attribute__((noreturn));
 
 /* The environment's part, called by main.c through the functions above. */
 struct console {
-	struct xencons_interface *ring;
+	struct xencons_interface *ring; /* NULL in dom0 */
 	uint32_t port;
 };
 struct console console(void);

@@ -41,6 +41,11 @@ static void notify(uint32_t port)
 static void ring_write(const char *text, size_t length)
 {
 	struct console to = console();
+
+	if (!to.ring) {
+		hypercall(__HYPERVISOR_console_io, CONSOLEIO_write, length, (unsigned long)text);
+		return;
+	}
 	volatile uint32_t *consumed = &to.ring->out_cons;
 	uint32_t produced = to.ring->out_prod;
 

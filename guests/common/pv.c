@@ -22,7 +22,9 @@ static void *mfn_to_virt(unsigned long mfn)
 void pv_start(const struct start_info *from_xen)
 {
 	info = from_xen;
-	pv_console = (struct console){ mfn_to_virt(info->console_mfn), info->console_evtchn };
+	if (!(info->flags & SIF_INITDOMAIN))
+		pv_console = (struct console){ mfn_to_virt(info->console_mfn),
+					       info->console_evtchn };
 	init_traps();
 	start();
 }

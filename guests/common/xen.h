@@ -75,6 +75,8 @@ struct start_info {
 	unsigned long nr_p2m_frames;
 };
 
+#define SIF_INITDOMAIN 2 /* start_info.flags: dom0, whose console is Xen's own */
+
 struct hvm_start_info {
 	uint32_t magic;
 	uint32_t version;
