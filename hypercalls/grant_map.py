@@ -78,7 +78,7 @@ def _map(current: Current, op: gnttab_map_grant_ref) -> Mfn:
     domain, grants = current.domain, current.domain.grants
     if op.dom == DOM0:
         refuse_dom0(op.ref)
-    incr = _pin_increment(op.flags)
+    incr = pin_increment(op.flags)
     mfn = grants.acquire(domain, op.ref, incr, mapping=True).mfn
     held = 0
     try:
@@ -121,7 +121,7 @@ def unmap_grant(
     if kinds & GNTMAP_device_map:
         _drop(domain, mfn, mapping.flags)
     if kinds:
-        grants.release(domain, mapping.ref, _pin_increment(kinds | mapping.flags & ~KINDS))
+        grants.release(domain, mapping.ref, pin_increment(kinds | mapping.flags & ~KINDS))
     left = mapping.flags & ~kinds
     if left & KINDS:
         grants.maptrack.mappings[handle] = replace(mapping, flags=left)
@@ -146,7 +146,8 @@ def _unmap_for_cpu(current: Current, host_addr: int, new_addr: int, mfn: Mfn, fl
     _drop(current.domain, mfn, flags)
 
 
-def _pin_increment(flags: int) -> int:
+def pin_increment(flags: int) -> int:
+    """What a mapping with these flags adds to the pin of its grant."""
     incr = 0
     if flags & GNTMAP_device_map:
         incr |= GNTPIN_devr_inc if flags & GNTMAP_readonly else GNTPIN_devw_inc
