@@ -83,16 +83,14 @@ class GrantOps(SubOps):
         if came_to and command != GNTTABOP_cache_flush:
             raise XenError(EINVAL, f"grant_table_op {command:#x} does not go on at {came_to:#x}")
         op = self.table.get(command)
-        if op is None or op.struct is None:
-            return super().__call__(current, command, pointer)
-        if command in COUNT_OF_1 and count != 1:
-            if not count and command in EMPTY_IN_COMPAT and current.domain.width == 4:
-                return 0
-            raise XenError(EINVAL, f"{count} operations: this one comes alone")
-        if command == GNTTABOP_get_version:
+        if op is None or op.struct is None or command in COUNTLESS:
             return super().__call__(current, command, pointer)
         if command not in COUNT_OF_1:
             _check_array(current, pointer)
+        elif count != 1:
+            if not count and command in EMPTY_IN_COMPAT and current.domain.width == 4:
+                return 0
+            raise XenError(EINVAL, f"{count} operations: this one comes alone")
         if came_to and count:
             _check_goes_on(current.read_struct(gnttab_cache_flush, pointer))
         size = op.struct.sizeof(current.domain.width)
@@ -124,6 +122,7 @@ class GrantOps(SubOps):
 ops = GrantOps("grant_table_op")
 
 COUNT_OF_1: Final = (GNTTABOP_setup_table, GNTTABOP_query_size, GNTTABOP_get_status_frames)
+COUNTLESS: Final = (GNTTABOP_set_version, GNTTABOP_get_version)
 EMPTY_IN_COMPAT: Final = (GNTTABOP_setup_table, GNTTABOP_get_status_frames)
 # In Xen: arch/x86/hvm/hypercall.c (hvm_grant_table_op)
 PVH_COMMANDS: Final = (

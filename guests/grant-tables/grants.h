@@ -39,6 +39,7 @@ enum {
 #define GNTST_bad_domain (-2)
 #define GNTST_bad_gntref (-3)
 #define GNTST_bad_handle (-4)
+#define GNTST_permission_denied (-8)
 #define GNTST_bad_page (-9)
 #define GNTST_bad_copy_arg (-10)
 #define GNTST_eagain (-12)

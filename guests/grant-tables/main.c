@@ -101,6 +101,15 @@ long transfer(unsigned long mfn, uint16_t domid, uint32_t ref)
 
 static void copies(void)
 {
+	struct gnttab_copy nothing = { .source = { { .ref = BEYOND }, self, 0 },
+				       .dest.domid = self,
+				       .flags = GNTCOPY_source_gref };
+
+	check_equal("a copy of nothing", grant_table_op(GNTTABOP_copy, &nothing), 0);
+	check_equal("its status", nothing.status, GNTST_bad_gntref);
+	nothing.flags = 0;
+	check_equal("a copy by number", grant_table_op(GNTTABOP_copy, &nothing), 0);
+	check_equal("its status", nothing.status, GNTST_permission_denied);
 	grant(REF, GTF_permit_access, self, frame_of(granted));
 	granted[5] = 'g';
 	check_equal("a copy from a grant", copy(REF, 5, 0), 0);
@@ -148,6 +157,10 @@ static void mappings(void)
 	check_equal("a copy while it is mapped", copy(REF, 9, 0), 0);
 	check_equal("what was written through it", other[7], 'w');
 	check_equal("in use after the copy", in_use(REF), GTF_reading | GTF_writing);
+	grant(REF, GTF_reading | GTF_writing, 0, ~0u);
+	*(volatile char *)&window[9] = 'k';
+	check_equal("a copy once it grants nothing", copy(REF, 9, 0), 0);
+	check_equal("of what is still mapped", other[7], 'k');
 	check_equal("swap while it is mapped", swap(REF, NONE), GNTST_eagain);
 	check_equal("set_version while it is mapped", set_version(3 - version), -EBUSY);
 	check_equal("unmap", unmap(first.handle), 0);

@@ -48,13 +48,11 @@ class CopyEnd:
 def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
     """Copy bytes between two frames; nothing is copied on any error.
 
-    GNTST_permission_denied: a frame of another domain by number; GNTST_bad_domain: no such
-    domain; GNTST_bad_copy_arg: it crosses a page; GNTST_bad_gntref, GNTST_general_error,
+    GNTST_bad_domain: no such domain; GNTST_permission_denied: a frame by number that is not called
+    DOMID_SELF's; GNTST_bad_copy_arg: it crosses a page; GNTST_bad_gntref, GNTST_general_error,
     GNTST_bad_page: as `GrantTable.acquire`, or the destination may not be written, or it is not
     all of it granted.
     """
-    if not length:
-        return
     for end in (source, dest):
         _check_domain(domain, end)
     with (
@@ -71,8 +69,6 @@ def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
 
 
 def _check_domain(domain: Domain, end: CopyEnd) -> None:
-    if end.domid != DOMID_SELF and not end.by_ref:
-        raise GrantError(GNTST_permission_denied, "only DOMID_SELF's frames go by number")
     if end.domid not in (DOMID_SELF, domain.domid, DOM0):
         raise GrantError(GNTST_bad_domain, f"there is no domain {end.domid}")
 
@@ -81,6 +77,8 @@ def _check_domain(domain: Domain, end: CopyEnd) -> None:
 def _claim(domain: Domain, end: CopyEnd, incr: int) -> Iterator[Active]:
     """Pin one end's grant, if it has one, as long as the copy lasts."""
     if not end.by_ref:
+        if end.domid != DOMID_SELF:
+            raise GrantError(GNTST_permission_denied, "only DOMID_SELF's frames go by number")
         yield Active(own_frame(domain, end.ref_or_gmfn))
         return
     if end.domid == DOM0:
