@@ -63,10 +63,21 @@ def test_bytes_are_copied_through_grants(domain: Domain) -> None:
     assert not domain.grants.active
 
 
-def test_a_copy_within_a_page_may_overlap(domain: Domain) -> None:
-    domain.memory.write(Maddr(PAGE << 12), b"abcdef")
-    copy(domain, end(0), end(2), 4)
-    assert domain.memory.read(Maddr(PAGE << 12), 6) == b"ababcd"
+@pytest.mark.parametrize(
+    ("before", "source", "dest", "length", "after"),
+    [
+        (b"abcdefgh", 2, 0, 6, b"cdefghgh"),
+        (b"abcdefghijklmnop", 0, 8, 8, b"abcdefghabcdefgh"),
+        (b"abcdefghijklmnopqrs", 0, 1, 18, b"aabcdefghhjklmnoppp"),
+        (b"abcdefghijklmnopqrstuvwxyz", 0, 9, 17, b"abcdefghiabcdefghiabcdefgh"),
+    ],
+)
+def test_a_copy_onto_itself_goes_forward_by_words_as_xens_memcpy(
+    domain: Domain, before: bytes, source: int, dest: int, length: int, after: bytes
+) -> None:
+    domain.memory.write(Maddr(PAGE << 12), before)
+    copy(domain, end(source), end(dest), length)
+    assert domain.memory.read(Maddr(PAGE << 12), len(before)) == after
 
 
 def test_both_ends_may_be_one_grant(domain: Domain) -> None:

@@ -241,7 +241,16 @@ def test_a_grant_in_use_keeps_its_frame(domain: Domain) -> None:
     acquire(domain, READ)
     grant(domain, REF, OTHER)
     assert acquire(domain, READ) == PAGE
+    assert acquire(domain, WRITE, mapping=True) == PAGE
     assert acquire(domain, WRITE) == PAGE
+
+
+def test_a_grant_in_use_for_reading_is_not_written_once_it_is_of_another_frame(
+    domain: Domain,
+) -> None:
+    acquire(domain, READ)
+    grant(domain, REF, OTHER, GTF_permit_access | GTF_reading)
+    refused(domain, GNTST_general_error, lambda: acquire(domain, WRITE))
 
 
 def test_a_grant_in_use_is_not_used_once_its_frame_is_gone(domain: Domain) -> None:

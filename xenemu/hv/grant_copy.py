@@ -33,6 +33,7 @@ from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 if TYPE_CHECKING:
     from xenemu.hv.domain import Domain
+    from xenemu.hv.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
             raise GrantError(GNTST_bad_copy_arg, f"a copy of {length} bytes crosses a page")
         _check_bounds("source", readable, source.offset, length)
         _check_bounds("destination", writable, dest.offset, length)
-        data = domain.memory.read(_maddr(readable, source.offset), length)
-        domain.memory.write(_maddr(writable, dest.offset), data)
+        _memcpy(
+            domain.memory, _maddr(writable, dest.offset), _maddr(readable, source.offset), length
+        )
 
 
 def _check_domain(domain: Domain, end: CopyEnd) -> None:
@@ -110,6 +112,17 @@ def _check_bounds(which: str, granted: Active, offset: int, length: int) -> None
             f"the {which} is bytes {offset:#x} to {offset + length:#x}: "
             f"granted are {granted.start:#x} to {end:#x}",
         )
+
+
+def _memcpy(memory: Memory, to: Maddr, source: Maddr, length: int) -> None:
+    """Copy as Xen does, words before bytes: what is copied onto itself repeats."""
+    if not source < to < source + length:
+        memory.write(to, memory.read(source, length))
+        return
+    words = length & ~7
+    for start, end, step in ((0, words, 8), (words, length, 1)):
+        for at in range(start, end, step):
+            memory.write(Maddr(to + at), memory.read(Maddr(source + at), step))
 
 
 def _maddr(end: Active, offset: int) -> Maddr:

@@ -15,7 +15,7 @@ In Xen: common/grant_table.c, booted with its defaults (gnttab=max-ver:2,transit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from xenemu.abi.errno import EBUSY, EINVAL, ERANGE
@@ -340,7 +340,11 @@ class GrantTable:
             new = Active(own_frame(domain, entry.frame))
             if v2 is not None and v2.flags & GTF_sub_page:
                 new.start, new.length = v2.page_off, v2.length
-            return active if active is not None else new
+            if active is not None and new != replace(active, pin=0):
+                raise GrantError(
+                    GNTST_general_error, f"grant {ref} is in use, and is now for something else"
+                )
+            return new
         assert active is not None
         if domain.frames.owner[active.mfn] != domain.domid:
             status = GNTST_general_error if mapping else GNTST_bad_domain
