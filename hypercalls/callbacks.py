@@ -118,8 +118,16 @@ def _set_callbacks(current: Current, *arguments: int) -> None:
             _register(current, kind, address, mask_events=False)
 
 
-# DIVERGES: for an unknown command, Xen gives a 32-bit guest EINVAL.
-_callback_op = SubOps("callback_op")
+class CallbackOps(SubOps):
+    """Sub-operations of which an unknown one is EINVAL to a 32-bit guest, ENOSYS to others."""
+
+    def __call__(self, current: Current, command: int, pointer: int) -> int | None:
+        if command not in self.table and current.domain.width == 4:
+            raise XenError(EINVAL, f"callback_op has no command {command}")
+        return super().__call__(current, command, pointer)
+
+
+_callback_op = CallbackOps("callback_op")
 
 
 @_callback_op.sub(CALLBACKOP_register, callback_register)
@@ -148,15 +156,19 @@ def _unregister_nmi(current: Current) -> None:
     pv(current).traps.pop(flags.NMI, None)
 
 
-def _nmi_op(current: Current, command: int, pointer: int) -> None:
-    """Register or forget the vcpu's NMI handler; EINVAL if its address is not canonical."""
-    if command == XENNMI_register_callback:
-        callback = current.read_struct(xennmi_callback, pointer)
-        _register(current, CALLBACKTYPE_nmi, callback.handler_address, mask_events=True)
-    elif command == XENNMI_unregister_callback:
-        _unregister_nmi(current)
-    else:
-        raise XenError(ENOSYS, f"nmi_op has no command {command}")
+_nmi_op = SubOps("nmi_op")
+
+
+@_nmi_op.sub(XENNMI_register_callback, xennmi_callback)
+def register_callback(current: Current, op: xennmi_callback) -> None:
+    """Register the vcpu's NMI handler; EINVAL if its address is not canonical."""
+    _register(current, CALLBACKTYPE_nmi, op.handler_address, mask_events=True)
+
+
+@_nmi_op.sub(XENNMI_unregister_callback)
+def unregister_callback(current: Current, pointer: int) -> None:
+    """Forget the vcpu's NMI handler."""
+    _unregister_nmi(current)
 
 
 set_trap_table = Hypercall(Nr.set_trap_table, "set_trap_table", PV, (PTR,), _set_trap_table)

@@ -77,10 +77,15 @@ def bind_virq(current: Current, op: evtchn_bind_virq) -> None:
     op.port = current.domain.events.bind_virq(current.domain, op.virq, op.vcpu)
 
 
-@ops.sub(EVTCHNOP_bind_pirq, evtchn_bind_pirq)
+@ops.sub(
+    EVTCHNOP_bind_pirq,
+    evtchn_bind_pirq,
+    answer=EPERM,
+    note="a domU without devices has no physical interrupt",
+    diverges="Xen binds a port for a PVH guest, to an interrupt that never comes",
+)
 def bind_pirq(current: Current, op: evtchn_bind_pirq) -> None:
     """Refuse: a domU without devices has no physical interrupt to bind."""
-    # DIVERGES: for a PVH guest Xen would bind the port, to an interrupt that never comes.
     if op.pirq >= NR_PIRQS:
         raise XenError(EINVAL, f"there is no pirq {op.pirq}")
     raise XenError(EPERM, f"pirq {op.pirq} is not this domain's")

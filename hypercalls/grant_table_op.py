@@ -23,6 +23,7 @@ from xenemu.abi.grant_table import (
     GNTST_permission_denied,
     GNTTABOP_cache_flush,
     GNTTABOP_copy,
+    GNTTABOP_dump_table,
     GNTTABOP_get_status_frames,
     GNTTABOP_get_version,
     GNTTABOP_map_grant_ref,
@@ -242,6 +243,7 @@ def cache_flush(current: Current, op: gnttab_cache_flush) -> None:
         raise XenError(EOPNOTSUPP, "x86 does not drop cache lines unwritten")
 
 
+ops.answer(GNTTABOP_dump_table, "dump_table", ENOSYS, "Xen dumps no tables for guests any more")
 # DIVERGES: Xen's default allows transfers; this is Xen booted with gnttab=no-transfer.
 ops.answer(GNTTABOP_transfer, "transfer", EOPNOTSUPP, "transfers are not offered")
 

@@ -248,4 +248,6 @@ def copy_page(current: Current, op: mmuext_op_t) -> None:
 ops.answer(MMUEXT_MARK_SUPER, "mark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 ops.answer(MMUEXT_UNMARK_SUPER, "unmark_super", EOPNOTSUPP, "Xen has no superpages for PV guests")
 
-mmuext_op = Hypercall(Nr.mmuext_op, "mmuext_op", ALL, (PTR, INT, PTR, INT), do_mmuext_op)
+mmuext_op = Hypercall(
+    Nr.mmuext_op, "mmuext_op", ALL, (PTR, INT, PTR, INT), do_mmuext_op, batch_of=ops
+)

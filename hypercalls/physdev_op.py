@@ -29,6 +29,7 @@ from xenemu.abi.physdev import (
     PHYSDEVOP_map_pirq,
     PHYSDEVOP_pci_device_add,
     PHYSDEVOP_pci_device_remove,
+    PHYSDEVOP_pci_device_reset,
     PHYSDEVOP_pci_mmcfg_reserved,
     PHYSDEVOP_pirq_eoi_gmfn_v1,
     PHYSDEVOP_pirq_eoi_gmfn_v2,
@@ -174,8 +175,14 @@ for _command, _name in (
     (PHYSDEVOP_release_msix, "release_msix"),
 ):
     ops.answer(_command, _name, EPERM, "only the hardware domain has hardware")
-# DIVERGES: Xen would hand out one of the domain's unused pirqs, with nothing behind it.
-ops.answer(PHYSDEVOP_get_free_pirq, "get_free_pirq", ENOSPC, "there are no physical interrupts")
+ops.answer(
+    PHYSDEVOP_get_free_pirq,
+    "get_free_pirq",
+    ENOSPC,
+    "there are no physical interrupts",
+    diverges="Xen hands out one of the domain's unused pirqs, with nothing behind it",
+)
+ops.answer(PHYSDEVOP_pci_device_reset, "pci_device_reset", ENOSYS, "came with Xen 4.20")
 
 
 def compat(current: Current, pointer: int) -> int | None:

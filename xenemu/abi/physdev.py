@@ -36,6 +36,7 @@ PHYSDEVOP_pirq_eoi_gmfn_v2: Final = 28
 PHYSDEVOP_dbgp_op: Final = 29
 PHYSDEVOP_prepare_msix: Final = 30
 PHYSDEVOP_release_msix: Final = 31
+PHYSDEVOP_pci_device_reset: Final = 32  # of Xen 4.20
 
 NR_PIRQS: Final = 56  # of a domU: 24 GSIs of one IO-APIC, and extra_guest_irqs=32
 

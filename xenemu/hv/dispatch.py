@@ -14,6 +14,8 @@ with the struct that the guest's pointer leads to::
 `call` copies in (EFAULT), calls, copies back on success, and turns XenError into ``-errno``
 with the reason logged.
 
+Where an answer knowingly differs from Xen's, `diverges` says how, and `xenemu hypercalls` shows it.
+
 In Xen: include/hypercall-defs.c, arch/x86/pv/hypercall.c, common/multicall.c.
 """
 
@@ -65,9 +67,10 @@ class Continue(Exception):
 class Hypercall:
     """A row of the hypercall table.
 
-    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. Without
-    a handler the guest gets ``-answer``, which is Xen's true answer to such a domain, and `note`
-    says why.
+    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. What Xen
+    refuses to such a domain has a `note` that says why, and ``-answer``, which is Xen's: it needs
+    no handler, or one that makes the checks which Xen makes before. `batch_of` are the
+    sub-operations of a hypercall that takes a list of them.
     """
 
     number: int
@@ -77,11 +80,22 @@ class Hypercall:
     handler: Handler | None = None
     answer: int = ENOSYS
     note: str = ""
+    diverges: str = ""
+    batch_of: SubOps | None = None
+
+    @property
+    def operations(self) -> dict[int, SubOp]:
+        """The sub-operations by command, none if it has none."""
+        family = self.handler if isinstance(self.handler, SubOps) else self.batch_of
+        return {} if family is None else family.table
 
 
 @dataclass(frozen=True)
 class SubOp:
-    """A sub-operation: its struct is copied in, and copied back on success if asked."""
+    """A sub-operation: its struct is copied in, and copied back on success if asked.
+
+    `answer`, `note` and `diverges` are as in `Hypercall`.
+    """
 
     command: int
     name: str
@@ -90,6 +104,7 @@ class SubOp:
     copy_back: bool = False
     answer: int = ENOSYS
     note: str = ""
+    diverges: str = ""
 
 
 @dataclass
@@ -104,19 +119,27 @@ class SubOps:
     table: dict[int, SubOp] = field(default_factory=dict)
 
     def sub(
-        self, command: int, struct: type[Struct] | None = None, *, copy_back: bool = False
+        self,
+        command: int,
+        struct: type[Struct] | None = None,
+        *,
+        copy_back: bool = False,
+        answer: int = ENOSYS,
+        note: str = "",
+        diverges: str = "",
     ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
         """Register a handler: called with (current, struct), or (current, pointer) without one."""
 
         def register(handler: Callable[..., int | None]) -> Callable[..., int | None]:
-            self._add(SubOp(command, handler.__name__, struct, handler, copy_back))
+            name = handler.__name__
+            self._add(SubOp(command, name, struct, handler, copy_back, answer, note, diverges))
             return handler
 
         return register
 
-    def answer(self, command: int, name: str, errno: int, note: str) -> None:
+    def answer(self, command: int, name: str, errno: int, note: str, *, diverges: str = "") -> None:
         """Register a sub-operation that Xen refuses to such a domain, with its errno and why."""
-        self._add(SubOp(command, name, None, None, answer=errno, note=note))
+        self._add(SubOp(command, name, None, None, answer=errno, note=note, diverges=diverges))
 
     def _add(self, op: SubOp) -> None:
         if op.command in self.table:

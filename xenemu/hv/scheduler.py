@@ -142,6 +142,12 @@ def fire_timer(domain: Domain, now_ns: int, key: Key) -> None:
 
 
 def shutdown(domain: Domain, reason: int) -> None:
-    """Shut the domain down; the first reason counts."""
-    if domain.shutdown_code is None:
-        domain.shutdown_code = reason
+    """Shut the domain down; the first reason counts, or the one that was chosen before."""
+    choose_shutdown_code(domain, reason)
+    domain.shutdown_code = domain.chosen_shutdown_code
+
+
+def choose_shutdown_code(domain: Domain, reason: int) -> None:
+    """Choose the reason of a shutdown to come, unless one is chosen."""
+    if domain.chosen_shutdown_code is None:
+        domain.chosen_shutdown_code = reason

@@ -87,11 +87,16 @@ class PvExits:
 
     def _deliver_events(self) -> None:
         current = self.current
-        if event_pending(current.domain, current.vcpu) and not current.vcpu.blocked:
+        if current.vcpu.blocked:
+            return
+        state = pv(current)
+        if state.nmi_pending and not state.nmi_masked:
+            traps.deliver_nmi(current)
+        if event_pending(current.domain, current.vcpu):
             traps.deliver_event(current)
 
     def deliver_events(self) -> None:
-        """Enter the guest's event callback if events are pending and not masked."""
+        """Enter the guest's handler if an NMI, or events that are not masked, are pending."""
         self._deliver_events()
 
     def timer(self, key: Key) -> bool:
