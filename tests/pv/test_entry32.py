@@ -205,3 +205,19 @@ def test_rdpmc_is_privileged(current: Current, exits: Pv32Exits) -> None:
     current.write(CODE, b"\x0f\x33")
     exits.invalid_opcode()
     assert entered(current) == flags.GP
+
+
+# What the engine does not know.
+
+
+def test_sysret_is_undefined(current: Current, exits: Pv32Exits) -> None:
+    current.write(CODE, b"\x0f\x07")
+    exits.exception(flags.GP, 0)
+    assert entered(current) == flags.UD
+
+
+def test_icebp_is_a_debug_trap(current: Current, exits: Pv32Exits) -> None:
+    current.write(CODE, b"\xf1")
+    exits.invalid_opcode()
+    assert entered(current) == flags.DB
+    assert words_at(current, current.cpu.regs[Reg.RSP], 1) == [CODE + 1]

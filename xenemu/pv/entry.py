@@ -15,9 +15,10 @@ from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
 from xenemu.pv.bounce32 import in_kernel_mode
+from xenemu.pv.callgate import emulate_gate_op
 from xenemu.pv.debug import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page, mark_accessed
-from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op, fetch
+from xenemu.pv.emulate import code_bits, decode_here, emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
@@ -34,7 +35,7 @@ INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 SYSENTER_LENGTH = 2
 INT80 = 0x80
-RDPMC = b"\x0f\x33"
+SYSRET, RDPMC, ICEBP = 0x0F07, 0x0F33, 0xF1  # opcodes
 LDT_BYTES = 0x10000
 
 
@@ -154,6 +155,12 @@ class PvExits:
             if _is_stack_fault(current):
                 traps.inject(current, flags.SS, 0)
                 return
+            if _is_sysret_in_32_bit_code(current):
+                traps.inject(current, flags.UD)
+                return
+        elif current.domain.width == 4:
+            emulate_gate_op(current, error_code)
+            return
         traps.inject(current, flags.GP, error_code)
 
     def _device_not_available(self) -> None:
@@ -183,10 +190,14 @@ class PvExits:
             traps.bounce(current, trap or NO_TRAP, f"int {vector:#x}")
 
     def invalid_opcode(self) -> None:
-        """Forced emulation, or #UD."""
+        """Forced emulation, what the engine does not know, or #UD."""
         current = self.current
-        if fetch(current)[: len(RDPMC)] == RDPMC:  # not in the engine; CR4.PCE is never set
+        insn = decode_here(current)
+        if insn is not None and insn.opcode == RDPMC:  # CR4.PCE is never set
             traps.inject(current, flags.GP)
+        elif insn is not None and insn.opcode == ICEBP:
+            current.cpu.rip += insn.length
+            traps.inject(current, flags.DB)
         elif not emulate_invalid_op(current):
             traps.inject(current, flags.UD)
 
@@ -262,6 +273,14 @@ class Pv32Exits(PvExits):
             traps.iret(current)
         else:
             self._call(number, ARGUMENTS32, 0xFFFFFFFF)
+
+
+def _is_sysret_in_32_bit_code(current: Current) -> bool:
+    """Whether a #GP(0) is really a #UD: the engine's SYSRET is AMD's, the guest's CPU Intel's."""
+    if code_bits(current) == 64:
+        return False
+    insn = decode_here(current)
+    return insn is not None and insn.opcode == SYSRET
 
 
 def _is_stack_fault(current: Current) -> bool:
