@@ -6,6 +6,7 @@ In Xen: common/event_channel.c
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOENT, ENOSYS, EPERM
@@ -47,10 +48,11 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
+from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.x86.paging import PAGE_SIZE
 
 ops = SubOps("event_channel_op")
@@ -141,16 +143,19 @@ def unmask(current: Current, op: evtchn_unmask) -> None:
     current.domain.events.unmask(current.domain, op.port)
 
 
-@ops.sub(EVTCHNOP_reset, evtchn_reset)
-def reset(current: Current, op: evtchn_reset) -> None:
-    _check_own(current, op.dom)
-    current.domain.events.reset(current.domain)
+@ops.sub(EVTCHNOP_reset)
+def reset(current: Current, pointer: int, resuming: bool = False) -> None:
+    """Close all ports; events that are due interrupt it."""
+    domain = current.domain
+    _check_own(current, current.read_struct(evtchn_reset, pointer).dom)
+    if not domain.events.reset(domain, resuming, partial(hypercall_preempt_check, current)):
+        raise Continue(EVTCHNOP_reset_cont, pointer)
 
 
-@ops.sub(EVTCHNOP_reset_cont, evtchn_reset)
-def reset_cont(current: Current, op: evtchn_reset) -> None:
-    """Go on with a reset that was preempted; here none ever is."""
-    reset(current, op)
+@ops.sub(EVTCHNOP_reset_cont)
+def reset_cont(current: Current, pointer: int) -> None:
+    """Go on with a reset that was interrupted; EBUSY: none was."""
+    reset(current, pointer, resuming=True)
 
 
 @ops.sub(EVTCHNOP_init_control, evtchn_init_control, copy_back=True)

@@ -7,10 +7,11 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, make_current
 from hypercalls.event_channel_op import event_channel_op, event_channel_op_compat
 from xenemu.abi import event_channel as abi
-from xenemu.abi.errno import EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
+from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF, Virq
 from xenemu.errors import XenError
+from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import DOMID, Current
 
 ARGUMENT = 0x20000
@@ -125,6 +126,18 @@ def test_an_argument_that_cannot_be_read(current: Current) -> None:
     with pytest.raises(XenError) as error:
         event_channel_op.handler(current, abi.EVTCHNOP_send, 1 << 30)
     assert error.value.errno == EFAULT
+
+
+def test_a_reset_that_is_interrupted_goes_on_as_another_command(current: Current) -> None:
+    for _ in range(70):
+        current.domain.events.bind_ipi(current.domain, 0)
+    current.domain.memory.bytes[current.vcpu.info] = 1
+    with pytest.raises(Continue) as again:
+        call(current, abi.EVTCHNOP_reset, abi.evtchn_reset(DOMID_SELF))
+    assert again.value.new_args == (abi.EVTCHNOP_reset_cont, ARGUMENT)
+    current.domain.memory.bytes[current.vcpu.info] = 0
+    call(current, abi.EVTCHNOP_reset_cont, abi.evtchn_reset(DOMID_SELF))
+    refused(current, EBUSY, abi.EVTCHNOP_reset_cont, abi.evtchn_reset(DOMID_SELF))
 
 
 def test_an_unknown_command(current: Current) -> None:

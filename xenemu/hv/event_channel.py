@@ -14,10 +14,21 @@ In Xen: common/event_channel.c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from xenemu.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
+from xenemu.abi.errno import (
+    EACCES,
+    EAGAIN,
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOENT,
+    ENOSPC,
+    ENOSYS,
+    EOPNOTSUPP,
+)
 from xenemu.abi.event_channel import (
     EVTCHN_FIFO_PRIORITY_DEFAULT,
     EVTCHN_FIFO_PRIORITY_MIN,
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
 DOM0: Final = 0
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
 BUCKET: Final = 64  # Xen's ports come into being in groups of this size
+RESET_STEP: Final = 64  # ports closed before a reset looks at events
 MAX_EVENT_CHANNELS: Final = 1023  # xl.cfg's max_event_channels: the highest port
 PER_VCPU_VIRQS: Final = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 
@@ -55,7 +67,7 @@ class Channel:
     remote_port: int = 0  # interdomain
     virq: int = 0
     priority: int = EVTCHN_FIFO_PRIORITY_DEFAULT
-    pending: bool = False  # raised before its event word existed
+    pending: bool = False  # raised before its event word existed; never forgotten, as in Xen
     last_vcpu: int = 0  # the queue it was last linked to
     last_priority: int = 0
 
@@ -69,6 +81,7 @@ class EventChannels:
     abi: TwoLevel | Fifo = field(default_factory=TwoLevel)
     virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
     dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+    next_reset: int = 0  # the port at which a reset that was interrupted goes on
     pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written
 
     # Making and unmaking connections.
@@ -153,16 +166,33 @@ class EventChannels:
         self.abi.clear_pending(domain, port)  # or a later owner of the port would be told
         channel.state = EVTCHNSTAT_closed
         channel.notify_vcpu = 0
-        channel.pending = False
 
-    def reset(self, domain: Domain) -> None:
-        """Close every port, and go back to the two-level ABI."""
-        for port, channel in enumerate(self.channels):
-            if channel.state != EVTCHNSTAT_closed:
+    def reset(self, domain: Domain, resuming: bool, interrupted: Callable[[], bool]) -> bool:
+        """Close every port, and go back to the two-level ABI; False: `interrupted` on the way.
+
+        Then it is to be called again, `resuming`. EBUSY: a reset is under way, or none is that
+        could be resumed; EAGAIN: ports were opened meanwhile.
+        """
+        if resuming == (not self.next_reset):
+            raise XenError(EBUSY, "no reset is under way" if resuming else "a reset is under way")
+        self.next_reset = self.next_reset or 1
+        left = sum(channel.state != EVTCHNSTAT_closed for channel in self.channels)
+        for port in range(self.next_reset, len(self.channels)):
+            if not left:
+                break
+            if self.channels[port].state != EVTCHNSTAT_closed:
                 self.close(domain, port)
+                left -= 1
+            if port % RESET_STEP == 0 and interrupted():
+                self.next_reset = port
+                return False
+        self.next_reset = 0
+        if left:
+            raise XenError(EAGAIN, f"{left} ports were opened during a reset")
         if isinstance(self.abi, Fifo):
             self.abi.destroy(domain)
             self.abi = TwoLevel()
+        return True
 
     # Events.
 

@@ -14,6 +14,7 @@ from xenemu.abi.sched import SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
+from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.hv.vcpu import RunState, Vcpu
 
@@ -40,6 +41,12 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
     vcpu.poll_ports = poll_ports
     set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
     current.cpu.stop()
+
+
+def hypercall_preempt_check(current: Current) -> bool:
+    """Whether a long hypercall is to be interrupted here: the vcpu has something else to do."""
+    domain, vcpu = current.domain, current.vcpu
+    return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
 
 
 def wake(domain: Domain, vcpu: Vcpu) -> None:
