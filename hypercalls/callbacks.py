@@ -33,7 +33,7 @@ from xenemu.abi.nmi import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
+from xenemu.hv.dispatch import COMPAT, INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
@@ -113,7 +113,7 @@ def _set_callbacks(current: Current, *arguments: int) -> None:
         _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
         return
     kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
-    for kind, address in zip(kinds, arguments, strict=False):
+    for kind, address in zip(kinds, arguments, strict=True):
         if is_canonical(address):
             _register(current, kind, address, mask_events=False)
 
@@ -173,7 +173,7 @@ def unregister_callback(current: Current, pointer: int) -> None:
 
 set_trap_table = Hypercall(Nr.set_trap_table, "set_trap_table", PV, (PTR,), _set_trap_table)
 set_callbacks = Hypercall(
-    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, ULONG), _set_callbacks
+    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, COMPAT), _set_callbacks
 )
 callback_op = Hypercall(Nr.callback_op, "callback_op", PV, (INT, PTR), _callback_op)
 nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op)

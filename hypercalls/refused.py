@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xenemu.abi.errno import ENOSYS, EOPNOTSUPP, EPERM
 from xenemu.abi.xen import Nr
-from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall
 
 ONE_POINTER = (PTR,)
 COMMAND_AND_POINTER = (INT, PTR)
@@ -34,7 +34,13 @@ REFUSED = [
         Nr.xenpmu_op, "xenpmu_op", ALL, COMMAND_AND_POINTER, None, EOPNOTSUPP, "the VPMU is off"
     ),
     Hypercall(
-        Nr.hypfs_op, "hypfs_op", ALL, COMMAND_AND_POINTER, None, EPERM, "for the control domain"
+        Nr.hypfs_op,
+        "hypfs_op",
+        ALL,
+        (INT, PTR, ULONG, PTR, ULONG),
+        None,
+        EPERM,
+        "for the control domain",
     ),
     Hypercall(Nr.mca, "mca", PV, ONE_POINTER, None, EPERM, "for the control domain"),
 ]

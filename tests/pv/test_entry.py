@@ -356,6 +356,37 @@ def test_a_domain_without_handlers_crashes(current: Current, exits: PvExits) -> 
         exits.deliver_events()
 
 
+# A debug build of Xen.
+
+POISON = 0xDEADBEEFDEADF00D
+
+
+def test_debug_xen_spoils_the_arguments(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    regs[Reg.RAX], regs[Reg.RDI], regs[Reg.RSI], regs[Reg.RDX] = Nr.xen_version, 0, 7, 8
+    exits.syscall()
+    assert regs[Reg.RDI] == regs[Reg.RSI] == POISON
+    assert regs[Reg.RDX] == 8
+
+
+def test_debug_xen_knows_that_set_callbacks_has_three(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    regs[Reg.RAX], regs[Reg.R10] = Nr.set_callbacks, 8
+    exits.syscall()
+    assert (regs[Reg.RDX], regs[Reg.R10]) == (POISON, 8)
+
+
+def test_debug_xen_leaves_an_unknown_hypercall_alone(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    for number in (Nr.argo_op, 99):
+        regs[Reg.RAX], regs[Reg.RDI] = number, 7
+        exits.syscall()
+        assert regs[Reg.RDI] == 7
+
+
 # NMIs, which a guest can only send itself.
 
 

@@ -207,6 +207,13 @@ def test_rdpmc_is_privileged(current: Current, exits: Pv32Exits) -> None:
     assert entered(current) == flags.GP
 
 
+def test_debug_xen_spoils_both_halves_of_a_long_argument(current: Current) -> None:
+    current.domain.debug_xen = True
+    current.cpu.regs[Reg.RDX] = 9
+    hypercall(current, Nr.set_timer_op, 1, 2)
+    assert [current.cpu.regs[register] for register in ARGUMENTS[:3]] == [0xDEADF00D] * 2 + [9]
+
+
 # What the engine does not know.
 
 

@@ -95,6 +95,14 @@ def test_the_code_segment_chooses_the_registers(exits):
     assert seen == ["64"]
 
 
+def test_debug_xen_spoils_the_arguments(exits):
+    exits.current.domain.debug_xen = True
+    exits.current.cpu.regs[Reg.RDX] = 9
+    call(exits)
+    registers = (Reg.RBX, Reg.RCX, Reg.RDX)
+    assert [exits.current.cpu.regs[one] for one in registers] == [0xDEADF00D] * 2 + [9]
+
+
 def test_a_64_bit_segment_means_nothing_outside_long_mode(exits):
     exits.current.cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, 0x00A09B00))
     call(exits)

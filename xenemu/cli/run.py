@@ -96,6 +96,14 @@ def run(
             metavar="FILE",
         ),
     ] = None,
+    debug_xen: Annotated[
+        bool,
+        typer.Option(
+            "--debug-xen",
+            help="Spoil the arguments of finished hypercalls, as a debug build of Xen does, to"
+            " find kernels that rely on them.",
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -115,6 +123,7 @@ def run(
         size,
         os.fsencode(cmdline),
         b"" if initrd is None else _read_module("--initrd", initrd, size),
+        debug_xen=debug_xen,
         modules=tuple(_parse_module(text, size) for text in module or []),
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:

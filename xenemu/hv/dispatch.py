@@ -30,6 +30,7 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import CallRecord, Current
 
 ALL = frozenset({"pv64", "pv32", "pvh64", "pvh32"})
@@ -44,9 +45,11 @@ class Arg(Enum):
     ULONG = "unsigned long"
     PTR = "guest pointer"
     U64 = "uint64_t"  # two registers in the 32-bit ABI, low half first
+    COMPAT = "unsigned long of the 32-bit ABI"  # the 64-bit one has no such argument
 
 
-INT, ULONG, PTR, U64 = Arg.INT, Arg.ULONG, Arg.PTR, Arg.U64
+INT, ULONG, PTR, U64, COMPAT = Arg.INT, Arg.ULONG, Arg.PTR, Arg.U64, Arg.COMPAT
+POISON = {8: 0xDEADBEEFDEADF00D, 4: 0xDEADF00D}
 
 Handler = Callable[..., int | None]
 
@@ -207,10 +210,26 @@ class HypercallTable:
         return result
 
 
+def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:
+    """Spoil the argument registers of a hypercall that is done, as a debug build of Xen does.
+
+    A guest must not rely on them. Those of a hypercall that there is not (ENOSYS) stay.
+    """
+    assert current.table is not None
+    width = 8 if current.environment.endswith("64") else 4
+    row = current.table.rows.get(number)
+    if row is not None and result != -ENOSYS:
+        count = len(_raw(row.args, [0] * len(row.args), width))
+        for register in registers[:count]:
+            current.cpu.regs[register] = POISON[width]
+
+
 def _typed(types: tuple[Arg, ...], registers: Sequence[int], width: int) -> tuple[int, ...]:
     """Arguments as the C prototype has them, from the argument registers."""
     values, at = [], 0
     for kind in types:
+        if kind is Arg.COMPAT and width == 8:
+            continue
         value = registers[at]
         at += 1
         if kind is Arg.INT:
@@ -228,7 +247,7 @@ def _raw(types: tuple[Arg, ...], values: Sequence[int], width: int) -> list[int]
     for kind, value in zip(types, values, strict=True):
         if kind is Arg.U64 and width == 4:
             registers += [value & 0xFFFFFFFF, value >> 32]
-        else:
+        elif kind is not Arg.COMPAT or width == 4:
             registers.append(value)
     return registers
 

@@ -63,6 +63,7 @@ class Domain:
     uuid: bytes = bytes(range(16))
     features: int = 0  # XENFEAT_* bits of submap 0 that this guest sees
     vm_assist: int = 0
+    debug_xen: bool = False  # hypercalls spoil their arguments, as in a debug build of Xen
     e820: list[tuple[int, int, int]] = field(default_factory=list)  # base, size, type
     arch: object = None  # the personality's own, opaque to `hv`
     p2m: P2m | None = None  # of guests whose frame numbers Xen translates (PVH)

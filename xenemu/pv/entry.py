@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.dispatch import Continue
+from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
@@ -76,7 +76,10 @@ class PvExits:
         cpu, regs = current.cpu, current.cpu.regs
         arguments = [regs[register] & mask for register in registers]
         try:
-            regs[Reg.RAX] = current.table.call(current, number, arguments) & mask
+            result = current.table.call(current, number, arguments)
+            regs[Reg.RAX] = result & mask
+            if current.domain.debug_xen:
+                poison_arguments(current, number, registers, result)
         except Continue as again:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value

@@ -11,7 +11,7 @@ from xenemu.abi.errno import EPERM
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
-from xenemu.hv.dispatch import Continue
+from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
@@ -63,8 +63,11 @@ class PvhExits:
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
         try:
-            result = current.table.call(current, regs[Reg.RAX] & mask, arguments)
+            number = regs[Reg.RAX] & mask
+            result = current.table.call(current, number, arguments)
             regs[Reg.RAX] = result & mask
+            if current.domain.debug_xen:
+                poison_arguments(current, number, registers, result)
         except Continue as again:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
