@@ -35,6 +35,7 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import COMPAT, INT, PTR, PV, ULONG, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
+from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
@@ -65,15 +66,18 @@ def _set_trap_table(current: Current, traps: int) -> None:
         table.clear()
         return
     size = trap_info.sizeof(current.domain.width)
-    for count in range(MAX_TRAPS_AT_ONCE):
-        entry = current.read_struct(trap_info, traps + count * size)
+    for _ in range(MAX_TRAPS_AT_ONCE):
+        entry = current.read_struct(trap_info, traps)
         if not entry.address:
             return
         _check_canonical(entry.address)
         cs = fixup_guest_selector(entry.cs, current.domain.width)
         dpl, masked = entry.flags & TI_DPL, bool(entry.flags & TI_IF)
         table[entry.vector] = Trap(cs, entry.address, dpl, masked)
-    raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
+        traps += size
+        if hypercall_preempt_check(current):
+            break
+    raise Continue(traps)
 
 
 def _register(

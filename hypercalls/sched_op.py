@@ -18,7 +18,6 @@ from xenemu.abi.sched import (
     SCHEDOP_shutdown_code,
     SCHEDOP_watchdog,
     SCHEDOP_yield,
-    sched_pin_override,
     sched_poll,
     sched_remote_shutdown,
     sched_shutdown,
@@ -137,10 +136,7 @@ def watchdog(current: Current, op: sched_watchdog) -> int:
     return 0
 
 
-@ops.sub(SCHEDOP_pin_override, sched_pin_override, answer=EPERM, note="for the hardware domain")
-def pin_override(current: Current, op: sched_pin_override) -> None:
-    """Refuse: only the hardware domain pins itself."""
-    raise XenError(EPERM, "only the hardware domain may pin its vcpus")
+ops.answer(SCHEDOP_pin_override, "pin_override", EPERM, "for the hardware domain")
 
 
 def compat(current: Current, command: int, argument: int) -> int | None:

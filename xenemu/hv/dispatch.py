@@ -97,7 +97,8 @@ class Hypercall:
 class SubOp:
     """A sub-operation: its struct is copied in, and copied back on success if asked.
 
-    `answer`, `note` and `diverges` are as in `Hypercall`.
+    `answer`, `note` and `diverges` are as in `Hypercall`; without a handler, `copies` bytes are
+    read first (EFAULT), where Xen reads its argument before it refuses.
     """
 
     command: int
@@ -108,6 +109,7 @@ class SubOp:
     answer: int = ENOSYS
     note: str = ""
     diverges: str = ""
+    copies: int = 0
 
 
 @dataclass
@@ -140,9 +142,18 @@ class SubOps:
 
         return register
 
-    def answer(self, command: int, name: str, errno: int, note: str, *, diverges: str = "") -> None:
+    def answer(
+        self,
+        command: int,
+        name: str,
+        errno: int,
+        note: str,
+        *,
+        diverges: str = "",
+        copies: int = 0,
+    ) -> None:
         """Register a sub-operation that Xen refuses to such a domain, with its errno and why."""
-        self._add(SubOp(command, name, None, None, answer=errno, note=note, diverges=diverges))
+        self._add(SubOp(command, name, None, None, False, errno, note, diverges, copies))
 
     def _add(self, op: SubOp) -> None:
         if op.command in self.table:
@@ -154,6 +165,7 @@ class SubOps:
         if op is None:
             raise XenError(self.unknown, f"{self.name} has no command {command}")
         if op.handler is None:
+            current.read(pointer, op.copies)
             raise XenError(op.answer, f"{self.name} {op.name}: {op.note}")
         if op.struct is None:
             return op.handler(current, pointer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from xenemu.abi.errno import EPERM
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
+from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
@@ -100,7 +101,10 @@ class PvhExits:
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT to one of PORTS: Xen's debug console shows the byte."""
         if port == DEBUG_PORT and size == 1:
-            self.current.domain.output.append(value)
+            output = self.current.domain.output
+            output.append(value)
+            if len(output) >= OUTPUT_LIMIT:
+                self.current.cpu.stop()
 
     def read_apic(self, offset: int, size: int) -> int:
         """A load from the local APIC's page."""
