@@ -28,6 +28,7 @@ from xenemu.abi.event_channel import (
     EVTCHNOP_status,
     EVTCHNOP_unmask,
     EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_pirq,
     EVTCHNSTAT_unbound,
     EVTCHNSTAT_virq,
     evtchn_alloc_unbound,
@@ -45,7 +46,6 @@ from xenemu.abi.event_channel import (
     evtchn_status,
     evtchn_unmask,
 )
-from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
@@ -79,18 +79,9 @@ def bind_virq(current: Current, op: evtchn_bind_virq) -> None:
     op.port = current.domain.events.bind_virq(current.domain, op.virq, op.vcpu)
 
 
-@ops.sub(
-    EVTCHNOP_bind_pirq,
-    evtchn_bind_pirq,
-    answer=EPERM,
-    note="a domU without devices has no physical interrupt",
-    diverges="Xen binds a port for a PVH guest, to an interrupt that never comes",
-)
+@ops.sub(EVTCHNOP_bind_pirq, evtchn_bind_pirq, copy_back=True)
 def bind_pirq(current: Current, op: evtchn_bind_pirq) -> None:
-    """Refuse: a domU without devices has no physical interrupt to bind."""
-    if op.pirq >= NR_PIRQS:
-        raise XenError(EINVAL, f"there is no pirq {op.pirq}")
-    raise XenError(EPERM, f"pirq {op.pirq} is not this domain's")
+    op.port = current.domain.events.bind_pirq(current.domain, op.pirq)
 
 
 @ops.sub(EVTCHNOP_close, evtchn_close)
@@ -115,8 +106,9 @@ def status(current: Current, op: evtchn_status) -> None:
     elif channel.state == EVTCHNSTAT_interdomain:
         domid = channel.remote_domid.to_bytes(2, "little")
         rest = channel.remote_port.to_bytes(4, "little")
-    elif channel.state == EVTCHNSTAT_virq:
-        domid, padding = channel.virq.to_bytes(2, "little"), bytes(2)
+    elif channel.state in (EVTCHNSTAT_virq, EVTCHNSTAT_pirq):
+        number = channel.virq if channel.state == EVTCHNSTAT_virq else channel.pirq
+        domid, padding = number.to_bytes(2, "little"), bytes(2)
     op.u = domid + padding + rest
 
 
