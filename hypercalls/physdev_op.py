@@ -13,6 +13,7 @@ from typing import Final
 
 from xenemu.abi.errno import EBUSY, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM
 from xenemu.abi.physdev import (
+    MAP_PIRQ_TYPE_GSI,
     NR_GSIS,
     NR_PIRQS,
     PHYSDEVOP_IRQ_UNMASK_NOTIFY,
@@ -44,6 +45,7 @@ from xenemu.abi.physdev import (
     PHYSDEVOP_unmap_pirq,
     XENIRQSTAT_needs_eoi,
     physdev_eoi,
+    physdev_get_free_pirq,
     physdev_irq_status_query,
     physdev_map_pirq,
     physdev_pirq_eoi_gmfn,
@@ -75,6 +77,7 @@ class PhysdevOps(SubOps):
 ops = PhysdevOps("physdev_op")
 
 MAX_PORTS: Final = 65536
+FIRST_FREE_GSI: Final = 16  # those below are the ISA bus's
 HARDWARE: Final = "only the hardware domain has hardware"
 COMPAT_COMMANDS: Final = range(PHYSDEVOP_irq_status_query, PHYSDEVOP_free_irq_vector + 1)
 
@@ -91,8 +94,9 @@ def free_irq_vector(current: Current, pointer: int) -> None:
 
 @ops.sub(PHYSDEVOP_eoi, physdev_eoi)
 def eoi(current: Current, op: physdev_eoi) -> None:
-    """EINVAL: the domain has no such interrupt."""
-    raise XenError(EINVAL, f"pirq {op.irq} is not bound")
+    """Do nothing: no interrupt waits for it. EINVAL: the domain has no such interrupt."""
+    if op.irq not in current.domain.events.free_pirqs_given:
+        raise XenError(EINVAL, f"pirq {op.irq} is not bound")
 
 
 @ops.sub(PHYSDEVOP_irq_status_query, physdev_irq_status_query, copy_back=True)
@@ -160,6 +164,19 @@ def unmap_pirq(current: Current, op: physdev_unmap_pirq) -> None:
     _refuse_pirq(current, op.domid)
 
 
+@ops.sub(PHYSDEVOP_get_free_pirq, physdev_get_free_pirq, copy_back=True)
+def get_free_pirq(current: Current, op: physdev_get_free_pirq) -> None:
+    """Give out a pirq, with nothing behind it; ENOSPC: all are given."""
+    given = current.domain.events.free_pirqs_given
+    lines = range(FIRST_FREE_GSI, NR_GSIS if op.type == MAP_PIRQ_TYPE_GSI else 0)
+    for pirq in (*lines, *range(NR_PIRQS - 1, NR_GSIS - 1, -1)):
+        if pirq not in given:
+            given.add(pirq)
+            op.pirq = pirq
+            return
+    raise XenError(ENOSPC, f"all {len(given)} pirqs are given out")
+
+
 @ops.sub(PHYSDEVOP_setup_gsi, physdev_setup_gsi, answer=EPERM, note=HARDWARE)
 def setup_gsi(current: Current, op: physdev_setup_gsi) -> None:
     """Refuse: EINVAL: there is no such GSI; EPERM."""
@@ -189,14 +206,6 @@ for _command, _name, _size in (
     (PHYSDEVOP_restore_msi_ext, "restore_msi_ext", 4),
 ):
     ops.answer(_command, _name, ENODEV, "the machine has no PCI device", copies=_size)
-ops.answer(
-    PHYSDEVOP_get_free_pirq,
-    "get_free_pirq",
-    ENOSPC,
-    "there are no physical interrupts",
-    diverges="Xen hands out one of the domain's unused pirqs, with nothing behind it",
-    copies=8,
-)
 ops.answer(PHYSDEVOP_pci_device_reset, "pci_device_reset", ENOSYS, "came with Xen 4.20")
 
 

@@ -7,7 +7,7 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, make_current
 from hypercalls.physdev_op import physdev_op, physdev_op_compat
 from xenemu.abi import physdev as abi
-from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, ESRCH
+from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
@@ -133,3 +133,22 @@ def test_a_line_must_exist_to_be_another_domains(current: Current, gsi: int, err
 
 def test_there_is_no_device_to_restore(current: Current) -> None:
     refused(current, ENODEV, abi.PHYSDEVOP_restore_msi, abi.physdev_eoi(0))
+
+
+def free_pirq(current: Current, kind: int) -> int:
+    assert call(current, abi.PHYSDEVOP_get_free_pirq, abi.physdev_get_free_pirq(kind, 99)) == 0
+    return current.read_struct(abi.physdev_get_free_pirq, ARGUMENT).pirq
+
+
+def test_free_pirqs_are_given_once_each(current: Current) -> None:
+    assert [free_pirq(current, 0) for _ in range(2)] == [55, 54]
+    assert [free_pirq(current, abi.MAP_PIRQ_TYPE_GSI) for _ in range(2)] == [16, 17]
+    assert call(current, abi.PHYSDEVOP_eoi, abi.physdev_eoi(55)) == 0
+    refused(current, EINVAL, abi.PHYSDEVOP_eoi, abi.physdev_eoi(53))
+
+
+def test_free_pirqs_run_out(current: Current) -> None:
+    for _ in range(32):
+        free_pirq(current, 0)
+    op = abi.physdev_get_free_pirq(0, 99)
+    refused(current, ENOSPC, abi.PHYSDEVOP_get_free_pirq, op)

@@ -38,6 +38,8 @@ PHYSDEVOP_prepare_msix: Final = 30
 PHYSDEVOP_release_msix: Final = 31
 PHYSDEVOP_pci_device_reset: Final = 32  # of Xen 4.20
 
+MAP_PIRQ_TYPE_GSI: Final = 1
+
 NR_GSIS: Final = 24  # of one IO-APIC
 NR_PIRQS: Final = NR_GSIS + 32  # of a domU: extra_guest_irqs=32
 
@@ -89,6 +91,14 @@ class physdev_setup_gsi(Struct, size=(8, 8)):
     gsi: S32
     triggering: U8
     polarity: U8
+
+
+@dataclass
+class physdev_get_free_pirq(Struct, size=(8, 8)):
+    """A pirq that is not in use; `pirq` is OUT."""
+
+    type: S32
+    pirq: U32
 
 
 @dataclass

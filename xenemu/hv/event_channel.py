@@ -89,6 +89,7 @@ class EventChannels:
     virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
     pirqs: dict[int, int] = field(default_factory=dict)  # pirq: port
     dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+    free_pirqs_given: set[int] = field(default_factory=set)  # PHYSDEVOP_get_free_pirq
     next_reset: int = 0  # the port at which a reset that was interrupted goes on
     pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written
 
