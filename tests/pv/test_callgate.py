@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fakes import make_pv_current
 from fakes32 import CODE, KERNEL_STACK, STACK, install_gdt, make_pv32_current, words_at
@@ -30,6 +33,7 @@ GATE, ABSENT_GATE, KERNELS_GATE, TO_DATA, TO_ABSENT, TO_SHORT, TO_USER, WITH_PAR
     n << 3 for n in range(1, 9)
 )
 ABSENT_CODE, SHORT_CODE, EMPTY, DATA, USER_CODE = (n << 3 for n in range(9, 14))
+WORD = 0xFFFFFFFF
 CALL = b"\x9a"
 JUMP = b"\xea"
 
@@ -41,6 +45,10 @@ def gate(selector: int, dpl: int = 3, parameters: int = 0, offset: int = TARGET)
 
 @pytest.fixture
 def current() -> Current:
+    return make_current()
+
+
+def make_current() -> Current:
     """In user mode, at CODE, on USER_STACK."""
     current = make_pv32_current()
     install_gdt(
@@ -195,6 +203,39 @@ def test_a_kernel_stack_that_is_not_mapped_is_a_page_fault(current: Current) -> 
     pv(current).kernel_sp = 0x17000  # above a page table
     with pytest.raises(DomainCrash, match="#PF on 0x16ffc"):
         use(current, far(CALL, GATE | 3), GATE)
+
+
+@pytest.mark.parametrize("parameters", [GATE, WITH_PARAMETERS])
+def test_a_stack_at_the_beginning_of_memory_wraps(current: Current, parameters: int) -> None:
+    pv(current).kernel_sp = 0
+    with pytest.raises(DomainCrash, match="#PF on 0xfffffffc"):
+        use(current, far(CALL, parameters | 3), parameters)
+
+
+def test_parameters_that_are_not_there_are_a_page_fault(current: Current) -> None:
+    current.cpu.regs[Reg.RSP] = 0xF0000000
+    use(current, far(CALL, WITH_PARAMETERS | 3), WITH_PARAMETERS)
+    assert current.cpu.rip == HANDLER + flags.PAGE_FAULT
+    assert pv(current).cr2 == 0xF0000004
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    opcode=st.sampled_from(
+        [CALL, JUMP, b"\xff\x1b", b"\x66\xff\x6c\x24", b"\x67\xff\x1e", b"\x65"]
+    ),
+    rest=st.binary(max_size=12),
+    selector=st.integers(0, 14 << 3),
+    words=st.lists(st.sampled_from([0, 4, 0x1000, USER_STACK, 0xF57FFFFF, WORD]), min_size=4),
+)
+def test_nothing_surprises_it(opcode: bytes, rest: bytes, selector: int, words: list[int]) -> None:
+    current = make_current()
+    regs = current.cpu.regs
+    regs[Reg.RSP], regs[Reg.RBX], pv(current).kernel_sp, pv(current).kernel_ss = words[:4]
+    with suppress(DomainCrash):
+        use(current, opcode + rest[:4] + selector.to_bytes(2, "little") + rest[4:], selector)
+    assert 0 <= current.cpu.rip <= WORD
+    assert 0 <= regs[Reg.RSP] <= WORD
 
 
 def test_a_64_bit_guests_gates_lead_nowhere() -> None:

@@ -204,7 +204,8 @@ def _parameters(current: Current, count: int, esp: int, refusal: Fault) -> list[
     if top >= HYPERVISOR_COMPAT_VIRT_START:
         raise refusal
     words = []
-    for vaddr in range(top - 4, top - 4 - size, -4):
+    for below in range(4, size + 4, 4):
+        vaddr = (top - below) & WORD
         try:
             words.append(current.read_uint(vaddr, 4))
         except XenError:
@@ -232,7 +233,7 @@ def _call(current: Current, back: int, refusal: Fault) -> None:
 def _push(current: Current, top: int, words: list[int]) -> None:
     """Write words below a linear address, one by one; a page fault where that is not possible."""
     for word in words:
-        top -= 4
+        top = (top - 4) & WORD
         try:
             current.write_uint(top, 4, word)
         except XenError:
