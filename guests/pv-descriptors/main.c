@@ -146,6 +146,11 @@ void guest_main(void)
 	check_equal("no LDT", mmuext(MMUEXT_SET_LDT, 0, 0), 0);
 	load("a segment of the LDT that was", 1 << 3 | LDT | KERNEL_RING, GP);
 #ifndef __x86_64__
+	check_equal("an LDT at Xen's addresses", mmuext(MMUEXT_SET_LDT, 0xf5800000, 4), 0);
+	TRY("mov %0, %%fs", "r"(1 << 3 | LDT | KERNEL_RING));
+	check_equal("a segment of it", last_trap.vector, PF);
+	check_equal("where it would be", last_trap.cr2, 0xf5800008);
+	check_equal("no LDT again", mmuext(MMUEXT_SET_LDT, 0, 0), 0);
 	call_gates();
 	TRY("movl $0, 0xffc0000c"); /* xenemu has it there; in Xen there is nothing */
 	check_equal("a store into the GDT itself", last_trap.vector, PF);

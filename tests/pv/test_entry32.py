@@ -228,3 +228,13 @@ def test_icebp_is_a_debug_trap(current: Current, exits: Pv32Exits) -> None:
     exits.invalid_opcode()
     assert entered(current) == flags.DB
     assert words_at(current, current.cpu.regs[Reg.RSP], 1) == [CODE + 1]
+
+
+def test_an_ldt_at_xens_addresses_faults_when_it_is_used(
+    current: Current, exits: Pv32Exits
+) -> None:
+    set_ldt(current, 0xF580_0000, 4)
+    current.cpu.cr2 = ldt_base(0, 4) + 8
+    exits.exception(flags.PAGE_FAULT, 0)
+    assert entered(current) == flags.PAGE_FAULT
+    assert pv(current).cr2 == 0xF580_0008
