@@ -13,7 +13,6 @@ from hypercalls.mmu_update import mmu_update
 from hypercalls.mmuext_op import mmuext_op
 from hypercalls.multicall import multicall
 from hypercalls.physdev_op import physdev_op, physdev_op_compat
-from hypercalls.platform_op import platform_op
 from hypercalls.pv_misc import (
     fpu_taskswitch,
     get_debugreg,
@@ -24,6 +23,7 @@ from hypercalls.pv_misc import (
 from hypercalls.refused import REFUSED
 from hypercalls.sched_op import sched_op, sched_op_compat
 from hypercalls.set_timer_op import set_timer_op
+from hypercalls.toolstack import dm_op, domctl, paging_domctl_cont, platform_op, sysctl
 from hypercalls.update_va_mapping import (
     update_va_mapping,
     update_va_mapping_otherdomain,
@@ -66,6 +66,10 @@ ROWS = [
     event_channel_op,
     physdev_op,
     hvm_op,
+    sysctl,
+    domctl,
+    dm_op,
+    paging_domctl_cont,
     *REFUSED,
 ]
 TABLE = HypercallTable(sorted(ROWS, key=lambda row: row.number))

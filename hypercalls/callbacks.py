@@ -33,8 +33,9 @@ from xenemu.abi.nmi import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, ULONG, Continue, Hypercall, Points, SubOps
+from xenemu.hv.dispatch import COMPAT, INT, PTR, PV, ULONG, Continue, Hypercall, Points, SubOps
 from xenemu.hv.domain import Current
+from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
@@ -65,15 +66,18 @@ def _set_trap_table(current: Current, traps: int) -> None:
         table.clear()
         return
     size = trap_info.sizeof(current.domain.width)
-    for count in range(MAX_TRAPS_AT_ONCE):
-        entry = current.read_struct(trap_info, traps + count * size)
+    for _ in range(MAX_TRAPS_AT_ONCE):
+        entry = current.read_struct(trap_info, traps)
         if not entry.address:
             return
         _check_canonical(entry.address)
         cs = fixup_guest_selector(entry.cs, current.domain.width)
         dpl, masked = entry.flags & TI_DPL, bool(entry.flags & TI_IF)
         table[entry.vector] = Trap(cs, entry.address, dpl, masked)
-    raise Continue(traps + MAX_TRAPS_AT_ONCE * size)
+        traps += size
+        if hypercall_preempt_check(current):
+            break
+    raise Continue(traps)
 
 
 def _register(
@@ -113,13 +117,21 @@ def _set_callbacks(current: Current, *arguments: int) -> None:
         _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
         return
     kinds = (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, CALLBACKTYPE_syscall)
-    for kind, address in zip(kinds, arguments, strict=False):
+    for kind, address in zip(kinds, arguments, strict=True):
         if is_canonical(address):
             _register(current, kind, address, mask_events=False)
 
 
-# DIVERGES: for an unknown command, Xen gives a 32-bit guest EINVAL.
-_callback_op = SubOps("callback_op")
+class CallbackOps(SubOps):
+    """Sub-operations of which an unknown one is EINVAL to a 32-bit guest, ENOSYS to others."""
+
+    def __call__(self, current: Current, command: int, pointer: int) -> int | None:
+        if command not in self.table and current.domain.width == 4:
+            raise XenError(EINVAL, f"callback_op has no command {command}")
+        return super().__call__(current, command, pointer)
+
+
+_callback_op = CallbackOps("callback_op")
 
 
 @_callback_op.sub(CALLBACKOP_register, callback_register)
@@ -148,15 +160,19 @@ def _unregister_nmi(current: Current) -> None:
     pv(current).traps.pop(flags.NMI, None)
 
 
-def _nmi_op(current: Current, command: int, pointer: int) -> None:
-    """Register or forget the vcpu's NMI handler; EINVAL if its address is not canonical."""
-    if command == XENNMI_register_callback:
-        callback = current.read_struct(xennmi_callback, pointer)
-        _register(current, CALLBACKTYPE_nmi, callback.handler_address, mask_events=True)
-    elif command == XENNMI_unregister_callback:
-        _unregister_nmi(current)
-    else:
-        raise XenError(ENOSYS, f"nmi_op has no command {command}")
+_nmi_op = SubOps("nmi_op")
+
+
+@_nmi_op.sub(XENNMI_register_callback, xennmi_callback)
+def register_callback(current: Current, op: xennmi_callback) -> None:
+    """Register the vcpu's NMI handler; EINVAL if its address is not canonical."""
+    _register(current, CALLBACKTYPE_nmi, op.handler_address, mask_events=True)
+
+
+@_nmi_op.sub(XENNMI_unregister_callback)
+def unregister_callback(current: Current, pointer: int) -> None:
+    """Forget the vcpu's NMI handler."""
+    _unregister_nmi(current)
 
 
 set_trap_table = Hypercall(
@@ -168,7 +184,7 @@ set_trap_table = Hypercall(
     points=Points(0, trap_info, until="address"),
 )
 set_callbacks = Hypercall(
-    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, ULONG), _set_callbacks
+    Nr.set_callbacks, "set_callbacks", PV, (ULONG, ULONG, ULONG, COMPAT), _set_callbacks
 )
 callback_op = Hypercall(Nr.callback_op, "callback_op", PV, (INT, PTR), _callback_op)
 nmi_op = Hypercall(Nr.nmi_op, "nmi_op", PV, (INT, PTR), _nmi_op, points=Points(1, xennmi_callback))

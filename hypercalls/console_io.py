@@ -24,8 +24,6 @@ def do_console_io(current: Current, command: int, count: int, buffer: int) -> in
 
     EPERM for CONSOLEIO_read, as the input is the hardware domain's, and for unknown commands.
     """
-    # DIVERGES: a release build of Xen gives -EPERM for CONSOLEIO_write too, a debug build drops
-    # control characters and logs the rest line by line; xenemu shows the bytes as they are.
     if command != CONSOLEIO_write:
         raise XenError(EPERM, f"console_io command {command} is the hardware domain's")
     wrap = (1 << 8 * current.domain.width) - 1
@@ -41,4 +39,12 @@ def do_console_io(current: Current, command: int, count: int, buffer: int) -> in
     return 0
 
 
-console_io = Hypercall(Nr.console_io, "console_io", ALL, (INT, INT, PTR), do_console_io)
+console_io = Hypercall(
+    Nr.console_io,
+    "console_io",
+    ALL,
+    (INT, INT, PTR),
+    do_console_io,
+    diverges="a release build of Xen refuses CONSOLEIO_write too, with -EPERM; a debug build drops"
+    " control characters and logs line by line, where xenemu shows the bytes as they are",
+)

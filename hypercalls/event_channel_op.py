@@ -6,6 +6,7 @@ In Xen: common/event_channel.c
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOENT, ENOSYS, EPERM
@@ -27,6 +28,7 @@ from xenemu.abi.event_channel import (
     EVTCHNOP_status,
     EVTCHNOP_unmask,
     EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_pirq,
     EVTCHNSTAT_unbound,
     EVTCHNSTAT_virq,
     evtchn_alloc_unbound,
@@ -44,13 +46,13 @@ from xenemu.abi.event_channel import (
     evtchn_status,
     evtchn_unmask,
 )
-from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
+from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.x86.paging import PAGE_SIZE
 
 ops = SubOps("event_channel_op")
@@ -77,13 +79,9 @@ def bind_virq(current: Current, op: evtchn_bind_virq) -> None:
     op.port = current.domain.events.bind_virq(current.domain, op.virq, op.vcpu)
 
 
-@ops.sub(EVTCHNOP_bind_pirq, evtchn_bind_pirq)
+@ops.sub(EVTCHNOP_bind_pirq, evtchn_bind_pirq, copy_back=True)
 def bind_pirq(current: Current, op: evtchn_bind_pirq) -> None:
-    """Refuse: a domU without devices has no physical interrupt to bind."""
-    # DIVERGES: for a PVH guest Xen would bind the port, to an interrupt that never comes.
-    if op.pirq >= NR_PIRQS:
-        raise XenError(EINVAL, f"there is no pirq {op.pirq}")
-    raise XenError(EPERM, f"pirq {op.pirq} is not this domain's")
+    op.port = current.domain.events.bind_pirq(current.domain, op.pirq)
 
 
 @ops.sub(EVTCHNOP_close, evtchn_close)
@@ -108,8 +106,9 @@ def status(current: Current, op: evtchn_status) -> None:
     elif channel.state == EVTCHNSTAT_interdomain:
         domid = channel.remote_domid.to_bytes(2, "little")
         rest = channel.remote_port.to_bytes(4, "little")
-    elif channel.state == EVTCHNSTAT_virq:
-        domid, padding = channel.virq.to_bytes(2, "little"), bytes(2)
+    elif channel.state in (EVTCHNSTAT_virq, EVTCHNSTAT_pirq):
+        number = channel.virq if channel.state == EVTCHNSTAT_virq else channel.pirq
+        domid, padding = number.to_bytes(2, "little"), bytes(2)
     op.u = domid + padding + rest
 
 
@@ -136,16 +135,19 @@ def unmask(current: Current, op: evtchn_unmask) -> None:
     current.domain.events.unmask(current.domain, op.port)
 
 
-@ops.sub(EVTCHNOP_reset, evtchn_reset)
-def reset(current: Current, op: evtchn_reset) -> None:
-    _check_own(current, op.dom)
-    current.domain.events.reset(current.domain)
+@ops.sub(EVTCHNOP_reset)
+def reset(current: Current, pointer: int, resuming: bool = False) -> None:
+    """Close all ports; events that are due interrupt it."""
+    domain = current.domain
+    _check_own(current, current.read_struct(evtchn_reset, pointer).dom)
+    if not domain.events.reset(domain, resuming, partial(hypercall_preempt_check, current)):
+        raise Continue(EVTCHNOP_reset_cont, pointer)
 
 
-@ops.sub(EVTCHNOP_reset_cont, evtchn_reset)
-def reset_cont(current: Current, op: evtchn_reset) -> None:
-    """Go on with a reset that was preempted; here none ever is."""
-    reset(current, op)
+@ops.sub(EVTCHNOP_reset_cont)
+def reset_cont(current: Current, pointer: int) -> None:
+    """Go on with a reset that was interrupted; EBUSY: none was."""
+    reset(current, pointer, resuming=True)
 
 
 @ops.sub(EVTCHNOP_init_control, evtchn_init_control, copy_back=True)

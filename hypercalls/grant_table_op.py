@@ -24,6 +24,7 @@ from xenemu.abi.grant_table import (
     GNTST_permission_denied,
     GNTTABOP_cache_flush,
     GNTTABOP_copy,
+    GNTTABOP_dump_table,
     GNTTABOP_get_status_frames,
     GNTTABOP_get_version,
     GNTTABOP_map_grant_ref,
@@ -68,8 +69,6 @@ class GrantOps(SubOps):
     A `GrantError` becomes the status of its element, and the next one is done; an errno ends the
     call, with the elements before it done.
     """
-
-    # DIVERGES: of a 32-bit guest's array of copies, Xen reads 200 before it does the first.
 
     arguments = ("command", "pointer", "count")
 
@@ -289,4 +288,13 @@ def _check_goes_on(op: gnttab_cache_flush) -> None:
         raise XenError(EILSEQ, "a flush of nothing cannot go on")
 
 
-grant_table_op = Hypercall(Nr.grant_table_op, "grant_table_op", ALL, (INT, PTR, INT), ops)
+ops.answer(GNTTABOP_dump_table, "dump_table", ENOSYS, "Xen dumps no tables for guests any more")
+
+grant_table_op = Hypercall(
+    Nr.grant_table_op,
+    "grant_table_op",
+    ALL,
+    (INT, PTR, INT),
+    ops,
+    diverges="of a 32-bit guest's array of copies, Xen reads 200 before it does the first",
+)

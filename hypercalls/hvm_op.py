@@ -6,7 +6,7 @@ In Xen: arch/x86/hvm/hvm.c (do_hvm_op)
 
 from __future__ import annotations
 
-from xenemu.abi.errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from xenemu.abi.errno import EINVAL, ENODEV, ENOENT, ENOSYS, EOPNOTSUPP, EPERM
 from xenemu.abi.hvm.hvm_op import (
     TRACE_EXTRA_MAX,
     TRC_SUBCLS_SHIFT,
@@ -14,13 +14,18 @@ from xenemu.abi.hvm.hvm_op import (
     HVMMEM_ram_rw,
     HVMOP_altp2m,
     HVMOP_flush_tlbs,
+    HVMOP_get_mem_access,
     HVMOP_get_mem_type,
     HVMOP_get_param,
     HVMOP_get_time,
     HVMOP_guest_request_vm_event,
     HVMOP_pagetable_dying,
     HVMOP_set_evtchn_upcall_vector,
+    HVMOP_set_isa_irq_level,
+    HVMOP_set_mem_access,
     HVMOP_set_param,
+    HVMOP_set_pci_intx_level,
+    HVMOP_set_pci_link_route,
     HVMOP_xentrace,
     xen_hvm_evtchn_upcall_vector,
     xen_hvm_get_mem_type,
@@ -214,6 +219,14 @@ def guest_request_vm_event(current: Current, pointer: int) -> None:
         raise XenError(EINVAL, "HVMOP_guest_request_vm_event takes no argument")
 
 
+for _command, _name in (
+    (HVMOP_set_pci_intx_level, "set_pci_intx_level"),
+    (HVMOP_set_isa_irq_level, "set_isa_irq_level"),
+    (HVMOP_set_pci_link_route, "set_pci_link_route"),
+    (HVMOP_set_mem_access, "set_mem_access"),
+    (HVMOP_get_mem_access, "get_mem_access"),
+):
+    ops.answer(_command, _name, ENOSYS, "moved to dm_op and memory_op long ago")
 ops.answer(HVMOP_altp2m, "altp2m", EOPNOTSUPP, "there are no alternate p2m tables")
 
 hvm_op = Hypercall(Nr.hvm_op, "hvm_op", ALL, (ULONG, PTR), ops)

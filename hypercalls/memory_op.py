@@ -369,12 +369,12 @@ def machphys_mfn_list(current: Current, op: xen_machphys_mfn_list) -> None:
         current.write_ulong(op.extent_start + index * domain.width, mfn)
 
 
-# DIVERGES: Xen also has a table for the 32-bit guests of other domains, which no guest reads.
 ops.answer(
     XENMEM_machphys_compat_mfn_list,
     "machphys_compat_mfn_list",
     ENOSYS,
     "there is no table of the other width",
+    diverges="Xen also has one, for the 32-bit guests of other domains",
 )
 
 

@@ -85,7 +85,6 @@ def write_done(current: Current, pdone: int, done: int) -> None:
 
 def _read_requests(current: Current, ureqs: int, count: int) -> list[tuple[int, int]]:
     """Read the requests up to the end of the page, at least one."""
-    # DIVERGES: Xen reads each when its turn comes, which a batch can tell that rewrites itself.
     here = max(1, (PAGE_SIZE - (ureqs & PAGE_MASK)) // REQUEST_SIZE)
     data = current.read(ureqs, min(count, here) * REQUEST_SIZE)
     packer = mmu_update_t.layout(current.domain.width).packer
@@ -137,4 +136,5 @@ mmu_update = Hypercall(
     (PTR, INT, PTR, INT),
     do_mmu_update,
     points=Points(0, mmu_update_t, count=1),
+    diverges="Xen reads each request only when its turn comes: a batch can rewrite itself",
 )

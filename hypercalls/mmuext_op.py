@@ -255,4 +255,5 @@ mmuext_op = Hypercall(
     (PTR, INT, PTR, INT),
     do_mmuext_op,
     points=Points(0, mmuext_op_t, count=1),
+    batch_of=ops,
 )

@@ -7,45 +7,51 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from typing import Final
 
-from xenemu.abi.errno import EINVAL
+from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
+from xenemu.abi.errno import EFAULT, EINVAL
 from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall
 from xenemu.hv.domain import Current
-from xenemu.hv.shared_info import event_pending
+from xenemu.hv.scheduler import hypercall_preempt_check
+from xenemu.pv.paging import in_guest_range
 
 ARGS = {8: struct.Struct("<6Q"), 4: struct.Struct("<6I")}
 RESULT_OFFSET = {8: 8, 4: 4}
-MAX_ENTRIES_AT_ONCE = 4096
+MAX_ENTRIES_AT_ONCE: Final = 256  # then events are looked at, and deadlines
+POISON: Final = b"\xaa"
 
 
 def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
+    A list that reaches Xen's addresses is refused before the first call, as far as Xen looks.
     Between entries it stops, to be continued, when an event is to be delivered or the vcpu may
     not go on. A multicall in it gets EINVAL as its result. An iret in it ends it: the result is
     the RAX that the guest goes on with.
     """
-    assert current.table is not None
     width = current.domain.width
     size = multicall_entry.sizeof(width)
+    if current.domain.p2m is None:
+        _check_range(call_list, nr_calls * size, width)
     for done in range(nr_calls):
         at = call_list + done * size
-        if done and (done == MAX_ENTRIES_AT_ONCE or _interrupted(current)):
+        if done and (done == MAX_ENTRIES_AT_ONCE or hypercall_preempt_check(current)):
             raise Continue(at, nr_calls - done)
         entry = current.read_struct(multicall_entry, at)
         args = ARGS[width].unpack(entry.args)
-        if entry.op == Nr.multicall:
-            current.domain.log("a multicall inside a multicall is refused")
-            _store(current, at, -EINVAL)
-            continue
         try:
-            result = current.table.call(current, entry.op, args)
+            result = _call(current, entry.op, args)
         except Continue as again:
+            entry.result = entry.op
             entry.args = ARGS[width].pack(*again.new_args, *args[len(again.new_args) :])
             current.write_struct(at, entry)
             raise Continue(at, nr_calls - done) from None
+        if current.domain.debug_xen:
+            with suppress(XenError):
+                current.write(at, POISON * size)
         if entry.op == Nr.iret and current.environment in PV:
             with suppress(XenError):  # the address space may be another one now
                 _store(current, at, result)
@@ -54,9 +60,19 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     return 0
 
 
-def _interrupted(current: Current) -> bool:
-    domain, vcpu = current.domain, current.vcpu
-    return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
+def _call(current: Current, number: int, args: tuple[int, ...]) -> int:
+    assert current.table is not None
+    if number == Nr.multicall:
+        current.domain.log("a multicall inside a multicall is refused")
+        return -EINVAL
+    return current.table.call(current, number, args)
+
+
+def _check_range(start: int, size: int, width: int) -> None:
+    """EFAULT: a PV guest's list is where it cannot be; a 64-bit guest's end is not looked at."""
+    beyond = width == 4 and start + size >= HYPERVISOR_COMPAT_VIRT_START
+    if beyond or not in_guest_range(start, width):
+        raise XenError(EFAULT, f"{start:#x} is no place for {size} bytes of calls")
 
 
 def _store(current: Current, entry: int, result: int) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.abi.errno import EBUSY, EINVAL, ENOSPC, ENOSYS, EPERM
+from xenemu.abi.errno import EBUSY, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM
 from xenemu.abi.physdev import (
+    MAP_PIRQ_TYPE_GSI,
+    NR_GSIS,
     NR_PIRQS,
     PHYSDEVOP_IRQ_UNMASK_NOTIFY,
     PHYSDEVOP_alloc_irq_vector,
@@ -29,6 +31,7 @@ from xenemu.abi.physdev import (
     PHYSDEVOP_map_pirq,
     PHYSDEVOP_pci_device_add,
     PHYSDEVOP_pci_device_remove,
+    PHYSDEVOP_pci_device_reset,
     PHYSDEVOP_pci_mmcfg_reserved,
     PHYSDEVOP_pirq_eoi_gmfn_v1,
     PHYSDEVOP_pirq_eoi_gmfn_v2,
@@ -42,11 +45,13 @@ from xenemu.abi.physdev import (
     PHYSDEVOP_unmap_pirq,
     XENIRQSTAT_needs_eoi,
     physdev_eoi,
+    physdev_get_free_pirq,
     physdev_irq_status_query,
     physdev_map_pirq,
     physdev_pirq_eoi_gmfn,
     physdev_set_iobitmap,
     physdev_set_iopl,
+    physdev_setup_gsi,
     physdev_unmap_pirq,
 )
 from xenemu.abi.physdev import physdev_op as physdev_op_t
@@ -72,6 +77,8 @@ class PhysdevOps(SubOps):
 ops = PhysdevOps("physdev_op")
 
 MAX_PORTS: Final = 65536
+FIRST_FREE_GSI: Final = 16  # those below are the ISA bus's
+HARDWARE: Final = "only the hardware domain has hardware"
 COMPAT_COMMANDS: Final = range(PHYSDEVOP_irq_status_query, PHYSDEVOP_free_irq_vector + 1)
 
 
@@ -87,8 +94,9 @@ def free_irq_vector(current: Current, pointer: int) -> None:
 
 @ops.sub(PHYSDEVOP_eoi, physdev_eoi)
 def eoi(current: Current, op: physdev_eoi) -> None:
-    """EINVAL: the domain has no such interrupt."""
-    raise XenError(EINVAL, f"pirq {op.irq} is not bound")
+    """Do nothing: no interrupt waits for it. EINVAL: the domain has no such interrupt."""
+    if op.irq not in current.domain.events.free_pirqs_given:
+        raise XenError(EINVAL, f"pirq {op.irq} is not bound")
 
 
 @ops.sub(PHYSDEVOP_irq_status_query, physdev_irq_status_query, copy_back=True)
@@ -156,26 +164,49 @@ def unmap_pirq(current: Current, op: physdev_unmap_pirq) -> None:
     _refuse_pirq(current, op.domid)
 
 
-for _command, _name in (
-    (PHYSDEVOP_apic_read, "apic_read"),
-    (PHYSDEVOP_apic_write, "apic_write"),
-    (PHYSDEVOP_alloc_irq_vector, "alloc_irq_vector"),
-    (PHYSDEVOP_manage_pci_add, "manage_pci_add"),
-    (PHYSDEVOP_manage_pci_add_ext, "manage_pci_add_ext"),
-    (PHYSDEVOP_manage_pci_remove, "manage_pci_remove"),
-    (PHYSDEVOP_restore_msi, "restore_msi"),
-    (PHYSDEVOP_setup_gsi, "setup_gsi"),
-    (PHYSDEVOP_pci_mmcfg_reserved, "pci_mmcfg_reserved"),
-    (PHYSDEVOP_pci_device_add, "pci_device_add"),
-    (PHYSDEVOP_pci_device_remove, "pci_device_remove"),
-    (PHYSDEVOP_restore_msi_ext, "restore_msi_ext"),
-    (PHYSDEVOP_dbgp_op, "dbgp_op"),
-    (PHYSDEVOP_prepare_msix, "prepare_msix"),
-    (PHYSDEVOP_release_msix, "release_msix"),
+@ops.sub(PHYSDEVOP_get_free_pirq, physdev_get_free_pirq, copy_back=True)
+def get_free_pirq(current: Current, op: physdev_get_free_pirq) -> None:
+    """Give out a pirq, with nothing behind it; ENOSPC: all are given."""
+    given = current.domain.events.free_pirqs_given
+    lines = range(FIRST_FREE_GSI, NR_GSIS if op.type == MAP_PIRQ_TYPE_GSI else 0)
+    for pirq in (*lines, *range(NR_PIRQS - 1, NR_GSIS - 1, -1)):
+        if pirq not in given:
+            given.add(pirq)
+            op.pirq = pirq
+            return
+    raise XenError(ENOSPC, f"all {len(given)} pirqs are given out")
+
+
+@ops.sub(PHYSDEVOP_setup_gsi, physdev_setup_gsi, answer=EPERM, note=HARDWARE)
+def setup_gsi(current: Current, op: physdev_setup_gsi) -> None:
+    """Refuse: EINVAL: there is no such GSI; EPERM."""
+    if not 0 <= op.gsi < NR_GSIS:
+        raise XenError(EINVAL, f"there is no GSI {op.gsi}")
+    raise XenError(EPERM, HARDWARE)
+
+
+# With the bytes that Xen reads before it refuses (of apic_read and apic_write the 32-bit ones).
+for _command, _name, _size in (
+    (PHYSDEVOP_apic_read, "apic_read", 12),
+    (PHYSDEVOP_apic_write, "apic_write", 12),
+    (PHYSDEVOP_alloc_irq_vector, "alloc_irq_vector", 8),
+    (PHYSDEVOP_manage_pci_add, "manage_pci_add", 2),
+    (PHYSDEVOP_manage_pci_add_ext, "manage_pci_add_ext", 16),
+    (PHYSDEVOP_manage_pci_remove, "manage_pci_remove", 2),
+    (PHYSDEVOP_pci_mmcfg_reserved, "pci_mmcfg_reserved", 0),
+    (PHYSDEVOP_pci_device_add, "pci_device_add", 12),
+    (PHYSDEVOP_pci_device_remove, "pci_device_remove", 4),
+    (PHYSDEVOP_dbgp_op, "dbgp_op", 0),
+    (PHYSDEVOP_prepare_msix, "prepare_msix", 4),
+    (PHYSDEVOP_release_msix, "release_msix", 4),
 ):
-    ops.answer(_command, _name, EPERM, "only the hardware domain has hardware")
-# DIVERGES: Xen would hand out one of the domain's unused pirqs, with nothing behind it.
-ops.answer(PHYSDEVOP_get_free_pirq, "get_free_pirq", ENOSPC, "there are no physical interrupts")
+    ops.answer(_command, _name, EPERM, HARDWARE, copies=_size)
+for _command, _name, _size in (
+    (PHYSDEVOP_restore_msi, "restore_msi", 2),
+    (PHYSDEVOP_restore_msi_ext, "restore_msi_ext", 4),
+):
+    ops.answer(_command, _name, ENODEV, "the machine has no PCI device", copies=_size)
+ops.answer(PHYSDEVOP_pci_device_reset, "pci_device_reset", ENOSYS, "came with Xen 4.20")
 
 
 def compat(current: Current, pointer: int) -> int | None:

@@ -18,14 +18,13 @@ from xenemu.abi.sched import (
     SCHEDOP_shutdown_code,
     SCHEDOP_watchdog,
     SCHEDOP_yield,
-    sched_pin_override,
     sched_poll,
     sched_remote_shutdown,
     sched_shutdown,
     sched_watchdog,
 )
 from xenemu.abi.xen import Nr
-from xenemu.errors import NotModelled, XenError
+from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
@@ -95,7 +94,9 @@ def poll(current: Current, op: sched_poll) -> None:
     scheduler.block(current, frozenset({waited_for}))
 
 
-@ops.sub(SCHEDOP_remote_shutdown, sched_remote_shutdown)
+@ops.sub(
+    SCHEDOP_remote_shutdown, sched_remote_shutdown, answer=EPERM, note="for the control domain"
+)
 def remote_shutdown(current: Current, op: sched_remote_shutdown) -> None:
     """Refuse: only a control domain may. ESRCH: no such domain; EPERM: not even itself."""
     if op.domain_id not in (DOM0, current.domain.domid):
@@ -106,7 +107,7 @@ def remote_shutdown(current: Current, op: sched_remote_shutdown) -> None:
 @ops.sub(SCHEDOP_shutdown_code, sched_shutdown)
 def shutdown_code(current: Current, op: sched_shutdown) -> None:
     """Choose the reason of a shutdown to come, unless one is chosen."""
-    raise NotModelled(f"SCHEDOP_shutdown_code({op.reason}) before a shutdown")
+    scheduler.choose_shutdown_code(current.domain, op.reason & 0xFF)
 
 
 @ops.sub(SCHEDOP_watchdog, sched_watchdog)
@@ -135,10 +136,7 @@ def watchdog(current: Current, op: sched_watchdog) -> int:
     return 0
 
 
-@ops.sub(SCHEDOP_pin_override, sched_pin_override)
-def pin_override(current: Current, op: sched_pin_override) -> None:
-    """Refuse: only the hardware domain pins itself."""
-    raise XenError(EPERM, "only the hardware domain may pin its vcpus")
+ops.answer(SCHEDOP_pin_override, "pin_override", EPERM, "for the hardware domain")
 
 
 def compat(current: Current, command: int, argument: int) -> int | None:

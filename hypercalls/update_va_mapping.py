@@ -47,7 +47,6 @@ def do_update_va_mapping_otherdomain(
 
 def _update(current: Current, va: int, value: int, flags: int, pg_owner: int) -> int:
     domain = current.domain
-    # DIVERGES: Xen flushes no more than it is asked to, and later, if the frame's type changes.
     try:
         if domain.frames.mod_entry(guest_l1e(current, va), value, pg_owner):
             current.cpu.flush_tlb()
@@ -83,8 +82,14 @@ def _flush(current: Current, va: int, flags: int) -> None:
         current.cpu.flush_tlb_page(va)
 
 
+EAGER_FLUSH = "Xen flushes no more than it is asked to, and later, if the frame's type changes"
 update_va_mapping = Hypercall(
-    Nr.update_va_mapping, "update_va_mapping", PV, (ULONG, U64, ULONG), do_update_va_mapping
+    Nr.update_va_mapping,
+    "update_va_mapping",
+    PV,
+    (ULONG, U64, ULONG),
+    do_update_va_mapping,
+    diverges=EAGER_FLUSH,
 )
 update_va_mapping_otherdomain = Hypercall(
     Nr.update_va_mapping_otherdomain,
@@ -92,4 +97,5 @@ update_va_mapping_otherdomain = Hypercall(
     PV,
     (ULONG, U64, ULONG, INT),
     do_update_va_mapping_otherdomain,
+    diverges=EAGER_FLUSH,
 )

@@ -19,8 +19,10 @@ from xenemu.abi.vcpu import (
     VCPUOP_initialise,
     VCPUOP_is_up,
     VCPUOP_register_runstate_memory_area,
+    VCPUOP_register_runstate_phys_area,
     VCPUOP_register_vcpu_info,
     VCPUOP_register_vcpu_time_memory_area,
+    VCPUOP_register_vcpu_time_phys_area,
     VCPUOP_send_nmi,
     VCPUOP_set_periodic_timer,
     VCPUOP_set_singleshot_timer,
@@ -42,12 +44,15 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.pv.state import pv_vcpu
 from xenemu.pvh import lapic_glue
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MIN_PERIOD_NS: Final = 1_000_000
 MAX_PERIOD_NS: Final = (1 << 62) - 1  # STIME_DELTA_MAX
 COMPAT_VIRT_START: Final = 0xF5800000
+CONTEXT_SIZE: Final = {8: 5168, 4: 2800}  # of struct vcpu_guest_context, by the guest's width
+HVM_CONTEXT_SIZE: Final = 128  # of struct vcpu_hvm_context
 
 
 class VcpuOps(SubOps):
@@ -75,7 +80,9 @@ ops = VcpuOps("vcpu_op", ENOSYS)
 
 @ops.sub(VCPUOP_initialise)
 def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
-    """Load the first registers of a vcpu; EEXIST: it has been done."""
+    """Load the first registers of a vcpu; EFAULT; EEXIST: it has been done."""
+    translated = current.domain.p2m is not None
+    current.read(pointer, HVM_CONTEXT_SIZE if translated else CONTEXT_SIZE[current.domain.width])
     if vcpu.initialised or vcpu.online:
         raise XenError(EEXIST, f"vcpu {vcpu.vcpu_id} is initialised already")
     raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
@@ -193,18 +200,19 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
 
 @ops.sub(VCPUOP_send_nmi)
 def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
-    """Send an NMI; EINVAL: the pointer is not null."""
+    """Send an NMI; EINVAL: the pointer is not null.
+
+    It does not wake a PV guest's vcpu, and is lost if that has no handler for it.
+    """
     if pointer:
         raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")
     if current.domain.p2m is None:
-        raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}")
-    lapic_glue.send_nmi(current, vcpu)
+        pv_vcpu(vcpu).nmi_pending = True
+    else:
+        lapic_glue.send_nmi(current, vcpu)
 
 
-@ops.sub(VCPUOP_get_physid)
-def get_physid(current: Current, vcpu: Vcpu, pointer: int) -> None:
-    """Refuse: only a pinned hardware domain has an answer."""
-    raise XenError(EINVAL, "the vcpu is not pinned to a physical CPU")
+ops.answer(VCPUOP_get_physid, "get_physid", EINVAL, "the vcpu is not pinned to a physical CPU")
 
 
 @ops.sub(VCPUOP_register_vcpu_time_memory_area, vcpu_register_time_memory_area)
@@ -215,6 +223,13 @@ def register_vcpu_time_memory_area(
     vcpu.time_area = _area(current, op.addr)
     if vcpu is current.vcpu:
         update_secondary_time(current)
+
+
+for _command, _name in (
+    (VCPUOP_register_runstate_phys_area, "register_runstate_phys_area"),
+    (VCPUOP_register_vcpu_time_phys_area, "register_vcpu_time_phys_area"),
+):
+    ops.answer(_command, _name, ENOSYS, "came with Xen 4.18")
 
 
 def _check_current(current: Current, vcpu: Vcpu) -> None:

@@ -119,10 +119,7 @@ def commandline(current: Current, pointer: int) -> None:
     current.write(pointer, _text(DENIED, len(DENIED) + 1))
 
 
-@ops.sub(XENVER_build_id)
-def build_id(current: Current, pointer: int) -> None:
-    """Refuse, as Xen's default policy does a domU."""
-    raise XenError(EPERM, "the build id is for the control domain")
+ops.answer(XENVER_build_id, "build_id", EPERM, "for the control domain")
 
 
 def _text(text: str, size: int) -> bytes:

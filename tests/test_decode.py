@@ -60,7 +60,7 @@ def test_arguments_have_their_handlers_names(current: Current) -> None:
 
 
 def test_a_row_without_a_handler_has_numbered_arguments(current: Current) -> None:
-    assert shown(current, Nr.domctl, 7) == "arg1=7"
+    assert shown(current, Nr.xsm_op, 7) == "arg1=7"
 
 
 def test_a_number_without_a_row_has_none(current: Current) -> None:

@@ -1,6 +1,6 @@
 /*
- * What these guests use of Xen's public interface: xen.h, version.h, sched.h, event_channel.h,
- * elfnote.h, io/console.h and arch-x86/hvm/start_info.h. Also read by the assembler.
+ * What these guests use of Xen's public interface: xen.h, version.h, vcpu.h, sched.h,
+ * event_channel.h, elfnote.h, io/console.h and arch-x86/hvm/start_info.h. Also read by the assembler.
  */
 #ifndef XEN_H
 #define XEN_H
@@ -30,6 +30,8 @@
 #define DOMID_SELF 0x7ff0
 
 #define XENVER_version 0
+
+#define VCPUOP_send_nmi 11
 
 #define CONSOLEIO_write 0
 

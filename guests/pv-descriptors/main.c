@@ -55,6 +55,62 @@ static void refused(const char *what, uint64_t descriptor)
 	check_equal("the descriptor after it", gdt[1] >> 40 & 0xfe, (DATA >> 40 & 0x9e) | KERNEL_RING << 5);
 }
 
+#ifndef __x86_64__
+/* Xen emulates a 32-bit guest's call gates: the CPU would have to enter ring 0 for them. */
+#define GATE (0x00008c0000000000ull | (uint64_t)KERNEL_CS << 16)
+#define USERS ((uint64_t)3 << DPL_SHIFT)
+#define PARAMETERS(n) ((uint64_t)(n) << 32)
+
+extern char gate_target[], user_call[];
+unsigned int gate_frame[6];
+
+asm("gate_target:\n"
+    "	pop	gate_frame\n"	    /* EIP */
+    "	pop	gate_frame + 4\n" /* CS */
+    "	pushl	gate_frame + 4\n"
+    "	pushl	gate_frame\n"
+    "	lret\n"
+    "user_target:\n"
+    "	mov	%esp, %esi\n"
+    "	mov	$gate_frame, %edi\n"
+    "	mov	$6, %ecx\n"
+    "	rep	movsl\n"
+    "	lret	$8\n" /* back to ring 3, with its two parameters */
+    "user_call:\n"
+    "	push	$11\n"
+    "	push	$22\n"
+    "	lcall	$0x3b, $0\n"
+    "	int3\n");
+
+static uint64_t gate_to(const char *target, uint64_t bits)
+{
+	uint64_t offset = (unsigned long)target;
+
+	return GATE | bits | (offset & 0xffff) | (offset & 0xffff0000) << 32;
+}
+
+static void call_gates(void)
+{
+	extern char user_target[];
+
+	check_equal("a gate", update_descriptor(maddr(&gdt[6]), gate_to(gate_target, USERS)), 0);
+	check_equal("its DPL, where the CPU looks", gdt[6] >> DPL_SHIFT & 3, 0);
+	check_equal("its DPL, where Xen looks", gdt[6] >> 16 & 3, 3);
+	asm volatile("lcall $0x31, $0" : : : "memory", "cc");
+	check_equal("CS behind it", gate_frame[1], KERNEL_CS);
+	TRY("ljmp *%0", "m"(*(struct { uint32_t ip; uint16_t cs; } *)(uint32_t[]){ 0, 0x29 }));
+	check_equal("a jump by no gate", last_trap.vector, GP);
+	check_equal("its error code", last_trap.error, 0x28);
+	check_equal("a gate with parameters",
+		    update_descriptor(maddr(&gdt[7]), gate_to(user_target, USERS | PARAMETERS(2))), 0);
+	run_user((void (*)(void))user_call);
+	check_equal("back in user mode", last_trap.vector, BP);
+	check_equal("the caller's CS", gate_frame[1], USER_CS);
+	check_equal("its last parameter", gate_frame[2], 22);
+	check_equal("its first parameter", gate_frame[3], 11);
+}
+#endif
+
 void guest_main(void)
 {
 	gdt[1] = DATA;
@@ -90,6 +146,12 @@ void guest_main(void)
 	check_equal("no LDT", mmuext(MMUEXT_SET_LDT, 0, 0), 0);
 	load("a segment of the LDT that was", 1 << 3 | LDT | KERNEL_RING, GP);
 #ifndef __x86_64__
+	check_equal("an LDT at Xen's addresses", mmuext(MMUEXT_SET_LDT, 0xf5800000, 4), 0);
+	TRY("mov %0, %%fs", "r"(1 << 3 | LDT | KERNEL_RING));
+	check_equal("a segment of it", last_trap.vector, PF);
+	check_equal("where it would be", last_trap.cr2, 0xf5800008);
+	check_equal("no LDT again", mmuext(MMUEXT_SET_LDT, 0, 0), 0);
+	call_gates();
 	TRY("movl $0, 0xffc0000c"); /* xenemu has it there; in Xen there is nothing */
 	check_equal("a store into the GDT itself", last_trap.vector, PF);
 	check_equal("its error code", last_trap.error, 2);

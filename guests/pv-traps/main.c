@@ -1,7 +1,8 @@
 /*
  * Traps of a PV guest: INT n goes by the guest's own gate and its DPL, from user mode to the stack
  * that stack_switch set; int 0x80 and int3 need no DPL; events are masked if the gate says so, and
- * iret restores them. A wrong ring, stack or mask corrupts a kernel silently. Success: all of it.
+ * iret restores them, and lets the next NMI in. A wrong ring, stack or mask corrupts a kernel
+ * silently. Success: all of it.
  */
 #include "pv.h"
 #include "traps.h"
@@ -91,6 +92,39 @@ static void masking(void)
 	}
 }
 
+static unsigned int nmis, events_in_nmi;
+
+static long send_nmi(void)
+{
+	return hypercall(__HYPERVISOR_vcpu_op, VCPUOP_send_nmi, 0, 0);
+}
+
+static void take_nmi(struct frame *frame)
+{
+	note_mask(frame);
+	if (nmis++)
+		return;
+	shared_info.pending = 1;
+	check_equal("an NMI in its handler", send_nmi(), 0);
+	check_equal("which waits", nmis, 1);
+	events_in_nmi = events;
+}
+
+/* Those that the guest sends itself: no others reach it. */
+static void nmi(void)
+{
+	events = 0;
+	set_handler(NMI, take_nmi);
+	set_gate_masks_events(NMI, 1);
+	shared_info.mask = 0;
+	check_equal("send_nmi", send_nmi(), 0);
+	check_equal("NMIs", nmis, 2);
+	check_equal("mask in an NMI's handler", mask_in_handler, 1);
+	check_equal("events in it", events_in_nmi, 0);
+	check_equal("events after it", events, 1);
+	check_equal("with an argument", hypercall(__HYPERVISOR_vcpu_op, VCPUOP_send_nmi, 0, 1), -EINVAL);
+}
+
 void guest_main(void)
 {
 	uint64_t bits = PTE_P | PTE_RW | PTE_US;
@@ -106,5 +140,6 @@ void guest_main(void)
 	check_equal("shared_info", update_va_mapping(&shared_info, start_info()->shared_info | bits), 0);
 	upcalls();
 	masking();
+	nmi();
 	success();
 }

@@ -43,7 +43,21 @@ def test_text_has_columns_and_counts(printed):
     lines = printed().splitlines()
     assert lines[0].split() == ["nr", "hypercall", "pv64", "pv32", "pvh64", "pvh32", "answer"]
     assert "  1  mmu_update " in "\n".join(lines)
-    done = sum(row.handler is not None for row in TABLE.rows.values())
-    refused = len(TABLE.rows) - done
-    assert lines[-2] == f"hypercalls: {done} implemented, {refused} refused as Xen refuses them"
+    total = len(TABLE.rows)
+    refused = sum(bool(row.note) for row in TABLE.rows.values())
+    share = 100 * (total - refused) // total
+    assert lines[-2].startswith(
+        f"hypercalls: {total - refused} of {total} implemented ({share}%),"
+        f" {refused} refused as Xen refuses them; "
+    )
     assert lines[-1].startswith("sub-operations: ")
+
+
+def test_a_divergence_is_shown_where_it_is(printed):
+    rows = {row["name"]: row for row in json.loads(printed("--json"))}
+    operations = {one["name"]: one for one in rows["memory_op"]["operations"]}
+    told = operations["machphys_compat_mfn_list"]["diverges"]
+    assert told == TABLE.rows[12].operations[25].diverges != ""
+    [line] = [line for line in printed().splitlines() if " machphys_compat_mfn_list " in line]
+    assert line.endswith(f"DIVERGES: {told}")
+    assert operations["maximum_gpfn"]["diverges"] == ""

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from fakes import make_domain
-from xenemu.abi.errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
+from xenemu.abi.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
 from xenemu.abi.event_channel import (
     EVTCHNSTAT_closed,
     EVTCHNSTAT_interdomain,
@@ -69,6 +69,10 @@ def loopback(domain: Domain) -> tuple[int, int]:
     bound = domain.events.bind_interdomain(domain, DOMID, unbound)
     domain.memory.write(domain.shared_info_maddr, bytes(4096))
     return unbound, bound
+
+
+def reset(domain: Domain, resuming: bool = False, interrupted: bool = False) -> bool:
+    return domain.events.reset(domain, resuming, lambda: interrupted)
 
 
 # Ports.
@@ -183,9 +187,38 @@ def test_a_port_not_in_use_cannot_be_closed(domain: Domain, port: int) -> None:
 def test_reset_closes_every_port(domain: Domain) -> None:
     loopback(domain)
     domain.events.bind_virq(domain, Virq.TIMER, 0)
-    domain.events.reset(domain)
+    assert reset(domain)
     assert all(channel.state == EVTCHNSTAT_closed for channel in domain.events.channels)
     assert not domain.events.virqs
+
+
+def test_a_reset_is_interrupted_by_events_and_resumed(domain: Domain) -> None:
+    ports = [domain.events.bind_ipi(domain, 0) for _ in range(100)]
+    assert not reset(domain, interrupted=True)
+    assert [domain.events.status(port).state for port in ports[62:66]] == [
+        *[EVTCHNSTAT_closed] * 2,
+        *[EVTCHNSTAT_ipi] * 2,
+    ]
+    refused(domain, EBUSY, lambda: reset(domain))
+    assert reset(domain, resuming=True)
+    assert all(channel.state == EVTCHNSTAT_closed for channel in domain.events.channels)
+
+
+def test_only_an_interrupted_reset_is_resumed(domain: Domain) -> None:
+    domain.events.bind_ipi(domain, 0)
+    refused(domain, EBUSY, lambda: reset(domain, resuming=True))
+
+
+def test_a_port_that_is_opened_during_a_reset_stays(domain: Domain) -> None:
+    for _ in range(100):
+        domain.events.bind_ipi(domain, 0)
+    reset(domain, interrupted=True)
+    assert domain.events.bind_ipi(domain, 0) == 1
+    with pytest.raises(XenError) as error:
+        reset(domain, resuming=True)
+    assert error.value.errno == EAGAIN
+    assert domain.events.status(1).state == EVTCHNSTAT_ipi
+    assert reset(domain)
 
 
 # dom0's ends.

@@ -60,6 +60,18 @@ def refused(current: Current, errno: int, row: Hypercall, *args: int) -> None:
 # set_trap_table.
 
 
+def test_an_event_interrupts_it(current: Current) -> None:
+    size = trap_info.sizeof(8)
+    for vector in range(2):
+        entry = trap_info(vector, 0, FLAT_RING3_CS64, ADDRESS)
+        current.write_struct(ARGUMENT + vector * size, entry)
+    current.domain.memory.bytes[current.vcpu.info] = 1
+    with pytest.raises(Continue) as again:
+        call(current, set_trap_table, ARGUMENT)
+    assert again.value.new_args == (ARGUMENT + size,)
+    assert list(pv(current).traps) == [0]
+
+
 def put_traps(current: Current, *traps: trap_info, at: int = ARGUMENT) -> None:
     for number, trap in enumerate(traps):
         current.write_struct(at + 16 * number, trap)

@@ -122,3 +122,8 @@ def test_the_kernel_stack_is_never_in_xens_ring(current: Current, ss: int, kept:
 
 def test_a_32_bit_guest_has_no_segment_bases(current: Current) -> None:
     refused(current, ENOSYS, Nr.set_segment_base, 0, 0)
+
+
+def test_an_unknown_command_is_invalid(current: Current) -> None:
+    """Xen's two handlers differ: a 64-bit guest gets ENOSYS."""
+    refused(current, EINVAL, Nr.callback_op, 2, ARGUMENT)

@@ -7,11 +7,13 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, make_current
 from hypercalls.event_channel_op import event_channel_op, event_channel_op_compat
 from xenemu.abi import event_channel as abi
-from xenemu.abi.errno import EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
+from xenemu.abi.errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF, Virq
 from xenemu.errors import XenError
+from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.p2m import P2m
 
 ARGUMENT = 0x20000
 READ_ONLY = 0x5000
@@ -100,8 +102,22 @@ def test_port_0_is_closed(current: Current) -> None:
 
 
 @pytest.mark.parametrize(("pirq", "errno"), [(0, EPERM), (55, EPERM), (56, EINVAL)])
-def test_no_physical_interrupt_can_be_bound(current: Current, pirq: int, errno: int) -> None:
+def test_a_pv_guest_binds_no_physical_interrupt(current: Current, pirq: int, errno: int) -> None:
     refused(current, errno, abi.EVTCHNOP_bind_pirq, abi.evtchn_bind_pirq(pirq, 0, 0))
+
+
+def test_a_translated_guest_binds_one_that_never_comes(current: Current) -> None:
+    current.domain.p2m = P2m(bytearray(b"\1") * 80)
+    call(current, abi.EVTCHNOP_bind_pirq, abi.evtchn_bind_pirq(40, 0, 0))
+    assert current.read_struct(abi.evtchn_bind_pirq, ARGUMENT).port == 1
+    result = status(current, 1)
+    assert result.status == abi.EVTCHNSTAT_pirq
+    assert result.u == (40).to_bytes(4, "little") + b"\xff" * 4
+    refused(current, EEXIST, abi.EVTCHNOP_bind_pirq, abi.evtchn_bind_pirq(40, 0, 0))
+    refused(current, EINVAL, abi.EVTCHNOP_send, abi.evtchn_send(1))
+    call(current, abi.EVTCHNOP_bind_vcpu, abi.evtchn_bind_vcpu(1, 0))
+    call(current, abi.EVTCHNOP_close, abi.evtchn_close(1))
+    call(current, abi.EVTCHNOP_bind_pirq, abi.evtchn_bind_pirq(40, 0, 0))
 
 
 def test_a_control_block_reports_how_many_bits_a_link_has(current: Current) -> None:
@@ -125,6 +141,18 @@ def test_an_argument_that_cannot_be_read(current: Current) -> None:
     with pytest.raises(XenError) as error:
         event_channel_op.handler(current, abi.EVTCHNOP_send, 1 << 30)
     assert error.value.errno == EFAULT
+
+
+def test_a_reset_that_is_interrupted_goes_on_as_another_command(current: Current) -> None:
+    for _ in range(70):
+        current.domain.events.bind_ipi(current.domain, 0)
+    current.domain.memory.bytes[current.vcpu.info] = 1
+    with pytest.raises(Continue) as again:
+        call(current, abi.EVTCHNOP_reset, abi.evtchn_reset(DOMID_SELF))
+    assert again.value.new_args == (abi.EVTCHNOP_reset_cont, ARGUMENT)
+    current.domain.memory.bytes[current.vcpu.info] = 0
+    call(current, abi.EVTCHNOP_reset_cont, abi.evtchn_reset(DOMID_SELF))
+    refused(current, EBUSY, abi.EVTCHNOP_reset_cont, abi.evtchn_reset(DOMID_SELF))
 
 
 def test_an_unknown_command(current: Current) -> None:

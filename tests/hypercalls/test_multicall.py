@@ -104,6 +104,42 @@ def test_no_calls_are_fine(current: Current) -> None:
     assert run(current, 0, at=1 << 30) == 0
 
 
+def test_a_list_that_begins_at_xens_addresses_is_refused(current: Current) -> None:
+    start = {8: 0xFFFF_8000_0000_0000, 4: 0xF580_0000}[current.domain.width]
+    with pytest.raises(XenError) as refusal:
+        run(current, 0, at=start)
+    assert refusal.value.errno == EFAULT
+
+
+def test_a_32_bit_guests_list_that_ends_there_is_refused_as_a_whole() -> None:
+    current = make_current(4)
+    current.table = HypercallTable(ROWS)
+    put(current, (NOTE, 3))
+    with pytest.raises(XenError) as refusal:
+        run(current, (0xF580_0000 - LIST) // multicall_entry.sizeof(4))
+    assert refusal.value.errno == EFAULT
+    assert current.domain.output == b""
+
+
+def test_debug_xen_spoils_the_arguments_of_each_entry(current: Current) -> None:
+    current.domain.debug_xen = True
+    put(current, (NOTE, 3, 4, 5), (Nr.multicall, 1), (REFUSE,))
+    run(current, 3)
+    assert results(current, 3) == [3, -EINVAL, -EBUSY]
+    width = current.domain.width
+    for index in range(3):
+        assert entry(current, index).op == int.from_bytes(b"\xaa" * width, "little")
+        assert entry(current, index).args == b"\xaa" * 6 * width
+
+
+def test_debug_xen_leaves_what_goes_on_as_it_is(current: Current) -> None:
+    current.domain.debug_xen = True
+    put(current, (MORE, 1, 5))
+    with pytest.raises(Continue):
+        run(current, 1)
+    assert entry(current, 0).op == MORE
+
+
 def test_an_entry_that_cannot_be_read_ends_it(current: Current) -> None:
     size = multicall_entry.sizeof(current.domain.width)
     last = (80 << 12) - size
@@ -112,6 +148,14 @@ def test_an_entry_that_cannot_be_read_ends_it(current: Current) -> None:
         run(current, 2, at=last)
     assert refusal.value.errno == EFAULT
     assert current.domain.output == b"\3"
+
+
+def test_the_argument_of_a_call_that_goes_on_is_its_number(current: Current) -> None:
+    """The result that Xen leaves there is that of making the continuation."""
+    put(current, (MORE, 1, 5))
+    with pytest.raises(Continue):
+        run(current, 1)
+    assert entry(current, 0).result == MORE
 
 
 @pytest.mark.parametrize("at", [(1 << 64) - 64, 1 << 47, 1 << 64])

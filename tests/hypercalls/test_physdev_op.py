@@ -7,7 +7,7 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, make_current
 from hypercalls.physdev_op import physdev_op, physdev_op_compat
 from xenemu.abi import physdev as abi
-from xenemu.abi.errno import EBUSY, EINVAL, ENOSYS, EPERM, ESRCH
+from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOSPC, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
@@ -103,3 +103,52 @@ def test_the_compat_form_has_the_command_in_its_struct(current: Current) -> None
     assert physdev_op_compat.handler is not None
     physdev_op_compat.handler(current, ARGUMENT)
     assert pv(current).iopl == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "errno"),
+    [
+        (abi.PHYSDEVOP_apic_read, EFAULT),
+        (abi.PHYSDEVOP_prepare_msix, EFAULT),
+        (abi.PHYSDEVOP_restore_msi, EFAULT),
+        (abi.PHYSDEVOP_get_free_pirq, EFAULT),
+        (abi.PHYSDEVOP_dbgp_op, EPERM),
+        (abi.PHYSDEVOP_pci_mmcfg_reserved, EPERM),
+        (abi.PHYSDEVOP_pci_device_reset, ENOSYS),
+    ],
+)
+def test_what_is_refused_before_its_argument_is_read(
+    current: Current, command: int, errno: int
+) -> None:
+    assert physdev_op.handler is not None
+    with pytest.raises(XenError) as error:
+        physdev_op.handler(current, command, 1 << 30)
+    assert error.value.errno == errno
+
+
+@pytest.mark.parametrize(("gsi", "errno"), [(23, EPERM), (24, EINVAL), (-1, EINVAL)])
+def test_a_line_must_exist_to_be_another_domains(current: Current, gsi: int, errno: int) -> None:
+    refused(current, errno, abi.PHYSDEVOP_setup_gsi, abi.physdev_setup_gsi(gsi, 0, 0))
+
+
+def test_there_is_no_device_to_restore(current: Current) -> None:
+    refused(current, ENODEV, abi.PHYSDEVOP_restore_msi, abi.physdev_eoi(0))
+
+
+def free_pirq(current: Current, kind: int) -> int:
+    assert call(current, abi.PHYSDEVOP_get_free_pirq, abi.physdev_get_free_pirq(kind, 99)) == 0
+    return current.read_struct(abi.physdev_get_free_pirq, ARGUMENT).pirq
+
+
+def test_free_pirqs_are_given_once_each(current: Current) -> None:
+    assert [free_pirq(current, 0) for _ in range(2)] == [55, 54]
+    assert [free_pirq(current, abi.MAP_PIRQ_TYPE_GSI) for _ in range(2)] == [16, 17]
+    assert call(current, abi.PHYSDEVOP_eoi, abi.physdev_eoi(55)) == 0
+    refused(current, EINVAL, abi.PHYSDEVOP_eoi, abi.physdev_eoi(53))
+
+
+def test_free_pirqs_run_out(current: Current) -> None:
+    for _ in range(32):
+        free_pirq(current, 0)
+    op = abi.physdev_get_free_pirq(0, 99)
+    refused(current, ENOSPC, abi.PHYSDEVOP_get_free_pirq, op)

@@ -185,3 +185,11 @@ def test_the_compat_form_has_no_poll(current: Current) -> None:
         sched_op_compat.handler(current, abi.SCHEDOP_poll, ARGUMENT)
     assert error.value.errno == ENOSYS
     assert not current.vcpu.blocked
+
+
+def test_the_code_that_was_chosen_counts(current: Current) -> None:
+    call(current, abi.SCHEDOP_shutdown_code, abi.sched_shutdown(0x100 | abi.SHUTDOWN_suspend))
+    assert current.domain.shutdown_code is None
+    call(current, abi.SCHEDOP_shutdown_code, abi.sched_shutdown(abi.SHUTDOWN_reboot))
+    call(current, abi.SCHEDOP_shutdown, abi.sched_shutdown(abi.SHUTDOWN_crash))
+    assert current.domain.shutdown_code == abi.SHUTDOWN_suspend

@@ -80,6 +80,22 @@ def test_a_running_vcpu_cannot_be_initialised(current: Current) -> None:
     refused(current, EEXIST, abi.VCPUOP_initialise)
 
 
+def test_the_context_of_a_vcpu_must_be_readable(current: Current) -> None:
+    """Xen copies it in before it looks at the vcpu."""
+    assert vcpu_op.handler is not None
+    with pytest.raises(XenError) as error:
+        vcpu_op.handler(current, abi.VCPUOP_initialise, 0, 1 << 30)
+    assert error.value.errno == EFAULT
+
+
+@pytest.mark.parametrize(
+    "command",
+    [abi.VCPUOP_register_runstate_phys_area, abi.VCPUOP_register_vcpu_time_phys_area],
+)
+def test_what_later_xens_have_is_unknown(current: Current, command: int) -> None:
+    refused(current, ENOSYS, command, abi.vcpu_get_physid(0))
+
+
 def test_a_vcpu_comes_up_only_when_initialised(current: Current) -> None:
     refused(current, EINVAL, abi.VCPUOP_up, vcpu_id=1)
     vcpu = current.domain.vcpus[1]

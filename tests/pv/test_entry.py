@@ -8,7 +8,7 @@ import pytest
 
 from fakes import CODE, KERNEL_ONLY, L1, FakeCpu, make_pv_current, protect
 from hypercalls import TABLE
-from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
+from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64, FLAT_RING3_SS64, iret_context
 from xenemu.abi.errno import ENOSYS
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.errors import DomainCrash
@@ -354,3 +354,95 @@ def test_a_domain_without_handlers_crashes(current: Current, exits: PvExits) -> 
     raise_event(current)
     with pytest.raises(DomainCrash):
         exits.deliver_events()
+
+
+# A debug build of Xen.
+
+POISON = 0xDEADBEEFDEADF00D
+
+
+def test_debug_xen_spoils_the_arguments(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    regs[Reg.RAX], regs[Reg.RDI], regs[Reg.RSI], regs[Reg.RDX] = Nr.xen_version, 0, 7, 8
+    exits.syscall()
+    assert regs[Reg.RDI] == regs[Reg.RSI] == POISON
+    assert regs[Reg.RDX] == 8
+
+
+def test_debug_xen_knows_that_set_callbacks_has_three(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    regs[Reg.RAX], regs[Reg.R10] = Nr.set_callbacks, 8
+    exits.syscall()
+    assert (regs[Reg.RDX], regs[Reg.R10]) == (POISON, 8)
+
+
+def test_debug_xen_leaves_an_unknown_hypercall_alone(current: Current, exits: PvExits) -> None:
+    current.domain.debug_xen = True
+    regs = current.cpu.regs
+    for number in (Nr.argo_op, 99):
+        regs[Reg.RAX], regs[Reg.RDI] = number, 7
+        exits.syscall()
+        assert regs[Reg.RDI] == 7
+
+
+# NMIs, which a guest can only send itself.
+
+
+def send_nmi(exits: PvExits) -> None:
+    """The hypercall, from just before BEHIND."""
+    regs = exits.current.cpu.regs
+    regs[Reg.RAX], regs[Reg.RDI], regs[Reg.RSI], regs[Reg.RDX] = Nr.vcpu_op, 11, 0, 0
+    exits.current.cpu.rip = BEHIND
+    exits.syscall()
+    assert regs[Reg.RAX] == 0
+
+
+def put_iret_frame(current: Current) -> None:
+    frame = iret_context(0, 0, 0, 0, CODE, FLAT_RING3_CS64, 0x202, STACK, FLAT_RING3_SS64)
+    current.cpu.regs[Reg.RSP] = 0x32000
+    current.write_struct(0x32000, frame)
+    current.cpu.regs[Reg.RAX] = Nr.iret
+    current.cpu.rip = BEHIND
+
+
+def test_an_nmi_is_taken_with_events_masked(current: Current, exits: PvExits) -> None:
+    pv(current).traps[flags.NMI] = Trap(FLAT_RING3_CS64, HANDLER + 2, mask_events=True)
+    raise_event(current, 1)
+    current.domain.memory.bytes[current.vcpu.info + 1] = 0
+    send_nmi(exits)
+    assert entered(current) == flags.NMI
+    assert saved(current, 2) == BEHIND  # no error code
+    assert current.domain.memory.bytes[current.vcpu.info + 1] == 1
+
+
+def test_another_nmi_waits_for_an_iret(current: Current, exits: PvExits) -> None:
+    send_nmi(exits)
+    send_nmi(exits)
+    assert current.cpu.rip == BEHIND
+    put_iret_frame(current)
+    exits.syscall()
+    assert entered(current) == flags.NMI
+    assert saved(current, 2) == CODE
+
+
+@pytest.mark.parametrize("address", [None, 0])
+def test_an_nmi_without_a_handler_is_lost(
+    current: Current, exits: PvExits, address: int | None
+) -> None:
+    del pv(current).traps[flags.NMI]
+    if address is not None:
+        pv(current).traps[flags.NMI] = Trap(FLAT_RING3_CS64, address)
+    send_nmi(exits)
+    assert current.cpu.rip == BEHIND
+    pv(current).traps[flags.NMI] = Trap(FLAT_RING3_CS64, HANDLER)
+    exits.deliver_events()
+    assert current.cpu.rip == BEHIND
+
+
+def test_an_nmi_wakes_nobody(current: Current, exits: PvExits) -> None:
+    current.vcpu.blocked = True
+    pv(current).nmi_pending = True
+    exits.deliver_events()
+    assert (current.cpu.rip, pv(current).nmi_pending) == (CODE, True)

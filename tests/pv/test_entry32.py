@@ -205,3 +205,36 @@ def test_rdpmc_is_privileged(current: Current, exits: Pv32Exits) -> None:
     current.write(CODE, b"\x0f\x33")
     exits.invalid_opcode()
     assert entered(current) == flags.GP
+
+
+def test_debug_xen_spoils_both_halves_of_a_long_argument(current: Current) -> None:
+    current.domain.debug_xen = True
+    current.cpu.regs[Reg.RDX] = 9
+    hypercall(current, Nr.set_timer_op, 1, 2)
+    assert [current.cpu.regs[register] for register in ARGUMENTS[:3]] == [0xDEADF00D] * 2 + [9]
+
+
+# What the engine does not know.
+
+
+def test_sysret_is_undefined(current: Current, exits: Pv32Exits) -> None:
+    current.write(CODE, b"\x0f\x07")
+    exits.exception(flags.GP, 0)
+    assert entered(current) == flags.UD
+
+
+def test_icebp_is_a_debug_trap(current: Current, exits: Pv32Exits) -> None:
+    current.write(CODE, b"\xf1")
+    exits.invalid_opcode()
+    assert entered(current) == flags.DB
+    assert words_at(current, current.cpu.regs[Reg.RSP], 1) == [CODE + 1]
+
+
+def test_an_ldt_at_xens_addresses_faults_when_it_is_used(
+    current: Current, exits: Pv32Exits
+) -> None:
+    set_ldt(current, 0xF580_0000, 4)
+    current.cpu.cr2 = ldt_base(0, 4) + 8
+    exits.exception(flags.PAGE_FAULT, 0)
+    assert entered(current) == flags.PAGE_FAULT
+    assert pv(current).cr2 == 0xF580_0008

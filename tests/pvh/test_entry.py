@@ -8,6 +8,7 @@ from fakes import FakeNativeCpu, enter_long_mode, make_pvh_current
 from hypercalls import TABLE
 from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.abi.version import XEN_VERSION
+from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue, Hypercall, HypercallTable
 from xenemu.hv.domain import Current
@@ -95,6 +96,14 @@ def test_the_code_segment_chooses_the_registers(exits):
     assert seen == ["64"]
 
 
+def test_debug_xen_spoils_the_arguments(exits):
+    exits.current.domain.debug_xen = True
+    exits.current.cpu.regs[Reg.RDX] = 9
+    call(exits)
+    registers = (Reg.RBX, Reg.RCX, Reg.RDX)
+    assert [exits.current.cpu.regs[one] for one in registers] == [0xDEADF00D] * 2 + [9]
+
+
 def test_a_64_bit_segment_means_nothing_outside_long_mode(exits):
     exits.current.cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, 0x00A09B00))
     call(exits)
@@ -163,6 +172,12 @@ def test_cpuid_faults_in_user_mode_if_the_kernel_wants_it(exits):
     assert not exits.cpuid()
     set_ring(exits.current, 0)
     assert exits.cpuid()
+
+
+def test_the_debug_console_is_emptied_before_it_grows_without_bound(exits):
+    exits.current.domain.output += bytes(OUTPUT_LIMIT - 1)
+    exits.write_port(0xE9, 1, 65)
+    assert cpu_of(exits).stopped
 
 
 def test_the_debug_console_shows_bytes(exits):

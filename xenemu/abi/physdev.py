@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from xenemu.abi.layout import HANDLE, S32, U16, U32, ULONG, Struct, blob
+from xenemu.abi.layout import HANDLE, S32, U8, U16, U32, ULONG, Struct, blob
 
 PHYSDEVOP_IRQ_UNMASK_NOTIFY: Final = 4
 PHYSDEVOP_irq_status_query: Final = 5
@@ -36,8 +36,12 @@ PHYSDEVOP_pirq_eoi_gmfn_v2: Final = 28
 PHYSDEVOP_dbgp_op: Final = 29
 PHYSDEVOP_prepare_msix: Final = 30
 PHYSDEVOP_release_msix: Final = 31
+PHYSDEVOP_pci_device_reset: Final = 32  # of Xen 4.20
 
-NR_PIRQS: Final = 56  # of a domU: 24 GSIs of one IO-APIC, and extra_guest_irqs=32
+MAP_PIRQ_TYPE_GSI: Final = 1
+
+NR_GSIS: Final = 24  # of one IO-APIC
+NR_PIRQS: Final = NR_GSIS + 32  # of a domU: extra_guest_irqs=32
 
 XENIRQSTAT_needs_eoi: Final = 1 << 0
 XENIRQSTAT_shared: Final = 1 << 1
@@ -78,6 +82,23 @@ class physdev_set_iobitmap(Struct, size=(16, 8)):
 
     bitmap: HANDLE
     nr_ports: U32
+
+
+@dataclass
+class physdev_setup_gsi(Struct, size=(8, 8)):
+    """How an interrupt line is wired."""
+
+    gsi: S32
+    triggering: U8
+    polarity: U8
+
+
+@dataclass
+class physdev_get_free_pirq(Struct, size=(8, 8)):
+    """A pirq that is not in use; `pirq` is OUT."""
+
+    type: S32
+    pirq: U32
 
 
 @dataclass

@@ -24,6 +24,8 @@ VCPUOP_register_vcpu_info: Final = 10
 VCPUOP_send_nmi: Final = 11
 VCPUOP_get_physid: Final = 12
 VCPUOP_register_vcpu_time_memory_area: Final = 13
+VCPUOP_register_runstate_phys_area: Final = 14  # of Xen 4.18
+VCPUOP_register_vcpu_time_phys_area: Final = 15  # of Xen 4.18
 
 XEN_RUNSTATE_UPDATE: Final = 1 << 63  # in state_entry_time: an update is under way
 VCPU_SSHOTTMR_future: Final = 1 << 0

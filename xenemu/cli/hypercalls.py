@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from xenemu.abi.errno import NAMES
-from xenemu.hv.dispatch import Hypercall, SubOp, SubOps
+from xenemu.hv.dispatch import Hypercall, SubOp
 from xenemu.machine import TABLE
 
 ENVIRONMENTS = ("pv64", "pv32", "pvh64", "pvh32")
@@ -19,7 +19,8 @@ def hypercalls(
 ) -> None:
     """List Xen's hypercalls, who may call each, and how xenemu answers.
 
-    One that is not implemented gets the error that Xen gives an unprivileged guest, and why.
+    What Xen refuses to an unprivileged guest shows Xen's error, and why. DIVERGES says where
+    xenemu knowingly answers otherwise.
     """
     rows = describe()
     typer.echo(json_codec.dumps(rows, indent=2) if json else _text(rows))
@@ -31,25 +32,25 @@ def describe() -> list[dict[str, Any]]:
 
 
 def _row(row: Hypercall) -> dict[str, Any]:
-    operations = row.handler.table if isinstance(row.handler, SubOps) else {}
     return {
         "number": row.number,
         "callers": [name for name in ENVIRONMENTS if name in row.callers],
         **_answer(row),
         "operations": [
             {"number": command, **_answer(operation)}
-            for command, operation in sorted(operations.items())
+            for command, operation in sorted(row.operations.items())
         ],
     }
 
 
 def _answer(entry: Hypercall | SubOp) -> dict[str, Any]:
-    implemented = entry.handler is not None
+    implemented = not entry.note
     return {
         "name": entry.name.rstrip("_"),  # Python's keywords
         "implemented": implemented,
         "answer": None if implemented else NAMES[entry.answer],
         "note": entry.note,
+        "diverges": entry.diverges,
     }
 
 
@@ -68,9 +69,16 @@ def _text(rows: list[dict[str, Any]]) -> str:
 
 
 def _words(entry: dict[str, Any]) -> str:
-    return "implemented" if entry["implemented"] else f"-{entry['answer']}: {entry['note']}"
+    words = "implemented" if entry["implemented"] else f"-{entry['answer']}: {entry['note']}"
+    return f"{words}; DIVERGES: {entry['diverges']}" if entry["diverges"] else words
 
 
 def _count(what: str, entries: list[dict[str, Any]]) -> str:
+    """The share that is implemented; no entry is unknown, since the rest is Xen's own answer."""
     done = sum(entry["implemented"] for entry in entries)
-    return f"{what}: {done} implemented, {len(entries) - done} refused as Xen refuses them"
+    share = 100 * done // len(entries)
+    diverging = sum(bool(entry["diverges"]) for entry in entries)
+    return (
+        f"{what}: {done} of {len(entries)} implemented ({share}%),"
+        f" {len(entries) - done} refused as Xen refuses them; {diverging} diverge"
+    )

@@ -130,6 +130,14 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
     ] = TraceFormat.TEXT,
+    debug_xen: Annotated[
+        bool,
+        typer.Option(
+            "--debug-xen",
+            help="Spoil the arguments of finished hypercalls, as a debug build of Xen does, to"
+            " find kernels that rely on them.",
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -149,6 +157,7 @@ def run(
         size,
         os.fsencode(cmdline),
         b"" if initrd is None else _read_module("--initrd", initrd, size),
+        debug_xen=debug_xen,
         modules=tuple(_parse_module(text, size) for text in module or []),
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:

@@ -43,6 +43,7 @@ class DomainConfig:
     name: str = "guest"
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
+    debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
     modules: tuple[Module, ...] = ()  # behind the initrd; only a PVH guest can have them
 
 

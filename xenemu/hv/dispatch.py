@@ -14,6 +14,8 @@ with the struct that the guest's pointer leads to::
 `call` copies in (EFAULT), calls, copies back on success, and turns XenError into ``-errno``
 with the reason logged.
 
+Where an answer knowingly differs from Xen's, `diverges` says how, and `xenemu hypercalls` shows it.
+
 In Xen: include/hypercall-defs.c, arch/x86/pv/hypercall.c, common/multicall.c.
 """
 
@@ -30,6 +32,7 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import CallRecord, Current
 
 ALL = frozenset({"pv64", "pv32", "pvh64", "pvh32"})
@@ -45,9 +48,11 @@ class Arg(Enum):
     ULONG = "unsigned long"
     PTR = "guest pointer"
     U64 = "uint64_t"  # two registers in the 32-bit ABI, low half first
+    COMPAT = "unsigned long of the 32-bit ABI"  # the 64-bit one has no such argument
 
 
-INT, ULONG, PTR, U64 = Arg.INT, Arg.ULONG, Arg.PTR, Arg.U64
+INT, ULONG, PTR, U64, COMPAT = Arg.INT, Arg.ULONG, Arg.PTR, Arg.U64, Arg.COMPAT
+POISON = {8: 0xDEADBEEFDEADF00D, 4: 0xDEADF00D}
 
 Handler = Callable[..., int | None]
 
@@ -86,9 +91,10 @@ class Points:
 class Hypercall:
     """A row of the hypercall table.
 
-    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. Without
-    a handler the guest gets ``-answer``, which is Xen's true answer to such a domain, and `note`
-    says why.
+    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. What Xen
+    refuses to such a domain has a `note` that says why, and ``-answer``, which is Xen's: it needs
+    no handler, or one that makes the checks which Xen makes before. `batch_of` are the
+    sub-operations of a hypercall that takes a list of them.
     """
 
     number: int
@@ -99,6 +105,14 @@ class Hypercall:
     answer: int = ENOSYS
     note: str = ""
     points: Points | None = None
+    diverges: str = ""
+    batch_of: SubOps | None = None
+
+    @property
+    def operations(self) -> dict[int, SubOp]:
+        """The sub-operations by command, none if it has none."""
+        family = self.handler if isinstance(self.handler, SubOps) else self.batch_of
+        return {} if family is None else family.table
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,8 @@ class SubOp:
     """A sub-operation: its struct is copied in, and copied back on success if asked.
 
     `shows` is the struct of one whose handler takes the pointer, for who watches.
+    `answer`, `note` and `diverges` are as in `Hypercall`; without a handler, `copies` bytes are
+    read first (EFAULT), where Xen reads its argument before it refuses.
     """
 
     command: int
@@ -115,6 +131,8 @@ class SubOp:
     copy_back: bool = False
     answer: int = ENOSYS
     note: str = ""
+    diverges: str = ""
+    copies: int = 0
     shows: type[Struct] | None = None
 
 
@@ -138,19 +156,35 @@ class SubOps:
         *,
         copy_back: bool = False,
         shows: type[Struct] | None = None,
+        answer: int = ENOSYS,
+        note: str = "",
+        diverges: str = "",
     ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
         """Register a handler: called with (current, struct), or (current, pointer) without one."""
 
         def register(handler: Callable[..., int | None]) -> Callable[..., int | None]:
             name = handler.__name__
-            self._add(SubOp(command, name, struct, handler, copy_back, shows=shows))
+            self._add(
+                SubOp(
+                    command, name, struct, handler, copy_back, answer, note, diverges, shows=shows
+                )
+            )
             return handler
 
         return register
 
-    def answer(self, command: int, name: str, errno: int, note: str) -> None:
+    def answer(
+        self,
+        command: int,
+        name: str,
+        errno: int,
+        note: str,
+        *,
+        diverges: str = "",
+        copies: int = 0,
+    ) -> None:
         """Register a sub-operation that Xen refuses to such a domain, with its errno and why."""
-        self._add(SubOp(command, name, None, None, answer=errno, note=note))
+        self._add(SubOp(command, name, None, None, False, errno, note, diverges, copies))
 
     def find(self, command: int) -> SubOp | None:
         """The sub-operation that a command means."""
@@ -166,6 +200,7 @@ class SubOps:
         if op is None:
             raise XenError(self.unknown, f"{self.name} has no command {command}")
         if op.handler is None:
+            current.read(pointer, op.copies)
             raise StandingAnswer(op.answer, f"{self.name} {op.name}: {op.note}")
         if op.struct is None:
             return op.handler(current, pointer)
@@ -186,7 +221,7 @@ class HypercallTable:
                 raise ValueError(f"hypercall {row.number} is declared twice")
             self.rows[row.number] = row
         # The commonest conversion at its quickest: a 64-bit guest's arguments are masked only.
-        self._masks = {row.number: [_MASKS[kind] for kind in row.args] for row in rows}
+        self._masks = {row.number: [_MASKS[kind] for kind in _wide(row.args)] for row in rows}
 
     def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
         """Call a hypercall with the raw argument registers; return the guest's result.
@@ -236,6 +271,28 @@ class HypercallTable:
 
 
 _MASKS = dict.fromkeys(Arg, (1 << 64) - 1) | {Arg.INT: 0xFFFFFFFF}
+
+
+def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:
+    """Spoil the argument registers of a hypercall that is done, as a debug build of Xen does.
+
+    A guest must not rely on them. Those of a hypercall that there is not (ENOSYS) stay.
+    """
+    assert current.table is not None
+    row = current.table.rows.get(number)
+    if row is None or result == -ENOSYS:
+        return
+    if current.environment in WIDE:
+        count, poison = len(_wide(row.args)), POISON[8]
+    else:
+        count, poison = len(_raw32(row.args, [0] * len(row.args))), POISON[4]
+    for register in registers[:count]:
+        current.cpu.regs[register] = poison
+
+
+def _wide(types: tuple[Arg, ...]) -> list[Arg]:
+    """The arguments that a 64-bit guest passes, a register each."""
+    return [kind for kind in types if kind is not Arg.COMPAT]
 
 
 def _typed32(types: tuple[Arg, ...], registers: Sequence[int]) -> tuple[int, ...]:

@@ -72,12 +72,14 @@ class Domain:
     uuid: bytes = bytes(range(16))
     features: int = 0  # XENFEAT_* bits of submap 0 that this guest sees
     vm_assist: int = 0
+    debug_xen: bool = False  # hypercalls spoil their arguments, as in a debug build of Xen
     e820: list[tuple[int, int, int]] = field(default_factory=list)  # base, size, type
     arch: object = None  # the personality's own, opaque to `hv`
     p2m: P2m | None = None  # of guests whose frame numbers Xen translates (PVH)
     shared_info_width: int = 0  # the width that shared_info is laid out for
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
-    shutdown_code: int | None = None
+    shutdown_code: int | None = None  # None while it runs
+    chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     timers: Timers = field(default_factory=Timers)
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))

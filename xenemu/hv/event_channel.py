@@ -1,9 +1,9 @@
 """Event channels: a domain's ports, and everything that can be done with them.
 
 A port is free (``closed``), waits for a peer (``unbound``), is one end of a connection
-(``interdomain``), or stands for a virtual interrupt (``virq``) or an event among the domain's
-own vcpus (``ipi``). How an event is shown to the guest is the business of the ABI in use:
-`TwoLevel`, or `Fifo` once the guest has asked for it.
+(``interdomain``), or stands for a virtual or physical interrupt (``virq``, ``pirq``) or an event
+among the domain's own vcpus (``ipi``). How an event is shown to the guest is the business of the
+ABI in use: `TwoLevel`, or `Fifo` once the guest has asked for it.
 
 dom0 is not modelled, but its ends are: `connect_to_dom0` makes a connection whose other end
 is the console's or the xenstore's backend. If the guest closes its end, dom0's waits for the
@@ -14,19 +14,33 @@ In Xen: common/event_channel.c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from xenemu.abi.errno import EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
+from xenemu.abi.errno import (
+    EACCES,
+    EAGAIN,
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOENT,
+    ENOSPC,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPERM,
+)
 from xenemu.abi.event_channel import (
     EVTCHN_FIFO_PRIORITY_DEFAULT,
     EVTCHN_FIFO_PRIORITY_MIN,
     EVTCHNSTAT_closed,
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_ipi,
+    EVTCHNSTAT_pirq,
     EVTCHNSTAT_unbound,
     EVTCHNSTAT_virq,
 )
+from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv.event_2l import TwoLevel
@@ -41,8 +55,12 @@ if TYPE_CHECKING:
 DOM0: Final = 0
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
 BUCKET: Final = 64  # Xen's ports come into being in groups of this size
+RESET_STEP: Final = 64  # ports closed before a reset looks at events
 MAX_EVENT_CHANNELS: Final = 1023  # xl.cfg's max_event_channels: the highest port
 PER_VCPU_VIRQS: Final = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
+
+
+MOVABLE: Final = frozenset({EVTCHNSTAT_unbound, EVTCHNSTAT_interdomain, EVTCHNSTAT_pirq})
 
 
 @dataclass
@@ -54,8 +72,9 @@ class Channel:
     remote_domid: int = 0  # unbound, interdomain
     remote_port: int = 0  # interdomain
     virq: int = 0
+    pirq: int = 0
     priority: int = EVTCHN_FIFO_PRIORITY_DEFAULT
-    pending: bool = False  # raised before its event word existed
+    pending: bool = False  # raised before its event word existed; never forgotten, as in Xen
     last_vcpu: int = 0  # the queue it was last linked to
     last_priority: int = 0
 
@@ -68,7 +87,10 @@ class EventChannels:
     max_port: int = MAX_EVENT_CHANNELS
     abi: TwoLevel | Fifo = field(default_factory=TwoLevel)
     virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
+    pirqs: dict[int, int] = field(default_factory=dict)  # pirq: port
     dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+    free_pirqs_given: set[int] = field(default_factory=set)  # PHYSDEVOP_get_free_pirq
+    next_reset: int = 0  # the port at which a reset that was interrupted goes on
     pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written
 
     # Making and unmaking connections.
@@ -139,6 +161,24 @@ class EventChannels:
         channel.notify_vcpu = vcpu_id
         return port
 
+    def bind_pirq(self, domain: Domain, pirq: int) -> int:
+        """Bind a new port to a physical interrupt, which never comes.
+
+        EINVAL: no such pirq; EPERM: a PV guest has none, where a translated one may name any;
+        EEXIST: the pirq has a port; ENOSPC.
+        """
+        if pirq >= NR_PIRQS:
+            raise XenError(EINVAL, f"there is no pirq {pirq}")
+        if domain.p2m is None:
+            raise XenError(EPERM, f"pirq {pirq} is not this domain's")
+        if pirq in self.pirqs:
+            raise XenError(EEXIST, f"pirq {pirq} is bound to port {self.pirqs[pirq]}")
+        port = self.pirqs[pirq] = self._free_port(domain)
+        channel = self.channels[port]
+        channel.state = EVTCHNSTAT_pirq
+        channel.pirq = pirq
+        return port
+
     def close(self, domain: Domain, port: int) -> None:
         """Free a port; its peer waits for a new one. EINVAL: it is not in use."""
         channel = self._channel(port)
@@ -146,6 +186,8 @@ class EventChannels:
             raise XenError(EINVAL, f"port {port} is closed already")
         if channel.state == EVTCHNSTAT_virq:
             self.virqs = {key: bound for key, bound in self.virqs.items() if bound != port}
+        if channel.state == EVTCHNSTAT_pirq:
+            del self.pirqs[channel.pirq]
         if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == domain.domid:
             peer = self.channels[channel.remote_port]
             peer.state = EVTCHNSTAT_unbound
@@ -153,16 +195,33 @@ class EventChannels:
         self.abi.clear_pending(domain, port)  # or a later owner of the port would be told
         channel.state = EVTCHNSTAT_closed
         channel.notify_vcpu = 0
-        channel.pending = False
 
-    def reset(self, domain: Domain) -> None:
-        """Close every port, and go back to the two-level ABI."""
-        for port, channel in enumerate(self.channels):
-            if channel.state != EVTCHNSTAT_closed:
+    def reset(self, domain: Domain, resuming: bool, interrupted: Callable[[], bool]) -> bool:
+        """Close every port, and go back to the two-level ABI; False: `interrupted` on the way.
+
+        Then it is to be called again, `resuming`. EBUSY: a reset is under way, or none is that
+        could be resumed; EAGAIN: ports were opened meanwhile.
+        """
+        if resuming == (not self.next_reset):
+            raise XenError(EBUSY, "no reset is under way" if resuming else "a reset is under way")
+        self.next_reset = self.next_reset or 1
+        left = sum(channel.state != EVTCHNSTAT_closed for channel in self.channels)
+        for port in range(self.next_reset, len(self.channels)):
+            if not left:
+                break
+            if self.channels[port].state != EVTCHNSTAT_closed:
                 self.close(domain, port)
+                left -= 1
+            if port % RESET_STEP == 0 and interrupted():
+                self.next_reset = port
+                return False
+        self.next_reset = 0
+        if left:
+            raise XenError(EAGAIN, f"{left} ports were opened during a reset")
         if isinstance(self.abi, Fifo):
             self.abi.destroy(domain)
             self.abi = TwoLevel()
+        return True
 
     # Events.
 
@@ -218,7 +277,7 @@ class EventChannels:
         """
         _check_vcpu(domain, vcpu_id)
         channel = self._channel(port)
-        movable = channel.state in (EVTCHNSTAT_unbound, EVTCHNSTAT_interdomain) or (
+        movable = channel.state in MOVABLE or (
             channel.state == EVTCHNSTAT_virq and channel.virq not in PER_VCPU_VIRQS
         )
         if not movable:

@@ -94,10 +94,14 @@ class Fifo:
         if word is None:
             channel.pending = True
             return
+        # Without a control block the event is dropped: the guest must not unmask before it.
+        block = self.control_blocks.get(channel.notify_vcpu)
+        if block is None:
+            return
         memory = domain.memory
         was_pending = test_and_set_bit(memory, word, EVTCHN_FIFO_PENDING)
         if not test_bit(memory, word, EVTCHN_FIFO_MASKED):
-            self._link(domain, port, channel, word)
+            self._link(domain, port, channel, word, block)
         if not was_pending:
             scheduler.check_pollers(domain, port)
 
@@ -129,13 +133,11 @@ class Fifo:
         word = self.word(port)
         return word is not None and test_bit(domain.memory, word, EVTCHN_FIFO_LINKED)
 
-    def _link(self, domain: Domain, port: int, channel: Channel, word: Maddr) -> None:
+    def _link(self, domain: Domain, port: int, channel: Channel, word: Maddr, block: Maddr) -> None:
         """Append a word to its queue, unless it is linked; say so if the queue was empty."""
         memory = domain.memory
         vcpu = domain.vcpus[channel.notify_vcpu]
-        block = self.control_blocks.get(vcpu.vcpu_id)
-        # Without a control block the event is dropped: the guest must not unmask before it.
-        if block is None or test_and_set_bit(memory, word, EVTCHN_FIFO_LINKED):
+        if test_and_set_bit(memory, word, EVTCHN_FIFO_LINKED):
             return
         # The guest unlinked this word; where it was the tail, that queue is empty now.
         old_queue = (channel.last_vcpu, channel.last_priority)

@@ -14,6 +14,7 @@ from xenemu.abi.sched import SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
+from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.hv.vcpu import RunState, Vcpu
 
@@ -40,6 +41,12 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
     vcpu.poll_ports = poll_ports
     set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
     current.cpu.stop()
+
+
+def hypercall_preempt_check(current: Current) -> bool:
+    """Whether a long hypercall is to be interrupted here: the vcpu has something else to do."""
+    domain, vcpu = current.domain, current.vcpu
+    return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
 
 
 def wake(domain: Domain, vcpu: Vcpu) -> None:
@@ -142,6 +149,12 @@ def fire_timer(domain: Domain, now_ns: int, key: Key) -> None:
 
 
 def shutdown(domain: Domain, reason: int) -> None:
-    """Shut the domain down; the first reason counts."""
-    if domain.shutdown_code is None:
-        domain.shutdown_code = reason
+    """Shut the domain down; the first reason counts, or the one that was chosen before."""
+    choose_shutdown_code(domain, reason)
+    domain.shutdown_code = domain.chosen_shutdown_code
+
+
+def choose_shutdown_code(domain: Domain, reason: int) -> None:
+    """Choose the reason of a shutdown to come, unless one is chosen."""
+    if domain.chosen_shutdown_code is None:
+        domain.chosen_shutdown_code = reason

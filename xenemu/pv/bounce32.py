@@ -77,7 +77,7 @@ def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = N
     cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address & WORD, rflags & ~NOT_INHERITED, esp
     if trap.mask_events:
         domain.memory.bytes[mask_byte] |= 1
-    _resume(current, trap.cs, selector)
+    resume(current, trap.cs, selector)
 
 
 def _stack_base(current: Current, selector: int) -> int:
@@ -123,7 +123,7 @@ def iret32(current: Current) -> None:
         regs[Reg.RSP] = (esp + 16) & WORD
     current.domain.memory.bytes[current.vcpu.info + UPCALL_MASK] = masked
     # The event mask above the selector is not looked at: EFLAGS.IF is.
-    _resume(current, cs & 0xFFFF, ss & 0xFFFF)
+    resume(current, cs & 0xFFFF, ss & 0xFFFF)
 
 
 def _words(current: Current, esp: int, count: int) -> tuple[int, ...]:
@@ -151,7 +151,7 @@ def _refuse_vm86(current: Current, esp: int) -> Trap:
     return trap
 
 
-def _resume(current: Current, cs: int, ss: int) -> None:
+def resume(current: Current, cs: int, ss: int) -> None:
     """Load CS and SS as IRET at CPL 0 would; a Fault, of the code they name, where that faults."""
     cpu, state = current.cpu, pv(current)
     try:

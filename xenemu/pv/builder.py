@@ -141,6 +141,7 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
         # libxl gives a PV domain this map (XEN_DOMCTL set_memmap_limit): all of it RAM.
         e820=[(0, config.memory, E820_RAM)],
         wallclock_ns=config.wallclock_ns,
+        debug_xen=config.debug_xen,
         arch=private,
     )
     _load(domain, image, parameters, layout, config, base)

@@ -134,13 +134,21 @@ def decode(code: bytes, bits: int) -> Instruction:
     )
 
 
+def decode_here(current: Current) -> Instruction | None:
+    """The instruction at RIP; None if there is none."""
+    try:
+        return decode(fetch(current), code_bits(current))
+    except Refused:
+        return None
+
+
 def emulate_privileged_op(current: Current) -> bool:
     """Emulate the instruction at RIP if Xen would; False if the guest is to get its #GP."""
+    insn = decode_here(current)
+    handler = None if insn is None else HANDLERS.get(insn.opcode)
+    if insn is None or handler is None:
+        return False
     try:
-        insn = decode(fetch(current), code_bits(current))
-        handler = HANDLERS.get(insn.opcode)
-        if handler is None:
-            return False
         length = handler(current, insn)
     except Refused:
         return False

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
-from xenemu.hv.dispatch import Continue
+from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
 from xenemu.pv.bounce32 import in_kernel_mode
+from xenemu.pv.callgate import emulate_gate_op
 from xenemu.pv.debug import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page, mark_accessed
-from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op, fetch
+from xenemu.pv.emulate import code_bits, decode_here, emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
@@ -34,7 +35,7 @@ INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 SYSENTER_LENGTH = 2
 INT80 = 0x80
-RDPMC = b"\x0f\x33"
+SYSRET, RDPMC, ICEBP = 0x0F07, 0x0F33, 0xF1  # opcodes
 LDT_BYTES = 0x10000
 
 
@@ -75,7 +76,10 @@ class PvExits:
         cpu, regs = current.cpu, current.cpu.regs
         arguments = [regs[register] & mask for register in registers]
         try:
-            regs[Reg.RAX] = current.table.call(current, number, arguments) & mask
+            result = current.table.call(current, number, arguments)
+            regs[Reg.RAX] = result & mask
+            if current.domain.debug_xen:
+                poison_arguments(current, number, registers, result)
         except Continue as again:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
@@ -87,11 +91,16 @@ class PvExits:
 
     def _deliver_events(self) -> None:
         current = self.current
-        if event_pending(current.domain, current.vcpu) and not current.vcpu.blocked:
+        if current.vcpu.blocked:
+            return
+        state = pv(current)
+        if state.nmi_pending and not state.nmi_masked:
+            traps.deliver_nmi(current)
+        if event_pending(current.domain, current.vcpu):
             traps.deliver_event(current)
 
     def deliver_events(self) -> None:
-        """Enter the guest's event callback if events are pending and not masked."""
+        """Enter the guest's handler if an NMI, or events that are not masked, are pending."""
         self._deliver_events()
 
     def timer(self, key: Key) -> bool:
@@ -149,6 +158,12 @@ class PvExits:
             if _is_stack_fault(current):
                 traps.inject(current, flags.SS, 0)
                 return
+            if _is_sysret_in_32_bit_code(current):
+                traps.inject(current, flags.UD)
+                return
+        elif current.domain.width == 4:
+            emulate_gate_op(current, error_code)
+            return
         traps.inject(current, flags.GP, error_code)
 
     def _device_not_available(self) -> None:
@@ -178,10 +193,14 @@ class PvExits:
             traps.bounce(current, trap or NO_TRAP, f"int {vector:#x}")
 
     def invalid_opcode(self) -> None:
-        """Forced emulation, or #UD."""
+        """Forced emulation, what the engine does not know, or #UD."""
         current = self.current
-        if fetch(current)[: len(RDPMC)] == RDPMC:  # not in the engine; CR4.PCE is never set
+        insn = decode_here(current)
+        if insn is not None and insn.opcode == RDPMC:  # CR4.PCE is never set
             traps.inject(current, flags.GP)
+        elif insn is not None and insn.opcode == ICEBP:
+            current.cpu.rip += insn.length
+            traps.inject(current, flags.DB)
         elif not emulate_invalid_op(current):
             traps.inject(current, flags.UD)
 
@@ -257,6 +276,14 @@ class Pv32Exits(PvExits):
             traps.iret(current)
         else:
             self._call(number, ARGUMENTS32, 0xFFFFFFFF)
+
+
+def _is_sysret_in_32_bit_code(current: Current) -> bool:
+    """Whether a #GP(0) is really a #UD: the engine's SYSRET is AMD's, the guest's CPU Intel's."""
+    if code_bits(current) == 64:
+        return False
+    insn = decode_here(current)
+    return insn is not None and insn.opcode == SYSRET
 
 
 def _is_stack_fault(current: Current) -> bool:

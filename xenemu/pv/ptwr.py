@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import capstone
 from capstone import x86 as cs
 
 from xenemu.errors import XenError
-from xenemu.hv.cpu import Cpu, Reg, Seg
+from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.pv.emulate import fetch
+from xenemu.pv.operand import REGISTERS, Operand, disassembler, linear_address, memory_operand
 from xenemu.pv.paging import first_fault
 from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, inject_page_fault
@@ -35,20 +35,6 @@ NO_SOURCE = frozenset({"inc", "dec", "not", "neg", "cmpxchg8b"})
 COMPARE = frozenset({"cmpxchg", "cmpxchg8b"})
 BIT_OFFSETS = frozenset({"bts", "btr", "btc"})
 STRINGS = frozenset(name + size for name in ("stos", "movs") for size in "bwdq")
-SEGMENTS = {cs.X86_REG_FS: Seg.FS, cs.X86_REG_GS: Seg.GS}  # whose bases count
-
-
-@dataclass(frozen=True)
-class Operand:
-    """Where an operand in memory is: registers by number, or None; `relative` to RIP."""
-
-    base: int | None
-    index: int | None
-    scale: int
-    displacement: int
-    relative: bool
-    segment: Seg | None
-    address_size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ class Store:
 @lru_cache(maxsize=256)
 def decode(code: bytes, long_mode: bool) -> Store | None:
     """Decode a store whose first operand is in memory; None for any other instruction."""
-    insn = next(_disassembler(long_mode).disasm(code, 0), None)
+    insn = next(disassembler(64 if long_mode else 32).disasm(code, 0), None)
     if insn is None or not insn.operands or insn.operands[0].type != cs.X86_OP_MEM:
         return None
     *prefixes, mnemonic = insn.mnemonic.split()
@@ -83,72 +69,20 @@ def decode(code: bytes, long_mode: bool) -> Store | None:
         elif source.type == cs.X86_OP_IMM:
             immediate = source.imm
         else:
-            memory = _operand(insn, source)
+            memory = memory_operand(insn, source)
     elif len(insn.operands) > 2 or mnemonic not in NO_SOURCE:
         return None
     return Store(
         mnemonic=mnemonic,
         length=insn.size,
         size=insn.operands[0].size,
-        operand=_operand(insn, insn.operands[0]),
+        operand=memory_operand(insn, insn.operands[0]),
         register=register,
         memory=memory,
         immediate=immediate,
         repeat=any(prefix.startswith("rep") for prefix in prefixes),
         locked=mnemonic == "xchg" or "lock" in prefixes,
     )
-
-
-@lru_cache(maxsize=2)
-def _disassembler(long_mode: bool) -> capstone.Cs:
-    mode = capstone.CS_MODE_64 if long_mode else capstone.CS_MODE_32
-    disassembler = capstone.Cs(capstone.CS_ARCH_X86, mode)
-    disassembler.detail = True
-    return disassembler
-
-
-def _operand(insn: capstone.CsInsn, operand: cs.X86Op) -> Operand:
-    mem = operand.mem
-    base, index = (REGISTERS.get(insn.reg_name(reg) or "") for reg in (mem.base, mem.index))
-    return Operand(
-        base=base[0] if base else None,
-        index=index[0] if index else None,
-        scale=mem.scale,
-        displacement=mem.disp,
-        relative=mem.base in (cs.X86_REG_RIP, cs.X86_REG_EIP),
-        segment=SEGMENTS.get(mem.segment),
-        address_size=insn.addr_size,
-    )
-
-
-def _register_names() -> dict[str, tuple[int, int]]:
-    names = {}
-    legacy = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
-    for number, name in enumerate(legacy):
-        names[name] = names["e" + name] = names["r" + name] = (number, 0)
-        if number < 4:
-            names[name[0] + "l"], names[name[0] + "h"] = (number, 0), (number, 8)
-        else:
-            names[name + "l"] = (number, 0)
-    for number in range(8, 16):
-        for suffix in ("", "d", "w", "b"):
-            names[f"r{number}{suffix}"] = (number, 0)
-    return names
-
-
-REGISTERS = _register_names()
-
-
-def linear_address(cpu: Cpu, operand: Operand, length: int) -> int:
-    """The address of an operand of an instruction of `length` bytes at RIP."""
-    total = operand.displacement + (cpu.rip + length if operand.relative else 0)
-    if operand.base is not None:
-        total += cpu.regs[operand.base]
-    if operand.index is not None:
-        total += cpu.regs[operand.index] * operand.scale
-    total &= (1 << 8 * operand.address_size) - 1
-    base = 0 if operand.segment is None else cpu.segment(operand.segment).base
-    return (base + total) & WORD
 
 
 def emulate_store(current: Current, vaddr: int) -> bool:

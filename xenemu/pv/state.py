@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.hv.domain import Current
+from xenemu.hv.vcpu import Vcpu
 from xenemu.x86.paging import Mfn
 
 DR6_DEFAULT = 0xFFFF0FF0
@@ -93,6 +94,8 @@ class PvVcpu:
     ldt_entries: int = 0
     ldt_frames: dict[int, Mfn] = field(default_factory=dict)  # page of the LDT -> mapped frame
     cpuid_faulting: bool = False
+    nmi_pending: bool = False
+    nmi_masked: bool = False  # from an NMI to the next iret
 
 
 def pv(current: Current) -> PvVcpu:
@@ -100,6 +103,12 @@ def pv(current: Current) -> PvVcpu:
     state = current.vcpu.arch
     assert isinstance(state, PvVcpu)
     return state
+
+
+def pv_vcpu(vcpu: Vcpu) -> PvVcpu:
+    """Any vcpu's PV state."""
+    assert isinstance(vcpu.arch, PvVcpu)
+    return vcpu.arch
 
 
 def pv_domain(current: Current) -> PvDomain:

@@ -168,6 +168,16 @@ def deliver_event(current: Current) -> None:
     bounce(current, pv(current).event_callback, "an event upcall")
 
 
+def deliver_nmi(current: Current) -> None:
+    """Enter the NMI handler, and let no other NMI in until an iret; it is lost without one."""
+    state = pv(current)
+    state.nmi_pending = False
+    handler = state.traps.get(flags.NMI, NO_TRAP)
+    if handler.address or (current.domain.width == 4 and handler.cs):
+        state.nmi_masked = True
+        bounce(current, handler, "an NMI")
+
+
 def complete_instruction(current: Current, length: int, breakpoints: int = 0) -> None:
     """Step over an instruction that Xen emulated; #DB after it if it is traced.
 
@@ -209,6 +219,7 @@ def iret(current: Current) -> None:
     A frame that the CPU's IRET refuses faults at its target, as if the fault came from there.
     """
     rip = current.cpu.rip
+    pv(current).nmi_masked = False
     if current.domain.width == 8:
         iret64(current)
     else:

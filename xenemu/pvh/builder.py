@@ -118,6 +118,7 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         arch=private,
         p2m=p2m,
         wallclock_ns=config.wallclock_ns,
+        debug_xen=config.debug_xen,
     )
     for segment in image.segments:
         memory.write(Maddr(segment.paddr + layout.offset), segment.data)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from xenemu.abi.errno import EPERM
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
+from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
-from xenemu.hv.dispatch import Continue
+from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
@@ -63,8 +64,11 @@ class PvhExits:
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
         try:
-            result = current.table.call(current, regs[Reg.RAX] & mask, arguments)
+            number = regs[Reg.RAX] & mask
+            result = current.table.call(current, number, arguments)
             regs[Reg.RAX] = result & mask
+            if current.domain.debug_xen:
+                poison_arguments(current, number, registers, result)
         except Continue as again:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
@@ -97,7 +101,10 @@ class PvhExits:
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT to one of PORTS: Xen's debug console shows the byte."""
         if port == DEBUG_PORT and size == 1:
-            self.current.domain.output.append(value)
+            output = self.current.domain.output
+            output.append(value)
+            if len(output) >= OUTPUT_LIMIT:
+                self.current.cpu.stop()
 
     def read_apic(self, offset: int, size: int) -> int:
         """A load from the local APIC's page."""

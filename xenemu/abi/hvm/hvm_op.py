@@ -12,10 +12,15 @@ from xenemu.abi.layout import U8, U16, U32, U64, Struct, blob
 
 HVMOP_set_param: Final = 0
 HVMOP_get_param: Final = 1
+HVMOP_set_pci_intx_level: Final = 2
+HVMOP_set_isa_irq_level: Final = 3
+HVMOP_set_pci_link_route: Final = 4
 HVMOP_flush_tlbs: Final = 5
 HVMOP_pagetable_dying: Final = 9
 HVMOP_get_time: Final = 10
 HVMOP_xentrace: Final = 11
+HVMOP_set_mem_access: Final = 12
+HVMOP_get_mem_access: Final = 13
 HVMOP_get_mem_type: Final = 15
 HVMOP_set_evtchn_upcall_vector: Final = 23
 HVMOP_guest_request_vm_event: Final = 24
