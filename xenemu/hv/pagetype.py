@@ -416,6 +416,15 @@ class Frames(FrameTable):
             return XenError(EINVAL, f"{where}, has NX or a bit above 51, which PAE's L3 has not")
         if entry & self.rules.table_disallow:
             return XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which it may not")
+        if self.memory.contains(child) and LEVELS.get(self.type[child]) == level:
+            where += f", is linear: it leads to {self.describe(child)}; "
+            if self._is_pae_root(level):
+                return XenError(EINVAL, f"{where}an L3 of a 32-bit guest cannot be")
+            if entry & RW:
+                return XenError(EINVAL, f"{where}it may not have RW")
+            return XenError(
+                EINVAL, f"{where}a table has such entries or is the target of some, not both"
+            )
         wanted = TYPE_NAMES[self.rules.child_type(level, index)]
         return XenError(EINVAL, f"{where}, needs a {wanted}, not {self.describe(child)}")
 
