@@ -81,9 +81,10 @@ class Guest:
         return (self.folder / "refusals.txt").exists()
 
     def refusals(self, environment: str) -> list[str]:
-        """Return what a guest that attacks must be refused, in order: a pattern for each sentence.
+        """Return what a guest that attacks must be refused, in order.
 
-        ``*`` in it is anything; a line that begins with an environment in brackets is only its.
+        A line is a pattern for sentences of xenemu's, one or more in a row, where ``*`` is
+        anything; one that begins with an environment in brackets is only for that.
         """
         lines = (self.folder / "refusals.txt").read_text().splitlines()
         named = [re.fullmatch(r"(?:\[(\w+)\] )?(.*)", line) for line in lines]

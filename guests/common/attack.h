@@ -14,6 +14,17 @@
 #define PTE_WRITE (PTE_READ | PTE_RW | PTE_D)
 #define WROTE_READ_ONLY 3 /* a page fault's error code, in the kernel */
 
+/* Xen's part of the address space; the entries that lead there, of the guest's own table. */
+#ifdef __x86_64__
+#define XEN_START ((void *)0xffff800000000000)
+#define XEN_SLOT table_entry(4, XEN_START)
+#define XEN_SLOTS 16
+#else
+#define XEN_START ((void *)0xf5800000)
+#define XEN_SLOT table_entry(2, XEN_START)
+#define XEN_SLOTS 84
+#endif
+
 struct xen_memory_reservation {
 	unsigned long *extent_start;
 	unsigned long nr_extents;

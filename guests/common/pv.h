@@ -39,6 +39,9 @@
 #define PTE_D 0x40ull
 #define PTE_PSE 0x80ull /* above L1 */
 #define PTE_PAT 0x80ull /* in L1 */
+#define PTE_G 0x100ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0xffffffffff000ull
 
 #define EPERM 1
 #define ENOENT 2

@@ -92,6 +92,12 @@ def test_attack(name, environment, tmp_path):
 
 
 def assert_each_matches(said: list[str], patterns: list[str]) -> None:
-    for sentence, pattern in zip(said, patterns, strict=False):
-        assert fnmatchcase(sentence, pattern)
-    assert len(said) == len(patterns), (said[len(patterns) :], patterns[len(said) :])
+    """Each sentence matches the pattern that the one before it did, or the next; none is left."""
+    left = deque(patterns)
+    current = ""
+    for sentence in said:
+        if not fnmatchcase(sentence, current):
+            assert left, sentence
+            current = left.popleft()
+            assert fnmatchcase(sentence, current)
+    assert not left

@@ -456,7 +456,8 @@ class Frames(FrameTable):
 
         `pg_owner` is whose frame an L1 entry may map; `preserve_ad` keeps the old entry's A and
         D bits. Errnos as `_l1e_refusal` and `_get_page_from_entry` have them; EINVAL for Xen's
-        own entries of a root table, and for another owner's frame in a higher entry.
+        own entries of a root table, EPERM for those of an L2; EINVAL for another owner's frame in
+        a higher entry.
         """
         mfn = maddr >> PAGE_SHIFT
         used_as = self.type[mfn]
@@ -464,7 +465,8 @@ class Frames(FrameTable):
             return self._mod_l1_entry(maddr, entry, pg_owner, preserve_ad)
         index, level = (maddr >> 3) % ENTRIES, LEVELS[used_as]
         if index in self.rules.slots_of(used_as):
-            raise XenError(EINVAL, f"L{level} entry {index} of mfn {mfn:#x} is Xen's")
+            errno = EINVAL if level == self.rules.root_type else EPERM
+            raise XenError(errno, f"L{level} entry {index} of mfn {mfn:#x} is Xen's")
         if self._is_pae_root(level) and index >= PAE_ENTRIES - 1:
             raise XenError(EINVAL, f"L3 entry {index} of mfn {mfn:#x} is not the guest's to change")
         if pg_owner != self.owner[mfn]:
