@@ -17,10 +17,12 @@
 /* Xen's part of the address space; the entries that lead there, of the guest's own table. */
 #ifdef __x86_64__
 #define XEN_START ((void *)0xffff800000000000)
+#define XEN_UNMAPPED ((void *)0xffff830000000000) /* to the guest */
 #define XEN_SLOT table_entry(4, XEN_START)
 #define XEN_SLOTS 16
 #else
 #define XEN_START ((void *)0xf5800000)
+#define XEN_UNMAPPED ((void *)0xffa00000)
 #define XEN_SLOT table_entry(2, XEN_START)
 #define XEN_SLOTS 84
 #endif

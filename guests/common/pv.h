@@ -50,6 +50,7 @@
 #define EFAULT 14
 #define EBUSY 16
 #define EEXIST 17
+#define ENODEV 19
 #define EINVAL 22
 #define ENOSYS 38
 #define EOPNOTSUPP 95

@@ -46,7 +46,7 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.memory import ZERO_PAGE, Memory
-from xenemu.hv.segdesc import check_descriptor
+from xenemu.hv.segdesc import check_descriptor, descriptor_refusal
 from xenemu.x86.paging import (
     ADDR,
     ENTRIES,
@@ -321,11 +321,8 @@ class Frames(FrameTable):
         for index, descriptor in enumerate(entries):
             checked = check_descriptor(descriptor, self.rules.width)
             if checked is None:
-                raise XenError(
-                    EINVAL,
-                    f"descriptor {index} of mfn {mfn:#x}, {descriptor:#018x}, is not one that a"
-                    " guest may have",
-                )
+                why = descriptor_refusal(descriptor, self.rules.width)
+                raise XenError(EINVAL, f"at {index} of mfn {mfn:#x}, {why}")
             entries[index] = checked
         writes.append((mfn, entries.tobytes()))
 
