@@ -52,6 +52,7 @@
 #define EEXIST 17
 #define ENODEV 19
 #define EINVAL 22
+#define ENOSPC 28
 #define ENOSYS 38
 #define EOPNOTSUPP 95
 
