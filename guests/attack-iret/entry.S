@@ -60,7 +60,14 @@ return_from_leave:
 #endif
 	ret
 
-	.global	target
+	.global	show_flags, target
+show_flags:				/* as the CPU has them */
+	pushf
+#ifdef __x86_64__
+	pop	%rax
+#else
+	pop	%eax
+#endif
 target:	int3
 
 	.bss

@@ -35,7 +35,7 @@ struct multicall_entry {
 long leave(const struct iret_frame *frame, unsigned long number, const void *first,
 	   unsigned long second);
 void return_from_leave(void) __attribute__((noreturn));
-extern char target[], user_stack_top[];
+extern char show_flags[], target[], user_stack_top[];
 
 static struct frame seen;
 static unsigned long fault_address;
@@ -61,7 +61,7 @@ static void iret(const char *what, struct iret_frame frame, unsigned int vector,
 	leave(&frame, __HYPERVISOR_iret, NULL, 0);
 	check_equal(what, seen.vector, vector);
 	check_equal(what, vector == BP ? 0 : seen.error, error);
-	check_equal(what, seen.ip, frame.ip + (vector == BP));
+	check_equal(what, seen.ip, vector == BP ? (unsigned long)target + 1 : frame.ip);
 	check_equal("IOPL and VM", seen.flags & (FLAGS_IOPL | FLAGS_VM), 0);
 	check_equal("the ring", seen.cs & 3, frame.cs & 3);
 }
@@ -72,8 +72,10 @@ static void targets(void)
 {
 	iret("the kernel", good, BP, 0);
 	iret("the user", to_user, BP, 0);
-	iret("flags", WITH(good, to.flags |= FLAGS_IOPL), BP, 0);
-	iret("the user's flags", WITH(to_user, to.flags |= FLAGS_IOPL), BP, 0);
+	iret("flags", WITH(good, to.ip = (unsigned long)show_flags, to.flags |= FLAGS_IOPL), BP, 0);
+	check_equal("IOPL", seen.ax & FLAGS_IOPL, 0);
+	iret("the user's", WITH(to_user, to.ip = (unsigned long)show_flags, to.flags |= FLAGS_IOPL), BP, 0);
+	check_equal("IOPL", seen.ax & FLAGS_IOPL, 0);
 	iret("NT", WITH(to_user, to.flags |= FLAGS_NT), BP, 0);
 	check_equal("NT, which is the user's own", seen.flags & FLAGS_NT, FLAGS_NT);
 	iret("Xen's stack", WITH(to_user, to.ss = XEN_DS | 3), GP, XEN_DS);
