@@ -8,6 +8,7 @@ The C library is not used, so gcc's ``-m32`` needs no 32-bit packages.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tomllib
@@ -73,6 +74,21 @@ class Guest:
         if special.exists():
             return special.read_text()
         return (self.folder / "expected.txt").read_text().replace("{environment}", environment)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether the guest has a list of what it must be refused."""
+        return (self.folder / "refusals.txt").exists()
+
+    def refusals(self, environment: str) -> list[str]:
+        """Return what a guest that attacks must be refused, in order.
+
+        A line is a pattern for sentences of xenemu's, one or more in a row, where ``*`` is
+        anything; one that begins with an environment in brackets is only for that.
+        """
+        lines = (self.folder / "refusals.txt").read_text().splitlines()
+        named = [re.fullmatch(r"(?:\[(\w+)\] )?(.*)", line) for line in lines]
+        return [match[2] for match in named if match and match[1] in (None, environment)]
 
 
 def guests() -> dict[str, Guest]:

@@ -20,7 +20,7 @@ from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.dispatch import INT, PTR, PV, U64, ULONG, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
-from xenemu.hv.segdesc import check_descriptor
+from xenemu.hv.segdesc import check_descriptor, descriptor_refusal
 from xenemu.pv import descriptors
 from xenemu.pv.msr import set_base
 from xenemu.pv.state import pv
@@ -51,7 +51,7 @@ def _update_descriptor(current: Current, maddr: int, descriptor: int) -> None:
         raise XenError(EINVAL, f"descriptor address {maddr:#x} is not aligned")
     checked = check_descriptor(descriptor, domain.width)
     if checked is None:
-        raise XenError(EINVAL, f"descriptor {descriptor:#018x} is not one a guest may have")
+        raise XenError(EINVAL, descriptor_refusal(descriptor, domain.width))
     frames = domain.frames
     frames.get_page(mfn, domain.domid)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.abi.errno import EINVAL, EOPNOTSUPP, EPERM
+from xenemu.abi.errno import EFAULT, EINVAL, EOPNOTSUPP, EPERM
 from xenemu.abi.memory import (
     XENMEM_exchange,
     XENMEMF_address_bits,
@@ -20,6 +20,7 @@ from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, lock_domain_by_any_id
 from xenemu.hv.frame_table import PGC_allocated
+from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 MAX_ORDER: Final = 9  # CONFIG_DOMU_MAX_ORDER: of an extent, for a domU without devices
@@ -45,7 +46,8 @@ def exchange(current: Current, pointer: int) -> int:
 
     A chunk, one extent of the larger kind, is exchanged wholly or not at all; `nr_exchanged` says
     how far it went. EPERM: extents too large, or another's. EINVAL: sizes that do not match, or
-    an input page that is not only the domain's own unmapped memory. ENOMEM: none to be had.
+    an input page that is not only the domain's own unmapped memory. EFAULT: a list, or the part
+    of it to go on with, is not in the guest's addresses. ENOMEM: none to be had.
     EOPNOTSUPP: a translated guest.
     """
     if current.domain.p2m is not None:
@@ -81,16 +83,29 @@ def _check(
 ) -> None:
     if max(give.extent_order, get.extent_order) > MAX_ORDER:
         raise XenError(EPERM, f"extents above order {MAX_ORDER} are for dom0")
+    if op.nr_exchanged > give.nr_extents:
+        raise XenError(
+            EINVAL, f"{op.nr_exchanged} extents are said to be done, of {give.nr_extents}"
+        )
     pages = give.nr_extents << give.extent_order
-    if (
-        op.nr_exchanged > give.nr_extents
-        or give.domid != get.domid
-        or pages != get.nr_extents << get.extent_order
-        or pages >> 8 * current.domain.width
-    ):
-        raise XenError(EINVAL, f"the two halves of the exchange do not match: {give}, {get}")
+    if pages != get.nr_extents << get.extent_order or pages >> 8 * current.domain.width:
+        halves = " and ".join(
+            f"{one.nr_extents} of order {one.extent_order}" for one in (give, get)
+        )
+        raise XenError(EINVAL, f"the two halves of the exchange do not match: {halves}")
+    if give.domid != get.domid:
+        raise XenError(EINVAL, f"an exchange between d{give.domid} and d{get.domid}")
+    _check_list(current, give, op.nr_exchanged)
+    _check_list(current, get, (op.nr_exchanged << give.extent_order) >> get.extent_order)
     check_target(current, lock_domain_by_any_id(current, give.domid))
     mfn_limit(current, get.mem_flags)
+
+
+def _check_list(current: Current, reservation: xen_memory_reservation, done: int) -> None:
+    """EFAULT if what is left of a list begins where the guest has nothing."""
+    start = reservation.extent_start + done * current.domain.width
+    if not in_guest_range(start, current.domain.width):
+        raise XenError(EFAULT, f"a list that goes on at {start:#x}, which is not the guest's")
 
 
 def _exchange_chunk(

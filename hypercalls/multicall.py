@@ -9,7 +9,6 @@ import struct
 from contextlib import suppress
 from typing import Final
 
-from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.abi.errno import EFAULT, EINVAL
 from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import XenError
@@ -27,15 +26,16 @@ POISON: Final = b"\xaa"
 def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
-    A list that reaches Xen's addresses is refused before the first call, as far as Xen looks.
+    A list at one of Xen's addresses is refused even if it is empty; where it ends is not looked at.
     Between entries it stops, to be continued, when an event is to be delivered or the vcpu may
     not go on. A multicall in it gets EINVAL as its result. An iret in it ends it: the result is
     the RAX that the guest goes on with.
     """
     width = current.domain.width
     size = multicall_entry.sizeof(width)
-    if current.domain.p2m is None:
-        _check_range(call_list, nr_calls * size, width)
+    # Of a 32-bit guest's list Xen checks the 64-bit range, too, and so nothing.
+    if current.domain.p2m is None and not in_guest_range(call_list):
+        raise XenError(EFAULT, f"{call_list:#x} is not an address of the guest's")
     for done in range(nr_calls):
         at = call_list + done * size
         if done and (done == MAX_ENTRIES_AT_ONCE or hypercall_preempt_check(current)):
@@ -66,13 +66,6 @@ def _call(current: Current, number: int, args: tuple[int, ...]) -> int:
         current.domain.log("a multicall inside a multicall is refused")
         return -EINVAL
     return current.table.call(current, number, args)
-
-
-def _check_range(start: int, size: int, width: int) -> None:
-    """EFAULT: a PV guest's list is where it cannot be; a 64-bit guest's end is not looked at."""
-    beyond = width == 4 and start + size >= HYPERVISOR_COMPAT_VIRT_START
-    if beyond or not in_guest_range(start, width):
-        raise XenError(EFAULT, f"{start:#x} is no place for {size} bytes of calls")
 
 
 def _store(current: Current, entry: int, result: int) -> None:

@@ -49,13 +49,12 @@ struct console console(void)
 	return pv_console;
 }
 
-volatile uint64_t *l1_entry(const volatile void *at)
+volatile uint64_t *table_entry(int level, const volatile void *at)
 {
 	const uint64_t *table = (const uint64_t *)info->pt_base;
 	unsigned long address = (unsigned long)at;
-	int level = sizeof(long) == 8 ? 4 : 3;
 
-	for (; level > 1; level--)
-		table = mfn_to_virt((table[address >> (3 + 9 * level) & 511] & ~0xfffull) >> 12);
-	return (volatile uint64_t *)&table[address >> 12 & 511];
+	for (int from = sizeof(long) == 8 ? 4 : 3; from > level; from--)
+		table = mfn_to_virt((table[address >> (3 + 9 * from) & 511] & ~0xfffull) >> 12);
+	return (volatile uint64_t *)&table[address >> (3 + 9 * level) & 511];
 }

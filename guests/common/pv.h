@@ -7,10 +7,16 @@
 #define TI_DPL 3 /* trap_info.flags */
 #define TI_IF 4	 /* mask events on entry */
 
+#define MMUEXT_PIN_L1_TABLE 0 /* and those of L2 to L4 */
 #define MMUEXT_UNPIN_TABLE 4
 #define MMUEXT_NEW_BASEPTR 5
 #define MMUEXT_SET_LDT 13
 #define MMUEXT_NEW_USER_BASEPTR 15
+#define MMUEXT_CLEAR_PAGE 16
+#define MMUEXT_COPY_PAGE 17
+
+#define MMU_MACHPHYS_UPDATE 1
+#define MMU_PT_UPDATE_PRESERVE_AD 2
 
 #define UVMF_INVLPG 2
 #define UVMF_ALL (1 << 2)
@@ -27,14 +33,39 @@
 #define PTE_P 1ull
 #define PTE_RW 2ull
 #define PTE_US 4ull
+#define PTE_PWT 8ull
+#define PTE_PCD 0x10ull
+#define PTE_A 0x20ull
+#define PTE_D 0x40ull
+#define PTE_PSE 0x80ull /* above L1 */
+#define PTE_PAT 0x80ull /* in L1 */
+#define PTE_G 0x100ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0xffffffffff000ull
 
+#define EPERM 1
+#define ENOENT 2
+#define ESRCH 3
+#define EACCES 13
+#define EFAULT 14
+#define EBUSY 16
+#define EEXIST 17
+#define ENODEV 19
 #define EINVAL 22
+#define ENOSPC 28
+#define ENOSYS 38
+#define EOPNOTSUPP 95
 
 struct trap_info {
 	uint8_t vector;
 	uint8_t flags;
 	uint16_t cs;
 	unsigned long address;
+};
+
+struct mmu_update {
+	uint64_t ptr; /* the machine address of an entry, and a command */
+	uint64_t val;
 };
 
 struct mmuext_op {
@@ -88,11 +119,28 @@ static inline unsigned long virt_to_mfn(const volatile void *at)
 	return ((const unsigned long *)start_info()->mfn_list)[(unsigned long)at >> 12];
 }
 
+static inline uint64_t virt_to_maddr(const volatile void *at)
+{
+	return (uint64_t)virt_to_mfn(at) << 12 | ((unsigned long)at & 4095);
+}
+
 static inline long mmuext(unsigned int command, unsigned long arg1, unsigned long arg2)
 {
 	struct mmuext_op op = { command, arg1, arg2 };
 
 	return hypercall4(__HYPERVISOR_mmuext_op, (unsigned long)&op, 1, 0, DOMID_SELF);
+}
+
+static inline long pin_table(unsigned int level, unsigned long mfn)
+{
+	return mmuext(MMUEXT_PIN_L1_TABLE + level - 1, mfn, 0);
+}
+
+static inline long mmu_update(uint64_t ptr, uint64_t val)
+{
+	struct mmu_update request = { ptr, val };
+
+	return hypercall4(__HYPERVISOR_mmu_update, (unsigned long)&request, 1, 0, DOMID_SELF);
 }
 
 static inline long update_descriptor(uint64_t maddr, uint64_t descriptor)
@@ -117,7 +165,12 @@ static inline long update_va_mapping(const volatile void *at, uint64_t entry)
 #endif
 }
 
-/* The L1 entry that maps an address, through the read-only mapping of the page tables. */
-volatile uint64_t *l1_entry(const volatile void *at);
+/* The entry of a level that leads to an address, through the read-only mapping of the tables. */
+volatile uint64_t *table_entry(int level, const volatile void *at);
+
+static inline volatile uint64_t *l1_entry(const volatile void *at)
+{
+	return table_entry(1, at);
+}
 
 #endif

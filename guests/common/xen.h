@@ -9,10 +9,12 @@
 #define __HYPERVISOR_mmu_update 1
 #define __HYPERVISOR_set_gdt 2
 #define __HYPERVISOR_stack_switch 3
+#define __HYPERVISOR_set_callbacks 4
 #define __HYPERVISOR_set_debugreg 8
 #define __HYPERVISOR_get_debugreg 9
 #define __HYPERVISOR_update_descriptor 10
 #define __HYPERVISOR_memory_op 12
+#define __HYPERVISOR_multicall 13
 #define __HYPERVISOR_update_va_mapping 14
 #define __HYPERVISOR_xen_version 17
 #define __HYPERVISOR_console_io 18
@@ -20,7 +22,9 @@
 #define __HYPERVISOR_vm_assist 21
 #define __HYPERVISOR_iret 23
 #define __HYPERVISOR_vcpu_op 24
+#define __HYPERVISOR_set_segment_base 25
 #define __HYPERVISOR_mmuext_op 26
+#define __HYPERVISOR_nmi_op 28
 #define __HYPERVISOR_sched_op 29
 #define __HYPERVISOR_callback_op 30
 #define __HYPERVISOR_event_channel_op 32
@@ -30,6 +34,8 @@
 #define DOMID_SELF 0x7ff0
 
 #define XENVER_version 0
+#define XENVER_extraversion 1
+#define XENVER_capabilities 3
 
 #define VCPUOP_send_nmi 11
 

@@ -73,3 +73,11 @@ def test_a_guest_that_does_not_compile_is_refused(tmp_path):
     with pytest.raises(BuildError, match=r"main\.c"):
         build(guest, ENVIRONMENTS["pv64"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_refusals_may_be_one_environments(tmp_path):
+    guest = Guest(tmp_path, ("pv64", "pv32"), "64M", "", 0, 1)
+    assert not guest.attacks
+    (tmp_path / "refusals.txt").write_text("both\n[pv32] of 32 bits [or so]\n[pv64] no\n")
+    assert guest.attacks
+    assert guest.refusals("pv32") == ["both", "of 32 bits [or so]"]

@@ -76,11 +76,12 @@ def state(frames: Frames) -> list[object]:
 
 
 @contextmanager
-def refused(frames: Frames, errno: int) -> Iterator[None]:
+def refused(frames: Frames, errno: int, why: str = "") -> Iterator[None]:
     before = state(frames)
     with pytest.raises(XenError) as refusal:
         yield
     assert refusal.value.errno == errno, refusal.value.reason
+    assert why in refusal.value.reason
     assert state(frames) == before
 
 
@@ -382,14 +383,14 @@ def test_a_table_may_point_to_a_validated_one_of_its_level(frames: Frames) -> No
 def test_a_linear_entry_must_be_read_only(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P | RW)
-    with refused(frames, EINVAL):
+    with refused(frames, EINVAL, "is linear"):
         frames.pin(SPARE, GUEST, PGT_l4_page_table)
 
 
 def test_a_linear_entry_cannot_be_made_writable(frames: Frames) -> None:
     put(frames, L4, 300, L4, P | US)
     frames.pin(L4, GUEST, PGT_l4_page_table)
-    with refused(frames, EINVAL):
+    with refused(frames, EINVAL, "may not have RW"):
         mod(frames, L4, 300, L4 << 12 | P | US | RW)
 
 
@@ -398,9 +399,9 @@ def test_linear_tables_do_not_chain(frames: Frames) -> None:
     put(frames, SPARE, 300, L4, P)
     frames.pin(SPARE, GUEST, PGT_l4_page_table)
     put(frames, DATA, 300, SPARE, P)
-    with refused(frames, EINVAL):
+    with refused(frames, EINVAL, "not both"):
         frames.pin(DATA, GUEST, PGT_l4_page_table)
-    with refused(frames, EINVAL):
+    with refused(frames, EINVAL, "not both"):
         mod(frames, L4, 300, SPARE << 12 | P)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenemu.hv.segdesc import check_descriptor, gate_selector_okay
+from xenemu.hv.segdesc import check_descriptor, descriptor_refusal, gate_selector_okay
 from xenemu.x86 import segment
 
 CODE64_RING0 = 0x00AF9B000000FFFF
@@ -60,6 +60,20 @@ def test_a_call_gates_reserved_bits_are_zero() -> None:
     assert check_descriptor(CALL_GATE | 0x10 << 32, 8) is None
     assert check_descriptor(CALL_GATE | 0x10 << 32, 4) is not None
     assert check_descriptor(CALL_GATE | 0x20 << 32, 4) is None
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "width", "why"),
+    [
+        (CODE64_RING3, 4, "64-bit code in a 32-bit guest"),
+        (TSS, 8, "call gates alone, not 0x9"),
+        (CALL_GATE & ~0xFFFF0000 | 0xE008 << 16, 8, "leads to 0xe008, which is Xen's"),
+        (CALL_GATE | 0x10 << 32, 8, "has parameters"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(descriptor: int, width: int, why: str) -> None:
+    assert check_descriptor(descriptor, width) is None
+    assert why in descriptor_refusal(descriptor, width)
 
 
 @pytest.mark.parametrize(

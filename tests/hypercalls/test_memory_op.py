@@ -9,6 +9,7 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, SHARED_INFO, make_current
 from hypercalls.memory_op import PAGES_PER_CALL, ops
 from xenemu.abi import memory as abi
+from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_START
 from xenemu.abi.errno import (
     EACCES,
     EDOM,
@@ -298,6 +299,18 @@ def test_halves_that_do_not_fit_are_refused(
         op.nr_exchanged = (1 << 64) - 1
     refused(current, errno, abi.XENMEM_exchange, op)
     assert total(current) == PAGES
+
+
+@pytest.mark.parametrize("half", ["in_", "out"])
+def test_an_exchange_does_not_go_on_in_xens_addresses(current: Current, half: str) -> None:
+    """XSA-212: where a list begins was checked, and not where it goes on."""
+    op = exchange(current, [40, 41], [1, 2])
+    reservation = abi.xen_memory_reservation.unpack(8, getattr(op, half))
+    reservation.extent_start = HYPERVISOR_VIRT_START - 8
+    setattr(op, half, reservation.pack(8))
+    op.nr_exchanged = 1
+    refused(current, EFAULT, abi.XENMEM_exchange, op)
+    assert (total(current), exchanged(current)) == (PAGES, 1)
 
 
 # What there is.

@@ -9,7 +9,9 @@ import pytest
 from elfwriter import PT_NOTE, PV32_NOTES, Phdr, elf, note
 from fakes import FakeCpu
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
+from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3, start_info
+from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l3_page_table, PGT_pae_xen_l2
@@ -70,6 +72,19 @@ def test_start_info_has_32_bit_fields(current: Current) -> None:
     console = domain.console.mfn.to_bytes(4, "little") + domain.console.port.to_bytes(4, "little")
     assert seen.console == console
     assert seen.cmd_line.rstrip(b"\0") == b"quiet"
+
+
+def test_xen_reads_the_m2p_for_the_guest_and_does_not_write_it(current: Current) -> None:
+    mfn = current.domain.shared_info
+    before = current.read_uint(M2P + 4 * mfn, 4)
+    with pytest.raises(XenError) as refusal:
+        current.write_uint(M2P + 4 * mfn, 4, 7)
+    assert (refusal.value.errno, current.read_uint(M2P + 4 * mfn, 4)) == (EFAULT, before)
+
+
+def test_xen_does_not_read_its_descriptor_tables_for_the_guest(current: Current) -> None:
+    with pytest.raises(XenError, match="not an address of the guest's"):
+        current.read_uint(gdt_base(0, 4), 4)
 
 
 def test_the_lists_of_frames_have_32_bit_entries(current: Current) -> None:

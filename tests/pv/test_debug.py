@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fakes import make_pv_current
-from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
+from fakes32 import make_pv32_current
+from xenemu.abi.arch_x86.xen import (
+    HYPERVISOR_COMPAT_VIRT_START,
+    HYPERVISOR_VIRT_END,
+    HYPERVISOR_VIRT_START,
+)
 from xenemu.abi.errno import EINVAL, ENODEV, EPERM
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
@@ -41,6 +46,12 @@ def test_a_breakpoint_is_an_address_of_the_guests(current: Current, index: int, 
 @pytest.mark.parametrize("value", [1 << 47, HYPERVISOR_VIRT_START, HYPERVISOR_VIRT_END - 1])
 def test_a_breakpoint_on_xen_is_refused(current: Current, value: int) -> None:
     refused(current, EPERM, 2, value)
+
+
+def test_a_32_bit_guest_has_breakpoints_in_all_it_can_address() -> None:
+    current = make_pv32_current()
+    set_debugreg(current, 0, HYPERVISOR_COMPAT_VIRT_START)
+    assert get_debugreg(current, 0) == HYPERVISOR_COMPAT_VIRT_START
 
 
 @pytest.mark.parametrize(("alias", "index"), [(4, 6), (5, 7)])

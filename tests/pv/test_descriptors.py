@@ -12,9 +12,11 @@ from fakes import (
     make_pv_current,
     protect,
 )
+from fakes32 import make_pv32_current
 from xenemu.abi.arch_x86.xen import (
     FIRST_RESERVED_GDT_ENTRY,
     FLAT_RING3_CS64,
+    HYPERVISOR_COMPAT_VIRT_START,
     HYPERVISOR_VIRT_START,
 )
 from xenemu.abi.errno import EINVAL
@@ -221,3 +223,16 @@ def test_each_vcpu_has_its_own_place(current: Current) -> None:
     gdtr = current.cpu.segment(Seg.GDTR)
     assert (gdtr.base, gdtr.limit) == (gdt_base(1), 0xEFFF)
     assert gdt_base(1) == gdt_base(0) + 0x20000
+
+
+def test_a_32_bit_guest_may_place_its_ldt_where_none_can_be() -> None:
+    """Xen looks at the real address space, and lets the first use of a descriptor fail."""
+    current = make_pv32_current()
+    set_ldt(current, HYPERVISOR_COMPAT_VIRT_START, 4)
+    with pytest.raises(Fault) as fault:
+        map_ldt_page(current, 8)
+    assert (fault.value.vector, fault.value.vaddr) == (
+        flags.PAGE_FAULT,
+        HYPERVISOR_COMPAT_VIRT_START + 8,
+    )
+    assert not pv(current).ldt_frames

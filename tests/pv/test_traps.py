@@ -418,6 +418,8 @@ def test_a_syscall_return_to_nowhere_faults_by_iret(current: Current) -> None:
     iret(current, flags=VGCF_in_syscall, rip=1 << 47)
     assert current.cpu.rip == HANDLER + flags.GP
     assert frame(current, 8)[:4] == (1 << 47, 0x202, 0, 1 << 47)
+    assert "to 0xe033:0x800000000000," in current.domain.refusals[-1]
+    assert current.domain.refusals[-1].endswith("#GP, error code 0x0")
 
 
 def test_an_iret_through_an_ldt_that_is_not_mapped_is_a_page_fault(current: Current) -> None:

@@ -46,7 +46,7 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.memory import ZERO_PAGE, Memory
-from xenemu.hv.segdesc import check_descriptor
+from xenemu.hv.segdesc import check_descriptor, descriptor_refusal
 from xenemu.x86.paging import (
     ADDR,
     ENTRIES,
@@ -321,11 +321,8 @@ class Frames(FrameTable):
         for index, descriptor in enumerate(entries):
             checked = check_descriptor(descriptor, self.rules.width)
             if checked is None:
-                raise XenError(
-                    EINVAL,
-                    f"descriptor {index} of mfn {mfn:#x}, {descriptor:#018x}, is not one that a"
-                    " guest may have",
-                )
+                why = descriptor_refusal(descriptor, self.rules.width)
+                raise XenError(EINVAL, f"at {index} of mfn {mfn:#x}, {why}")
             entries[index] = checked
         writes.append((mfn, entries.tobytes()))
 
@@ -416,6 +413,15 @@ class Frames(FrameTable):
             return XenError(EINVAL, f"{where}, has NX or a bit above 51, which PAE's L3 has not")
         if entry & self.rules.table_disallow:
             return XenError(EINVAL, f"{where}, has PWT, PCD, PSE or G, which it may not")
+        if self.memory.contains(child) and LEVELS.get(self.type[child]) == level:
+            where += f", is linear: it leads to {self.describe(child)}; "
+            if self._is_pae_root(level):
+                return XenError(EINVAL, f"{where}an L3 of a 32-bit guest cannot be")
+            if entry & RW:
+                return XenError(EINVAL, f"{where}it may not have RW")
+            return XenError(
+                EINVAL, f"{where}a table has such entries or is the target of some, not both"
+            )
         wanted = TYPE_NAMES[self.rules.child_type(level, index)]
         return XenError(EINVAL, f"{where}, needs a {wanted}, not {self.describe(child)}")
 
@@ -447,7 +453,8 @@ class Frames(FrameTable):
 
         `pg_owner` is whose frame an L1 entry may map; `preserve_ad` keeps the old entry's A and
         D bits. Errnos as `_l1e_refusal` and `_get_page_from_entry` have them; EINVAL for Xen's
-        own entries of a root table, and for another owner's frame in a higher entry.
+        own entries of a root table, EPERM for those of an L2; EINVAL for another owner's frame in
+        a higher entry.
         """
         mfn = maddr >> PAGE_SHIFT
         used_as = self.type[mfn]
@@ -455,7 +462,8 @@ class Frames(FrameTable):
             return self._mod_l1_entry(maddr, entry, pg_owner, preserve_ad)
         index, level = (maddr >> 3) % ENTRIES, LEVELS[used_as]
         if index in self.rules.slots_of(used_as):
-            raise XenError(EINVAL, f"L{level} entry {index} of mfn {mfn:#x} is Xen's")
+            errno = EINVAL if level == self.rules.root_type else EPERM
+            raise XenError(errno, f"L{level} entry {index} of mfn {mfn:#x} is Xen's")
         if self._is_pae_root(level) and index >= PAE_ENTRIES - 1:
             raise XenError(EINVAL, f"L3 entry {index} of mfn {mfn:#x} is not the guest's to change")
         if pg_owner != self.owner[mfn]:

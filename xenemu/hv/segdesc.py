@@ -69,3 +69,18 @@ def check_descriptor(descriptor: int, width: int) -> int | None:
         return None
     selector = (low >> 16) & ~SEL_RPL | ring
     return (high & ~DPL) << 32 | selector << 16 | low & 0xFFFF
+
+
+def descriptor_refusal(descriptor: int, width: int) -> str:
+    """Say what is wrong with a descriptor that `check_descriptor` does not let through."""
+    low, high = descriptor & 0xFFFFFFFF, descriptor >> 32
+    what = f"descriptor {descriptor:#018x} is not one a guest may have: "
+    if high & S:
+        return what + "64-bit code in a 32-bit guest"
+    if high & TYPE != TYPE_CALL_GATE:
+        return (
+            what + f"of the system's types a guest has call gates alone, not {high >> 8 & 0xF:#x}"
+        )
+    if not gate_selector_okay(low >> 16, width):
+        return what + f"its gate leads to {low >> 16:#x}, which is Xen's"
+    return what + "its gate has parameters, or reserved bits"

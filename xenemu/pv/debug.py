@@ -37,7 +37,7 @@ def set_debugreg(current: Current, index: int, value: int) -> None:
     CR4.DE; EINVAL for bits over 31 of DR6 and DR7; ENODEV for a register that does not exist.
     """
     if index in BREAKPOINTS:
-        if not in_guest_range(value, current.domain.width):
+        if not in_guest_range(value):
             raise XenError(EPERM, f"a breakpoint at {value:#x} is outside the guest's addresses")
         current.cpu.set_debug_register(index, value)
         return

@@ -123,11 +123,16 @@ def set_gdt(current: Current, frames: list[int], entries: int) -> None:
 def set_ldt(current: Current, base: int, entries: int) -> None:
     """Set the LDT to `entries` descriptors at linear address `base` (MMUEXT_SET_LDT).
 
-    EINVAL if it is not page-aligned, too long, or at an address of Xen's. For a 32-bit guest
-    those begin beyond its reach: an LDT in what looks like Xen's to it faults when it is used.
+    EINVAL if it is not page-aligned, too long, or at an address that is Xen's or not canonical.
+    For a 32-bit guest those begin beyond its reach: an LDT in what looks like Xen's to it faults
+    when it is used.
     """
-    if base & 0xFFF or not in_guest_range(base) or entries > MAX_LDT_ENTRIES:
-        raise XenError(EINVAL, f"an LDT of {entries} entries at {base:#x} is not possible")
+    if base & 0xFFF:
+        raise XenError(EINVAL, f"an LDT begins on a page boundary, not at {base:#x}")
+    if not in_guest_range(base):
+        raise XenError(EINVAL, f"an LDT cannot be at {base:#x}, which is Xen's or not canonical")
+    if entries > MAX_LDT_ENTRIES:
+        raise XenError(EINVAL, f"an LDT has at most {MAX_LDT_ENTRIES} entries, not {entries}")
     state = pv(current)
     if (state.ldt_base, state.ldt_entries) == (base, entries):
         return

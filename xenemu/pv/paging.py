@@ -13,7 +13,7 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
-from xenemu.pv.perdomain import drop_ldt
+from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, drop_ldt
 from xenemu.pv.state import pv
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
 
@@ -42,8 +42,12 @@ def translate(current: Current, vaddr: int, writing: bool, root: int | None = No
 
 
 def translate32(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
-    """`translate` for a 32-bit guest, whose root has four entries."""
-    if not in_guest_range(vaddr, 4):
+    """`translate` for a 32-bit guest, whose root has four entries.
+
+    Xen's own part of the address space is elsewhere, so that it reads for the guest what the
+    guest could read itself: the machine-to-physical table, too.
+    """
+    if not 0 <= vaddr < PERDOMAIN_VIRT_START[4]:
         raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
     return _translate(current, vaddr, writing, root, LEVEL_SHIFTS[1:])
 

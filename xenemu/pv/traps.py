@@ -226,7 +226,7 @@ def iret(current: Current) -> None:
         try:
             iret32(current)
         except Fault as fault:
-            deliver(current, fault)
+            _deliver_iret_fault(current, fault)
     if current.watch is not None:
         for observer in current.watch:
             observer.left(current, rip)
@@ -276,10 +276,21 @@ def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
     except Fault as fault:
         cpu.set_segment(Seg.SS, Segment(ss, 0, 0xFFFFFFFF, segment.DATA_RING3))
         cpu.set_segment(Seg.CS, Segment(cs, 0, 0xFFFFFFFF, segment.CODE64_RING3))
-        deliver(current, fault)
+        _deliver_iret_fault(current, fault)
         return
     cpu.set_segment(Seg.SS, stack)
     cpu.set_segment(Seg.CS, code)
+
+
+def _deliver_iret_fault(current: Current, fault: Fault) -> None:
+    """Give the guest the fault of an iret whose target is in the registers already, and say so."""
+    cpu = current.cpu
+    code, stack = (cpu.segment(which).selector for which in (Seg.CS, Seg.SS))
+    current.domain.log(
+        f"an iret to {code:#x}:{cpu.rip:#x}, with the stack at {stack:#x}:{cpu.regs[Reg.RSP]:#x}, "
+        f"is not possible: {flags.vector_name(fault.vector)}, error code {fault.error_code:#x}"
+    )
+    deliver(current, fault)
 
 
 def _code_segment(current: Current, selector: int) -> Segment:

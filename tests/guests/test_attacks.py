@@ -1,0 +1,108 @@
+"""The guests that attack: each refusal says its rule, and what the hypervisor holds stays true.
+
+That no page table and no page of descriptors is mapped writable follows from the counts: a frame
+has one type at a time. On a real Xen the guests are run with all others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import pytest
+
+from guests.build import ENVIRONMENTS, build, guests
+from xenemu import image
+from xenemu.cli.run import parse_memory
+from xenemu.hv.dispatch import Hypercall, format_result
+from xenemu.hv.domain import CallRecord, Current, Domain
+from xenemu.hv.event_fifo import Fifo
+from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
+from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.pagecheck import recount
+from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.outcome import Outcome
+from xenemu.pv.state import PvVcpu
+
+GUESTS = {name: guest for name, guest in guests().items() if guest.attacks}
+RUNS = [(name, env) for name, guest in GUESTS.items() for env in guest.environments]
+
+
+@dataclass
+class NobodyThere:
+    """A terminal without a person."""
+
+    interactive, exhausted = False, True
+    shown: bytes = b""
+
+    def write(self, data: bytes) -> None:
+        self.shown += data
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        return b""
+
+    def check(self) -> Outcome | None:
+        return None
+
+
+@dataclass
+class Journal(Observer):
+    """What was refused, in order: sentences as the report has them, but for times and arguments."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        if record.reason and record.result is not None:
+            result = format_result(record.result)
+            self.sentences.append(f"{record.name} = {result}: {record.reason}")
+
+    def logged(self, current: Current, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def held(domain: Domain) -> list[tuple[int, int]]:
+    """The references that neither memory nor the frame table's flags show."""
+    references = []
+    for vcpu in domain.vcpus:
+        state = vcpu.arch
+        assert isinstance(state, PvVcpu)
+        roots = filter(None, (state.kernel_root, state.user_root))
+        references += [(root, domain.frames.rules.root_type) for root in roots]
+        descriptors = (*state.gdt_frames, *state.ldt_frames.values())
+        references += [(mfn, PGT_seg_desc_page) for mfn in descriptors]
+    abi = domain.events.abi
+    if isinstance(abi, Fifo):
+        pages = [*abi.array, *(maddr >> 12 for maddr in abi.control_blocks.values())]
+        references += [(mfn, PGT_writable_page) for mfn in pages]
+    return references
+
+
+@pytest.mark.parametrize(("name", "environment"), RUNS)
+def test_attack(name, environment, tmp_path):
+    guest = GUESTS[name]
+    kernel = image.load(build(guest, ENVIRONMENTS[environment], tmp_path / name))
+    config = DomainConfig(parse_memory(guest.memory), guest.cmdline.encode(), b"")
+    machine = Machine(kernel, config, Mode.PV)
+    journal = Journal()
+    Watch.of(machine.current).add(journal)
+    terminal = NobodyThere()
+    outcome = machine.run(terminal)
+
+    assert terminal.shown.decode() == guest.expected(environment)
+    assert outcome.exit_code == guest.exit, outcome.reason
+    said = [f"crash: {outcome.reason}"] if guest.exit else []
+    assert_each_matches([*journal.sentences, *said], guest.refusals(environment))
+    assert recount(machine.domain.frames, held(machine.domain)) == []
+
+
+def assert_each_matches(said: list[str], patterns: list[str]) -> None:
+    """Each sentence matches the pattern that the one before it did, or the next; none is left."""
+    left = deque(patterns)
+    current = ""
+    for sentence in said:
+        if not fnmatchcase(sentence, current):
+            assert left, sentence
+            current = left.popleft()
+            assert fnmatchcase(sentence, current)
+    assert not left
