@@ -56,6 +56,7 @@ from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
 COMMAND_MASK: Final = 0xFFF  # Xen keeps a continuation's state above it
 VERSION: Final = 1  # of the table's layout
+OPERATION_WORK: Final = 8
 BATCH: Final = 64  # operations, then the guest issues the rest of the call again
 
 
@@ -83,6 +84,7 @@ class GrantOps(SubOps):
         done = min(count, BATCH)
         for index in range(done):
             super().__call__(current, command, pointer + index * size)
+            current.domain.frames.work_left -= OPERATION_WORK
         if done < count:
             raise Continue(command, pointer + done * size, count - done)
         return 0

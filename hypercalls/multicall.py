@@ -23,9 +23,9 @@ MAX_ENTRIES_AT_ONCE = 4096
 def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
-    Between entries it stops, to be continued, when an event is to be delivered or the vcpu may
-    not go on. A multicall in it gets EINVAL as its result. An iret in it ends it: the result is
-    the RAX that the guest goes on with.
+    Between entries it stops, to be continued, when an event is to be delivered, the vcpu may not
+    go on, or the entries have been work enough. A multicall in it gets EINVAL as its result. An
+    iret in it ends it: the result is the RAX that the guest goes on with.
     """
     assert current.table is not None
     width = current.domain.width
@@ -56,7 +56,12 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
 
 def _interrupted(current: Current) -> bool:
     domain, vcpu = current.domain, current.vcpu
-    return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
+    return (
+        vcpu.blocked
+        or domain.shutdown_code is not None
+        or domain.frames.work_left <= 0
+        or event_pending(domain, vcpu)
+    )
 
 
 def _store(current: Current, entry: int, result: int) -> None:

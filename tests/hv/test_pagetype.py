@@ -70,7 +70,9 @@ def state(frames: Frames) -> list[object]:
             frames.type_count,
             frames.flags,
             frames.linear_pt_count,
-            frames.heap,
+            list(frames.heap),
+            frames.partial,
+            frames.old_tables,
         ]
     )
 
@@ -258,7 +260,7 @@ def test_the_last_mapping_of_a_released_frame_frees_it(frames: Frames) -> None:
     frames.pin(L1, GUEST, PGT_l1_page_table)
     frames.release(Mfn(DATA))
     mod(frames, L1, 0, 0)
-    assert frames.heap == [DATA]
+    assert list(frames.heap) == [DATA]
     assert recount(frames) == []
 
 
@@ -360,6 +362,25 @@ def test_a_higher_entry_cannot_be_for_another_owners_frame(frames: Frames) -> No
 # Linear page tables.
 
 
+def test_linear_page_tables_are_refused_unless_xen_is_told_to_allow_them(frames: Frames) -> None:
+    put(frames, L4, 300, L4, P | US)
+    with refused(frames, EINVAL):
+        frames.pin(L4, GUEST, PGT_l4_page_table)
+    put(frames, L4, 300, 0, 0)
+    frames.pin(L4, GUEST, PGT_l4_page_table)
+    for table in (L2, L3, L4):
+        with pytest.raises(XenError, match="pv-linear-pt"):
+            mod(frames, table, 300, table << 12 | P | US)
+
+
+@pytest.fixture
+def linear(frames: Frames) -> Frames:
+    """Where Xen is told to."""
+    frames.linear_pt = True
+    return frames
+
+
+@pytest.mark.usefixtures("linear")
 def test_a_table_may_point_to_itself_read_only(frames: Frames) -> None:
     put(frames, L4, 300, L4, P | US)
     frames.pin(L4, GUEST, PGT_l4_page_table)
@@ -368,6 +389,7 @@ def test_a_table_may_point_to_itself_read_only(frames: Frames) -> None:
     assert (frames.type_count[L4], frames.count[L4]) == (0, 1)
 
 
+@pytest.mark.usefixtures("linear")
 def test_a_table_may_point_to_a_validated_one_of_its_level(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P)
@@ -379,6 +401,7 @@ def test_a_table_may_point_to_a_validated_one_of_its_level(frames: Frames) -> No
     assert (frames.type_count[L4], frames.type_count[L1], frames.linear_pt_count) == (0, 0, {})
 
 
+@pytest.mark.usefixtures("linear")
 def test_a_linear_entry_must_be_read_only(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P | RW)
@@ -386,6 +409,7 @@ def test_a_linear_entry_must_be_read_only(frames: Frames) -> None:
         frames.pin(SPARE, GUEST, PGT_l4_page_table)
 
 
+@pytest.mark.usefixtures("linear")
 def test_a_linear_entry_cannot_be_made_writable(frames: Frames) -> None:
     put(frames, L4, 300, L4, P | US)
     frames.pin(L4, GUEST, PGT_l4_page_table)
@@ -393,6 +417,7 @@ def test_a_linear_entry_cannot_be_made_writable(frames: Frames) -> None:
         mod(frames, L4, 300, L4 << 12 | P | US | RW)
 
 
+@pytest.mark.usefixtures("linear")
 def test_linear_tables_do_not_chain(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P)
@@ -404,6 +429,7 @@ def test_linear_tables_do_not_chain(frames: Frames) -> None:
         mod(frames, L4, 300, SPARE << 12 | P)
 
 
+@pytest.mark.usefixtures("linear")
 def test_a_failed_validation_undoes_linear_entries_too(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P)

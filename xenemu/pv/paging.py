@@ -13,6 +13,7 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
+from xenemu.hv.pagetype import Restart
 from xenemu.pv.perdomain import drop_ldt
 from xenemu.pv.state import pv
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
@@ -97,9 +98,12 @@ def mfn_to_cr3(mfn: int, width: int) -> int:
 def new_guest_cr3(current: Current, mfn: int) -> None:
     """Make a table the root of the kernel's address space (MMUEXT_NEW_BASEPTR, mov to CR3).
 
-    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    EINVAL, or what its validation says, if the frame cannot be a top-level table. `Restart` until
+    the new tree is validated, and the old one dropped.
     """
     state, domain = pv(current), current.domain
+    if not domain.frames.put_old_tables():
+        raise Restart
     if mfn == state.kernel_root:
         current.cpu.flush_tlb()
         return
@@ -112,12 +116,15 @@ def new_guest_cr3(current: Current, mfn: int) -> None:
         current.cpu.cr3 = mfn << PAGE_SHIFT
     domain.frames.put_page_and_type(old)
     _tell_root(current, mfn, user=False)
+    if domain.frames.old_tables:
+        raise Restart
 
 
 def new_user_baseptr(current: Current, mfn: int) -> None:
     """Make a table, or none if 0, the root of the user's address space.
 
-    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    EINVAL, or what its validation says, if the frame cannot be a top-level table. `Restart` until
+    the new tree is validated.
     """
     state, domain = pv(current), current.domain
     if mfn == state.user_root:

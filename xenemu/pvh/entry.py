@@ -13,6 +13,7 @@ from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
 from xenemu.pvh.paging import code_width, cpu_of
@@ -62,6 +63,7 @@ class PvhExits:
         current.environment = "pvh64" if wide else "pvh32"
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
+        current.domain.frames.work_left = WORK_PER_CALL
         try:
             result = current.table.call(current, regs[Reg.RAX] & mask, arguments)
             regs[Reg.RAX] = result & mask
