@@ -135,6 +135,7 @@ def test_what_is_not_reached_yet_is_still_free(frames: Frames) -> None:
     frames.pin(L1S[-1], GUEST, PGT_l2_page_table)
     refused(EINVAL, lambda: [*pin])
     drop(frames)
+    frames.work_left = UNLIMITED
     frames.unpin(L1S[-1], GUEST)
     assert recount(frames) == []
     assert not any(frames.type_count)
