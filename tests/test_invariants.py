@@ -84,7 +84,7 @@ def test_debian(guest_image) -> None:
 
 @pytest.mark.parametrize("name", ["grub-x86_64-xen", "grub-i386-xen"])
 def test_grub(guest_image, name: str) -> None:
-    checker = run_checked(guest_image(name), DomainConfig(64 << 20), 10, most=100)
+    checker = run_checked(guest_image(name), DomainConfig(64 << 20), 10, most=40)
     assert checker.checks
 
 

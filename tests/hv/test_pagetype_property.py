@@ -52,7 +52,7 @@ entries = st.builds(lambda mfn, low: mfn << 12 | low, mfns, bits)
 
 class PageTables(RuleBasedStateMachine):
     paging = PV64
-    xen_slots = ((256, 0x1063),)
+    xen_slots = ((256, 0x1063), (260, 0x1063))
 
     def __init__(self) -> None:
         super().__init__()

@@ -266,6 +266,17 @@ def test_a_page_in_use_is_not_exchanged(current: Current, mfn: int) -> None:
     assert (current.domain.frames.owner[41], total(current)) == (1, PAGES)
 
 
+def test_pages_whose_place_cannot_be_read_are_the_domains_all_the_same(current: Current) -> None:
+    end = len(current.domain.memory.bytes)
+    op = exchange(current, [40], [], give_order=1)
+    op.out = abi.xen_memory_reservation(end - 8, 2, 0, 0, DOMID_SELF).pack(8)
+    current.write_ulong(end - 8, 500)
+    refused(current, EFAULT, abi.XENMEM_exchange, op)
+    first = current.read_ulong(end - 8)
+    assert (current.domain.frames.get_m2p(first), exchanged(current)) == (500, 0)
+    assert total(current) == PAGES
+
+
 def test_a_page_is_not_exchanged_twice(current: Current) -> None:
     op = exchange(current, [40, 40], [1], get_order=1)
     refused(current, EINVAL, abi.XENMEM_exchange, op)

@@ -13,6 +13,7 @@ from xenemu.hv.frame_table import PGT_l3_page_table, PGT_l4_page_table, PGT_pae_
 from xenemu.x86.paging import PAT, PCD, PSE, PWT, RW, US, A, G
 
 GUEST_KERNEL: Final = 1 << 52  # _PAGE_GUEST_KERNEL: the guest wrote the L1 entry without US
+M2P_L4_SLOT: Final = 256  # RO_MPT_VIRT_START's
 PAE_ENTRIES: Final = 4  # of an L3 table
 NO_SLOTS: Final = range(0)
 
@@ -35,6 +36,7 @@ class PagingRules:
     l1_kernel_bits: int  # what Xen sets in a present L1 entry without US,
     l1_user_bits: int  # in one with US that the guest did not mark as its kernel's,
     table_bits: dict[int, int]  # and in a present higher entry, by its level
+    m2p_slot: int | None = None  # Xen's entry that a root gets when it is the kernel's
     root_disallow: int = 0  # what only an entry of the root may not have,
     root_unadjust: int = 0  # and what Xen clears in one when its table ceases to be one
 
@@ -67,6 +69,7 @@ PV64: Final = PagingRules(
     l1_kernel_bits=US | GUEST_KERNEL,
     l1_user_bits=G,
     table_bits=dict.fromkeys((2, 3, 4), US),
+    m2p_slot=M2P_L4_SLOT,
 )
 
 # A 32-bit guest's PAE tables, as 64-bit Xen has them: they are walked below a fourth level.

@@ -23,7 +23,8 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from xenemu.abi.errno import EBUSY, EINVAL, EPERM
+from xenemu.abi.errno import EBUSY, EINVAL, EPERM, ERANGE
+from xenemu.abi.xen import VMASST_TYPE_m2p_strict, VMASST_TYPE_pae_extended_cr3
 from xenemu.errors import XenError
 from xenemu.hv.frame_table import (
     LEVELS,
@@ -52,6 +53,7 @@ from xenemu.x86.paging import (
 )
 
 INVALID_MFN_IN_ENTRY: Final = ADDR >> PAGE_SHIFT
+FRAMES_BELOW_4G: Final = 1 << 32 - PAGE_SHIFT
 
 # In units of `work_left`, beside one for a present entry of a higher table.
 L1_WORK: Final = 64  # an L1 table, or a page of descriptors, validated or dropped
@@ -74,6 +76,7 @@ class Validation(FrameTable):
         super().__init__(memory)
         self.rules = rules
         self.linear_pt = False  # whether tables may be linear (Xen's option pv-linear-pt)
+        self.vm_assist = 0  # the domain's VMASST_TYPE_* bits
         self.xen_slots: list[tuple[int, int]] = []  # (index, entry) that every root table gets
         # By mfn: how many linear entries point to a table (> 0), or a table has (< 0).
         self.linear_pt_count: dict[int, int] = {}
@@ -179,6 +182,8 @@ class Validation(FrameTable):
         index = first = self.partial.get(mfn, 0)
         self.work_left -= TABLE_WORK
         try:
+            if pae_root and mfn >= FRAMES_BELOW_4G and not self._has(VMASST_TYPE_pae_extended_cr3):
+                raise XenError(ERANGE, f"L3 mfn {mfn:#x} is above 4 GiB, without pae_extended_cr3")
             for index, entry in enumerate(entries[first:], first):
                 if not entry & P or index in slots:
                     if pae_root and index == PAE_ENTRIES - 1:
@@ -202,8 +207,12 @@ class Validation(FrameTable):
             entries[index] = 0
         if slots:
             for index, entry in self.xen_slots:
-                entries[index] = entry
+                if index != self.rules.m2p_slot or self._has(VMASST_TYPE_m2p_strict):
+                    entries[index] = entry
         writes.append((mfn, array("Q", entries).tobytes()))
+
+    def _has(self, assist: int) -> bool:
+        return bool(self.vm_assist >> assist & 1)
 
     def _promote_seg_desc(self, mfn: int, writes: list[Write]) -> None:
         self.work_left -= L1_WORK
