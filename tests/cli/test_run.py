@@ -38,6 +38,14 @@ def say(text: bytes) -> bytes:
     return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
 
 
+# mov %cr3, %rax; lea 300*8(%rax), %rcx; or $P|US, %al; push %rax; push %rcx; mov %rsp, %rdi
+# mov $1, %esi; xor %edx, %edx; mov $DOMID_SELF, %r10d; mov $1, %eax; syscall: mmu_update
+LINEAR = bytes.fromhex("0f20d8 488d8860090000 0c05 50 51 4889e7 be01000000 31d2 41baf07f0000")
+LINEAR += bytes.fromhex("b801000000 0f05")
+# test %eax, %eax; setne %al; movzx %al, %eax; push %rax: power off if it was done, else reboot
+LINEAR += bytes.fromhex("85c0 0f95c0 0fb6c0 50") + SHUTDOWN.replace(b"\x6a\x00", b"")
+
+
 @pytest.fixture
 def boot(tmp_path, xenemu_run):
     path = tmp_path / "kernel"
@@ -214,6 +222,11 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
 )
 def test_sizes(text, size):
     assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize(("options", "end"), [((), "reboot"), (("--pv-linear-pt",), "poweroff")])
+def test_a_table_points_to_itself_only_if_allowed(boot, options, end):
+    assert boot(LINEAR, *options).stderr.decode().startswith(f"xenemu: {end}")
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,18 @@ def test_linear_tables_do_not_chain(frames: Frames) -> None:
 
 
 @pytest.mark.usefixtures("linear")
+@pytest.mark.parametrize(("table", "count"), [(L4, 0x8000), (SPARE, -0x7FFF)])
+def test_linear_entries_are_not_without_number(frames: Frames, table: int, count: int) -> None:
+    frames.pin(L4, GUEST, PGT_l4_page_table)
+    frames.pin(SPARE, GUEST, PGT_l4_page_table)
+    frames.linear_pt_count[table] = count
+    with refused(frames, EINVAL):
+        mod(frames, SPARE, 300, L4 << 12 | P)
+    frames.linear_pt_count[table] -= 1 if count > 0 else -1
+    mod(frames, SPARE, 300, L4 << 12 | P)
+
+
+@pytest.mark.usefixtures("linear")
 def test_a_failed_validation_undoes_linear_entries_too(frames: Frames) -> None:
     frames.pin(L4, GUEST, PGT_l4_page_table)
     put(frames, SPARE, 300, L4, P)

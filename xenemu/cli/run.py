@@ -130,6 +130,13 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
     ] = TraceFormat.TEXT,
+    pv_linear_pt: Annotated[
+        bool,
+        typer.Option(
+            "--pv-linear-pt",
+            help="Let a PV guest point its page tables at themselves, as Xen does when booted so.",
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -150,6 +157,7 @@ def run(
         os.fsencode(cmdline),
         b"" if initrd is None else _read_module("--initrd", initrd, size),
         modules=tuple(_parse_module(text, size) for text in module or []),
+        pv_linear_pt=pv_linear_pt,
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")

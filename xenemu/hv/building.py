@@ -43,6 +43,7 @@ class DomainConfig:
     name: str = "guest"
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
+    pv_linear_pt: bool = False  # Xen's option: whether page tables may be linear
     modules: tuple[Module, ...] = ()  # behind the initrd; only a PVH guest can have them
 
 

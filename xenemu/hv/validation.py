@@ -55,6 +55,8 @@ from xenemu.x86.paging import (
 INVALID_MFN_IN_ENTRY: Final = ADDR >> PAGE_SHIFT
 FRAMES_BELOW_4G: Final = 1 << 32 - PAGE_SHIFT
 
+MAX_LINEAR: Final = 0x7FFF  # as Xen counts in 16 bits, and one more below 0
+
 # In units of `work_left`, beside one for a present entry of a higher table.
 L1_WORK: Final = 64  # an L1 table, or a page of descriptors, validated or dropped
 TABLE_WORK: Final = 8  # a higher table, for its entries that are not present
@@ -365,7 +367,7 @@ class Validation(FrameTable):
         why = f"{where}, needs a {wanted}, not {self.describe(child)}"
         is_now = self.type[child] if self.memory.contains(child) else 0
         if LEVELS.get(is_now) == level and not self.linear_pt:
-            why += "; Xen allows linear page tables only with its option pv-linear-pt"
+            why += "; linear page tables need --pv-linear-pt, as on Xen"
         return XenError(EINVAL, why)
 
     def _put_page_from_entry(self, mfn: int, entry: int, level: int) -> None:
@@ -384,7 +386,8 @@ class Validation(FrameTable):
             return not self.rules.is_pae_root(level)
         if child in self.partial or self.rules.is_pae_root(level):
             return False
-        return self.linear_pt_count.get(mfn, 0) <= 0 <= self.linear_pt_count.get(child, 0)
+        entries, uses = -self.linear_pt_count.get(mfn, 0), self.linear_pt_count.get(child, 0)
+        return 0 <= entries < MAX_LINEAR and 0 <= uses <= MAX_LINEAR
 
     def _count_linear(self, mfn: int, child: int, step: int) -> None:
         for frame, change in ((mfn, -step), (child, step)):

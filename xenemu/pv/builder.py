@@ -106,6 +106,7 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
     base, nr_frames = _machine_size(nr_pages, width)
     memory = Memory(nr_frames)
     frames = Frames(memory, PV64 if width == 8 else PV32)
+    frames.linear_pt = config.pv_linear_pt
     shared_info = heap.take()
     private = PvDomain([], heap.take(), heap.take())
     m2p = _build_m2p(frames, heap, base, nr_pages)
