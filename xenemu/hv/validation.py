@@ -11,10 +11,11 @@ Dropping a tree is done in steps, too. A table whose last type reference is gone
 what their entries hold. Until then it is a partially validated table like any other.
 
 An L1 table is validated at once, and any table dropped at once: that is a bounded piece of work.
-Within one call a refusal leaves everything as it was.
+
+DIVERGES: in Xen each vcpu has its own old table; here any vcpu's call goes on with the domain's.
+A refusal within one call leaves memory as it was; Xen leaves its bits in the entries before.
 
 In Xen: arch/x86/mm.c (promote_*_table, demote_*_table, get_page_from_l?e, put_old_guest_table).
-There `old_guest_table` is each vcpu's; here the domain has one list, and any vcpu's call goes on.
 """
 
 from __future__ import annotations
