@@ -52,12 +52,19 @@ class Batch:
 def finish_earlier(
     current: Current, requests: int, count: int, pdone: int, foreigndom: int
 ) -> int | None:
-    """Go on with what an earlier call left to do; its result, if that was all that was left."""
-    if not current.domain.frames.put_old_tables():
+    """Go on with what an earlier call left to do; its result, if that was all that was left.
+
+    What the earlier call was refused for is raised only now.
+    """
+    frames = current.domain.frames
+    if not frames.put_old_tables():
         raise Continue(requests, count, pdone, foreigndom)
-    if count == MMU_UPDATE_PREEMPTED and requests == NO_REQUESTS:
-        return foreigndom - (foreigndom >> 31 << 32)
-    return None
+    if count != MMU_UPDATE_PREEMPTED or requests != NO_REQUESTS:
+        return None
+    result = foreigndom - (foreigndom >> 31 << 32)
+    if result < 0:
+        raise XenError(-result, frames.refusal)
+    return result
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def batch(
     except XenError as error:
         if not frames.old_tables:
             raise
-        current.domain.log(error.reason)
+        frames.refusal = error.reason
         result = -error.errno
     finally:
         _write_done(current, pdone, before + todo.done)

@@ -84,6 +84,7 @@ class Validation(FrameTable):
         # By mfn: how many linear entries point to a table (> 0), or a table has (< 0).
         self.linear_pt_count: dict[int, int] = {}
         self.old_tables: list[int] = []  # to be dropped, the last first; a reference to each
+        self.refusal = ""  # why they are, if a refusal left them: told when all are dropped
 
     # Becoming a table.
 
