@@ -60,6 +60,7 @@ from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
 COMMAND_MASK: Final = 0xFFF  # above it is how far a cache_flush came that goes on
+OPERATION_WORK: Final = 8  # of an operation, in units of Frames.work_left
 BATCH: Final = 64  # operations, then the guest issues the rest of the call again
 
 
@@ -96,6 +97,7 @@ class GrantOps(SubOps):
         done = min(count, BATCH)
         for index in range(done):
             self._perform(current, op, pointer + index * size)
+            current.domain.frames.work_left -= OPERATION_WORK
         if done < count:
             raise Continue(command, pointer + done * size, count - done)
         return 0

@@ -25,6 +25,7 @@ from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 MAX_ORDER: Final = 9  # CONFIG_DOMU_MAX_ORDER: of an extent, for a domU without devices
 PAGES_PER_CALL: Final = 4096  # then the guest issues the rest of the call again
+PAGE_WORK: Final = 4  # of each, so that a multicall of such calls ends in time
 
 
 def mfn_limit(current: Current, mem_flags: int) -> int | None:
@@ -64,10 +65,14 @@ def exchange(current: Current, pointer: int) -> int:
         give_each = 1 << (order - give.extent_order)
         first = chunk = op.nr_exchanged // give_each
         per_call = max(1, PAGES_PER_CALL >> order)
+        frames = current.domain.frames
         while chunk < give.nr_extents // give_each and chunk < first + per_call:
+            if chunk > first and frames.work_left <= 0:
+                break
             _exchange_chunk(current, give, get, chunk, order)
             chunk += 1
             done = chunk * give_each
+            frames.work_left -= PAGE_WORK << order
     finally:
         current.write_ulong(done_at, done)
     if done < give.nr_extents:
@@ -123,12 +128,18 @@ def _exchange_chunk(
     new = frames.alloc_frames(domain.domid, get.extent_order, below, get_each)
     for mfn in old:
         frames.release(mfn)
+    unreachable: XenError | None = None
     for index, first in enumerate(new, chunk * get_each):
         at = get.extent_start + index * width
-        pfn = current.read_ulong(at)
-        for page in range(1 << get.extent_order):
-            frames.set_m2p(first + page, pfn + page)
-        current.write_ulong(at, first)
+        try:
+            pfn = current.read_ulong(at)
+            for page in range(1 << get.extent_order):
+                frames.set_m2p(first + page, pfn + page)
+            current.write_ulong(at, first)
+        except XenError as error:  # the others are the domain's already, too
+            unreachable = error
+    if unreachable is not None:
+        raise unreachable
 
 
 def _input_pages(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hypercalls import physmap
-from hypercalls.memory_exchange import MAX_ORDER, mfn_limit
+from hypercalls.memory_exchange import MAX_ORDER, PAGE_WORK, PAGES_PER_CALL, mfn_limit
 from hypercalls.memory_exchange import exchange as memory_exchange
 from xenemu.abi.arch_x86.xen import (
     HYPERVISOR_COMPAT_VIRT_START,
@@ -96,7 +96,6 @@ from xenemu.hv.foreign import (
 )
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, Mfn
 
-PAGES_PER_CALL: Final = 4096  # then the guest issues the rest of the call again
 MAX_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT
 E820MAX: Final = 1024
 MACH2PHYS_COMPAT_VIRT_END: Final = 0xFFE00000
@@ -161,12 +160,14 @@ def _for_each_extent(
     try:
         reservation = current.read_struct(xen_memory_reservation, pointer)
         _check_reservation(current, reservation, start)
-        per_call = 1 if reservation.extent_order else PAGES_PER_CALL  # a search of the heap each
+        per_call = max(1, PAGES_PER_CALL >> reservation.extent_order)
+        frames = current.domain.frames
         while done < reservation.nr_extents:
-            if done - start == per_call:
+            if done > start and (done - start == per_call or frames.work_left <= 0):
                 raise Continue(command | done << MEMOP_EXTENT_SHIFT, pointer)
             do_extent(current, reservation, done)
             done += 1
+            frames.work_left -= PAGE_WORK << reservation.extent_order
     except XenError as error:
         current.domain.log(f"memory_op {command} stopped at extent {done}: {error.reason}")
     return done
@@ -405,6 +406,7 @@ def add_to_physmap(current: Current, pointer: int, start: int = 0) -> None:
     end = min(count, start + PAGES_PER_CALL)
     for n in range(start, end):
         physmap.add(current, op.space, op.idx + n, op.gpfn + n)
+    current.domain.frames.work_left -= PAGE_WORK * max(0, end - start)
     if end < count:
         raise Continue(XENMEM_add_to_physmap | end << MEMOP_EXTENT_SHIFT, pointer)
 
@@ -434,6 +436,7 @@ def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None
             errno = -error.errno
             current.domain.log(f"add_to_physmap_batch of gfn {gfn:#x} is refused: {error.reason}")
         current.write_uint(op.errs + n * 4, 4, errno)
+    current.domain.frames.work_left -= PAGE_WORK * (end - start)
     if end < op.size:
         raise Continue(XENMEM_add_to_physmap_batch | end << MEMOP_EXTENT_SHIFT, pointer)
 

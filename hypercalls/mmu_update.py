@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hypercalls.mmu_batch import Batch, batch, finish_earlier
 from xenemu.abi.errno import EINVAL, ENOSYS, ESRCH
 from xenemu.abi.xen import (
     DOMID_IO,
@@ -15,18 +16,18 @@ from xenemu.abi.xen import (
     MMU_NORMAL_PT_UPDATE,
     MMU_PT_UPDATE_NO_TRANSLATE,
     MMU_PT_UPDATE_PRESERVE_AD,
-    MMU_UPDATE_PREEMPTED,
     Nr,
 )
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import INT, PTR, PV, Continue, Hypercall, Points
+from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, Points
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import LEVELS, PGT_writable_page
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 REQUEST_SIZE: Final = 16  # bytes, in both widths
+REQUEST_WORK: Final = 2
 BATCH: Final = 512  # requests done before events are looked at
 COMMAND: Final = 7  # in `ptr`: an entry is 8 bytes
 
@@ -39,54 +40,36 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
     EFAULT: a request cannot be read. ENOSYS: unknown command. EINVAL: not the domain's frame, in
     use as something that cannot be updated, and whatever `Frames.mod_entry` says.
     """
-    before = 0
-    if count & MMU_UPDATE_PREEMPTED:
-        count &= ~MMU_UPDATE_PREEMPTED
-        before = read_done(current, pdone)
-    domain = current.domain
+    result = finish_earlier(current, ureqs, count, pdone, foreigndom)
+    if result is not None:
+        return result
+    domain, frames = current.domain, current.domain.frames
     pt_dom = foreigndom >> 16
     if pt_dom not in (0, domain.domid + 1, 1):
         raise XenError(ESRCH, f"there is no domain {pt_dom - 1}")
     pt_owner = pt_dom - 1 if pt_dom else domain.domid
-    done = 0
     flush = False
-    try:
-        pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
-        while done < min(count, BATCH):
-            for ptr, value in _read_requests(current, ureqs, min(count, BATCH) - done):
-                flush |= _update(current, ptr, value, pt_owner, pg_owner)
-                done += 1
-                ureqs += REQUEST_SIZE
-    finally:
-        if flush:
-            current.cpu.flush_tlb()
-        write_done(current, pdone, before + done)
-    if done < count:
-        raise Continue(ureqs, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom)
+    with batch(current, (ureqs, count, pdone, foreigndom), REQUEST_SIZE, BATCH) as todo:
+        try:
+            pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
+            while todo.more():
+                for ptr, value in _read_requests(current, todo):
+                    flush |= _update(current, ptr, value, pt_owner, pg_owner)
+                    todo.done += 1
+                    frames.work_left -= REQUEST_WORK
+                    if frames.old_tables or frames.work_left <= 0:
+                        break
+        finally:
+            if flush:
+                current.cpu.flush_tlb()
     return 0
 
 
-def read_done(current: Current, pdone: int) -> int:
-    """What the earlier parts of a preempted call have done; 0 if that cannot be read."""
-    try:
-        return current.read_uint(pdone, 4) if pdone else 0
-    except XenError:
-        return 0
-
-
-def write_done(current: Current, pdone: int, done: int) -> None:
-    """Tell the guest how much was done, if it asked and the place can be written."""
-    if pdone:
-        try:
-            current.write_uint(pdone, 4, done)
-        except XenError as error:
-            current.domain.log(f"the count of updates done is lost: {error.reason}")
-
-
-def _read_requests(current: Current, ureqs: int, count: int) -> list[tuple[int, int]]:
-    """Read the requests up to the end of the page, at least one."""
-    here = max(1, (PAGE_SIZE - (ureqs & PAGE_MASK)) // REQUEST_SIZE)
-    data = current.read(ureqs, min(count, here) * REQUEST_SIZE)
+def _read_requests(current: Current, todo: Batch) -> list[tuple[int, int]]:
+    """Read the next requests up to the end of the page, at least one."""
+    here = max(1, (PAGE_SIZE - (todo.at & PAGE_MASK)) // REQUEST_SIZE)
+    count = min(todo.count, BATCH) - todo.done
+    data = current.read(todo.at, min(count, here) * REQUEST_SIZE)
     packer = mmu_update_t.layout(current.domain.width).packer
     return list(packer.iter_unpack(data))
 

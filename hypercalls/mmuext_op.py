@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from hypercalls.mmu_update import read_done, write_done
+from hypercalls.mmu_batch import batch, finish_earlier
 from xenemu.abi.errno import EACCES, EINVAL, EOPNOTSUPP
 from xenemu.abi.xen import (
-    MMU_UPDATE_PREEMPTED,
     MMUEXT_CLEAR_PAGE,
     MMUEXT_COPY_PAGE,
     MMUEXT_FLUSH_CACHE,
@@ -36,7 +35,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, Points, StandingAnswer, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
@@ -51,6 +50,7 @@ from xenemu.pv.paging import in_guest_range, new_guest_cr3
 from xenemu.pv.paging import new_user_baseptr as pv_new_user_baseptr
 from xenemu.x86.paging import Mfn, is_canonical
 
+OPERATION_WORK: Final = 4
 BATCH: Final = 64  # operations done before events are looked at
 
 ops = SubOps("mmuext_op")  # called with (current, the operation)
@@ -62,25 +62,19 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
     ESRCH, EPERM: `foreigndom` is not the caller as DOMID_SELF. EINVAL: the caller is not a PV
     guest. EFAULT: an operation cannot be read. ENOSYS: unknown command.
     """
-    before = 0
-    if count & MMU_UPDATE_PREEMPTED:
-        count &= ~MMU_UPDATE_PREEMPTED
-        before = read_done(current, pdone)
+    result = finish_earlier(current, uops, count, pdone, foreigndom)
+    if result is not None:
+        return result
     pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
     if current.domain.p2m is not None and pg_owner == current.domain.domid:
         raise XenError(EINVAL, "a PVH guest has its own page tables")
     check_target(current, pg_owner)
     size = mmuext_op_t.sizeof(current.domain.width)
-    done = 0
-    try:
-        while done < min(count, BATCH):
-            _do_operation(current, current.read_struct(mmuext_op_t, uops))
-            done += 1
-            uops += size
-    finally:
-        write_done(current, pdone, before + done)
-    if done < count:
-        raise Continue(uops, count - done | MMU_UPDATE_PREEMPTED, pdone, foreigndom)
+    with batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
+        while todo.more():
+            _do_operation(current, current.read_struct(mmuext_op_t, todo.at))
+            todo.done += 1
+            current.domain.frames.work_left -= OPERATION_WORK
     return 0
 
 

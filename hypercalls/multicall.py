@@ -27,9 +27,9 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
     A list at one of Xen's addresses is refused even if it is empty; where it ends is not looked at.
-    Between entries it stops, to be continued, when an event is to be delivered or the vcpu may
-    not go on. A multicall in it gets EINVAL as its result. An iret in it ends it: the result is
-    the RAX that the guest goes on with.
+    Between entries it stops, to be continued, when an event is to be delivered, the vcpu may not
+    go on, or the entries have been work enough. A multicall in it gets EINVAL as its result. An
+    iret in it ends it: the result is the RAX that the guest goes on with.
     """
     width = current.domain.width
     size = multicall_entry.sizeof(width)
@@ -38,7 +38,7 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
         raise XenError(EFAULT, f"{call_list:#x} is not an address of the guest's")
     for done in range(nr_calls):
         at = call_list + done * size
-        if done and (done == MAX_ENTRIES_AT_ONCE or hypercall_preempt_check(current)):
+        if done and _enough(current, done):
             raise Continue(at, nr_calls - done)
         entry = current.read_struct(multicall_entry, at)
         args = ARGS[width].unpack(entry.args)
@@ -58,6 +58,14 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
             return result
         _store(current, at, result)
     return 0
+
+
+def _enough(current: Current, done: int) -> bool:
+    return (
+        done == MAX_ENTRIES_AT_ONCE
+        or current.domain.frames.work_left <= 0
+        or hypercall_preempt_check(current)
+    )
 
 
 def _call(current: Current, number: int, args: tuple[int, ...]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from hypercalls.mmuext_op import vcpus_in_mask
 from xenemu.abi.errno import EINVAL
 from xenemu.abi.xen import (
-    DOMID_IO,
     UVMF_ALL,
     UVMF_FLUSHTYPE_MASK,
     UVMF_INVLPG,
@@ -38,20 +37,17 @@ def do_update_va_mapping(current: Current, va: int, value: int, flags: int) -> i
 def do_update_va_mapping_otherdomain(
     current: Current, va: int, value: int, flags: int, domid: int
 ) -> int:
-    """The same for a frame of another domain; ESRCH or EPERM unless it is DOMID_SELF or _IO."""
+    """The same for a frame of another domain; ESRCH or EPERM unless it is DOMID_SELF."""
     pg_owner = get_pg_owner(current, domid & 0xFFFF)
-    if pg_owner != DOMID_IO:
-        check_target(current, pg_owner)
+    check_target(current, pg_owner)
     return _update(current, va, value, flags, pg_owner)
 
 
 def _update(current: Current, va: int, value: int, flags: int, pg_owner: int) -> int:
     domain = current.domain
-    try:
-        if domain.frames.mod_entry(guest_l1e(current, va), value, pg_owner):
-            current.cpu.flush_tlb()
-    finally:
-        _flush(current, va, flags)
+    if domain.frames.mod_entry(guest_l1e(current, va), value, pg_owner):
+        current.cpu.flush_tlb()
+    _flush(current, va, flags)
     return 0
 
 

@@ -28,6 +28,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
+from xenemu.hv.heap import Heap
 
 READ, WRITE = GNTPIN_hstr_inc, GNTPIN_hstw_inc
 MAX_PINS = 128  # of each kind
@@ -124,7 +125,7 @@ def test_back_in_version_1_a_kept_grant_shows_its_status_and_the_frames_are_give
     kept = grant_entry_v1(GTF_permit_access | GTF_reading, 0, OTHER)
     assert domain.grants.entry(domain, 1) == kept
     assert domain.grants.entry(domain, 2) == grant_entry_v1(0, 0, 0)
-    assert (domain.frames.heap, domain.grants.status_frames) == (heap, [])
+    assert (list(domain.frames.heap), domain.grants.status_frames) == (heap, [])
 
 
 def test_the_same_version_again_changes_nothing(v2: Domain) -> None:
@@ -163,7 +164,7 @@ def test_a_status_frame_that_is_mapped_is_kept(v2: Domain) -> None:
 
 
 def test_without_memory_there_are_no_status_frames(domain: Domain) -> None:
-    domain.frames.heap.clear()
+    domain.frames.heap = Heap(domain.memory.nr_frames)
     refused_version(domain, ENOMEM, 2)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from xenemu.abi.errno import EBUSY, EINVAL, EPERM
+from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagecheck import recount
@@ -23,6 +24,7 @@ from xenemu.hv.pagetype import (
     PGT_writable_page,
     needs_flush,
 )
+from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.x86.paging import ADDR, NX, PAT, PCD, PSE, PWT, RW, US, A, D, G, Mfn, P
 
 GUEST, OTHER = 1, 2
@@ -41,7 +43,7 @@ def frames() -> Frames:
     frames.assign(Mfn(FOREIGN), OTHER)
     frames.share_with_guest(Mfn(SHARED), GUEST, writable=True)
     frames.share_with_guest(Mfn(RO_SHARED), GUEST, writable=False)
-    frames.xen_slots = [(256, XEN_ENTRY)]
+    frames.xen_slots = [(M2P_L4_SLOT, XEN_ENTRY), (260, XEN_ENTRY)]
     put(frames, L4, 0, L3, TABLE)
     put(frames, L3, 0, L2, TABLE)
     put(frames, L2, 0, L1, TABLE)
@@ -70,7 +72,9 @@ def state(frames: Frames) -> list[object]:
             frames.type_count,
             frames.flags,
             frames.linear_pt_count,
-            frames.heap,
+            list(frames.heap),
+            frames.partial,
+            frames.old_tables,
         ]
     )
 
@@ -120,11 +124,21 @@ def test_unpinning_a_root_lets_the_tree_go(frames: Frames) -> None:
 
 
 def test_a_root_table_gets_xens_entries(frames: Frames) -> None:
-    put(frames, L4, 256, DATA, P | RW)
+    put(frames, L4, 260, DATA, P | RW)
     put(frames, L4, 271, DATA, P | RW)
     frames.pin(L4, GUEST, PGT_l4_page_table)
-    assert (entry(frames, L4, 256), entry(frames, L4, 271)) == (XEN_ENTRY, 0)
+    assert (entry(frames, L4, 260), entry(frames, L4, 271)) == (XEN_ENTRY, 0)
     assert frames.count[DATA] == 1
+
+
+@pytest.mark.parametrize(("strict", "shown"), [(0, 0), (1, XEN_ENTRY)])
+def test_a_root_shows_the_m2p_at_once_only_to_a_strict_guest(
+    frames: Frames, strict: int, shown: int
+) -> None:
+    frames.vm_assist = strict << VMASST_TYPE_m2p_strict
+    put(frames, L4, M2P_L4_SLOT, DATA, P | RW)
+    frames.pin(L4, GUEST, PGT_l4_page_table)
+    assert entry(frames, L4, M2P_L4_SLOT) == shown
 
 
 def test_a_writable_mapping_forbids_a_table(frames: Frames) -> None:
@@ -259,7 +273,7 @@ def test_the_last_mapping_of_a_released_frame_frees_it(frames: Frames) -> None:
     frames.pin(L1, GUEST, PGT_l1_page_table)
     frames.release(Mfn(DATA))
     mod(frames, L1, 0, 0)
-    assert frames.heap == [DATA]
+    assert list(frames.heap) == [DATA]
     assert recount(frames) == []
 
 
@@ -403,6 +417,17 @@ def test_linear_tables_do_not_chain(frames: Frames) -> None:
         frames.pin(DATA, GUEST, PGT_l4_page_table)
     with refused(frames, EINVAL, "not both"):
         mod(frames, L4, 300, SPARE << 12 | P)
+
+
+@pytest.mark.parametrize(("table", "count"), [(L4, 0x8000), (SPARE, -0x7FFF)])
+def test_linear_entries_are_not_without_number(frames: Frames, table: int, count: int) -> None:
+    frames.pin(L4, GUEST, PGT_l4_page_table)
+    frames.pin(SPARE, GUEST, PGT_l4_page_table)
+    frames.linear_pt_count[table] = count
+    with refused(frames, EINVAL):
+        mod(frames, SPARE, 300, L4 << 12 | P)
+    frames.linear_pt_count[table] -= 1 if count > 0 else -1
+    mod(frames, SPARE, 300, L4 << 12 | P)
 
 
 def test_a_failed_validation_undoes_linear_entries_too(frames: Frames) -> None:

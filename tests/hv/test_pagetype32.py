@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xenemu.abi.errno import EINVAL, EPERM
+from xenemu.abi.errno import EINVAL, EPERM, ERANGE
+from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3
 from xenemu.errors import XenError
 from xenemu.hv.frame_table import PGT_pae_xen_l2
 from xenemu.hv.memory import Memory
@@ -148,6 +149,18 @@ def test_a_root_entry_has_no_other_bits(frames: Frames, bit: int) -> None:
     frames.unpin(ROOT, GUEST)
     link(frames, ROOT, 1, OTHER << 12 | P | bit)
     refused(frames, pin, frames)
+
+
+def test_a_root_is_below_4_gib_unless_the_guest_knows_long_addresses() -> None:
+    frames = Frames(Memory((1 << 20) + 16), PV32)
+    root = (1 << 20) + 4
+    frames.assign(Mfn(root), GUEST, 4)
+    link(frames, root, 3, root + 1 << 12 | P)
+    with pytest.raises(XenError) as error:
+        frames.pin(root, GUEST, PGT_l3_page_table)
+    assert (error.value.errno, frames.type_count[root]) == (ERANGE, 0)
+    frames.vm_assist = 1 << VMASST_TYPE_pae_extended_cr3
+    frames.pin(root, GUEST, PGT_l3_page_table)
 
 
 def test_an_l2_entry_may_have_nx(frames: Frames) -> None:

@@ -19,7 +19,7 @@ ACCEPTS = 10
 def current(request: pytest.FixtureRequest) -> Current:
     """Grant ACCEPTS accepts a page for pfn 5; the table of pfns is in frame 15."""
     current = granting_current(request.param)
-    current.domain.frames.heap.remove(15)
+    current.domain.frames.heap.take(15)
     current.domain.frames.m2p_base = Maddr(15 << 12)
     grant(current.domain, ACCEPTS, 5, abi.GTF_accept_transfer)
     return current

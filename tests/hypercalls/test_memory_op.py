@@ -44,10 +44,8 @@ def make(width: int = 8) -> Current:
     """A domain that may have 8 pages more than it has, of the 16 in the heap."""
     current = make_current(width, PAGES + len(HEAP))
     frames = current.domain.frames
-    for mfn in HEAP:
+    for mfn in reversed(HEAP):
         frames.release(Mfn(mfn))
-    frames.heap.clear()
-    frames.add_to_heap(HEAP)
     frames.m2p_base = Maddr(8 << 12)
     current.domain.max_pages = PAGES + 8
     return current
@@ -138,7 +136,7 @@ def test_decreased_pages_are_nobodys(current: Current) -> None:
     frames.set_m2p(DATA, 77)
     assert call(current, abi.XENMEM_decrease_reservation, extents(current, DATA)) == 1
     assert (frames.owner[DATA], frames.get_m2p(DATA)) == (DOMID_NONE, INVALID_M2P_ENTRY)
-    assert (frames.heap[-1], total(current)) == (DATA, PAGES - 1)
+    assert (list(frames.heap)[-1], total(current)) == (DATA, PAGES - 1)
 
 
 def test_a_mapped_page_is_decreased_when_its_mapping_goes(current: Current) -> None:
@@ -269,6 +267,17 @@ def test_a_page_in_use_is_not_exchanged(current: Current, mfn: int) -> None:
     assert (current.domain.frames.owner[41], total(current)) == (1, PAGES)
 
 
+def test_pages_whose_place_cannot_be_read_are_the_domains_all_the_same(current: Current) -> None:
+    end = len(current.domain.memory.bytes)
+    op = exchange(current, [40], [], give_order=1)
+    op.out = abi.xen_memory_reservation(end - 8, 2, 0, 0, DOMID_SELF).pack(8)
+    current.write_ulong(end - 8, 500)
+    refused(current, EFAULT, abi.XENMEM_exchange, op)
+    first = current.read_ulong(end - 8)
+    assert (current.domain.frames.get_m2p(first), exchanged(current)) == (500, 0)
+    assert total(current) == PAGES
+
+
 def test_a_page_is_not_exchanged_twice(current: Current) -> None:
     op = exchange(current, [40, 40], [1], get_order=1)
     refused(current, EINVAL, abi.XENMEM_exchange, op)
@@ -276,7 +285,7 @@ def test_a_page_is_not_exchanged_twice(current: Current) -> None:
 
 
 def test_without_memory_nothing_is_exchanged(current: Current) -> None:
-    current.domain.frames.heap.clear()
+    assert all(current.domain.frames.heap.take(mfn) for mfn in HEAP)
     refused(current, ENOMEM, abi.XENMEM_exchange, exchange(current, [40], [1]))
     assert (current.domain.frames.owner[40], exchanged(current)) == (1, 0)
 

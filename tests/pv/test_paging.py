@@ -177,6 +177,8 @@ def test_the_m2p_is_the_kernels_and_not_the_users(current: Current) -> None:
     assert memory.table(NEW_ROOT)[M2P_L4_SLOT] == 0
     new_guest_cr3(current, NEW_ROOT)
     assert memory.table(NEW_ROOT)[M2P_L4_SLOT] == 0x9067
+    new_guest_cr3(current, ROOT)  # then it is the user's alone, and keeps it, as on Xen
+    assert memory.table(NEW_ROOT)[M2P_L4_SLOT] == 0x9067
 
 
 def test_a_strict_guest_sees_the_m2p_as_it_is(current: Current) -> None:
@@ -184,6 +186,11 @@ def test_a_strict_guest_sees_the_m2p_as_it_is(current: Current) -> None:
     current.domain.frames.xen_slots = [(M2P_L4_SLOT, 0x9067)]
     new_guest_cr3(current, USER_ROOT)
     assert current.domain.memory.table(USER_ROOT)[M2P_L4_SLOT] == 0
+    protect(current, NEW_ROOT)
+    current.domain.frames.pin(NEW_ROOT, 1, PGT_l4_page_table)
+    assert current.domain.memory.table(NEW_ROOT)[M2P_L4_SLOT] == 0x9067
+    new_user_baseptr(current, NEW_ROOT)
+    assert current.domain.memory.table(NEW_ROOT)[M2P_L4_SLOT] == 0
 
 
 def test_the_mode_changes_the_root_and_gs(current: Current) -> None:

@@ -71,7 +71,6 @@ class Domain:
     name: str = "guest"
     uuid: bytes = bytes(range(16))
     features: int = 0  # XENFEAT_* bits of submap 0 that this guest sees
-    vm_assist: int = 0
     debug_xen: bool = False  # hypercalls spoil their arguments, as in a debug build of Xen
     e820: list[tuple[int, int, int]] = field(default_factory=list)  # base, size, type
     arch: object = None  # the personality's own, opaque to `hv`
@@ -88,6 +87,15 @@ class Domain:
     def __post_init__(self) -> None:
         self.shared_info_width = self.shared_info_width or self.width
         self.frames.calls = self.calls
+
+    @property
+    def vm_assist(self) -> int:
+        """The VMASST_TYPE_* bits that the guest has on; page tables depend on some of them."""
+        return self.frames.vm_assist
+
+    @vm_assist.setter
+    def vm_assist(self, assists: int) -> None:
+        self.frames.vm_assist = assists
 
     def gfn_to_mfn(self, gfn: int) -> Mfn:
         """The machine frame that a guest frame number means; EINVAL if there is none."""

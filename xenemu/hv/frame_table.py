@@ -10,12 +10,14 @@ In Xen: include/asm-x86/mm.h (struct page_info), common/page_alloc.c, arch/x86/m
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
+from xenemu.hv.heap import Heap
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import Maddr, Mfn
 
@@ -57,6 +59,9 @@ PGC_allocated: Final = 1 << 0  # holds a general reference
 PGC_xen_heap: Final = 1 << 1  # Xen's own, shared with the owner
 PGT_pinned: Final = 1 << 2  # holds a general and a type reference
 
+UNLIMITED: Final = sys.maxsize  # of `work_left`, where no guest waits
+FRAMES_PER_WORK_SHIFT: Final = 9  # how many frames a search of the heap gets through
+WORK_PER_CALL: Final = 1 << 15  # of `work_left`: about a tenth of a second at the worst
 DOMID_NONE: Final = 0xFFFF  # owner of a frame that no domain has
 INVALID_M2P_ENTRY: Final = (1 << 64) - 1
 
@@ -79,8 +84,13 @@ class FrameTable:
         self.type = [PGT_none] * nr_frames
         self.type_count = [0] * nr_frames
         self.flags = bytearray(nr_frames)  # PGC_* and PGT_pinned
+        # Tables that are not validated wholly (PGT_partial): how many of their entries are. Each
+        # holds one type reference, its only one, and a general one.
+        self.partial: dict[int, int] = {}
+        # What this hypercall may still do before it is continued: units of about 2 us.
+        self.work_left = UNLIMITED
         self.tot_pages: dict[int, int] = {}  # frames of each domain, Xen's own not counted
-        self.heap: list[int] = []  # frames that a domain may be given; the last is next
+        self.heap = Heap(nr_frames)  # frames that a domain may be given
         self.m2p_base: Maddr | None = None  # the machine-to-physical table,
         self.m2p_width = 8  # and the bytes of an entry
         self.calls: deque[CallRecord] = deque()  # the domain's, the last of which may be under way
@@ -95,7 +105,8 @@ class FrameTable:
         owner = self.owner[mfn]
         return (
             f"mfn {mfn:#x} ({'nobody' if owner == DOMID_NONE else f'd{owner}'}'s, "
-            f"type {TYPE_NAMES[self.type[mfn]]} x{self.type_count[mfn]}, "
+            f"type {TYPE_NAMES[self.type[mfn]]} x{self.type_count[mfn]}"
+            f"{' in part' if mfn in self.partial else ''}, "
             f"{self.count[mfn]} references{', pinned' if self.flags[mfn] & PGT_pinned else ''})"
         )
 
@@ -160,7 +171,7 @@ class FrameTable:
             return
         if not self.flags[mfn] & PGC_xen_heap:
             self.tot_pages[self.owner[mfn]] -= 1
-            self.heap.append(mfn)
+            self.heap.put(mfn)
         self.owner[mfn] = DOMID_NONE
         self.type[mfn] = PGT_none
         self.type_count[mfn] = 0  # that of share_with_guest is not dropped before
@@ -171,7 +182,7 @@ class FrameTable:
 
     def add_to_heap(self, mfns: Sequence[int]) -> None:
         """Let domains and Xen be given these frames, which nobody has, in this order."""
-        self.heap[:0] = reversed(mfns)
+        self.heap.put_below(mfns)
 
     def alloc_xen_frame(self) -> Mfn:
         """Take a zeroed frame for Xen itself, to `share_with_guest`; ENOMEM if there is none."""
@@ -181,7 +192,7 @@ class FrameTable:
     def free_xen_frame(self, mfn: Mfn) -> None:
         """Give back a frame of `alloc_xen_frame`, to which only its sharing may refer."""
         self.release(mfn)
-        self.heap.append(mfn)
+        self.heap.put(mfn)
 
     def alloc_frames(
         self, domid: int, order: int = 0, below: int | None = None, nr_extents: int = 1
@@ -198,9 +209,7 @@ class FrameTable:
 
     def alloc_frame_at(self, mfn: int, domid: int) -> bool:
         """Give a domain one certain frame, zeroed, if the heap has it."""
-        try:
-            self.heap.remove(mfn)
-        except ValueError:
+        if not self.heap.take(mfn):
             return False
         self.memory.clear_frame(Mfn(mfn))
         self.assign(Mfn(mfn), domid)
@@ -208,31 +217,28 @@ class FrameTable:
 
     def _take(self, nr_extents: int, order: int, below: int) -> list[Mfn]:
         size = 1 << order
-        if nr_extents == size == 1 and self.heap and self.heap[-1] < below:
-            firsts = [self.heap.pop()]
-        else:
-            firsts = self._find_extents(nr_extents, size, below)
-            taken = {mfn for first in firsts for mfn in range(first, first + size)}
-            self.heap = [mfn for mfn in self.heap if mfn not in taken]
+        top = self.heap.pop(below) if nr_extents == size == 1 else None
+        firsts = self._find_extents(nr_extents, size, below) if top is None else [top]
         for first in firsts:
+            if top is None:
+                self.heap.take(first, size)
             for mfn in range(first, first + size):
                 self.memory.clear_frame(Mfn(mfn))
         return [Mfn(first) for first in firsts]
 
     def _find_extents(self, nr_extents: int, size: int, below: int) -> list[int]:
+        self.work_left -= self.memory.nr_frames >> FRAMES_PER_WORK_SHIFT
+        free = self.heap.extents(size.bit_length() - 1)
         found: list[int] = []
-        run, previous = 0, -1
-        for mfn in sorted(mfn for mfn in self.heap if mfn < below):
-            follows = run and mfn == previous + 1 and mfn % size
-            run = run + 1 if follows else int(mfn % size == 0)
-            if run == size:
-                found.append(mfn - size + 1)
-                if len(found) == nr_extents:
-                    return found
-            previous = mfn
-        raise XenError(
-            ENOMEM, f"below mfn {below:#x}, {nr_extents} x {size} frames in a row are not free"
-        )
+        at = -1
+        while len(found) < nr_extents:
+            at = free.find(1, at + 1, below // size)
+            if at < 0:
+                raise XenError(
+                    ENOMEM, f"below mfn {below:#x}, {nr_extents} x {size} frames are not free"
+                )
+            found.append(at * size)
+        return found
 
     # The machine-to-physical table.
 

@@ -15,10 +15,11 @@ from xenemu.hv.frame_table import (
     PGC_xen_heap,
     PGT_none,
     PGT_pinned,
+    PGT_seg_desc_page,
     PGT_writable_page,
 )
 from xenemu.hv.pagetype import Frames
-from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P
+from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, US, Mfn, P
 
 
 def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
@@ -44,6 +45,10 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
 
     for mfn, wanted in held:
         refer(mfn, wanted, "the hypervisor")
+    for mfn in frames.partial:
+        refer(mfn, frames.type[mfn], "its partial validation")
+    for mfn in frames.old_tables:
+        refer(mfn, PGT_none, "its being to be dropped")
     for mfn in range(nr_frames):
         flags, used_as = frames.flags[mfn], frames.type[mfn]
         if flags & PGC_xen_heap:
@@ -71,11 +76,12 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
 
 
 def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
-    """What the entries of a table refer to, as what."""
+    """What the validated entries of a table refer to, as what."""
     used_as = frames.type[mfn]
     level, slots = LEVELS[used_as], frames.rules.slots_of(used_as)
     result = []
-    for index, entry in enumerate(frames.memory.table(Mfn(mfn)).tolist()):
+    validated = frames.memory.table(Mfn(mfn))[: frames.partial.get(mfn, ENTRIES)]
+    for index, entry in enumerate(validated.tolist()):
         target = (entry & ADDR) >> PAGE_SHIFT
         if not entry & P or index in slots:
             continue
@@ -86,3 +92,32 @@ def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
             linear = not entry & RW and LEVELS.get(is_now) == level
             result.append((target, is_now if linear else frames.rules.child_type(level, index)))
     return result
+
+
+def writable_tables(frames: Frames, roots: Iterable[int]) -> list[str]:
+    """Walk the tables from `roots` as the CPU does, whatever the frame table says of them.
+
+    Returns a sentence for each page table or page of descriptors that the guest could write. A
+    64-bit guest runs in ring 3; a 32-bit one's kernel has the rights of a supervisor, and PAE's
+    roots have no RW.
+    """
+    rules, faults, seen = frames.rules, [], set()
+    needs = P | RW | US if rules.width == 8 else P | RW
+    todo = [(root, rules.root_type) for root in roots]
+    while todo:
+        table, level = todo.pop()
+        if (table, level) in seen or table >= frames.memory.nr_frames:
+            continue
+        seen.add((table, level))
+        wanted = P if rules.is_pae_root(level) else needs
+        for entry in frames.memory.table(Mfn(table)).tolist():
+            if entry & wanted != wanted:
+                continue
+            target = (entry & ADDR) >> PAGE_SHIFT
+            if level > 1:
+                todo.append((target, level - 1))
+            elif target < frames.memory.nr_frames and frames.type_count[target]:
+                used_as = frames.type[target]
+                if used_as in LEVELS or used_as == PGT_seg_desc_page:
+                    faults.append(f"{frames.describe(target)} can be written by mfn {table:#x}")
+    return faults

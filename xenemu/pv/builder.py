@@ -38,6 +38,7 @@ from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import PV32, PV64, Frames
+from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.vcpu import Vcpu
@@ -47,7 +48,7 @@ from xenemu.pv import descriptors, perdomain
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.layout import Layout, lay_out
 from xenemu.pv.msr import fixup_guest_cr4
-from xenemu.pv.paging import M2P_L4_SLOT
+from xenemu.pv.paging import show_m2p
 from xenemu.pv.state import NO_TABLE, Entry, PvDomain, PvVcpu, pv
 from xenemu.pv.traps import CS64, SS64, WORD
 from xenemu.x86 import flags, segment
@@ -150,6 +151,8 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
     _write_page_tables(memory, layout, base)
     frames.pin(root, DOMID, frames.rules.root_type)
     frames.get_page_and_type(root, DOMID, frames.rules.root_type)
+    if width == 8:
+        show_m2p(domain, root)
     _write_start_info(domain, layout, config, base, nr_pages)
     boot = domain.vcpus[0]
     stack_top = layout.vaddr(Pfn(layout.boot_stack + 1))

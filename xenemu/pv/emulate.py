@@ -13,6 +13,8 @@ from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import WORK_PER_CALL
+from xenemu.hv.pagetype import Restart
 from xenemu.pv import cpuid, debug, msr, ports
 from xenemu.pv.paging import (
     cr3_to_mfn,
@@ -366,7 +368,10 @@ def _write_cr(current: Current, insn: Instruction) -> int:
             set_guest_cr2(current, value)
         case 3:
             try:
+                current.domain.frames.work_left = WORK_PER_CALL
                 new_guest_cr3(current, cr3_to_mfn(value, current.domain.width))
+            except Restart:
+                return 0  # the instruction is executed again
             except XenError as error:
                 current.domain.log(f"CR3 = {value:#x} is refused: {error.reason}")
                 raise Refused from None

@@ -11,6 +11,7 @@ from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
@@ -75,6 +76,7 @@ class PvExits:
         assert current.table is not None
         cpu, regs = current.cpu, current.cpu.regs
         arguments = [regs[register] & mask for register in registers]
+        current.domain.frames.work_left = WORK_PER_CALL
         try:
             result = current.table.call(current, number, arguments)
             regs[Reg.RAX] = result & mask

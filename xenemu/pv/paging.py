@@ -11,8 +11,10 @@ from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import Current, Domain
 from xenemu.hv.frame_table import PGT_l4_page_table
+from xenemu.hv.pagetype import Restart
+from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, drop_ldt
 from xenemu.pv.state import pv
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
@@ -20,7 +22,6 @@ from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr,
 LOWER_HALF_END = 1 << 47
 TOP = 1 << 64
 LEVEL_SHIFTS = (39, 30, 21)
-M2P_L4_SLOT = 256
 
 
 def in_guest_range(vaddr: int, width: int = 8) -> bool:
@@ -101,36 +102,41 @@ def mfn_to_cr3(mfn: int, width: int) -> int:
 def new_guest_cr3(current: Current, mfn: int) -> None:
     """Make a table the root of the kernel's address space (MMUEXT_NEW_BASEPTR, mov to CR3).
 
-    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    EINVAL, or what its validation says, if the frame cannot be a top-level table. `Restart` until
+    the new tree is validated, and the old one dropped.
     """
     state, domain = pv(current), current.domain
+    if not domain.frames.put_old_tables():
+        raise Restart
     if mfn == state.kernel_root:
         current.cpu.flush_tlb()
         return
     domain.frames.get_page_and_type(mfn, domain.domid, domain.frames.rules.root_type)
     drop_ldt(current)
     if domain.width == 8 and not domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
-        show_m2p(current, mfn)
+        show_m2p(domain, mfn)
     old, state.kernel_root = state.kernel_root, Mfn(mfn)
     if state.kernel_mode:
         current.cpu.cr3 = mfn << PAGE_SHIFT
     domain.frames.put_page_and_type(old)
     _tell_root(current, mfn, user=False)
+    if domain.frames.old_tables:
+        raise Restart
 
 
 def new_user_baseptr(current: Current, mfn: int) -> None:
     """Make a table, or none if 0, the root of the user's address space.
 
-    EINVAL, or what its validation says, if the frame cannot be a top-level table.
+    EINVAL, or what its validation says, if the frame cannot be a top-level table. `Restart` until
+    the new tree is validated.
     """
     state, domain = pv(current), current.domain
     if mfn == state.user_root:
         return
     if mfn:
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_l4_page_table)
-        # Without the assist, a table that is the kernel's, too, keeps what the kernel needs.
-        if domain.vm_assist >> VMASST_TYPE_m2p_strict & 1 or mfn != state.kernel_root:
-            hide_m2p(current, mfn)
+        if domain.vm_assist >> VMASST_TYPE_m2p_strict & 1:
+            hide_m2p(domain, mfn)
     old, state.user_root = state.user_root, Mfn(mfn)
     if old:
         domain.frames.put_page_and_type(old)
@@ -143,16 +149,15 @@ def _tell_root(current: Current, mfn: int, user: bool) -> None:
             observer.root_set(current, mfn, user)
 
 
-def show_m2p(current: Current, root: int) -> None:
+def show_m2p(domain: Domain, root: int) -> None:
     """Let a kernel's root show the machine-to-physical table (fill_ro_mpt)."""
-    domain = current.domain
     entry = dict(domain.frames.xen_slots).get(M2P_L4_SLOT, 0)
     domain.memory.table(Mfn(root))[M2P_L4_SLOT] = entry
 
 
-def hide_m2p(current: Current, root: int) -> None:
+def hide_m2p(domain: Domain, root: int) -> None:
     """Take the machine-to-physical table from a user's root (zap_ro_mpt)."""
-    current.domain.memory.table(Mfn(root))[M2P_L4_SLOT] = 0
+    domain.memory.table(Mfn(root))[M2P_L4_SLOT] = 0
 
 
 def toggle_guest_mode(current: Current) -> None:

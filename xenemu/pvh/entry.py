@@ -14,6 +14,7 @@ from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import Continue, poison_arguments
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
 from xenemu.pvh.paging import code_width, cpu_of
@@ -63,6 +64,7 @@ class PvhExits:
         current.environment = "pvh64" if wide else "pvh32"
         registers = ARGUMENTS64 if wide else ARGUMENTS32
         arguments = [regs[register] & mask for register in registers]
+        current.domain.frames.work_left = WORK_PER_CALL
         try:
             number = regs[Reg.RAX] & mask
             result = current.table.call(current, number, arguments)
