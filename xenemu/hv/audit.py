@@ -1,0 +1,139 @@
+"""Audit a domain: is all that the hypervisor has written down about it true?
+
+The books are recomputed from what they describe: reference counts from memory, ports from their
+peers, grants from their mappings. A difference is a bug of xenemu's, never the guest's fault. It
+costs a pass over all page tables, so it runs when asked for: in tests, and between slices of a run.
+
+In Xen: arch/x86/audit.c, as long as it had one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from xenemu.abi.event_channel import (
+    EVTCHNSTAT_closed,
+    EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_virq,
+)
+from xenemu.abi.grant_table import GNTMAP_device_map, GNTMAP_readonly
+from xenemu.hv.domain import Domain
+from xenemu.hv.event_channel import DOM0
+from xenemu.hv.event_fifo import Fifo
+from xenemu.hv.frame_table import DOMID_NONE, PGT_none, PGT_writable_page
+from xenemu.hv.grant_table import KINDS
+from xenemu.hv.pagecheck import recount
+from xenemu.x86.paging import PAGE_SHIFT
+
+Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
+
+
+def audit(domain: Domain, held: Held = ()) -> list[str]:
+    """A sentence for each thing that is not as it should be; none if all is well.
+
+    `held` are the references of the personality's own.
+    """
+    return [
+        *recount(domain.frames, [*_held(domain), *held]),
+        *_frames(domain),
+        *_events(domain),
+        *_grants(domain),
+        *_physmap(domain),
+    ]
+
+
+def _held(domain: Domain) -> Iterator[tuple[int, int]]:
+    """The references held for vcpus, event channels and mapped grants."""
+    for vcpu in domain.vcpus:
+        if vcpu.info_registered:
+            yield vcpu.info >> PAGE_SHIFT, PGT_writable_page
+    events, grants = domain.events, domain.grants
+    if events.pirq_eoi_page is not None:
+        yield events.pirq_eoi_page, PGT_writable_page
+    if isinstance(events.abi, Fifo):
+        for mfn in events.abi.array:
+            yield mfn, PGT_writable_page
+        for maddr in events.abi.control_blocks.values():
+            yield maddr >> PAGE_SHIFT, PGT_writable_page
+    for mapping in grants.mappings.values():
+        if mapping.flags & GNTMAP_device_map:
+            used_as = PGT_none if mapping.flags & GNTMAP_readonly else PGT_writable_page
+            yield grants.active[mapping.ref].mfn, used_as
+
+
+def _frames(domain: Domain) -> Iterator[str]:
+    """Each frame has an owner or is free, and each domain as many as it is counted."""
+    frames = domain.frames
+    if len(set(frames.heap)) != len(frames.heap):
+        yield "a free frame is in the heap twice"
+    for mfn in frames.heap:
+        if frames.owner[mfn] != DOMID_NONE or frames.count[mfn]:
+            yield f"{frames.describe(mfn)} is in the heap"
+    owned = Counter(
+        owner
+        for mfn, owner in enumerate(frames.owner)
+        if owner != DOMID_NONE and not frames.is_xen_heap(mfn)  # type: ignore[arg-type]
+    )
+    for domid, pages in frames.tot_pages.items():
+        if owned[domid] != pages:
+            yield f"d{domid} is counted {pages} pages, and has {owned[domid]}"
+
+
+def _events(domain: Domain) -> Iterator[str]:
+    """Both ends of a connection know of each other, and a VIRQ knows its port."""
+    events = domain.events
+    for port, channel in enumerate(events.channels):
+        if not 0 <= channel.notify_vcpu < len(domain.vcpus):
+            yield f"port {port} notifies vcpu {channel.notify_vcpu}, which does not exist"
+        if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid != DOM0:
+            peer = events.channels[channel.remote_port]
+            ends = (peer.state, peer.remote_domid, peer.remote_port)
+            if ends != (EVTCHNSTAT_interdomain, domain.domid, port):
+                yield f"port {port} is connected to {channel.remote_port}, which is not to it"
+        if channel.state == EVTCHNSTAT_virq:
+            key = (channel.notify_vcpu, channel.virq)
+            if port not in (events.virqs.get(key), events.virqs.get((0, channel.virq))):
+                yield f"VIRQ {channel.virq} does not know its port {port}"
+    for (vcpu_id, virq), port in events.virqs.items():
+        channel = events.channels[port]
+        if (channel.state, channel.virq) != (EVTCHNSTAT_virq, virq):
+            yield f"VIRQ {virq} of vcpu {vcpu_id} has port {port}, which is not its own"
+    if events.channels[0].state != EVTCHNSTAT_closed:
+        yield "port 0 is in use"
+
+
+def _grants(domain: Domain) -> Iterator[str]:
+    """A grant is in use as often as its mappings say."""
+    grants = domain.grants
+    readers: Counter[int] = Counter()
+    writers: Counter[int] = Counter()
+    for mapping in grants.mappings.values():
+        users = readers if mapping.flags & GNTMAP_readonly else writers
+        users[mapping.ref] += (mapping.flags & KINDS).bit_count()
+    for ref, active in grants.active.items():
+        counted, is_ = (active.readers, active.writers), (readers[ref], writers[ref])
+        if counted != is_:
+            yield f"grant {ref} is counted {counted} uses (reading, writing), and has {is_}"
+    for ref in (readers | writers).keys() - grants.active.keys():
+        yield f"grant {ref} is mapped, but not in use"
+    handles = sorted([*grants.mappings, *grants.free_handles])
+    if handles != list(range(len(handles))):
+        yield "a handle of a mapping is lost, or free and in use"
+
+
+def _physmap(domain: Domain) -> Iterator[str]:
+    """What a translated guest finds at its frame numbers is its own, and once there."""
+    if domain.p2m is None:
+        return
+    frames, p2m = domain.frames, domain.p2m
+    seen = Counter(p2m.elsewhere.values())
+    gfn = p2m.populated.find(1)
+    while gfn >= 0:
+        seen[gfn] += 1  # type: ignore[index]
+        gfn = p2m.populated.find(1, gfn + 1)
+    for mfn, times in seen.items():
+        if frames.owner[mfn] != domain.domid:
+            yield f"{frames.describe(mfn)} is in the domain's physmap"
+        if times > 1:
+            yield f"{frames.describe(mfn)} is in the physmap {times} times"
