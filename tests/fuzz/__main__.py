@@ -101,7 +101,7 @@ def _fuzz(options: argparse.Namespace, env: str) -> int:
         journal.unlink()
     _tell(f"{env}, {options.backend}", world, report, first)
     grown = runner.growth(report)
-    if grown > runner.GROWTH_LIMIT:
+    if grown > world.growth_limit:
         print(f"  FAILED: the process grew by {grown >> 20} MiB")
     for number, (failure, steps) in enumerate(report.failures.values(), 1):
         print(f"  FAILED: {failure.kind}")
@@ -112,7 +112,7 @@ def _fuzz(options: argparse.Namespace, env: str) -> int:
         shown = again or failure
         print("    " + "\n    ".join(shown.detail.splitlines()[-12:]))
         print(f"    {len(fewest)} of {len(steps)} steps: python -m fuzz --replay {path}")
-    return int(bool(report.failures) or grown > runner.GROWTH_LIMIT)
+    return int(bool(report.failures) or grown > world.growth_limit)
 
 
 def _tell(title: str, world: World, report: runner.Report, first: int) -> None:

@@ -50,6 +50,7 @@ class ModelWorld:
     arena_pages = 24
     hang_s = 1.0
     audit_every = 100
+    growth_limit = 64 << 20
 
     def __init__(self) -> None:
         self.table = CountingTable()

@@ -20,7 +20,6 @@ from xenemu.errors import DomainCrash
 
 HANG_S = 1.0  # CPU time that no hypercall may take
 LIFE = 400  # steps until the world begins again, whatever happened
-GROWTH_LIMIT = 64 << 20  # bytes that the process may grow by, once it has warmed up
 PAGE = 4096
 
 

@@ -82,6 +82,7 @@ class World(Protocol):
     arena_pages: int  # so many pages of it
     hang_s: float  # CPU time that no step may take
     audit_every: int  # steps
+    growth_limit: int  # bytes that the process may grow by, once it has warmed up
     windows: dict[str, int]  # where it sees Xen's frames: "shared_info", "grants"
     code: int  # where its code is; `stack` its stack
     stack: int
