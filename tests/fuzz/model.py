@@ -19,7 +19,8 @@ from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.personality import Personality
 from xenemu.image import load
 from xenemu.pv.builder import CODE32, DATA32, build_pv
@@ -337,6 +338,8 @@ class PvhWorld(ModelWorld):
         current.domain.frames.add_to_heap(range(7, 16))
         current.domain.max_pages += 8
         current.domain.console.mfn, current.domain.xenstore.mfn = Mfn(RINGS), Mfn(RINGS + 1)
+        for mfn in (RINGS, RINGS + 1):  # as `connect` does
+            current.domain.frames.get_page_and_type(mfn, DOMID, PGT_writable_page)
         self.code, self.stack, self.arena = 0x20000, 0x30000, 0x31000
         self.handler = self.code
         if self.environment == "pvh64":

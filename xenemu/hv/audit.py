@@ -44,7 +44,10 @@ def audit(domain: Domain, held: Held = ()) -> list[str]:
 
 
 def _held(domain: Domain) -> Iterator[tuple[int, int]]:
-    """The references held for vcpus, event channels and mapped grants."""
+    """The references held for vcpus, dom0's backends, event channels and mapped grants."""
+    for ring in (domain.console, domain.xenstore):
+        if domain.frames.owner[ring.mfn] == domain.domid:
+            yield ring.mfn, PGT_writable_page
     for vcpu in domain.vcpus:
         if vcpu.info_registered:
             yield vcpu.info >> PAGE_SHIFT, PGT_writable_page
