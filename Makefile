@@ -7,12 +7,13 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo test check guests abi bench bench-compare clean
+.PHONY: help setup demo test check fuzz guests abi bench bench-compare clean
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
 	@echo "make test     fetch the guest images and run every test"
 	@echo "make check    ruff, mypy, import contracts, and where we diverge from Xen"
+	@echo "make fuzz     do random things to the hypervisor: make fuzz FUZZ=\"--env pv64 --seed 1\""
 	@echo "make guests   fill the image cache, print what is in it"
 	@echo "make abi      compare our structs with Xen's headers"
 	@echo "make bench    measure against Xen on QEMU TCG, and what single operations cost"
@@ -53,6 +54,10 @@ check: setup
 	@echo "Where xenemu departs from Xen:"
 	@grep -rn --include='*.py' --include='*.c' --exclude-dir=cli 'DIVERGES:' xenemu hypercalls; true
 	@$(BIN)/xenemu hypercalls | grep 'DIVERGES:'; true
+
+# FUZZ may have --env, --backend model or engine, --steps, --seed, --seconds, --replay FILE.
+fuzz: setup
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 guests: setup
 	@$(BIN)/python guests/fetch.py

@@ -32,11 +32,8 @@ from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.grant_table import (
     DOM0,
     KINDS,
-    GNTPIN_devr_inc,
-    GNTPIN_devw_inc,
-    GNTPIN_hstr_inc,
-    GNTPIN_hstw_inc,
     GrantError,
+    pin_increment,
     refuse_dom0,
 )
 from xenemu.hv.maptrack import Mapping
@@ -144,16 +141,6 @@ def _unmap_for_cpu(current: Current, host_addr: int, new_addr: int, mfn: Mfn, fl
         return
     grant_map_pvh.remove_mapping(current.domain.p2m, host_addr, mfn)
     _drop(current.domain, mfn, flags)
-
-
-def pin_increment(flags: int) -> int:
-    """What a mapping with these flags adds to the pin of its grant."""
-    incr = 0
-    if flags & GNTMAP_device_map:
-        incr |= GNTPIN_devr_inc if flags & GNTMAP_readonly else GNTPIN_devw_inc
-    if flags & GNTMAP_host_map:
-        incr |= GNTPIN_hstr_inc if flags & GNTMAP_readonly else GNTPIN_hstw_inc
-    return incr
 
 
 def _hold(domain: Domain, mfn: Mfn, flags: int) -> None:

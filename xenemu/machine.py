@@ -7,6 +7,7 @@ moved to the next timer.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -149,11 +150,20 @@ class Machine:
         assert p2m is not None
         return NativeEngine(self.domain.memory, p2m, PORTS)
 
-    def run(self, terminal: Terminal, limits: Limits | None = None) -> Outcome:
-        """Run the guest to its end, or until `terminal` or `limits` say to stop."""
-        limits = limits or Limits()
+    def run(
+        self, terminal: Terminal, limits: Limits | None = None, audit_ns: int | None = None
+    ) -> Outcome:
+        """Run the guest to its end, or until `terminal` or `limits` say to stop.
+
+        With `audit_ns`, audit the domain each time that so much virtual time has passed, and in
+        the end.
+        """
+        outcome = self._run_and_crash(terminal, limits or Limits(), audit_ns)
+        return (self._audit() if audit_ns is not None else None) or outcome
+
+    def _run_and_crash(self, terminal: Terminal, limits: Limits, audit_ns: int | None) -> Outcome:
         try:
-            return self._run(terminal, limits)
+            return self._run(terminal, limits, audit_ns)
         except TripleFault as fault:
             crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
         except DomainCrash as crash:
@@ -162,9 +172,26 @@ class Machine:
         self._show_output(terminal)
         return terminal.check() or crashed
 
-    def _run(self, terminal: Terminal, limits: Limits) -> Outcome:
+    def _audit(self) -> Outcome | None:
+        """Audit the domain; an end of the run if its books are wrong."""
+        faults = self.personality.audit(self.domain)
+        if not faults:
+            return None
+        more = f"; and {len(faults) - 1} more faults" if faults[1:] else ""
+        at_s = self.engine.now_ns / 1e9
+        return Outcome(
+            End.INCONSISTENT, f"bug in xenemu: the audit at {at_s:.3f} s: {faults[0]}{more}"
+        )
+
+    def _run(self, terminal: Terminal, limits: Limits, audit_ns: int | None) -> Outcome:
         domain, engine = self.domain, self.engine
+        every_ns = math.inf if audit_ns is None else audit_ns
+        next_audit_ns = every_ns
         while True:
+            if engine.now_ns >= next_audit_ns:
+                next_audit_ns = engine.now_ns + every_ns
+                if wrong := self._audit():
+                    return wrong
             for key in domain.timers.pop_due(engine.now_ns):
                 if not self.exits.timer(key):
                     scheduler.fire_timer(domain, engine.now_ns, key)

@@ -24,8 +24,12 @@ class End(Enum):
     TIMEOUT = "timeout"
     IDLE = "idle"  # blocked, and nothing is left that could wake it
     STOPPED = "stopped"  # the person at the terminal left
+    INCONSISTENT = "inconsistent"  # an audit found the hypervisor's books wrong: a bug of xenemu's
 
 
+EXIT_IMAGE = 7  # unusable image, or a command line that cannot be honoured
+EXIT_FIT = 8  # the kernel or a module does not fit in the guest's memory
+EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
 EXIT_CODES = {
     End.POWEROFF: 0,
     End.REBOOT: 0,
@@ -39,10 +43,8 @@ EXIT_CODES = {
     End.TIMEOUT: 6,
     End.IDLE: 6,
     End.STOPPED: 0,
+    End.INCONSISTENT: EXIT_BUG,
 }
-EXIT_IMAGE = 7  # unusable image, or a command line that cannot be honoured
-EXIT_FIT = 8  # the kernel or a module does not fit in the guest's memory
-EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
 
 
 @dataclass(frozen=True)

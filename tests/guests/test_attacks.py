@@ -16,14 +16,10 @@ from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
 from xenemu.cli.run import parse_memory
 from xenemu.hv.dispatch import Hypercall, format_result
-from xenemu.hv.domain import CallRecord, Current, Domain
-from xenemu.hv.event_fifo import Fifo
-from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
+from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.observe import Observer, Watch
-from xenemu.hv.pagecheck import recount
 from xenemu.machine import DomainConfig, Machine, Mode
 from xenemu.outcome import Outcome
-from xenemu.pv.state import PvVcpu
 
 GUESTS = {name: guest for name, guest in guests().items() if guest.attacks}
 RUNS = [(name, env) for name, guest in GUESTS.items() for env in guest.environments]
@@ -61,23 +57,6 @@ class Journal(Observer):
         self.sentences.append(sentence)
 
 
-def held(domain: Domain) -> list[tuple[int, int]]:
-    """The references that neither memory nor the frame table's flags show."""
-    references = []
-    for vcpu in domain.vcpus:
-        state = vcpu.arch
-        assert isinstance(state, PvVcpu)
-        roots = filter(None, (state.kernel_root, state.user_root))
-        references += [(root, domain.frames.rules.root_type) for root in roots]
-        descriptors = (*state.gdt_frames, *state.ldt_frames.values())
-        references += [(mfn, PGT_seg_desc_page) for mfn in descriptors]
-    abi = domain.events.abi
-    if isinstance(abi, Fifo):
-        pages = [*abi.array, *(maddr >> 12 for maddr in abi.control_blocks.values())]
-        references += [(mfn, PGT_writable_page) for mfn in pages]
-    return references
-
-
 @pytest.mark.parametrize(("name", "environment"), RUNS)
 def test_attack(name, environment, tmp_path):
     guest = GUESTS[name]
@@ -93,7 +72,7 @@ def test_attack(name, environment, tmp_path):
     assert outcome.exit_code == guest.exit, outcome.reason
     said = [f"crash: {outcome.reason}"] if guest.exit else []
     assert_each_matches([*journal.sentences, *said], guest.refusals(environment))
-    assert recount(machine.domain.frames, held(machine.domain)) == []
+    assert machine.personality.audit(machine.domain) == []
 
 
 def assert_each_matches(said: list[str], patterns: list[str]) -> None:

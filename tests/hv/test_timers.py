@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xenemu.hv.timers import Timers
+from xenemu.hv.timers import NEVER_NS, Timers
 
 A, B, C = ("a", 0), ("b", 0), ("b", 1)
 
@@ -54,3 +54,17 @@ def test_the_run_loop_hears_of_a_timer_that_was_set(timers: Timers) -> None:
     assert not timers.moved
     timers.set(A, 5)
     assert timers.moved
+
+
+def test_a_deadline_is_signed_as_in_xen(timers: Timers) -> None:
+    """A guest may name any 64 bits: from 2^63 on it is a time long past."""
+    timers.set(A, (1 << 64) - 1)
+    assert timers.pop_due(0) == [A]
+
+
+def test_a_deadline_behind_the_end_of_time_never_comes(timers: Timers) -> None:
+    timers.set(A, 20)
+    timers.set(A, (1 << 63) - 1)
+    assert timers.next_ns() is None
+    timers.set(A, NEVER_NS - 1)
+    assert timers.next_ns() == NEVER_NS - 1

@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fakes import make_pvh_current
 from grantfakes import ARGUMENT, DOM0, HEAP, PAGE, STRANGER, TABLE, granting, granting_current
-from hypercalls.grant_map import pin_increment
 from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi import grant_table as abi
 from xenemu.abi.layout import Struct
@@ -22,7 +21,7 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_l1_page_table
-from xenemu.hv.grant_table import KINDS, GNTPIN_writers
+from xenemu.hv.grant_table import KINDS, GNTPIN_writers, pin_increment
 from xenemu.hv.pagecheck import recount
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, US, Maddr, Mfn, P
 

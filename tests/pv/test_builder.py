@@ -9,11 +9,11 @@ import pytest
 from elfwriter import KERNEL, PT_NOTE, PV_NOTES, VIRT_BASE, Phdr, elf, kernel, note
 from fakes import FakeCpu
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
-from xenemu.errors import ImageError
+from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import DOMID, Current
-from xenemu.hv.frame_table import PGT_l4_page_table
+from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
 from xenemu.pv.builder import build_pv
@@ -116,7 +116,11 @@ def test_the_guest_sees_the_m2p_read_only(current: Current) -> None:
 def test_the_tables_are_valid_pinned_and_mapped_read_only(current: Current) -> None:
     frames, seen = current.domain.frames, info(current)
     root = pv(current).kernel_root
-    assert recount(frames, [(root, PGT_l4_page_table)]) == []
+    rings = [
+        (current.domain.console.mfn, PGT_writable_page),
+        (current.domain.xenstore.mfn, PGT_writable_page),
+    ]
+    assert recount(frames, [(root, PGT_l4_page_table), *rings]) == []
     assert frames.type[root] == PGT_l4_page_table
     for n in range(seen.nr_pt_frames):
         leaf = walk(current.domain.memory.words, root, seen.pt_base + (n << 12))[-1]
@@ -192,3 +196,18 @@ def test_what_does_not_fit_is_refused(
 
 def test_the_longest_command_line_fits(tmp_path: Path) -> None:
     assert info(build(tmp_path, cmdline=b"x" * 1023)).cmd_line == b"x" * 1023 + b"\0"
+
+
+def test_the_rings_cannot_become_page_tables(current: Current) -> None:
+    """dom0's backends have them mapped, and write to them."""
+    domain, words = current.domain, current.domain.memory.words
+    for ring in (domain.console, domain.xenstore):
+        step = walk(words, pv(current).kernel_root, vaddr_of(current, ring.mfn))[-1]
+        domain.frames.mod_entry(step.entry_maddr, step.entry & ~RW, domain.domid)
+        with pytest.raises(XenError, match="other type in use"):
+            domain.frames.pin(ring.mfn, domain.domid, PGT_l1_page_table)
+
+
+def vaddr_of(current: Current, mfn: int) -> int:
+    """Where the builder maps a frame."""
+    return VIRT_BASE + (current.domain.frames.get_m2p(mfn) << 12)

@@ -14,7 +14,7 @@ from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3, start_info
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import PGT_l3_page_table, PGT_pae_xen_l2
+from xenemu.hv.frame_table import PGT_l3_page_table, PGT_pae_xen_l2, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
 from xenemu.pv.builder import DomainConfig, build_pv
@@ -99,7 +99,11 @@ def test_the_lists_of_frames_have_32_bit_entries(current: Current) -> None:
 def test_the_tables_are_valid_pinned_and_mapped_read_only(current: Current) -> None:
     frames, seen = current.domain.frames, info(current)
     root = pv(current).kernel_root
-    assert recount(frames, [(root, PGT_l3_page_table)]) == []
+    rings = [
+        (current.domain.console.mfn, PGT_writable_page),
+        (current.domain.xenstore.mfn, PGT_writable_page),
+    ]
+    assert recount(frames, [(root, PGT_l3_page_table), *rings]) == []
     assert frames.type[root] == PGT_l3_page_table
     for n in range(seen.nr_pt_frames):
         assert not leaf(current, seen.pt_base + (n << 12))[1] & RW

@@ -96,6 +96,18 @@ def test_a_hypercall_that_goes_on_is_issued_again(current: Current) -> None:
     assert [regs[r] for r in (Reg.RDI, Reg.RSI, Reg.RDX)] == [11, 20, 30]
 
 
+def test_a_hypercall_that_goes_on_lets_the_run_loop_look(current: Current) -> None:
+    """One of 2^32 parts takes hardly any of the guest's time: --timeout would never be seen."""
+
+    def more(_: Current) -> None:
+        raise Continue
+
+    assert isinstance(current.cpu, FakeCpu)
+    current.table = HypercallTable([Hypercall(5, "five", ALL, (), more)])
+    hypercall(current, 5)
+    assert current.cpu.stopped
+
+
 def test_iret_is_neither_answered_nor_logged(current: Current) -> None:
     frame = (7, 2, 3, 0, CODE, FLAT_RING3_CS64 & ~3, 0x202, STACK - 0x100, 0xE028)
     current.write(STACK, struct.pack("<9Q", *frame))

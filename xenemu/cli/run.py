@@ -31,7 +31,7 @@ UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
 MAX_TIMEOUT_S: Final = 1_000_000
-REPORTED: Final = {4, 5, 6}  # exit codes after which a person wants to know where it was
+REPORTED: Final = {4, 5, 6, EXIT_BUG}  # exit codes after which a person wants to know where it was
 PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
 
 HELP_EPILOG: Final = f"""\b
@@ -53,7 +53,7 @@ Exit codes:
   {EXIT_BUG}   xenemu's own fault: a bug, or its installation is incomplete
   128+N  signal N ended xenemu: 130 for SIGINT, 141 for a closed standard output
 
-After 4, 5 and 6, standard error tells the last hypercalls, the registers, the
+After 4, 5, 6 and 70, standard error tells the last hypercalls, the registers, the
 backtrace and the page walk of the last fault.
 """
 
@@ -138,6 +138,14 @@ def run(
             " find kernels that rely on them.",
         ),
     ] = False,
+    audit: Annotated[
+        float | None,
+        typer.Option(
+            help="Check the hypervisor's own books each time that so much virtual time has passed,"
+            " and in the end; what is wrong ends the run. For xenemu's developers.",
+            metavar="SECONDS",
+        ),
+    ] = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -162,9 +170,23 @@ def run(
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
+    if audit is not None and not 0 < audit <= MAX_TIMEOUT_S:
+        raise UsageError(f"--audit {audit:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
+    audit_ns = None if audit is None else int(audit * 1e9)
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
     with _open_new("--log", log) as log_file, _open_new("--trace-file", trace_file) as traced:
-        code = _run(kernel, mode, config, timeout, expectations, log_file, asked, traced, verbose)
+        code = _run(
+            kernel,
+            mode,
+            config,
+            timeout,
+            audit_ns,
+            expectations,
+            log_file,
+            asked,
+            traced,
+            verbose,
+        )
     raise typer.Exit(code)
 
 
@@ -173,6 +195,7 @@ def _run(
     mode: Mode,
     config: DomainConfig,
     timeout: float | None,
+    audit_ns: int | None,
     expectations: Expectations,
     log: int | None,
     asked: Watching,
@@ -199,7 +222,7 @@ def _run(
         trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
-            outcome = machine.run(terminal, Limits(timeout))
+            outcome = machine.run(terminal, Limits(timeout), audit_ns)
         host_s = time.monotonic() - started
     finally:
         typer.echo(status.end(), err=True, nl=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from xenemu.errors import ImageError
 from xenemu.hv.clock import update_time, update_wallclock
 from xenemu.hv.domain import Domain
+from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.vcpu import RunState
 from xenemu.hv.xenstore_nodes import populate
 from xenemu.image import compression
@@ -68,8 +69,14 @@ def unpack_module(data: Data) -> Data:
 
 
 def connect(domain: Domain, config: DomainConfig) -> None:
-    """Give the domain its two channels to dom0, and the store its nodes."""
+    """Give the domain its two channels to dom0, and the store its nodes.
+
+    dom0's backends map the rings: as long as they do, a ring is writable memory and nothing else,
+    and its frame stays the domain's.
+    """
     store, console = domain.xenstore, domain.console
+    for ring in (store, console):
+        domain.frames.get_page_and_type(ring.mfn, domain.domid, PGT_writable_page)
     store.port = domain.events.connect_to_dom0(domain, "xenstore")
     console.port = domain.events.connect_to_dom0(domain, "console")
     console_frame, store_frame = domain.mfn_to_gfn(console.mfn), domain.mfn_to_gfn(store.mfn)

@@ -67,6 +67,16 @@ GNTPIN_devr_inc: Final = 1 << 24
 GNTPIN_writers: Final = 0xFF << 0 | 0xFF << 16
 
 
+def pin_increment(flags: int) -> int:
+    """What a mapping with these flags adds to the pin of its grant."""
+    incr = 0
+    if flags & GNTMAP_device_map:
+        incr |= GNTPIN_devr_inc if flags & GNTMAP_readonly else GNTPIN_devw_inc
+    if flags & GNTMAP_host_map:
+        incr |= GNTPIN_hstr_inc if flags & GNTMAP_readonly else GNTPIN_hstw_inc
+    return incr
+
+
 class GrantError(Exception):
     """An operation refused: the GNTST_* status for the guest, and why."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from xenemu.hv.domain import Current, Translate
+from xenemu.hv.domain import Current, Domain, Translate
 from xenemu.hv.timers import Key
 
 
@@ -28,7 +28,8 @@ class Personality:
     """A kind of guest.
 
     `environment` is its name in the hypercall table; `start` loads a fresh vcpu's registers
-    into the CPU; `address_space` is the root of the tables that the vcpu runs on.
+    into the CPU; `address_space` is the root of the tables that the vcpu runs on; `audit` says what
+    of the hypervisor's books is not true (`hv.audit`).
     """
 
     environment: str
@@ -36,3 +37,4 @@ class Personality:
     start: Callable[[Current], None]
     exits: Callable[[Current], Exits]
     address_space: Callable[[Current], int]
+    audit: Callable[[Domain], list[str]]

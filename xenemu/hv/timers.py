@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+SIGN = 1 << 63
+NEVER_NS = 1 << 61  # 73 years: so far away that idle time is not skipped to it
+
 Key = tuple[str, int]  # what the deadline is for, and its vcpu (or 0)
 
 
@@ -18,10 +21,17 @@ class Timers:
     moved: bool = False
 
     def set(self, key: Key, deadline_ns: int) -> None:
-        """Arm, or move, the timer of `key`."""
+        """Arm, or move, the timer of `key`.
+
+        As in Xen a deadline is signed: a guest's of 2^63 or more is long past. One behind NEVER_NS
+        only disarms the timer.
+        """
         self.deadlines_ns.pop(key, None)
-        self.deadlines_ns[key] = deadline_ns
-        self.moved = True
+        if deadline_ns >= SIGN:
+            deadline_ns -= 2 * SIGN
+        if deadline_ns < NEVER_NS:
+            self.deadlines_ns[key] = deadline_ns
+            self.moved = True
 
     def cancel(self, key: Key) -> None:
         """Disarm the timer of `key`, if it is armed."""

@@ -86,6 +86,7 @@ class PvExits:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
             cpu.rip -= HYPERCALL_LENGTH
+            cpu.stop()  # the parts take no time of the guest's, and the run loop has to look
         timers = current.domain.timers
         if timers.moved:
             timers.moved = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
+from xenemu.pv.audit import audit
 from xenemu.pv.builder import start_vcpu
 from xenemu.pv.entry import Pv32Exits, PvExits
 from xenemu.pv.paging import translate, translate32
@@ -21,6 +22,7 @@ PV64 = Personality(
     start=start_vcpu,
     exits=PvExits,
     address_space=_address_space,
+    audit=audit,
 )
 
 PV32 = Personality(
@@ -29,4 +31,5 @@ PV32 = Personality(
     start=start_vcpu,
     exits=Pv32Exits,
     address_space=_address_space,
+    audit=audit,
 )

@@ -75,6 +75,7 @@ class PvhExits:
             for register, value in zip(registers, again.new_args, strict=False):
                 regs[register] = value
             cpu.rip -= VMCALL_LENGTH
+            cpu.stop()  # the parts take no time of the guest's, and the run loop has to look
         self.deliver_events()
         timers = current.domain.timers
         if timers.moved:

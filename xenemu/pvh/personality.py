@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xenemu.hv.audit import audit
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
@@ -44,4 +45,5 @@ PVH = Personality(
     start=start_vcpu,
     exits=PvhExits,
     address_space=lambda current: mfn_of(current.cpu.cr3),
+    audit=audit,
 )

@@ -1,0 +1,258 @@
+"""Worlds through the real engine: guests/fuzz executes each step, in its own ring.
+
+The guest asks for a step by hypercall 63, which the table here has beside the real ones. The driver
+then sets its registers and lets it go on: at a hypercall instruction, or at the instruction of the
+step. When it asks again, the step is done. In between, everything is the machine's own run loop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fuzz.furnish import furnish_pv, furnish_pvh
+from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
+from guests.build import ENVIRONMENTS, build, guests
+from xenemu import image, machine
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.dispatch import Continue
+from xenemu.hv.domain import Current
+from xenemu.hv.memory import Memory
+from xenemu.image.symbols import load_symbols
+from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.outcome import End, Outcome
+from xenemu.pv.paging import toggle_guest_mode
+from xenemu.pv.state import PvVcpu
+from xenemu.x86 import segment
+
+FETCH = 63
+MIB = 1 << 20
+MEMORY = {"pv": 8 * MIB, "pvh": 8 * MIB}
+SLICE_NS = 10_000  # the guest is lost if it does not ask again within some of these
+MAX_SLICES = 6
+CODE_BYTES = 16
+NOP = b"\x90"
+ORDER64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
+ORDER32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
+APIC = 0xFEE00000
+
+
+class Driver(CountingTable):
+    """The hypercalls, and the one that asks for a step."""
+
+    def __init__(self, world: EngineWorld) -> None:
+        super().__init__()
+        self._world = world
+
+    def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
+        if number == FETCH:
+            return self._world.fetch()
+        return super().call(current, number, registers)
+
+
+class EngineWorld:
+    """A guest in one of the four environments; also its own terminal, for `Machine.run`."""
+
+    arena_pages = 24
+    hang_s = 3.0  # of a step, with the time that the guest takes
+    growth_limit = 5 << 28  # the engine keeps up to 1 GiB of translated code
+    interactive = False
+
+    def __init__(self, environment: str) -> None:
+        self.environment = environment
+        # A PVH guest's machine has a million frames, most of them nobody's.
+        self.audit_every = 1000 if environment.startswith("pvh") else 100
+        self.table = Driver(self)
+        self.windows: dict[str, int] = {}
+        self._pending: Step | None = None
+        self._started = self._asked = False
+        self._slices = 0
+        self._input = b""
+        kind = ENVIRONMENTS[environment]
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = image.load(build(guests()["fuzz"], kind, Path(folder) / "fuzz"))
+            symbols = load_symbols(loaded.elf, loaded.segments)
+            self._addresses = {
+                name: symbols.address(f"fuzz_{name}") or 0
+                for name in ("code", "call", "again", "arena", "stack_top")
+            }
+        self.code, self.handler = self._addresses["code"], self._addresses["again"]
+        self.arena, self.stack = self._addresses["arena"], self._addresses["stack_top"]
+        machine.SLICE_NS = SLICE_NS
+        self.machine = Machine(loaded, DomainConfig(MEMORY[kind.mode]), Mode(kind.mode))
+        self.current = self.machine.current
+        self.current.table = self.table
+        self._run()
+        (furnish_pv if kind.mode == "pv" else furnish_pvh)(self)
+        self._registers = self.machine.engine.save()
+        self._snapshot = Snapshot(self.machine.domain)
+
+    # ---- World ----
+
+    def restart(self) -> None:
+        """Make everything as it was when the guest had made itself at home, but for the time."""
+        current, engine = self.current, self.machine.engine
+        old = current.domain
+        domain = self._snapshot.restore()
+        if old.p2m is not None and domain.p2m is not None:  # the engine looks at this one
+            old.p2m.populated[:] = domain.p2m.populated
+            old.p2m.elsewhere, old.p2m.changed = domain.p2m.elsewhere, True
+            domain.p2m = old.p2m
+        self.machine.domain = current.domain = domain
+        current.vcpu = domain.vcpus[0]
+        current.environment = self.environment
+        engine.load(self._registers)
+        self.machine.exits = self.machine.personality.exits(current)
+        engine.attach(self.machine.exits)
+        self._pending, self._asked, self._input = None, False, b""
+
+    def audit(self) -> list[str]:
+        """What the hypervisor has wrong."""
+        return self.machine.personality.audit(self.current.domain)
+
+    def perform(self, step: Step) -> None:
+        """Let the guest do a step, until it asks for the next."""
+        if step["kind"] == "trap":  # only the CPU raises those here
+            return
+        self._pending = step
+        self._run()
+
+    def _run(self) -> None:
+        self._asked, self._slices = False, 0
+        outcome = self.machine.run(self)
+        if not self._asked:
+            raise Ended(f"{outcome.end.value}: {outcome.reason}")
+
+    def fetch(self) -> int:
+        """The guest asks what to do; its RAX, or Continue if there is nothing to be done."""
+        if not self._started:
+            self._started = True
+            return 0
+        step, self._pending = self._pending, None
+        if step is None:
+            self._asked = True
+            self.current.cpu.stop()
+            raise Continue
+        return self._begin(step)
+
+    # ---- Terminal ----
+
+    def write(self, data: bytes) -> None:
+        """Drop what the guest printed."""
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        """What the step types."""
+        typed, self._input = self._input[:room], self._input[room:]
+        return typed
+
+    @property
+    def exhausted(self) -> bool:
+        """No more input can come."""
+        return not self._input
+
+    def check(self) -> Outcome | None:
+        """Stop when the guest has asked for the next step, or will never."""
+        self._slices += 1
+        if self._asked:
+            return Outcome(End.STOPPED, "the guest asks for a step")
+        if self._slices > MAX_SLICES:
+            return Outcome(End.TIMEOUT, "the guest is lost")
+        return None
+
+    # ---- beginning a step ----
+
+    def _begin(self, step: Step) -> int:
+        """Make the guest do a step; return its RAX."""
+        cpu, wide = self.current.cpu, self.environment.endswith("64")
+        for vaddr, data in step.get("data", ()):
+            self._put(vaddr, bytes.fromhex(data))
+        mask = MASK64 if wide else 0xFFFFFFFF
+        for register, value in enumerate(step.get("regs", ())):
+            if register != Reg.RSP:
+                cpu.regs[register] = value & mask
+        if "rsp" in step:
+            cpu.regs[Reg.RSP] = step["rsp"] & mask
+        result = int(getattr(self, "_" + step["kind"])(step, wide))
+        if step.get("user"):
+            self._enter_user_mode(wide)
+        return result
+
+    def _call(self, step: Step, wide: bool) -> int:
+        cpu = self.current.cpu
+        mask = MASK64 if wide else 0xFFFFFFFF
+        for register, value in zip(ORDER64 if wide else ORDER32, step["args"], strict=False):
+            cpu.regs[register] = value & mask
+        cpu.rip = self._addresses["call"]
+        number: int = step["number"]
+        return number if number != FETCH else 0
+
+    def _execute(self, code: bytes) -> None:
+        self._put(self.code, code.ljust(CODE_BYTES, NOP))
+        self.current.cpu.rip = self.code
+
+    def _store(self, step: Step, wide: bool) -> int:
+        cpu = self.current.cpu
+        cpu.regs[Reg.RDI] = step["address"]
+        self._execute(bytes.fromhex(step["code"]))
+        value: int = step["value"]
+        return value
+
+    def _insn(self, step: Step, wide: bool) -> int:
+        code = bytes.fromhex(step["code"])
+        if step["how"] == "halt":
+            code = b"\xf4"
+        elif step["how"] == "cpuid":
+            code = b"\x0f\xa2"
+        elif "port" in step:
+            self.current.cpu.regs[Reg.RDX] = step["port"]
+            code = b"\xee\xed"
+        self._execute(code)
+        return self.current.cpu.regs[Reg.RAX]
+
+    def _msr(self, step: Step, wide: bool) -> int:
+        regs = self.current.cpu.regs
+        regs[Reg.RCX] = step["number"]
+        value: int = step.get("value", 0)
+        regs[Reg.RDX] = value >> 32
+        self._execute(b"\x0f\x30" if "value" in step else b"\x0f\x32")
+        return value & 0xFFFFFFFF
+
+    def _apic(self, step: Step, wide: bool) -> int:
+        self.current.cpu.regs[Reg.RDI] = APIC + step["offset"]
+        self._execute(b"\x89\x07" if "value" in step else b"\x8b\x07")
+        value: int = step.get("value", 0)
+        return value
+
+    def _time(self, step: Step, wide: bool) -> int:
+        engine = self.machine.engine
+        engine.skip_to(engine.now_ns + step["ns"])
+        self._input += bytes.fromhex(step.get("input", ""))
+        self._execute(NOP)
+        return 0
+
+    def _enter_user_mode(self, wide: bool) -> None:
+        state, cpu = self.current.vcpu.arch, self.current.cpu
+        if not isinstance(state, PvVcpu):
+            return
+        if wide:
+            if state.user_root:
+                toggle_guest_mode(self.current)
+            return
+        for which in (Seg.CS, Seg.SS):
+            old = cpu.segment(which)
+            ring3 = old.attributes | segment.DPL
+            cpu.set_segment(which, Segment(old.selector | 3, old.base, old.limit, ring3))
+
+    def _put(self, vaddr: int, data: bytes) -> None:
+        """The guest's own store, where it can."""
+        current, start = self.current, 0
+        memory: Memory = current.domain.memory
+        while start < len(data):
+            at = (vaddr + start) & MASK64
+            size = min(len(data) - start, 4096 - at % 4096)
+            with suppress(XenError):
+                memory.write(current.translate(current, at, True), data[start : start + size])
+            start += size

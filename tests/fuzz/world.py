@@ -1,0 +1,148 @@
+"""A domain to do things to: what every backend has in common.
+
+A `World` performs steps, each a dictionary of plain values, so that a list of them is a file::
+
+    {"kind": "call", "number": 26, "args": [4096, 1, 0, 0x7ff0], "data": [[4096, "0d00..."]]}
+
+`data` are bytes that the guest stores at addresses of its own before the step proper, where its
+page tables let it. The kinds:
+
+call    a hypercall; `rsp` may say where the stack is
+store   a store of up to 8 bytes by one instruction; `user`: from user mode
+insn    an instruction, `code`, with the registers `regs`; `user`: from user mode
+trap    an exception, `vector` and `error`, that the CPU raises
+msr     RDMSR or, with a `value`, WRMSR of `number` (PVH)
+apic    a load from the local APIC's page or, with a `value`, a store (PVH)
+time    nothing, for `ns`; what is due happens, and the console has `input`
+
+A world can `restart`: everything is as it was when the guest had made itself at home. So a list of
+steps does the same each time it is performed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from hypercalls import TABLE
+from xenemu.errors import DomainCrash
+from xenemu.hv.dispatch import Continue, HypercallTable
+from xenemu.hv.domain import Current, Domain
+from xenemu.hv.frame_table import DOMID_NONE
+from xenemu.hv.memory import Memory
+from xenemu.x86.paging import PAGE_SHIFT
+
+Step = dict[str, Any]
+MASK64 = (1 << 64) - 1
+
+
+class Ended(DomainCrash):
+    """The domain ended by itself: it shut down, or waits for what never comes."""
+
+
+class CountingTable(HypercallTable):
+    """The real table; it counts results, and remembers the slowest call."""
+
+    def __init__(self) -> None:
+        super().__init__(list(TABLE.rows.values()))
+        self.results: Counter[int] = Counter()
+        self.names: Counter[str] = Counter()
+        self.slowest: tuple[float, str] = (0.0, "none")
+
+    def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
+        started = time.thread_time()
+        try:
+            result = super().call(current, number, registers)
+            self.results[min(result, 0)] += 1
+            return result
+        except Continue:
+            self.results[1] += 1
+            raise
+        finally:
+            row = self.rows.get(number)
+            name = row.name if row else "unknown"
+            self.names[name] += 1
+            took = time.thread_time() - started
+            if took > self.slowest[0]:
+                args = ", ".join(f"{value:#x}" for value in registers)
+                self.slowest = (took, f"{name}({args})")
+
+
+class World(Protocol):
+    """A guest in an environment, on a backend."""
+
+    environment: str
+    current: Current
+    table: CountingTable
+    arena: int  # where the guest has ordinary memory for its structures,
+    arena_pages: int  # so many pages of it
+    hang_s: float  # CPU time that no step may take
+    audit_every: int  # steps
+    growth_limit: int  # bytes that the process may grow by, once it has warmed up
+    windows: dict[str, int]  # where it sees Xen's frames: "shared_info", "grants"
+    code: int  # where its code is; `stack` its stack
+    stack: int
+    handler: int  # where its traps and events lead
+
+    def restart(self) -> None:
+        """Make everything as it was at first."""
+
+    def perform(self, step: Step) -> None:
+        """Do a step. DomainCrash: it ended the domain; anything else that is raised is a bug."""
+
+    def audit(self) -> list[str]:
+        """What the hypervisor has wrong."""
+
+
+class _Pickler(pickle.Pickler):
+    """All of a domain but its memory, which is copied as bytes."""
+
+    def persistent_id(self, value: object) -> str | None:
+        return "memory" if isinstance(value, Memory) else None
+
+
+def _used(domain: Domain) -> list[tuple[int, int]]:
+    """The ranges of memory where anything can be: a PVH guest's has a hole of gigabytes."""
+    frames, size = domain.frames, domain.memory.nr_frames
+    if size < 1 << 16:
+        return [(0, size << PAGE_SHIFT)]
+    used = bytearray(owner != DOMID_NONE for owner in frames.owner)
+    for mfn in frames.heap:
+        used[mfn] = 1
+    ranges, at = [], used.find(1)
+    while at >= 0:
+        end = used.find(0, at)
+        end = size if end < 0 else end
+        ranges.append((at << PAGE_SHIFT, end << PAGE_SHIFT))
+        at = used.find(1, end)
+    return ranges
+
+
+class Snapshot:
+    """A domain as it was once, to go back to."""
+
+    def __init__(self, domain: Domain) -> None:
+        buffer = io.BytesIO()
+        _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(domain)
+        self._plain = buffer.getvalue()
+        self._memory = memory = domain.memory
+        self._pieces = [(at, bytes(memory.bytes[at:end])) for at, end in _used(domain)]
+
+    def restore(self) -> Domain:
+        """The domain again, in the same memory."""
+        memory = self._memory
+
+        class Unpickler(pickle.Unpickler):
+            def persistent_load(self, _pid: object) -> Memory:
+                return memory
+
+        for at, data in self._pieces:
+            memory.bytes[at : at + len(data)] = data
+        memory.stale_code.update(n for n, was_code in enumerate(memory.code) if was_code)
+        domain = Unpickler(io.BytesIO(self._plain)).load()
+        assert isinstance(domain, Domain)
+        return domain

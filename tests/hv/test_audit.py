@@ -1,0 +1,123 @@
+"""hv/audit: a sentence for each thing that the hypervisor has wrong, and none otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fakes import make_current, make_pvh_current
+from xenemu.abi.event_channel import EVTCHNSTAT_closed
+from xenemu.abi.grant_table import GNTMAP_device_map, GTF_permit_access, grant_entry_v1
+from xenemu.abi.xen import Virq
+from xenemu.hv.audit import audit
+from xenemu.hv.domain import Domain
+from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
+from xenemu.hv.grant_table import pin_increment
+from xenemu.hv.maptrack import Mapping
+from xenemu.x86.paging import Maddr, Mfn
+
+GRANTED = Mfn(30)
+
+
+def busy_domain() -> Domain:
+    """A domain that has one of each: a connection, a VIRQ, FIFO pages, a mapped grant."""
+    domain = make_current().domain
+    domain.frames.add_to_heap([7, 8])
+    events, grants = domain.events, domain.grants
+    port = events.alloc_unbound(domain, domain.domid)
+    events.bind_interdomain(domain, domain.domid, port)
+    events.bind_virq(domain, Virq.TIMER, 0)
+    events.init_control(domain, 0, 20, 0)
+    events.expand_array(domain, 21)
+    grants.grow(domain, 1)
+    entry = grant_entry_v1(GTF_permit_access, domain.domid, GRANTED)
+    domain.memory.write(Maddr((grants.frames[0] << 12) + 8 * 9), entry.pack(8))
+    incr = pin_increment(GNTMAP_device_map)
+    mfn = grants.acquire(domain, 9, incr, mapping=True).mfn
+    domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
+    handle = grants.maptrack.get(0)
+    assert handle is not None
+    grants.maptrack.mappings[handle] = Mapping(9, GNTMAP_device_map)
+    return domain
+
+
+def test_a_busy_domain_is_in_order() -> None:
+    assert audit(busy_domain()) == []
+
+
+def lose_a_reference(domain: Domain) -> None:
+    domain.frames.count[GRANTED] -= 1
+
+
+def free_a_frame_twice(domain: Domain) -> None:
+    domain.frames.heap.put(8)
+
+
+def free_a_frame_in_use(domain: Domain) -> None:
+    domain.frames.heap.put(GRANTED)
+
+
+def miscount_the_pages(domain: Domain) -> None:
+    domain.frames.tot_pages[domain.domid] += 1
+
+
+def cut_a_connection(domain: Domain) -> None:
+    domain.events.channels[1].state = EVTCHNSTAT_closed
+
+
+def forget_a_virq(domain: Domain) -> None:
+    domain.events.virqs.clear()
+
+
+def keep_a_virq(domain: Domain) -> None:
+    domain.events.channels[3].state = EVTCHNSTAT_closed
+
+
+def notify_nobody(domain: Domain) -> None:
+    domain.events.channels[5].notify_vcpu = 1
+
+
+def use_port_0(domain: Domain) -> None:
+    domain.events.channels[0].state = EVTCHNSTAT_closed + 1
+
+
+def miscount_a_grant(domain: Domain) -> None:
+    domain.grants.active[9].pin += 1
+
+
+def lose_a_handle(domain: Domain) -> None:
+    domain.grants.maptrack.free[0].popleft()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lose_a_reference, "is counted"),
+        (free_a_frame_twice, "the heap is counted 2 frames, and has 1"),
+        (free_a_frame_in_use, "is in the heap"),
+        (miscount_the_pages, "d1 is counted 65 pages, and has 64"),
+        (cut_a_connection, "port 2 is connected to 1"),
+        (forget_a_virq, "VIRQ 0 does not know its port 3"),
+        (keep_a_virq, "VIRQ 0 of vcpu 0 has port 3"),
+        (notify_nobody, "port 5 notifies vcpu 1"),
+        (use_port_0, "port 0 is in use"),
+        (miscount_a_grant, "grant 9 has the pins 0x00010001, its mappings 0x00010000"),
+        (lose_a_handle, "a handle of a mapping"),
+    ],
+)
+def test_what_is_wrong_is_said(damage: Callable[[Domain], None], words: str) -> None:
+    domain = busy_domain()
+    damage(domain)
+    assert any(words in fault for fault in audit(domain)), audit(domain)
+
+
+def test_a_physmap_shows_only_the_domains_frames_and_each_once() -> None:
+    domain = make_pvh_current().domain
+    assert audit(domain) == []
+    assert domain.p2m is not None
+    domain.p2m.elsewhere[0x1000] = GRANTED
+    assert "in the physmap 2 times" in audit(domain)[0]
+    domain.p2m.elsewhere[0x1000] = Mfn(5)
+    domain.frames.owner[5] = DOMID_NONE
+    assert "is in the domain's physmap" in audit(domain)[0]

@@ -1,0 +1,66 @@
+"""machine: a run that is audited ends where the hypervisor's books are wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+import elfwriter
+from xenemu.image.loader import load
+from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.outcome import End, Outcome
+
+# mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $0; mov %rsp, %rsi; syscall
+POWER_OFF = bytes.fromhex("b81d000000 bf02000000 6a00 4889e6 0f05")
+SPIN = b"\xeb\xfe"
+
+
+class Silence:
+    """A terminal without a person."""
+
+    interactive = False
+    exhausted = True
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        return b""
+
+    def check(self) -> Outcome | None:
+        return None
+
+
+@pytest.fixture
+def machine(tmp_path):
+    def machine(code):
+        notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
+        path = tmp_path / "kernel"
+        path.write_bytes(elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes]))
+        return Machine(load(path), DomainConfig(64 << 20), Mode.PV)
+
+    return machine
+
+
+def test_an_audit_on_the_way_ends_the_run(machine):
+    spinning = machine(SPIN)
+    spinning.domain.frames.count[-1] += 1
+    outcome = spinning.run(Silence(), audit_ns=20_000_000)
+    assert (outcome.end, outcome.exit_code) == (End.INCONSISTENT, 70)
+    assert outcome.reason.startswith("bug in xenemu: the audit at 0.020 s: mfn ")
+
+
+def test_an_audit_in_the_end_overrides_how_it_ended(machine):
+    ending = machine(POWER_OFF)
+    assert ending.run(Silence(), audit_ns=10**12).end is End.POWEROFF
+    ending = machine(POWER_OFF)
+    ending.domain.frames.tot_pages[1] += 1
+    ending.domain.frames.count[-1] += 1
+    outcome = ending.run(Silence(), audit_ns=10**12)
+    assert outcome.end is End.INCONSISTENT
+    assert outcome.reason.endswith("; and 2 more faults")
+
+
+def test_nobody_who_does_not_ask_pays_for_audits(machine):
+    ending = machine(POWER_OFF)
+    ending.domain.frames.count[-1] += 1
+    assert ending.run(Silence()).end is End.POWEROFF

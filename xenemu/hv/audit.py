@@ -1,0 +1,138 @@
+"""Audit a domain: is all that the hypervisor has written down about it true?
+
+The books are recomputed from what they describe: reference counts from memory, ports from their
+peers, grants from their mappings. A difference is a bug of xenemu's, never the guest's fault. It
+costs a pass over all page tables, so it runs when asked for: in tests, and between slices of a run.
+
+In Xen: arch/x86/audit.c, as long as it had one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from xenemu.abi.event_channel import (
+    EVTCHNSTAT_closed,
+    EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_virq,
+)
+from xenemu.hv.domain import Domain
+from xenemu.hv.event_channel import DOM0
+from xenemu.hv.event_fifo import Fifo
+from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
+from xenemu.hv.grant_table import pin_increment
+from xenemu.hv.pagecheck import recount
+from xenemu.x86.paging import PAGE_SHIFT
+
+Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
+
+
+def audit(domain: Domain, held: Held = ()) -> list[str]:
+    """A sentence for each thing that is not as it should be; none if all is well.
+
+    `held` are the references of the personality's own.
+    """
+    return [
+        *recount(domain.frames, [*references(domain), *held]),
+        *_frames(domain),
+        *_events(domain),
+        *_grants(domain),
+        *_physmap(domain),
+    ]
+
+
+def references(domain: Domain) -> Iterator[tuple[int, int]]:
+    """What is held for vcpus, dom0's backends, event channels and mapped grants: (mfn, type).
+
+    PGT_none stands for a general reference alone.
+    """
+    for ring in (domain.console, domain.xenstore):
+        if domain.frames.owner[ring.mfn] == domain.domid:
+            yield ring.mfn, PGT_writable_page
+    for vcpu in domain.vcpus:
+        if vcpu.info_registered:
+            yield vcpu.info >> PAGE_SHIFT, PGT_writable_page
+    events = domain.events
+    if events.pirq_eoi_page is not None:
+        yield events.pirq_eoi_page, PGT_writable_page
+    if isinstance(events.abi, Fifo):
+        for mfn in events.abi.array:
+            yield mfn, PGT_writable_page
+        for maddr in events.abi.control_blocks.values():
+            yield maddr >> PAGE_SHIFT, PGT_writable_page
+    yield from domain.grants.held(translated=domain.p2m is not None)
+
+
+def _frames(domain: Domain) -> Iterator[str]:
+    """Each frame has an owner or is free, and each domain as many as it is counted."""
+    frames = domain.frames
+    free = list(frames.heap)
+    if len(free) != len(frames.heap):
+        yield f"the heap is counted {len(frames.heap)} frames, and has {len(free)}"
+    for mfn in free:
+        if frames.owner[mfn] != DOMID_NONE or frames.count[mfn]:
+            yield f"{frames.describe(mfn)} is in the heap"
+    owned = Counter(
+        owner
+        for mfn, owner in enumerate(frames.owner)
+        if owner != DOMID_NONE and not frames.is_xen_heap(mfn)  # type: ignore[arg-type]
+    )
+    for domid, pages in frames.tot_pages.items():
+        if owned[domid] != pages:
+            yield f"d{domid} is counted {pages} pages, and has {owned[domid]}"
+
+
+def _events(domain: Domain) -> Iterator[str]:
+    """Both ends of a connection know of each other, and a VIRQ knows its port."""
+    events = domain.events
+    for port, channel in enumerate(events.channels):
+        if not 0 <= channel.notify_vcpu < len(domain.vcpus):
+            yield f"port {port} notifies vcpu {channel.notify_vcpu}, which does not exist"
+        if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid != DOM0:
+            peer = events.channels[channel.remote_port]
+            ends = (peer.state, peer.remote_domid, peer.remote_port)
+            if ends != (EVTCHNSTAT_interdomain, domain.domid, port):
+                yield f"port {port} is connected to {channel.remote_port}, which is not to it"
+        if channel.state == EVTCHNSTAT_virq:
+            key = (channel.notify_vcpu, channel.virq)
+            if port not in (events.virqs.get(key), events.virqs.get((0, channel.virq))):
+                yield f"VIRQ {channel.virq} does not know its port {port}"
+    for (vcpu_id, virq), port in events.virqs.items():
+        channel = events.channels[port]
+        if (channel.state, channel.virq) != (EVTCHNSTAT_virq, virq):
+            yield f"VIRQ {virq} of vcpu {vcpu_id} has port {port}, which is not its own"
+    if events.channels[0].state != EVTCHNSTAT_closed:
+        yield "port 0 is in use"
+
+
+def _grants(domain: Domain) -> Iterator[str]:
+    """A grant is pinned as its mappings say, and each handle is free or stands for one."""
+    active, maptrack = domain.grants.active, domain.grants.maptrack
+    pins: Counter[int] = Counter()
+    for mapping in maptrack.mappings.values():
+        pins[mapping.ref] += pin_increment(mapping.flags)
+    for ref in sorted(pins.keys() | active.keys()):
+        pin = active[ref].pin if ref in active else 0
+        if pin != pins[ref]:
+            yield f"grant {ref} has the pins {pin:#010x}, its mappings {pins[ref]:#010x}"
+    free = [handle for handles in maptrack.free.values() for handle in handles]
+    if sorted([*free, *maptrack.mappings]) != list(range(len(maptrack.home))):
+        yield "a handle of a mapping is lost, or free and in use"
+
+
+def _physmap(domain: Domain) -> Iterator[str]:
+    """What a translated guest finds at its frame numbers is its own, and once there."""
+    if domain.p2m is None:
+        return
+    frames, p2m = domain.frames, domain.p2m
+    seen = Counter(p2m.elsewhere.values())
+    gfn = p2m.populated.find(1)
+    while gfn >= 0:
+        seen[gfn] += 1  # type: ignore[index]
+        gfn = p2m.populated.find(1, gfn + 1)
+    for mfn, times in seen.items():
+        if frames.owner[mfn] != domain.domid:
+            yield f"{frames.describe(mfn)} is in the domain's physmap"
+        if times > 1:
+            yield f"{frames.describe(mfn)} is in the physmap {times} times"

@@ -1,0 +1,94 @@
+"""Audit a PV domain: no page table, GDT or LDT is mapped writable, and Xen's entries are Xen's.
+
+That a table is not writable anywhere follows from the counts: every writable mapping in a page
+table needs a frame that is used as writable memory alone. What is Xen's own in the address space,
+where the counts do not look, is compared with what the domain's state says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xenemu.abi.arch_x86.xen import FIRST_RESERVED_GDT_PAGE
+from xenemu.hv.audit import audit as audit_domain
+from xenemu.hv.domain import Domain
+from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_seg_desc_page
+from xenemu.hv.paging_rules import M2P_L4_SLOT
+from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, VCPUS_PER_L1
+from xenemu.pv.state import PvDomain, PvVcpu
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, Mfn, P
+
+
+def audit(domain: Domain) -> list[str]:
+    """A sentence for each thing that is not as it should be; none if all is well."""
+    return [
+        *audit_domain(domain, references(domain)),
+        *_xen_slots(domain),
+        *_descriptor_tables(domain),
+        *_machine_to_physical(domain),
+    ]
+
+
+def _vcpus(domain: Domain) -> Iterator[tuple[int, PvVcpu]]:
+    for vcpu in domain.vcpus:
+        assert isinstance(vcpu.arch, PvVcpu)
+        yield vcpu.vcpu_id, vcpu.arch
+
+
+def references(domain: Domain) -> Iterator[tuple[int, int]]:
+    """The references of the vcpus' root pointers and descriptor tables."""
+    for _, state in _vcpus(domain):
+        for root in (state.kernel_root, state.user_root):
+            if root:
+                yield root, domain.frames.rules.root_type
+        for mfn in (*state.gdt_frames, *state.ldt_frames.values()):
+            yield mfn, PGT_seg_desc_page
+
+
+def _xen_slots(domain: Domain) -> Iterator[str]:
+    """Xen's entries of the tables that have them; a user's root may lack the M2P."""
+    frames = domain.frames
+    rules, wanted = frames.rules, dict(frames.xen_slots)
+    for mfn, used_as in enumerate(frames.type):
+        if used_as != rules.xen_type or not frames.type_count[mfn] or mfn in frames.partial:
+            continue
+        table = frames.memory.table(Mfn(mfn))
+        for index in rules.xen_slots:
+            entry = table[index]
+            hidden = rules.width == 8 and index == M2P_L4_SLOT and not entry
+            if entry & ADDR | entry & P != wanted.get(index, 0) & (ADDR | P) and not hidden:
+                yield f"entry {index} of mfn {mfn:#x} is {entry:#x}, and not Xen's"
+
+
+def _descriptor_tables(domain: Domain) -> Iterator[str]:
+    """The area where Xen maps each vcpu's GDT and LDT has just their frames."""
+    private = domain.arch
+    assert isinstance(private, PvDomain)
+    for vcpu_id, state in _vcpus(domain):
+        if not state.kernel_root:
+            continue  # never started
+        wanted = [private.zero_page] * FIRST_RESERVED_GDT_PAGE + [private.xen_gdt]
+        wanted[: len(state.gdt_frames)] = state.gdt_frames
+        pages = dict(enumerate(wanted))
+        pages |= {LDT_PAGE + page: mfn for page, mfn in state.ldt_frames.items()}
+        l1 = domain.memory.table(private.perdomain_l1[vcpu_id // VCPUS_PER_L1])
+        first = vcpu_id % VCPUS_PER_L1 * PAGES_PER_VCPU
+        for page in range(PAGES_PER_VCPU):
+            entry = l1[first + page]
+            is_ = (entry & ADDR) >> PAGE_SHIFT if entry & P else None
+            if is_ != pages.get(page):
+                yield f"page {page} of vcpu {vcpu_id}'s descriptor tables is {entry:#x}"
+
+
+def _machine_to_physical(domain: Domain) -> Iterator[str]:
+    """A frame that nobody has is nobody's pfn."""
+    frames = domain.frames
+    if frames.m2p_base is None:
+        return
+    invalid = INVALID_M2P_ENTRY & (1 << 8 * frames.m2p_width) - 1
+    size = frames.memory.nr_frames * frames.m2p_width
+    base = frames.m2p_base
+    m2p = frames.memory.bytes[base : base + size].cast("Q" if frames.m2p_width == 8 else "I")
+    for mfn, (owner, pfn) in enumerate(zip(frames.owner, m2p, strict=True)):
+        if owner == DOMID_NONE and pfn != invalid:
+            yield f"the machine-to-physical table has pfn {pfn:#x} for {frames.describe(mfn)}"
