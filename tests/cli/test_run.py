@@ -15,8 +15,7 @@ import elfwriter
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import build as initramfs
 from xenemu.cli.expect import Expectations
-from xenemu.cli.run import judge, parse_memory
-from xenemu.errors import UsageError
+from xenemu.cli.run import judge
 from xenemu.outcome import End, Outcome
 
 # mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $REASON; mov %rsp, %rsi; syscall
@@ -200,28 +199,6 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
 
 
 # Options.
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("64M", 64 << 20),
-        ("1G", 1 << 30),
-        ("262144K", 256 << 20),
-        ("1g", 1 << 30),
-        ("4GiB", 4 << 30),
-    ],
-)
-def test_sizes(text, size):
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "256", "M", "-1M", "1.5G", "0M", "1K", "63K", "1P", "65G", "9" * 99 + "K", "٣M"]
-)
-def test_no_sizes(text):
-    with pytest.raises(UsageError, match=r"^--memory "):
-        parse_memory(text)
 
 
 @pytest.mark.parametrize(
