@@ -14,6 +14,7 @@ In Linux: kernel/printk/printk_ringbuffer.[ch] (since 5.10), kernel/panic.c.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ MAX_COUNT_BITS: Final = 20
 MAX_SIZE_BITS: Final = 25  # of CONFIG_LOG_BUF_SHIFT
 INFO: Final = struct.Struct("<QQHBB")  # struct printk_info, up to the level
 INFO_SIZE: Final = 88
+
+# What begins a line of the kernel's on its console, unless printk.time is off.
+STAMP: Final = re.compile(r"(?:<\d+>)?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
 
 
 @dataclass(frozen=True)

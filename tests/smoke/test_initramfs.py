@@ -167,5 +167,5 @@ def test_a_directory_without_init_is_refused(tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(UsageError, match="^init .*none: No such file"):
+    with pytest.raises(UsageError, match=r"^init .*none: No such file"):
         initramfs.make(tmp_path / "none", None, None)

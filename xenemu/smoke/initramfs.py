@@ -124,9 +124,7 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
 def _busybox(path: Path | None) -> bytes:
     found = path or shutil.which("busybox")
     if found is None:
-        raise UsageError(
-            "busybox: not found, and a script needs it: install busybox-static, or name a static one"
-        )
+        raise UsageError("busybox: not found, and a script needs it: install busybox-static")
     data = _read("busybox", Path(found))
     _check_static("busybox", Path(found), data)
     return data
