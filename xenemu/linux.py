@@ -82,10 +82,21 @@ class Linux:
         cpu = self._variable("panic_cpu", 4)
         if cpu is not None:
             return cpu != NO_PANIC
-        if self.code.symbols.address("panic") is None:
+        return self._is_inside("panic")
+
+    @property
+    def died_early(self) -> bool:
+        """Whether it halted for an exception before its trap handlers were set up.
+
+        It tells that by early_printk alone. In Linux: arch/x86/mm/extable.c
+        """
+        return self._is_inside("early_fixup_exception")
+
+    def _is_inside(self, function: str) -> bool:
+        if self.code.symbols.address(function) is None:
             return False
         lines = self.code.backtrace(self._current, self._read)
-        return any(line.strip(" ?").startswith("panic+") for line in lines)
+        return any(line.strip(" ?").startswith(f"{function}+") for line in lines)
 
     def log(self) -> list[LogLine]:
         """The log as far as the ring still has it, oldest first."""

@@ -76,7 +76,7 @@ def smoke(
     ] = None,
     quiet_timeout: Annotated[
         float | None,
-        _option("Give up after as many of the guest's seconds without output; 30.", "SECONDS"),
+        _option("Give up after as many of the guest's seconds without output; 20.", "SECONDS"),
     ] = None,
     jobs: Annotated[
         int, typer.Option("-j", "--jobs", min=1, help="How many boots at a time.")

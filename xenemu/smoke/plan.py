@@ -65,7 +65,7 @@ class Boot:
     tolerate: tuple[Verdict, ...] = ()
     timeout: float = 300.0
     virtual_timeout: float = math.inf
-    quiet_timeout: float = 30.0
+    quiet_timeout: float = 20.0
 
     def __str__(self) -> str:
         return self.name

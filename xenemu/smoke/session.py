@@ -116,17 +116,21 @@ class Session:
 
     def judge(self, outcome: Outcome) -> list[Finding]:
         """What speaks against the guest as it is now."""
-        linux, crashed = self._linux, self.machine.domain.shutdown_code == SHUTDOWN_crash
+        linux, domain = self._linux, self.machine.domain
+        crashed = domain.shutdown_code == SHUTDOWN_crash
+        halted = not any(vcpu.online for vcpu in domain.vcpus)
         facts = Facts(
-            End.GUEST_CRASH if crashed else outcome.end,
-            outcome.reason,
-            linux.panicked,
-            linux.taint,
-            self.transcript.text,
-            linux.log(),
-            [step.pattern for step, _ in self._steps],
-            self.findings,
-            parse(self.transcript.text),
+            ended=End.GUEST_CRASH if crashed else outcome.end,
+            reason=outcome.reason,
+            panicked=linux.panicked,
+            died_early=(halted or outcome.end is End.IDLE) and linux.died_early,
+            halted=halted,
+            taint=linux.taint,
+            console=self.transcript.text,
+            log=linux.log(),
+            unmet=[step.pattern for step, _ in self._steps],
+            findings=self.findings,
+            cases=parse(self.transcript.text),
         )
         return judge(facts, self.boot.exit, self.boot.tolerate)
 

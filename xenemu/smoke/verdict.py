@@ -138,6 +138,8 @@ class Facts:
     ended: End
     reason: str
     panicked: bool = False
+    died_early: bool = False  # by an exception, before the kernel could handle any
+    halted: bool = False  # every vcpu is down, and none had asked for a shutdown
     taint: int | None = None
     console: Sequence[str] = ()
     log: Sequence[LogLine] = ()
@@ -171,6 +173,11 @@ def judge(
 
 def _machine(facts: Facts) -> list[Finding]:
     found = [Finding(ENDS[facts.ended], facts.reason)] if facts.ended in ENDS else []
+    if facts.halted:  # Xen then powers the domain off, as if it had asked
+        found.append(Finding(Verdict.IDLE, "the guest halted for good, without a shutdown"))
+    if facts.died_early:
+        words = "an exception before the kernel could handle any: see the backtrace"
+        found.append(Finding(Verdict.PANIC, words))
     if facts.panicked or facts.ended is End.GUEST_CRASH:
         found.append(_panic(facts))
     return found
@@ -209,7 +216,8 @@ def _kernel(facts: Facts) -> list[Finding]:
 def _kernel_lines(facts: Facts) -> list[str]:
     """What the kernel itself printed, as far as that can be told."""
     own = [line.text for line in facts.log if line.facility == 0]
-    return [*own, *kernel_lines(facts.console)]
+    programs = {line.text for line in facts.log if line.facility != 0}  # by /dev/kmsg
+    return [*own, *(text for text in kernel_lines(facts.console) if text not in programs)]
 
 
 def kernel_lines(console: Iterable[str]) -> list[str]:
