@@ -126,15 +126,15 @@ class _Reader:
         if not boots:
             raise UsageError(f"{self.source}: there is no [[boot]]")
         self.check_keys(defaults, ("defaults",), {"name"})
-        found: dict[str, Boot] = {}
+        found: dict[str, Boot] = {}  # by the name of their files
         for index, table in enumerate(boots):
             place = ("boot", index)
             self.check_keys(table, place, set())
             where = dict.fromkeys(defaults, ("defaults",)) | dict.fromkeys(table, place)
             for boot in self.combinations(defaults | table, where, place):
-                if boot.name in found:
-                    raise self.error((*place, "name"), f"there are two boots named {boot.name!r}")
-                found[boot.name] = boot
+                other = found.setdefault(boot.slug, boot)
+                if other is not boot:
+                    raise self.error((*place, "name"), f"another boot is named {other.name!r}")
         return list(found.values())
 
     def check_keys(self, table: dict[str, Any], place: tuple[Any, ...], barred: set[str]) -> None:
@@ -161,12 +161,11 @@ class _Reader:
             yield boot
 
     def name(self, known: dict[str, Any], table: dict[str, Any], varied: list[str]) -> str:
-        kernel = known["kernel"].name
-        if "name" not in known:
-            varied = [key for key in ("kernel", "mode") if key in table] + varied[:]
-            varied = [*dict.fromkeys(varied)]
-        parts = [kernel if key == "kernel" else str(table[key]) for key in varied]
-        return " ".join(part for part in (known.get("name", ""), *parts) if part)
+        """What a combination is called: its name, if it has one, and all that varies."""
+        wanted = varied if "name" in known else ["kernel", *varied]
+        values = table | {"kernel": known["kernel"].name}
+        parts = [values[key] for key in VARIED if key in wanted]
+        return " ".join([known.get("name", ""), *parts]).strip()
 
     def check(self, boot: Boot, where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]) -> None:
         if boot.initrd and (boot.init or boot.rootfs):

@@ -16,6 +16,7 @@ from typing import Final
 
 from xenemu import image
 from xenemu.abi.sched import SHUTDOWN_crash
+from xenemu.abi.vcpu import VCPUOP_down
 from xenemu.errors import UsageError
 from xenemu.linux import Linux
 from xenemu.machine import DomainConfig, Limits, Machine
@@ -118,7 +119,8 @@ class Session:
         """What speaks against the guest as it is now."""
         linux, domain = self._linux, self.machine.domain
         crashed = domain.shutdown_code == SHUTDOWN_crash
-        halted = not any(vcpu.online for vcpu in domain.vcpus)
+        last = domain.calls[-1] if domain.calls else None
+        halted = last is not None and last.name == "vcpu_op" and last.args[0] == VCPUOP_down
         facts = Facts(
             ended=End.GUEST_CRASH if crashed else outcome.end,
             reason=outcome.reason,

@@ -67,7 +67,7 @@ def boot_once(boot: Boot, connection: Connection | None = None) -> Result:
     result.cpu_s = time.process_time() - cpu_began
     result.peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if session is not None:
-        _add_session(result, session)
+        add_session(result, session)
     return result
 
 
@@ -83,7 +83,8 @@ def _blame(error: XenemuError) -> Verdict:
     return Verdict.FIT if isinstance(error, FitError) else Verdict.IMAGE
 
 
-def _add_session(result: Result, session: Session) -> None:
+def add_session(result: Result, session: Session) -> None:
+    """Add what a session has seen to its result."""
     engine = session.machine.engine
     result.virtual_ns, result.instructions = engine.now_ns, engine.instructions
     result.phases, result.captures = session.phases, session.captures
