@@ -149,10 +149,16 @@ def test_what_cannot_be_booted_is_told(run):
     result.stdout.fnmatch_lines(["*memry: unknown key*", "*a script, not a kernel*"])
 
 
-def test_a_person_types(run, guest_image):
+@pytest.fixture
+def grub(guest_image):
+    """GRUB's path, found before pytester moves the home directory."""
+    return str(guest_image("grub-x86_64-xen"))
+
+
+def test_a_person_types(grub, run):
     test = f"""
         import pytest
-        @pytest.mark.xenemu({str(guest_image("grub-x86_64-xen"))!r})
+        @pytest.mark.xenemu({grub!r})
         def test(guest):
             guest.expect("grub> ")
             guest.sendline("ls")

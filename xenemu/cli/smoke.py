@@ -123,6 +123,7 @@ def smoke(
     }
     for path in wanted:
         _check_writable(path)
+    _make_folder(log_dir)
     with _watcher() as watcher:
         results = runner.run(boots, jobs, watcher, fail_fast)
     for path, write in wanted.items():
@@ -171,6 +172,14 @@ def _check_writable(path: Path | None) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _make_folder(folder: Path | None) -> None:
+    try:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder}: {error.strerror}") from None
 
 
 # While it runs.
@@ -236,14 +245,10 @@ def _line(result: Result) -> str:
 
 
 def _write_logs(folder: Path, results: Sequence[Result]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for result in results:
-            (folder / f"{result.boot.slug}.log").write_text(result.log)
-            if result.report:
-                (folder / f"{result.boot.slug}.report").write_text(result.report)
-    except OSError as error:
-        raise UsageError(f"--log-dir {folder}: {error.strerror}") from None
+    for result in results:
+        (folder / f"{result.boot.slug}.log").write_text(result.log)
+        if result.report:
+            (folder / f"{result.boot.slug}.report").write_text(result.report)
 
 
 def _tell(results: Sequence[Result], planned: int) -> None:
