@@ -14,7 +14,7 @@ from junitparser import JUnitXml
 
 import elfwriter
 from guests.build import ENVIRONMENTS, build, guests
-from tinyguest import UNDEFINED, kernel
+from tinyguest import BLOCK, UNDEFINED, kernel
 from xenemu.smoke.plan import load_plan
 from xenemu.smoke.verdict import Verdict
 
@@ -40,6 +40,7 @@ def prepare(place: Path, guest_image) -> Path:
     shutil.copytree(HERE / "init", place / "init")
     (place / "truncated").write_bytes(guest_image("debian-amd64").read_bytes()[:1_000_000])
     (place / "refused").write_bytes(kernel(UNDEFINED))
+    (place / "blocked").write_bytes(kernel(BLOCK))
     segment = elfwriter.Phdr(UNDEFINED, memsz=0x2000)
     note = elfwriter.note(18, 0x100_0000, width=4)  # PHYS32_ENTRY
     entry = elfwriter.Phdr(note, elfwriter.PT_NOTE, paddr=0, vaddr=0)
