@@ -158,6 +158,16 @@ def test_a_log_that_is_not_mapped_is_none(tmp_path):
     assert not linux.panicked
 
 
+def test_without_its_symbol_the_log_is_found_by_vmcoreinfo(tmp_path):
+    kernel = Kernel(tmp_path, names=("panic", "panic_cpu"))
+    kernel.add("one")
+    linux = kernel.linux()
+    assert linux.log() == []
+    note = b"OSRELEASE=6.1\nSYMBOL(prb)=%x\nSYMBOL(x)=0\n" % (HIGH[8] | PRB)
+    kernel.current.domain.memory.write(0x20000, note)
+    assert [line.text for line in linux.log()] == ["one"]
+
+
 def test_taint(tmp_path):
     kernel = Kernel(tmp_path)
     kernel.variable(TAINTED, 1 << 9)

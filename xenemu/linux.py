@@ -2,14 +2,16 @@
 
 The console may show nothing of a kernel that died early, and whatever a program prints; memory
 does not err. All of it is found by symbols that kallsyms has where CONFIG_KALLSYMS_ALL is set
-(Debian's amd64 kernels); without them the answer is None, or an empty log.
+(Debian's amd64 kernels). Without them, the note that Linux keeps for crash dumps has the log's
+address, once it is past its first initcalls; else the answer is None, or an empty log.
 
 The log is a ring of descriptors beside a ring of text. A descriptor's first word is the state of
 its record in the top two bits and the record's id below; its text begins with the id again, at
 a position that is given modulo the ring's size, and does not wrap: what does not fit before the
 ring's end starts at its beginning.
 
-In Linux: kernel/printk/printk_ringbuffer.[ch] (since 5.10), kernel/panic.c.
+In Linux: kernel/printk/printk_ringbuffer.[ch] (since 5.10), kernel/panic.c,
+Documentation/admin-guide/kdump/vmcoreinfo.rst.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ TAINT_DIE: Final = 1 << 7
 TAINT_WARN: Final = 1 << 9
 TAINT_SOFTLOCKUP: Final = 1 << 14
 
+VMCOREINFO_PRB: Final = re.compile(rb"\nSYMBOL\(prb\)=([0-9a-f]{8,16})\n")
+LOW_MEMORY: Final = 1 << 30  # bytes of RAM in which vmcoreinfo is looked for
 NO_PANIC: Final = 0xFFFFFFFF  # PANIC_CPU_INVALID
 COMMITTED, FINALIZED = 1, 2  # a record's states; 0 is reserved, 3 reusable
 DATALESS: Final = 1  # a bit of a position that is none
@@ -100,13 +104,20 @@ class Linux:
 
     def log(self) -> list[LogLine]:
         """The log as far as the ring still has it, oldest first."""
-        address = self._variable("prb", self._width)
-        if not address:
+        pointer = self.code.symbols.address("prb") or self._noted_log()
+        if pointer is None:
             return []
         try:
-            return list(self._log(address))
+            return list(self._log(*self._words(pointer, 1)))
         except XenError:  # not mapped where the guest is, or no log at all
             return []
+
+    def _noted_log(self) -> int | None:
+        """The address of ``prb``, from vmcoreinfo, wherever that is in memory."""
+        if self.code.symbols.address("panic") is None:
+            return None  # no Linux
+        found = VMCOREINFO_PRB.search(self._current.domain.memory.bytes[:LOW_MEMORY])
+        return int(found[1], 16) if found else None
 
     def _variable(self, name: str, size: int) -> int | None:
         address = self.code.symbols.address(name)

@@ -191,7 +191,7 @@ def _panic(facts: Facts) -> Finding:
         kind = Verdict.INIT_EXIT if message.startswith(INIT_EXIT) else Verdict.PANIC
         return Finding(kind, f"Kernel panic - not syncing: {message}")
     if facts.panicked:
-        return Finding(Verdict.PANIC, "the kernel panicked, by its panic_cpu; it printed nothing")
+        return Finding(Verdict.PANIC, "the kernel panicked, and what it said is not known")
     return Finding(Verdict.CRASH, facts.reason)
 
 
