@@ -138,7 +138,9 @@ class Session:
 
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell."""
-        return report(self.machine.current, self.image)
+        outcome = self.outcome or Outcome(End.STOPPED, "")
+        advice = f"What to do: {outcome.advice}\n" if outcome.advice else ""
+        return advice + report(self.machine.current, self.image, outcome.reason)
 
     # Terminal.
 
