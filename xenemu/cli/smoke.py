@@ -44,10 +44,14 @@ def _option(text: str, metavar: str | None = None) -> Any:
 
 def smoke(
     what: Annotated[
-        list[Path], typer.Argument(metavar="FILE.toml | KERNEL...", help="A plan, or kernels.")
+        list[Path], typer.Argument(metavar="FILE.toml|KERNEL", help="A plan, or kernels.")
     ],
-    mode: Annotated[Texts, _option("auto, pv or pvh; say it again for another boot.")] = None,
-    cmdline: Annotated[Texts, _option("The command line; say it again for another boot.")] = None,
+    mode: Annotated[
+        Texts, _option("auto, pv or pvh; say it again for another boot.", "MODE")
+    ] = None,
+    cmdline: Annotated[
+        Texts, _option("The command line; say it again for another boot.", "TEXT")
+    ] = None,
     memory: Annotated[
         Texts, _option("The guest's memory, 256M if not given; as above.", "SIZE")
     ] = None,
@@ -79,7 +83,7 @@ def smoke(
         _option("Give up after as many of the guest's seconds without output; 20.", "SECONDS"),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("-j", "--jobs", min=1, help="How many boots at a time.")
+        int, typer.Option("-j", "--jobs", min=1, metavar="N", help="How many boots at a time.")
     ] = len(os.sched_getaffinity(0)),
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first that does not pass.")
