@@ -18,9 +18,11 @@ from pathlib import Path
 from bench import history, micro, report
 from bench.measure import BANNER, EXIT, INIT, BenchError, Run, measure
 from bench.subjects import MEMORY, OURS, QEMU, SUBJECTS, Subject
-from guests import fetch, initramfs
+from guests import fetch
+from guests.initramfs import DEFAULT_INIT
 from xenemu import __version__, image
 from xenemu.errors import XenemuError
+from xenemu.smoke import initramfs
 
 ROOT = Path(__file__).parents[1]
 KERNEL, BUSYBOX, XEN = "debian-amd64", "busybox", "xen-hypervisor"
@@ -124,7 +126,7 @@ def _image(name: str) -> fetch.Cached:
 def _prepare(scratch: Path, images: dict[str, fetch.Cached]) -> None:
     """Write the files that subjects name."""
     shutil.copyfile(images[KERNEL].path, scratch / "bzImage")
-    init = initramfs.DEFAULT_INIT.read_bytes()
+    init = DEFAULT_INIT.read_bytes()
     archive = initramfs.build(images[BUSYBOX].path.read_bytes(), init)
     (scratch / "initrd.gz").write_bytes(archive)
     with gzip.open(images[XEN].path) as packed:  # QEMU wants the ELF itself

@@ -8,13 +8,13 @@ import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
-from guests.initramfs import build as build_initramfs
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.pagecheck import recount, writable_tables
 from xenemu.image import load
 from xenemu.machine import Limits, Machine, Mode
 from xenemu.outcome import End, Outcome
 from xenemu.pv.relinquish import references, relinquish_resources
+from xenemu.smoke.initramfs import build as build_initramfs
 
 GUESTS = guests()
 OWN = [

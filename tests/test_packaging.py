@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -62,3 +64,9 @@ def test_every_folder_with_code_is_a_package(package):
 def test_command_is_installed():
     (command,) = entry_points(group="console_scripts", name="xenemu")
     assert callable(command.load())
+
+
+def test_pytest_plugin_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module = importlib.import_module(project["entry-points"]["pytest11"]["xenemu"])
+    assert callable(module.pytest_addoption)

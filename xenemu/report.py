@@ -13,21 +13,25 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
+from xenemu.linux import Linux
 from xenemu.peek import Code, code_width, in_kernel, machine_frame, tables, walk
 from xenemu.x86.paging import ADDR, P, describe_entry
 
 CALLS: Final = 16
+LOG_LINES: Final = 24
 REGS_A_LINE: Final = 3
 
 
 def report(current: Current, image: Image, reason: str = "") -> str:
-    """Say all that there is to say of a guest that ended: calls, registers, stack, page walks.
+    """Say all that there is to say of a guest that ended: log, calls, registers, stack, walks.
 
     `reason` is why it ended, if its frames or addresses are to be looked at, too.
     Changes nothing of the guest's but accessed bits in its page tables.
     """
-    code = Code(image)
+    linux = Linux(current, image)
+    code = linux.code
     sections = {
+        "Kernel log, from its memory": [str(line) for line in linux.log()[-LOG_LINES:]],
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),
         "What was refused or faulted on, as it is now": _facts(current, code, reason),

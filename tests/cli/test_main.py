@@ -17,7 +17,7 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("run", "inspect", "hypercalls"))
+    assert all(f"\n  {name} " in out for name in ("run", "smoke", "inspect", "hypercalls"))
 
 
 def test_help_of_run_lists_every_exit_code(capsys):

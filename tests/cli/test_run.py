@@ -11,31 +11,12 @@ import termios
 
 import pytest
 
-import elfwriter
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import build as initramfs
+from tinyguest import BLOCK, CRASH, POWEROFF, REBOOT, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu.cli.expect import Expectations
-from xenemu.cli.run import judge, parse_memory
-from xenemu.errors import UsageError
+from xenemu.cli.run import judge
 from xenemu.outcome import End, Outcome
-
-# mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $REASON; mov %rsp, %rsi; syscall
-SHUTDOWN = bytes.fromhex("b81d000000 bf02000000 6a00 4889e6 0f05")
-POWEROFF, REBOOT, CRASH = 0, 1, 3
-SPIN = b"\xeb\xfe"
-UNDEFINED = b"\x0f\x0b"
-# mov $29, %eax; mov $SCHEDOP_block, %edi; syscall
-BLOCK = bytes.fromhex("b81d000000 bf01000000 0f05")
-
-
-def shutdown(reason: int) -> bytes:
-    return SHUTDOWN.replace(b"\x6a\x00", bytes([0x6A, reason]))
-
-
-def say(text: bytes) -> bytes:
-    """console_io(CONSOLEIO_write, count, text), with the text behind a jump."""
-    code = b"\xb8\x12\0\0\0\x31\xff\xbe" + len(text).to_bytes(4, "little")
-    return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
 
 
 @pytest.fixture
@@ -43,8 +24,7 @@ def boot(tmp_path, xenemu_run):
     path = tmp_path / "kernel"
 
     def boot(code, *options, **more):
-        notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
-        path.write_bytes(elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes]))
+        path.write_bytes(kernel(code))
         return xenemu_run(path, "--memory", "64M", *options, **more)
 
     return boot
@@ -209,28 +189,6 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
 
 
 # Options.
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("64M", 64 << 20),
-        ("1G", 1 << 30),
-        ("262144K", 256 << 20),
-        ("1g", 1 << 30),
-        ("4GiB", 4 << 30),
-    ],
-)
-def test_sizes(text, size):
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "256", "M", "-1M", "1.5G", "0M", "1K", "63K", "1P", "65G", "9" * 99 + "K", "٣M"]
-)
-def test_no_sizes(text):
-    with pytest.raises(UsageError, match=r"^--memory "):
-        parse_memory(text)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 A block marked ``console`` is run, command by command, in a directory with the images that the
 README names. The lines shown must be printed in that order; ``...`` on a line of its own stands for
 any lines, at a line's end for its rest, and one number is as good as another. A command ends
-with exit code 0, or with the one that ``echo $?`` shows after it.
+with exit code 0, or with the one that ``echo $?`` shows after it. A block of TOML or Python that
+begins with a comment that is a file's name is that file.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ import typer
 from guests import initramfs
 from xenemu.cli import app
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
+from xenemu.smoke.plan import Boot
+from xenemu.smoke.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
@@ -32,7 +37,10 @@ IMAGES = {  # what the examples call an image: its name in guests/images.toml
     "vmlinuz": "debian-cloud-amd64",
     "grub-x86_64-xen.bin": "grub-x86_64-xen",
     "grub-i386-xen_pvh.bin": "grub-i386-xen_pvh",
+    "busybox": "busybox",
 }
+PLUGIN = "xenemu.smoke.pytest_plugin"
+FILES = ("toml", "python")
 TIMEOUT = 120  # seconds, for a xenemu that hangs
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,7 +48,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # All that a reader has: commands, hosts, and directories of any Debian machine or guest.
 COMMANDS = {"make", "pip", "xenemu", "python", "tar", "printf", "echo"}
 HOSTS = {"keepachangelog.com", "semver.org"}
-DIRECTORIES = {"boot", "dev", "init", "proc", "sys"}
+DIRECTORIES = {"bin", "boot", "dev", "init", "proc", "sys"}
 
 
 @dataclass
@@ -86,11 +94,16 @@ def workplace(guest_image, tmp_path_factory) -> Path:
         (place / name).symlink_to(guest_image(image))
     init = initramfs.DEFAULT_INIT.read_bytes()
     archive = initramfs.build(guest_image("busybox").read_bytes(), init)
+    for path, language in itertools.product(DOCUMENTS, FILES):
+        for _, text in _blocks(path, language):
+            if text.startswith("# "):
+                (place / text.splitlines()[0][2:]).write_text(text)
     (place / "initrd.gz").write_bytes(archive)
-    command = place / "bin" / "xenemu"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m xenemu "$@"\n')
-    command.chmod(0o755)
+    for name, arguments in (("xenemu", "-m xenemu"), ("python", "")):
+        command = place / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        command.chmod(0o755)
     return place
 
 
@@ -98,6 +111,8 @@ def _run(command: str, place: Path) -> tuple[int, list[str]]:
     """The exit code, and the lines of standard output and then of standard error."""
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    if not any(point.value == PLUGIN for point in entry_points(group="pytest11")):
+        environment["PYTEST_ADDOPTS"] = f"-p {PLUGIN}"  # xenemu is not installed here
     result = subprocess.run(
         ["sh", "-c", command],
         cwd=place,
@@ -168,6 +183,29 @@ def test_every_subcommand_has_an_example():
     shown = [step.command for _, text in _blocks(README, "console") for step in _steps(text)]
     for name in typer.main.get_command(app).commands:
         assert any(f"xenemu {name}" in command for command in shown), name
+
+
+def test_jobs_call_what_there_is():
+    command = typer.main.get_command(app).commands["smoke"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    jobs = [text for path in DOCUMENTS for _, text in _blocks(path, "yaml")]
+    calls = [line for text in jobs for line in text.splitlines() if "xenemu smoke" in line]
+    assert len(calls) == len(jobs)
+    for call in calls:
+        assert set(re.findall(r"--[a-z-]+", call)) <= known
+
+
+def test_ci_md_has_every_key_verdict_and_code():
+    text = (ROOT / "docs" / "ci.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert named == {field.name for field in fields(Boot)} | {verdict.value for verdict in Verdict}
+    for row in rows:
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        words = [word for word in re.findall(r"`([\w-]+)`", cells[0])]
+        if re.fullmatch(r"\d+(, \d+)?", cells[1]):
+            codes = sorted({Verdict(word).exit_code for word in words})
+            assert cells[1] == ", ".join(map(str, codes))
 
 
 def test_readme_has_every_exit_code():

@@ -14,11 +14,11 @@ import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
-from xenemu.cli.run import parse_memory
 from xenemu.hv.dispatch import Hypercall, format_result
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.observe import Observer, Watch
 from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.options import parse_memory
 from xenemu.outcome import Outcome
 
 GUESTS = {name: guest for name, guest in guests().items() if guest.attacks}
@@ -61,7 +61,7 @@ class Journal(Observer):
 def test_attack(name, environment, tmp_path):
     guest = GUESTS[name]
     kernel = image.load(build(guest, ENVIRONMENTS[environment], tmp_path / name))
-    config = DomainConfig(parse_memory(guest.memory), guest.cmdline.encode(), b"")
+    config = DomainConfig(parse_memory("memory", guest.memory), guest.cmdline.encode(), b"")
     machine = Machine(kernel, config, Mode.PV)
     journal = Journal()
     Watch.of(machine.current).add(journal)

@@ -1,4 +1,4 @@
-"""The command line: ``xenemu run``, ``inspect``, ``hypercalls``.
+"""The command line: ``xenemu run``, ``smoke``, ``inspect``, ``hypercalls``.
 
 A person's mistake is one line on standard error; a traceback is a bug of xenemu's, and says so.
 """
@@ -17,6 +17,8 @@ from xenemu import __version__
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
 from xenemu.cli.run import HELP_EPILOG, run
+from xenemu.cli.smoke import HELP_EPILOG as SMOKE_EPILOG
+from xenemu.cli.smoke import smoke
 from xenemu.errors import EngineError, FitError, XenemuError
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=HELP_EPILOG)(run)
+app.command(epilog=SMOKE_EPILOG)(smoke)
 app.command()(inspect)
 app.command()(hypercalls)
 

@@ -21,15 +21,12 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
-from xenemu.errors import FitError, UsageError
-from xenemu.hv.building import Module
+from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
+from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.report import report
 
-UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-PAGE: Final = 4 << 10
-MAX_MEMORY: Final = 64 << 30
 MAX_TIMEOUT_S: Final = 1_000_000
 REPORTED: Final = {4, 5, 6, EXIT_BUG}  # exit codes after which a person wants to know where it was
 PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
@@ -160,13 +157,13 @@ def run(
     file. The run ends when the guest powers off, crashes, or waits for what can never come.
     """
     expectations = Expectations(expect or [])
-    size = parse_memory(memory)
+    size = parse_memory("--memory", memory)
     config = DomainConfig(
         size,
         os.fsencode(cmdline),
-        b"" if initrd is None else _read_module("--initrd", initrd, size),
+        b"" if initrd is None else read_module("--initrd", initrd, size),
         debug_xen=debug_xen,
-        modules=tuple(_parse_module(text, size) for text in module or []),
+        modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
@@ -216,7 +213,7 @@ def _run(
         status.make_room()
         if told or verbose:
             leave = "; Ctrl-] leaves" if terminal.interactive else ""
-            size = _format_size(config.memory)
+            size = format_size(config.memory)
             _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
         stderr = Sink(_descriptor(sys.stderr), "standard error", terminal, status)
         trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
@@ -249,7 +246,7 @@ def _build(loaded: image.Image, config: DomainConfig, mode: Mode) -> Machine:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        size = _format_size(config.memory)
+        size = format_size(config.memory)
         raise UsageError(f"--memory: this host has no {size} to give; try less") from None
 
 
@@ -263,44 +260,6 @@ def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
     reason += "; never seen: " + ", ".join(map(repr, expectations.unmet))
     end = End.UNMET if outcome.exit_code == 0 else outcome.end
     return replace(outcome, end=end, reason=reason)
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a size such as ``256M``; UsageError if it is none, or none that a guest can have."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT])(?:i?B)?", text, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise UsageError(f"--memory {text}: give a number and a unit, as in 256M, 1G or 65536K")
-    size = int(match[1]) * UNITS[match[2].upper()]
-    if size % PAGE or not 0 < size <= MAX_MEMORY:
-        raise UsageError(
-            f"--memory {text}: give whole pages of 4K, up to {_format_size(MAX_MEMORY)}"
-        )
-    return size
-
-
-def _format_size(size: int) -> str:
-    unit = next(unit for unit in "GMK" if size % UNITS[unit] == 0)
-    return f"{size // UNITS[unit]} {unit}iB"
-
-
-def _parse_module(text: str, memory: int) -> Module:
-    """Read a module given as ``FILE`` or ``FILE=CMDLINE``."""
-    path, equals, cmdline = text.partition("=")
-    data = _read_module("--module", Path(path), memory)
-    return Module(data, os.fsencode(cmdline) if equals else None)
-
-
-def _read_module(option: str, path: Path, memory: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(memory)  # a pipe or a device may have no end
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from None
-    if not data:
-        raise UsageError(f"{option} {path}: the file is empty")
-    if len(data) == memory:
-        raise FitError(f"{option} {path}: larger than the guest's memory; see --memory")
-    return data
 
 
 @contextmanager

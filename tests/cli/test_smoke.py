@@ -1,0 +1,193 @@
+"""`xenemu smoke`: its arguments, what it prints, and its exit codes, with tiny guests."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shutdown
+from xenemu import cli
+
+KERNELS = {
+    "good": say(b"one\ntwo\n") + shutdown(POWEROFF),
+    "crash": say(b"one\n") + shutdown(CRASH),
+    "refused": UNDEFINED,
+    "idle": BLOCK,
+    "spin": SPIN,
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The directory with the kernels, and nothing of a CI's variables."""
+    for name, code in KERNELS.items():
+        (tmp_path / name).write_bytes(kernel(code))
+    (tmp_path / "broken").write_bytes(b"#!/bin/sh\n")
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def smoke(place, capfd):
+    """A function that runs the command; its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        code = cli.main(["smoke", *map(str, arguments)])
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+def test_kernels_of_the_command_line(smoke):
+    code, out, err = smoke("good", "crash", "--memory", "64M")
+    assert code == 4
+    assert "          ok  good: the guest powered off (" in err
+    assert "       crash  crash: the guest crashed" in err
+    assert out.splitlines()[-1] == "1 of 2 boots passed"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "code", "verdict"),
+    [
+        ("good", (), 0, "pass"),
+        ("good", ("--expect", "one", "--expect", "two"), 0, "pass"),
+        ("good", ("--expect", "two", "--expect", "one"), 3, "unmet"),
+        ("good", ("--reject", "two"), 3, "rejected"),
+        ("good", ("--exit", "reboot"), 3, "end"),
+        ("crash", ("--expect", "two"), 4, "crash"),
+        ("crash", ("--exit", "crash"), 0, "pass"),
+        ("refused", (), 5, "refused"),
+        ("idle", (), 6, "idle"),
+        ("spin", ("--virtual-timeout", "0.05"), 6, "timeout"),
+        ("spin", ("--quiet-timeout", "0.05"), 6, "quiet"),
+        ("spin", ("--timeout", "0.1"), 6, "timeout"),
+        ("broken", (), 7, "image"),
+        ("good", ("--memory", "1M"), 8, "fit"),
+    ],
+)
+def test_verdicts_and_their_exit_codes(smoke, kernel, options, code, verdict):
+    memory = () if "--memory" in options else ("--memory", "64M")
+    found, out, _ = smoke(kernel, *memory, *options)
+    table = out[out.index("verdict  ") :].splitlines()
+    assert (found, table[1].split()[0]) == (code, verdict)
+
+
+def test_several_of_an_option_are_several_boots(smoke):
+    _, out, _ = smoke("good", "--list", "--mode", "pv", "--mode", "pvh", "--memory", "64M")
+    assert out == "good pv\ngood pvh\n"
+
+
+def test_a_plan(smoke, place):
+    (place / "plan.toml").write_text(
+        '[defaults]\nmemory = "64M"\n[[boot]]\nkernel = "good"\nexpect = "(?P<what>t.o)"\n'
+    )
+    assert smoke("plan.toml")[0] == 0
+    code, out, err = smoke("plan.toml", "--mode", "pv")
+    assert (code, out, err) == (7, "", "xenemu: --mode: plan.toml says that; change it there\n")
+
+
+def test_a_bad_plan_runs_nothing(smoke, place):
+    (place / "plan.toml").write_text('[[boot]]\nkernel = "good"\n\ntimeot = 5\n')
+    code, out, err = smoke("plan.toml", "--junit", "out.xml")
+    assert (code, out) == (7, "")
+    assert err.startswith("xenemu: plan.toml:4: timeot: unknown key; there are name, ")
+    assert not (place / "out.xml").exists()
+
+
+def test_dry_run_tells_each_and_runs_none(smoke):
+    code, out, err = smoke("good", "spin", "--dry-run", "--cmdline", "quiet")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("good: good, auto, 256 MiB, 'quiet', timeout 300 s")
+
+
+@pytest.mark.parametrize(
+    ("shard", "names"), [("1/2", ["good", "refused"]), ("2/2", ["crash"]), ("4/4", [])]
+)
+def test_a_shard_is_a_part(smoke, shard, names):
+    _, out, _ = smoke("good", "crash", "refused", "--list", "--shard", shard)
+    assert out.splitlines() == names
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--shard", "3/2"), "--shard 3/2: give a part and their number"),
+        (("--shard", "x"), "--shard x: give a part"),
+        (("--memory", "x"), "--memory: x: give a number and a unit"),
+        (("--init", "none"), "--init: none: there is no such file"),
+        (("--junit", "none/x"), "none/x: No such file"),
+        (("--log-dir", "good"), "--log-dir good: File exists"),
+    ],
+)
+def test_what_cannot_be_honoured_is_one_line_and_7(smoke, options, words):
+    code, out, err = smoke("good", *options)
+    assert (code, out) == (7, "")
+    assert err.startswith(f"xenemu: {words}")
+    assert err.count("\n") == 1
+
+
+def test_a_failure_shows_the_console_and_where_it_was(smoke):
+    _, out, _ = smoke("crash", "--memory", "64M")
+    assert out.startswith("=== crash: crash: the guest crashed, by its own account\n")
+    assert "  one\n" in out
+    assert "Registers of vcpu 0:" in out
+
+
+def test_github_is_told(smoke, place, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "summary"))
+    _, out, _ = smoke("good", "crash", "--memory", "64M")
+    assert "::error title=crash - crash::the guest crashed" in out
+    assert "::group::crash: crash: " in out
+    assert "::endgroup::" in out
+    assert "| ✅ | good | pass |" in (place / "summary").read_text()
+
+
+def test_files_are_written(smoke, place):
+    options = ("--junit", "j.xml", "--json", "k.json", "--tap", "t.tap", "--log-dir", "logs")
+    smoke("good", "crash", "--memory", "64M", *options)
+    assert (place / "j.xml").read_bytes().startswith(b"<?xml")
+    assert (place / "k.json").read_text().startswith("{")
+    assert (place / "t.tap").read_text().startswith("TAP version 14\n1..2\nok 1 - good\n")
+    names = sorted(path.name for path in (place / "logs").iterdir())
+    assert names == ["crash.log", "crash.report", "good.log"]
+    assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
+
+
+def test_the_same_boots_have_the_same_consoles(smoke, place):
+    for folder in ("first", "second"):
+        smoke("good", "crash", "--memory", "64M", "--log-dir", folder)
+    for log in (place / "first").glob("*.log"):
+        assert log.read_bytes() == (place / "second" / log.name).read_bytes()
+
+
+def test_fail_fast(smoke):
+    code, out, _ = smoke("crash", "good", "--memory", "64M", "-j", "1", "--fail-fast")
+    assert code == 4
+    assert out.splitlines()[-1] == "0 of 2 boots passed, 1 not run"
+
+
+def test_a_terminal_has_lines_that_live(place):
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "xenemu", "smoke", "good", "--memory", "64M"]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 4096)
+        except OSError:  # the other side is closed
+            break
+    out, _ = process.communicate()
+    os.close(master)
+    assert process.returncode == 0
+    assert b"...    good" in shown
+    assert b"ok  good: the guest powered off" in shown
+    assert out.endswith(b"1 of 1 boots passed\n")

@@ -1,0 +1,29 @@
+"""Workers that misbehave, for test_runner.py: each is a module's function, so that it spawns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from xenemu.smoke.results import Result
+from xenemu.smoke.verdict import Finding, Verdict
+from xenemu.smoke.worker import Progress
+
+
+def main(boot, connection, errors):
+    """Do what the boot is called."""
+    name = boot.name.split()[0]
+    if name == "segv":
+        with open(errors, "w") as file:
+            file.write("the engine's last words")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "exit":
+        os._exit(3)
+    if name == "stuck":
+        time.sleep(1000)
+    connection.send(Progress("hello", 1, 2))
+    result = Result(boot, reason="it ended")
+    if name == "bad":
+        result.findings = [Finding(Verdict.PANIC, "no root")]
+    connection.send(result)

@@ -1,0 +1,191 @@
+"""Plans: what a TOML file stands for, and how what is wrong in it is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from xenemu.errors import UsageError
+from xenemu.machine import Mode
+from xenemu.smoke.plan import Boot, Step, load_plan, make_boots
+from xenemu.smoke.verdict import Verdict
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A function that writes a plan, beside a kernel `k` and a directory `d`, and reads it."""
+    (tmp_path / "k").write_bytes(b"kernel")
+    (tmp_path / "k2").write_bytes(b"kernel")
+    (tmp_path / "d").mkdir()
+
+    def read(text):
+        path = tmp_path / "plan.toml"
+        path.write_text(text)
+        return load_plan(path)
+
+    return read
+
+
+def refused(plan, text):
+    """Where and what is wrong, without the directory."""
+    with pytest.raises(UsageError) as caught:
+        plan(text)
+    return str(caught.value).rpartition("/plan.toml")[2].removeprefix(":")
+
+
+def test_a_kernel_alone(plan, tmp_path):
+    assert plan('[[boot]]\nkernel = "k"\n') == [Boot("k", tmp_path / "k")]
+
+
+def test_everything(plan, tmp_path):
+    (boot,) = plan(
+        """
+        [[boot]]
+        name = "all"
+        kernel = "k"
+        mode = "pvh"
+        cmdline = "quiet"
+        memory = "64M"
+        init = "k2"
+        rootfs = "d"
+        busybox = "k2"
+        module = ["k", "k2=root=x"]
+        environment = {A = "1", B = "two words"}
+        input = "ls"
+        expect = ["one", {pattern = "two", send = "x"}]
+        reject = "bad"
+        exit = ["poweroff", "panic"]
+        tolerate = "warning"
+        timeout = 10
+        virtual_timeout = 2.5
+        quiet_timeout = 1
+        """
+    )
+    assert boot == Boot(
+        name="all",
+        kernel=tmp_path / "k",
+        mode=Mode.PVH,
+        cmdline="quiet",
+        memory=64 << 20,
+        init=tmp_path / "k2",
+        rootfs=tmp_path / "d",
+        busybox=tmp_path / "k2",
+        module=(str(tmp_path / "k"), f"{tmp_path / 'k2'}=root=x"),
+        environment=(("A", "1"), ("B", "two words")),
+        input="ls",
+        expect=(Step("one"), Step("two", "x")),
+        reject=("bad",),
+        exit=("poweroff", "panic"),
+        tolerate=(Verdict.WARNING,),
+        timeout=10,
+        virtual_timeout=2.5,
+        quiet_timeout=1,
+    )
+    assert boot.full_cmdline == 'quiet A=1 "B=two words"'
+
+
+def test_lists_stand_for_each_combination(plan):
+    boots = plan(
+        '[[boot]]\nname = "n"\nkernel = ["k", "k2"]\nmode = ["pv", "pvh"]\nmemory = ["64M"]\n'
+    )
+    assert [boot.name for boot in boots] == ["n k pv", "n k pvh", "n k2 pv", "n k2 pvh"]
+    assert [boot.kernel.name for boot in boots] == ["k", "k", "k2", "k2"]
+    assert {boot.memory for boot in boots} == {64 << 20}
+
+
+def test_defaults_count_where_a_boot_says_nothing(plan):
+    boots = plan(
+        '[defaults]\nkernel = "k"\ntimeout = 5\n'
+        '[[boot]]\nname = "a"\n[[boot]]\nname = "b"\ntimeout = 6\n'
+    )
+    assert [(boot.name, boot.timeout) for boot in boots] == [("a", 5), ("b", 6)]
+
+
+def test_times_that_nobody_set(plan):
+    (boot,) = plan('[[boot]]\nkernel = "k"\n')
+    assert (boot.timeout, boot.virtual_timeout, boot.quiet_timeout) == (300, math.inf, 20)
+
+
+def test_paths_may_have_variables(plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("BUILD", str(tmp_path))
+    assert plan('[[boot]]\nkernel = "$BUILD/k"\n')[0].kernel == tmp_path / "k"
+    monkeypatch.delenv("BUILD")
+    words = "2: kernel: $BUILD/k: the environment variable is not set"
+    assert refused(plan, '[[boot]]\nkernel = "$BUILD/k"\n') == words
+
+
+GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "two"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("timeot = 5", "9: timeot: unknown key; there are name, kernel, mode,"),
+        ("timeout = 0", "9: timeout: 0: give seconds, above 0"),
+        ("timeout = nan", "9: timeout: nan: give seconds"),
+        ("timeout = true", "9: timeout: True: give seconds"),
+        ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),
+        ('kernel = "none"', "9: kernel: "),
+        ('kernel = "d"', "9: kernel: "),
+        ("kernel = 5", "9: kernel: give a string"),
+        ("kernel = []", "9: kernel: the list is empty"),
+        ('rootfs = "k"', "9: rootfs: "),
+        ('initrd = "k"\ninit = "k"', "10: init: there is an initrd already"),
+        ('mode = "hvm"', "9: mode: 'hvm': give one of auto, pv, pvh"),
+        ('memory = "lots"', "9: memory: lots: give a number and a unit"),
+        ('expect = "("', "9: expect: '(' is no regular expression: missing )"),
+        ('expect = [\n  "good",\n  "(",\n]', "9: expect: '(' is no regular expression"),
+        ('expect = {send = "x"}', "9: expect: give a table with pattern and, maybe, send"),
+        ('reject = ["a", "*"]', "9: reject: '*' is no regular expression"),
+        ('exit = "halt"', "9: exit: 'halt': give one of poweroff, reboot,"),
+        ('tolerate = "panic"', "9: tolerate: 'panic': give one of bug, oops, lockup, warning"),
+        ('environment = {"A B" = "x"}', "9: environment: 'A B' is no variable's name"),
+        ('environment = {A = "\\""}', "9: environment: A: give a string without quotes"),
+        ('cmdline = "a\\u0000"', "9: cmdline: a string cannot have a NUL"),
+        ('\n# a comment\n\nmode = "x"', "12: mode: 'x'"),
+        ("[[boot]]\nname = \"one\"", "10: name: another boot is named 'one'"),
+        ("[[boot]]\nname = \"-one\"", "10: name: another boot is named 'one'"),
+        ("[[boat]]\n", "9: boat: unknown; a plan has [[boot]] and [defaults]"),
+        ("timeout 5", "9: Expected '=' after a key"),
+        ("timeout = 5\ntimeout = 5", "10: Cannot overwrite a value"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_has_its_line_and_key(plan, line, problem):
+    assert refused(plan, f"{GOOD}{line}\n").startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", " there is no [[boot]]"),
+        ("boot = 5\n", "1: boot: give tables: [[boot]]"),
+        ("[[boot]]\n", "1: boot: kernel is missing"),
+        ('[defaults]\nmode = "x"\n[[boot]]\nkernel = "k"\n', "2: mode: 'x': give one of"),
+        ('[defaults]\nname = "x"\n[[boot]]\n', "2: name: unknown key"),
+        ('[defaults]\nkernel = "k"\n', " there is no [[boot]]"),
+    ],
+)
+def test_what_is_wrong_with_the_whole(plan, text, problem):
+    assert refused(plan, text).startswith(problem)
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        load_plan(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_plan(tmp_path / "binary.toml")
+
+
+def test_a_table_without_a_file_names_the_option(tmp_path):
+    (tmp_path / "k").write_bytes(b"kernel")
+    with pytest.raises(UsageError, match=r"^--quiet-timeout: -1: give seconds"):
+        make_boots({"kernel": ["k"], "quiet_timeout": -1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"), [("a b", "a-b"), ("a/../b", "a-..-b"), ("..", "boot"), ("6.1 pv", "6.1-pv")]
+)
+def test_a_name_as_a_file(name, slug, tmp_path):
+    assert Boot(name, tmp_path).slug == slug

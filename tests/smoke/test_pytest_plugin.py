@@ -1,0 +1,169 @@
+"""The pytest plugin, in a pytest of its own."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, kernel, say, shutdown
+
+pytest_plugins = ["pytester"]
+ROOT = Path(__file__).parents[2]
+PLUGIN = "xenemu.smoke.pytest_plugin"
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """A function that runs pytest on a test file, with the guests that it names."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+
+    def run(test, *options, **codes):
+        for name, code in codes.items():
+            (pytester.path / name).write_bytes(code)
+        pytester.makepyfile(test)
+        plugin = () if installed else ("-p", PLUGIN)
+        return pytester.runpytest_subprocess(*plugin, *options)
+
+    return run
+
+
+def test_expectations_run_the_guest_step_by_step(run):
+    test = """
+        def test(boot):
+            guest = boot("guest", memory="64M")
+            found = guest.expect(r"(?P<word>o\\w+) (\\d)")
+            assert (found.text, found.groups) == ("one 1", ("one", "1"))
+            assert found.named == {"word": "one"}
+            assert guest.expect("two").text == "two"
+            result = guest.finish()
+            assert (result.mode, result.raw) == ("pv64", b"one 1\\ntwo\\n")
+    """
+    code = say(b"one 1\n") + say(b"two\n") + shutdown(POWEROFF)
+    run(test, guest=kernel(code)).assert_outcomes(passed=1)
+
+
+def test_what_is_not_seen_fails_the_test_with_the_console(run):
+    test = """
+        def test(boot):
+            boot("guest", memory="64M").expect("login:")
+    """
+    result = run(test, guest=kernel(say(b"one\n") + shutdown(CRASH)))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*'login:' was not seen: the guest crashed*", "*  one"])
+
+
+def test_a_guest_that_idles_for_ever_fails_at_once(run):
+    test = """
+        def test(boot):
+            boot("guest", memory="64M").expect("login:")
+    """
+    result = run(test, guest=kernel(BLOCK + SPIN))
+    result.stdout.fnmatch_lines(["*waits for an event that nothing can send*"])
+
+
+def test_finish_says_what_speaks_against_it(run):
+    test = """
+        import pytest
+        from xenemu.smoke.guest import GuestFailed
+        def test(boot):
+            with pytest.raises(GuestFailed, match="^crash: "):
+                boot("guest", memory="64M").finish()
+            result = boot("guest", memory="64M").finish(check=False)
+            assert result.verdict.value == "crash"
+            boot("guest", memory="64M", exit="crash").finish()
+    """
+    run(test, guest=kernel(shutdown(CRASH))).assert_outcomes(passed=1)
+
+
+def test_a_marker_describes_the_guest(run):
+    test = """
+        import pytest
+        @pytest.mark.xenemu("guest", memory="64M")
+        def test(guest):
+            guest.expect("one")
+        def test_without(guest):
+            pass
+    """
+    result = run(test, "--strict-markers", guest=kernel(say(b"one\n") + SPIN))
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*the fixture guest wants @pytest.mark.xenemu*"])
+
+
+def test_a_plan_gives_the_tests(run, pytester):
+    (pytester.path / "plan.toml").write_text(
+        '[defaults]\nkernel = "guest"\nmemory = "64M"\n'
+        '[[boot]]\nname = "good"\nexpect = "one"\n[[boot]]\nname = "bad"\nexpect = "two"\n'
+    )
+    test = """
+        import pytest
+        from pathlib import Path
+        from xenemu.smoke.plan import load_plan
+        @pytest.mark.parametrize("entry", load_plan(Path(__file__).parent / "plan.toml"), ids=str)
+        def test(boot, entry):
+            boot(entry).finish()
+    """
+    result = run(test, "-v", guest=kernel(say(b"one\n") + shutdown(POWEROFF)))
+    result.stdout.fnmatch_lines(["*test?good? PASSED*", "*test?bad? FAILED*"])
+
+
+def test_consoles_are_kept_and_processes_are_not(run, pytester):
+    test = """
+        import multiprocessing
+        def test_one(boot):
+            boot("guest", memory="64M").expect("one")
+            boot("guest", memory="64M").expect("one")
+        def test_two():
+            assert multiprocessing.active_children() == []
+    """
+    result = run(test, "--xenemu-log-dir", "logs", guest=kernel(say(b"one\n") + SPIN))
+    result.assert_outcomes(passed=2)
+    logs = sorted(path.name for path in (pytester.path / "logs").iterdir())
+    assert len(logs) == 2
+    assert logs[0].endswith("test_one-1.log")
+    assert (pytester.path / "logs" / logs[0]).read_text().endswith("  one\n")
+
+
+def test_it_works_with_xdist(run):
+    test = """
+        import pytest
+        @pytest.mark.parametrize("number", range(4))
+        def test(boot, number):
+            boot("guest", memory="64M").expect("one")
+    """
+    result = run(test, "-n", "2", guest=kernel(say(b"one\n") + SPIN))
+    result.assert_outcomes(passed=4)
+
+
+def test_what_cannot_be_booted_is_told(run):
+    test = """
+        def test_key(boot):
+            boot("guest", memry="64M")
+        def test_image(boot):
+            boot("guest", memory="64M")
+    """
+    result = run(test, guest=b"#!/bin/sh\n")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*memry: unknown key*", "*a script, not a kernel*"])
+
+
+@pytest.fixture
+def grub(guest_image):
+    """GRUB's path, found before pytester moves the home directory."""
+    return str(guest_image("grub-x86_64-xen"))
+
+
+def test_a_person_types(grub, run):
+    test = f"""
+        import pytest
+        @pytest.mark.xenemu({grub!r})
+        def test(guest):
+            guest.expect("grub> ")
+            guest.sendline("ls")
+            guest.expect(r"\\(memdisk\\)")
+            guest.sendline("halt")
+            guest.finish()
+    """
+    run(test).assert_outcomes(passed=1)

@@ -1,0 +1,88 @@
+"""The processes of a matrix: what happens to one happens to it alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+import crashing
+from xenemu.smoke import runner
+from xenemu.smoke.plan import Boot
+from xenemu.smoke.verdict import Verdict
+
+
+class Watcher:
+    def __init__(self):
+        self.events, self.running, self.most = [], 0, 0
+
+    def began(self, boot):
+        self.running += 1
+        self.most = max(self.most, self.running)
+
+    def progress(self, boot, progress):
+        self.events.append((boot.name, progress.words))
+
+    def finished(self, result):
+        self.running -= 1
+        self.events.append((result.boot.name, result.verdict.value))
+
+
+def run(*names, jobs=2, fail_fast=False, timeout=300.0):
+    boots = [Boot(name, Path("/nonexistent"), timeout=timeout) for name in names]
+    watcher = Watcher()
+    results = runner.run(boots, jobs, watcher, fail_fast, crashing.main)
+    assert multiprocessing.active_children() == []
+    return results, watcher
+
+
+def test_results_are_in_the_plans_order():
+    results, watcher = run("good 1", "bad 2", "good 3")
+    assert [result.boot.name for result in results] == ["good 1", "bad 2", "good 3"]
+    assert [result.verdict for result in results] == [Verdict.PASS, Verdict.PANIC, Verdict.PASS]
+    assert ("good 1", "hello") in watcher.events
+    assert watcher.most == 2
+
+
+def test_one_job_is_one_at_a_time():
+    _, watcher = run("good 1", "good 2", "good 3", jobs=1)
+    assert watcher.most == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "report"),
+    [
+        ("segv", "the process that ran it ended: SIGSEGV", "the engine's last words"),
+        ("exit", "the process that ran it ended: exit 3", ""),
+    ],
+)
+def test_a_process_that_dies_is_its_boots_verdict(name, reason, report):
+    (lost, good), _ = run(name, "good")
+    assert (lost.verdict, lost.exit_code) == (Verdict.XENEMU, 70)
+    assert (lost.sentence, lost.report) == (reason, report)
+    assert good.verdict is Verdict.PASS
+
+
+def test_an_engine_that_is_stuck_is_ended(monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_S", 0.0)
+    (stuck,), _ = run("stuck", timeout=0.01)
+    assert stuck.verdict is Verdict.XENEMU
+    assert "did not come back" in stuck.sentence
+
+
+def test_fail_fast_begins_nothing_more():
+    results, _ = run("bad 1", "good 2", "good 3", jobs=1, fail_fast=True)
+    assert [result.boot.name for result in results] == ["bad 1"]
+
+
+def test_fail_fast_goes_on_while_all_is_well():
+    results, _ = run("good 1", "good 2", jobs=1, fail_fast=True)
+    assert len(results) == 2
+
+
+def test_a_kernel_that_cannot_be_read_is_a_verdict():
+    boot = Boot("none", Path("/nonexistent"))
+    (result,) = runner.run([boot], 1, Watcher())
+    assert result.verdict is Verdict.IMAGE
+    assert "No such file" in result.sentence

@@ -1,0 +1,199 @@
+"""What a Linux kernel's memory says, written by hand into a guest that is memory only."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+import elfwriter
+from fakes import make_current
+from xenemu import image
+from xenemu.abi.errno import EFAULT
+from xenemu.errors import XenError
+from xenemu.hv.cpu import Seg, Segment
+from xenemu.linux import DATALESS, FINALIZED, INFO_SIZE, Linux, LogLine
+from xenemu.x86.segment import CODE64_RING3
+
+VARIABLES, RING, DESCS, INFOS, TEXT = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
+COUNT_BITS, SIZE_BITS = 2, 7
+NAMES = ("prb", "panic_cpu", "tainted_mask", "panic")
+PRB, PANIC_CPU, TAINTED, PANIC = (VARIABLES + 16 * i for i in range(len(NAMES)))
+HIGH = {8: 1 << 63, 4: 1 << 31}
+
+
+class Kernel:
+    """A kernel of one log ring with 4 descriptors and 128 bytes of text."""
+
+    def __init__(self, tmp_path, width=8, names=NAMES, tail=0, gap=False):
+        self.width, self.gap, self.names = width, gap, names
+        self.current = make_current()
+        self.mapped = True
+        self.path = tmp_path / "kernel"
+        self.tail, self.head, self.at = tail, tail - 1, tail * 32
+        self.variable(PRB, HIGH[width] | RING)
+        self.variable(PANIC_CPU, 0xFFFFFFFF)
+
+    def read(self, vaddr, size):
+        place, memory = vaddr & ~HIGH[self.width], self.current.domain.memory
+        if not self.mapped or place + size > len(memory.bytes):
+            raise XenError(EFAULT, "not mapped")
+        return memory.read(place, size)
+
+    def variable(self, address, value):
+        self.current.domain.memory.write_uint(address, 8, value & ((1 << 8 * self.width) - 1))
+
+    def words(self, address, *values):
+        mask = (1 << 8 * self.width) - 1
+        data = b"".join((value & mask).to_bytes(self.width, "little") for value in values)
+        self.current.domain.memory.write(address, data)
+
+    def add(self, text, facility=0, state=FINALIZED, at=None, owner=None):
+        self.head += 1
+        index = self.head % (1 << COUNT_BITS)
+        begin = self.at if at is None else at
+        block = -(-(len(text) + self.width) // self.width) * self.width
+        if begin // 128 != (begin + block - 1) // 128:
+            end, place = (begin // 128 + 1) * 128 + block, 0
+        else:
+            end, place = begin + block, begin % 128
+        self.at = end
+        word = state << (8 * self.width - 2) | self.head
+        self.words(DESCS + index * 3 * self.width, word, begin, end)
+        info = struct.pack("<QQHBB", self.head, 1_500_000_000, len(text), facility, 0)
+        self.current.domain.memory.write(INFOS + index * INFO_SIZE, info)
+        if not begin & DATALESS:
+            self.words(TEXT + place, self.head if owner is None else owner)
+            self.current.domain.memory.write(TEXT + place + self.width, text.encode())
+
+    def linux(self):
+        high = HIGH[self.width]
+        self.words(
+            RING,
+            *(COUNT_BITS, high | DESCS, high | INFOS, self.head, self.tail),
+            *([5] if self.gap else []),
+            *(SIZE_BITS, high | TEXT, self.at, 0),
+        )
+        strings = b"\0" + b"".join(name.encode() + b"\0" for name in self.names)
+        table = b""
+        for name in self.names:
+            at, value = strings.index(name.encode()), HIGH[self.width] | VARIABLES
+            value += 16 * NAMES.index(name)
+            if self.width == 8:
+                table += struct.pack("<IBBHQQ", at, 0x11, 0, 1, value, 16)
+            else:
+                table += struct.pack("<IIIBBH", at, value, 16, 0x11, 0, 1)
+        sections = [
+            elfwriter.Shdr(".symtab", table, elfwriter.SYMTAB, link=2),
+            elfwriter.Shdr(".strtab", strings, elfwriter.STRTAB),
+        ]
+        segment = elfwriter.Phdr(b"\x90", vaddr=HIGH[self.width] | VARIABLES, memsz=0x1000)
+        elf = elfwriter.elf([segment], sections, bits=8 * self.width, entry=segment.vaddr)
+        self.path.write_bytes(elf)
+        return Linux(self.current, image.load(self.path), self.read)
+
+
+@pytest.mark.parametrize("width", [8, 4])
+@pytest.mark.parametrize("gap", [False, True], ids=["5.10", "6.8"])
+def test_the_log_oldest_first(tmp_path, width, gap):
+    kernel = Kernel(tmp_path, width, gap=gap)
+    kernel.add("one")
+    kernel.add("two", facility=1)
+    assert kernel.linux().log() == [
+        LogLine(1_500_000_000, 0, "one"),
+        LogLine(1_500_000_000, 1, "two"),
+    ]
+
+
+def test_a_line_is_shown_as_linux_does():
+    assert str(LogLine(1_234_567_000, 0, "Booting")) == "[    1.234567] Booting"
+
+
+def test_a_record_of_several_lines(tmp_path):
+    kernel = Kernel(tmp_path)
+    kernel.add("one\ntwo")
+    assert [line.text for line in kernel.linux().log()] == ["one", "two"]
+
+
+def test_text_that_does_not_fit_starts_at_the_rings_beginning(tmp_path):
+    kernel = Kernel(tmp_path)
+    kernel.at = 120
+    kernel.add("wrapped")
+    assert [line.text for line in kernel.linux().log()] == ["wrapped"]
+
+
+def test_ids_go_on_when_the_ring_is_full(tmp_path):
+    kernel = Kernel(tmp_path, tail=7)
+    for text in ("a", "b", "c"):
+        kernel.add(text)
+    assert [line.text for line in kernel.linux().log()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("what", "left"), [({"state": 0}, ["b"]), ({"owner": 99}, ["", "b"]), ({"at": 1}, ["", "b"])]
+)
+def test_a_record_that_is_none_is_left_out(tmp_path, what, left):
+    kernel = Kernel(tmp_path)
+    kernel.add("a", **what)
+    kernel.at = 64
+    kernel.add("b")
+    assert [line.text for line in kernel.linux().log()] == left
+
+
+@pytest.mark.parametrize("bad", [21, 0xFFFF_FFFF])
+def test_nonsense_is_no_log(tmp_path, bad):
+    kernel = Kernel(tmp_path)
+    kernel.add("a")
+    linux = kernel.linux()
+    kernel.words(RING, bad)
+    assert linux.log() == []
+
+
+def test_a_log_that_is_not_mapped_is_none(tmp_path):
+    kernel = Kernel(tmp_path)
+    linux = kernel.linux()
+    kernel.mapped = False
+    assert linux.log() == []
+    assert linux.taint is None
+    assert not linux.panicked
+
+
+def test_without_its_symbol_the_log_is_found_by_vmcoreinfo(tmp_path):
+    kernel = Kernel(tmp_path, names=("panic", "panic_cpu"))
+    kernel.add("one")
+    linux = kernel.linux()
+    assert linux.log() == []
+    note = b"OSRELEASE=6.1\nSYMBOL(prb)=%x\nSYMBOL(x)=0\n" % (HIGH[8] | PRB)
+    kernel.current.domain.memory.write(0x20000, note)
+    assert [line.text for line in linux.log()] == ["one"]
+
+
+def test_taint(tmp_path):
+    kernel = Kernel(tmp_path)
+    kernel.variable(TAINTED, 1 << 9)
+    assert kernel.linux().taint == 1 << 9
+
+
+@pytest.mark.parametrize(("cpu", "panicked"), [(0xFFFF_FFFF, False), (0, True)])
+def test_panic_cpu_tells_of_a_panic(tmp_path, cpu, panicked):
+    kernel = Kernel(tmp_path)
+    kernel.variable(PANIC_CPU, cpu)
+    assert kernel.linux().panicked is panicked
+
+
+@pytest.mark.parametrize(("called_from", "panicked"), [(PANIC + 5, True), (PRB + 8, False)])
+def test_without_it_the_stack_tells(tmp_path, called_from, panicked):
+    kernel = Kernel(tmp_path, names=("panic", "prb"))
+    memory, cpu = kernel.current.domain.memory, kernel.current.cpu
+    memory.write(called_from - 5, b"\xe8")
+    cpu.set_segment(Seg.CS, Segment(0xE033, attributes=CODE64_RING3))
+    cpu.rip, cpu.regs[4] = HIGH[8] | PRB, HIGH[8] | 0x15000
+    kernel.words(0x15000, 0, HIGH[8] | called_from)
+    assert kernel.linux().panicked is panicked
+
+
+def test_no_linux_is_silent(tmp_path):
+    path = tmp_path / "kernel"
+    path.write_bytes(elfwriter.kernel())
+    linux = Linux(make_current(), image.load(path))
+    assert (linux.taint, linux.panicked, linux.log()) == (None, False, [])

@@ -1,0 +1,173 @@
+"""What a Linux kernel's own memory says of it: its log, its taint, and whether it panicked.
+
+The console may show nothing of a kernel that died early, and whatever a program prints; memory
+does not err. All of it is found by symbols that kallsyms has where CONFIG_KALLSYMS_ALL is set
+(Debian's amd64 kernels). Without them, the note that Linux keeps for crash dumps has the log's
+address, once it is past its first initcalls; else the answer is None, or an empty log.
+
+The log is a ring of descriptors beside a ring of text. A descriptor's first word is the state of
+its record in the top two bits and the record's id below; its text begins with the id again, at
+a position that is given modulo the ring's size, and does not wrap: what does not fit before the
+ring's end starts at its beginning.
+
+In Linux: kernel/printk/printk_ringbuffer.[ch] (since 5.10), kernel/panic.c,
+Documentation/admin-guide/kdump/vmcoreinfo.rst.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from xenemu.errors import XenError
+from xenemu.hv.domain import Current
+from xenemu.image import Image
+from xenemu.image.orc import Read
+from xenemu.peek import Code, peek
+
+# Bits of tainted_mask (Documentation/admin-guide/tainted-kernels.rst).
+TAINT_DIE: Final = 1 << 7
+TAINT_WARN: Final = 1 << 9
+TAINT_SOFTLOCKUP: Final = 1 << 14
+
+VMCOREINFO_PRB: Final = re.compile(rb"\nSYMBOL\(prb\)=([0-9a-f]{8,16})\n")
+LOW_MEMORY: Final = 1 << 30  # bytes of RAM in which vmcoreinfo is looked for
+NO_PANIC: Final = 0xFFFFFFFF  # PANIC_CPU_INVALID
+COMMITTED, FINALIZED = 1, 2  # a record's states; 0 is reserved, 3 reusable
+DATALESS: Final = 1  # a bit of a position that is none
+MAX_COUNT_BITS: Final = 20
+MAX_SIZE_BITS: Final = 25  # of CONFIG_LOG_BUF_SHIFT
+INFO: Final = struct.Struct("<QQHBB")  # struct printk_info, up to the level
+INFO_SIZE: Final = 88
+
+# What begins a line of the kernel's on its console, unless printk.time is off.
+STAMP: Final = re.compile(r"(?:<\d+>)?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the kernel's log; `facility` is 0 for the kernel's own, 1 for a program's."""
+
+    at_ns: int
+    facility: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.at_ns / 1e9:12.6f}] {self.text}"
+
+
+class Linux:
+    """The Linux in a domain, if it is one, seen through the vcpu that is current.
+
+    `read` is of its memory, by virtual addresses; unless given, one that leaves no trace there.
+    """
+
+    def __init__(self, current: Current, image: Image, read: Read | None = None) -> None:
+        self._current = current
+        self._read = read or partial(peek, current)
+        self._width = image.elf_class // 8
+        self.code = Code(image)
+
+    @property
+    def taint(self) -> int | None:
+        """``tainted_mask``; None if it cannot be read."""
+        return self._variable("tainted_mask", self._width)
+
+    @property
+    def panicked(self) -> bool:
+        """Whether panic() was entered; without its variable, whether the stack says so.
+
+        panic() never returns, so that an address within it can be on a stack only behind it.
+        """
+        cpu = self._variable("panic_cpu", 4)
+        if cpu is not None:
+            return cpu != NO_PANIC
+        return self._is_inside("panic")
+
+    @property
+    def died_early(self) -> bool:
+        """Whether it halted for an exception before its trap handlers were set up.
+
+        It tells that by early_printk alone. In Linux: arch/x86/mm/extable.c
+        """
+        return self._is_inside("early_fixup_exception")
+
+    def _is_inside(self, function: str) -> bool:
+        if self.code.symbols.address(function) is None:
+            return False
+        lines = self.code.backtrace(self._current, self._read)
+        return any(line.strip(" ?").startswith(f"{function}+") for line in lines)
+
+    def log(self) -> list[LogLine]:
+        """The log as far as the ring still has it, oldest first."""
+        pointer = self.code.symbols.address("prb") or self._noted_log()
+        if pointer is None:
+            return []
+        try:
+            return list(self._log(*self._words(pointer, 1)))
+        except XenError:  # not mapped where the guest is, or no log at all
+            return []
+
+    def _noted_log(self) -> int | None:
+        """The address of ``prb``, from vmcoreinfo, wherever that is in memory."""
+        if self.code.symbols.address("panic") is None:
+            return None  # no Linux
+        found = VMCOREINFO_PRB.search(self._current.domain.memory.bytes[:LOW_MEMORY])
+        return int(found[1], 16) if found else None
+
+    def _variable(self, name: str, size: int) -> int | None:
+        address = self.code.symbols.address(name)
+        if address is None:
+            return None
+        try:
+            return int.from_bytes(self._read(address, size), "little")
+        except XenError:
+            return None
+
+    def _words(self, address: int, count: int) -> tuple[int, ...]:
+        letter = {8: "Q", 4: "I"}[self._width]
+        return struct.unpack(f"<{count}{letter}", self._read(address, count * self._width))
+
+    def _log(self, ring: int) -> Iterator[LogLine]:
+        width = self._width
+        count_bits, descs, infos, head, tail, *rest = self._words(ring, 9)
+        if not _is_address(rest[1], width):  # 6.8 put last_finalized_seq before the text ring
+            rest.pop(0)
+        size_bits, text = rest[0] & 0xFFFFFFFF, rest[1]
+        count_bits &= 0xFFFFFFFF
+        if count_bits > MAX_COUNT_BITS or size_bits > MAX_SIZE_BITS:
+            return
+        count, mask = 1 << count_bits, (1 << (8 * width - 2)) - 1
+        for number in range(min((head - tail & mask) + 1, count)):
+            record = tail + number & mask
+            index = record % count
+            state, begin, end = self._words(descs + index * 3 * width, 3)
+            if state >> (8 * width - 2) not in (COMMITTED, FINALIZED) or state & mask != record:
+                continue
+            info = self._read(infos + index * INFO_SIZE, INFO.size)
+            _, at_ns, length, facility, _ = INFO.unpack(info)
+            for line in self._text(text, size_bits, record, begin, end, length).split("\n"):
+                yield LogLine(at_ns, facility, line)
+
+    def _text(
+        self, ring: int, size_bits: int, record: int, begin: int, end: int, length: int
+    ) -> str:
+        if begin & DATALESS:
+            return ""
+        at = begin % (1 << size_bits)
+        if begin >> size_bits != end - 1 >> size_bits:  # the end is that of the next block
+            at = 0
+        (owner,) = self._words(ring + at, 1)
+        if owner != record:
+            return ""
+        length = min(length, (1 << size_bits) - at - self._width)
+        return self._read(ring + at + self._width, length).decode(errors="replace")
+
+
+def _is_address(value: int, width: int) -> bool:
+    """Whether a word is a kernel's address, and no count."""
+    return value >> (8 * width - 1) == 1

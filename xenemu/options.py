@@ -1,0 +1,61 @@
+"""What a person asks of a guest, as text: sizes, and files to load with the kernel.
+
+Errors begin with the option, or whatever else was asked with.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from xenemu.errors import FitError, UsageError
+from xenemu.hv.building import Module
+
+UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+PAGE: Final = 4 << 10
+MAX_MEMORY: Final = 64 << 30
+
+
+def parse_memory(option: str, text: str) -> int:
+    """Bytes of a size such as ``256M``; UsageError if it is none, or none that a guest can have."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT])(?:i?B)?", text, re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"{option} {text}: give a number and a unit, as in 256M, 1G or 65536K")
+    size = int(match[1]) * UNITS[match[2].upper()]
+    if size % PAGE or not 0 < size <= MAX_MEMORY:
+        raise UsageError(
+            f"{option} {text}: give whole pages of 4K, up to {format_size(MAX_MEMORY)}"
+        )
+    return size
+
+
+def format_size(size: int) -> str:
+    """Write a size in the largest unit that it is a whole number of."""
+    unit = next(unit for unit in "GMK" if size % UNITS[unit] == 0)
+    return f"{size // UNITS[unit]} {unit}iB"
+
+
+def parse_module(option: str, text: str, memory: int) -> Module:
+    """Read a module given as ``FILE`` or ``FILE=CMDLINE``."""
+    path, equals, cmdline = text.partition("=")
+    data = read_module(option, Path(path), memory)
+    return Module(data, os.fsencode(cmdline) if equals else None)
+
+
+def read_module(option: str, path: Path, memory: int) -> bytes:
+    """Read a file that is to be loaded into `memory` bytes.
+
+    UsageError if it cannot be read or is empty, FitError if it is larger than that.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(memory)  # a pipe or a device may have no end
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
+    if not data:
+        raise UsageError(f"{option} {path}: the file is empty")
+    if len(data) == memory:
+        raise FitError(f"{option} {path}: larger than the guest's memory; see --memory")
+    return data

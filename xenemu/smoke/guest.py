@@ -1,0 +1,196 @@
+"""A guest in a process of its own, for a program to talk to: what the pytest fixtures hand out.
+
+Its time stands still while nobody waits for it, so that a test is as deterministic as a boot.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from xenemu.errors import UsageError, XenemuError
+from xenemu.outcome import End
+from xenemu.smoke import worker
+from xenemu.smoke.plan import Boot, Step
+from xenemu.smoke.results import Result
+from xenemu.smoke.runner import GRACE_S, SPAWN
+from xenemu.smoke.session import Session
+
+TAIL: Final = 20  # lines of the console that a failure shows
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an expectation matched: the text, its groups, and the named ones of them."""
+
+    text: str
+    groups: tuple[str | None, ...] = ()
+    named: dict[str, str | None] = field(default_factory=dict)
+
+
+class GuestFailed(AssertionError):
+    """The guest did not do what was expected; `result` is what became of it."""
+
+    def __init__(self, problem: str, result: Result) -> None:
+        lines = result.log.splitlines()[-TAIL:]
+        parts = (problem, "Console, with the guest's time:", *lines, result.report)
+        super().__init__("\n".join(filter(None, parts)))
+        self.result = result
+
+
+class Guest:
+    """A booted guest. Use as a context, or `close` it."""
+
+    def __init__(self, boot: Boot) -> None:
+        """Load and build it; UsageError if that cannot be."""
+        self.boot = boot
+        self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
+        self._pipe, theirs = SPAWN.Pipe()
+        args = (boot, theirs, self._scratch.name)
+        self._process = SPAWN.Process(target=_serve, args=args, daemon=True, name=boot.name)
+        self._process.start()
+        theirs.close()
+        try:
+            self._ask("mode", None)
+        except BaseException:
+            self.close()
+            raise
+
+    def expect(self, pattern: str, timeout: float | None = None) -> Found:
+        """Run until the console shows `pattern` behind what was found before.
+
+        GuestFailed if it ends first, or if a limit of the boot's or `timeout` host seconds pass.
+        """
+        patience = timeout or self.boot.timeout
+        found = self._ask("expect", (pattern, patience), patience)
+        if isinstance(found, Result):
+            raise GuestFailed(f"{pattern!r} was not seen: {found.sentence}", found)
+        assert isinstance(found, Found)
+        return found
+
+    def send(self, text: str) -> None:
+        """Type `text`; the guest reads it when it runs again."""
+        self._ask("send", text)
+
+    def sendline(self, text: str = "") -> None:
+        """Type `text` and a line end."""
+        self.send(f"{text}\n")
+
+    def finish(self, check: bool = True) -> Result:
+        """Run as the boot's plan has it, without a plan to the end; what became of the guest.
+
+        GuestFailed if something speaks against it, unless told not to `check`.
+        """
+        result = self._ask("finish", None)
+        assert isinstance(result, Result)
+        if check and result.findings:
+            raise GuestFailed(f"{result.verdict.value}: {result.sentence}", result)
+        return result
+
+    @property
+    def result(self) -> Result:
+        """What is known of the guest now, with its console."""
+        result = self._ask("result", None)
+        assert isinstance(result, Result)
+        return result
+
+    @property
+    def console(self) -> str:
+        """What it has printed, each line behind the virtual time."""
+        return self.result.log
+
+    def close(self) -> None:
+        """End the guest's process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._scratch.close()
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, request: str, argument: object, patience: float = 0) -> object:
+        try:
+            self._pipe.send((request, argument))
+            if not self._pipe.poll((patience or self.boot.timeout) + GRACE_S):
+                raise RuntimeError("the engine does not come back")
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            why = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            errors = Path(self._scratch.name).read_text(errors="replace")
+            raise RuntimeError(f"the guest's process ended: {why}\n{errors}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+# In the guest's process.
+
+
+def _serve(boot: Boot, connection: Connection, errors: str) -> None:
+    """Answer requests until nobody can ask any more."""
+    worker.isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
+    session: Session | None = None
+    while True:
+        try:
+            request, argument = connection.recv()
+        except EOFError:
+            return
+        try:
+            session = session or Session(boot)
+            answer = ANSWERS[request](session, argument)
+        except XenemuError as error:
+            answer = UsageError(str(error))
+        except Exception:
+            answer = RuntimeError(traceback.format_exc())
+        connection.send(answer)
+
+
+def _expect(session: Session, argument: Any) -> object:
+    pattern, timeout = argument
+    outcome = session.run([Step(pattern)], timeout, to_end=False)
+    if outcome.end is not End.EXPECTED:
+        return _result(session, None)
+    match = session.matches[-1]
+    return Found(match[0], match.groups(), match.groupdict())
+
+
+def _finish(session: Session, _: Any) -> object:
+    session.run_plan()
+    return _result(session, None)
+
+
+def _result(session: Session, _: Any) -> object:
+    result = Result(session.boot)
+    result.mode = session.machine.mode.value
+    if session.outcome is not None:
+        result.findings = session.judge(session.outcome)
+        result.reason = session.outcome.reason
+    worker.add_session(result, session)
+    return result
+
+
+def _send(session: Session, text: Any) -> object:
+    session.send(text.encode())
+    return None
+
+
+ANSWERS: Final[dict[str, Callable[[Session, Any], object]]] = {
+    "mode": lambda session, _: session.machine.mode.value,
+    "expect": _expect,
+    "send": _send,
+    "finish": _finish,
+    "result": _result,
+}

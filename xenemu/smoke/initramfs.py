@@ -1,0 +1,168 @@
+"""Make an initramfs: of a script and busybox, of a static program, or of a directory.
+
+The archive has the console node that the kernel opens for /init before anything is mounted. The
+same input gives the same bytes: no times, no owners, a fixed order.
+
+Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from xenemu.errors import ImageError, UsageError
+from xenemu.image import elf
+
+COMMANDS: Final = (
+    "ash awk basename cat chmod chown chroot cmp cp cut date dd dirname dmesg echo env expr false "
+    "find free grep gunzip halt head hostname id insmod kill ln ls lsmod md5sum mkdir mkfifo mknod "
+    "mktemp modprobe mount mv nproc poweroff printf ps pwd readlink reboot rm rmdir sed seq setsid "
+    "sh sha256sum sleep sort stat stty switch_root sync tail tar tee test timeout touch tr true "
+    "umount uname uniq uptime usleep wc which xargs yes"
+).split()
+DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of the archive; `device` is (major, minor) of a device node."""
+
+    name: str
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+NODES: Final = (
+    Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+    Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
+)
+
+
+def entries(init: bytes, busybox: bytes | None = None) -> list[Entry]:
+    """List the members of an archive that is made of an /init and, maybe, a static busybox."""
+    members = [Entry(name, stat.S_IFDIR | 0o755) for name in DIRECTORIES]
+    members += [*NODES, Entry("init", stat.S_IFREG | 0o755, init)]
+    if busybox is not None:
+        members.append(Entry("bin/busybox", stat.S_IFREG | 0o755, busybox))
+        members += [Entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in COMMANDS]
+    return members
+
+
+def newc(members: list[Entry]) -> bytes:
+    """Write a cpio archive in the "newc" format: by name, so that parents come first."""
+    archive = bytearray()
+    ordered = sorted(members, key=lambda entry: entry.name)
+    for inode, entry in enumerate([*ordered, Entry("TRAILER!!!", 0)], start=1):
+        name = os.fsencode(entry.name) + b"\0"
+        header = (
+            inode,
+            entry.mode,
+            0,  # uid
+            0,  # gid
+            2 if stat.S_ISDIR(entry.mode) else 1,  # links
+            0,  # mtime
+            len(entry.data),
+            *(0, 0),  # the device that holds the archive's source
+            *entry.device,
+            len(name),
+            0,  # checksum, unused in this format
+        )
+        archive += b"070701" + b"".join(b"%08x" % field for field in header) + name
+        archive += bytes(-len(archive) % 4)
+        archive += entry.data
+        archive += bytes(-len(archive) % 4)
+    return bytes(archive)
+
+
+def build(busybox: bytes, init: bytes) -> bytes:
+    """Return the gzipped archive of a busybox userland that runs `init`."""
+    return pack(entries(init, busybox))
+
+
+def pack(members: list[Entry]) -> bytes:
+    """Return the gzipped archive of `members`."""
+    return gzip.compress(newc(members), compresslevel=6, mtime=0)
+
+
+def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
+    """Return the archive that `init` and `rootfs` ask for; at least one is given.
+
+    `init` becomes /init: a script, which brings busybox along, or a static program. `rootfs` is
+    a directory to take as it is; with `busybox`, it gets that and its commands where it has none
+    of the name. Without a `busybox`, a script uses the one in PATH. UsageError for what cannot be
+    read, or what cannot run.
+    """
+    program = _read("init", init) if init is not None else None
+    if rootfs is None:
+        assert init is not None and program is not None
+        if program.startswith(elf.MAGIC):
+            _check_static("init", init, program)
+            return pack(entries(program))
+        if not program.startswith(b"#!"):
+            raise UsageError(f"init {init}: neither a script that begins with #! nor an ELF")
+        return build(_busybox(busybox), program)
+    members = {entry.name: entry for entry in NODES}
+    members["dev"] = Entry("dev", stat.S_IFDIR | 0o755)
+    if busybox is not None:
+        members |= {entry.name: entry for entry in entries(b"", _busybox(busybox))}
+        del members["init"]
+    members |= {entry.name: entry for entry in _tree(rootfs)}
+    if program is not None:
+        members["init"] = Entry("init", stat.S_IFREG | 0o755, program)
+    if "init" not in members:
+        raise UsageError(f"rootfs {rootfs}: has no /init; give one with init")
+    return pack(list(members.values()))
+
+
+def _busybox(path: Path | None) -> bytes:
+    found = path or shutil.which("busybox")
+    if found is None:
+        raise UsageError("busybox: not found, and a script needs it: install busybox-static")
+    data = _read("busybox", Path(found))
+    _check_static("busybox", Path(found), data)
+    return data
+
+
+def _check_static(what: str, path: Path, data: bytes) -> None:
+    try:
+        dynamic = elf.parse(memoryview(data)).interpreter
+    except ImageError as error:
+        raise UsageError(f"{what} {path}: {error}") from None
+    if dynamic:
+        raise UsageError(
+            f"{what} {path}: wants {dynamic}, which is not in the archive: link it static"
+        )
+
+
+def _tree(root: Path) -> list[Entry]:
+    """The members of a directory, with their modes; sockets and the like are left out."""
+    found = []
+    try:
+        for path in root.rglob("*"):
+            status, name = path.lstat(), str(path.relative_to(root))
+            if stat.S_ISLNK(status.st_mode):
+                data = os.fsencode(path.readlink())
+            elif stat.S_ISREG(status.st_mode):
+                data = path.read_bytes()
+            elif stat.S_ISDIR(status.st_mode):
+                data = b""
+            else:
+                continue
+            found.append(Entry(name, status.st_mode, data))
+    except OSError as error:
+        raise UsageError(f"rootfs {error.filename}: {error.strerror}") from None
+    return found
+
+
+def _read(what: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}") from None

@@ -1,0 +1,338 @@
+"""What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
+
+``kernel``, ``mode``, ``cmdline`` and ``memory`` may each be a list; a table then stands for each
+combination, named after what varies. ``[defaults]`` has keys for every table. Paths are relative
+to the file, and may begin with ``~`` or have environment variables in them.
+
+The first thing that is wrong raises `UsageError` with the file, the line and the key, before
+anything has run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from xenemu.errors import UsageError
+from xenemu.machine import Mode
+from xenemu.options import parse_memory
+from xenemu.smoke.verdict import Verdict
+
+VARIED: Final = ("kernel", "mode", "cmdline", "memory")
+ENDS: Final = (
+    "poweroff",
+    "reboot",
+    "suspend",
+    *(v.value for v in Verdict if v is not Verdict.PASS),
+)
+MAX_SECONDS: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """A regular expression that the console must meet, and what is then typed."""
+
+    pattern: str
+    send: str = ""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One boot. Times are seconds: `timeout` the host's, the other two the guest's own."""
+
+    name: str
+    kernel: Path
+    mode: Mode = Mode.AUTO
+    cmdline: str = ""
+    memory: int = 256 << 20  # bytes
+    initrd: Path | None = None
+    init: Path | None = None
+    rootfs: Path | None = None
+    busybox: Path | None = None
+    module: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    input: str = ""
+    expect: tuple[Step, ...] = ()
+    reject: tuple[str, ...] = ()
+    exit: tuple[str, ...] = ()
+    tolerate: tuple[Verdict, ...] = ()
+    timeout: float = 300.0
+    virtual_timeout: float = math.inf
+    quiet_timeout: float = 20.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def full_cmdline(self) -> str:
+        """The command line with the environment, which Linux hands to init."""
+        variables = (f'"{k}={v}"' if " " in v else f"{k}={v}" for k, v in self.environment)
+        return " ".join(filter(None, (self.cmdline, *variables)))
+
+    @property
+    def slug(self) -> str:
+        """The name as a file's."""
+        return re.sub(r"[^\w.+-]+", "-", self.name).strip("-.") or "boot"
+
+
+def load_plan(path: Path | str) -> list[Boot]:
+    """Read a plan; UsageError says what is wrong, and where."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8, so no TOML") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(_toml_error(path, str(error))) from None
+    return _Reader(str(path), path.parent, text).boots(tables)
+
+
+def make_boots(table: Mapping[str, Any], folder: Path | None = None) -> list[Boot]:
+    """The boots that one table stands for, as a plan's would; UsageError names the key."""
+    return _Reader("", folder or Path(), "").boots({"boot": [dict(table)]})
+
+
+def _toml_error(path: Path, problem: str) -> str:
+    found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", problem)
+    return f"{path}:{found[2]}: {found[1]}" if found else f"{path}: {problem}"
+
+
+class _Reader:
+    """Turns tables into boots; knows where each key stands."""
+
+    def __init__(self, source: str, folder: Path, text: str) -> None:
+        self.source, self.folder, self.text = source, folder, text
+
+    def boots(self, tables: dict[str, Any]) -> list[Boot]:
+        for key in tables:
+            if key not in ("boot", "defaults"):
+                raise self.error((key,), "unknown; a plan has [[boot]] and [defaults]")
+        defaults, boots = tables.get("defaults", {}), tables.get("boot", [])
+        if not isinstance(defaults, dict):
+            raise self.error(("defaults",), "give a table: [defaults]")
+        if not isinstance(boots, list) or not all(isinstance(boot, dict) for boot in boots):
+            raise self.error(("boot",), "give tables: [[boot]]")
+        if not boots:
+            raise UsageError(f"{self.source}: there is no [[boot]]")
+        self.check_keys(defaults, ("defaults",), {"name"})
+        found: dict[str, Boot] = {}  # by the name of their files
+        for index, table in enumerate(boots):
+            place = ("boot", index)
+            self.check_keys(table, place, set())
+            where = dict.fromkeys(defaults, ("defaults",)) | dict.fromkeys(table, place)
+            for boot in self.combinations(defaults | table, where, place):
+                other = found.setdefault(boot.slug, boot)
+                if other is not boot:
+                    raise self.error((*place, "name"), f"another boot is named {other.name!r}")
+        return list(found.values())
+
+    def check_keys(self, table: dict[str, Any], place: tuple[Any, ...], barred: set[str]) -> None:
+        known = [field.name for field in fields(Boot) if field.name not in barred]
+        for key in table:
+            if key not in known:
+                raise self.error((*place, key), f"unknown key; there are {', '.join(known)}")
+
+    def combinations(
+        self, table: dict[str, Any], where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]
+    ) -> Iterator[Boot]:
+        if "kernel" not in table:
+            raise self.error(place, "kernel is missing")
+        lists = {key: table[key] for key in VARIED if key in table and isinstance(table[key], list)}
+        for key, values in lists.items():
+            if not values:
+                raise self.error((*where[key], key), "the list is empty")
+        for values in itertools.product(*lists.values()):
+            one = table | dict(zip(lists, values, strict=True))
+            known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
+            known["name"] = self.name(known, one, [k for k, v in lists.items() if len(v) > 1])
+            boot = Boot(**known)
+            self.check(boot, where, place)
+            yield boot
+
+    def name(self, known: dict[str, Any], table: dict[str, Any], varied: list[str]) -> str:
+        """What a combination is called: its name, if it has one, and all that varies."""
+        wanted = varied if "name" in known else ["kernel", *varied]
+        values = table | {"kernel": known["kernel"].name}
+        parts = [values[key] for key in VARIED if key in wanted]
+        return " ".join([known.get("name", ""), *parts]).strip()
+
+    def check(self, boot: Boot, where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]) -> None:
+        if boot.initrd and (boot.init or boot.rootfs):
+            key = "init" if boot.init else "rootfs"
+            raise self.error((*where[key], key), "there is an initrd already; give one of the two")
+
+    def value(self, key: str, value: Any, place: tuple[Any, ...]) -> Any:
+        try:
+            return READERS[key](self, value)
+        except ValueError as error:
+            raise self.error(place, str(error)) from None
+        except UsageError as error:
+            raise self.error(place, str(error).removeprefix(f"{key} ")) from None
+
+    def path(self, value: Any) -> Path:
+        text = os.path.expanduser(os.path.expandvars(_string(value)))
+        if "$" in text:
+            raise ValueError(f"{text}: the environment variable is not set")
+        path = self.folder / text
+        if not path.exists():
+            raise ValueError(f"{path}: there is no such file")
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path}: may not be read")
+        return path
+
+    def file(self, value: Any) -> Path:
+        path = self.path(value)
+        if path.is_dir():
+            raise ValueError(f"{path}: a directory, where a file is wanted")
+        return path
+
+    def directory(self, value: Any) -> Path:
+        path = self.path(value)
+        if not path.is_dir():
+            raise ValueError(f"{path}: not a directory")
+        return path
+
+    def modules(self, value: Any) -> tuple[str, ...]:
+        found = []
+        for text in _strings(value):
+            path, equals, cmdline = text.partition("=")
+            found.append(f"{self.file(path)}{equals}{cmdline}")
+        return tuple(found)
+
+    def error(self, place: tuple[Any, ...], problem: str) -> UsageError:
+        """An error about what stands at `place`, such as ``("boot", 2, "timeout")``."""
+        key = next((part for part in reversed(place) if isinstance(part, str)), "")
+        if not self.source:
+            return UsageError(
+                f"{'' if key == 'kernel' else '--'}{key.replace('_', '-')}: {problem}"
+            )
+        line = _line(self.text, place)
+        at = f"{self.source}:{line}" if line else self.source
+        return UsageError(f"{at}: {key}: {problem}")
+
+
+def _line(text: str, place: tuple[Any, ...]) -> int | None:
+    """The line on which the statement begins that gives `place` a value.
+
+    tomllib does not tell; but a prefix of the file that is TOML has `place` or has it not, and
+    the first that has it ends with that statement.
+    """
+    lines, start = text.splitlines(keepends=True), 1
+    for end in range(1, len(lines) + 1):
+        try:
+            value: Any = tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue  # inside a value of several lines
+        try:
+            for part in place:
+                value = value[part]
+        except (KeyError, IndexError, TypeError):
+            start = end + 1
+        else:
+            return start
+    return None
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("give a string")
+    if "\0" in value:
+        raise ValueError("a string cannot have a NUL in it")
+    return value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """A string, or a list of some."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str) for one in values):
+        raise ValueError("give a string, or a list of strings")
+    return tuple(_string(one) for one in values)
+
+
+def _regex(value: Any) -> str:
+    try:
+        re.compile(_string(value), re.MULTILINE)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    return str(value)
+
+
+def _step(value: Any) -> Step:
+    if not isinstance(value, dict):
+        return Step(_regex(value))
+    if not {"pattern"} <= set(value) <= {"pattern", "send"}:
+        raise ValueError(
+            'give a table with pattern and, maybe, send: {pattern = "...", send = "..."}'
+        )
+    return Step(_regex(value["pattern"]), _string(value.get("send", "")))
+
+
+def _steps(value: Any) -> tuple[Step, ...]:
+    return tuple(_step(one) for one in (value if isinstance(value, list) else [value]))
+
+
+def _seconds(value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not 0 < value <= MAX_SECONDS:
+        raise ValueError(f"{value!r}: give seconds, above 0 and up to {MAX_SECONDS}")
+    return float(value)
+
+
+def _choice(value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r}: give one of {', '.join(known)}")
+    return str(value)
+
+
+def _ends(value: Any) -> tuple[str, ...]:
+    return tuple(_choice(one, ENDS) for one in _strings(value))
+
+
+def _tolerated(value: Any) -> tuple[Verdict, ...]:
+    known = tuple(verdict.value for verdict in Verdict if verdict.is_kernels_own)
+    return tuple(Verdict(_choice(one, known)) for one in _strings(value))
+
+
+def _environment(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise ValueError('give a table: {NAME = "value"}')
+    for name, text in value.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ValueError(f"{name!r} is no variable's name")
+        if not isinstance(text, str) or set(text) & {'"', "\n", "\0"}:
+            raise ValueError(f"{name}: give a string without quotes and line ends")
+    return tuple(value.items())
+
+
+READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
+    "name": lambda reader, value: _string(value),
+    "kernel": _Reader.file,
+    "mode": lambda reader, value: Mode(_choice(value, tuple(mode.value for mode in Mode))),
+    "cmdline": lambda reader, value: _string(value),
+    "memory": lambda reader, value: parse_memory("memory", _string(value)),
+    "initrd": _Reader.file,
+    "init": _Reader.file,
+    "rootfs": _Reader.directory,
+    "busybox": _Reader.file,
+    "module": _Reader.modules,
+    "environment": lambda reader, value: _environment(value),
+    "input": lambda reader, value: _string(value),
+    "expect": lambda reader, value: _steps(value),
+    "reject": lambda reader, value: tuple(_regex(one) for one in _strings(value)),
+    "exit": lambda reader, value: _ends(value),
+    "tolerate": lambda reader, value: _tolerated(value),
+    "timeout": lambda reader, value: _seconds(value),
+    "virtual_timeout": lambda reader, value: _seconds(value),
+    "quiet_timeout": lambda reader, value: _seconds(value),
+}

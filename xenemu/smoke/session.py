@@ -1,0 +1,219 @@
+"""A guest under test: what is expected of its console, what is typed, and when to give up.
+
+Time that is the guest's own decides wherever it can: a limit in virtual time is met at the same
+instruction in every run, one in the host's time is not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from xenemu import image
+from xenemu.abi.sched import SHUTDOWN_crash
+from xenemu.abi.vcpu import VCPUOP_down
+from xenemu.errors import UsageError
+from xenemu.linux import Linux
+from xenemu.machine import DomainConfig, Limits, Machine
+from xenemu.options import format_size, parse_module, read_module
+from xenemu.outcome import End, Outcome
+from xenemu.report import report
+from xenemu.smoke import initramfs
+from xenemu.smoke.ktap import parse
+from xenemu.smoke.plan import Boot, Step
+from xenemu.smoke.transcript import Transcript
+from xenemu.smoke.verdict import Facts, Finding, Verdict, judge
+
+PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
+MILESTONES: Final = {
+    "kernel": re.compile(r"(?:\[ *\d+\.\d+\] )?Linux version \d"),
+    "init": re.compile(r"(?:\[ *\d+\.\d+\] )?Run \S+ as init process"),
+}
+IGNORED_CODES: Final = (0, 3)  # after which nobody asks where the guest was
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A point of a boot: the guest's time, and the host's since the boot began."""
+
+    name: str
+    virtual_ns: int
+    host_s: float
+
+
+@dataclass
+class Session:
+    """A guest, driven to what is expected of it next. Implements `xenemu.machine.Terminal`.
+
+    `step` is a look at the guest between its slices, for whoever shows progress.
+    """
+
+    boot: Boot
+    clock: Callable[[], float] = time.monotonic
+    step: Callable[[Session], None] = lambda session: None
+    transcript: Transcript = field(default_factory=Transcript)
+    phases: list[Phase] = field(default_factory=list)
+    captures: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    matches: list[re.Match[str]] = field(default_factory=list)
+    outcome: Outcome | None = None  # of the last run
+    ended: bool = False  # for good
+
+    def __post_init__(self) -> None:
+        """Load and build. Raises what `xenemu run` raises for what cannot be had."""
+        boot, self._started = self.boot, self.clock()
+        self._steps: list[tuple[Step, re.Pattern[str]]] = []
+        self._reject = [re.compile(pattern, re.MULTILINE) for pattern in boot.reject]
+        self._input = bytearray(boot.input.encode())
+        self._spoke_ns = self._probed_ns = 0
+        self.image = image.load(boot.kernel)
+        self._mark("loaded", 0)
+        config = DomainConfig(
+            boot.memory,
+            os.fsencode(boot.full_cmdline),
+            _initrd(boot),
+            modules=tuple(parse_module("module", text, boot.memory) for text in boot.module),
+        )
+        try:
+            self.machine = Machine(self.image, config, boot.mode)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            size = format_size(boot.memory)
+            raise UsageError(f"memory: this host has no {size} to give; try less") from None
+        self._linux = Linux(self.machine.current, self.image)
+        self._mark("built", 0)
+
+    # What to do with the guest.
+
+    def run(self, steps: Sequence[Step], timeout: float | None, to_end: bool = True) -> Outcome:
+        """Run until each of `steps` is met in turn; with `to_end`, until the guest ends."""
+        if self.ended and self.outcome:
+            return self.outcome
+        self._steps = [(step, re.compile(step.pattern, re.MULTILINE)) for step in steps]
+        self._to_end = to_end
+        self.matches = []
+        self._advance()
+        self.outcome = self.machine.run(self, Limits(timeout, self.clock))
+        if self.outcome.end is not End.EXPECTED:
+            self.ended = True
+            self._mark("end", self.machine.engine.now_ns)
+        return self.outcome
+
+    def run_plan(self) -> list[Finding]:
+        """Run the boot as its plan has it; return what speaks against it."""
+        boot = self.boot
+        outcome = self.run(boot.expect, boot.timeout, to_end=bool(boot.exit) or not boot.expect)
+        return self.judge(outcome)
+
+    def send(self, data: bytes) -> None:
+        """Type at the guest's console when it runs again."""
+        self._input += data
+
+    def judge(self, outcome: Outcome) -> list[Finding]:
+        """What speaks against the guest as it is now."""
+        linux, domain = self._linux, self.machine.domain
+        crashed = domain.shutdown_code == SHUTDOWN_crash
+        last = domain.calls[-1] if domain.calls else None
+        halted = last is not None and last.name == "vcpu_op" and last.args[0] == VCPUOP_down
+        facts = Facts(
+            ended=End.GUEST_CRASH if crashed else outcome.end,
+            reason=outcome.reason,
+            panicked=linux.panicked,
+            died_early=(halted or outcome.end is End.IDLE) and linux.died_early,
+            halted=halted,
+            taint=linux.taint,
+            console=self.transcript.text,
+            log=linux.log(),
+            unmet=[step.pattern for step, _ in self._steps],
+            findings=self.findings,
+            cases=parse(self.transcript.text),
+        )
+        return judge(facts, self.boot.exit, self.boot.tolerate)
+
+    def report(self) -> str:
+        """Where the guest is, as `xenemu run` would tell."""
+        outcome = self.outcome or Outcome(End.STOPPED, "")
+        advice = f"What to do: {outcome.advice}\n" if outcome.advice else ""
+        return advice + report(self.machine.current, self.image, outcome.reason)
+
+    # Terminal.
+
+    def write(self, data: bytes) -> None:
+        """Keep what the guest printed, and look for what is expected and what is forbidden."""
+        now_ns = self.machine.engine.now_ns
+        if not self.transcript.raw and not self.transcript.dropped:
+            self._mark("console", now_ns)
+        self._spoke_ns = now_ns
+        for line in self.transcript.feed(data, now_ns):
+            for name, pattern in MILESTONES.items():
+                if pattern.match(line) and not any(phase.name == name for phase in self.phases):
+                    self._mark(name, now_ns)
+        for pattern in self._reject:
+            if not self.findings and (found := self.transcript.has(pattern)):
+                words = f"the console shows {found[0]!r}, which {pattern.pattern!r} forbids"
+                self.findings.append(Finding(Verdict.REJECTED, words))
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._steps and (found := self.transcript.find(self._steps[0][1])):
+            step, _ = self._steps.pop(0)
+            self.matches.append(found)
+            self.captures |= {k: v for k, v in found.groupdict().items() if v is not None}
+            self._input += step.send.encode()
+            self._mark(f"expect {len(self.matches)}", self.machine.engine.now_ns)
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        """What is typed; nobody waits, as nothing else will be until the guest prints."""
+        data = bytes(self._input[:room])
+        del self._input[:room]
+        return data
+
+    @property
+    def interactive(self) -> bool:
+        """No person types, so that idle time is skipped."""
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing is to be typed before the guest prints more."""
+        return not self._input
+
+    def check(self) -> Outcome | None:
+        """Why to stop, if the console, the guest's clock or the kernel's memory says so."""
+        self.step(self)
+        boot, now_ns = self.boot, self.machine.engine.now_ns
+        if self.findings:
+            return Outcome(End.STOPPED, self.findings[0].reason)
+        if not self._steps and not self._to_end:
+            return Outcome(End.EXPECTED, "every expectation is met")
+        silent_ns = now_ns - self._spoke_ns
+        if silent_ns >= PROBE_NS and now_ns - self._probed_ns >= PROBE_NS:
+            self._probed_ns = now_ns
+            if self._linux.panicked:
+                return Outcome(End.STOPPED, "the kernel panicked, and does nothing more")
+        if now_ns >= boot.virtual_timeout * 1e9:
+            words = f"still running after {boot.virtual_timeout:g} s of its own time"
+            return self._stop(Verdict.TIMEOUT, words)
+        if silent_ns >= boot.quiet_timeout * 1e9:
+            words = f"it printed nothing for {boot.quiet_timeout:g} s of its own time"
+            return self._stop(Verdict.QUIET, words)
+        return None
+
+    def _stop(self, verdict: Verdict, reason: str) -> Outcome:
+        self.findings.append(Finding(verdict, reason))
+        return Outcome(End.STOPPED, reason)
+
+    def _mark(self, name: str, virtual_ns: int) -> None:
+        self.phases.append(Phase(name, virtual_ns, self.clock() - self._started))
+
+
+def _initrd(boot: Boot) -> bytes:
+    if boot.init or boot.rootfs:
+        return initramfs.make(boot.init, boot.rootfs, boot.busybox)
+    return read_module("initrd", boot.initrd, boot.memory) if boot.initrd else b""

@@ -1,0 +1,252 @@
+"""What became of a boot, told from what is certain first.
+
+First comes how the machine ended: the shutdown reason, the hypervisor's refusal, a triple fault, a
+wait for nothing. Then what the kernel's memory says: panic_cpu and the taint. What is printed
+comes last. It gives the words for what the first two say, and counts by itself only where they
+say nothing; then a line must begin as the kernel's do, with a time stamp unless the kernel prints
+none. So a program that prints ``Kernel panic - not syncing`` raises no alarm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from xenemu.linux import STAMP, TAINT_DIE, TAINT_SOFTLOCKUP, TAINT_WARN, LogLine
+from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End
+from xenemu.smoke.ktap import Case, Status
+
+
+class Verdict(Enum):
+    """What became of a boot, the gravest first; the value is a stable word."""
+
+    XENEMU = "xenemu"  # its own fault: a bug, a crash of the engine
+    IMAGE = "image"  # the kernel, or what goes with it, cannot be used
+    FIT = "fit"
+    REFUSED = "refused"
+    TRIPLE_FAULT = "triple-fault"
+    PANIC = "panic"
+    INIT_EXIT = "init-exit"  # a panic because init ended
+    CRASH = "crash"  # the guest said that it crashed, and not why
+    WATCHDOG = "watchdog"
+    BUG = "bug"
+    OOPS = "oops"
+    LOCKUP = "lockup"  # a soft lockup, an RCU stall, a hung task
+    WARNING = "warning"
+    IDLE = "idle"  # waits for what can never come
+    QUIET = "quiet"
+    TIMEOUT = "timeout"
+    REJECTED = "rejected"  # the console has shown what it must not
+    UNMET = "unmet"  # ended before every expectation was met
+    END = "end"  # ended in another way than it should
+    TESTS = "tests"  # a test failed, by its KTAP
+    PASS = "pass"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that says so, as documented for `xenemu run`."""
+        return EXIT_CODES.get(self, 4 if self in KERNELS else 3)
+
+    @property
+    def is_kernels_own(self) -> bool:
+        """Whether a kernel may go on after it, so that a plan may tolerate it."""
+        return self in (Verdict.BUG, Verdict.OOPS, Verdict.LOCKUP, Verdict.WARNING)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether nothing is known of the kernel, as the boot did not take place."""
+        return self in (Verdict.XENEMU, Verdict.IMAGE, Verdict.FIT)
+
+
+KERNELS: Final = (
+    *(Verdict.PANIC, Verdict.INIT_EXIT, Verdict.CRASH, Verdict.WATCHDOG),
+    *(Verdict.BUG, Verdict.OOPS, Verdict.LOCKUP, Verdict.WARNING),
+)
+EXIT_CODES: Final = {
+    Verdict.XENEMU: EXIT_BUG,
+    Verdict.IMAGE: EXIT_IMAGE,
+    Verdict.FIT: EXIT_FIT,
+    Verdict.REFUSED: 5,
+    Verdict.TRIPLE_FAULT: 5,
+    Verdict.IDLE: 6,
+    Verdict.QUIET: 6,
+    Verdict.TIMEOUT: 6,
+    Verdict.PASS: 0,
+}
+ENDS: Final = {
+    End.REFUSED: Verdict.REFUSED,
+    End.TRIPLE_FAULT: Verdict.TRIPLE_FAULT,
+    End.WATCHDOG: Verdict.WATCHDOG,
+    End.IDLE: Verdict.IDLE,
+    End.TIMEOUT: Verdict.TIMEOUT,
+}
+CLEAN: Final = {
+    End.POWEROFF: "poweroff",
+    End.REBOOT: "reboot",
+    End.SUSPEND: "suspend",
+}
+
+# What the kernel prints: the verdict, the taint bit that goes with it, and the line.
+# In Linux: kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c, kernel/rcu/tree_stall.h,
+# lib/bug.c, arch/x86/kernel/dumpstack.c, arch/x86/mm/fault.c
+PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
+INIT_EXIT: Final = "Attempted to kill init!"
+PATTERNS: Final = [
+    (Verdict.BUG, TAINT_DIE, re.compile(r"kernel BUG at \S+:\d+!")),
+    (
+        Verdict.OOPS,
+        TAINT_DIE,
+        re.compile(
+            r"BUG: unable to handle |BUG: kernel NULL pointer|Oops: |general protection fault"
+            r"|(?:invalid opcode|divide error|stack segment|double fault|int3): [0-9a-f]{4} \["
+        ),
+    ),
+    (Verdict.LOCKUP, TAINT_SOFTLOCKUP, re.compile(r"watchdog: BUG: soft lockup - CPU#\d+ stuck")),
+    (Verdict.LOCKUP, 0, re.compile(r"rcu: INFO: \w+ (?:self-)?detected (?:expedited )?stalls? on")),
+    (Verdict.LOCKUP, 0, re.compile(r"INFO: task .{1,80} blocked for more than \d+ seconds")),
+    (Verdict.WARNING, TAINT_WARN, re.compile(r"WARNING: (?:CPU: \d+ PID: \d+|\S+:\d+) at ")),
+    (Verdict.WARNING, 0, re.compile(r"WARNING: (?:possible|suspicious|inconsistent|bad unlock) ")),
+    (Verdict.BUG, 0, re.compile(r"BUG: (?!unable to handle |kernel NULL pointer)\S")),
+]
+BANNER: Final = re.compile(r"Linux version \d")
+TAINTED: Final = {
+    TAINT_DIE: (Verdict.OOPS, "the kernel's taint says that it oopsed (D)"),
+    TAINT_SOFTLOCKUP: (Verdict.LOCKUP, "the kernel's taint says that it was locked up (L)"),
+    TAINT_WARN: (Verdict.WARNING, "the kernel's taint says that it warned (W)"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was found: what it makes of the boot, and a sentence."""
+
+    verdict: Verdict
+    reason: str
+
+
+@dataclass
+class Facts:
+    """What is known of a boot that has ended.
+
+    `ended` and `reason` are the machine's; `findings` those of whoever watched it. `panicked`
+    and `taint` are from the kernel's memory (None: not to be had), as is `log`.
+    """
+
+    ended: End
+    reason: str
+    panicked: bool = False
+    died_early: bool = False  # by an exception, before the kernel could handle any
+    halted: bool = False  # every vcpu is down, and none had asked for a shutdown
+    taint: int | None = None
+    console: Sequence[str] = ()
+    log: Sequence[LogLine] = ()
+    unmet: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+    cases: Sequence[Case] = field(default=())
+
+
+def judge(
+    facts: Facts, exits: Sequence[str] = (), tolerate: Sequence[Verdict] = ()
+) -> list[Finding]:
+    """Everything that speaks against a boot, the gravest first; nothing if it has passed.
+
+    `exits` are the ends that it should have one of: a clean end's word, or a verdict's, which
+    then does not speak against it.
+    """
+    found = [*facts.findings, *_machine(facts), *_kernel(facts)]
+    found += [Finding(Verdict.UNMET, _unmet(facts))] if facts.unmet else []
+    found += _tests(facts.cases)
+    happened = {finding.verdict.value for finding in found} | {CLEAN.get(facts.ended, "")}
+    if exits and not happened & set(exits):
+        wanted = " or ".join(exits)
+        found.append(Finding(Verdict.END, f"{facts.reason}; it should have ended by {wanted}"))
+    spared = {*exits, *(verdict.value for verdict in tolerate)}
+    order = list(Verdict)
+    return sorted(
+        (finding for finding in found if finding.verdict.value not in spared),
+        key=lambda finding: order.index(finding.verdict),
+    )
+
+
+def _machine(facts: Facts) -> list[Finding]:
+    found = [Finding(ENDS[facts.ended], facts.reason)] if facts.ended in ENDS else []
+    if facts.halted:  # Xen then powers the domain off, as if it had asked
+        found.append(Finding(Verdict.IDLE, "the guest halted for good, without a shutdown"))
+    if facts.died_early:
+        words = "an exception before the kernel could handle any: see the backtrace"
+        found.append(Finding(Verdict.PANIC, words))
+    if facts.panicked or facts.ended is End.GUEST_CRASH:
+        found.append(_panic(facts))
+    return found
+
+
+def _panic(facts: Facts) -> Finding:
+    message = next(
+        (found[1] for text in _kernel_lines(facts) if (found := PANIC.match(text))), None
+    )
+    if message is not None:
+        kind = Verdict.INIT_EXIT if message.startswith(INIT_EXIT) else Verdict.PANIC
+        return Finding(kind, f"Kernel panic - not syncing: {message}")
+    if facts.panicked:
+        return Finding(Verdict.PANIC, "the kernel panicked, and what it said is not known")
+    return Finding(Verdict.CRASH, facts.reason)
+
+
+def _kernel(facts: Facts) -> list[Finding]:
+    """What the kernel complained of, the first of each kind."""
+    found: dict[Verdict, Finding] = {}
+    seen = 0  # taint bits whose words were found
+    for text in _kernel_lines(facts):
+        for verdict, bit, pattern in PATTERNS:
+            if not pattern.match(text):
+                continue
+            if not bit or facts.taint is None or facts.taint & bit:
+                seen |= bit
+                found.setdefault(verdict, Finding(verdict, text))
+            break
+    for bit, (verdict, reason) in TAINTED.items():
+        if (facts.taint or 0) & bit & ~seen:
+            found.setdefault(verdict, Finding(verdict, reason))
+    return list(found.values())
+
+
+def _kernel_lines(facts: Facts) -> list[str]:
+    """What the kernel itself printed, as far as that can be told."""
+    own = [line.text for line in facts.log if line.facility == 0]
+    programs = {line.text for line in facts.log if line.facility != 0}  # by /dev/kmsg
+    return [*own, *(text for text in kernel_lines(facts.console) if text not in programs)]
+
+
+def kernel_lines(console: Iterable[str]) -> list[str]:
+    """The lines of a console that are the kernel's, without their stamps.
+
+    A kernel's banner shows whether it stamps its lines; one that was never seen, does.
+    """
+    stamped, found = True, []
+    for line in console:
+        stamp = STAMP.match(line)
+        if stamp:
+            found.append(line[stamp.end() :])
+        elif not found and BANNER.match(line):
+            stamped = False
+            found.append(line)
+        elif not stamped:
+            found.append(line)
+    return found
+
+
+def _unmet(facts: Facts) -> str:
+    return f"{facts.reason}; never seen: " + ", ".join(map(repr, facts.unmet))
+
+
+def _tests(cases: Sequence[Case]) -> list[Finding]:
+    failed = [case for case in cases if case.status is Status.FAIL]
+    if not failed:
+        return []
+    why = f" ({failed[0].reason})" if failed[0].reason else ""
+    return [
+        Finding(Verdict.TESTS, f"{len(failed)} of {len(cases)} tests failed: {failed[0].name}{why}")
+    ]
