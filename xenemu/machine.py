@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Protocol
 
 from hypercalls import TABLE
@@ -22,11 +23,13 @@ from xenemu.abi.sched import (
     SHUTDOWN_suspend,
     SHUTDOWN_watchdog,
 )
+from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
 from xenemu.hv.vcpu import RunState, Vcpu
@@ -149,11 +152,25 @@ class Machine:
         assert p2m is not None
         return NativeEngine(self.domain.memory, p2m, PORTS)
 
-    def run(self, terminal: Terminal, limits: Limits | None = None) -> Outcome:
-        """Run the guest to its end, or until `terminal` or `limits` say to stop."""
+    def run(
+        self,
+        terminal: Terminal,
+        limits: Limits | None = None,
+        debugger: Debugger | None = None,
+    ) -> Outcome:
+        """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop."""
         limits = limits or Limits()
         try:
-            return self._run(terminal, limits)
+            outcome = self._run_to_end(terminal, limits, debugger)
+            if debugger:
+                debugger.ended(outcome)
+        except RunEnded as ended:
+            outcome = ended.outcome
+        return outcome
+
+    def _run_to_end(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> Outcome:
+        try:
+            return self._run(terminal, limits, debugger)
         except TripleFault as fault:
             crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
         except DomainCrash as crash:
@@ -162,8 +179,9 @@ class Machine:
         self._show_output(terminal)
         return terminal.check() or crashed
 
-    def _run(self, terminal: Terminal, limits: Limits) -> Outcome:
+    def _run(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> Outcome:
         domain, engine = self.domain, self.engine
+        run = debugger.run if debugger else engine.run
         while True:
             for key in domain.timers.pop_due(engine.now_ns):
                 if not self.exits.timer(key):
@@ -172,9 +190,11 @@ class Machine:
             ended = self._ended(terminal, limits)
             if ended:
                 return ended
+            if debugger:
+                debugger.look()
             vcpu = self._next_vcpu()
             if vcpu is None:
-                if not self._wait(terminal, limits):
+                if not (self._wait(terminal, limits) or (debugger and debugger.idle())):
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
             self._switch_to(vcpu)
@@ -182,8 +202,13 @@ class Machine:
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
             deadline = engine.now_ns + SLICE_NS
-            engine.run(deadline if next_ns is None else min(deadline, next_ns))
+            run(deadline if next_ns is None else min(deadline, next_ns))
             self.exits.stopped()
+
+    @cached_property
+    def debug(self) -> DebugPort:
+        """The CPU's verbs for a debugger."""
+        return DebugPort(self.engine)
 
     def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
         code = self.domain.shutdown_code
