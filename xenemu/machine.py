@@ -194,7 +194,8 @@ class Machine:
                 debugger.look()
             vcpu = self._next_vcpu()
             if vcpu is None:
-                if not (self._wait(terminal, limits) or (debugger and debugger.idle())):
+                waited = self._wait(terminal, limits, debugger)
+                if not (waited or (debugger and debugger.idle())):
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
             self._switch_to(vcpu)
@@ -244,7 +245,7 @@ class Machine:
         if vcpu.runstate is not RunState.RUNNING:
             scheduler.run(current)
 
-    def _wait(self, terminal: Terminal, limits: Limits) -> bool:
+    def _wait(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> bool:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
         domain, engine = self.domain, self.engine
         next_ns = domain.timers.next_ns()
@@ -264,6 +265,8 @@ class Machine:
             domain.console.feed(domain, data)
             if terminal.interactive:
                 engine.skip_to(engine.now_ns + passed)
+        elif debugger and debugger.calls():
+            engine.skip_to(engine.now_ns + min(passed, wait_ns or 0))
         elif next_ns is not None:
             engine.skip_to(next_ns)
         return True

@@ -22,6 +22,9 @@ from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.errors import FitError, UsageError
+from xenemu.gdb.channel import Listener, listen
+from xenemu.gdb.server import Server
+from xenemu.gdb.target import Target
 from xenemu.hv.building import Module
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
@@ -130,6 +133,15 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
     ] = TraceFormat.TEXT,
+    gdb: Annotated[
+        str | None,
+        typer.Option(
+            help="Wait at the first instruction for a gdb, and let it debug the guest. Without"
+            " HOST, on the loopback interface; port 0 is any that is free. With stdio, the"
+            " console goes to standard error.",
+            metavar="[HOST]:PORT|unix:PATH|stdio",
+        ),
+    ] = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -154,8 +166,14 @@ def run(
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
         raise UsageError(f"--timeout {timeout:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
-    with _open_new("--log", log) as log_file, _open_new("--trace-file", trace_file) as traced:
-        code = _run(kernel, mode, config, timeout, expectations, log_file, asked, traced, verbose)
+    with (
+        _open_new("--log", log) as log_file,
+        _open_new("--trace-file", trace_file) as traced,
+        _listen(gdb) as gdbs,
+    ):
+        code = _run(
+            kernel, mode, config, timeout, expectations, log_file, asked, traced, gdbs, verbose
+        )
     raise typer.Exit(code)
 
 
@@ -168,9 +186,12 @@ def _run(
     log: int | None,
     asked: Watching,
     trace_file: int | None,
+    listener: Listener | None,
     verbose: bool,
 ) -> int:
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
+    if listener and listener.takes_stdio:
+        stdin, stdout = None, _descriptor(sys.stderr)
     told = sys.stderr is not None and sys.stderr.isatty()
     status = Status(sys.stderr if told else None, shared=stdout is not None and os.isatty(stdout))
     try:
@@ -188,9 +209,13 @@ def _run(
             _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
         stderr = Sink(_descriptor(sys.stderr), "standard error", terminal, status)
         trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
+        limits, server = Limits(timeout), None
+        if listener:
+            server = Server(Target(machine, loaded), listener, terminal, limits, _tell)
+            terminal.callers = server.descriptors
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
-            outcome = machine.run(terminal, Limits(timeout))
+            outcome = machine.run(terminal, limits, server)
         host_s = time.monotonic() - started
     finally:
         typer.echo(status.end(), err=True, nl=False)
@@ -269,6 +294,21 @@ def _read_module(option: str, path: Path, memory: int) -> bytes:
     if len(data) == memory:
         raise FitError(f"{option} {path}: larger than the guest's memory; see --memory")
     return data
+
+
+@contextmanager
+def _listen(spec: str | None) -> Iterator[Listener | None]:
+    """Listen for gdb, and say where."""
+    if spec is None:
+        yield None
+        return
+    listener = listen(spec)
+    try:
+        if not listener.takes_stdio:
+            _tell(f"waiting for gdb: target remote {listener.address}")
+        yield listener
+    finally:
+        listener.close()
 
 
 @contextmanager

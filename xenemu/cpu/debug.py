@@ -13,6 +13,7 @@ from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
 from xenemu.hv.debug import Access, Cause, Halt, Watch
 
+ENV_KERNEL_GS_BASE = 4864
 MAX_RETRIES = 8  # how often an instruction can fault, be helped by the hypervisor, and start anew
 FLOAT_NAMES = {"fctrl": "FPCW", "fstat": "FPSW", "ftag": "FPTAG"}
 FLOAT_NAMES |= {f"st{n}": f"FP{n}" for n in range(8)}
@@ -105,6 +106,11 @@ class DebugPort:
     def catch_faults(self, vectors: Collection[int]) -> None:
         """Halt at these faults, before the guest has them."""
         self._state.caught_faults = sum(1 << vector for vector in set(vectors))
+
+    @property
+    def kernel_gs_base(self) -> int:
+        """The MSR of that name."""
+        return int(ctypes.c_uint64.from_address(self._state.env + ENV_KERNEL_GS_BASE).value)
 
     def float_register(self, name: str) -> bytes:
         """See `DebugCpu.float_register`."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import Protocol
+from typing import Final, Protocol
 
 from xenemu.outcome import Outcome
+
+MAX_BREAKPOINTS: Final = 256  # as in cpu/shim.c
+MAX_WATCHPOINTS: Final = 16
 
 
 class Access(IntFlag):
@@ -19,6 +22,9 @@ class Access(IntFlag):
 
     READ = 1
     WRITE = 2
+
+
+NO_ACCESS = Access(0)
 
 
 class Cause(Enum):
@@ -38,7 +44,7 @@ class Halt:
 
     cause: Cause
     vaddr: int = 0
-    access: Access = Access(0)
+    access: Access = NO_ACCESS
     vector: int = 0
 
 
@@ -99,6 +105,9 @@ class Debugger(Protocol):
 
     def look(self) -> None:
         """Hold the guest if somebody wants it, though no vcpu may be runnable."""
+
+    def calls(self) -> bool:
+        """Whether somebody wants the guest held: a wait for idle time then ends early."""
 
     def idle(self) -> bool:
         """Nothing can wake the guest: wait for somebody to do so; False if nobody can."""

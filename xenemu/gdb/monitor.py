@@ -1,0 +1,28 @@
+"""The monitor commands: what a person asks of the hypervisor, past gdb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xenemu.gdb.files import Files
+from xenemu.gdb.target import Target
+
+
+class Monitor:
+    """Runs one line at a time. `say` shows a text at once; `request` holds the guest."""
+
+    def __init__(
+        self,
+        target: Target,
+        files: Files,
+        say: Callable[[str], None],
+        request: Callable[[str], None],
+    ) -> None:
+        self._target = target
+
+    def reset(self) -> None:
+        """The gdb that gave commands is gone."""
+
+    def run(self, line: str) -> str:
+        """Run a command; what it prints."""
+        return f"there is no command {line!r}\n"
