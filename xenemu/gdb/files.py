@@ -6,13 +6,12 @@ gdb manual: Host I/O Packets; The File Stat Structure.
 from __future__ import annotations
 
 import struct
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from xenemu.gdb.rsp import PACKET_SIZE, number
 from xenemu.gdb.symbolfile import symbol_file
-from xenemu.image import Image
+from xenemu.gdb.target import Target
 
 ENOENT, EBADF, EINVAL, EROFS = 2, 9, 22, 30  # gdb's own numbers, which are Linux's
 REGULAR_READABLE: Final = 0o100444
@@ -20,20 +19,28 @@ REGULAR_READABLE: Final = 0o100444
 STAT: Final = struct.Struct(">7I3Q3I")
 MAX_READ: Final = PACKET_SIZE // 2  # escaped, it may be twice as long
 BLOCK: Final = 4096
+PHYSICAL_SUFFIX: Final = ".physical"
 
 
 class Files:
     """The one file that there is: the kernel with its symbols."""
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self._open: set[int] = set()
-        self.path = str(Path(image.path).absolute())
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._open: dict[int, memoryview] = {}
+        self._contents: dict[str, memoryview] = {}
 
-    @cached_property
-    def contents(self) -> memoryview:
-        """The file's bytes."""
-        return symbol_file(self._image)
+    @property
+    def path(self) -> str:
+        """What the file is called; in another layout it is another file."""
+        path = str(Path(self._target.image.path).absolute())
+        return path + PHYSICAL_SUFFIX if self._target.shows_physical else path
+
+    def _read(self) -> memoryview:
+        if self.path not in self._contents:
+            physical = self._target.shows_physical
+            self._contents[self.path] = symbol_file(self._target.image, physical)
+        return self._contents[self.path]
 
     def close_all(self) -> None:
         """The gdb that had files open is gone."""
@@ -57,23 +64,24 @@ class Files:
         if descriptor not in self._open:
             return _error(EBADF)
         if verb == b"close":
-            self._open.discard(descriptor)
+            del self._open[descriptor]
             return b"F0"
         if verb == b"fstat":
-            return _with_data(self._stat())
+            return _with_data(_stat(len(self._open[descriptor])))
         count, offset = map(number, arguments[1:3])
-        return _with_data(bytes(self.contents[offset : offset + min(count, MAX_READ)]))
+        piece = self._open[descriptor][offset : offset + min(count, MAX_READ)]
+        return _with_data(bytes(piece))
 
     def _open_file(self, path: str) -> bytes:
         if path != self.path:
             return _error(ENOENT)
         descriptor = max(self._open, default=2) + 1
-        self._open.add(descriptor)
+        self._open[descriptor] = self._read()
         return b"F%x" % descriptor
 
-    def _stat(self) -> bytes:
-        size = len(self.contents)
-        return STAT.pack(0, 1, REGULAR_READABLE, 1, 0, 0, 0, size, BLOCK, -(-size // 512), 0, 0, 0)
+
+def _stat(size: int) -> bytes:
+    return STAT.pack(0, 1, REGULAR_READABLE, 1, 0, 0, 0, size, BLOCK, -(-size // 512), 0, 0, 0)
 
 
 def _error(errno: int) -> bytes:

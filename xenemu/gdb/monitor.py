@@ -19,10 +19,14 @@ class Monitor:
         request: Callable[[str], None],
     ) -> None:
         self._target = target
+        self.x = 1
 
     def reset(self) -> None:
         """The gdb that gave commands is gone."""
 
     def run(self, line: str) -> str:
         """Run a command; what it prints."""
+        if line == "arch auto":
+            self._target.follows_mode = True
+            return "ok"
         return f"there is no command {line!r}\n"

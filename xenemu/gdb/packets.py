@@ -23,7 +23,7 @@ from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watch
 Answer = bytes | Go | None
 
 SUPPORTED: Final = (
-    f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;"
+    f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;exec-events+;"
     "qXfer:features:read+;qXfer:exec-file:read+;qXfer:memory-map:read+;qXfer:threads:read+"
 ).encode()
 WATCH_TYPES: Final = {2: Access.WRITE, 3: Access.READ, 4: Access.READ | Access.WRITE}
@@ -50,7 +50,7 @@ class Packets:
 
     def __init__(self, target: Target, say: Callable[[str], None]) -> None:
         self._target = target
-        self._files = Files(target.image)
+        self._files = Files(target)
         self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
         self._monitor = Monitor(target, self._files, say, self._request)
         self._handlers = _handlers(self)
@@ -59,6 +59,7 @@ class Packets:
     def reset(self) -> None:
         """Forget the gdb that was: its breakpoints are gone, and the next one acknowledges."""
         self.acknowledged = True
+        self._follows_exec = False
         self.hardware: set[int] = set()
         self.software: set[int] = set()
         self.watches: set[Watch] = set()
@@ -99,8 +100,10 @@ class Packets:
 
     # What gdb asks first.
 
-    def supported(self, _features: bytes) -> Answer:
+    def supported(self, features: bytes) -> Answer:
         """What this stub can do."""
+        self._follows_exec = b"exec-events+" in features
+        self._target.describe_now()
         return SUPPORTED
 
     def ok(self, _rest: bytes) -> Answer:
@@ -110,6 +113,15 @@ class Packets:
     def why(self, _rest: bytes) -> Answer:
         """Why the guest is held."""
         return self.stop_reply(self._last_stop)
+
+    def redescribes(self) -> bytes | None:
+        """Where gdb must read the description anew first: what makes it do so."""
+        if not self._follows_exec or not self._target.describe_now():
+            return None
+        return b"T05exec:%s;thread:%x;" % (
+            self._files.path.encode().hex().encode(),
+            self._target.current_thread,
+        )
 
     def stop_reply(self, stop: Stop) -> bytes:
         """A stop, with the registers that gdb asks for each time."""
@@ -242,7 +254,8 @@ class Packets:
     def _change(self, rest: bytes, change: Callable[[set, object], None]) -> Answer:  # type: ignore[type-arg]
         kind, vaddr, size = (number(field) for field in rest.split(b";")[0].split(b","))
         if kind in (0, 1):
-            change(self.hardware if kind else self.software, vaddr)
+            for place in self._target.aliases(vaddr):
+                change(self.hardware if kind else self.software, place)
         elif kind in WATCH_TYPES:
             if not 0 < size <= 4096:
                 raise Refused(f"a watchpoint of {size} bytes: 1 to 4096 can be watched")

@@ -62,6 +62,7 @@ class Server:
         self._steps = 0
         self._stepped_from: int | None = None  # where a step will begin
         self._last_sent = b""
+        self._kept = False  # gdb has yet to hear of the stop
         self._awaited = False  # gdb waits for a stop reply
 
     # What the machine calls.
@@ -166,7 +167,9 @@ class Server:
         self._packets.select(self.target.current_thread)
         if self._awaited:
             self._awaited = False
-            self._send(self._packets.stop_reply(stop))
+            redescription = self._packets.redescribes()
+            self._kept = redescription is not None  # gdb goes on by itself, and hears the rest
+            self._send(redescription or self._packets.stop_reply(stop))
 
     def _hold(self) -> None:
         """Answer gdb until it lets the guest go; neither its time passes nor that of limits."""
@@ -211,6 +214,7 @@ class Server:
             return
         self._channel, self._decoder, self._awaited = channel, Decoder(), False
         self._packets.reset()
+        self._kept = False
         if self._going is not None:
             self._halt(Stop(SIGTRAP))
 
@@ -241,7 +245,10 @@ class Server:
             self._send(b"E.the guest is running")
             return
         answer = self._packets.handle(payload, self._stop)
-        if isinstance(answer, Go):
+        if isinstance(answer, Go) and self._kept and not answer.detached:
+            self._kept = False
+            self._send(self._packets.stop_reply(self._stop))
+        elif isinstance(answer, Go):
             self._going, self._steps, self._awaited = answer, 0, not answer.detached
             if answer.detached:
                 self._send(b"OK")

@@ -10,9 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from xenemu.errors import ImageError
 from xenemu.image import Image
-from xenemu.image.elf import EM_386, EM_X86_64, ET_EXEC, Elf, parse
+from xenemu.image.elf import EM_386, EM_X86_64, ET_EXEC, parse
 from xenemu.image.symbols import load_symbols
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS = 1, 2, 3, 8
@@ -39,68 +38,53 @@ class Section:
     entry_size: int = 0
 
 
-def symbol_file(image: Image) -> memoryview:
-    """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has."""
-    try:
-        headers = parse(image.elf)
-    except ImageError:
-        return image.elf
-    if headers.section(".symtab"):
-        return image.elf
-    symbols = load_symbols(image.elf, image.segments)
-    names = list(symbols.items())
-    if not names:
-        return image.elf
-    return memoryview(_write(image, headers, _places(image), names))
+def symbol_file(image: Image, physical: bool = False) -> memoryview:
+    """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has.
 
-
-def _places(image: Image) -> list[Section]:
-    """A section without contents for each segment: code if it may be executed."""
-    return [
-        Section(
-            f".segment{index}",
-            SHT_NOBITS,
-            SHF_ALLOC | SHF_EXECINSTR,
-            segment.vaddr,
-            segment.memsz,
-        )
-        for index, segment in enumerate(image.segments)
+    With `physical`, one of 32 bits, whose names are where the kernel was loaded.
+    """
+    headers = parse(image.elf)
+    if headers.section(".symtab") and not physical:
+        return image.elf
+    names = list(load_symbols(image.elf, image.segments).items())
+    if not names and not physical:
+        return image.elf
+    bits = 32 if physical else image.elf_class
+    parts = [
+        (part.vaddr, part.paddr if physical else part.vaddr, part.memsz) for part in image.segments
     ]
-
-
-def _write(
-    image: Image, headers: Elf, places: list[Section], names: list[tuple[int, str]]
-) -> bytes:
-    """Lay out the file."""
-    strings = bytearray(1)
-    table = bytearray(SYM64.size if image.elf_class == 64 else SYM32.size)
+    table, strings = bytearray(SYMBOL[bits](0, 0, 0)), bytearray(1)
     for vaddr, name in names:
-        index = next((n for n, s in enumerate(places, 1) if s.vaddr <= vaddr < s.vaddr + s.size), 0)
-        if not index:
-            continue
-        if image.elf_class == 64:
-            table += SYM64.pack(len(strings), STB_GLOBAL_NOTYPE, 0, index, vaddr, 0)
-        else:
-            table += SYM32.pack(len(strings), vaddr, 0, STB_GLOBAL_NOTYPE, 0, index)
-        strings += name.encode("ascii", "replace") + b"\0"
-    entry_size = SYM64.size if image.elf_class == 64 else SYM32.size
-    sections = [Section("", 0), *places]
-    sections.append(
-        Section(
-            ".symtab",
-            SHT_SYMTAB,
-            data=bytes(table),
-            link=len(sections) + 1,
-            info=1,
-            entry_size=entry_size,
-        )
-    )
+        for index, (start, place, size) in enumerate(parts, 1):
+            if start <= vaddr < start + size:
+                table += SYMBOL[bits](len(strings), index, vaddr - start + place)
+                strings += name.encode("ascii", "replace") + b"\0"
+    sections = [
+        Section("", 0),
+        *(
+            Section(f".segment{n}", SHT_NOBITS, SHF_ALLOC | SHF_EXECINSTR, place, size)
+            for n, (_, place, size) in enumerate(parts)
+        ),
+    ]
+    links = {"link": len(sections) + 1, "info": 1, "entry_size": len(SYMBOL[bits](0, 0, 0))}
+    sections.append(Section(".symtab", SHT_SYMTAB, data=bytes(table), **links))
     sections.append(Section(".strtab", SHT_STRTAB, data=bytes(strings)))
-    return _assemble(image, sections)
+    return memoryview(_assemble(bits, image.entry, sections))
 
 
-def _assemble(image: Image, sections: list[Section]) -> bytes:
-    bits = image.elf_class
+def _symbol64(name: int, section: int, vaddr: int) -> bytes:
+    return SYM64.pack(name, STB_GLOBAL_NOTYPE if name else 0, 0, section, vaddr, 0)
+
+
+def _symbol32(name: int, section: int, vaddr: int) -> bytes:
+    return SYM32.pack(name, vaddr, 0, STB_GLOBAL_NOTYPE if name else 0, 0, section)
+
+
+SYMBOL: Final = {64: _symbol64, 32: _symbol32}
+
+
+def _assemble(bits: int, entry: int, sections: list[Section]) -> bytes:
+    """Lay out the file."""
     section_names = b"\0".join(section.name.encode() for section in sections) + b"\0.shstrtab\0"
     sections = [*sections, Section(".shstrtab", SHT_STRTAB, data=section_names)]
     body, headers, name_at = bytearray(EHDR[bits].size), [], 0
@@ -119,7 +103,7 @@ def _assemble(image: Image, sections: list[Section]) -> bytes:
     ident = b"\x7fELF" + bytes([2 if bits == 64 else 1, 1, 1]) + bytes(9)
     machine = EM_X86_64 if bits == 64 else EM_386
     EHDR[bits].pack_into(
-        body, 0, ident, ET_EXEC, machine, 1, image.entry, 0, len(body), 0,
+        body, 0, ident, ET_EXEC, machine, 1, entry, 0, len(body), 0,
         EHDR[bits].size, 0, 0, SHDR[bits].size, len(sections), len(sections) - 1,
     )  # fmt: skip
     return bytes(body) + b"".join(headers)

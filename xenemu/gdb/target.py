@@ -39,7 +39,32 @@ class Target:
     image: Image
 
     def __post_init__(self) -> None:
-        self.layout: Layout = LAYOUT64 if self.image.elf_class == 64 else LAYOUT32
+        self.follows_mode = False  # gdb is given another layout where the CPU's mode is another
+        self.layout: Layout = self._wanted_layout()
+
+    # The description.
+
+    def _wanted_layout(self) -> Layout:
+        bits = self.image.elf_class if not self.follows_mode else self.code_bits
+        return LAYOUT64 if bits == 64 else LAYOUT32
+
+    def describe_now(self) -> bool:
+        """Make the layout what it is to be; whether it was another."""
+        was, self.layout = self.layout, self._wanted_layout()
+        return was is not self.layout
+
+    @property
+    def shows_physical(self) -> bool:
+        """Whether a 64-bit kernel is shown in its 32-bit code, where it was loaded."""
+        return self.image.elf_class == 64 and self.layout is LAYOUT32
+
+    def aliases(self, vaddr: int) -> list[int]:
+        """The addresses that a breakpoint means: where the kernel was loaded, where it will run."""
+        if self.shows_physical:
+            for part in self.image.segments:
+                if part.vaddr >> 32 and part.paddr <= vaddr < part.paddr + part.memsz:
+                    return [vaddr, part.vaddr + vaddr - part.paddr]
+        return [vaddr]
 
     # Threads: vcpu n is thread n + 1.
 
