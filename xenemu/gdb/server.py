@@ -20,9 +20,10 @@ from xenemu.gdb.packets import Packets
 from xenemu.gdb.rsp import Decoder, Packet, Signal, encode, hex_text
 from xenemu.gdb.stops import SIGABRT, SIGINT, SIGTRAP, Go, Stop, stop_of
 from xenemu.gdb.target import Target
-from xenemu.hv.debug import Halt, RunEnded
+from xenemu.hv.debug import Cause, Halt, RunEnded
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
+from xenemu.x86.flags import vector_name
 
 POLLED_STEPS: Final = 256  # of a range, between two looks for Ctrl-C
 ENDS_TO_LOOK_AT: Final = {End.GUEST_CRASH, End.WATCHDOG, End.REFUSED, End.TRIPLE_FAULT}
@@ -134,6 +135,7 @@ class Server:
 
     def _stop_at_the_door(self) -> None:
         """A step that begins with an upcall to the guest ends at its first instruction."""
+        self._settle_requests()
         before, self._stepped_from = self._stepped_from, None
         if before is not None and self._steps_here() and before != self.target.pc:
             self._halt(Stop(SIGTRAP))
@@ -147,12 +149,14 @@ class Server:
 
     def _settle(self, halt: Halt | None, done: bool) -> None:
         """After a run or a step: hold the guest if it is to be held."""
-        sentence, self._packets.requested = self._packets.requested, ""
-        if sentence:
-            self._console(f"xenemu: {sentence}\n")
+        if halt and halt.cause is Cause.FAULT:
+            self._packets.requested = f"{vector_name(halt.vector)}, which the guest has yet to see"
         if halt:
+            self._console_request()
             self._halt(stop_of(halt, self._packets.hardware, self.target.pc))
-        elif done or sentence:
+        elif self._settle_requests():
+            pass
+        elif done:
             self._halt(Stop(SIGTRAP))
         elif self._steps_here():
             self._stepped_from = self.target.pc
@@ -160,6 +164,19 @@ class Server:
                 self._listen(held=False)
         if self._going is None:
             self._hold()
+
+    def _settle_requests(self) -> bool:
+        """Hold the guest for what was asked for by a monitor command; whether anything was."""
+        asked = self._console_request()
+        if asked:
+            self._halt(Stop(SIGTRAP))
+        return asked
+
+    def _console_request(self) -> bool:
+        sentence, self._packets.requested = self._packets.requested, ""
+        if sentence:
+            self._console(f"xenemu: {sentence}\n")
+        return bool(sentence)
 
     def _halt(self, stop: Stop) -> None:
         """Hold the guest, and say why to a gdb that waits for it."""
