@@ -215,9 +215,14 @@ class Server:
     def _listen(self, held: bool) -> None:
         """Take what is there: connections, packets, Ctrl-C."""
         readable = select.select(self.descriptors(), [], [], 0)[0]
-        if self._channel is not None and self._channel.fileno() in readable:
+        called = self.listener.fileno() in readable
+        while self._channel is not None and self._channel.fileno() in readable:
             self._receive(held)
-        if self.listener.fileno() in readable:
+            # Who calls may be the same gdb again, whose end of the old connection is still unread.
+            if not called:
+                break
+            readable = select.select(self.descriptors(), [], [], 0)[0]
+        if called:
             self._accept()
 
     def _accept(self) -> None:
