@@ -1,7 +1,8 @@
 """An ELF with a kernel's symbols, for a kernel that has them only in its own tables.
 
 A distribution's kernel has neither `.symtab` nor debug information. Its kallsyms make a symbol
-table of sections without contents, which is all that gdb wants to know names.
+table of sections without contents, which is all that gdb wants to know names; its ORC tables make
+call frame information, by which it finds callers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from xenemu.gdb.callframes import debug_frame
 from xenemu.image import Image
 from xenemu.image.elf import EM_386, EM_X86_64, ET_EXEC, parse
+from xenemu.image.orc import Orc
 from xenemu.image.symbols import load_symbols
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS = 1, 2, 3, 8
@@ -66,6 +69,9 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
             for n, (_, place, size) in enumerate(parts)
         ),
     ]
+    orc = Orc(image.elf)
+    if len(orc) and not physical:
+        sections.append(Section(".debug_frame", SHT_PROGBITS, data=debug_frame(orc)))
     links = {"link": len(sections) + 1, "info": 1, "entry_size": len(SYMBOL[bits](0, 0, 0))}
     sections.append(Section(".symtab", SHT_SYMTAB, data=bytes(table), **links))
     sections.append(Section(".strtab", SHT_STRTAB, data=bytes(strings)))
