@@ -74,19 +74,25 @@ class Client:
         self.socket.close()
 
 
-def run_gdb(*commands, timeout=TIMEOUT_S):
-    """The lines that gdb prints for the commands; skips the test where there is no gdb."""
+def gdb_command(*commands):
+    """The command line that has gdb run the commands; skips the test where there is no gdb."""
     if shutil.which("gdb") is None:
         if os.environ.get("CI"):
             pytest.fail("there is no gdb")
         pytest.skip("there is no gdb: apt-get install gdb")
-    each = [word for command in commands for word in ("-ex", command)]
+    settings = ("set width 0", "set pagination off")
+    each = [word for command in (*settings, *commands) for word in ("-ex", command)]
+    return ["gdb", "-nx", "-q", "-batch", *each]
+
+
+def run_gdb(*commands):
+    """The lines that gdb prints for the commands."""
     result = subprocess.run(
-        ["gdb", "-nx", "-q", "-batch", "-ex", "set width 0", "-ex", "set pagination off", *each],
+        gdb_command(*commands),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=timeout,
+        timeout=TIMEOUT_S,
         check=False,
     )
     return result.stdout.decode(errors="replace").splitlines()

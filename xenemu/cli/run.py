@@ -211,8 +211,11 @@ def _run(
         trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
         limits, server = Limits(timeout), None
         if listener:
+            status.phase("xenemu: reading the kernel's symbols")
             server = Server(Target(machine, loaded), listener, terminal, limits, _tell)
             terminal.callers = server.descriptors
+            status.make_room()
+            _tell(f"waiting for gdb: target remote {listener.address}")
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
             outcome = machine.run(terminal, limits, server)
@@ -298,14 +301,12 @@ def _read_module(option: str, path: Path, memory: int) -> bytes:
 
 @contextmanager
 def _listen(spec: str | None) -> Iterator[Listener | None]:
-    """Listen for gdb, and say where."""
+    """Listen for gdb."""
     if spec is None:
         yield None
         return
     listener = listen(spec)
     try:
-        if not listener.takes_stdio:
-            _tell(f"waiting for gdb: target remote {listener.address}")
         yield listener
     finally:
         listener.close()

@@ -28,7 +28,7 @@ class Files:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._open: dict[int, memoryview] = {}
-        self._contents: dict[str, memoryview] = {}
+        self._contents: dict[bool, memoryview] = {}  # by whether it is of physical addresses
 
     @property
     def path(self) -> str:
@@ -36,11 +36,20 @@ class Files:
         path = str(Path(self._target.image.path).absolute())
         return path + PHYSICAL_SUFFIX if self._target.shows_physical else path
 
-    def _read(self) -> memoryview:
-        if self.path not in self._contents:
-            physical = self._target.shows_physical
-            self._contents[self.path] = symbol_file(self._target.image, physical)
-        return self._contents[self.path]
+    def prepare(self) -> memoryview:
+        """Make the file, which takes longer than a gdb is willing to wait for an answer."""
+        return self._prepare(self._target.shows_physical)
+
+    def prepare_all(self) -> None:
+        """Make the files of both layouts."""
+        self._prepare(False)
+        if self._target.image.elf_class == 64:
+            self._prepare(True)
+
+    def _prepare(self, physical: bool) -> memoryview:
+        if physical not in self._contents:
+            self._contents[physical] = symbol_file(self._target.image, physical)
+        return self._contents[physical]
 
     def close_all(self) -> None:
         """The gdb that had files open is gone."""
@@ -76,7 +85,7 @@ class Files:
         if path != self.path:
             return _error(ENOENT)
         descriptor = max(self._open, default=2) + 1
-        self._open[descriptor] = self._read()
+        self._open[descriptor] = self.prepare()
         return b"F%x" % descriptor
 
 

@@ -168,6 +168,7 @@ class Monitor:
         if what not in ("auto", "file"):
             raise ValueError(what)
         self._target.follows_mode = what == "auto"
+        self._files.prepare_all()
         return [f"the CPU runs {self._target.code_bits}-bit code; the next stop tells gdb"]
 
     # What the guest does.

@@ -51,6 +51,7 @@ class Packets:
     def __init__(self, target: Target, say: Callable[[str], None]) -> None:
         self._target = target
         self._files = Files(target)
+        self._files.prepare()
         self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
         self._monitor = Monitor(target, self._files, say, self._request)
         self._handlers = _handlers(self)
