@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
@@ -22,13 +22,14 @@ from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.errors import FitError, UsageError
-from xenemu.gdb.channel import Listener, listen
-from xenemu.gdb.server import Server
-from xenemu.gdb.target import Target
 from xenemu.hv.building import Module
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.report import report
+
+if TYPE_CHECKING:
+    from xenemu.gdb.channel import Listener
+    from xenemu.gdb.server import Server
 
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
@@ -212,8 +213,7 @@ def _run(
         limits, server = Limits(timeout), None
         if listener:
             status.phase("xenemu: reading the kernel's symbols")
-            server = Server(Target(machine, loaded), listener, terminal, limits, _tell)
-            terminal.callers = server.descriptors
+            server = _serve(listener, machine, loaded, terminal, limits)
             status.make_room()
             _tell(f"waiting for gdb: target remote {listener.address}")
         started = time.monotonic()
@@ -305,11 +305,28 @@ def _listen(spec: str | None) -> Iterator[Listener | None]:
     if spec is None:
         yield None
         return
+    from xenemu.gdb.channel import listen  # noqa: PLC0415 (nobody else pays for it)
+
     listener = listen(spec)
     try:
         yield listener
     finally:
         listener.close()
+
+
+def _serve(
+    listener: Listener,
+    machine: Machine,
+    loaded: image.Image,
+    terminal: HostTerminal,
+    limits: Limits,
+) -> Server:
+    from xenemu.gdb.server import Server  # noqa: PLC0415
+    from xenemu.gdb.target import Target  # noqa: PLC0415
+
+    server = Server(Target(machine, loaded), listener, terminal, limits, _tell)
+    terminal.callers = server.descriptors
+    return server
 
 
 @contextmanager
