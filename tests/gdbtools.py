@@ -74,12 +74,17 @@ class Client:
         self.socket.close()
 
 
-def gdb_command(*commands):
-    """The command line that has gdb run the commands; skips the test where there is no gdb."""
+def need_gdb():
+    """Skip the test where there is no gdb; with the environment variable CI, fail."""
     if shutil.which("gdb") is None:
         if os.environ.get("CI"):
             pytest.fail("there is no gdb")
         pytest.skip("there is no gdb: apt-get install gdb")
+
+
+def gdb_command(*commands):
+    """The command line that has gdb run the commands."""
+    need_gdb()
     settings = ("set width 0", "set pagination off")
     each = [word for command in (*settings, *commands) for word in ("-ex", command)]
     return ["gdb", "-nx", "-q", "-batch", *each]

@@ -270,6 +270,14 @@ def test_a_packet_that_arrived_damaged_is_sent_again(held):
         assert client.next() == first
 
 
+def test_a_packet_that_is_repeated_for_want_of_an_acknowledgement_is_answered_once(held):
+    with held(SPIN) as guest:
+        client = Client(guest.address, quiet=False)
+        client.send(b"$qC#b4" * 3)
+        assert client.next() == b"QC1"
+        assert client.ask(b"?")[:3] == b"T05"
+
+
 def test_a_packet_that_is_too_long_is_refused(session):
     assert session.ask(b"m" * (PACKET_SIZE + 100))[:2] == b"E."
     assert stopped(session.ask(b"?")) == b"T05"

@@ -213,9 +213,10 @@ def _run(
         limits, server = Limits(timeout), None
         if listener:
             status.phase("xenemu: reading the kernel's symbols")
-            server = _serve(listener, machine, loaded, terminal, limits)
+            server = _serve(listener, machine, loaded, terminal, limits, expectations)
             status.make_room()
-            _tell(f"waiting for gdb: target remote {listener.address}")
+            if not listener.takes_stdio:
+                _tell(f"waiting for gdb: target remote {listener.address}")
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
             outcome = machine.run(terminal, limits, server)
@@ -320,11 +321,19 @@ def _serve(
     loaded: image.Image,
     terminal: HostTerminal,
     limits: Limits,
+    expectations: Expectations,
 ) -> Server:
     from xenemu.gdb.server import Server  # noqa: PLC0415
     from xenemu.gdb.target import Target  # noqa: PLC0415
 
-    server = Server(Target(machine, loaded), listener, terminal, limits, _tell)
+    server = Server(
+        Target(machine, loaded),
+        listener,
+        terminal,
+        limits,
+        _tell,
+        lambda outcome: judge(outcome, expectations),
+    )
     terminal.callers = server.descriptors
     return server
 

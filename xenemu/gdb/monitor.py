@@ -25,11 +25,26 @@ PLACE: Final = re.compile(
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its arguments and what it does, for `help`, and the function for its words."""
+    """A command, for `help`: its arguments, and what it does."""
 
     usage: str
     help: str
-    run: Callable[[list[str]], list[str]]
+
+
+COMMANDS: Final = {
+    "help": Command("", "this list"),
+    "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest"),
+    "hypercalls": Command("last [N]", "the last hypercalls, with results"),
+    "walk": Command("ADDR", "the page tables' entries on the way to ADDR"),
+    "gva2gpa": Command("ADDR", "where ADDR is in the guest and the machine"),
+    "events": Command("", "the event channels that are not closed"),
+    "symbols": Command("[NAME|ADDR]", "what is there; how to keep them"),
+    "disas": Command("[ADDR [N]]", "code as the CPU reads it now"),
+    "kaslr": Command("", "how far the kernel is from where it was linked"),
+    "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
+    "trace": Command(f"on [{'|'.join(KINDS)}]...|off", "show what the guest does"),
+    "break-on": Command("hypercall NAME|fault N|event PORT|off", "hold the guest there"),
+}
 
 
 class Monitor:
@@ -50,21 +65,19 @@ class Monitor:
         self._breaks = Breaks(target.machine, request)
         self._say = say
         self._tracer: Tracer | None = None
-        self._commands = {
-            "help": Command("", "this list", self._help),
-            "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest", self._info),
-            "hypercalls": Command("last [N]", "the last hypercalls, with results", self._calls),
-            "walk": Command("ADDR", "the page tables' entries on the way to ADDR", self._walk),
-            "gva2gpa": Command("ADDR", "where ADDR is in the guest and the machine", self._gva2gpa),
-            "events": Command("", "the event channels that are not closed", self._events),
-            "symbols": Command("[NAME|ADDR]", "what is there; how to keep them", self._symbols),
-            "disas": Command("[ADDR [N]]", "code as the CPU reads it now", self._disas),
-            "kaslr": Command("", "how far the kernel is from where it was linked", self._kaslr),
-            "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or one", self._arch),
-            "trace": Command(f"on [{'|'.join(KINDS)}]...|off", "show what it does", self._trace),
-            "break-on": Command(
-                "hypercall NAME|fault N|event PORT|off", "hold the guest there", self._break_on
-            ),
+        self._run = {
+            "help": self._help,
+            "info": self._info,
+            "hypercalls": self._calls,
+            "walk": self._walk,
+            "gva2gpa": self._gva2gpa,
+            "events": self._events,
+            "symbols": self._symbols,
+            "disas": self._disas,
+            "kaslr": self._kaslr,
+            "arch": self._arch,
+            "trace": self._trace,
+            "break-on": self._break_on,
         }
 
     def reset(self) -> None:
@@ -77,11 +90,11 @@ class Monitor:
         words = line.split()
         if not words:
             words = ["help"]
-        command = self._commands.get(words[0])
+        command = COMMANDS.get(words[0])
         if command is None:
             return f"there is no monitor command {words[0]!r}; try: monitor help\n"
         try:
-            lines = command.run(words[1:])
+            lines = self._run[words[0]](words[1:])
         except Refused as refused:
             lines = [str(refused)]
         except XenError as error:
@@ -93,7 +106,7 @@ class Monitor:
     def _help(self, _words: list[str]) -> list[str]:
         return [
             f"monitor {name} {command.usage}".ljust(58) + command.help
-            for name, command in self._commands.items()
+            for name, command in COMMANDS.items()
         ]
 
     def _address(self, text: str) -> int:

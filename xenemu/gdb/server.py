@@ -44,7 +44,8 @@ class Person(Protocol):
 class Server:
     """Implements `xenemu.hv.debug.Debugger` for one machine.
 
-    `tell` takes a line for the person at the terminal. The guest is held from its first
+    `tell` takes a line for the person at the terminal; `judge` adds to an end what the console says
+    of it. The guest is held from its first
     instruction on, until a gdb lets it go.
     """
 
@@ -53,6 +54,7 @@ class Server:
     person: Person
     limits: Limits
     tell: Callable[[str], None]
+    judge: Callable[[Outcome], Outcome] = lambda outcome: outcome
 
     def __post_init__(self) -> None:
         self._channel: Channel | None = None
@@ -107,6 +109,7 @@ class Server:
 
     def ended(self, outcome: Outcome) -> None:
         """Tell gdb how the guest ended; one that crashed can be looked at first."""
+        outcome = self.judge(outcome)
         if self._channel is not None and outcome.end in ENDS_TO_LOOK_AT:
             self._console(f"xenemu: {outcome.end.value}: {outcome.reason}\n")
             self._console(
@@ -247,10 +250,13 @@ class Server:
             self.tell("gdb went away without detaching; the guest is held for another")
             self._hang_up()
             self._going = None
+        last: Packet | Signal | None = None
         for event in self._decoder.feed(data):
+            again, last = self._packets.acknowledged and event == last, event
             if isinstance(event, Packet):
                 self._acknowledge(b"+")
-                self._packet(event.payload, held)
+                if not again:  # gdb repeats what is not acknowledged soon, while a kernel loads
+                    self._packet(event.payload, held)
             elif event is Signal.INTERRUPT:
                 if self._going is not None:
                     self._halt(Stop(SIGINT))
@@ -276,6 +282,8 @@ class Server:
                 self._send(b"OK")
                 self._hang_up()
         elif answer is None:
+            if payload != b"k":  # which wants no answer
+                self._send(b"OK")
             self._hang_up()
             raise RunEnded(Outcome(End.STOPPED, "killed by gdb"))
         else:
