@@ -177,11 +177,12 @@ def test_a_run_with_gdb_is_the_run_without(kernel, initrd, xenemu_run, mode):
             f"target remote {guest.address}", "tbreak start_kernel", "continue", "stepi 300",
             "watch *(int *)&system_state", "continue", "x/100i $pc", "info registers", "bt",
             "monitor walk $pc", "delete", "break tick_periodic", "ignore 3 20", "continue",
-            "stepi 50", "finish", "monitor break-on hypercall sched_op", "continue", "detach",
+            "stepi 50", "finish", "delete", "monitor break-on event 3",
+            "continue", "detach",
         )  # fmt: skip
         out, err = guest.finish()
         debugged = finished(out, err, guest.process.returncode)
-    for stop in ("Temporary breakpoint 1, ", "New value = 1", "Breakpoint 3, ", "sched_op("):
+    for stop in ("Temporary breakpoint 1, ", "New value = 1", "Breakpoint 3, ", "raised on port 3"):
         line_with(lines, stop)
     assert debugged == finished(alone.stdout, alone.stderr, alone.returncode)
     assert b"GOT hello" in alone.stdout
