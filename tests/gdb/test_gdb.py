@@ -10,6 +10,7 @@ import pytest
 
 from gdbtools import TIMEOUT_S, gdb_command, run_gdb, waiting, write_script
 from guests import initramfs
+from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
 from xenemu.machine import DomainConfig, Machine, Mode
 
@@ -206,3 +207,21 @@ def test_ctrl_c_in_the_idle_loop_then_detach_and_power_off(kernel, initrd):
         assert guest.process.returncode == 0
         assert b"GOT hello" in out
         assert b"poweroff, exit 0" in err
+
+
+@pytest.mark.parametrize("environment", ["pv64", "pv32"])
+def test_gdb_watches_what_the_guest_watches(environment, tmp_path):
+    """The guest pv-debug checks what its own debug registers do, and says so."""
+    own = guests()["pv-debug"]
+    kernel = build(own, ENVIRONMENTS[environment], tmp_path / "pv-debug")
+    watched = "watch *(int *)&watched"
+    with waiting(kernel, "--mode", "pv", "--memory", own.memory) as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", watched, "break watched_instruction",
+            *["continue"] * 12,
+        )  # fmt: skip
+        out, err = guest.finish()
+        assert guest.process.returncode == 0, err
+    assert out.decode() == own.expected(environment)
+    assert "New value = 7" in lines
+    assert "Breakpoint 2, " in "\n".join(lines)
