@@ -160,6 +160,7 @@ def test_how_the_cpu_reads_code(pvh_target, attributes, bits):
 
 
 def test_another_mode_is_another_description_only_on_request(pvh_target):
+    assert pvh_target.misread
     assert not pvh_target.describe_now()
     pvh_target.follows_mode = True
     assert pvh_target.describe_now()

@@ -242,6 +242,11 @@ class Server:
         self._kept = False
         if self._going is not None:
             self._halt(Stop(SIGTRAP))
+        if self.target.misread:
+            bits = self.target.code_bits
+            self.tell(
+                f"the CPU runs {bits}-bit code, which gdb shows rightly by: monitor arch auto"
+            )
 
     def _receive(self, held: bool) -> None:
         assert self._channel is not None

@@ -58,6 +58,11 @@ class Target:
         """Whether a 64-bit kernel is shown in its 32-bit code, where it was loaded."""
         return self.image.elf_class == 64 and self.layout is LAYOUT32
 
+    @property
+    def misread(self) -> bool:
+        """Whether gdb, by its description, takes the code that runs for that of another mode."""
+        return self.layout is LAYOUT64 and self.code_bits != 64 and not self.follows_mode
+
     def aliases(self, vaddr: int) -> list[int]:
         """The addresses that a breakpoint means: where the kernel was loaded, where it will run."""
         if self.shows_physical:
