@@ -32,7 +32,7 @@ INC_EAX, DEC_ECX, NOP, UD2, STI, VMCALL = (
 )
 STORE = b"\xa3" + DATA.to_bytes(4, "little")  # mov %eax, DATA
 LOAD = b"\x8b\x15" + DATA.to_bytes(4, "little")  # mov DATA, %edx
-REP_STOSB = b"\xf3\xaa"
+REP_STOSB, HLT = b"\xf3\xaa", b"\xf4"
 LOOP = b"\x40\x49\xeb\xfc"  # inc %eax; dec %ecx; jmp -4
 END = 1_000_000
 BREAKPOINT = Halt(Cause.BREAKPOINT)
@@ -301,10 +301,14 @@ def test_too_many_watchpoints_are_refused() -> None:
 # The guest's own debug registers.
 
 
+def arm_own(guest: Guest, vaddr: int, dr7: int) -> None:
+    guest.engine.set_debug_register(0, vaddr)
+    guest.engine.set_debug_register(7, dr7)
+
+
 def test_the_guests_breakpoint_is_its_own() -> None:
-    guest = Guest(INC_EAX * 3 + LOOP, handler=b"\xf4")
-    guest.engine.set_debug_register(0, CODE + 2)
-    guest.engine.set_debug_register(7, 0x402)
+    guest = Guest(INC_EAX * 3 + LOOP, handler=HLT)
+    arm_own(guest, CODE + 2, 0x402)
     guest.debug.set_breakpoints({CODE + 1})
     assert guest.debug.run() == BREAKPOINT
     assert guest.at == 1
@@ -314,9 +318,8 @@ def test_the_guests_breakpoint_is_its_own() -> None:
 
 
 def test_the_debugger_comes_before_the_guests_breakpoint_at_the_same_place() -> None:
-    guest = Guest(INC_EAX * 3 + LOOP, handler=b"\xf4")
-    guest.engine.set_debug_register(0, CODE + 2)
-    guest.engine.set_debug_register(7, 0x402)
+    guest = Guest(INC_EAX * 3 + LOOP, handler=HLT)
+    arm_own(guest, CODE + 2, 0x402)
     guest.debug.set_breakpoints({CODE + 2})
     assert guest.debug.run() == BREAKPOINT
     assert (guest.at, guest.engine.debug_register(6) & 0xF) == (2, 0)
@@ -325,9 +328,8 @@ def test_the_debugger_comes_before_the_guests_breakpoint_at_the_same_place() -> 
 
 
 def test_both_watch_the_same_data() -> None:
-    guest = Guest(INC_EAX + STORE + LOOP, handler=b"\xf4")
-    guest.engine.set_debug_register(0, DATA)
-    guest.engine.set_debug_register(7, 0xD0402)
+    guest = Guest(INC_EAX + STORE + LOOP, handler=HLT)
+    arm_own(guest, DATA, 0xD0402)
     guest.debug.set_watchpoints([Watch(DATA, 4, Access.WRITE)])
     assert guest.debug.run() == Halt(Cause.WATCHPOINT, DATA, Access.WRITE)
     assert (guest.engine.rip, guest.engine.debug_register(6) & 0xF) == (HANDLER, 1)
@@ -339,7 +341,7 @@ def test_both_watch_the_same_data() -> None:
 
 
 def test_a_fault_that_is_caught_is_seen_before_the_guest_has_it() -> None:
-    guest = Guest(INC_EAX + UD2, handler=b"\xf4")
+    guest = Guest(INC_EAX + UD2, handler=HLT)
     guest.debug.catch_faults({UNDEFINED})
     assert guest.debug.run() == Halt(Cause.FAULT, vector=UNDEFINED)
     assert (guest.at, guest.engine.regs[Reg.RSP], guest.engine.instructions) == (1, STACK, 1)

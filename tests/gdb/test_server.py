@@ -218,7 +218,8 @@ def test_a_signal_ends_a_run_that_gdb_holds(held):
     "packet",
     [
         b"m", b"m1", b"mzz,4", b"m-1,4", b"M0,2:0", b"M0,2:000000", b"Mx", b"X0,4:abc", b"p",
-        b"pzz", b"pffff", b"P0", b"P0=zz", b"P0=00", b"Gzz", b"Z", b"Z0", b"Z0,zz,1", b"vCont;",
+        b"pzz", b"pffff", b"P0", b"P0=zz", b"P0=00", b"Gzz", b"Z", b"Z0", b"Z0,zz,1",
+        b"Z0,10000000000000000,1", b"vCont;",
         b"vCont;x", b"vCont;rzz", b"vCont;s:zz", b"qXfer:features:read:target.xml",
         b"qXfer:features:read::0,zz", b"vFile:pread:", b"vFile:open:zz,0,0", b"vFile:pread:zz,1,0",
         b"qRcmd,zz", b"qSearch:memory:1", b"qThreadExtraInfo,zz", b"Tzz", b"Hgzz", b"szz", b"czz",
@@ -231,7 +232,7 @@ def test_a_malformed_packet_is_an_error_and_changes_nothing(session, packet):
 
 
 @pytest.mark.parametrize(
-    "packet", [b"", b"Qfoo", b"vFoo", b"qXfer:auxv:read::0,10", b"Z9,0,1", b"!"]
+    "packet", [b"", b"qCRC:0,1", b"Qfoo", b"vFoo", b"qXfer:auxv:read::0,10", b"Z9,0,1", b"!"]
 )
 def test_an_unknown_packet_is_not_supported(session, packet):
     assert session.ask(packet) == b""
@@ -244,6 +245,8 @@ def test_an_unknown_packet_is_not_supported(session, packet):
         (b"M1,1:00", b"is not mapped"),
         (b"Z2,1000,0", b"1 to 4096"),
         (b"Hg9", b"no thread 9"),
+        (b"m10000000000000000,4", b"is no address"),
+        (b"qSearch:memory:0;ffffffffffff;abc", b"is not mapped"),
         (b"P11=00", b"has 4 bytes"),
     ],
 )
@@ -294,6 +297,14 @@ def test_too_many_breakpoints_are_refused(held):
 def test_a_large_read_is_answered_in_part(session):
     start = rip(session)
     assert len(session.ask(b"m%x,%x" % (start, 1 << 20))) <= PACKET_SIZE
+
+
+def test_a_monitor_command_is_answered_in_the_open(session):
+    session.send(encode(b"qRcmd," + b"info notes".hex().encode()))
+    said = session.next()
+    assert said[:1] == b"O"
+    assert b"Xen " in bytes.fromhex(said[1:].decode())
+    assert session.next() == b"OK"
 
 
 def test_memory_is_searched(session):

@@ -28,7 +28,9 @@ SUPPORTED: Final = (
 ).encode()
 WATCH_TYPES: Final = {2: Access.WRITE, 3: Access.READ, 4: Access.READ | Access.WRITE}
 MAX_READ: Final = (PACKET_SIZE - 16) // 2
+MAX_TEXT: Final = 1 << 14
 SEARCH_CHUNK: Final = 1 << 20
+MAX_HOLES: Final = 1 << 14  # pages that are not mapped, in one search
 VCONT: Final = re.compile(
     rb"(?P<action>[csCSr])(?P<a>[0-9a-fA-F]+)?(?:,(?P<b>[0-9a-fA-F]+))?(?::(?P<thread>-?[0-9a-f]+))?"
 )
@@ -49,7 +51,7 @@ class Packets:
     """What one gdb has said; `say` shows the person at it a text."""
 
     def __init__(self, target: Target, say: Callable[[str], None]) -> None:
-        self._target = target
+        self._target, self._say = target, say
         self._files = Files(target)
         self._files.prepare()
         self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
@@ -161,9 +163,9 @@ class Packets:
         """``qsThreadInfo``."""
         return b"l"
 
-    def current_thread(self, _rest: bytes) -> Answer:
+    def current_thread(self, rest: bytes) -> Answer:
         """``qC``."""
-        return b"QC%x" % self._target.current_thread
+        return b"" if rest else b"QC%x" % self._target.current_thread
 
     def thread_text(self, rest: bytes) -> Answer:
         """``qThreadExtraInfo``."""
@@ -226,14 +228,16 @@ class Packets:
     def search_memory(self, rest: bytes) -> Answer:
         """``qSearch:memory``: the first place of a pattern in a range; unmapped pages have none."""
         start, length, pattern = rest.split(b";", 2)
-        at, end = number(start), number(start) + number(length)
+        at, end, holes = number(start), number(start) + number(length), 0
         with self._target.loaded(self._thread):
             while at < end:
                 size = min(SEARCH_CHUNK, end - at)
                 try:
                     data = self._target.read_memory(at, size)
                 except Refused:
-                    at = (at | 0xFFF) + 1
+                    at, holes = (at | 0xFFF) + 1, holes + 1
+                    if holes > MAX_HOLES:
+                        raise
                     continue
                 found = data.find(pattern)
                 if found >= 0:
@@ -254,6 +258,8 @@ class Packets:
 
     def _change(self, rest: bytes, change: Callable[[set, object], None]) -> Answer:  # type: ignore[type-arg]
         kind, vaddr, size = (number(field) for field in rest.split(b";")[0].split(b","))
+        if vaddr >> 64:
+            raise ValueError(f"{vaddr:#x} is no address")
         if kind in (0, 1):
             for place in self._target.aliases(vaddr):
                 change(self.hardware if kind else self.software, place)
@@ -349,7 +355,9 @@ class Packets:
         """``qRcmd``: a monitor command."""
         with self._target.loaded(self._thread):
             text = self._monitor.run(bytes.fromhex(rest.decode("ascii")).decode(errors="replace"))
-        return hex_text(text) if text else b"OK"
+        for at in range(0, len(text), MAX_TEXT):
+            self._say(text[at : at + MAX_TEXT])
+        return b"OK"
 
 
 def _handlers(packets: Packets) -> list[tuple[bytes, Callable[[bytes], Answer]]]:

@@ -45,8 +45,7 @@ class Server:
     """Implements `xenemu.hv.debug.Debugger` for one machine.
 
     `tell` takes a line for the person at the terminal; `judge` adds to an end what the console says
-    of it. The guest is held from its first
-    instruction on, until a gdb lets it go.
+    of it. The guest is held from its first instruction on, until a gdb lets it go.
     """
 
     target: Target
@@ -126,15 +125,9 @@ class Server:
 
     def _steps_here(self) -> bool:
         going = self._going
-        return (
-            going is not None
-            and going.stepping
-            and going.thread
-            in (
-                None,
-                self.target.current_thread,
-            )
-        )
+        if going is None or not going.stepping:
+            return False
+        return going.thread is None or going.thread == self.target.current_thread
 
     def _stop_at_the_door(self) -> None:
         """A step that begins with an upcall to the guest ends at its first instruction."""

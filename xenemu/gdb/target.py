@@ -172,8 +172,8 @@ class Target:
 
     def read_memory(self, vaddr: int, size: int) -> bytes:
         """As many of `size` bytes as are mapped in one piece; Refused if not even the first is."""
-        pieces, top = [], 1 << 64
-        while size and vaddr < top:
+        pieces: list[bytes] = []
+        while size:
             n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
             try:
                 pieces.append(self.machine.domain.memory.read(self._locate(vaddr), n))
@@ -209,6 +209,8 @@ class Target:
         loaded, and while a PV guest runs a program.
         """
         current = self.machine.current
+        if vaddr >> 64:
+            raise Refused(f"{vaddr:#x} is no address")
         try:
             if tables(current) is None and vaddr >> 32:
                 return self._linked(vaddr)
