@@ -93,6 +93,20 @@ def test_the_entry_of_a_64_bit_kernel_as_pv(kernel):
 # From there on.
 
 
+def test_a_32_bit_kernel_is_stopped_by_name_from_before_paging_on(guest_image):
+    path = guest_image("debian-686-pae")
+    with waiting(path, "--mode", "pvh", "--cmdline", CMDLINE) as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", "p $cr0", "x/i start_kernel", "break start_kernel",
+            "continue", "p $cr0", "x/i start_kernel", "kill",
+        )  # fmt: skip
+    assert "PG" not in line_with(lines, "$1 = ")
+    assert "PG" in line_with(lines, "$2 = ")
+    assert line_with(lines, "Breakpoint 1, ").endswith("in start_kernel ()")
+    first, second = (line[3:] for line in lines if "<start_kernel>:" in line)
+    assert first == second
+
+
 @pytest.mark.parametrize("mode", ["pv", "pvh"])
 def test_names_callers_and_variables(kernel, mode):
     with waiting(kernel, "--mode", mode, "--cmdline", CMDLINE) as guest:

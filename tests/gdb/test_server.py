@@ -241,11 +241,10 @@ def test_an_unknown_packet_is_not_supported(session, packet):
 @pytest.mark.parametrize(
     ("packet", "words"),
     [
-        (b"m1,4", b"is not mapped"),
         (b"M1,1:00", b"is not mapped"),
         (b"Z2,1000,0", b"1 to 4096"),
         (b"Hg9", b"no thread 9"),
-        (b"m10000000000000000,4", b"is no address"),
+        (b"M10000000000000000,1:00", b"is no address"),
         (b"qSearch:memory:0;ffffffffffff;abc", b"is not mapped"),
         (b"P11=00", b"has 4 bytes"),
     ],
@@ -254,6 +253,11 @@ def test_what_cannot_be_is_refused_with_a_reason(session, packet, words):
     answer = session.ask(packet)
     assert answer[:2] == b"E."
     assert words in answer
+
+
+@pytest.mark.parametrize("vaddr", [1, 1 << 64])
+def test_memory_that_cannot_be_read_is_an_error_by_number(session, vaddr):
+    assert session.ask(b"m%x,4" % vaddr) == b"E0e"
 
 
 def test_a_damaged_packet_is_asked_for_again(held):

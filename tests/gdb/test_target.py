@@ -150,6 +150,13 @@ def test_linked_addresses_are_seen_before_paging_is_on(pvh_target):
         pvh_target.read_memory(LINKED + 0x2000, 4)
 
 
+def test_a_32_bit_kernels_linked_addresses_too():
+    target = make_target(make_pvh_current(), elf_class=32)
+    target.image.segments[0].vaddr = 0xC1000000
+    target.machine.domain.memory.write(Maddr(LOADED + 8), b"code")
+    assert target.read_memory(0xC1000008, 4) == b"code"
+
+
 # Modes.
 
 

@@ -28,6 +28,7 @@ SUPPORTED: Final = (
 ).encode()
 WATCH_TYPES: Final = {2: Access.WRITE, 3: Access.READ, 4: Access.READ | Access.WRITE}
 MAX_READ: Final = (PACKET_SIZE - 16) // 2
+NOT_MAPPED: Final = b"E0e"  # EFAULT
 MAX_TEXT: Final = 1 << 14
 SEARCH_CHUNK: Final = 1 << 20
 MAX_HOLES: Final = 1 << 14  # pages that are not mapped, in one search
@@ -202,10 +203,13 @@ class Packets:
     # Memory.
 
     def read_memory(self, rest: bytes) -> Answer:
-        """``m``: as much as is mapped."""
+        """``m``: as much as is mapped. gdb takes a sentence here for data."""
         vaddr, size = map(number, rest.split(b","))
         with self._target.loaded(self._thread):
-            return self._target.read_memory(vaddr, min(size, MAX_READ)).hex().encode()
+            try:
+                return self._target.read_memory(vaddr, min(size, MAX_READ)).hex().encode()
+            except Refused:
+                return NOT_MAPPED
 
     def write_memory(self, rest: bytes) -> Answer:
         """``M``."""

@@ -216,6 +216,8 @@ class Target:
                 return self._linked(vaddr)
             return locate(current, vaddr)
         except XenError as error:
+            if tables(current) is None:
+                return self._linked(vaddr)
             arch = current.vcpu.arch
             if isinstance(arch, PvVcpu) and not arch.kernel_mode and self.image.elf_class == 64:
                 root = Tables(arch.kernel_root << PAGE_SHIFT, LONG, 8)
