@@ -111,6 +111,8 @@ class Server:
         outcome = self.judge(outcome)
         if self._channel is not None and outcome.end in ENDS_TO_LOOK_AT:
             self._console(f"xenemu: {outcome.end.value}: {outcome.reason}\n")
+            if outcome.advice:
+                self._console(f"xenemu: what to do: {outcome.advice}\n")
             self._console(
                 "xenemu: it is still there to look at; continue, kill or detach ends it\n"
             )
