@@ -193,11 +193,13 @@ def test_a_run_with_gdb_is_the_run_without(kernel, initrd, xenemu_run, mode):
             "watch *(int *)&system_state", "continue", "x/100i $pc", "info registers", "bt",
             "monitor walk $pc", "delete", "break tick_periodic", "ignore 3 20", "continue",
             "stepi 50", "finish", "delete", "monitor break-on event 3",
-            "continue", "detach",
+            "continue", "stepi 400", "monitor break-on off",  # an upcall, and back
+            "tbreak do_syscall_64", "continue", "finish", "stepi 300", "detach",
         )  # fmt: skip
         out, err = guest.finish()
         debugged = finished(out, err, guest.process.returncode)
-    for stop in ("Temporary breakpoint 1, ", "New value = 1", "Breakpoint 3, ", "raised on port 3"):
+    stops = ("Temporary breakpoint 1, ", "New value = 1", "Breakpoint 3, ", "raised on port 3")
+    for stop in (*stops, "Temporary breakpoint 4, "):
         line_with(lines, stop)
     assert debugged == finished(alone.stdout, alone.stderr, alone.returncode)
     assert b"GOT hello" in alone.stdout
