@@ -10,7 +10,8 @@ import re
 
 import pytest
 
-from guests.initramfs import DEFAULT_INIT, build
+from guests.initramfs import DEFAULT_INIT
+from xenemu.smoke.initramfs import build
 
 BOOTS = [
     ("debian-amd64", "pv", "busybox"),

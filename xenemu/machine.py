@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Protocol
 
 from hypercalls import TABLE
@@ -23,11 +24,13 @@ from xenemu.abi.sched import (
     SHUTDOWN_suspend,
     SHUTDOWN_watchdog,
 )
+from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
 from xenemu.hv.vcpu import RunState, Vcpu
@@ -151,19 +154,37 @@ class Machine:
         return NativeEngine(self.domain.memory, p2m, PORTS)
 
     def run(
-        self, terminal: Terminal, limits: Limits | None = None, audit_ns: int | None = None
+        self,
+        terminal: Terminal,
+        limits: Limits | None = None,
+        audit_ns: int | None = None,
+        debugger: Debugger | None = None,
     ) -> Outcome:
-        """Run the guest to its end, or until `terminal` or `limits` say to stop.
+        """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop.
 
         With `audit_ns`, audit the domain each time that so much virtual time has passed, and in
         the end.
         """
-        outcome = self._run_and_crash(terminal, limits or Limits(), audit_ns)
-        return (self._audit() if audit_ns is not None else None) or outcome
-
-    def _run_and_crash(self, terminal: Terminal, limits: Limits, audit_ns: int | None) -> Outcome:
+        limits = limits or Limits()
         try:
-            return self._run(terminal, limits, audit_ns)
+            outcome = self._run_to_end(terminal, limits, audit_ns, debugger)
+            wrong = self._audit() if audit_ns is not None else None
+            outcome = wrong or outcome
+            if debugger:
+                debugger.ended(outcome)
+        except RunEnded as ended:
+            outcome = ended.outcome
+        return outcome
+
+    def _run_to_end(
+        self,
+        terminal: Terminal,
+        limits: Limits,
+        audit_ns: int | None,
+        debugger: Debugger | None,
+    ) -> Outcome:
+        try:
+            return self._run(terminal, limits, audit_ns, debugger)
         except TripleFault as fault:
             crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
         except DomainCrash as crash:
@@ -183,8 +204,15 @@ class Machine:
             End.INCONSISTENT, f"bug in xenemu: the audit at {at_s:.3f} s: {faults[0]}{more}"
         )
 
-    def _run(self, terminal: Terminal, limits: Limits, audit_ns: int | None) -> Outcome:
+    def _run(
+        self,
+        terminal: Terminal,
+        limits: Limits,
+        audit_ns: int | None,
+        debugger: Debugger | None,
+    ) -> Outcome:
         domain, engine = self.domain, self.engine
+        run = debugger.run if debugger else engine.run
         every_ns = math.inf if audit_ns is None else audit_ns
         next_audit_ns = every_ns
         while True:
@@ -199,9 +227,12 @@ class Machine:
             ended = self._ended(terminal, limits)
             if ended:
                 return ended
+            if debugger:
+                debugger.look()
             vcpu = self._next_vcpu()
             if vcpu is None:
-                if not self._wait(terminal, limits):
+                waited = self._wait(terminal, limits, debugger)
+                if not (waited or (debugger and debugger.idle())):
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
             self._switch_to(vcpu)
@@ -209,8 +240,13 @@ class Machine:
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
             deadline = engine.now_ns + SLICE_NS
-            engine.run(deadline if next_ns is None else min(deadline, next_ns))
+            run(deadline if next_ns is None else min(deadline, next_ns))
             self.exits.stopped()
+
+    @cached_property
+    def debug(self) -> DebugPort:
+        """The CPU's verbs for a debugger."""
+        return DebugPort(self.engine)
 
     def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
         code = self.domain.shutdown_code
@@ -246,7 +282,7 @@ class Machine:
         if vcpu.runstate is not RunState.RUNNING:
             scheduler.run(current)
 
-    def _wait(self, terminal: Terminal, limits: Limits) -> bool:
+    def _wait(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> bool:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
         domain, engine = self.domain, self.engine
         next_ns = domain.timers.next_ns()
@@ -266,6 +302,8 @@ class Machine:
             domain.console.feed(domain, data)
             if terminal.interactive:
                 engine.skip_to(engine.now_ns + passed)
+        elif debugger and debugger.calls():
+            engine.skip_to(engine.now_ns + min(passed, wait_ns or 0))
         elif next_ns is not None:
             engine.skip_to(next_ns)
         return True

@@ -91,13 +91,14 @@ def peek(current: Current, vaddr: int, size: int) -> bytes:
     pieces = []
     while size:
         n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
-        pieces.append(current.domain.memory.read(_translate(current, vaddr), n))
+        pieces.append(current.domain.memory.read(locate(current, vaddr), n))
         vaddr, size = vaddr + n, size - n
     return b"".join(pieces)
 
 
-def _translate(current: Current, vaddr: int) -> Maddr:
-    found = tables(current)
+def locate(current: Current, vaddr: int, found: Tables | None = None) -> Maddr:
+    """Where `vaddr` is in the machine, by the tables in use or by others; EFAULT if nowhere."""
+    found = found or tables(current)
     paddr: int | None = vaddr & 0xFFFFFFFF
     if found is not None:
         step = None

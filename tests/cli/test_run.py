@@ -12,11 +12,11 @@ import termios
 import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
-from guests.initramfs import build as initramfs
 from tinyguest import BLOCK, CRASH, POWEROFF, REBOOT, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu.cli.expect import Expectations
 from xenemu.cli.run import judge
 from xenemu.outcome import End, Outcome
+from xenemu.smoke.initramfs import build as initramfs
 
 
 @pytest.fixture

@@ -221,3 +221,46 @@ def test_a_full_disk_is_one_line():
         ours = terminal(None, full.fileno())
         with pytest.raises(UsageError, match="cannot be written: No space left on device"):
             ours.write(b"one\n")
+
+
+# Waiting for somebody else.
+
+
+def test_a_caller_ends_the_wait_for_input(pipe):
+    quiet = Pipe()
+    ours = terminal(quiet.stdin)
+    ours.callers = lambda: [pipe.stdin]
+    pipe.writer.write(b"x")
+    assert ours.read(ROOM, None) == b""
+    assert not ours.exhausted
+    quiet.reader.close()
+    quiet.writer.close()
+
+
+def test_what_is_typed_meanwhile_is_kept_for_the_guest(keyboard, pipe):
+    master, slave = keyboard
+    ours = terminal(slave)
+    ours.interactive = True
+    with ours:
+        os.write(master, b"ls")
+        pipe.writer.write(b"x")
+        assert ours.wait([pipe.stdin], "held")
+        while not ours._typed:
+            assert ours.wait([pipe.stdin], "held")
+        assert ours.read(1, 0) + ours.read(ROOM, 0) == b"ls"
+
+
+def test_ctrl_bracket_leaves_while_the_guest_is_held(keyboard, pipe):
+    master, slave = keyboard
+    ours = terminal(slave)
+    ours.interactive = True
+    with ours:
+        os.write(master, b"\x1d")
+        assert not ours.wait([pipe.stdin], "held")
+    assert ours.check().end is End.STOPPED
+
+
+def test_a_signal_ends_a_wait(pipe):
+    ours = terminal()
+    ours.signum = signal.SIGTERM
+    assert not ours.wait([pipe.stdin], "held")

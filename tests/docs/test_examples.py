@@ -21,8 +21,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from gdbtools import need_gdb
 from guests import initramfs
 from xenemu.cli import app
+from xenemu.gdb.monitor import COMMANDS as MONITOR_COMMANDS
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.verdict import Verdict
@@ -46,7 +48,7 @@ CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # All that a reader has: commands, hosts, and directories of any Debian machine or guest.
-COMMANDS = {"make", "pip", "xenemu", "python", "tar", "printf", "echo"}
+COMMANDS = {"make", "pip", "xenemu", "python", "tar", "printf", "echo", "gdb"}
 HOSTS = {"keepachangelog.com", "semver.org"}
 DIRECTORIES = {"bin", "boot", "dev", "init", "proc", "sys"}
 
@@ -159,6 +161,8 @@ def test_example_prints_what_is_shown(text, workplace):
         if step.command == "echo $?":
             assert step.shown == [str(code)]
             continue
+        if step.command.startswith("gdb "):
+            need_gdb()
         code, printed = _run(step.command, workplace)
         assert _missing(step.shown, printed) is None, "\n".join(printed)
         assert code == 0 or (following and following.command == "echo $?"), printed
@@ -211,6 +215,12 @@ def test_ci_md_has_every_key_verdict_and_code():
 def test_readme_has_every_exit_code():
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README.read_text(), re.MULTILINE)}
     assert codes == {*EXIT_CODES.values(), EXIT_IMAGE, EXIT_FIT, EXIT_BUG}
+
+
+def test_the_debugging_page_has_every_monitor_command():
+    text = (ROOT / "docs" / "debugging.md").read_text()
+    for name in MONITOR_COMMANDS:
+        assert f"`monitor {name}" in text, name
 
 
 def _tree() -> list[Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
@@ -26,6 +26,10 @@ from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.report import report
+
+if TYPE_CHECKING:
+    from xenemu.gdb.channel import Listener
+    from xenemu.gdb.server import Server
 
 MAX_TIMEOUT_S: Final = 1_000_000
 REPORTED: Final = {4, 5, 6, EXIT_BUG}  # exit codes after which a person wants to know where it was
@@ -143,6 +147,15 @@ def run(
             metavar="SECONDS",
         ),
     ] = None,
+    gdb: Annotated[
+        str | None,
+        typer.Option(
+            help="Wait at the first instruction for a gdb, and let it debug the guest. Without"
+            " HOST, on the loopback interface; port 0 is any that is free. With stdio, the"
+            " console goes to standard error.",
+            metavar="[HOST]:PORT|unix:PATH|stdio",
+        ),
+    ] = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -171,7 +184,11 @@ def run(
         raise UsageError(f"--audit {audit:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
     audit_ns = None if audit is None else int(audit * 1e9)
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
-    with _open_new("--log", log) as log_file, _open_new("--trace-file", trace_file) as traced:
+    with (
+        _open_new("--log", log) as log_file,
+        _open_new("--trace-file", trace_file) as traced,
+        _listen(gdb) as gdbs,
+    ):
         code = _run(
             kernel,
             mode,
@@ -182,6 +199,7 @@ def run(
             log_file,
             asked,
             traced,
+            gdbs,
             verbose,
         )
     raise typer.Exit(code)
@@ -197,9 +215,12 @@ def _run(
     log: int | None,
     asked: Watching,
     trace_file: int | None,
+    listener: Listener | None,
     verbose: bool,
 ) -> int:
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
+    if listener and listener.takes_stdio:
+        stdin, stdout = None, _descriptor(sys.stderr)
     told = sys.stderr is not None and sys.stderr.isatty()
     status = Status(sys.stderr if told else None, shared=stdout is not None and os.isatty(stdout))
     try:
@@ -217,9 +238,16 @@ def _run(
             _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
         stderr = Sink(_descriptor(sys.stderr), "standard error", terminal, status)
         trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
+        limits, server = Limits(timeout), None
+        if listener:
+            status.phase("xenemu: reading the kernel's symbols")
+            server = _serve(listener, machine, loaded, terminal, limits, expectations)
+            status.make_room()
+            if not listener.takes_stdio:
+                _tell(f"waiting for gdb: target remote {listener.address}")
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
-            outcome = machine.run(terminal, Limits(timeout), audit_ns)
+            outcome = machine.run(terminal, limits, audit_ns, server)
         host_s = time.monotonic() - started
     finally:
         typer.echo(status.end(), err=True, nl=False)
@@ -260,6 +288,44 @@ def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
     reason += "; never seen: " + ", ".join(map(repr, expectations.unmet))
     end = End.UNMET if outcome.exit_code == 0 else outcome.end
     return replace(outcome, end=end, reason=reason)
+
+
+@contextmanager
+def _listen(spec: str | None) -> Iterator[Listener | None]:
+    """Listen for gdb."""
+    if spec is None:
+        yield None
+        return
+    from xenemu.gdb.channel import listen  # noqa: PLC0415 (nobody else pays for it)
+
+    listener = listen(spec)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def _serve(
+    listener: Listener,
+    machine: Machine,
+    loaded: image.Image,
+    terminal: HostTerminal,
+    limits: Limits,
+    expectations: Expectations,
+) -> Server:
+    from xenemu.gdb.server import Server  # noqa: PLC0415
+    from xenemu.gdb.target import Target  # noqa: PLC0415
+
+    server = Server(
+        Target(machine, loaded),
+        listener,
+        terminal,
+        limits,
+        _tell,
+        lambda outcome: judge(outcome, expectations),
+    )
+    terminal.callers = server.descriptors
+    return server
 
 
 @contextmanager

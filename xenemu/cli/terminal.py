@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
@@ -27,6 +28,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class HostTerminal:
     """Implements `xenemu.machine.Terminal`; to be entered as a context around the run.
+
+    What else may end a wait for input, such as a debugger, is in `callers`.
 
     `stdin`, `stdout` and `log` are descriptors, or None for what there is not. `signum` is the
     signal that ended the run, or 0; SIGPIPE means that nobody reads the console any more.
@@ -50,6 +53,8 @@ class HostTerminal:
         self._status = status
         self._log = log
         self._left = False
+        self._typed = b""  # while nobody read it
+        self.callers: Callable[[], list[int]] = list
         self._handlers: dict[int, signal._HANDLER] = {}
         self._waiting = False
         self._saved: list[Any] | None = None
@@ -93,18 +98,33 @@ class HostTerminal:
             self._waiting = False
             raise InterruptedError
 
-    def _wait(self, reading: list[int], writing: list[int], seconds: float | None) -> bool:
-        """Wait for a descriptor; False if the time passed, or a signal came."""
+    def _wait(self, reading: list[int], writing: list[int], seconds: float | None) -> list[int]:
+        """Wait for descriptors; which are ready: none if the time passed, or a signal came."""
         try:
             self._waiting = True
             if self.signum:
                 self._waiting = False
-                return False
+                return []
             readable, writable, _ = select.select(reading, writing, [], seconds)
             self._waiting = False
         except InterruptedError:
-            return False
-        return bool(readable or writable)
+            return []
+        return readable + writable
+
+    def wait(self, descriptors: list[int], phase: str) -> bool:
+        """Wait for what is not the console's; False if the person leaves, or a signal came.
+
+        What is typed meanwhile is kept for the guest.
+        """
+        self._status.phase(phase)
+        while not (self.signum or self._left):
+            typing = [self._stdin] if self.interactive and self._stdin is not None else []
+            ready = self._wait([*descriptors, *typing], [], None)
+            if set(ready) & set(typing):
+                self._typed += self._read_input(select.PIPE_BUF)
+            if set(ready) & set(descriptors):
+                return True
+        return False
 
     # Terminal.
 
@@ -147,13 +167,22 @@ class HostTerminal:
 
     def read(self, room: int, wait_ns: int | None) -> bytes:
         """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
+        if self._typed:
+            data, self._typed = self._typed[:room], self._typed[room:]
+            return data
         if self._stdin is None or not room:
             return b""
         if wait_ns is None:
             self._status.phase("waiting for input")
         seconds = None if wait_ns is None else min(wait_ns / 1e9, MAX_WAIT_S)
-        if not self._wait([self._stdin], [], seconds):
+        callers = self.callers() if seconds != 0 else []
+        if self._stdin not in self._wait([self._stdin, *callers], [], seconds):
             return b""
+        return self._read_input(room)
+
+    def _read_input(self, room: int) -> bytes:
+        """Up to `room` bytes of input that is there; notes its end, and Ctrl-]."""
+        assert self._stdin is not None
         try:
             data = os.read(self._stdin, room)
         except OSError:  # the terminal was hung up

@@ -120,6 +120,7 @@ class Engine:
         state.native = state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
+        self.put_off = 0  # nanoseconds of the slice that a step leaves for later
         self._error: BaseException | None = None
         self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)
         state.enter = ctypes.cast(self._enter, ctypes.c_void_p).value
@@ -203,10 +204,19 @@ class Engine:
 
     def run(self, deadline_ns: int) -> None:
         """Run the guest until virtual time `deadline_ns`, or until `stop` was called."""
+        self.set_deadline(deadline_ns)
+        self.resume()
+
+    def set_deadline(self, deadline_ns: int) -> None:
+        """Make `deadline_ns` the end of the slice that `resume` runs."""
         state = self._state
         end = max(min(deadline_ns, MAX_RUN_NS) - state.skipped_ns, 0)
         state.left += end - state.end
         state.end = end
+
+    def resume(self) -> None:
+        """Run the guest on to the deadline that is set, or until `stop` was called."""
+        state = self._state
         if state.left <= 0:
             return
         if self._memory.stale_code:
@@ -231,10 +241,16 @@ class Engine:
         if end < state.end:
             state.left -= state.end - end
             state.end = end
+        self.put_off = max(0, min(self.put_off, end - state.end))
 
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""
-        self._state.stop = 1
+        self._state.stop |= shim.STOP_HYPERVISOR
+
+    @property
+    def slice_over(self) -> bool:
+        """Whether the guest has reached its deadline, or what stopped it was not the debugger."""
+        return self._state.left <= 0 or bool(self._state.stop & shim.STOP_HYPERVISOR)
 
     def skip_to(self, when_ns: int) -> None:
         """Let idle time pass: move virtual time forward to `when_ns`."""

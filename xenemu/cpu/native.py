@@ -128,12 +128,17 @@ class NativeEngine(Engine):
         if self._p2m.changed:
             self._sync_p2m()
 
-    def run(self, deadline_ns: int) -> None:
-        """Run the guest until virtual time `deadline_ns`, `stop`, HLT or a triple fault."""
+    def resume(self) -> None:
+        """Run the guest on to the deadline that is set, `stop`, HLT or a triple fault."""
         if self._p2m.changed:
             self._sync_p2m()
         self._halted.value = 0
-        super().run(deadline_ns)
+        super().resume()
+
+    @property
+    def slice_over(self) -> bool:
+        """Whether the guest has reached its deadline, or what stopped it was not the debugger."""
+        return super().slice_over or self.halted or self.triple_fault
 
     # ---- NativeCpu ----
 

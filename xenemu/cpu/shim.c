@@ -11,7 +11,8 @@
  *   - lazy execute permission: stores to pages that hold no translated code stay fast;
  *   - for guests that run natively in ring 0 (PVH): exceptions by their own IDT, interrupts from
  *     the local APIC and Xen's callback, VMCALL, MSRs, and a guest-physical space with holes;
- *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`.
+ *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`;
+ *   - a debugger's breakpoints, watchpoints and steps, which the guest cannot see.
  *
  * Offsets are those of Unicorn 2.1.4 on x86-64 Linux; cpu/engine.py checks them at start.
  */
@@ -32,6 +33,7 @@ enum { /* struct uc_struct */
 enum { /* CPUState */
     CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_EXCEPTION_INDEX = 33184, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
     CPU_ICOUNT_DECR = 0x8a40, CPU_WATCHPOINT_HIT = 0x8168, CPU_TB_JMP_CACHE = 0x138,
+    CPU_BREAKPOINTS = 0x8148,
 };
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
@@ -70,6 +72,11 @@ enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation de
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
 enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
 enum { UD = 6, GP = 13 };
+enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.stop: who wants to leave */
+enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug_stop */
+static const uint64_t NOWHERE = -1;
+/* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
+enum { ONE_INSTRUCTION = 0x8001, HIDES_BREAKPOINTS = 0x8000, ANY_BLOCK = -1 };
 
 enum exit_kind {
     EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
@@ -108,6 +115,13 @@ static struct {
     int32_t callback_vector;  /* raised while that byte is set */
     int32_t apic_vector;      /* the local APIC's next interrupt */
     int32_t apic_accepted;    /* the last of them that the CPU took */
+    /* For the debugger. */
+    uint32_t stepping;        /* leave after one instruction, or where an exit or interrupt leads */
+    uint32_t debug_stop;      /* why the debugger has the guest */
+    uint32_t debug_access;    /* of STOP_WATCHPOINT: read or write; of STOP_FAULT: the vector */
+    uint64_t debug_address;   /* of STOP_WATCHPOINT: what was accessed */
+    uint32_t caught_faults;   /* a bit per vector whose faults stop the guest before it has them */
+    uint64_t let_fault;       /* where the fault that stopped it comes again, and is the guest's */
 } G;
 
 /* Unicorn's own functions. */
@@ -205,7 +219,40 @@ static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
     G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
     G.rflags = U.read_eflags(G.env);
     G.enter();
+    if (G.stepping)
+        G.stop |= STOP_DEBUGGER;
     apply_requests();
+}
+
+static int64_t left_to_run(void)
+{
+    return G.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
+}
+
+static int64_t left_at_refund; /* what was left after the last block that was left early */
+
+/*
+ * Whether the debugger wants to see a fault before the guest does. Its instruction is at RIP, has
+ * had no effect, and faults again when it goes on.
+ */
+static bool debugger_catches(uint32_t vector)
+{
+    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
+    bool comes_again = rip == G.let_fault;
+
+    if (!(G.caught_faults >> vector & 1))
+        return false;
+    G.let_fault = comes_again ? NOWHERE : rip;
+    if (comes_again)
+        return false;
+    if (left_to_run() != left_at_refund) /* an instruction that always faults was counted */
+        G.left++;
+    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    G.debug_stop = STOP_FAULT;
+    G.debug_access = vector;
+    G.stop |= STOP_DEBUGGER;
+    U.emu_stop(G.uc);
+    return true;
 }
 
 /* Deliver an exception by the guest's own IDT. */
@@ -226,11 +273,16 @@ static void deliver(uint32_t vector)
     U.do_interrupt(G.cpu);
     delivering = false;
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
+    if (G.stepping)
+        U.emu_stop(G.uc);
 }
 
 static void on_interrupt(void *uc, uint32_t vector, void *data)
 {
     (void)uc, (void)data;
+    if (UNLIKELY(G.caught_faults) && !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) &&
+        debugger_catches(vector))
+        return;
     if (G.native) {
         deliver(vector);
         return;
@@ -253,13 +305,16 @@ static bool on_undefined(void *uc, void *data)
 {
     (void)uc, (void)data;
     if (!G.native) {
-        enter_hypervisor(EXIT_UNDEFINED, UD);
+        if (!debugger_catches(UD))
+            enter_hypervisor(EXIT_UNDEFINED, UD);
         return true;
     }
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
     uint64_t cs_base = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
 
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    if (!is_vmcall(cs_base + rip) && debugger_catches(UD))
+        return true;
     if (is_vmcall(cs_base + rip)) {
         FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
         enter_hypervisor(EXIT_VMCALL, 0);
@@ -434,9 +489,14 @@ void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
  */
 static const uint64_t PATTERN = 0x78656e656d750001;
 
+static void *show_breakpoints(void *tb);
+static void hide_breakpoints(void *guests);
+
 void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int max_insns)
 {
+    void *guests = show_breakpoints(tb);
     U.translator_loop(ops, db, cpu, tb, max_insns);
+    hide_breakpoints(guests);
     G.blocks_translated++;
     void *op = FIELD(G.tcg, TCG_FIRST_OP, void *);
     if (FIELD(op, OP_ARG1, void *) != G.uc)
@@ -587,8 +647,10 @@ uint64_t shim_came_from(void)
 
 bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
 {
-    if (will_exit)
+    if (will_exit) {
         G.left += unfinished(pc);
+        left_at_refund = left_to_run();
+    }
     return U.restore_state(cpu, pc, will_exit);
 }
 
@@ -734,10 +796,11 @@ void helper_write_crN_x86_64(void *env, int which, uint64_t value)
 
 void shim_request_interrupt(uint32_t kind);
 
-/* ---- debug registers --------------------------------------------------------------------- */
+/* ---- breakpoints: the guest's own, in its debug registers, and the debugger's --------------- */
 
-/* Unicorn calls these and leaves them empty; the list is of the guest's own data breakpoints. */
-enum { MAX_WATCHPOINTS = 4, WATCH_HIT_READ = 0x40, WATCH_ACCESS = 3 };
+/* Unicorn calls these functions and leaves them empty; `flags` tell whose a watchpoint is. */
+enum { GUEST_WATCHPOINTS = 4, MAX_WATCHPOINTS = GUEST_WATCHPOINTS + 16 };
+enum { WATCH_HIT_READ = 0x40, WATCH_ACCESS = 3, OF_DEBUGGER = 0x10 };
 
 struct watchpoint {  /* as CPUWatchpoint begins */
     uint64_t vaddr, length, hit_address;
@@ -746,25 +809,31 @@ struct watchpoint {  /* as CPUWatchpoint begins */
 };
 static struct watchpoint watchpoints[MAX_WATCHPOINTS];
 
+static bool covers(const struct watchpoint *watchpoint, uint64_t vaddr, uint64_t length)
+{
+    return watchpoint->length && watchpoint->vaddr < vaddr + length &&
+           vaddr < watchpoint->vaddr + watchpoint->length;
+}
+
 int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t page, uint64_t length)
 {
     int flags = 0;
 
     (void)cpu;
     for (int i = 0; i < MAX_WATCHPOINTS; i++)
-        if (watchpoints[i].length && watchpoints[i].vaddr < page + length &&
-            page < watchpoints[i].vaddr + watchpoints[i].length)
+        if (covers(&watchpoints[i], page, length))
             flags |= watchpoints[i].flags;
     return flags;
 }
 
 int cpu_watchpoint_insert_x86_64(void *cpu, uint64_t vaddr, uint64_t length, int flags, void **out)
 {
-    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+    for (int i = flags & OF_DEBUGGER ? GUEST_WATCHPOINTS : 0; i < MAX_WATCHPOINTS; i++)
         if (!watchpoints[i].length) {
             watchpoints[i] = (struct watchpoint){.vaddr = vaddr, .length = length, .flags = flags};
             *out = &watchpoints[i];
             U.tlb_flush_page(cpu, vaddr);
+            U.tlb_flush_page(cpu, vaddr + length - 1);
             return 0;
         }
     return -1;
@@ -775,12 +844,28 @@ void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *reference)
     struct watchpoint *watchpoint = reference;
 
     U.tlb_flush_page(cpu, watchpoint->vaddr);
+    U.tlb_flush_page(cpu, watchpoint->vaddr + watchpoint->length - 1);
     watchpoint->length = 0;
+}
+
+/* Whether the instruction at host address `pc` shares its block with others. */
+static bool in_company(uintptr_t pc)
+{
+    void *tb = block_at(pc);
+
+    return tb && FIELD(tb, TB_ICOUNT, uint16_t) > 1;
+}
+
+/* Run the instruction at host address `pc` again, as a block of its own; does not return. */
+static void run_again_alone(void *cpu, uintptr_t pc)
+{
+    FIELD(cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ONE_INSTRUCTION;
+    U.loop_exit_restore(cpu, pc);
 }
 
 /*
  * An access to a watched page. If it hits, the instruction is run again as a block of its own,
- * and the CPU raises #DB behind that.
+ * and behind that the CPU raises #DB, or the debugger has the guest.
  */
 void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
                                  int flags, uintptr_t pc)
@@ -788,13 +873,21 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uin
     (void)attributes;
     for (int i = 0; i < MAX_WATCHPOINTS; i++) {
         struct watchpoint *watchpoint = &watchpoints[i];
-        if (!watchpoint->length || !(watchpoint->flags & flags & WATCH_ACCESS) ||
-            watchpoint->vaddr >= vaddr + length || vaddr >= watchpoint->vaddr + watchpoint->length)
+        if (!(watchpoint->flags & flags & WATCH_ACCESS) || !covers(watchpoint, vaddr, length))
             continue;
+        if (watchpoint->flags & OF_DEBUGGER) {
+            if (in_company(pc))
+                run_again_alone(cpu, pc);
+            G.debug_stop = STOP_WATCHPOINT;
+            G.debug_address = watchpoint->vaddr;
+            G.debug_access = watchpoint->flags & WATCH_ACCESS;
+            G.stop |= STOP_DEBUGGER;
+            U.emu_stop(G.uc);
+            continue;
+        }
         if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *) && unfinished(pc) > 0) {
             FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
-            FIELD(cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = 1;
-            U.loop_exit_restore(cpu, pc); /* does not return */
+            run_again_alone(cpu, pc);
         }
         watchpoint->flags |= (flags & WATCH_ACCESS) * WATCH_HIT_READ;
         FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
@@ -802,11 +895,80 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uin
     }
 }
 
+/*
+ * The debugger's breakpoints. Only while a block is translated do they stand in the CPU's list,
+ * before the guest's, so that the guest's debug registers do not meet them.
+ */
+enum { MAX_BREAKPOINTS = 256 };
+
+struct breakpoint {  /* as CPUBreakpoint begins */
+    uint64_t pc;
+    int flags;
+    struct breakpoint *next;
+    void *previous;
+};
+static struct breakpoint breakpoints[MAX_BREAKPOINTS];
+static unsigned breakpoint_count;
+
+static void *show_breakpoints(void *tb)
+{
+    void **list = &FIELD(G.cpu, CPU_BREAKPOINTS, void *), *guests = *list;
+
+    if (breakpoint_count && !(FIELD(tb, TB_CFLAGS, uint32_t) & HIDES_BREAKPOINTS)) {
+        breakpoints[breakpoint_count - 1].next = guests;
+        *list = breakpoints;
+    }
+    return guests;
+}
+
+static void hide_breakpoints(void *guests)
+{
+    FIELD(G.cpu, CPU_BREAKPOINTS, void *) = guests;
+}
+
+/* Set the linear addresses at which the debugger gets the guest; false if there are too many. */
+bool shim_set_breakpoints(const uint64_t *pcs, unsigned count)
+{
+    if (count > MAX_BREAKPOINTS)
+        return false;
+    for (unsigned i = 0; i < count; i++)
+        breakpoints[i] = (struct breakpoint){pcs[i], OF_DEBUGGER, &breakpoints[i + 1], NULL};
+    breakpoint_count = count;
+    tb_flush_x86_64(G.cpu);
+    return true;
+}
+
+/* Watch `length` bytes at a linear address for the debugger; false if there are too many. */
+bool shim_watch(uint64_t vaddr, uint64_t length, int access)
+{
+    void *reference;
+
+    return !cpu_watchpoint_insert_x86_64(G.cpu, vaddr, length, access | OF_DEBUGGER, &reference);
+}
+
+void shim_unwatch_all(void)
+{
+    for (int i = GUEST_WATCHPOINTS; i < MAX_WATCHPOINTS; i++)
+        if (watchpoints[i].length)
+            cpu_watchpoint_remove_by_ref_x86_64(G.cpu, &watchpoints[i]);
+}
+
 /* The engine counts the instruction that a breakpoint keeps from running. */
 void breakpoint_handler_x86_64(void *cpu)
 {
-    if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *))
+    uint64_t pc = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t) +
+                  FIELD(G.env, ENV_EIP, uint64_t);
+
+    if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *)) {
         G.left++;
+        for (unsigned i = 0; i < breakpoint_count && !G.stepping; i++)
+            if (breakpoints[i].pc == pc) {
+                G.debug_stop = STOP_BREAKPOINT;
+                G.stop |= STOP_DEBUGGER;
+                U.emu_stop(G.uc);
+                return;
+            }
+    }
     U.breakpoint(cpu);
 }
 
@@ -818,12 +980,25 @@ void shim_set_dr7(uint64_t value)
 
 /* ---- interrupts of native guests ------------------------------------------------------------ */
 
+/* A step that an interrupt forestalls ends at its handler. */
+static void stop_at_handler(void)
+{
+    if (!G.stepping)
+        return;
+    FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ANY_BLOCK;
+    U.emu_stop(G.uc);
+}
+
 bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
 {
     uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
 
-    if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ))
-        return U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);
+    if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ)) {
+        bool taken = U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);
+        if (taken)
+            stop_at_handler();
+        return taken;
+    }
     bool callback = G.callback_vector != NO_VECTOR && G.upcall_pending && *G.upcall_pending;
     int vector = callback ? G.callback_vector : G.apic_vector;
     if (vector == NO_VECTOR) {
@@ -840,6 +1015,7 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
     delivering = true;
     U.hard_interrupt(G.env, vector, 1);
     delivering = false;
+    stop_at_handler();
     return true;
 }
 
@@ -1083,6 +1259,11 @@ void shim_attach(void *uc)
     jump_block = 0;
     G.callback_vector = G.apic_vector = G.apic_accepted = NO_VECTOR;
     G.rflags = U.read_eflags(G.env);
+    G.stepping = G.debug_stop = G.caught_faults = 0;
+    G.let_fault = NOWHERE;
+    breakpoint_count = 0;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+        watchpoints[i].length = 0;
 }
 
 void *shim_hook_interrupt(void) { return on_interrupt; }
@@ -1097,6 +1278,7 @@ int shim_run(uint64_t rip)
     if (G.native && G.apic_vector != NO_VECTOR)
         shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
     int error = U.emu_start(G.uc, rip, 0, 0, 0);
     settle();
     G.rflags = U.read_eflags(G.env);

@@ -20,6 +20,8 @@ EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID = range(
 EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER = range(5, 11)
 ANSWERED, REFUSED, NATIVE = range(3)
 INTERRUPT_VIRQ, INTERRUPT_NMI = 0x100, 0x200
+STOP_HYPERVISOR, STOP_DEBUGGER = 1, 2
+STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT = 1, 2, 3
 MAX_OVERRIDES = 512
 
 
@@ -68,6 +70,12 @@ class State(ctypes.Structure):
         ("callback_vector", ctypes.c_int32),
         ("apic_vector", ctypes.c_int32),
         ("apic_accepted", ctypes.c_int32),
+        ("stepping", ctypes.c_uint32),
+        ("debug_stop", ctypes.c_uint32),
+        ("debug_access", ctypes.c_uint32),
+        ("debug_address", ctypes.c_uint64),
+        ("caught_faults", ctypes.c_uint32),
+        ("let_fault", ctypes.c_uint64),
     )
 
 
@@ -107,6 +115,13 @@ class Shim:
         self.came_from = self._function("shim_came_from", ctypes.c_uint64)
         self.settle = self._function("shim_settle", None)
         self.stop_now = self._function("shim_stop_now", None)
+        self.set_breakpoints = self._function(
+            "shim_set_breakpoints", ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint
+        )
+        self.watch = self._function(
+            "shim_watch", ctypes.c_bool, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int
+        )
+        self.unwatch_all = self._function("shim_unwatch_all", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()
         self.state = State.from_address(self._function("shim_state", ctypes.c_void_p)())

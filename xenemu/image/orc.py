@@ -16,9 +16,10 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 
 from xenemu.errors import ImageError, XenError
 from xenemu.image.elf import PT_LOAD, Elf, SectionHeader, parse
@@ -138,7 +139,21 @@ class Orc:
         index = bisect_right(range(self._count), pc, key=self._ip) - 1
         if not 0 <= index < self._count - 1:  # the last one only ends the code
             return None
-        sp_offset, bp_offset, flags = _ENTRY.unpack_from(self._entries, _ENTRY.size * index)
+        return self._decode(*_ENTRY.unpack_from(self._entries, _ENTRY.size * index))
+
+    def rows(self) -> Iterator[tuple[int, Entry]]:
+        """Each stretch of code, by ascending address: where it starts, and its entry."""
+        known: dict[tuple[int, int, int], Entry] = {}
+        offsets = struct.iter_unpack("<i", self._ips[: 4 * self._count])
+        for (offset,), fields, place in zip(
+            offsets, _ENTRY.iter_unpack(self._entries), count(self._vaddr, 4), strict=False
+        ):
+            entry = known.get(fields)
+            if entry is None:
+                entry = known[fields] = self._decode(*fields)
+            yield place + offset, entry
+
+    def _decode(self, sp_offset: int, bp_offset: int, flags: int) -> Entry:
         sp_reg = self._regs.get(flags & 15, Reg.OTHER)
         bp_reg = self._regs.get(flags >> 4 & 15, Reg.OTHER)
         return Entry(sp_offset, bp_offset, sp_reg, bp_reg, self._type(flags))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,6 +63,10 @@ class Symbols:
 
     def __len__(self) -> int:
         return len(self._table[0])
+
+    def items(self) -> Iterator[tuple[int, str]]:
+        """Each (address, name), by ascending address."""
+        return zip(*self._table, strict=True)
 
     def lookup(self, vaddr: int) -> Symbol | None:
         """Return the symbol at or before `vaddr` in the same part of the image."""

@@ -1,0 +1,174 @@
+"""gdb/monitor, gdb/views, gdb/breaks: what a person asks, and what the guest is held for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from fakes import CODE, CODE64, make_pv_current
+from xenemu.gdb.breaks import Breaks
+from xenemu.gdb.files import Files
+from xenemu.gdb.monitor import COMMANDS, Monitor
+from xenemu.gdb.target import Target
+from xenemu.gdb.views import KASLR_STEP, find_offset
+from xenemu.hv.cpu import Seg, Segment
+from xenemu.image.notes import XenNotes
+from xenemu.image.symbols import Symbols
+from xenemu.machine import TABLE
+from xenemu.x86 import flags
+from xenemu.x86.paging import Maddr
+
+BANNER = b"Linux version 6.1.0 (somebody@somewhere) (a compiler) #1 SMP 2026 and so on"
+
+
+@pytest.fixture
+def target():
+    current = make_pv_current()
+    current.table = TABLE
+    current.cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE64))
+    current.cpu.statistics = dict
+    current.cpu.instructions = 5
+    part = SimpleNamespace(vaddr=CODE, paddr=CODE, memsz=0x1000, data=memoryview(BANNER))
+    image = SimpleNamespace(
+        elf_class=64, segments=(part,), path="kernel", elf=memoryview(b""), notes=XenNotes()
+    )
+    caught = []
+    debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
+    machine = SimpleNamespace(
+        current=current, domain=current.domain, engine=current.cpu, debug=debug, caught=caught,
+        mode=SimpleNamespace(value="pv64"),
+    )  # fmt: skip
+    return Target(machine, image)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def monitor(target, said):
+    monitor = Monitor(target, Files(target), said.append, said.append)
+    monitor._code.symbols = Symbols(lambda: [(CODE, "start"), (CODE + 8, "next")], [range(1 << 20)])
+    return monitor
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_command(monitor, name):
+    assert f"monitor {name} " in monitor.run("help")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nonsense", "there is no monitor command 'nonsense'; try: monitor help"),
+        ("walk", "usage: monitor walk ADDR"),
+        ("walk nowhere", "the image has no symbol nowhere"),
+        ("walk 12x", "usage: monitor walk ADDR"),
+        ("info", "usage: monitor info"),
+        ("info everything", "usage: monitor info"),
+        ("gva2gpa 0x7f0000000000", "is not mapped"),
+        ("disas 0x7f0000000000", "is not mapped"),
+        ("hypercalls last x", "usage: monitor hypercalls"),
+        ("arch sparc", "usage: monitor arch"),
+        ("trace loud", "usage: monitor trace"),
+        ("trace on noise", "usage: monitor trace"),
+        ("break-on fault 99", "there is no fault 99"),
+        ("break-on hypercall foo", "Xen has no hypercall 'foo'"),
+        ("break-on event x", "usage: monitor break-on"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(monitor, line, words):
+    assert words in monitor.run(line)
+    assert monitor.run(line).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("info domain", "domain 1, booted as pv64"),
+        ("info vcpu", "64-bit code, kernel mode"),
+        ("info mem", "frames in use as l1_page_table"),
+        ("info notes", "the image has none"),
+        ("hypercalls last 3", "none yet"),
+        ("events", "none is open"),
+        (f"walk {CODE:#x}", "L4[0x0]"),
+        ("gva2gpa start+4", f"{CODE + 4:#x} is machine address {CODE + 4:#x}"),
+        ("symbols start+2", "start+0x2/0x8"),
+        ("symbols", "2 symbols"),
+    ],
+)
+def test_what_is_shown(monitor, line, words):
+    assert words in monitor.run(line)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shown"),
+    [(CODE64, "incq %rax"), (0xC09B00, "decl %eax"), (0x9B00, "decw %ax")],
+)
+def test_code_is_disassembled_as_the_cpu_reads_it(monitor, target, attributes, shown):
+    target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, attributes))
+    target.machine.domain.memory.write(Maddr(CODE), b"\x48\xff\xc0")
+    assert monitor.run("disas $pc 1") == f"=> start+0x0/0x8:\t{shown}\n"
+
+
+@pytest.mark.parametrize("offset", [0, None])
+def test_kaslr_is_found(monitor, target, offset):
+    if offset is not None:
+        target.machine.domain.memory.write(Maddr(CODE + offset), BANNER)
+    assert find_offset(target, monitor._code) == offset
+
+
+def test_kaslr_of_a_kernel_that_has_moved(monitor, target):
+    reads = {CODE + 3 * KASLR_STEP: BANNER[:64]}
+    target.read_memory = lambda vaddr, size: reads.get(vaddr, bytes(size))
+    assert find_offset(target, monitor._code) == 3 * KASLR_STEP
+    assert "offset 0x600000" in monitor.run("kaslr")
+    assert "symbol-file -o 0x600000" in monitor.run("kaslr")
+
+
+# What the guest is held for.
+
+
+@pytest.fixture
+def breaks(target, said):
+    return Breaks(target.machine, said.append)
+
+
+def test_a_hypercall_holds_the_guest(breaks, target, said):
+    breaks.on_hypercall("xen_version")
+    current = target.machine.current
+    current.table.call(current, 17, [0] * 6)
+    current.table.call(current, 29, [99, 0, 0, 0, 0, 0])
+    assert len(said) == 1
+    assert "xen_version(0x0, 0x0) = " in said[0]
+
+
+def test_an_event_holds_the_guest(breaks, target, said):
+    domain = target.machine.domain
+    port = domain.events.bind_ipi(domain, 0)
+    breaks.on_event(str(port))
+    domain.events.set_pending(domain, port)
+    assert said == [f"an event was raised on port {port}"]
+
+
+@pytest.mark.parametrize("text", ["14", "0xe", "#PF", "pf"])
+def test_a_fault_is_named_or_numbered(breaks, target, text):
+    breaks.on_fault(text)
+    assert target.machine.caught[-1] == [flags.PAGE_FAULT]
+
+
+def test_the_first_fault_can_be_caught(breaks, target):
+    breaks.on_fault("#DE")
+    assert target.machine.caught[-1] == [0]
+
+
+def test_once_cleared_it_holds_on_nothing(breaks, target, said):
+    current = target.machine.current
+    table = current.table
+    breaks.on_hypercall("xen_version")
+    breaks.clear()
+    current.table.call(current, 17, [0] * 6)
+    assert (said, current.watch, current.table) == ([], None, table)
+    assert breaks.describe() == ["holds on nothing"]

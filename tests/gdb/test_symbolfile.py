@@ -1,0 +1,82 @@
+"""gdb/symbolfile, gdb/callframes, gdb/features: files and documents that others can read."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree
+
+import pytest
+from elftools.dwarf.callframe import FDE
+from elftools.elf.elffile import ELFFile
+
+from xenemu import image
+from xenemu.gdb.features import LAYOUT32, LAYOUT64, describe
+from xenemu.gdb.symbolfile import symbol_file
+from xenemu.image.orc import Orc, Type
+from xenemu.image.symbols import load_symbols
+
+RBP, RSP, RETURN_ADDRESS = 6, 7, 16
+
+
+@pytest.fixture(scope="module")
+def kernel(guest_image):
+    return image.load(guest_image("debian-cloud-amd64"))
+
+
+@pytest.fixture(scope="module")
+def written(kernel):
+    return ELFFile(io.BytesIO(symbol_file(kernel)))
+
+
+def symbols_of(elf):
+    return {s.name: s["st_value"] for s in elf.get_section_by_name(".symtab").iter_symbols()}
+
+
+@pytest.mark.parametrize("name", ["start_kernel", "linux_banner", "startup_xen"])
+def test_a_stripped_kernel_has_its_names_back(kernel, written, name):
+    wanted = load_symbols(kernel.elf, kernel.segments).address(name)
+    assert symbols_of(written)[name] == wanted
+
+
+def test_in_32_bit_code_names_are_where_the_kernel_was_loaded(kernel):
+    elf = ELFFile(io.BytesIO(symbol_file(kernel, physical=True)))
+    assert elf.elfclass == 32
+    assert symbols_of(elf)["pvh_start_xen"] == kernel.notes.phys32_entry
+
+
+def test_a_kernel_without_any_names_is_given_as_it_is(guest_image):
+    grub = image.load(guest_image("grub-i386-xen_pvh"))
+    assert symbol_file(grub) is grub.elf
+
+
+def test_call_frames_say_what_orc_says(kernel, written):
+    """Each description's first row against the ORC entry of its first instruction."""
+    orc, compared = Orc(kernel.elf), 0
+    for entry in list(written.get_dwarf_info().CFI_entries())[1::40]:
+        assert isinstance(entry, FDE)
+        row = entry.get_decoded().table[0]
+        wanted = orc.find(entry["initial_location"])
+        if wanted.type is not Type.CALL or wanted.sp_reg.value not in ("SP", "BP"):
+            continue
+        base = {"SP": RSP, "BP": RBP}[wanted.sp_reg.value]
+        factor = -8  # which the reader leaves to us
+        assert (row["cfa"].reg, row["cfa"].offset * factor) == (base, wanted.sp_offset)
+        assert row[RETURN_ADDRESS].arg == -8
+        compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("layout", [LAYOUT64, LAYOUT32])
+def test_the_description_names_each_register_once(layout):
+    root = ElementTree.fromstring(describe(layout))
+    names = [register.get("name") for register in root.iter("reg")]
+    assert names == [register.name for register in layout.registers]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT64, LAYOUT32])
+def test_the_description_declares_the_types_that_it_uses(layout):
+    root = ElementTree.fromstring(describe(layout))
+    known = {"int", "int32", "int64", "code_ptr", "data_ptr", "i387_ext"}
+    known |= {element.get("id") for element in root.iter() if element.get("id")}
+    assert {register.get("type") for register in root.iter("reg")} <= known

@@ -1,0 +1,209 @@
+"""gdb/target: registers, memory and threads as gdb sees them, on a fake CPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from fakes import (
+    CODE,
+    KERNEL_ONLY,
+    L1,
+    enter_long_mode,
+    make_pv_current,
+    make_pvh_current,
+)
+from xenemu.gdb.features import LAYOUT32, LAYOUT64
+from xenemu.gdb.target import Refused, Target
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.x86.paging import RW, A, D, Maddr
+
+LINKED = 0xFFFFFFFF81000000
+LOADED = 0x12000
+RSP, RIP, EFLAGS, CS = 7, 16, 17, 18
+
+
+def make_target(current, elf_class=64):
+    part = SimpleNamespace(vaddr=LINKED, paddr=LOADED, memsz=0x2000, data=b"")
+    image = SimpleNamespace(elf_class=elf_class, segments=(part,), path="kernel")
+    debug = SimpleNamespace(
+        kernel_gs_base=0x5000,
+        float_register=lambda name: bytes(10 if name[:2] == "st" else 16 if "xmm" in name else 4),
+    )
+    machine = SimpleNamespace(
+        current=current, domain=current.domain, engine=current.cpu, debug=debug
+    )
+    return Target(machine, image)
+
+
+@pytest.fixture
+def pv_target():
+    current = make_pv_current()
+    current.cpu.cr4, current.cpu.efer = 0x620, 0xD01
+    return make_target(current)
+
+
+@pytest.fixture
+def pvh_target():
+    return make_target(make_pvh_current())
+
+
+def named(target, name):
+    return next(register for register in target.layout.registers if register.name == name)
+
+
+# Registers.
+
+
+def test_the_layout_is_the_kernels_own(pv_target):
+    assert pv_target.layout is LAYOUT64
+    assert make_target(make_pvh_current(), elf_class=32).layout is LAYOUT32
+
+
+def test_all_registers_have_the_length_that_is_described(pv_target):
+    sizes = sum(register.size for register in LAYOUT64.registers)
+    assert len(pv_target.registers()) == sizes
+
+
+@pytest.mark.parametrize(("number", "name"), [(RSP, "rsp"), (RIP, "rip"), (EFLAGS, "eflags")])
+def test_gdbs_own_numbers(number, name):
+    assert LAYOUT64.registers[number].name == name
+
+
+def test_registers_are_in_gdbs_order_not_the_cpus(pv_target):
+    pv_target.machine.engine.regs[Reg.RBX] = 0x1234
+    assert int.from_bytes(pv_target.registers()[8:16], "little") == 0x1234
+
+
+@pytest.mark.parametrize("name", ["rax", "r15", "rip", "fs_base"])
+def test_a_register_is_written(pv_target, name):
+    pv_target.write_register(named(pv_target, name), (0x1234).to_bytes(8, "little"))
+    assert pv_target.read_register(named(pv_target, name)) == (0x1234).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("name", ["cs", "cr3", "xen_event_mask"])
+def test_what_is_not_gdbs_to_change_is_refused(pv_target, name):
+    register, before = named(pv_target, name), pv_target.registers()
+    with pytest.raises(Refused, match=name):
+        pv_target.write_register(register, b"\x77" * register.size)
+    assert pv_target.registers() == before
+
+
+def test_all_registers_are_written_where_they_differ(pv_target):
+    data = bytearray(pv_target.registers())
+    data[0:8] = (77).to_bytes(8, "little")
+    pv_target.write_registers(bytes(data))
+    assert pv_target.machine.engine.regs[Reg.RAX] == 77
+
+
+# Memory.
+
+
+def test_memory_is_read_without_a_trace(pv_target):
+    current = pv_target.machine.current
+    current.domain.memory.write(Maddr(CODE), b"code")
+    before = list(current.domain.memory.table(L1))
+    assert pv_target.read_memory(CODE, 4) == b"code"
+    assert list(current.domain.memory.table(L1)) == before
+    assert not any(entry & (A | D) for entry in before)
+
+
+def test_as_much_as_is_mapped_is_read(pv_target):
+    last = (pv_target.machine.domain.memory.nr_frames - 1) << 12
+    assert len(pv_target.read_memory(last, 0x3000)) == 0x1000
+
+
+def test_what_is_not_mapped_is_refused(pv_target):
+    with pytest.raises(Refused, match="is not mapped"):
+        pv_target.read_memory(0x7F0000000000, 4)
+
+
+def test_a_page_table_is_not_written(pv_target):
+    memory = pv_target.machine.domain.memory
+    before = bytes(memory.bytes)
+    with pytest.raises(Refused, match="page_table"):
+        pv_target.write_memory((L1 << 12) - 2, b"1234")
+    assert bytes(memory.bytes) == before
+
+
+def test_read_only_memory_is_written(pv_target):
+    memory = pv_target.machine.domain.memory
+    memory.words[(L1 << 9) + (CODE >> 12)] &= ~RW
+    pv_target.write_memory(CODE, b"patched")
+    assert pv_target.read_memory(CODE, 7) == b"patched"
+
+
+def test_the_kernel_is_seen_while_a_program_runs(pv_target):
+    current = pv_target.machine.current
+    current.vcpu.arch.kernel_mode = False
+    current.cpu.cr3 = current.vcpu.arch.user_root << 12
+    current.domain.memory.write(Maddr(CODE), b"code")
+    assert pv_target.read_memory(KERNEL_ONLY + CODE, 4) == b"code"
+
+
+def test_linked_addresses_are_seen_before_paging_is_on(pvh_target):
+    pvh_target.machine.domain.memory.write(Maddr(LOADED + 8), b"code")
+    assert pvh_target.read_memory(LINKED + 8, 4) == b"code"
+    assert pvh_target.read_memory(LOADED + 8, 4) == b"code"
+    with pytest.raises(Refused, match="paging is off"):
+        pvh_target.read_memory(LINKED + 0x2000, 4)
+
+
+def test_a_32_bit_kernels_linked_addresses_too():
+    target = make_target(make_pvh_current(), elf_class=32)
+    target.image.segments[0].vaddr = 0xC1000000
+    target.machine.domain.memory.write(Maddr(LOADED + 8), b"code")
+    assert target.read_memory(0xC1000008, 4) == b"code"
+
+
+# Modes.
+
+
+@pytest.mark.parametrize(("attributes", "bits"), [(0xA09B00, 64), (0xC09B00, 32), (0x9B00, 16)])
+def test_how_the_cpu_reads_code(pvh_target, attributes, bits):
+    pvh_target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, attributes))
+    assert pvh_target.code_bits == bits
+
+
+def test_another_mode_is_another_description_only_on_request(pvh_target):
+    assert pvh_target.misread
+    assert not pvh_target.describe_now()
+    pvh_target.follows_mode = True
+    assert pvh_target.describe_now()
+    assert (pvh_target.layout, pvh_target.shows_physical) == (LAYOUT32, True)
+    enter_long_mode(pvh_target.machine.current, 0)
+    assert pvh_target.describe_now()
+    assert (pvh_target.layout, pvh_target.shows_physical) == (LAYOUT64, False)
+
+
+def test_a_breakpoint_where_the_kernel_was_loaded_is_also_where_it_will_run(pvh_target):
+    assert pvh_target.aliases(LOADED + 4) == [LOADED + 4]
+    pvh_target.follows_mode = True
+    pvh_target.describe_now()
+    assert pvh_target.aliases(LOADED + 4) == [LOADED + 4, LINKED + 4]
+
+
+# Threads.
+
+
+def test_threads_are_vcpus_that_were_brought_up():
+    target = make_target(make_pv_current(vcpus=3))
+    assert target.threads == [1]
+    target.machine.domain.vcpus[2].saved = b"registers"
+    assert target.threads == [1, 3]
+    with pytest.raises(Refused, match="no thread 2"):
+        target.vcpu(2)
+
+
+def test_another_vcpus_registers_are_loaded_for_a_while():
+    target = make_target(make_pv_current(vcpus=2))
+    cpu, (first, second) = target.machine.engine, target.machine.domain.vcpus
+    cpu.save = lambda: cpu.rip.to_bytes(8, "little")
+    cpu.load = lambda saved: setattr(cpu, "rip", int.from_bytes(saved, "little"))
+    cpu.rip, second.saved = 0x1111, (0x2222).to_bytes(8, "little")
+    with target.loaded(2):
+        assert (cpu.rip, target.machine.current.vcpu) == (0x2222, second)
+        cpu.rip = 0x3333
+    assert (cpu.rip, target.machine.current.vcpu, first.saved) == (0x1111, first, None)
+    assert second.saved == (0x3333).to_bytes(8, "little")

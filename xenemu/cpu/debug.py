@@ -1,0 +1,134 @@
+"""The engine for a debugger: slices in pieces, single steps, breakpoints that nobody else sees.
+
+A slice keeps its deadline however often it is interrupted. A step lends the guest a deadline one
+instruction away, and puts off the rest of the slice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection
+
+from xenemu.cpu import shim
+from xenemu.cpu.engine import Engine
+from xenemu.hv.debug import Access, Cause, Halt, Watch
+
+ENV_KERNEL_GS_BASE = 4864
+MAX_RETRIES = 8  # how often an instruction can fault, be helped by the hypervisor, and start anew
+FLOAT_NAMES = {"fctrl": "FPCW", "fstat": "FPSW", "ftag": "FPTAG"}
+FLOAT_NAMES |= {f"st{n}": f"FP{n}" for n in range(8)}
+
+
+class DebugPort:
+    """Implements `xenemu.hv.debug.DebugCpu` on an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._state = engine._state
+        self._shim = engine._shim
+        self._breakpoints: frozenset[int] = frozenset()
+        self._watches: frozenset[Watch] = frozenset()
+        self.over = True
+
+    def begin(self, deadline_ns: int) -> None:
+        """Begin a slice that ends at virtual time `deadline_ns`."""
+        self._engine.set_deadline(deadline_ns)
+        self.over = self._state.left <= 0
+
+    def run(self) -> Halt | None:
+        """Run to the end of the slice, or to a halt."""
+        self._engine.resume()
+        return self._take_halt()
+
+    def step(self) -> Halt | None:
+        """Run one instruction; one that the hypervisor helps unseen is started again."""
+        engine = self._engine
+        before = (engine.instructions, engine.rip, engine.regs[4])
+        for _ in range(MAX_RETRIES):
+            halt = self._step()
+            if halt or self.over or (engine.instructions, engine.rip, engine.regs[4]) != before:
+                break
+        return halt
+
+    def _step(self) -> Halt | None:
+        engine, state = self._engine, self._state
+        engine.put_off = max(0, state.left - 1)
+        state.end -= engine.put_off
+        state.left -= engine.put_off
+        state.stepping = 1
+        try:
+            engine.resume()
+        finally:
+            state.stepping = 0
+            state.end += engine.put_off
+            state.left += engine.put_off
+            engine.put_off = 0
+        return self._take_halt()
+
+    def _take_halt(self) -> Halt | None:
+        state = self._state
+        self.over = self._engine.slice_over
+        stop, state.debug_stop = state.debug_stop, 0
+        if stop == shim.STOP_WATCHPOINT:
+            return Halt(Cause.WATCHPOINT, state.debug_address, Access(state.debug_access))
+        if stop == shim.STOP_FAULT:
+            return Halt(Cause.FAULT, vector=state.debug_access)
+        return Halt(Cause.BREAKPOINT) if stop else None
+
+    def request_halt(self) -> None:
+        """Leave `run` before the next instruction of the guest."""
+        self._state.stop |= shim.STOP_DEBUGGER
+
+    def set_breakpoints(self, vaddrs: Collection[int]) -> bool:
+        """Halt before these instructions. A change drops all translated code."""
+        wanted = frozenset(vaddrs)
+        if wanted != self._breakpoints:
+            array = (ctypes.c_uint64 * len(wanted))(*sorted(wanted))
+            if not self._shim.set_breakpoints(array, len(wanted)):
+                return False
+            self._breakpoints = wanted
+        return True
+
+    def set_watchpoints(self, watches: Collection[Watch]) -> bool:
+        """Halt behind these accesses; False, and none is watched for, if there are too many."""
+        wanted = frozenset(watches)
+        if wanted == self._watches:
+            return True
+        self._shim.unwatch_all()
+        self._watches = frozenset()
+        for watch in sorted(wanted, key=lambda w: (w.vaddr, w.size, w.access)):
+            if not self._shim.watch(watch.vaddr, watch.size, watch.access):
+                self._shim.unwatch_all()
+                return False
+        self._watches = wanted
+        return True
+
+    def catch_faults(self, vectors: Collection[int]) -> None:
+        """Halt at these faults, before the guest has them."""
+        self._state.caught_faults = sum(1 << vector for vector in set(vectors))
+
+    @property
+    def kernel_gs_base(self) -> int:
+        """The MSR of that name."""
+        return int(ctypes.c_uint64.from_address(self._state.env + ENV_KERNEL_GS_BASE).value)
+
+    def float_register(self, name: str) -> bytes:
+        """See `DebugCpu.float_register`."""
+        value = self._engine._uc.reg_read(self._number(name))
+        if isinstance(value, tuple):  # an 80-bit number
+            mantissa, exponent = value
+            return int(mantissa).to_bytes(8, "little") + int(exponent).to_bytes(2, "little")
+        return int(value).to_bytes(16 if name.startswith("xmm") else 4, "little")
+
+    def set_float_register(self, name: str, value: bytes) -> None:
+        """See `DebugCpu.set_float_register`."""
+        number: int | tuple[int, int] = int.from_bytes(value, "little")
+        if len(value) == 10:
+            number = (int.from_bytes(value[:8], "little"), int.from_bytes(value[8:10], "little"))
+        self._engine._uc.reg_write(self._number(name), number)
+
+    @staticmethod
+    def _number(name: str) -> int:
+        from unicorn import x86_const  # noqa: PLC0415 (after the shim)
+
+        return int(getattr(x86_const, f"UC_X86_REG_{FLOAT_NAMES.get(name, name.upper())}"))

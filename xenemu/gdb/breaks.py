@@ -1,0 +1,90 @@
+"""Breakpoints on what a guest does with Xen: a hypercall, an event, a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xenemu.gdb.target import Refused
+from xenemu.hv.dispatch import Hypercall, format_call
+from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.observe import Observer, Watch
+from xenemu.machine import TABLE, Machine
+from xenemu.x86 import flags
+
+VECTORS = 32
+
+
+class Breaks(Observer):
+    """Asks to hold the guest, with a sentence, when what was asked for happens.
+
+    A hypercall holds it behind the call, with the result; an event where it was raised; a fault
+    before the guest has it.
+    """
+
+    def __init__(self, machine: Machine, request: Callable[[str], None]) -> None:
+        self._machine, self._request = machine, request
+        self._calls: set[str] = set()
+        self._ports: set[int] = set()
+        self._vectors: set[int] = set()
+        self._watch: Watch | None = None
+
+    def clear(self) -> None:
+        """Hold the guest for none of these any more."""
+        self._calls.clear()
+        self._ports.clear()
+        self._vectors.clear()
+        self._update()
+
+    def on_hypercall(self, name: str) -> None:
+        """Refused if Xen has no such hypercall."""
+        if name not in {row.name for row in TABLE.rows.values()}:
+            raise Refused(f"Xen has no hypercall {name!r}; `xenemu hypercalls` lists them")
+        self._calls.add(name)
+        self._update()
+
+    def on_fault(self, text: str) -> None:
+        """By number, or by name as in ``#PF``."""
+        names = {name.lstrip("#"): vector for vector, name in flags.VECTOR_NAMES.items()}
+        vector = names.get(text.lstrip("#").upper())
+        if vector is None:
+            vector = int(text, 0)
+        if not 0 <= vector < VECTORS:
+            raise Refused(f"there is no fault {text}: they are 0 to 31")
+        self._vectors.add(vector)
+        self._update()
+
+    def on_event(self, text: str) -> None:
+        """By port."""
+        self._ports.add(int(text, 0))
+        self._update()
+
+    def describe(self) -> list[str]:
+        """What the guest is held for."""
+        lines = [f"hypercall {name}" for name in sorted(self._calls)]
+        lines += [f"fault {flags.vector_name(vector)}" for vector in sorted(self._vectors)]
+        lines += [f"event {port}" for port in sorted(self._ports)]
+        return [f"holds on {line}" for line in lines] or ["holds on nothing"]
+
+    def _update(self) -> None:
+        self._machine.debug.catch_faults(self._vectors)
+        if bool(self._calls or self._ports) == (self._watch is not None):
+            return
+        if self._watch is None:
+            self._watch = Watch.of(self._machine.current)
+            self._watch.add(self)
+        else:
+            self._watch.remove(self)
+            self._watch = None
+
+    # What happens.
+
+    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        """Hold the guest behind a call that was asked for."""
+        if record.name in self._calls:
+            self._request(format_call(record).strip())
+
+    def raised(self, current: Current, port: int, was_pending: bool) -> None:
+        """Hold the guest where an event was raised."""
+        if port in self._ports:
+            again = ", where one was pending already" if was_pending else ""
+            self._request(f"an event was raised on port {port}{again}")

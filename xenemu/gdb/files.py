@@ -1,0 +1,101 @@
+"""The kernel's file, as gdb fetches it from the target to read its symbols.
+
+gdb manual: Host I/O Packets; The File Stat Structure.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Final
+
+from xenemu.gdb.rsp import PACKET_SIZE, number
+from xenemu.gdb.symbolfile import symbol_file
+from xenemu.gdb.target import Target
+
+ENOENT, EBADF, EINVAL, EROFS = 2, 9, 22, 30  # gdb's own numbers, which are Linux's
+REGULAR_READABLE: Final = 0o100444
+# dev, ino, mode, nlink, uid, gid, rdev; size, blksize, blocks; atime, mtime, ctime
+STAT: Final = struct.Struct(">7I3Q3I")
+MAX_READ: Final = PACKET_SIZE // 2  # escaped, it may be twice as long
+BLOCK: Final = 4096
+PHYSICAL_SUFFIX: Final = ".physical"
+
+
+class Files:
+    """The one file that there is: the kernel with its symbols."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._open: dict[int, memoryview] = {}
+        self._contents: dict[bool, memoryview] = {}  # by whether it is of physical addresses
+
+    @property
+    def path(self) -> str:
+        """What the file is called; in another layout it is another file."""
+        path = str(Path(self._target.image.path).absolute())
+        return path + PHYSICAL_SUFFIX if self._target.shows_physical else path
+
+    def prepare(self) -> memoryview:
+        """Make the file, which takes longer than a gdb is willing to wait for an answer."""
+        return self._prepare(self._target.shows_physical)
+
+    def prepare_all(self) -> None:
+        """Make the files of both layouts."""
+        self._prepare(False)
+        if self._target.image.elf_class == 64:
+            self._prepare(True)
+
+    def _prepare(self, physical: bool) -> memoryview:
+        if physical not in self._contents:
+            self._contents[physical] = symbol_file(self._target.image, physical)
+        return self._contents[physical]
+
+    def close_all(self) -> None:
+        """The gdb that had files open is gone."""
+        self._open.clear()
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer a ``vFile`` packet; ValueError if it is malformed."""
+        verb, _, rest = request.partition(b":")
+        arguments = rest.split(b",")
+        if verb == b"setfs":
+            return b"F0"
+        if verb == b"open":
+            return self._open_file(bytes.fromhex(arguments[0].decode("ascii")).decode())
+        if verb == b"readlink":
+            return _error(EINVAL)
+        if verb in (b"pwrite", b"unlink"):
+            return _error(EROFS)
+        if verb not in (b"pread", b"fstat", b"close"):
+            return b""
+        descriptor = number(arguments[0])
+        if descriptor not in self._open:
+            return _error(EBADF)
+        if verb == b"close":
+            del self._open[descriptor]
+            return b"F0"
+        if verb == b"fstat":
+            return _with_data(_stat(len(self._open[descriptor])))
+        count, offset = map(number, arguments[1:3])
+        piece = self._open[descriptor][offset : offset + min(count, MAX_READ)]
+        return _with_data(bytes(piece))
+
+    def _open_file(self, path: str) -> bytes:
+        if path != self.path:
+            return _error(ENOENT)
+        descriptor = max(self._open, default=2) + 1
+        self._open[descriptor] = self.prepare()
+        return b"F%x" % descriptor
+
+
+def _stat(size: int) -> bytes:
+    return STAT.pack(0, 1, REGULAR_READABLE, 1, 0, 0, 0, size, BLOCK, -(-size // 512), 0, 0, 0)
+
+
+def _error(errno: int) -> bytes:
+    return b"F-1,%x" % errno
+
+
+def _with_data(data: bytes) -> bytes:
+    return b"F%x;" % len(data) + data

@@ -1,0 +1,216 @@
+"""The monitor commands: what a person asks of the hypervisor, past gdb."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from xenemu.errors import XenError
+from xenemu.gdb import views
+from xenemu.gdb.breaks import Breaks
+from xenemu.gdb.files import Files
+from xenemu.gdb.target import Refused, Target
+from xenemu.peek import Code
+from xenemu.report import call_lines, walk_lines
+from xenemu.trace import KINDS, Tracer
+
+CALLS: Final = 16
+INSTRUCTIONS: Final = 8
+PLACE: Final = re.compile(
+    r"(?:\$?(?P<pc>pc|rip|eip)|(?P<name>[A-Za-z_.]\w*))(?:\+(?P<offset>\w+))?"
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, for `help`: its arguments, and what it does."""
+
+    usage: str
+    help: str
+
+
+COMMANDS: Final = {
+    "help": Command("", "this list"),
+    "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest"),
+    "hypercalls": Command("last [N]", "the last hypercalls, with results"),
+    "walk": Command("ADDR", "the page tables' entries on the way to ADDR"),
+    "gva2gpa": Command("ADDR", "where ADDR is in the guest and the machine"),
+    "events": Command("", "the event channels that are not closed"),
+    "symbols": Command("[NAME|ADDR]", "what is there; how to keep them"),
+    "disas": Command("[ADDR [N]]", "code as the CPU reads it now"),
+    "kaslr": Command("", "how far the kernel is from where it was linked"),
+    "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
+    "trace": Command(f"on [{'|'.join(KINDS)}]...|off", "show what the guest does"),
+    "break-on": Command("hypercall NAME|fault N|event PORT|off", "hold the guest there"),
+}
+
+
+class Monitor:
+    """Runs one line at a time, on the vcpu that is loaded.
+
+    `say` shows the person a text at once; `request` holds the guest, with the reason.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        files: Files,
+        say: Callable[[str], None],
+        request: Callable[[str], None],
+    ) -> None:
+        self._target, self._files = target, files
+        self._code = Code(target.image)
+        self._breaks = Breaks(target.machine, request)
+        self._say = say
+        self._tracer: Tracer | None = None
+        self._run = {
+            "help": self._help,
+            "info": self._info,
+            "hypercalls": self._calls,
+            "walk": self._walk,
+            "gva2gpa": self._gva2gpa,
+            "events": self._events,
+            "symbols": self._symbols,
+            "disas": self._disas,
+            "kaslr": self._kaslr,
+            "arch": self._arch,
+            "trace": self._trace,
+            "break-on": self._break_on,
+        }
+
+    def reset(self) -> None:
+        """The gdb that gave commands is gone."""
+        self._breaks.clear()
+        self._trace(["off"])
+
+    def run(self, line: str) -> str:
+        """Run a command; what it prints, with a sentence for what cannot be."""
+        words = line.split()
+        if not words:
+            words = ["help"]
+        command = COMMANDS.get(words[0])
+        if command is None:
+            return f"there is no monitor command {words[0]!r}; try: monitor help\n"
+        try:
+            lines = self._run[words[0]](words[1:])
+        except Refused as refused:
+            lines = [str(refused)]
+        except XenError as error:
+            lines = [error.reason]
+        except (ValueError, IndexError):
+            lines = [f"usage: monitor {words[0]} {command.usage}"]
+        return "".join(f"{text}\n" for text in lines)
+
+    def _help(self, _words: list[str]) -> list[str]:
+        return [
+            f"monitor {name} {command.usage}".ljust(58) + command.help
+            for name, command in COMMANDS.items()
+        ]
+
+    def _address(self, text: str) -> int:
+        """A number, a symbol, or the program counter; an offset may follow."""
+        found = PLACE.fullmatch(text)
+        if not found or text[0].isdigit():
+            return int(text, 0)
+        offset = int(found["offset"] or "0", 0)
+        if found["pc"]:
+            return self._target.pc + offset
+        vaddr = self._code.symbols.address(found["name"])
+        if vaddr is None:
+            raise Refused(f"the image has no symbol {found['name']}")
+        return vaddr + offset
+
+    # What Xen knows.
+
+    def _info(self, words: list[str]) -> list[str]:
+        (what,) = words
+        view = views.INFO.get(what)
+        if view is None:
+            raise ValueError(what)
+        return view(self._target)
+
+    def _calls(self, words: list[str]) -> list[str]:
+        if words and words[0] == "last":
+            words = words[1:]
+        count = int(words[0]) if words else CALLS
+        return call_lines(self._target.machine.current, count) or ["none yet"]
+
+    def _walk(self, words: list[str]) -> list[str]:
+        (text,) = words
+        return walk_lines(self._target.machine.current, self._address(text))
+
+    def _gva2gpa(self, words: list[str]) -> list[str]:
+        (text,) = words
+        return views.addresses(self._target, self._address(text))
+
+    def _events(self, words: list[str]) -> list[str]:
+        return views.events(self._target)
+
+    # The kernel's code.
+
+    def _symbols(self, words: list[str]) -> list[str]:
+        symbols = self._code.symbols
+        if words:
+            vaddr = self._address(words[0])
+            return [f"{vaddr:#x} is {symbols.format(vaddr)}"]
+        return [
+            f"{len(symbols)} symbols; gdb reads them from {self._files.path}",
+            f"to keep them: remote get {self._files.path} FILE",
+        ]
+
+    def _disas(self, words: list[str]) -> list[str]:
+        vaddr = self._address(words[0]) if words else self._target.pc
+        count = int(words[1], 0) if len(words) > 1 else INSTRUCTIONS
+        return views.disassemble(self._target, self._code, vaddr, count)
+
+    def _kaslr(self, words: list[str]) -> list[str]:
+        found = views.find_offset(self._target, self._code)
+        if found is None:
+            return ["the kernel is not mapped yet, or not where any KASLR would put it"]
+        if found == 0:
+            return ["offset 0: the kernel runs where it was linked"]
+        return [
+            f"offset {found:#x}",
+            f"for gdb: symbol-file -o {found:#x} target:{self._files.path}",
+        ]
+
+    def _arch(self, words: list[str]) -> list[str]:
+        (what,) = words
+        if what not in ("auto", "file"):
+            raise ValueError(what)
+        self._target.follows_mode = what == "auto"
+        self._files.prepare_all()
+        return [f"the CPU runs {self._target.code_bits}-bit code; the next stop tells gdb"]
+
+    # What the guest does.
+
+    def _trace(self, words: list[str]) -> list[str]:
+        what, *kinds = words
+        if what not in ("on", "off") or not set(kinds) <= set(KINDS):
+            raise ValueError(what)
+        if self._tracer is not None:
+            self._tracer.stop()
+            self._tracer = None
+        if what == "off":
+            return []
+        self._tracer = Tracer(self._code, self._say, kinds or KINDS)
+        self._tracer.start(self._target.machine.current)
+        return ["what the guest does is shown while it runs"]
+
+    def _break_on(self, words: list[str]) -> list[str]:
+        match words:
+            case []:
+                pass
+            case ["off"]:
+                self._breaks.clear()
+            case ["hypercall", name]:
+                self._breaks.on_hypercall(name)
+            case ["fault", text]:
+                self._breaks.on_fault(text)
+            case ["event", text]:
+                self._breaks.on_event(text)
+            case _:
+                raise ValueError(words)
+        return self._breaks.describe()

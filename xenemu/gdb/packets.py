@@ -1,0 +1,403 @@
+"""What each packet of gdb's means, while the guest is held.
+
+A handler returns the answer's payload: ``OK``, ``E.`` and a sentence, data, or empty for what is
+not supported; `Go` lets the guest run; None kills it.
+
+gdb manual: Packets; General Query Packets; Host I/O Packets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from xenemu.gdb.features import Register, describe
+from xenemu.gdb.files import Files
+from xenemu.gdb.monitor import Monitor
+from xenemu.gdb.rsp import PACKET_SIZE, hex_text, number
+from xenemu.gdb.stops import CONTINUE, DETACHED, Go, Stop
+from xenemu.gdb.target import Refused, Target
+from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watch
+
+Answer = bytes | Go | None
+
+SUPPORTED: Final = (
+    f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;exec-events+;"
+    "qXfer:features:read+;qXfer:exec-file:read+;qXfer:memory-map:read+;qXfer:threads:read+"
+).encode()
+WATCH_TYPES: Final = {2: Access.WRITE, 3: Access.READ, 4: Access.READ | Access.WRITE}
+MAX_READ: Final = (PACKET_SIZE - 16) // 2
+NOT_MAPPED: Final = b"E0e"  # EFAULT
+MAX_TEXT: Final = 1 << 14
+SEARCH_CHUNK: Final = 1 << 20
+MAX_HOLES: Final = 1 << 14  # pages that are not mapped, in one search
+VCONT: Final = re.compile(
+    rb"(?P<action>[csCSr])(?P<a>[0-9a-fA-F]+)?(?:,(?P<b>[0-9a-fA-F]+))?(?::(?P<thread>-?[0-9a-f]+))?"
+)
+EXPEDITED: Final = {"rip", "rsp", "rbp", "eip", "esp", "ebp"}
+# All of the address space is memory: without a map, gdb would guess at nothing else.
+MEMORY_MAP: Final = """\
+<?xml version="1.0"?>
+<!DOCTYPE memory-map PUBLIC "+//IDN gnu.org//DTD GDB Memory Map V1.0//EN"
+ "http://sourceware.org/gdb/gdb-memory-map.dtd">
+<memory-map>
+<memory type="ram" start="0x0" length="0x8000000000000000"/>
+<memory type="ram" start="0x8000000000000000" length="0x8000000000000000"/>
+</memory-map>
+"""
+
+
+class Packets:
+    """What one gdb has said; `say` shows the person at it a text."""
+
+    def __init__(self, target: Target, say: Callable[[str], None]) -> None:
+        self._target, self._say = target, say
+        self._files = Files(target)
+        self._files.prepare()
+        self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
+        self._monitor = Monitor(target, self._files, say, self._request)
+        self._handlers = _handlers(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the gdb that was: its breakpoints are gone, and the next one acknowledges."""
+        self.acknowledged = True
+        self._follows_exec = False
+        self.hardware: set[int] = set()
+        self.software: set[int] = set()
+        self.watches: set[Watch] = set()
+        self._thread = self._target.current_thread
+        self._monitor.reset()
+        self._files.close_all()
+
+    @property
+    def breakpoints(self) -> set[int]:
+        """Where to hold the guest."""
+        return self.hardware | self.software
+
+    def select(self, thread: int) -> None:
+        """Make a thread the one that registers and memory are asked of."""
+        self._thread = thread
+
+    def _request(self, sentence: str) -> None:
+        self.requested = sentence
+        self._target.machine.debug.request_halt()
+
+    def handle(self, payload: bytes, stop: Stop) -> Answer:
+        """Answer a packet; `stop` is why the guest is held."""
+        self._last_stop = stop
+        for prefix, handler in self._handlers:
+            if payload.startswith(prefix):
+                try:
+                    return handler(payload[len(prefix) :])
+                except Refused as refused:
+                    return f"E.{refused}".encode()
+                except (ValueError, IndexError):
+                    return b"E.malformed packet"
+        return b""
+
+    def answered(self, payload: bytes) -> None:
+        """The answer to this packet is sent."""
+        if payload == b"QStartNoAckMode":
+            self.acknowledged = False
+
+    # What gdb asks first.
+
+    def supported(self, features: bytes) -> Answer:
+        """What this stub can do."""
+        self._follows_exec = b"exec-events+" in features
+        self._target.describe_now()
+        return SUPPORTED
+
+    def ok(self, _rest: bytes) -> Answer:
+        """Agreed, and nothing to do."""
+        return b"OK"
+
+    def why(self, _rest: bytes) -> Answer:
+        """Why the guest is held."""
+        return self.stop_reply(self._last_stop)
+
+    def redescribes(self) -> bytes | None:
+        """Where gdb must read the description anew first: what makes it do so."""
+        if not self._follows_exec or not self._target.describe_now():
+            return None
+        return b"T05exec:%s;thread:%x;" % (
+            self._files.path.encode().hex().encode(),
+            self._target.current_thread,
+        )
+
+    def stop_reply(self, stop: Stop) -> bytes:
+        """A stop, with the registers that gdb asks for each time."""
+        fields = [
+            f"{index:x}:{self._target.read_register(register).hex()}"
+            for index, register in enumerate(self._target.layout.registers)
+            if register.name in EXPEDITED
+        ]
+        if stop.reason:
+            fields.append(f"{stop.reason}:{stop.value}")
+        fields.append(f"thread:{self._target.current_thread:x}")
+        return f"T{stop.signal:02x}{';'.join(fields)};".encode()
+
+    # Threads.
+
+    def select_thread(self, rest: bytes) -> Answer:
+        """``Hg``, ``Hc``: which thread the following is about; 0 and -1 are any."""
+        kind, thread = rest[:1], rest[1:]
+        if kind == b"g" and thread not in (b"0", b"-1"):
+            self._target.vcpu(number(thread))
+            self._thread = number(thread)
+        elif kind not in (b"g", b"c"):
+            return b""
+        return b"OK"
+
+    def is_alive(self, rest: bytes) -> Answer:
+        """``T``: whether a thread is there."""
+        self._target.vcpu(number(rest))
+        return b"OK"
+
+    def thread_list(self, _rest: bytes) -> Answer:
+        """``qfThreadInfo``."""
+        return b"m" + b",".join(b"%x" % thread for thread in self._target.threads)
+
+    def thread_list_end(self, _rest: bytes) -> Answer:
+        """``qsThreadInfo``."""
+        return b"l"
+
+    def current_thread(self, rest: bytes) -> Answer:
+        """``qC``."""
+        return b"" if rest else b"QC%x" % self._target.current_thread
+
+    def thread_text(self, rest: bytes) -> Answer:
+        """``qThreadExtraInfo``."""
+        return hex_text(self._target.thread_name(number(rest)))
+
+    # Registers.
+
+    def _register(self, text: bytes) -> Register:
+        return self._target.layout.registers[number(text)]
+
+    def read_registers(self, _rest: bytes) -> Answer:
+        """``g``."""
+        with self._target.loaded(self._thread):
+            return self._target.registers().hex().encode()
+
+    def write_registers(self, rest: bytes) -> Answer:
+        """``G``."""
+        with self._target.loaded(self._thread):
+            self._target.write_registers(bytes.fromhex(rest.decode("ascii")))
+        return b"OK"
+
+    def read_register(self, rest: bytes) -> Answer:
+        """``p``."""
+        with self._target.loaded(self._thread):
+            return self._target.read_register(self._register(rest)).hex().encode()
+
+    def write_register(self, rest: bytes) -> Answer:
+        """``P``."""
+        which, _, value = rest.partition(b"=")
+        with self._target.loaded(self._thread):
+            self._target.write_register(self._register(which), bytes.fromhex(value.decode("ascii")))
+        return b"OK"
+
+    # Memory.
+
+    def read_memory(self, rest: bytes) -> Answer:
+        """``m``: as much as is mapped. gdb takes a sentence here for data."""
+        vaddr, size = map(number, rest.split(b","))
+        with self._target.loaded(self._thread):
+            try:
+                return self._target.read_memory(vaddr, min(size, MAX_READ)).hex().encode()
+            except Refused:
+                return NOT_MAPPED
+
+    def write_memory(self, rest: bytes) -> Answer:
+        """``M``."""
+        place, _, data = rest.partition(b":")
+        return self._write(place, bytes.fromhex(data.decode("ascii")))
+
+    def write_binary(self, rest: bytes) -> Answer:
+        """``X``."""
+        place, _, data = rest.partition(b":")
+        return self._write(place, data)
+
+    def _write(self, place: bytes, data: bytes) -> Answer:
+        vaddr, size = map(number, place.split(b","))
+        if size != len(data):
+            raise ValueError(f"{len(data)} bytes where {size} were announced")
+        with self._target.loaded(self._thread):
+            self._target.write_memory(vaddr, data)
+        return b"OK"
+
+    def search_memory(self, rest: bytes) -> Answer:
+        """``qSearch:memory``: the first place of a pattern in a range; unmapped pages have none."""
+        start, length, pattern = rest.split(b";", 2)
+        at, end, holes = number(start), number(start) + number(length), 0
+        with self._target.loaded(self._thread):
+            while at < end:
+                size = min(SEARCH_CHUNK, end - at)
+                try:
+                    data = self._target.read_memory(at, size)
+                except Refused:
+                    at, holes = (at | 0xFFF) + 1, holes + 1
+                    if holes > MAX_HOLES:
+                        raise
+                    continue
+                found = data.find(pattern)
+                if found >= 0:
+                    return b"1,%x" % (at + found)
+                last = len(data) == size == end - at
+                at += max(1, len(data) if last else len(data) - len(pattern) + 1)
+        return b"0"
+
+    # Breakpoints and watchpoints.
+
+    def insert(self, rest: bytes) -> Answer:
+        """``Z``: at an address, whether or not something is mapped there yet."""
+        return self._change(rest, set.add)
+
+    def remove(self, rest: bytes) -> Answer:
+        """``z``."""
+        return self._change(rest, set.discard)
+
+    def _change(self, rest: bytes, change: Callable[[set, object], None]) -> Answer:  # type: ignore[type-arg]
+        kind, vaddr, size = (number(field) for field in rest.split(b";")[0].split(b","))
+        if vaddr >> 64:
+            raise ValueError(f"{vaddr:#x} is no address")
+        if kind in (0, 1):
+            for place in self._target.aliases(vaddr):
+                change(self.hardware if kind else self.software, place)
+        elif kind in WATCH_TYPES:
+            if not 0 < size <= 4096:
+                raise Refused(f"a watchpoint of {size} bytes: 1 to 4096 can be watched")
+            change(self.watches, Watch(vaddr, size, WATCH_TYPES[kind]))
+        else:
+            return b""
+        if len(self.watches) > MAX_WATCHPOINTS or len(self.breakpoints) > MAX_BREAKPOINTS:
+            self.remove(rest)
+            raise Refused("too many breakpoints or watchpoints")
+        return b"OK"
+
+    # Going on.
+
+    def vcont_actions(self, _rest: bytes) -> Answer:
+        """``vCont?``."""
+        return b"vCont;c;C;s;S;t;r"
+
+    def vcont(self, rest: bytes) -> Answer:
+        """``vCont``: the first action for a thread counts. Only one can step at a time."""
+        for text in rest.split(b";"):
+            found = VCONT.fullmatch(text)
+            if not found:
+                raise ValueError(f"vCont action {text!r}")
+            thread = found["thread"]
+            any_thread = thread is None or thread.startswith(b"-") or number(thread) == 0
+            who = None if any_thread else number(thread)
+            if found["action"] in (b"s", b"S"):
+                return Go(True, who)
+            if found["action"] == b"r":
+                return Go(True, who, range(number(found["a"]), number(found["b"])))
+        return CONTINUE
+
+    def go(self, rest: bytes) -> Answer:
+        """``c``, from an address if one is given."""
+        self._jump(rest)
+        return CONTINUE
+
+    def step(self, rest: bytes) -> Answer:
+        """``s``."""
+        self._jump(rest)
+        return Go(True)
+
+    def _jump(self, rest: bytes) -> None:
+        if rest:
+            self._target.machine.engine.rip = number(rest)
+
+    def detach(self, _rest: bytes) -> Answer:
+        """``D``: the guest runs on alone."""
+        return DETACHED
+
+    def kill(self, _rest: bytes) -> Answer:
+        """``k``, ``vKill``: the run ends."""
+        return None
+
+    # Documents, files, commands.
+
+    def transfer(self, rest: bytes) -> Answer:
+        """``qXfer:OBJECT:read:ANNEX:OFFSET,LENGTH``."""
+        name, verb, annex, window = rest.split(b":")
+        offset, length = map(number, window.split(b","))
+        if verb != b"read":
+            return b""
+        document = self._document(name.decode("ascii"), annex.decode("ascii"))
+        if document is None:
+            return b""
+        piece = document[offset : offset + min(length, MAX_READ)]
+        return (b"l" if offset + len(piece) >= len(document) else b"m") + piece
+
+    def _document(self, name: str, annex: str) -> bytes | None:
+        target = self._target
+        if name == "features" and annex == "target.xml":
+            return describe(target.layout).encode()
+        if name == "exec-file":
+            return self._files.path.encode()
+        if name == "memory-map":
+            return MEMORY_MAP.encode()
+        if name == "threads":
+            lines = [
+                f'<thread id="{thread:x}" core="0" name="{target.thread_name(thread)}"/>'
+                for thread in target.threads
+            ]
+            return "\n".join(['<?xml version="1.0"?>', "<threads>", *lines, "</threads>"]).encode()
+        return None
+
+    def file(self, rest: bytes) -> Answer:
+        """``vFile``."""
+        return self._files.handle(rest)
+
+    def command(self, rest: bytes) -> Answer:
+        """``qRcmd``: a monitor command."""
+        with self._target.loaded(self._thread):
+            text = self._monitor.run(bytes.fromhex(rest.decode("ascii")).decode(errors="replace"))
+        for at in range(0, len(text), MAX_TEXT):
+            self._say(text[at : at + MAX_TEXT])
+        return b"OK"
+
+
+def _handlers(packets: Packets) -> list[tuple[bytes, Callable[[bytes], Answer]]]:
+    """By prefix; the first that fits."""
+    table: dict[bytes, Callable[[bytes], Answer]] = {
+        b"qSupported": packets.supported,
+        b"QStartNoAckMode": packets.ok,
+        b"?": packets.why,
+        b"H": packets.select_thread,
+        b"T": packets.is_alive,
+        b"qfThreadInfo": packets.thread_list,
+        b"qsThreadInfo": packets.thread_list_end,
+        b"qC": packets.current_thread,
+        b"qThreadExtraInfo,": packets.thread_text,
+        b"qAttached": lambda _: b"1",
+        b"qSymbol": packets.ok,
+        b"g": packets.read_registers,
+        b"G": packets.write_registers,
+        b"p": packets.read_register,
+        b"P": packets.write_register,
+        b"m": packets.read_memory,
+        b"M": packets.write_memory,
+        b"X": packets.write_binary,
+        b"qSearch:memory:": packets.search_memory,
+        b"Z": packets.insert,
+        b"z": packets.remove,
+        b"vCont?": packets.vcont_actions,
+        b"vCont;": packets.vcont,
+        b"vCtrlC": packets.ok,
+        b"vKill": packets.kill,
+        b"vFile:": packets.file,
+        b"c": packets.go,
+        b"s": packets.step,
+        b"D": packets.detach,
+        b"k": packets.kill,
+        b"qXfer:": packets.transfer,
+        b"qRcmd,": packets.command,
+    }
+    return list(table.items())

@@ -1,0 +1,317 @@
+"""A debugger on the wire: holds the guest while gdb asks, and lets it run while gdb waits.
+
+There is no thread. The machine calls in at each slice of the guest's time, which is when a Ctrl-C
+or a new connection is seen; while the guest is held, this waits for gdb.
+
+A gdb that vanishes without a word leaves the guest held, for another to go on from there; only
+`detach` lets it run on.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from xenemu.gdb.channel import Channel, Listener
+from xenemu.gdb.packets import Packets
+from xenemu.gdb.rsp import Decoder, Packet, Signal, encode, hex_text
+from xenemu.gdb.stops import SIGABRT, SIGINT, SIGTRAP, Go, Stop, stop_of
+from xenemu.gdb.target import Target
+from xenemu.hv.debug import Cause, Halt, RunEnded
+from xenemu.machine import Limits
+from xenemu.outcome import End, Outcome
+from xenemu.x86.flags import vector_name
+
+POLLED_STEPS: Final = 256  # of a range, between two looks for Ctrl-C
+ENDS_TO_LOOK_AT: Final = {End.GUEST_CRASH, End.WATCHDOG, End.REFUSED, End.TRIPLE_FAULT}
+BUSY: Final = b"E.another gdb is attached; detach it first"
+
+
+class Person(Protocol):
+    """The terminal of whoever started this process."""
+
+    def wait(self, descriptors: list[int], phase: str) -> bool:
+        """Wait for one of the descriptors; False if the person, or a signal, ends the run."""
+
+    def check(self) -> Outcome | None:
+        """Why the run ends."""
+
+
+@dataclass
+class Server:
+    """Implements `xenemu.hv.debug.Debugger` for one machine.
+
+    `tell` takes a line for the person at the terminal; `judge` adds to an end what the console says
+    of it. The guest is held from its first instruction on, until a gdb lets it go.
+    """
+
+    target: Target
+    listener: Listener
+    person: Person
+    limits: Limits
+    tell: Callable[[str], None]
+    judge: Callable[[Outcome], Outcome] = lambda outcome: outcome
+
+    def __post_init__(self) -> None:
+        self._channel: Channel | None = None
+        self._decoder = Decoder()
+        self._packets = Packets(self.target, self._console)
+        self._going: Go | None = None  # how the guest goes on; None: it is held
+        self._stop = Stop(SIGTRAP)
+        self._steps = 0
+        self._stepped_from: int | None = None  # where a step will begin
+        self._last_sent = b""
+        self._kept = False  # gdb has yet to hear of the stop
+        self._awaited = False  # gdb waits for a stop reply
+
+    # What the machine calls.
+
+    def run(self, deadline_ns: int) -> None:
+        """Run the current vcpu to the end of its slice, holding it where gdb says."""
+        debug, target = self.target.machine.debug, self.target
+        self._stop_at_the_door()
+        debug.begin(deadline_ns)
+        if self._going is None:
+            self._hold()
+        while not debug.over:
+            self._arm()
+            if self._steps_here():
+                halt = debug.step()
+                self._steps += 1
+                done = self._going is not None and self._going.is_done(target.pc)
+            else:
+                halt, done = debug.run(), False
+            self._settle(halt, done)
+
+    def look(self) -> None:
+        """Hold the guest if gdb pressed Ctrl-C, or a new one came."""
+        if self._going is None:
+            self._hold()
+        elif self.calls():
+            self._listen(held=False)
+            if self._going is None:
+                self._hold()
+
+    def calls(self) -> bool:
+        """Whether a gdb has something to say."""
+        return bool(select.select(self.descriptors(), [], [], 0)[0])
+
+    def idle(self) -> bool:
+        """Wait for gdb, where the guest waits for nothing; False if there is no gdb."""
+        if self._channel is None:
+            return False
+        self._wait("the guest is idle; waiting for gdb")
+        return True
+
+    def ended(self, outcome: Outcome) -> None:
+        """Tell gdb how the guest ended; one that crashed can be looked at first."""
+        outcome = self.judge(outcome)
+        if self._channel is not None and outcome.end in ENDS_TO_LOOK_AT:
+            self._console(f"xenemu: {outcome.end.value}: {outcome.reason}\n")
+            if outcome.advice:
+                self._console(f"xenemu: what to do: {outcome.advice}\n")
+            self._console(
+                "xenemu: it is still there to look at; continue, kill or detach ends it\n"
+            )
+            self._halt(Stop(SIGABRT))
+            with suppress(RunEnded):
+                self._hold()
+        if self._channel is not None:
+            self._send(b"W%02x" % outcome.exit_code)
+            self._hang_up()
+
+    # Going on, and stopping.
+
+    def _steps_here(self) -> bool:
+        going = self._going
+        if going is None or not going.stepping:
+            return False
+        return going.thread is None or going.thread == self.target.current_thread
+
+    def _stop_at_the_door(self) -> None:
+        """A step that begins with an upcall to the guest ends at its first instruction."""
+        self._settle_requests()
+        before, self._stepped_from = self._stepped_from, None
+        if before is not None and self._steps_here() and before != self.target.pc:
+            self._halt(Stop(SIGTRAP))
+
+    def _arm(self) -> None:
+        """Set what gdb asks for, as late as possible: it takes all back at each stop."""
+        debug = self.target.machine.debug
+        if not self._steps_here():
+            debug.set_breakpoints(self._packets.breakpoints)
+        debug.set_watchpoints(self._packets.watches)
+
+    def _settle(self, halt: Halt | None, done: bool) -> None:
+        """After a run or a step: hold the guest if it is to be held."""
+        if halt and halt.cause is Cause.FAULT:
+            self._packets.requested = f"{vector_name(halt.vector)}, which the guest has yet to see"
+        if halt:
+            self._console_request()
+            self._halt(stop_of(halt, self._packets.hardware, self.target.pc))
+        elif self._settle_requests():
+            pass
+        elif done:
+            self._halt(Stop(SIGTRAP))
+        elif self._steps_here():
+            self._stepped_from = self.target.pc
+            if self._steps % POLLED_STEPS == 0 and self.calls():
+                self._listen(held=False)
+        if self._going is None:
+            self._hold()
+
+    def _settle_requests(self) -> bool:
+        """Hold the guest for what was asked for by a monitor command; whether anything was."""
+        asked = self._console_request()
+        if asked:
+            self._halt(Stop(SIGTRAP))
+        return asked
+
+    def _console_request(self) -> bool:
+        sentence, self._packets.requested = self._packets.requested, ""
+        if sentence:
+            self._console(f"xenemu: {sentence}\n")
+        return bool(sentence)
+
+    def _halt(self, stop: Stop) -> None:
+        """Hold the guest, and say why to a gdb that waits for it."""
+        self._going, self._stop = None, stop
+        self._packets.select(self.target.current_thread)
+        if self._awaited:
+            self._awaited = False
+            redescription = self._packets.redescribes()
+            self._kept = redescription is not None  # gdb goes on by itself, and hears the rest
+            self._send(redescription or self._packets.stop_reply(stop))
+
+    def _hold(self) -> None:
+        """Answer gdb until it lets the guest go; neither its time passes nor that of limits."""
+        before = self.limits.clock()
+        while self._going is None:
+            self._wait("held by gdb" if self._channel else "waiting for gdb")
+            self._listen(held=True)
+        self._stepped_from = self.target.pc
+        self.limits.started += self.limits.clock() - before
+
+    # The wire.
+
+    def descriptors(self) -> list[int]:
+        """What to wait for, to hear from a gdb."""
+        found = [self.listener.fileno(), self._channel.fileno() if self._channel else None]
+        return [descriptor for descriptor in found if descriptor is not None]
+
+    def _wait(self, phase: str) -> None:
+        descriptors = self.descriptors()
+        if not descriptors:
+            raise RunEnded(Outcome(End.STOPPED, "gdb went away"))
+        if not self.person.wait(descriptors, phase):
+            ended = self.person.check()
+            raise RunEnded(ended or Outcome(End.STOPPED, "left while gdb held the guest"))
+
+    def _listen(self, held: bool) -> None:
+        """Take what is there: connections, packets, Ctrl-C."""
+        readable = select.select(self.descriptors(), [], [], 0)[0]
+        called = self.listener.fileno() in readable
+        while self._channel is not None and self._channel.fileno() in readable:
+            self._receive(held)
+            # Who calls may be the same gdb again, whose end of the old connection is still unread.
+            if not called:
+                break
+            readable = select.select(self.descriptors(), [], [], 0)[0]
+        if called:
+            self._accept()
+
+    def _accept(self) -> None:
+        channel = self.listener.accept()
+        if channel is None:
+            return
+        if self._channel is not None:
+            self.tell("a second gdb was turned away: one is attached")
+            channel.send(b"+" + encode(BUSY))
+            channel.close()
+            return
+        self._channel, self._decoder, self._awaited = channel, Decoder(), False
+        self._packets.reset()
+        self._kept = False
+        if self._going is not None:
+            self._halt(Stop(SIGTRAP))
+        if self.target.misread:
+            bits = self.target.code_bits
+            self.tell(
+                f"the CPU runs {bits}-bit code, which gdb shows rightly by: monitor arch auto"
+            )
+
+    def _receive(self, held: bool) -> None:
+        assert self._channel is not None
+        data = self._channel.receive()
+        if not data:
+            self.tell("gdb went away without detaching; the guest is held for another")
+            self._hang_up()
+            self._going = None
+        last: Packet | Signal | None = None
+        for event in self._decoder.feed(data):
+            again, last = self._packets.acknowledged and event == last, event
+            if isinstance(event, Packet):
+                self._acknowledge(b"+")
+                if not again:  # gdb repeats what is not acknowledged soon, while a kernel loads
+                    self._packet(event.payload, held)
+            elif event is Signal.INTERRUPT:
+                if self._going is not None:
+                    self._halt(Stop(SIGINT))
+            elif event is Signal.TOO_LONG:
+                self._acknowledge(b"+")
+                self._send(b"E.a packet of more than PacketSize bytes was dropped")
+            elif event is Signal.DAMAGED:
+                self._acknowledge(b"-")
+            elif event is Signal.NACK and self._channel:
+                self._channel.send(self._last_sent)
+
+    def _packet(self, payload: bytes, held: bool) -> None:
+        if not held or self._going is not None:
+            self._send(b"E.the guest is running")
+            return
+        answer = self._packets.handle(payload, self._stop)
+        if isinstance(answer, Go) and self._kept and not answer.detached:
+            self._kept = False
+            self._send(self._packets.stop_reply(self._stop))
+        elif isinstance(answer, Go):
+            self._going, self._steps, self._awaited = answer, 0, not answer.detached
+            if answer.detached:
+                self._send(b"OK")
+                self._hang_up()
+        elif answer is None:
+            if payload != b"k":  # which wants no answer
+                self._send(b"OK")
+            self._hang_up()
+            raise RunEnded(Outcome(End.STOPPED, "killed by gdb"))
+        else:
+            self._send(answer)
+            self._packets.answered(payload)
+
+    def _console(self, text: str) -> None:
+        """Show the person at gdb a text; or at the terminal, if there is no gdb."""
+        if self._channel is None:
+            self.tell(text.removeprefix("xenemu: ").rstrip("\n"))
+        else:
+            self._send(b"O" + hex_text(text))
+
+    def _acknowledge(self, sign: bytes) -> None:
+        if self._channel is not None and self._packets.acknowledged:
+            self._channel.send(sign)
+
+    def _send(self, payload: bytes) -> None:
+        if self._channel is None:
+            return
+        self._last_sent = encode(payload)
+        if not self._channel.send(self._last_sent):
+            self.tell("gdb reads no more; the guest is held for another")
+            self._hang_up()
+            self._going = None
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            self._packets.reset()

@@ -1,0 +1,59 @@
+"""Why the guest stopped, as gdb is told, and how it goes on, as gdb says.
+
+gdb manual: Stop Reply Packets; the vCont packet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from xenemu.hv.debug import Access, Cause, Halt
+from xenemu.x86 import flags
+
+SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGSEGV = 2, 4, 5, 6, 8, 11
+FAULT_SIGNALS: Final = {flags.UD: SIGILL, 0: SIGFPE, 1: SIGTRAP, 3: SIGTRAP}
+WATCHES: Final = {
+    Access.WRITE: "watch",
+    Access.READ: "rwatch",
+    Access.READ | Access.WRITE: "awatch",
+}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop: its signal, and what gdb calls the reason, with its value."""
+
+    signal: int
+    reason: str = ""
+    value: str = ""
+
+
+def stop_of(halt: Halt, hardware: set[int], pc: int) -> Stop:
+    """What gdb is told of a halt; `hardware` are the breakpoints that it set as such."""
+    if halt.cause is Cause.WATCHPOINT:
+        return Stop(SIGTRAP, WATCHES[halt.access], f"{halt.vaddr:x}")
+    if halt.cause is Cause.FAULT:
+        return Stop(FAULT_SIGNALS.get(halt.vector, SIGSEGV))
+    return Stop(SIGTRAP, "hwbreak" if pc in hardware else "swbreak")
+
+
+@dataclass(frozen=True)
+class Go:
+    """How the guest goes on: freely, by an instruction, or while it is in a range of them.
+
+    `thread` is the one that steps; None: whichever runs. A detached guest runs on alone.
+    """
+
+    stepping: bool = False
+    thread: int | None = None
+    within: range | None = None
+    detached: bool = False
+
+    def is_done(self, pc: int) -> bool:
+        """Whether a step that led to `pc` was the last."""
+        return self.within is None or pc not in self.within
+
+
+CONTINUE: Final = Go()
+DETACHED: Final = Go(detached=True)

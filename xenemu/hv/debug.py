@@ -1,0 +1,124 @@
+"""What a debugger may ask of a CPU and of a machine, and what the machine asks of a debugger.
+
+A debugger holds the guest between two instructions. Nothing of the guest's changes meanwhile, its
+time included, so that a run with a debugger prints and counts what a run without one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import Final, Protocol
+
+from xenemu.outcome import Outcome
+
+MAX_BREAKPOINTS: Final = 256  # as in cpu/shim.c
+MAX_WATCHPOINTS: Final = 16
+
+
+class Access(IntFlag):
+    """What a watchpoint watches for."""
+
+    READ = 1
+    WRITE = 2
+
+
+NO_ACCESS = Access(0)
+
+
+class Cause(Enum):
+    """Why the CPU gave the guest to the debugger."""
+
+    BREAKPOINT = "breakpoint"  # before the instruction at RIP
+    WATCHPOINT = "watchpoint"  # behind the instruction that made the access
+    FAULT = "fault"  # before the guest has it: the instruction is at RIP, and will fault again
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Why the guest is where it is.
+
+    `vaddr` is the watchpoint's address, `access` what it watches for; `vector` is the fault's.
+    """
+
+    cause: Cause
+    vaddr: int = 0
+    access: Access = NO_ACCESS
+    vector: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A watchpoint: `size` bytes at a linear address."""
+
+    vaddr: int
+    size: int
+    access: Access
+
+
+class DebugCpu(Protocol):
+    """The verbs of a CPU that only a debugger needs.
+
+    A slice of the guest's time is begun once, and then run and stepped to its end: only there does
+    the machine look at the console and at other vcpus, as it would without a debugger.
+    """
+
+    over: bool  # the slice has ended: its time is up, or the vcpu blocked, halted or died
+
+    def begin(self, deadline_ns: int) -> None:
+        """Begin a slice that ends at virtual time `deadline_ns`."""
+
+    def run(self) -> Halt | None:
+        """Run to the end of the slice, or to a halt; None also if `request_halt` was called."""
+
+    def step(self) -> Halt | None:
+        """Run one instruction, or less: to where its fault or a forestalling interrupt leads."""
+
+    def request_halt(self) -> None:
+        """Leave `run` before the next instruction; from within an exit of the guest's."""
+
+    def set_breakpoints(self, vaddrs: Collection[int]) -> bool:
+        """Halt before the instructions at these linear addresses; False if there are too many."""
+
+    def set_watchpoints(self, watches: Collection[Watch]) -> bool:
+        """Halt behind these accesses; False if there are too many."""
+
+    def catch_faults(self, vectors: Collection[int]) -> None:
+        """Halt at these faults, before the guest has them."""
+
+    def float_register(self, name: str) -> bytes:
+        """Read st0-7 (10 bytes), xmm0-15 (16 bytes), fctrl, fstat, ftag or mxcsr (4 bytes)."""
+
+    def set_float_register(self, name: str, value: bytes) -> None:
+        """Write one of them."""
+
+
+class Debugger(Protocol):
+    """Who may hold the guest still.
+
+    Each method may hold it for as long as it likes, and may raise `RunEnded`.
+    """
+
+    def run(self, deadline_ns: int) -> None:
+        """Run the current vcpu to the end of its slice."""
+
+    def look(self) -> None:
+        """Hold the guest if somebody wants it, though no vcpu may be runnable."""
+
+    def calls(self) -> bool:
+        """Whether somebody wants the guest held: a wait for idle time then ends early."""
+
+    def idle(self) -> bool:
+        """Nothing can wake the guest: wait for somebody to do so; False if nobody can."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """The guest has ended, and can still be looked at."""
+
+
+class RunEnded(Exception):
+    """The person ended the run from the debugger."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
