@@ -77,7 +77,7 @@ class Values:
             self._find_tables(),
             [domain.shared_info, domain.console.mfn, domain.xenstore.mfn, *domain.grants.frames],
             [self.frame_at(self.world.arena + (n << PAGE_SHIFT)) for n in range(4)],
-            frames.heap[-8:],
+            list(frames.heap)[-8:],
             [0, 1, frames.memory.nr_frames - 1, frames.memory.nr_frames],
         ]
         if isinstance(domain.events.abi, Fifo):
