@@ -37,18 +37,29 @@ def measure_all(
 ) -> dict[str, dict[str, float]]:
     """Nanoseconds of CPU time of each operation, by kind of guest: medians."""
     runs: dict[str, list[Run]] = {name: [] for name in OPERATIONS}
-    for name in OPERATIONS:
-        built = build.ENVIRONMENTS[name]
-        build.build(build.guests()[GUEST], built, scratch / f"{GUEST}-{name}")
     for _ in range(rounds):
         for name, done in runs.items():
-            mode = build.ENVIRONMENTS[name].mode
-            command = (sys.executable, *f"-m xenemu run --memory 64M --mode {mode}".split())
-            command += (f"{GUEST}-{name}", "--cmdline", str(FACTOR))
-            milestones = {START: START.encode()}
-            milestones |= {operation: f"{operation}: ".encode() for operation in OPERATIONS[name]}
-            done.append(measure(command, scratch, environment, milestones))
+            done.append(_run(name, 64, scratch, environment))
     return {name: dict(_costs(OPERATIONS[name], done)) for name, done in runs.items()}
+
+
+def measure_one(
+    name: str, operation: str, memory_mib: int, scratch: Path, environment: Mapping[str, str]
+) -> float:
+    """Nanoseconds of CPU time of one operation in a guest with so much memory."""
+    run = _run(name, memory_mib, scratch, environment)
+    return dict(_costs(OPERATIONS[name], [run]))[operation]
+
+
+def _run(name: str, memory_mib: int, scratch: Path, environment: Mapping[str, str]) -> Run:
+    built, path = build.ENVIRONMENTS[name], scratch / f"{GUEST}-{name}"
+    if not path.exists():
+        build.build(build.guests()[GUEST], built, path)
+    command = (sys.executable, *f"-m xenemu run --mode {built.mode} {path.name}".split())
+    command += ("--memory", f"{memory_mib}M", "--cmdline", str(FACTOR))
+    milestones = {START: START.encode()}
+    milestones |= {operation: f"{operation}: ".encode() for operation in OPERATIONS[name]}
+    return measure(command, scratch, environment, milestones)
 
 
 def _costs(operations: tuple[str, ...], runs: list[Run]) -> Iterator[tuple[str, float]]:

@@ -56,11 +56,13 @@ def _tables(place: Path):
         for environment in guest.environments:
             image = build(guest, ENVIRONMENTS[environment], place / f"{name}-{environment}")
             initrd = f'initrd = "{guest.folder / guest.initrd}"\n' if guest.initrd else ""
+            last = guest.expected(environment).splitlines()[-1]
+            ended = "refused" if guest.exit else "poweroff"
             yield (
                 f'\n[[boot]]\nname = "guest {image.name}"\nkernel = "{image.name}"\n'
                 f'mode = "{ENVIRONMENTS[environment].mode}"\nmemory = "{guest.memory}"\n'
-                f'cmdline = "{guest.cmdline}"\nexpect = "^Test result: SUCCESS$"\n'
-                f'exit = "poweroff"\n{initrd}'
+                f'cmdline = "{guest.cmdline}"\nexpect = "^{last}$"\n'
+                f'exit = "{ended}"\n{initrd}'
             )
 
 

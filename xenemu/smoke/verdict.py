@@ -161,8 +161,9 @@ def judge(
     found += _tests(facts.cases)
     happened = {finding.verdict.value for finding in found} | {CLEAN.get(facts.ended, "")}
     if exits and not happened & set(exits):
+        end = "" if found else f"{facts.reason}; "  # else that has been said
         wanted = " or ".join(exits)
-        found.append(Finding(Verdict.END, f"{facts.reason}; it should have ended by {wanted}"))
+        found.append(Finding(Verdict.END, f"{end}it should have ended by {wanted}"))
     spared = {*exits, *(verdict.value for verdict in tolerate)}
     order = list(Verdict)
     return sorted(
