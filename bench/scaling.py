@@ -75,7 +75,7 @@ def _plot(lines: Sequence[Sequence[str]]) -> str:
             "xychart-beta",
             '    title "CPU seconds to init, by the guest\'s memory (PV above, PVH below)"',
             f'    x-axis "MiB" [{sizes}]',
-            '    y-axis "s" 0 --> 6',
+            '    y-axis "s" 0 --> 7',
             *(f"    line [{curve}]" for curve in curves),
             "```",
         ]
