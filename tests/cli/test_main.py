@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from xenemu import __version__, cli
 from xenemu.errors import EngineError
-from xenemu.outcome import EXIT_CODES
+from xenemu.outcome import EXIT_CODES, EXIT_IMAGE
 
 
 def test_version(capsys):
@@ -74,3 +77,9 @@ def test_an_engine_that_is_missing_is_70_but_no_bug(broken, capsys):
 def test_an_interrupt_before_the_guest_runs_is_130(broken):
     broken(KeyboardInterrupt())
     assert cli.main(["run", "kernel"]) == 130
+
+
+def test_a_standard_error_that_takes_nothing_does_not_hide_the_code():
+    command = [sys.executable, "-m", "xenemu", "run", "/nonexistent"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stderr=full, check=False).returncode == EXIT_IMAGE

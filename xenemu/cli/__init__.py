@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -95,5 +96,6 @@ def _describe_bug(error: Exception, shown: bool) -> str:
 
 
 def _fail(sentence: str, code: int) -> int:
-    typer.echo(f"xenemu: {sentence}", err=True)
+    with suppress(OSError):  # nobody can be told, but by the code
+        typer.echo(f"xenemu: {sentence}", err=True)
     return code
