@@ -23,7 +23,7 @@ from xenemu.hv.event_fifo import Fifo
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
-from xenemu.x86.paging import PAGE_SHIFT
+from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
 
@@ -122,17 +122,21 @@ def _grants(domain: Domain) -> Iterator[str]:
 
 
 def _physmap(domain: Domain) -> Iterator[str]:
-    """What a translated guest finds at its frame numbers is its own, and once there."""
+    """What a translated guest finds at its frame numbers is its own, and once there.
+
+    Its grants may be mapped more often.
+    """
     if domain.p2m is None:
         return
     frames, p2m = domain.frames, domain.p2m
-    seen = Counter(p2m.elsewhere.values())
+    places = dict(p2m.elsewhere)
     gfn = p2m.populated.find(1)
     while gfn >= 0:
-        seen[gfn] += 1  # type: ignore[index]
+        places[gfn] = Mfn(gfn)
         gfn = p2m.populated.find(1, gfn + 1)
-    for mfn, times in seen.items():
+    seen = Counter(mfn for gfn, mfn in places.items() if gfn not in p2m.granted)
+    for mfn in dict.fromkeys(places.values()):
         if frames.owner[mfn] != domain.domid:
             yield f"{frames.describe(mfn)} is in the domain's physmap"
-        if times > 1:
-            yield f"{frames.describe(mfn)} is in the physmap {times} times"
+        if seen[mfn] > 1:
+            yield f"{frames.describe(mfn)} is in the physmap {seen[mfn]} times"
