@@ -26,7 +26,7 @@ from xenemu.abi.grant_table import (
     GNTST_no_space,
     gnttab_map_grant_ref,
 )
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.grant_table import (
@@ -63,7 +63,7 @@ def map_grant(current: Current, op: gnttab_map_grant_ref) -> None:
         raise GrantError(GNTST_no_space, "all handles for mappings are in use")
     try:
         mfn = _map(current, op)
-    except GrantError:
+    except (GrantError, DomainCrash):
         maptrack.put(handle)
         raise
     maptrack.mappings[handle] = Mapping(op.ref, op.flags & FLAGS_MASK)
@@ -84,10 +84,12 @@ def _map(current: Current, op: gnttab_map_grant_ref) -> Mfn:
             held = GNTMAP_device_map
         if op.flags & GNTMAP_host_map:
             _map_for_cpu(current, op.host_addr, mfn, op.flags)
-    except XenError as error:
+    except (XenError, DomainCrash) as error:
         if held:
             _drop(domain, mfn, op.flags)
         grants.release(domain, op.ref, incr)
+        if isinstance(error, DomainCrash):
+            raise
         raise GrantError(GNTST_general_error, error.reason) from None
     return mfn
 
@@ -131,6 +133,7 @@ def _map_for_cpu(current: Current, host_addr: int, mfn: Mfn, flags: int) -> None
         grant_map_pv.create_mapping(current, host_addr, mfn, flags)
         return
     grant_map_pvh.check_mapping(host_addr, flags)
+    current.domain.p2m.check_no_grant(host_addr >> PAGE_SHIFT)
     _hold(current.domain, mfn, flags)
     current.domain.p2m.map_grant(host_addr >> PAGE_SHIFT, mfn)
 
