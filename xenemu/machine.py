@@ -125,6 +125,8 @@ PERSONALITIES = {ImageMode.PV64: PV64, ImageMode.PV32: PV32, ImageMode.PVH: PVH}
 class Machine:
     """A domain on an engine."""
 
+    slice_ns = SLICE_NS
+
     def __init__(self, image: Image, config: DomainConfig, mode: Mode = Mode.AUTO) -> None:
         self.mode = choose_mode(image, mode)
         native = self.mode is ImageMode.PVH
@@ -239,7 +241,7 @@ class Machine:
             self.exits.deliver_events()
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
-            deadline = engine.now_ns + SLICE_NS
+            deadline = engine.now_ns + self.slice_ns
             run(deadline if next_ns is None else min(deadline, next_ns))
             self.exits.stopped()
 

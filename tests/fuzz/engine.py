@@ -15,7 +15,7 @@ from pathlib import Path
 from fuzz.furnish import furnish_pv, furnish_pvh
 from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
 from guests.build import ENVIRONMENTS, build, guests
-from xenemu import image, machine
+from xenemu import image
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue
@@ -81,8 +81,8 @@ class EngineWorld:
             }
         self.code, self.handler = self._addresses["code"], self._addresses["again"]
         self.arena, self.stack = self._addresses["arena"], self._addresses["stack_top"]
-        machine.SLICE_NS = SLICE_NS
         self.machine = Machine(loaded, DomainConfig(MEMORY[kind.mode]), Mode(kind.mode))
+        self.machine.slice_ns = SLICE_NS
         self.current = self.machine.current
         self.current.table = self.table
         self._run()
