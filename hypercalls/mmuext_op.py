@@ -35,7 +35,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
-from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, StandingAnswer, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
@@ -72,19 +72,12 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
     size = mmuext_op_t.sizeof(current.domain.width)
     with batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
         while todo.more():
-            _do_operation(current, current.read_struct(mmuext_op_t, todo.at))
+            op = current.read_struct(mmuext_op_t, todo.at)
+            _, handler = ops.implemented(current, op.cmd)
+            handler(current, op)
             todo.done += 1
             current.domain.frames.work_left -= OPERATION_WORK
     return 0
-
-
-def _do_operation(current: Current, op: mmuext_op_t) -> None:
-    entry = ops.table.get(op.cmd)
-    if entry is None:
-        raise XenError(ops.unknown, f"mmuext_op has no command {op.cmd}")
-    if entry.handler is None:
-        raise StandingAnswer(entry.answer, f"mmuext_op {entry.name}: {entry.note}")
-    entry.handler(current, op)
 
 
 # Page tables.

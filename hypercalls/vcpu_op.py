@@ -68,11 +68,9 @@ class VcpuOps(SubOps):
                     ENOENT, f"there is no vcpu {vcpu_id}: so a kernel finds how many there are"
                 )
             raise XenError(ENOENT, f"there is no vcpu {vcpu_id}")
-        op = self.table.get(command)
-        if op is None or op.handler is None:
-            return super().__call__(current, command, pointer)
+        op, handler = self.implemented(current, command, pointer)
         argument = pointer if op.struct is None else current.read_struct(op.struct, pointer)
-        return op.handler(current, current.domain.vcpus[vcpu_id], argument)
+        return handler(current, current.domain.vcpus[vcpu_id], argument)
 
 
 ops = VcpuOps("vcpu_op", ENOSYS)

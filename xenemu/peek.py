@@ -122,17 +122,12 @@ def in_kernel(current: Current) -> bool:
     return segment.dpl(current.cpu.segment(Seg.SS).attributes) == 0
 
 
-def code_width(current: Current) -> int:
-    """The bytes of a pointer in the code that runs."""
-    return 8 if current.cpu.segment(Seg.CS).attributes & segment.L else 4
-
-
 def caller(current: Current) -> int:
     """Who makes the hypercall that is under way: where its stub returns to, or RIP if it has none.
 
     In Xen: arch/x86/pv/hypercall.c has the stubs of the hypercall page.
     """
-    cpu, width = current.cpu, code_width(current)
+    cpu, width = current.cpu, current.code_width
     try:
         code = peek(current, cpu.rip, 4)
         popped = 16 if code.startswith(POPS) else 0
@@ -172,6 +167,6 @@ class Code:
             cpu.regs[Reg.RSP],
             cpu.regs[Reg.RBP],
             read,
-            width=code_width(current),
+            width=current.code_width,
         )
         return [str(line) for line in lines]

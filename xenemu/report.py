@@ -14,7 +14,7 @@ from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
 from xenemu.linux import Linux
-from xenemu.peek import Code, code_width, in_kernel, machine_frame, tables, walk
+from xenemu.peek import Code, in_kernel, machine_frame, tables, walk
 from xenemu.x86.paging import ADDR, P, describe_entry
 
 CALLS: Final = 16
@@ -81,7 +81,7 @@ def _facts(current: Current, code: Code, reason: str) -> list[str]:
 
 
 def _registers(current: Current, code: Code) -> list[str]:
-    cpu, width = current.cpu, code_width(current)
+    cpu, width = current.cpu, current.code_width
 
     def value(name: str, word: int) -> str:
         return f"{name:<3} {word:0{2 * width}x}"

@@ -242,10 +242,10 @@ class Target:
     @property
     def code_bits(self) -> int:
         """16, 32 or 64: how the CPU reads the instruction at RIP."""
-        attributes = self.machine.engine.segment(Seg.CS).attributes
-        if attributes & segment.L:
+        cpu = self.machine.engine
+        if cpu.code64:
             return 64
-        return 32 if attributes & segment.DB else 16
+        return 32 if cpu.segment(Seg.CS).attributes & segment.DB else 16
 
     def event_mask(self) -> int:
         """Whether the vcpu has its event upcalls masked."""

@@ -64,7 +64,7 @@ class Cpu(Protocol):
 
     @property
     def code64(self) -> bool:
-        """Whether CS is a 64-bit code segment."""
+        """Whether the CPU runs 64-bit code: in long mode, with a code segment for that."""
 
     def set_task_switched(self, value: bool) -> None:
         """Set or clear CR0.TS, so that the next FPU instruction raises #NM."""

@@ -190,22 +190,29 @@ class SubOps:
         """The sub-operation that a command means."""
         return self.table.get(command)
 
-    def _add(self, op: SubOp) -> None:
-        if op.command in self.table:
-            raise ValueError(f"{self.name}: command {op.command} is declared twice")
-        self.table[op.command] = op
-
-    def __call__(self, current: Current, command: int, pointer: int) -> int | None:
+    def implemented(
+        self, current: Current, command: int, pointer: int = 0
+    ) -> tuple[SubOp, Callable[..., int | None]]:
+        """A sub-operation and its handler; the errno that the guest gets if there is none."""
         op = self.table.get(command)
         if op is None:
             raise XenError(self.unknown, f"{self.name} has no command {command}")
         if op.handler is None:
             current.read(pointer, op.copies)
             raise StandingAnswer(op.answer, f"{self.name} {op.name}: {op.note}")
+        return op, op.handler
+
+    def _add(self, op: SubOp) -> None:
+        if op.command in self.table:
+            raise ValueError(f"{self.name}: command {op.command} is declared twice")
+        self.table[op.command] = op
+
+    def __call__(self, current: Current, command: int, pointer: int) -> int | None:
+        op, handler = self.implemented(current, command, pointer)
         if op.struct is None:
-            return op.handler(current, pointer)
+            return handler(current, pointer)
         argument = current.read_struct(op.struct, pointer)
-        result = op.handler(current, argument)
+        result = handler(current, argument)
         if op.copy_back:
             current.write_struct(pointer, argument)
         return result

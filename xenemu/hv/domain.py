@@ -134,6 +134,11 @@ class Current:
     table: HypercallTable | None = None  # what multicall calls into
     watch: Watch | None = None  # who is told what happens, if anybody is
 
+    @property
+    def code_width(self) -> int:
+        """The bytes of an `unsigned long`, and of a pointer, to the code that runs."""
+        return 8 if self.cpu.code64 else 4
+
     def read(self, vaddr: int, size: int) -> bytes:
         """Copy from the guest's address space; EFAULT where it could not read."""
         if 0 < size <= PAGE_SIZE - (vaddr & PAGE_MASK):

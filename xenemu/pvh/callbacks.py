@@ -10,7 +10,7 @@ from xenemu.hv.clock import update_wallclock
 from xenemu.hv.domain import Current
 from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh import lapic_glue
-from xenemu.pvh.paging import code_width, cpu_of
+from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain, pvh_vcpu
 from xenemu.x86.flags import IF
 
@@ -38,7 +38,7 @@ def latch_shared_info_width(current: Current) -> None:
 
     In Xen: arch/x86/hvm/hvm.c (hvm_latch_shinfo_size)
     """
-    current.domain.shared_info_width = code_width(current)
+    current.domain.shared_info_width = current.code_width
     update_wallclock(current.domain)
 
 

@@ -17,7 +17,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
-from xenemu.pvh.paging import code_width, cpu_of
+from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh
 from xenemu.x86 import flags, segment
 from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
@@ -58,7 +58,7 @@ class PvhExits:
         if self._ring():
             regs[Reg.RAX] = -EPERM & MASK64
             return
-        current.domain.width = code_width(current)
+        current.domain.width = current.code_width
         wide = current.domain.width == 8
         mask = MASK64 if wide else 0xFFFFFFFF
         current.environment = "pvh64" if wide else "pvh32"

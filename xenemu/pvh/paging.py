@@ -9,9 +9,8 @@ from typing import cast
 
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
-from xenemu.hv.cpu import NativeCpu, Seg
+from xenemu.hv.cpu import NativeCpu
 from xenemu.hv.domain import Current
-from xenemu.x86 import segment
 from xenemu.x86.paging import (
     ADDR,
     PAGE_MASK,
@@ -36,12 +35,6 @@ LARGE_PAGE_BITS = {2: 21, 3: 30}  # by level, in the formats with 8-byte entries
 def cpu_of(current: Current) -> NativeCpu:
     """The current CPU, which runs its guest natively."""
     return cast(NativeCpu, current.cpu)
-
-
-def code_width(current: Current) -> int:
-    """The bytes of an `unsigned long` to the code that runs: 8 in 64-bit mode, or else 4."""
-    cs = current.cpu.segment(Seg.CS)
-    return 8 if cpu_of(current).efer & EFER_LMA and cs.attributes & segment.L else 4
 
 
 def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
