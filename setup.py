@@ -5,6 +5,7 @@ every Python version.
 """
 
 import shutil
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -34,7 +35,8 @@ class BuildShim(build_ext):
 
 SHIM = Extension(
     "xenemu.cpu._shim",
-    sources=["xenemu/cpu/shim.c"],
+    sources=sorted(glob("xenemu/cpu/*.c")),
+    depends=sorted(glob("xenemu/cpu/*.h")),
     libraries=["dl"],
     extra_compile_args=["-std=gnu11", "-O2", "-fPIC", "-fvisibility=default", "-Wall", "-Wextra"],
 )

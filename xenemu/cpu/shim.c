@@ -14,150 +14,16 @@
  *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`;
  *   - a debugger's breakpoints, watchpoints and steps, which the guest cannot see.
  *
- * Offsets are those of Unicorn 2.1.4 on x86-64 Linux; cpu/engine.py checks them at start.
+ * unicorn.h has the offsets and the functions of Unicorn that are used, shim.h what is shared.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#define FIELD(base, offset, type) (*(type *)((char *)(base) + (offset)))
-#define RETURN_ADDRESS ((uintptr_t)__builtin_return_address(0))
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#include "shim.h"
 
-enum { /* struct uc_struct */
-    UC_CPU = 440, UC_TCG_CTX = 0x300,
-};
-enum { /* CPUState */
-    CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_EXCEPTION_INDEX = 33184, CPU_ENV_PTR = 296, CPU_UC = 0x81a8, CPU_TCG_EXIT_REQ = 0x81b8,
-    CPU_ICOUNT_DECR = 0x8a40, CPU_WATCHPOINT_HIT = 0x8168, CPU_TB_JMP_CACHE = 0x138,
-    CPU_BREAKPOINTS = 0x8148,
-};
-enum { /* CPUX86State */
-    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
-    ENV_CR0 = 424, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
-    ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
-    ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
-    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
-};
-enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
-enum { /* TranslationBlock, TCGContext, TCGOp */
-    TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_CFLAGS = 24, TB_TC_PTR = 32, TB_TC_SIZE = 40,
-    TB_PAGE_ADDR_1 = 0x50, CF_INVALID = 0x40000, TCG_INVALIDATIONS = 0xd8,
-    TCG_CODE_GEN_BUFFER = 0xa0, TCG_CODE_GEN_BUFFER_SIZE = 0xb8, TCG_FIRST_OP = 0x7388,
-    OP_NEXT = 8, OP_ARG1 = 32,
-};
-enum { /* CPUTLB, which lies before env; three MMU modes */
-    TLB_BEFORE_ENV = 2192, TLB_DESC = 32, TLB_DESC_SIZE = 696, TLB_WINDOW_BEGIN = 16,
-    TLB_VICTIMS = 48, TLB_FAST = 2128, MMU_MODES = 3, VICTIMS = 8, TLB_ENTRY_SIZE = 64,
-    TLB_ADDR_WRITE = 8, TLB_ADDR_CODE = 16, TLB_ADDEND = 32,
-};
-enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
-enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
-enum { MMU_KSMAP = 0, MMU_USER = 1 };
-enum { EFER_LMA = 1 << 10, EFER_NXE = 1 << 11, CR0_WP = 1 << 16 };
-enum {
-    PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7,
-    PTE_LARGE_PAT = 1 << 12,
-};
-#define PTE_ADDRESS 0x000ffffffffff000ull
-#define PTE_RESERVED 0x000fff0000000000ull /* above the 40 bits of Unicorn's physical addresses */
-#define PTE_NX (1ull << 63)
-enum { FRAME_FETCHED = 1 };
-enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
-enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23, EFLAGS_IF = 1 << 9 };
-enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
-enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
-enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
-enum { UD = 6, GP = 13 };
-enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.stop: who wants to leave */
-enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug_stop */
-static const uint64_t NOWHERE = -1;
-/* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
-enum { ONE_INSTRUCTION = 0x8001, HIDES_BREAKPOINTS = 0x8000, ANY_BLOCK = -1 };
-
-enum exit_kind {
-    EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
-    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
-};
-enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
-
-/* What Python and this file share; the same in cpu/shim.py. */
-static struct {
-    int64_t left;         /* instructions until the deadline */
-    int64_t end;          /* the deadline, in instructions since start */
-    int64_t skipped_ns;   /* idle time that was skipped */
-    uint64_t rflags;      /* valid while the hypervisor is called and between runs */
-    uint32_t rflags_dirty, flush, stop;
-    uint32_t kind, vector, error;
-    uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
-    uint32_t native;      /* the guest has its own IDT and ring 0 */
-    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
-    uint64_t value;       /* written to or read from the port or MSR */
-    uint8_t *code;        /* a byte per frame: ever fetched from */
-    uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
-    uint64_t frames;
-    uint8_t *ram;         /* machine memory */
-    void (*enter)(void);  /* the hypervisor */
-    uint64_t exits, flushes, fills, blocks_translated, code_frames;
-    uint64_t uncounted;   /* blocks that do not begin as expected */
-    void *uc, *cpu, *env, *tcg;
-    /* For native guests. */
-    uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
-    uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
-    uint64_t hole;            /* machine address that answers for guest frames without memory */
-    uint64_t ones;            /* machine address of what is fetched from there */
-    uint64_t overrides;       /* how many guest frames lie elsewhere */
-    uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
-    uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
-    int32_t callback_vector;  /* raised while that byte is set */
-    int32_t apic_vector;      /* the local APIC's next interrupt */
-    int32_t apic_accepted;    /* the last of them that the CPU took */
-    /* For the debugger. */
-    uint32_t stepping;        /* leave after one instruction, or where an exit or interrupt leads */
-    uint32_t debug_stop;      /* why the debugger has the guest */
-    uint32_t debug_access;    /* of STOP_WATCHPOINT: read or write; of STOP_FAULT: the vector */
-    uint64_t debug_address;   /* of STOP_WATCHPOINT: what was accessed */
-    uint32_t caught_faults;   /* a bit per vector whose faults stop the guest before it has them */
-    uint64_t let_fault;       /* where the fault that stopped it comes again, and is the guest's */
-} G;
-
-/* Unicorn's own functions. */
-static struct {
-    void (*loop_exit_restore)(void *cpu, uintptr_t pc);
-    int (*emu_stop)(void *uc);
-    int (*emu_start)(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, uint64_t count);
-    void (*raise)(void *env, int vector, int error, uintptr_t pc);
-    bool (*restore_state)(void *cpu, uintptr_t pc, bool will_exit);
-    void *(*tb_lookup)(void *tcg_ctx, uintptr_t pc);
-    void (*translator_loop)(const void *ops, void *db, void *cpu, void *tb, int max_insns);
-    int (*gen_code)(void *tcg_ctx, void *tb);
-    void *(*lookup_tb)(void *env);
-    void (*flush_jmp_cache)(void *cpu, uint64_t vaddr);
-    void (*tb_flush)(void *cpu);
-    bool (*tlb_fill)(void *, uint64_t, int, int, int, bool, uintptr_t);
-    void (*tlb_set_page)(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
-    void (*tlb_set_dirty)(void *cpu, uint64_t vaddr);
-    void (*tlb_flush_by_mmuidx)(void *cpu, uint16_t modes);
-    void (*invalidate_fast)(void *uc, void *pages, uint64_t ram, int size, uintptr_t pc);
-    void (*invalidate_range)(void *uc, uint64_t start, uint64_t end);
-    uint64_t (*read_eflags)(void *env);
-    void (*write_eflags)(void *env, uint64_t value, uint32_t mask);
-    void (*tlb_flush)(void *cpu);
-    void (*tlb_flush_page)(void *cpu, uint64_t vaddr);
-    void (*do_interrupt)(void *cpu);
-    void (*hard_interrupt)(void *env, int vector, int is_hw);
-    bool (*exec_interrupt)(void *cpu, int request);
-    uint32_t (*load_code)(void *env, uint64_t vaddr);
-    void (*rdmsr)(void *env);
-    void (*wrmsr)(void *env);
-    void (*check_io[3])(void *env, uint32_t port);
-    void (*write_cr)(void *env, int which, uint64_t value);
-    void (*update_dr7)(void *env, uint64_t value);
-    void (*breakpoint)(void *cpu);
-} U;
+struct shared G;
+struct unicorn U;
 
 /* ---- time ---- */
 
@@ -169,7 +35,7 @@ static struct {
  */
 enum { MAX_LENT = 0xffff };
 
-static void settle(void)
+void settle(void)
 {
     uint16_t *lent = &FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
 
@@ -208,7 +74,7 @@ static void apply_requests(void)
         U.emu_stop(G.uc);
 }
 
-static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
+void enter_hypervisor(enum exit_kind kind, uint32_t vector)
 {
     G.exits++;
     settle();
@@ -224,105 +90,12 @@ static void enter_hypervisor(enum exit_kind kind, uint32_t vector)
     apply_requests();
 }
 
-static int64_t left_to_run(void)
+int64_t left_to_run(void)
 {
     return G.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
 }
 
-static int64_t left_at_refund; /* what was left after the last block that was left early */
-
-/*
- * Whether the debugger wants to see a fault before the guest does. Its instruction is at RIP, has
- * had no effect, and faults again when it goes on.
- */
-static bool debugger_catches(uint32_t vector)
-{
-    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
-    bool comes_again = rip == G.let_fault;
-
-    if (!(G.caught_faults >> vector & 1))
-        return false;
-    G.let_fault = comes_again ? NOWHERE : rip;
-    if (comes_again)
-        return false;
-    if (left_to_run() != left_at_refund) /* an instruction that always faults was counted */
-        G.left++;
-    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    G.debug_stop = STOP_FAULT;
-    G.debug_access = vector;
-    G.stop |= STOP_DEBUGGER;
-    U.emu_stop(G.uc);
-    return true;
-}
-
-/* Deliver an exception by the guest's own IDT. */
-static bool delivering; /* something that is not INT n: what faults meanwhile says EXT */
-
-static void deliver(uint32_t vector)
-{
-    uint32_t *error = &FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
-    bool nested = delivering;
-
-    /* A refused gate in long mode: the engine gives n * 16 + 2 where the CPU gives n * 8 + 2. */
-    if (vector >= 11 && vector <= GP && (*error & 2) && (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_LMA))
-        *error = (*error - 2) / 2 + 2;
-    if (nested && vector >= 10 && vector <= GP)
-        *error |= 1;
-    FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
-    delivering = !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
-    U.do_interrupt(G.cpu);
-    delivering = false;
-    FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
-    if (G.stepping)
-        U.emu_stop(G.uc);
-}
-
-static void on_interrupt(void *uc, uint32_t vector, void *data)
-{
-    (void)uc, (void)data;
-    if (UNLIKELY(G.caught_faults) && !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) &&
-        debugger_catches(vector))
-        return;
-    if (G.native) {
-        deliver(vector);
-        return;
-    }
-    bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
-    FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
-    enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
-}
-
-/* Whether a VMCALL or VMMCALL is at this address, by the mapping that it was fetched through. */
-static bool is_vmcall(uint64_t at)
-{
-    if (U.load_code(G.env, at) != 0x0f || U.load_code(G.env, at + 1) != 0x01)
-        return false;
-    uint32_t operand = U.load_code(G.env, at + 2);
-    return operand == 0xc1 || operand == 0xd9;
-}
-
-static bool on_undefined(void *uc, void *data)
-{
-    (void)uc, (void)data;
-    if (!G.native) {
-        if (!debugger_catches(UD))
-            enter_hypervisor(EXIT_UNDEFINED, UD);
-        return true;
-    }
-    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
-    uint64_t cs_base = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
-
-    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    if (!is_vmcall(cs_base + rip) && debugger_catches(UD))
-        return true;
-    if (is_vmcall(cs_base + rip)) {
-        FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
-        enter_hypervisor(EXIT_VMCALL, 0);
-    } else {
-        deliver(UD);
-    }
-    return true;
-}
+int64_t left_at_refund; /* what was left after the last block that was left early */
 
 static void load_flat(int which, uint32_t selector, uint32_t flags)
 {
@@ -1265,9 +1038,6 @@ void shim_attach(void *uc)
     for (int i = 0; i < MAX_WATCHPOINTS; i++)
         watchpoints[i].length = 0;
 }
-
-void *shim_hook_interrupt(void) { return on_interrupt; }
-void *shim_hook_undefined(void) { return on_undefined; }
 
 /* Run from `rip` until the deadline or a stop; returns a uc_err. */
 int shim_run(uint64_t rip)

@@ -26,7 +26,7 @@ MAX_OVERRIDES = 512
 
 
 class State(ctypes.Structure):
-    """`G` of shim.c."""
+    """`G` of shim.h."""
 
     _fields_ = (
         ("left", ctypes.c_int64),

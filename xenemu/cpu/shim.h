@@ -1,0 +1,72 @@
+/* What the files of the shim share with each other and with Python (cpu/shim.py). */
+#ifndef SHIM_H
+#define SHIM_H
+
+#include "unicorn.h"
+
+#pragma GCC visibility push(hidden)
+
+enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
+enum { FRAME_FETCHED = 1 };
+#define NOWHERE UINT64_MAX
+enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.stop: who wants to leave */
+enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug_stop */
+
+enum exit_kind {
+    EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
+    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
+};
+enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
+
+/* What Python and these files share; the same in cpu/shim.py. */
+extern struct shared {
+    int64_t left;         /* instructions until the deadline */
+    int64_t end;          /* the deadline, in instructions since start */
+    int64_t skipped_ns;   /* idle time that was skipped */
+    uint64_t rflags;      /* valid while the hypervisor is called and between runs */
+    uint32_t rflags_dirty, flush, stop;
+    uint32_t kind, vector, error;
+    uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
+    uint32_t native;      /* the guest has its own IDT and ring 0 */
+    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
+    uint64_t value;       /* written to or read from the port or MSR */
+    uint8_t *code;        /* a byte per frame: ever fetched from */
+    uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
+    uint64_t frames;
+    uint8_t *ram;         /* machine memory */
+    void (*enter)(void);  /* the hypervisor */
+    uint64_t exits, flushes, fills, blocks_translated, code_frames;
+    uint64_t uncounted;   /* blocks that do not begin as expected */
+    void *uc, *cpu, *env, *tcg;
+    /* For native guests. */
+    uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
+    uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
+    uint64_t hole;            /* machine address that answers for guest frames without memory */
+    uint64_t ones;            /* machine address of what is fetched from there */
+    uint64_t overrides;       /* how many guest frames lie elsewhere */
+    uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
+    uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
+    int32_t callback_vector;  /* raised while that byte is set */
+    int32_t apic_vector;      /* the local APIC's next interrupt */
+    int32_t apic_accepted;    /* the last of them that the CPU took */
+    /* For the debugger. */
+    uint32_t stepping;        /* leave after one instruction, or where an exit or interrupt leads */
+    uint32_t debug_stop;      /* why the debugger has the guest */
+    uint32_t debug_access;    /* of STOP_WATCHPOINT: read or write; of STOP_FAULT: the vector */
+    uint64_t debug_address;   /* of STOP_WATCHPOINT: what was accessed */
+    uint32_t caught_faults;   /* a bit per vector whose faults stop the guest before it has them */
+    uint64_t let_fault;       /* where the fault that stopped it comes again, and is the guest's */
+} G;
+
+/* shim.c */
+extern int64_t left_at_refund;
+int64_t left_to_run(void);
+void settle(void);
+void enter_hypervisor(enum exit_kind kind, uint32_t vector);
+
+/* faults.c */
+extern bool delivering;
+
+#pragma GCC visibility pop
+
+#endif
