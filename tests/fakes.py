@@ -24,6 +24,7 @@ from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.pv.traps import CS64, SS64
 from xenemu.pvh.acpi import apic_id
 from xenemu.pvh.lapic import Lapic
+from xenemu.pvh.paging import EFER_LMA
 from xenemu.pvh.paging import translate as guest_tables
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.pvh.state import PvhDomain, PvhVcpu
@@ -190,6 +191,10 @@ class FakeNativeCpu(FakeCpu):
     nmi_pending: bool = False
     interrupt_requests: int = 0
     upcall: tuple[int, int | None] | None = None
+
+    @property
+    def code64(self) -> bool:
+        return bool(self.efer & EFER_LMA) and super().code64
 
     def request_interrupt(self) -> None:
         self.interrupt_requests += 1
