@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from elfwriter import PV_NOTES, bzimage, elf, kernel, note
+from elfwriter import PV_NOTES, STRTAB, SYMTAB, Shdr, bzimage, elf, kernel, note
 from xenemu.cli.inspect import inspect
 
 NOTES = [
@@ -76,6 +76,20 @@ def test_an_image_that_boots_in_no_mode_is_shown_and_ends_with_7(run, options):
     result = run(elf(), *options)
     assert result.exit_code == 7
     assert "there are no Xen notes" in result.stdout
+
+
+def test_the_symbols_for_bsd_symtab_are_among_the_segments(run):
+    notes = [*NOTES, note(11, "yes")]
+    tables = [Shdr(".symtab", bytes(24), SYMTAB, link=2), Shdr(".strtab", b"\0", STRTAB)]
+    result = run(kernel(notes, sections=tables))
+    assert "\n  0x1002000 to 0x1002128: symbols, for BSD_SYMTAB\n" in result.stdout
+    assert "BSD_SYMTAB           yes\n" in result.stdout
+    assert "pvh   yes: 0x1000000 to 0x1002128" in result.stdout
+    result = run(kernel(notes))
+    assert "BSD_SYMTAB           yes  (ignored: the ELF has no symbol table" in result.stdout
+    assert json.loads(run(kernel(notes), "--json").stdout)["bsd_symbols"] is None
+    result = run(kernel([*NOTES, note(11, "no")]))
+    assert "BSD_SYMTAB           no  (ignored: only 'yes' asks for symbols)" in result.stdout
 
 
 def test_what_is_no_kernel_is_one_line_on_stderr_and_ends_with_7(run):

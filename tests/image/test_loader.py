@@ -11,7 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from elfwriter import KERNEL, Phdr, bzimage, elf, kernel
+from elfwriter import (
+    KERNEL,
+    PT_NOTE,
+    PV_NOTES,
+    STRTAB,
+    SYMTAB,
+    Phdr,
+    Shdr,
+    bzimage,
+    elf,
+    kernel,
+    note,
+)
 from xenemu import image
 from xenemu.errors import ImageError
 from xenemu.image import loader
@@ -102,7 +114,10 @@ def test_a_sparse_file_of_64_gib_costs_nothing(tmp_path):
     assert image.load(path).notes.guest_os == "linux"
 
 
-SOUND = [kernel(), kernel(bits=32), bzimage(kernel())]
+NOTES = Phdr(b"".join(PV_NOTES) + note(11, "yes"), PT_NOTE)
+TABLES = [Shdr(".symtab", bytes(48), SYMTAB, link=2), Shdr(".strtab", b"\0name\0", STRTAB)]
+BSD = [elf([KERNEL, NOTES], TABLES, bits) for bits in (64, 32)]
+SOUND = [kernel(), kernel(bits=32), bzimage(kernel()), *BSD]
 EDITS = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8)
 
 
@@ -121,4 +136,5 @@ def test_no_file_makes_anything_but_an_image_or_one_line(which, edits, keep, tmp
         assert len(str(error)) < len(str(path)) + 300
         return
     assert found.pend - found.pstart <= loader.MAX_SPAN
+    assert all(at + len(data) - found.pstart <= loader.MAX_SPAN for at, data in found.contents())
     assert len(image.modes(found)) == 3

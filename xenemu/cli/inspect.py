@@ -59,14 +59,20 @@ def describe(found: Image) -> dict[str, Any]:
             }
             for segment in found.segments
         ],
+        "bsd_symbols": _bsd_symbols(found),
         "notes_source": found.notes.source,
-        "notes": [_note(note, found.machine) for note in found.notes.raw],
+        "notes": [_note(note, found) for note in found.notes.raw],
         "features": {
             "supported": [feature.name for feature in sorted(found.notes.supported)],
             "required": [feature.name for feature in sorted(found.notes.required)],
         },
         "modes": _modes(found),
     }
+
+
+def _bsd_symbols(found: Image) -> dict[str, Any] | None:
+    symbols = found.bsd_symbols
+    return {"start": hex(symbols.start), "end": hex(symbols.end)} if symbols else None
 
 
 def _payload(found: Image) -> dict[str, Any] | None:
@@ -79,7 +85,7 @@ def _payload(found: Image) -> dict[str, Any] | None:
     return payload
 
 
-def _note(note: Note, machine: str) -> dict[str, Any]:
+def _note(note: Note, found: Image) -> dict[str, Any]:
     match note.value:
         case bytes(data):
             value: Any = data.hex()
@@ -98,8 +104,17 @@ def _note(note: Note, machine: str) -> dict[str, Any]:
         "name": note.name,
         "size": note.size,
         "value": value,
-        "ignored": ignored(note, machine),
+        "ignored": _ignored(note, found),
     }
+
+
+def _ignored(note: Note, found: Image) -> str | None:
+    """Why a note changes nothing for this image; None if it does."""
+    if note.is_xen and note.name == "BSD_SYMTAB" and not found.bsd_symbols:
+        if not found.notes.bsd_symtab:
+            return "only 'yes' asks for symbols"
+        return "the ELF has no symbol table, or none with strings"
+    return ignored(note, found.machine)
 
 
 def _modes(found: Image) -> dict[str, Any]:
@@ -142,11 +157,14 @@ def _format(report: dict[str, Any]) -> str:
 
 def _segment_lines(report: dict[str, Any]) -> list[str]:
     lines = ["", "Segments", f"  {'paddr':<18}  {'vaddr':<18}  {'in file':>10}  {'in memory':>10}"]
-    return lines + [
-        f"  {segment['paddr']:<18}  {segment['vaddr']:<18}  {segment['filesz']:>#10x}"
-        f"  {segment['memsz']:>#10x}"
-        for segment in report["segments"]
-    ]
+    for segment in report["segments"]:
+        lines.append(
+            f"  {segment['paddr']:<18}  {segment['vaddr']:<18}  {segment['filesz']:>#10x}"
+            f"  {segment['memsz']:>#10x}"
+        )
+    if symbols := report["bsd_symbols"]:
+        lines.append(f"  {symbols['start']} to {symbols['end']}: symbols, for BSD_SYMTAB")
+    return lines
 
 
 def _note_lines(report: dict[str, Any]) -> list[str]:

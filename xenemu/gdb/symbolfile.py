@@ -13,15 +13,23 @@ from typing import Final
 
 from xenemu.gdb.callframes import debug_frame
 from xenemu.image import Image
-from xenemu.image.elf import EM_386, EM_X86_64, ET_EXEC, parse
+from xenemu.image.elf import (
+    EHDR,
+    EM_386,
+    EM_X86_64,
+    ET_EXEC,
+    SHDR,
+    SHT_NOBITS,
+    SHT_STRTAB,
+    SHT_SYMTAB,
+    parse,
+)
 from xenemu.image.orc import Orc
 from xenemu.image.symbols import load_symbols
 
-SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS = 1, 2, 3, 8
+SHT_PROGBITS = 1
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
 STB_GLOBAL_NOTYPE = 0x10
-EHDR: Final = {64: struct.Struct("<16sHHIQQQIHHHHHH"), 32: struct.Struct("<16sHHIIIIIHHHHHH")}
-SHDR: Final = {64: struct.Struct("<IIQQQQIIQQ"), 32: struct.Struct("<10I")}
 SYM64: Final = struct.Struct("<IBBHQQ")
 SYM32: Final = struct.Struct("<IIIBBH")
 

@@ -20,16 +20,16 @@ ET_EXEC, ET_DYN = 2, 3
 EM_386, EM_X86_64 = 3, 62
 PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PF_RWX: Final = 7
-SHT_NOTE, SHT_NOBITS = 7, 8
+SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 2, 3, 7, 8
 
 TYPES = {1: "REL", ET_EXEC: "EXEC", ET_DYN: "DYN", 4: "CORE"}
 MACHINES = {EM_386: "i386", EM_X86_64: "x86_64"}
 _OTHER_MACHINES = {20: "PowerPC", 21: "PowerPC64", 22: "s390", 40: "Arm", 183: "AArch64"}
 _OTHER_MACHINES |= {243: "RISC-V", 258: "LoongArch"}
 
-_EHDR = {32: struct.Struct("<16sHHIIIIIHHHHHH"), 64: struct.Struct("<16sHHIQQQIHHHHHH")}
+EHDR: Final = {32: struct.Struct("<16sHHIIIIIHHHHHH"), 64: struct.Struct("<16sHHIQQQIHHHHHH")}
 _PHDR = {32: struct.Struct("<8I"), 64: struct.Struct("<IIQQQQQQ")}
-_SHDR = {32: struct.Struct("<10I"), 64: struct.Struct("<IIQQQQIIQQ")}
+SHDR: Final = {32: struct.Struct("<10I"), 64: struct.Struct("<IIQQQQIIQQ")}
 
 
 def text(data: memoryview) -> str:
@@ -51,10 +51,18 @@ class ProgramHeader:
 
 @dataclass(frozen=True, slots=True)
 class SectionHeader:
+    """The fields of Elf32_Shdr and Elf64_Shdr, which have the same order."""
+
     name: int  # offset into the section name table
     type: int
+    flags: int
+    addr: int
     offset: int
     size: int
+    link: int
+    info: int
+    addralign: int
+    entsize: int
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,9 @@ class Elf:
 def parse(view: memoryview) -> Elf:
     """Read the headers of `view`, which starts with the magic."""
     elf_class = {1: 32, 2: 64}.get(view[4] if len(view) > 4 else 0)
-    if elf_class is None or len(view) < _EHDR[elf_class].size:
+    if elf_class is None or len(view) < EHDR[elf_class].size:
         raise ImageError("the ELF is truncated or has a class that is neither 32 nor 64")
-    header = _EHDR[elf_class].unpack_from(view)
+    header = EHDR[elf_class].unpack_from(view)
     ident, e_type, e_machine, _version, entry, phoff, shoff = header[:7]
     phentsize, phnum, shentsize, shnum, shstrndx = header[9:14]
     if ident[5] != 1:
@@ -108,7 +116,7 @@ def parse(view: memoryview) -> Elf:
     if e_type not in (ET_EXEC, ET_DYN):
         raise ImageError(f"the ELF is of type {TYPES.get(e_type, hex(e_type))}, so no kernel")
     segments = _table(view, "program", _PHDR[elf_class], phoff, phentsize, phnum)
-    sections = _table(view, "section", _SHDR[elf_class], shoff, shentsize, shnum)
+    sections = _table(view, "section", SHDR[elf_class], shoff, shentsize, shnum)
     return Elf(
         view,
         elf_class,
@@ -116,7 +124,7 @@ def parse(view: memoryview) -> Elf:
         TYPES[e_type],
         entry,
         tuple(_program_header(elf_class, fields) for fields in segments),
-        tuple(_section_header(fields) for fields in sections),
+        tuple(SectionHeader(*fields) for fields in sections),
         shstrndx,
     )
 
@@ -143,8 +151,3 @@ def _program_header(elf_class: int, fields: tuple[int, ...]) -> ProgramHeader:
     else:
         p_type, offset, vaddr, paddr, filesz, memsz, flags, _align = fields
     return ProgramHeader(p_type, flags, offset, vaddr, paddr, filesz, memsz)
-
-
-def _section_header(fields: tuple[int, ...]) -> SectionHeader:
-    name, sh_type, _flags, _addr, offset, size = fields[:6]
-    return SectionHeader(name, sh_type, offset, size)

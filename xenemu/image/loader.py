@@ -16,10 +16,11 @@ from typing import Final, Literal
 
 from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
+from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.notes import XenNotes, read_notes
 from xenemu.image.unpacked import forget, unpacked
 
-MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last
+MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
 MAX_SEGMENTS: Final = 256
 
 
@@ -59,6 +60,7 @@ class Image:
     segments: tuple[Segment, ...]  # in the file's order; never empty
     elf: memoryview
     notes: XenNotes
+    bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
 
     @property
     def pstart(self) -> int:
@@ -67,8 +69,15 @@ class Image:
 
     @property
     def pend(self) -> int:
-        """The end of the highest segment, by p_paddr."""
-        return max(segment.paddr + segment.memsz for segment in self.segments)
+        """The end of the kernel by p_paddr: of the highest segment, or of the symbols after it."""
+        return self.bsd_symbols.end if self.bsd_symbols else _end(self.segments)
+
+    def contents(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield what goes into memory: each piece's p_paddr and bytes."""
+        for segment in self.segments:
+            yield segment.paddr, segment.data
+        if self.bsd_symbols:
+            yield from self.bsd_symbols.pieces
 
     def forget_pages(self) -> None:
         """Let the host take back the memory of `elf`, which has been loaded."""
@@ -110,6 +119,7 @@ def _load(path: Path) -> Image:
     if bytes(view[:4]) != elf.MAGIC:
         raise ImageError(_not_a_kernel(view, payload))
     parsed = elf.parse(view)
+    segments, notes = _segments(parsed), read_notes(parsed)
     return Image(
         str(path),
         "bzImage" if is_bzimage else "ELF",
@@ -119,9 +129,10 @@ def _load(path: Path) -> Image:
         parsed.type,
         parsed.interpreter,
         parsed.entry,
-        _segments(parsed),
+        segments,
         view,
-        read_notes(parsed),
+        notes,
+        _bsd_symbols(parsed, segments) if notes.bsd_symtab else None,
     )
 
 
@@ -164,6 +175,21 @@ def _segments(parsed: elf.Elf) -> tuple[Segment, ...]:
     if span > MAX_SPAN:
         raise ImageError(f"the ELF's segments span {span:#x} bytes of memory, over {MAX_SPAN:#x}")
     return segments
+
+
+def _end(segments: tuple[Segment, ...]) -> int:
+    return max(segment.paddr + segment.memsz for segment in segments)
+
+
+def _bsd_symbols(parsed: elf.Elf, segments: tuple[Segment, ...]) -> BsdSymbols | None:
+    pstart = min(segment.paddr for segment in segments)
+    symbols = bsd_symbols(parsed, pstart, _end(segments))
+    if symbols and symbols.end - pstart > MAX_SPAN:
+        raise ImageError(
+            f"the ELF's symbols, for BSD_SYMTAB, take {symbols.end - symbols.start:#x} bytes:"
+            f" with the segments over {MAX_SPAN:#x}"
+        )
+    return symbols
 
 
 def _loadable(parsed: elf.Elf) -> Iterator[Segment]:

@@ -92,7 +92,6 @@ _IGNORED = {
     "INFO": "it is free text",
     "GUEST_VERSION": "Xen only prints it",
     "GUEST_VER": "Xen only prints it",
-    "BSD_SYMTAB": "symbols are not loaded behind the kernel",
     "HV_START_LOW": "Xen's part of the address space is where it is by default",
     "L1_MFN_VALID": "only migration to another host needs it",
     "SUSPEND_CANCEL": "the domain is never suspended from outside",

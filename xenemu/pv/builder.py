@@ -246,9 +246,9 @@ def _load(
 ) -> None:
     """Copy the kernel, its hypercall page, the initrd and the p2m list into the domain."""
     memory, start = domain.memory, base << PAGE_SHIFT
-    for part in image.segments:
-        offset = (part.paddr + parameters.virt_offset & WORD) - parameters.virt_base
-        memory.write(Maddr(start + offset), part.data)
+    for paddr, data in image.contents():
+        offset = (paddr + parameters.virt_offset & WORD) - parameters.virt_base
+        memory.write(Maddr(start + offset), data)
     if parameters.virt_hypercall is not None:
         offset = parameters.virt_hypercall - parameters.virt_base
         memory.write(Maddr(start + offset), hypercall_page(domain.width))

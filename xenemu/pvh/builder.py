@@ -120,8 +120,8 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         wallclock_ns=config.wallclock_ns,
         debug_xen=config.debug_xen,
     )
-    for segment in image.segments:
-        memory.write(Maddr(segment.paddr + layout.offset), segment.data)
+    for paddr, data in image.contents():
+        memory.write(Maddr(paddr + layout.offset), data)
     for module, paddr in zip(modules, layout.modules, strict=True):
         memory.write(Maddr(paddr), module.data)
     info = _start_info(layout, config, modules, rsdp, e820)
