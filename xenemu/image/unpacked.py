@@ -1,8 +1,12 @@
 """Keep what compressed kernels unpack to, so that the next run need not do it again.
 
 A file each in the cache directory, ``$XDG_CACHE_HOME/xenemu/unpacked``, named by a digest of the
-compressed bytes. It may be removed at any time. Where there can be no such directory, nothing is
-kept.
+compressed bytes: what they unpack to, and then a digest of both. It may be removed at any time.
+Where there can be no such directory, nothing is kept.
+
+Nothing there is taken on trust. The directory is its owner's alone; a file counts only if it is
+that user's, nobody else can write it, and its digest is right for these compressed bytes. So a
+damaged file, and one that was put in another's place, are unpacked again.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +23,11 @@ from typing import Final
 
 WORTH_KEEPING: Final = 1 << 20  # bytes of compressed kernel; less is quickly unpacked
 KEPT: Final = 8  # files; those used last
+DIGEST: Final = hashlib.sha256
+DIGEST_SIZE: Final = 32
+NAME_LENGTH: Final = 40
+MADE: Final = re.compile(r"[0-9a-f]{40}(\.new-\w{8})?")  # what this module calls its files
+WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def unpacked(
@@ -29,23 +40,19 @@ def unpacked(
     """
     if len(compressed) < WORTH_KEEPING:
         return memoryview(unpack()).toreadonly()
-    path = _directory() / hashlib.blake2b(compressed, digest_size=20).hexdigest()
-    with suppress(OSError, ValueError):  # ValueError: an empty file cannot be mapped
-        view = map_file(path)
-        if size is None or len(view) == size:
-            os.utime(path)
+    key = DIGEST(compressed).digest()
+    path = _directory() / key.hex()[:NAME_LENGTH]
+    with suppress(OSError):
+        view = _find(path, key)
+        if view is not None and (size is None or len(view) == size):
             return view
     data = unpack()
     with suppress(OSError):
-        _keep(path, data)
-        return map_file(path)
+        _keep(path, key, data)
+        view = _find(path, key)
+        if view is not None:
+            return view
     return memoryview(data).toreadonly()
-
-
-def map_file(path: Path) -> memoryview:
-    """Map a regular file: what is never read is never in memory. OSError, ValueError: empty."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def forget(view: memoryview) -> None:
@@ -60,21 +67,63 @@ def _directory() -> Path:
     return Path(cache, "xenemu", "unpacked")
 
 
-def _keep(path: Path, data: bytes | bytearray) -> None:
+def _digest(key: bytes, data: bytes | bytearray | memoryview) -> bytes:
+    digest = DIGEST(key)
+    digest.update(data)
+    return digest.digest()
+
+
+def _find(path: Path, key: bytes) -> memoryview | None:
+    """Map what is kept at `path`; None if that is not to be trusted, OSError if there is nothing.
+
+    A page that is never read again is not kept in memory: `forget`.
+    """
+    if not _is_mine(path.parent.stat(), stat.S_IFDIR):
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not _is_mine(status, stat.S_IFREG) or status.st_size < DIGEST_SIZE:
+            return None
+        whole = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        data = whole[:-DIGEST_SIZE]
+        if _digest(key, data) != whole[-DIGEST_SIZE:]:
+            return None
+        os.utime(descriptor)
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _is_mine(status: os.stat_result, kind: int) -> bool:
+    """Whether it is of that kind, this user's, and nobody else can write it."""
+    return (
+        stat.S_IFMT(status.st_mode) == kind
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & WRITABLE_BY_OTHERS
+    )
+
+
+def _keep(path: Path, key: bytes, data: bytes | bytearray) -> None:
     """Write the file under another name first: it is there wholly, or not at all."""
     import tempfile  # noqa: PLC0415 (with all that it imports, rarely needed)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="new-")
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():  # root in a user's home, for one
+        return
+    folder.chmod(0o700)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f"{path.name}.new-")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.write(_digest(key, data))
             file.flush()
             os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    by_use = sorted(path.parent.iterdir(), key=lambda kept: kept.stat().st_mtime_ns)
-    for oldest in by_use[:-KEPT]:
-        oldest.unlink(missing_ok=True)
+    made = [entry for entry in folder.iterdir() if MADE.fullmatch(entry.name)]
+    for oldest in sorted(made, key=lambda entry: entry.lstat().st_mtime_ns)[:-KEPT]:
+        oldest.unlink()
