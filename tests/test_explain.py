@@ -85,6 +85,16 @@ def test_a_frame_mapped_writable_often(current: Current, code: Code) -> None:
     assert lines[-1] == "mfn 0x29 is mapped RW by 2 more entries"
 
 
+def test_only_so_many_tables_are_searched(
+    current: Current, code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenemu.explain.MAX_TABLES", 1)
+    protect(current, SPARE)
+    pin(current, SPARE)
+    lines = facts(current, current.domain.frames.describe(DATA), code)
+    assert lines[-1] == "others may map mfn 0x29 RW: only 1 L1 tables were searched"
+
+
 def test_a_mapping_that_no_address_reaches(current: Current, code: Code) -> None:
     for root_entry in (0, 1):
         current.domain.memory.words[(ROOT << 9) + root_entry] = 0

@@ -149,6 +149,22 @@ def test_nonsense_is_no_log(tmp_path, bad):
     assert linux.log() == []
 
 
+def test_of_a_huge_log_there_is_the_newest_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("xenemu.linux.MAX_LINES", 3)
+    kernel = Kernel(tmp_path)
+    kernel.add("a\nb\nc")
+    kernel.add("d\n")
+    assert [line.text for line in kernel.linux().log()] == ["c", "d", ""]
+
+
+def test_records_that_overlap_have_no_more_text_than_the_ring(tmp_path):
+    kernel = Kernel(tmp_path)
+    for number in range(4):
+        kernel.add("x" * 80, at=8 * number)
+    texts = [line.text for line in kernel.linux().log()]
+    assert [len(text) for text in texts] == [0, 0, 48, 80]
+
+
 def test_a_log_that_is_not_mapped_is_none(tmp_path):
     kernel = Kernel(tmp_path)
     linux = kernel.linux()

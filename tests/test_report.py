@@ -5,19 +5,21 @@ from __future__ import annotations
 import pytest
 
 import elfwriter
-from fakes import make_current
+from fakes import enter_long_mode, make_current, make_pv_current, make_pvh_current
 from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import CallRecord
 from xenemu.hv.p2m import P2m
+from xenemu.peek import MAX_READS, Pages
 from xenemu.pv.state import PvVcpu
 from xenemu.report import call_lines, report
 from xenemu.x86.paging import NX, PSE, RW, US, Mfn, P
 from xenemu.x86.segment import CODE64_RING3
 
 ROOT, L3, L2, L1, LEAF = range(32, 37)
+CODE, END_OF_RAM = 0x21000, 80 << 12
 CR2 = 0x0000_7F80_4030_2010
 
 
@@ -196,12 +198,47 @@ def test_native_guest_has_the_tables_of_its_mode(current, kernel, cr4, efer, siz
     assert [line[:5] for line in lines[1::2]] == [f"L{n}[0x" for n in range(levels, 0, -1)]
 
 
-def test_stack_and_code_that_cannot_be_read_are_walked(current, kernel):
+def test_a_stack_that_cannot_be_read_is_walked(kernel):
+    current = make_pv_current()
     current.cpu.regs[Reg.RSP] = CR2
     text = report(current, kernel)
     lines = section(text, "Page walk of rsp, which cannot be read:")
     assert lines[-1] == "L4[0xff] = 0x0 (mfn 0x0: not present)"
     assert "Page walk of rip" not in text
+
+
+def stack_pointers():
+    """A hundred: aligned and not, at the edges of mapped memory and of the address space."""
+    edges = (0, 0x7000, CODE, END_OF_RAM, 1 << 31, 1 << 32, 1 << 47, -1 << 47, -1 << 31, -1 << 14)
+    return [(edge + offset) % (1 << 64) for edge in edges for offset in (*range(-5, 4), 9)]
+
+
+def pvh_in_long_mode():
+    current = make_pvh_current()
+    map_all(current, ROOT)
+    enter_long_mode(current, ROOT << 12)
+    return current
+
+
+def map_all(current, root):
+    """Four levels that map all the guest has, wherever it looks."""
+    for table, below in zip((root, L3, L2), (L3, L2, L1), strict=True):
+        for index in range(512):
+            current.domain.memory.table(Mfn(table))[index] = below << 12 | P | RW | US
+    for index in range(512):
+        current.domain.memory.table(Mfn(L1))[index] = LEAF << 12 | P | RW | US
+
+
+@pytest.mark.parametrize("make", [make_pv_current, make_pvh_current, pvh_in_long_mode])
+def test_a_report_ends_wherever_the_stack_pointer_is(make, kernel, monkeypatch):
+    current, made = make(), []
+    monkeypatch.setattr("xenemu.report.Pages", lambda *a: made.append(Pages(*a)) or made[-1])
+    assert len(set(stack_pointers())) == 100
+    for sp in stack_pointers():
+        for bp in (0, sp + 8):
+            current.cpu.regs[Reg.RSP], current.cpu.regs[Reg.RBP] = sp, bp % (1 << 64)
+            assert "Backtrace:" in report(current, kernel)
+            assert made.pop().reads_left > MAX_READS - 10_000
 
 
 def test_other_vcpus(kernel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import islice
 from typing import Final
 
 from xenemu.decode import Call, format_args
@@ -25,11 +25,12 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.observe import Observer
-from xenemu.peek import Code, caller, peek, tables, walk
+from xenemu.peek import Code, caller, tables, walk
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P, describe_entry
 
 FRAMES: Final = 8  # to be looked at, at most
 MAPPINGS: Final = 4  # of one frame, to be listed
+MAX_TABLES: Final = 1 << 15  # page tables that are searched for them
 REFUSALS: Final = 64  # different ones to be printed
 NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+")
 FAULTED: Final = re.compile(r"(0x[0-9a-f]+) is (?:not mapped|read-only)")  # EFAULT's sentences
@@ -82,14 +83,18 @@ def _writable(current: Current, mfns: list[int]) -> Iterator[str]:
     frames = current.domain.frames
     found: dict[int, list[tuple[int, int]]] = {mfn: [] for mfn in mfns}
     counts = Counter[int]()
-    for table, used_as in enumerate(frames.type):
-        if used_as != PGT_l1_page_table or not frames.type_count[table]:
-            continue
+    l1_tables = (
+        table
+        for table, used_as in enumerate(frames.type)
+        if used_as == PGT_l1_page_table and frames.type_count[table]
+    )
+    for table in islice(l1_tables, MAX_TABLES):
         for index, entry in enumerate(frames.memory.table(Mfn(table)).tolist()):
             if entry & MAPS_RW == MAPS_RW and (mfn := (entry & ADDR) >> PAGE_SHIFT) in found:
                 counts[mfn] += 1
                 if counts[mfn] <= MAPPINGS:
                     found[mfn].append((table, index))
+    searched_all = next(l1_tables, None) is None
     addresses = _addresses(current)
     for mfn, places in found.items():
         for table, index in places:
@@ -101,7 +106,9 @@ def _writable(current: Current, mfns: list[int]) -> Iterator[str]:
             yield f"mfn {mfn:#x} is mapped RW by {place}, {where}"
         if counts[mfn] > MAPPINGS:
             yield f"mfn {mfn:#x} is mapped RW by {counts[mfn] - MAPPINGS} more entries"
-        if frames.type_count[mfn] > counts[mfn]:
+        if not searched_all:
+            yield f"others may map mfn {mfn:#x} RW: only {MAX_TABLES} L1 tables were searched"
+        elif frames.type_count[mfn] > counts[mfn]:
             held = frames.type_count[mfn] - counts[mfn]
             yield f"mfn {mfn:#x} is held writable by Xen itself, x{held}"
 
@@ -114,7 +121,7 @@ def _addresses(current: Current) -> dict[int, int]:
     reached = {found.root >> PAGE_SHIFT: 0}
     for level in range(len(found.shifts), 1, -1):
         below: dict[int, int] = {}
-        for table, vaddr in reached.items():
+        for table, vaddr in islice(reached.items(), MAX_TABLES):
             for index, entry in enumerate(frames.memory.table(Mfn(table)).tolist()):
                 child = (entry & ADDR) >> PAGE_SHIFT
                 is_table = entry & P and frames.memory.contains(child)
@@ -188,7 +195,7 @@ class Explainer(Observer):
     def _explain(self, current: Current, sentence: str) -> None:
         lines = [f"{_when(current)}, {sentence}"]
         lines += [f"  {fact}" for fact in facts(current, sentence, self._code)]
-        backtrace = self._code.backtrace(current, partial(peek, current))
+        backtrace = self._code.backtrace(current)
         lines += ["  called from:", *(f"  {line}" for line in backtrace)]
         self._write("".join(f"{line}\n" for line in lines))
 

@@ -19,8 +19,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from xenemu.errors import XenError
@@ -41,6 +43,7 @@ COMMITTED, FINALIZED = 1, 2  # a record's states; 0 is reserved, 3 reusable
 DATALESS: Final = 1  # a bit of a position that is none
 MAX_COUNT_BITS: Final = 20
 MAX_SIZE_BITS: Final = 25  # of CONFIG_LOG_BUF_SHIFT
+MAX_LINES: Final = 1 << 16  # of the log, that anybody is told
 INFO: Final = struct.Struct("<QQHBB")  # struct printk_info, up to the level
 INFO_SIZE: Final = 88
 
@@ -103,14 +106,13 @@ class Linux:
         return any(line.strip(" ?").startswith(f"{function}+") for line in lines)
 
     def log(self) -> list[LogLine]:
-        """The log as far as the ring still has it, oldest first."""
+        """The log as far as the ring still has it, oldest first; of a huge one, the newest part."""
         pointer = self.code.symbols.address("prb") or self._noted_log()
-        if pointer is None:
-            return []
-        try:
-            return list(self._log(*self._words(pointer, 1)))
-        except XenError:  # not mapped where the guest is, or no log at all
-            return []
+        lines: list[LogLine] = []
+        if pointer is not None:
+            with suppress(XenError):  # not mapped where the guest is, or no log at all
+                lines.extend(islice(self._newest_first(*self._words(pointer, 1)), MAX_LINES))
+        return lines[::-1]
 
     def _noted_log(self) -> int | None:
         """The address of ``prb``, from vmcoreinfo, wherever that is in memory."""
@@ -132,7 +134,7 @@ class Linux:
         letter = {8: "Q", 4: "I"}[self._width]
         return struct.unpack(f"<{count}{letter}", self._read(address, count * self._width))
 
-    def _log(self, ring: int) -> Iterator[LogLine]:
+    def _newest_first(self, ring: int) -> Iterator[LogLine]:
         width = self._width
         count_bits, descs, infos, head, tail, *rest = self._words(ring, 9)
         if not _is_address(rest[1], width):  # 6.8 put last_finalized_seq before the text ring
@@ -142,15 +144,18 @@ class Linux:
         if count_bits > MAX_COUNT_BITS or size_bits > MAX_SIZE_BITS:
             return
         count, mask = 1 << count_bits, (1 << (8 * width - 2)) - 1
+        room = 1 << size_bits  # of all text together
         for number in range(min((head - tail & mask) + 1, count)):
-            record = tail + number & mask
+            record = head - number & mask
             index = record % count
             state, begin, end = self._words(descs + index * 3 * width, 3)
             if state >> (8 * width - 2) not in (COMMITTED, FINALIZED) or state & mask != record:
                 continue
             info = self._read(infos + index * INFO_SIZE, INFO.size)
             _, at_ns, length, facility, _ = INFO.unpack(info)
-            for line in self._text(text, size_bits, record, begin, end, length).split("\n"):
+            words = self._text(text, size_bits, record, begin, end, min(length, room))
+            room -= len(words)
+            for line in reversed(words.split("\n")):
                 yield LogLine(at_ns, facility, line)
 
     def _text(
@@ -164,7 +169,7 @@ class Linux:
         (owner,) = self._words(ring + at, 1)
         if owner != record:
             return ""
-        length = min(length, (1 << size_bits) - at - self._width)
+        length = max(0, min(length, (1 << size_bits) - at - self._width))
         return self._read(ring + at + self._width, length).decode(errors="replace")
 
 

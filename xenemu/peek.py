@@ -29,6 +29,9 @@ LONG: Final = (39, 30, 21, 12)
 PAE: Final = (30, 21, 12)
 TWO_LEVEL: Final = (22, 12)
 
+MAX_READS: Final = 1 << 18  # of a guest's memory, for one report
+MAX_PAGES: Final = 1 << 12  # of it that are kept
+
 # What is left of a hypercall page's stub behind the call: it may pop two words, and returns.
 # Linux has stubs of its own, whose RET may be a jump to a return thunk.
 POPS: Final = b"\x41\x5b\x59"
@@ -42,6 +45,12 @@ class Tables:
     root: int  # the root table's address, as the guest has it
     shifts: tuple[int, ...]  # of each level's index
     entry_size: int
+
+    def has(self, vaddr: int) -> bool:
+        """Whether `vaddr` is an address here: canonical with four levels, else of 32 bits."""
+        if len(self.shifts) == len(LONG):
+            return 0 <= vaddr < 1 << 47 or (1 << 64) - (1 << 47) <= vaddr < 1 << 64
+        return 0 <= vaddr < 1 << 32
 
     def index(self, vaddr: int, level: int) -> int:
         """Which entry of a table of this level `vaddr` leads through."""
@@ -105,13 +114,53 @@ def locate(current: Current, vaddr: int, found: Tables | None = None) -> Maddr:
         for step in walk(current, found, vaddr):  # noqa: B007
             pass
         paddr = None
-        if step is not None and step.entry & P and (step.level == 1 or step.entry & PSE):
+        if (
+            step is not None
+            and found.has(vaddr)
+            and step.entry & P
+            and (step.level == 1 or step.entry & PSE)
+        ):
             offset = (1 << found.shifts[-step.level]) - 1
             paddr = step.entry & ADDR & ~offset | vaddr & offset
     mfn = None if paddr is None else machine_frame(current, paddr)
     if mfn is None:
         raise XenError(EFAULT, f"{vaddr:#x} is not mapped")
     return Maddr(mfn << PAGE_SHIFT | vaddr & PAGE_MASK)
+
+
+class Pages:
+    """A guest's memory while it stands still, for whoever follows what the guest has put there.
+
+    To be called like `peek`. A page is looked up once. After `reads` reads nothing is mapped any
+    more, so that whoever follows a hostile guest's pointers comes to an end.
+    """
+
+    def __init__(self, current: Current, reads: int = MAX_READS) -> None:
+        self._current = current
+        self._pages: dict[int, bytes] = {}
+        self.reads_left = reads
+
+    def __call__(self, vaddr: int, size: int) -> bytes:
+        """Copy what the guest has at `vaddr`; EFAULT where nothing is mapped, or at the end."""
+        pieces, end = [], vaddr + size
+        while True:
+            self.reads_left -= 1
+            if self.reads_left < 0:
+                raise XenError(EFAULT, "enough of the guest's memory has been read")
+            offset = vaddr & PAGE_MASK
+            page = self._page(vaddr - offset)
+            pieces.append(page[offset : offset + end - vaddr])
+            vaddr += PAGE_SIZE - offset
+            if vaddr >= end:
+                return b"".join(pieces)
+
+    def _page(self, vaddr: int) -> bytes:
+        page = self._pages.get(vaddr)
+        if page is None:
+            if len(self._pages) == MAX_PAGES:
+                self._pages.clear()
+            page = self._pages[vaddr] = peek(self._current, vaddr, PAGE_SIZE)
+        return page
 
 
 def in_kernel(current: Current) -> bool:
@@ -155,7 +204,7 @@ class Code:
         """Write an address as Linux does, ``name+0x1a/0x400``."""
         return self.symbols.format(vaddr)
 
-    def backtrace(self, current: Current, read: Read) -> list[str]:
+    def backtrace(self, current: Current, read: Read | None = None) -> list[str]:
         """How the kernel came to where it is, a line per frame; `read` is of its memory."""
         if not in_kernel(current):
             return ["none: it ran a program, whose symbols are not known"]
@@ -166,7 +215,7 @@ class Code:
             cpu.rip,
             cpu.regs[Reg.RSP],
             cpu.regs[Reg.RBP],
-            read,
+            read or Pages(current),
             width=current.code_width,
         )
         return [str(line) for line in lines]

@@ -13,8 +13,9 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
+from xenemu.image.orc import Read
 from xenemu.linux import Linux
-from xenemu.peek import Code, in_kernel, machine_frame, tables, walk
+from xenemu.peek import Code, Pages, in_kernel, machine_frame, tables, walk
 from xenemu.x86.paging import ADDR, P, describe_entry
 
 CALLS: Final = 16
@@ -26,9 +27,11 @@ def report(current: Current, image: Image, reason: str = "") -> str:
     """Say all that there is to say of a guest that ended: log, calls, registers, stack, walks.
 
     `reason` is why it ended, if its frames or addresses are to be looked at, too.
-    Changes nothing of the guest's but accessed bits in its page tables.
+    Changes nothing of the guest's, and comes to an end whatever the guest has in its registers
+    and its memory: `Pages` and `facts` read only so much.
     """
-    linux = Linux(current, image)
+    read = Pages(current)
+    linux = Linux(current, image, read)
     code = linux.code
     sections = {
         "Kernel log, from its memory": [str(line) for line in linux.log()[-LOG_LINES:]],
@@ -37,13 +40,13 @@ def report(current: Current, image: Image, reason: str = "") -> str:
         "What was refused or faulted on, as it is now": _facts(current, code, reason),
         f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, code),
         "Other vcpus": _other_vcpus(current),
-        "Backtrace": code.backtrace(current, current.read),
+        "Backtrace": code.backtrace(current, read),
         "Page walk of cr2, where the last page fault was": (
             walk_lines(current, current.cpu.cr2) if tables(current) else []
         ),
     }
     for name, vaddr in (("rip", current.cpu.rip), ("rsp", current.cpu.regs[Reg.RSP])):
-        if not _is_readable(current, vaddr):
+        if not _is_readable(read, vaddr):
             sections[f"Page walk of {name}, which cannot be read"] = walk_lines(current, vaddr)
     return "\n".join(
         line
@@ -108,9 +111,9 @@ def _other_vcpus(current: Current) -> list[str]:
     ]
 
 
-def _is_readable(current: Current, vaddr: int) -> bool:
+def _is_readable(read: Read, vaddr: int) -> bool:
     try:
-        current.read(vaddr, 1)
+        read(vaddr, 1)
     except XenError:
         return False
     return True
@@ -122,6 +125,8 @@ def walk_lines(current: Current, vaddr: int) -> list[str]:
     if found is None:
         address = vaddr & 0xFFFFFFFF
         return [f"{address:#x}: paging is off", f"  -> {_describe(current, address)}"]
+    if not found.has(vaddr):
+        return [f"{vaddr:#x} is no address, as it is not canonical"]
     lines = [f"{vaddr:#x} from cr3: {_describe(current, found.root)}"]
     for step in walk(current, found, vaddr):
         index, entry = found.index(vaddr, step.level), step.entry

@@ -70,6 +70,12 @@ def test_a_crash_by_the_hypervisor_says_what_to_do(boot):
     assert lines[1].startswith("xenemu: what to do: register handlers before")
 
 
+@pytest.mark.parametrize("sp", ["010020", "f8ffff", "ffffff"])
+def test_a_report_ends_though_the_stack_pointer_is_not_aligned(boot, sp):
+    load = b"\x48\xc7\xc4" + bytes.fromhex(sp) + b"\xff"  # mov $-..., %rsp
+    assert b"Backtrace:" in boot(load + UNDEFINED).stderr
+
+
 def test_verbose_reports_however_it_ends(boot):
     stderr = boot(shutdown(POWEROFF), "-v").stderr.decode()
     assert "as pv64, 64 MiB\n" in stderr.splitlines(keepends=True)[0]

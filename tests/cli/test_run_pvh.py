@@ -85,6 +85,12 @@ def test_an_exception_without_an_idt_is_a_triple_fault(boot):
     assert lines[-1].startswith("xenemu: triple-fault, exit 5: ")
 
 
+@pytest.mark.parametrize("sp", ["01002000", "07000000", "fdffffff"])
+def test_a_report_ends_though_the_stack_pointer_is_not_aligned(boot, sp):
+    load = b"\xbc" + bytes.fromhex(sp)  # mov $..., %esp
+    assert b"Backtrace:" in boot(load + UNDEFINED).stderr
+
+
 def test_a_jump_into_nothing_shows_where_it_went(boot):
     result = boot(JUMP)
     lines = result.stderr.decode().splitlines()

@@ -150,6 +150,26 @@ def test_the_stack_is_bounded():
     assert len(lines(Memory(*outside, *[0] * 511))) == 1
 
 
+@pytest.mark.parametrize("width", [8, 4])
+def test_wherever_the_stack_pointer_is_the_stack_is_bounded(width):
+    """All memory is mapped, and no word in it is a return address."""
+    top = 1 << 8 * width
+    for base in (0, STACK % top, top // 2, top - MAX_STACK, top):
+        for offset in range(-10, 10):
+            sp, reads = (base + offset) % top, 0
+
+            def read(vaddr, size, sp=sp):
+                nonlocal reads
+                reads += 1
+                assert reads <= MAX_STACK // 128
+                assert sp <= vaddr < vaddr + size <= min(sp + MAX_STACK, top)
+                return bytes(size)
+
+            for bp in (sp, sp + 1, 0, top - 1, top - width):
+                reads = 0
+                assert len(backtrace(SYMBOLS, None, TEXT, sp, bp, read, width=width)) == 1
+
+
 def test_a_loop_of_frames_ends():
     forever = orc((0, CALL_BY_SP))
     read = Memory(TEXT + 8, *[0] * 511)

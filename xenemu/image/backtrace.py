@@ -46,9 +46,10 @@ def backtrace(
     """Return at most `limit` lines, the innermost first; it starts with `pc` itself.
 
     `read(vaddr, size)` raises XenError where nothing is mapped; `width` is the bytes of a
-    pointer. Looks at no more than 16 KiB of stack.
+    pointer. Looks at no more than 16 KiB of stack, and never past the end of the address space.
     """
-    start = Frame(pc, sp, bp)
+    mask = (1 << 8 * width) - 1
+    start = Frame(pc & mask, sp & mask, bp & mask)
     return list(islice(_lines(symbols, orc, start, read, width), min(limit, MAX_LINES)))
 
 
@@ -62,7 +63,7 @@ def _lines(
             yield _line(symbols, frame)
         if caller is Stop.BOTTOM:
             return
-    end = frame.sp + MAX_STACK
+    end = min(frame.sp + MAX_STACK, 1 << 8 * width)
     while above := _frame_pointer_caller(frame, end, read, width):
         yield from _scan(symbols, frame.sp, frame.bp, read, width)
         frame = above
@@ -89,10 +90,13 @@ def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Fra
 
 
 def _scan(symbols: Symbols, sp: int, end: int, read: Read, width: int) -> Iterator[BacktraceLine]:
-    """Yield the words in [sp, end) that can be return addresses, up to what is not mapped."""
-    at = -(-sp // width) * width
+    """Yield the words in [sp, end) that can be return addresses, up to what is not mapped.
+
+    Either end may be anywhere; the words are aligned.
+    """
+    at, end = -(-sp // width) * width, end // width * width
     while at < end:
-        size = min(CHUNK - at % CHUNK, end - at) // width * width
+        size = min(CHUNK - at % CHUNK, end - at)
         try:
             chunk = read(at, size)
         except XenError:
