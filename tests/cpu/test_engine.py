@@ -517,6 +517,69 @@ def test_a_watched_store_traps_behind_its_instruction(engine: Engine, instructio
     assert engine.now_ns == 2
 
 
+@pytest.mark.parametrize(("dr7", "offset"), [(0x401, 3), (0x401 | 0xD << 16, 5)])
+def test_an_armed_breakpoint_can_be_moved(engine: Engine, dr7: int, offset: int) -> None:
+    code = INC_RAX + b"\x89\x07" + INC_RAX + SYSCALL
+    engine.regs[Reg.RDI] = DATA
+    engine.set_debug_register(0, DATA + 64)
+    engine.set_debug_register(7, dr7)
+    assert run(engine, code) == [("syscall", 10)]
+    handler(engine).exits.clear()
+    engine.set_debug_register(0, CODE + 3 if dr7 == 0x401 else DATA)
+    ((name, _, where),) = run(engine, code)
+    assert (name, where) == ("#DB", offset)
+
+
+@pytest.mark.parametrize("dr7", [0x401, 0x401 | 0xD << 16])
+def test_breakpoints_are_a_vcpus_own(engine: Engine, dr7: int) -> None:
+    code = b"\x89\x07" + INC_RAX * 3 + SYSCALL
+    engine.regs[Reg.RDI] = DATA
+    without = engine.save()
+    engine.set_debug_register(0, CODE + 2 if dr7 == 0x401 else DATA)
+    engine.set_debug_register(7, dr7)
+    armed = engine.save()
+    for _ in range(2):
+        for saved, expected in ((without, "syscall"), (armed, "#DB")):
+            engine.load(saved)
+            ((name, *_),) = run(engine, code)
+            assert name == expected
+            assert engine.debug_register(7) == (dr7 if saved is armed else 0x400)
+            handler(engine).exits.clear()
+    engine.set_debug_register(7, 0)  # drops what is armed now, and not what once was
+    assert run(engine, code) == [("syscall", len(code))]
+
+
+def test_another_vcpus_watchpoint_costs_nothing(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = DATA
+    other = engine.save()
+    engine.set_debug_register(0, DATA)
+    engine.set_debug_register(7, 0x401 | 0xD << 16)
+    engine.load(other)
+    before = engine.statistics()["blocks_translated"]
+    run(engine, b"\x89\x07" * 100 + SYSCALL)
+    assert engine.statistics()["blocks_translated"] - before == 1
+
+
+def test_a_watched_store_traps_wherever_its_vcpu_leaves_the_cpu(engine: Engine) -> None:
+    store, elsewhere = b"\x89\x07", CODE + 0x1000
+    engine.regs[Reg.RDI] = DATA
+    other = engine.save()
+    engine.set_debug_register(0, DATA)
+    engine.set_debug_register(7, 0x401 | 0xD << 16)
+    first = engine.save()
+    for slice_ns in range(1, 5):
+        engine.load(first)
+        run(engine, INC_RAX + store + INC_RAX * 3 + SYSCALL, engine.now_ns + slice_ns)
+        mine = engine.save()
+        engine.load(other)
+        run(engine, store + INC_RAX + UD2, engine.now_ns + 9, elsewhere)
+        engine.load(mine)
+        engine.run(engine.now_ns + 2)
+        seen = [(name, where) for name, *_, where in handler(engine).exits]
+        assert sorted(seen) == [("#DB", CODE + 5), ("undefined", elsewhere + 5)], slice_ns
+        handler(engine).exits.clear()
+
+
 def test_a_load_from_the_same_page_does_not_trap(engine: Engine) -> None:
     engine.regs[Reg.RDI] = DATA
     engine.set_debug_register(0, DATA + 8)

@@ -57,6 +57,7 @@ FEATURE_1_ECX, FEATURE_7_EBX = 1, 2
 HIDDEN = {FEATURE_1_ECX: 1 << 30, FEATURE_7_EBX: 1 << 18}  # RDRAND, RDSEED
 
 MAX_RUN_NS = 1 << 62
+BREAKPOINTS = 4  # DR0 to DR3
 
 
 class _Segment(ctypes.Structure):
@@ -278,16 +279,27 @@ class Engine:
         """The loaded vcpu's registers, as bytes for `load`."""
         self._shim.sync_rflags()
         extra = (self._interrupt_request.value, self._halted.value, self._exception_index.value)
-        return bytes(self._saved) + b"".join((v & 0xFFFFFFFF).to_bytes(4, "little") for v in extra)
+        dr7 = self._disarm()
+        saved = bytes(self._saved) + b"".join((v & 0xFFFFFFFF).to_bytes(4, "little") for v in extra)
+        self._shim.set_dr7(dr7)
+        return saved + dr7.to_bytes(8, "little")
 
     def load(self, saved: bytes) -> None:
         """Load another vcpu's registers, as `save` returned them."""
+        self._disarm()
         ctypes.memmove(self._saved, saved, ENV_SAVED)
         words = [int.from_bytes(saved[ENV_SAVED + i : ENV_SAVED + i + 4], "little") for i in (0, 4)]
         self._interrupt_request.value, self._halted.value = words
         self._exception_index.value = -1
         self._shim.reload_rflags()
+        self._shim.set_dr7(int.from_bytes(saved[-8:], "little"))
         self.flush_tlb()
+
+    def _disarm(self) -> int:
+        """Take the breakpoints out of Unicorn, which has them outside of the registers; DR7."""
+        dr7 = int(self._dr[7])
+        self._shim.set_dr7(0)
+        return dr7
 
     # ---- Cpu ----
 
@@ -379,9 +391,13 @@ class Engine:
     def set_debug_register(self, index: int, value: int) -> None:
         if index == 7:
             self._shim.set_dr7(value)
-        else:
+            return
+        if index >= BREAKPOINTS:
             self._dr[index] = value
-            self._shim.set_dr7(self._dr[7])  # to arm what moved
+            return
+        dr7 = self._disarm()
+        self._dr[index] = value
+        self._shim.set_dr7(dr7)
 
     def came_from(self) -> int:
         """See `Cpu.came_from`."""
