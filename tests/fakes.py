@@ -54,6 +54,7 @@ class FakeCpu:
     debug_registers: list[int] = field(default_factory=lambda: [0] * 8)
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
+    left_by_iret: bool = False
     stopped: bool = False
     limit_ns: int | None = None
 
@@ -81,6 +82,9 @@ class FakeCpu:
 
     def set_debug_register(self, index: int, value: int) -> None:
         self.debug_registers[index] = value
+
+    def leave_by_iret(self) -> None:
+        self.left_by_iret = True
 
     def flush_tlb(self) -> None:
         self.flushes += 1

@@ -7,6 +7,7 @@
 #define KERNEL_CS 0xe030 /* ring 3 in truth: what frames and iret show of the kernel */
 #define KERNEL_DS 0xe02b
 #define USER_CS 0xe033
+#define USER_CS32 0xe023
 #define USER_DS 0xe02b
 #else
 #define KERNEL_CS 0xe019

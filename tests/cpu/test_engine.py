@@ -354,6 +354,34 @@ def test_a_traced_instruction_is_followed_by_a_debug_trap(engine: Engine) -> Non
     assert (name, offset, engine.regs[Reg.RAX]) == ("#DB", 3, 1)
 
 
+@pytest.mark.parametrize("by_iret", [True, False])
+def test_a_traced_return_traps_after_its_target_if_by_iret(engine: Engine, by_iret: bool) -> None:
+    def enter() -> None:
+        if handler(engine).exits[-1][0] != "syscall":
+            engine.stop()
+            return
+        engine.rip, engine.rflags = CODE + 5, 0x202 | TF
+        if by_iret:
+            engine.leave_by_iret()
+
+    handler(engine).react = enter
+    trap = run(engine, SYSCALL + INC_RAX * 4)[-1]
+    assert (trap[0], trap[2]) == ("#DB", 8 if by_iret else 5)
+    assert engine.instructions == 1 + by_iret
+
+
+@pytest.mark.parametrize("call", [SYSCALL, b"\x0f\x34"], ids=["syscall", "sysenter"])
+def test_who_traced_a_call_does_not_trace_the_kernel(engine: Engine, call: bytes) -> None:
+    def enter() -> None:
+        engine.rflags &= ~TF
+        if len(handler(engine).exits) == 2:
+            engine.stop()
+
+    handler(engine).react = enter
+    engine.rflags |= TF
+    assert [exit[0] for exit in run(engine, call + INC_RAX + UD2)[1:]] == ["undefined"]
+
+
 def test_ports_fault_at_any_iopl_of_the_guests(engine: Engine) -> None:
     engine.regs[Reg.RBX] = 0x3202
     assert run(engine, PUSH_RBX_POPF + IN_AL)[0][0] == "#GP"

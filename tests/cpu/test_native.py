@@ -15,7 +15,7 @@ from xenemu.hv.cpu import Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.pvh.personality import CODE32, DATA32
-from xenemu.x86.flags import IF
+from xenemu.x86.flags import IF, TF
 from xenemu.x86.paging import Maddr, Mfn
 
 FRAMES = 16
@@ -26,7 +26,7 @@ FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 IRET = b"\xcf"
 UD2 = b"\x0f\x0b"
 INC_ECX_IRET = b"\x41\xcf"
-UNDEFINED, GP_FAULT, NMI, CALLBACK, APIC = 6, 13, 2, 0x41, 0x40
+DEBUG, NMI, UNDEFINED, GP_FAULT, CALLBACK, APIC = 1, 2, 6, 13, 0x41, 0x40
 
 
 class Handler:
@@ -269,6 +269,27 @@ def test_both_ways_to_call(instruction):
     guest.run()
     assert guest.handler.exits == [("vmcall",)]
     assert guest.engine.rip == CODE + 4
+
+
+def test_a_traced_hypercall_is_followed_by_a_debug_trap():
+    # vmcall; inc %ebx; hlt. #DB: mov (%esp),%ecx; mov %db6,%edx; hlt
+    guest = Guest(bytes.fromhex("0f01c1 43 f4"), {DEBUG: bytes.fromhex("8b0c24 0f21f2 f4")})
+    guest.engine.rflags |= TF
+    guest.run()
+    assert (guest[ECX], guest[EBX], guest[EDX] & 0x4000) == (CODE + 3, 0, 0x4000)
+
+
+def test_a_traced_hypercall_that_is_made_again_is_not():
+    guest = Guest(bytes.fromhex("0f01c1 f4"), {DEBUG: bytes.fromhex("8b0c24 f4")})
+
+    def again() -> None:
+        if len(guest.handler.exits) == 1:
+            guest.engine.rip -= 3
+
+    guest.handler.on_vmcall = again
+    guest.engine.rflags |= TF
+    guest.run()
+    assert (len(guest.handler.exits), guest[ECX]) == (2, CODE + 3)
 
 
 @pytest.mark.parametrize(("answer", "edx_eax"), [(0x1_00000002, (1, 2)), (Msr.REFUSED, (0, 0))])

@@ -308,6 +308,13 @@ def test_iret_restores_only_flags_that_a_guest_may_have(current: Current) -> Non
     assert current.cpu.rflags < 1 << 22
 
 
+def test_only_a_syscall_return_is_stepped_itself(current: Current) -> None:
+    for rflags, vgcf, by_iret in ((TF, 0, True), (TF, VGCF_in_syscall, False), (0, 0, False)):
+        current.cpu.left_by_iret = False
+        iret(current, cs=FLAT_RING3_CS64 & ~3, rflags=0x202 | rflags, flags=vgcf)
+        assert current.cpu.left_by_iret is by_iret
+
+
 def test_iret_sets_iopl_only_for_those_who_asked(current: Current) -> None:
     iret(current, rflags=0x202 | IOPL)
     assert pv(current).iopl == 0

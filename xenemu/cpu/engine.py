@@ -244,6 +244,10 @@ class Engine:
             state.end = end
         self.put_off = max(0, min(self.put_off, end - state.end))
 
+    def leave_by_iret(self) -> None:
+        """See `Cpu.leave_by_iret`."""
+        self._state.by_iret = 1
+
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""
         self._state.stop |= shim.STOP_HYPERVISOR

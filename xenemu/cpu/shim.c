@@ -148,7 +148,10 @@ void helper_syscall_x86_64(void *env, int next_eip_addend)
         return;
     }
     FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
+    G.by_iret = 0;
     enter_hypervisor(EXIT_SYSCALL, 0);
+    if (G.by_iret) /* the block that called would trap at once if TF is set, as a SYSRET does */
+        U.loop_exit_restore(G.cpu, 0);
 }
 
 void helper_sysenter_x86_64(void *env, int next_eip_addend)
@@ -158,7 +161,7 @@ void helper_sysenter_x86_64(void *env, int next_eip_addend)
     if (!G.native) {
         FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
         enter_hypervisor(EXIT_SYSENTER, 0);
-        return;
+        U.loop_exit_restore(G.cpu, 0); /* the block that called would trap for a TF that it had */
     }
     if (!selector)
         U.raise(env, GP, 0, RETURN_ADDRESS);

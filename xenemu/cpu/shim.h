@@ -27,6 +27,7 @@ extern struct shared {
     uint32_t rflags_dirty, flush, stop;
     uint32_t kind, vector, error;
     uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
+    uint32_t by_iret;     /* the hypervisor leaves by IRET, whose target runs before TF traps */
     uint32_t native;      /* the guest has its own IDT and ring 0 */
     uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
     uint64_t value;       /* written to or read from the port or MSR */

@@ -40,6 +40,7 @@ class State(ctypes.Structure):
         ("vector", ctypes.c_uint32),
         ("error", ctypes.c_uint32),
         ("answer", ctypes.c_uint32),
+        ("by_iret", ctypes.c_uint32),
         ("native", ctypes.c_uint32),
         ("port", ctypes.c_uint32),
         ("size", ctypes.c_uint32),

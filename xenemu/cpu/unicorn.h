@@ -26,7 +26,8 @@ enum { /* CPUX86State */
     ENV_CR0 = 424, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
-    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_OLD_EXCEPTION = 5496,
+    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR6 = 5400 + 6 * 8,
+    ENV_OLD_EXCEPTION = 5496,
 };
 enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
 enum { /* TranslationBlock, TCGContext, TCGOp */
@@ -52,10 +53,11 @@ enum {
 #define PTE_RESERVED 0x000fff0000000000ull /* above the 40 bits of Unicorn's physical addresses */
 #define PTE_NX (1ull << 63)
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
-enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23, EFLAGS_IF = 1 << 9 };
+enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
+enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, DR6_BS = 1 << 14 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
-enum { UD = 6, GP = 13 };
+enum { DB = 1, UD = 6, GP = 13 };
 /* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
 enum { ONE_INSTRUCTION = 0x8001, HIDES_BREAKPOINTS = 0x8000, ANY_BLOCK = -1 };
 

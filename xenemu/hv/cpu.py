@@ -81,6 +81,12 @@ class Cpu(Protocol):
     def came_from(self) -> int:
         """Where the jump stands that led to RIP, a linear address; 0 if none did, or unknown."""
 
+    def leave_by_iret(self) -> None:
+        """After a SYSCALL, return as IRET does: where TF is set, #DB comes after an instruction.
+
+        Otherwise it comes at once, as after the SYSRET of a kernel whose user steps.
+        """
+
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again; cheap to ask for repeatedly."""
 

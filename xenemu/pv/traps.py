@@ -255,6 +255,8 @@ def iret64(current: Current) -> None:
     cs, ss = frame.cs & 0xFFFF | segment.SEL_RPL, frame.ss & 0xFFFF | segment.SEL_RPL
     if not frame.flags & VGCF_in_syscall:
         regs[Reg.RCX], regs[Reg.R11] = frame.rcx, frame.r11
+        if rflags & flags.TF:
+            cpu.leave_by_iret()
     else:  # Xen leaves by SYSRET if it can, which has its own selectors
         regs[Reg.RCX], regs[Reg.R11] = frame.rip, rflags
         if is_canonical(frame.rip):
