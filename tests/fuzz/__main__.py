@@ -1,8 +1,8 @@
 """Fuzz the hypervisor: ``python -m fuzz --env pv64 --seed 1``, with tests/ on the path.
 
-Each environment has a process of its own. A failure is minimised, and written to a file that
-``--replay FILE`` performs again; once it is mended, the file belongs into tests/fuzz/regressions.
-The exit code is 1 if there was one.
+Each environment and seed has a process of its own. A failure, be it the death of that process, is
+minimised, and written to a file that ``--replay FILE`` performs again; once it is mended, the file
+belongs into tests/fuzz/regressions. The exit code is 1 if there was one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fuzz import runner
+from fuzz import fresh, runner
 from fuzz.engine import EngineWorld
+from fuzz.minimise import minimise, replay
 from fuzz.model import WORLDS
+from fuzz.runner import Failure, Found, Report
 from fuzz.world import World
 from xenemu.abi.errno import NAMES
 
@@ -46,10 +49,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("model", "engine"), default="model")
     parser.add_argument("--steps", type=int, help="of each environment")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="so many, from that one on")
     parser.add_argument("--seconds", type=float, help="stop after so much time")
-    parser.add_argument("--jobs", type=int, default=2, help="environments at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="environments and seeds at a time")
     parser.add_argument("--keep-going", action="store_true", help="look for further failures")
     parser.add_argument("--out", type=Path, default=Path(), help="the folder for failures")
+    parser.add_argument("--brief", action="store_true", help="a line for each run that is clean")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="perform a file's steps")
     options = parser.parse_args(arguments)
     options.env = options.env or list(ENVIRONMENTS)
@@ -61,71 +66,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fuzz, or replay."""
     options = parse(arguments)
     if options.replay is not None:
-        failure = runner.replay(*load(options.replay))
+        failure = replay(*load(options.replay))
         print("nothing fails" if failure is None else f"{failure.kind}\n{failure.detail}")
         return int(failure is not None)
-    if len(options.env) > 1:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            codes = list(pool.map(lambda env: _in_a_process(options, env), options.env))
-        return int(any(codes))
-    return _fuzz(options, options.env[0])
+    runs = list(product(range(options.seed, options.seed + options.seeds), options.env))
+    if len(runs) == 1:
+        return _fuzz(options, options.env[0])
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = sum(pool.map(lambda run: _in_a_process(options, *run), runs))
+    print(f"{len(runs)} runs of up to {options.steps} steps: {failed or 'none'} failed")
+    return int(failed > 0)
 
 
-def _in_a_process(options: argparse.Namespace, env: str) -> int:
-    """Fuzz one environment where it can do no harm; say so if the process dies."""
+def _in_a_process(options: argparse.Namespace, seed: int, env: str) -> bool:
+    """Fuzz one environment from one seed; whether something failed."""
     command = [sys.executable, "-m", "fuzz", "--env", env, "--backend", options.backend]
-    command += ["--steps", str(options.steps), "--seed", str(options.seed)]
-    command += ["--out", str(options.out)]
+    command += ["--steps", str(options.steps), "--seed", str(seed), "--out", str(options.out)]
     command += ["--seconds", str(options.seconds)] if options.seconds else []
     command += ["--keep-going"] if options.keep_going else []
+    command += ["--brief"] if options.brief or options.seeds > 1 else []
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     print(result.stdout + result.stderr, end="", flush=True)
-    if result.returncode < 0:
-        journal = _journal(options, env)
-        print(f"{env}: the process died of signal {-result.returncode}; its steps: {journal}")
-    return result.returncode
-
-
-def _journal(options: argparse.Namespace, env: str) -> Path:
-    return Path(options.out / f"fuzz-{env}-{options.backend}-journal.jsonl")
+    return result.returncode != 0
 
 
 def _fuzz(options: argparse.Namespace, env: str) -> int:
-    world = make_world(env, options.backend)
-    first = runner.rss()
-    journal = _journal(options, env) if options.backend == "engine" else None
-    report = runner.run(
-        world, options.seed, options.steps, options.seconds, options.keep_going, journal
-    )
-    if journal is not None:
-        journal.unlink()
-    _tell(f"{env}, {options.backend}", world, report, first)
+    world, name = make_world(env, options.backend), f"fuzz-{env}-{options.backend}-{options.seed}"
+    report = _run(options, world, options.out / f"{name}-journal.jsonl")
+    title = f"{env}, {options.backend}, seed {options.seed}"
+    _tell(title, report, brief=options.brief)
     grown = runner.growth(report)
     if grown > world.growth_limit:
         print(f"  FAILED: the process grew by {grown >> 20} MiB")
-    for number, (failure, steps) in enumerate(report.failures.values(), 1):
-        print(f"  FAILED: {failure.kind}")
-        fewest, again = runner.minimise(world, steps)
-        path = options.out / f"fuzz-{env}-{options.backend}-{options.seed}-{number}.json"
-        kept = {"environment": env, "backend": options.backend, "failure": failure.kind}
+    for number, found in enumerate(report.found.values(), 1):
+        print(f"  FAILED: {found.failure.kind}")
+        fewest, again = minimise(world, options.seed, found)
+        path = options.out / f"{name}-{number}.json"
+        shown = again or found.failure
+        kept = {"environment": env, "backend": options.backend, "failure": shown.kind}
         path.write_text(json.dumps(kept | {"steps": fewest}, indent=1) + "\n")
-        shown = again or failure
         print("    " + "\n    ".join(shown.detail.splitlines()[-12:]))
-        print(f"    {len(fewest)} of {len(steps)} steps: python -m fuzz --replay {path}")
-    return int(bool(report.failures) or grown > world.growth_limit)
+        how = "" if again else ", which do not fail again: it depends on the host"
+        print(f"    {len(fewest)} steps{how}: python -m fuzz --replay {path}")
+    return int(bool(report.found) or grown > world.growth_limit)
 
 
-def _tell(title: str, world: World, report: runner.Report, first: int) -> None:
+def _run(options: argparse.Namespace, world: World, journal: Path) -> Report:
+    """Fuzz a copy of a world. Its death is a failure, too, of the steps that it wrote down."""
+    try:
+        return fresh.call(
+            lambda: runner.run(
+                world,
+                options.seed,
+                options.steps,
+                options.seconds,
+                options.keep_going,
+                journal,
+            )
+        )
+    except fresh.Died as death:
+        return _last_report(journal, Failure(f"the process {death}", f"the process {death}"))
+    finally:
+        journal.unlink(missing_ok=True)
+
+
+def _last_report(journal: Path, failure: Failure) -> Report:
+    """A report of a run whose process died."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    life = lines[0]["life"]
+    found = {failure.kind: Found(failure, lines[1:], life)}
+    return Report(lines[0]["steps"] + len(lines[1:]), life, found=found)
+
+
+def _tell(title: str, report: Report, brief: bool) -> None:
     """Print what a run did."""
-    table, last = world.table, report.rss[-1]
     rate = report.steps / max(report.cpu_s, 0.001)
-    print(f"{title}: {report.steps} steps in {report.cpu_s:.1f} s of CPU, {rate:.0f}/s")
-    results = [f"{table.results[0]} done", f"{table.results[1]} continued"]
-    refused = sorted((-number, count) for number, count in table.results.items() if number < 0)
+    line = f"{title}: {report.steps} steps in {report.cpu_s:.1f} s of CPU, {rate:.0f}/s"
+    if brief:
+        print(f"{line}; {report.lives} lives, {sum(report.results.values())} hypercalls")
+        return
+    print(line)
+    results = [f"{report.results[0]} done", f"{report.results[1]} continued"]
+    refused = sorted((-number, count) for number, count in report.results.items() if number < 0)
     results += [f"{NAMES.get(errno, errno)} {count}" for errno, count in refused]
     print(f"  hypercalls: {', '.join(results)}")
-    print(f"  slowest hypercall: {table.slowest[0] * 1000:.0f} ms, {table.slowest[1]}")
-    print(f"  memory: {first / MIB:.0f} MiB at first, {last / MIB:.0f} MiB in the end")
+    print(f"  slowest hypercall: {report.slowest[0] * 1000:.0f} ms, {report.slowest[1]}")
+    if report.rss:
+        first, last = report.rss[0] / MIB, report.rss[-1] / MIB
+        print(f"  memory: {first:.0f} MiB after the first life, {last:.0f} MiB in the end")
     print(f"  {report.lives} lives; ended by")
     for what, count in report.crashes.most_common():
         print(f"    {count:6} {what}")

@@ -16,6 +16,7 @@ from fuzz.furnish import furnish_pv, furnish_pvh
 from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
+from xenemu.cpu.native import NativeEngine
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue
@@ -88,12 +89,14 @@ class EngineWorld:
         self._run()
         (furnish_pv if kind.mode == "pv" else furnish_pvh)(self)
         self._registers = self.machine.engine.save()
+        self._now_ns = self.machine.engine.now_ns
         self._snapshot = Snapshot(self.machine.domain)
+        self.restart()  # so that the first life begins as all others do
 
     # ---- World ----
 
     def restart(self) -> None:
-        """Make everything as it was when the guest had made itself at home, but for the time."""
+        """Make everything as it was when the guest had made itself at home."""
         current, engine = self.current, self.machine.engine
         old = current.domain
         domain = self._snapshot.restore()
@@ -107,7 +110,21 @@ class EngineWorld:
         engine.load(self._registers)
         self.machine.exits = self.machine.personality.exits(current)
         engine.attach(self.machine.exits)
+        self._forget()
         self._pending, self._asked, self._input = None, False, b""
+
+    def _forget(self) -> None:
+        """Let nothing be left of an earlier life in the engine: time, translations, interrupts."""
+        engine, memory = self.machine.engine, self.current.domain.memory
+        state = engine._state
+        state.left = state.end = 0
+        state.skipped_ns = self._now_ns
+        engine._shim.set_breakpoints(None, 0)  # which drops all translations
+        memory.code[:] = engine._written[:] = bytes(memory.nr_frames)
+        memory.stale_code.clear()
+        if isinstance(engine, NativeEngine):
+            engine.apic_vector = None
+            engine.take_accepted()
 
     def audit(self) -> list[str]:
         """What the hypervisor has wrong."""

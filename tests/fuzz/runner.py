@@ -1,4 +1,4 @@
-"""Perform steps, notice what must not happen, and find the fewest steps that make it happen."""
+"""Perform steps, and notice what must not happen."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from fuzz.steps import Steps
 from fuzz.world import Step, World
 from xenemu.errors import DomainCrash
 
 HANG_S = 1.0  # CPU time that no hypercall may take
+STUCK = 4  # times that a step may take what is a hang before its process is ended
+RESTART = "restart"  # the kind of a step that begins a life, where several are needed to fail
 LIFE = 400  # steps until the world begins again, whatever happened
 PAGE = 4096
 
@@ -35,6 +37,15 @@ class Hang(BaseException):
     """A step took too long; no handler of the hypervisor's catches it."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """A failure, the steps of the life that ended with it, and that life's number."""
+
+    failure: Failure
+    steps: list[Step]
+    life: int
+
+
 @dataclass
 class Report:
     """What a run did."""
@@ -44,7 +55,9 @@ class Report:
     crashes: Counter[str] = field(default_factory=Counter)
     cpu_s: float = 0.0
     rss: list[int] = field(default_factory=list)
-    failures: dict[str, tuple[Failure, list[Step]]] = field(default_factory=dict)
+    found: dict[str, Found] = field(default_factory=dict)  # by kind
+    results: Counter[int] = field(default_factory=Counter)  # of hypercalls
+    slowest: tuple[float, str] = (0.0, "none")
 
 
 def _alarm(*_: object) -> None:
@@ -53,32 +66,40 @@ def _alarm(*_: object) -> None:
 
 def attempt(world: World, step: Step, report: Report | None = None) -> Failure | None:
     """Do one step. A domain that crashes is replaced; a Failure is a bug."""
-    signal.setitimer(signal.ITIMER_VIRTUAL, world.hang_s)
+    if step.get("kind") == RESTART:
+        world.restart()
+        return None
+    _set_alarm(world.hang_s)
     try:
         world.perform(step)
     except DomainCrash as crash:
         if report is not None:
             report.crashes[f"{type(crash).__name__}: {_general(str(crash))}"] += 1
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        _set_alarm(0)
         failure = audit(world)
         world.restart()
         return failure
-    except Hang:
-        return Failure(f"hang in {_where_now()}", traceback.format_exc())
+    except Hang as hang:
+        return Failure(f"hang in {_place(hang)}", traceback.format_exc())
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        last = next((f for f in reversed(frames) if "/fuzz/" not in f.filename), frames[-1])
-        place = f"{Path(last.filename).name}:{last.name}"
-        return Failure(f"{type(error).__name__} in {place}", traceback.format_exc())
+        return Failure(f"{type(error).__name__} in {_place(error)}", traceback.format_exc())
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        _set_alarm(0)
     took, what = world.table.slowest
     return Failure("slow hypercall", f"{took:.1f} s: {what}") if took > HANG_S else None
 
 
-def _where_now() -> str:
-    lines = [line for line in traceback.format_exc().splitlines() if line.startswith("  File")]
-    return lines[-1].split("/")[-1] if lines else "?"
+def _set_alarm(seconds: float) -> None:
+    """Raise Hang after so much CPU time; end the process if it does not come back for that."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, STUCK * seconds)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost function on the way to an error that is not the fuzzer's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((f for f in reversed(frames) if "/fuzz/" not in f.filename), frames[-1])
+    return f"{Path(last.filename).name}:{last.name}"
 
 
 def _general(text: str) -> str:
@@ -104,7 +125,8 @@ def run(
 ) -> Report:
     """Do random steps; stop at the first failure unless told to keep going.
 
-    The steps since the world began are in `journal`, should the process itself die.
+    What was before the world began, and the steps since then, are in `journal`, should the
+    process itself die.
     """
     signal.signal(signal.SIGVTALRM, _alarm)
     report = Report()
@@ -113,22 +135,34 @@ def run(
     while report.steps < steps and (ends is None or time.monotonic() < ends):
         report.lives += 1
         with nullcontext() if journal is None else journal.open("w") as log:
-            drawn = Steps(f"{seed}.{report.lives}", world)
-            failure, done = _live(world, drawn, min(LIFE, steps - report.steps), report, log)
+            if log is not None:
+                log.write(json.dumps({"life": report.lives, "steps": report.steps}) + "\n")
+            most = min(LIFE, steps - report.steps)
+            failure, done = live(world, seed, report.lives, most, report, log)
         report.rss.append(rss())
         if failure is not None:
-            world.restart()
-            report.failures.setdefault(failure.kind, (failure, done))
+            report.found.setdefault(failure.kind, Found(failure, done, report.lives))
             if not keep_going:
                 break
     report.cpu_s = time.process_time() - started
+    report.results, report.slowest = world.table.results, world.table.slowest
     return report
 
 
-def _live(
-    world: World, drawn: Steps, most: int, report: Report, log: TextIO | None
+def live(
+    world: World,
+    seed: int,
+    number: int,
+    most: int = LIFE,
+    report: Report | None = None,
+    log: TextIO | None = None,
 ) -> tuple[Failure | None, list[Step]]:
-    """Do steps until the domain ends; the failure, if there was one, and the steps."""
+    """Do random steps until the domain ends; a failure, if there was one, and the steps.
+
+    The world begins again afterwards.
+    """
+    report = report or Report()
+    drawn = Steps(f"{seed}.{number}", world)
     done: list[Step] = []
     while len(done) < most:
         step = drawn.draw()
@@ -139,9 +173,12 @@ def _live(
             log.flush()
         ended = report.crashes.total()
         failure = attempt(world, step, report)
+        if report.crashes.total() != ended:  # it has begun again
+            return failure, done
         if failure is None and len(done) % world.audit_every == 0:
             failure = audit(world)
-        if failure is not None or report.crashes.total() != ended:
+        if failure is not None:
+            world.restart()
             return failure, done
     failure = audit(world)
     world.restart()
@@ -161,54 +198,11 @@ def growth(report: Report) -> int:
 
 
 def replay(world: World, steps: Sequence[Step]) -> Failure | None:
-    """Perform steps from the start, with an audit after each."""
+    """Perform steps, with an audit after each since the world began for the last time."""
     signal.signal(signal.SIGVTALRM, _alarm)
-    world.restart()
-    for step in steps:
-        failure = attempt(world, step) or audit(world)
+    last = max((n for n, step in enumerate(steps) if step.get("kind") == RESTART), default=-1)
+    for n, step in enumerate(steps):
+        failure = attempt(world, step) or (audit(world) if n >= last else None)
         if failure is not None:
-            world.restart()
             return failure
     return None
-
-
-def minimise(world: World, steps: Sequence[Step]) -> tuple[list[Step], Failure | None]:
-    """The fewest of the steps, and the shortest, that fail as all of them do; and how.
-
-    With an audit after each step, that may be another failure than the one that was noticed. None:
-    they do not fail again.
-    """
-    best, found = list(steps), replay(world, steps)
-    if found is None:
-        return best, None
-    kind = found.kind
-
-    def fails(candidate: Sequence[Step]) -> bool:
-        failure = replay(world, candidate)
-        return failure is not None and failure.kind == kind
-
-    size = max(1, len(best) // 2)
-    while size:
-        at = 0
-        while at < len(best):
-            shorter = best[:at] + best[at + size :]
-            if shorter and fails(shorter):
-                best = shorter
-            else:
-                at += size
-        size //= 2
-    for n, step in enumerate(best):
-        for simpler in _simpler(step):
-            candidate = [*best[:n], simpler, *best[n + 1 :]]
-            if fails(candidate):
-                best = candidate
-    return best, found
-
-
-def _simpler(step: Step) -> list[dict[str, Any]]:
-    """The step with less in it."""
-    return [
-        {key: value for key, value in step.items() if key != left_out}
-        for left_out in ("data", "user", "input", "rsp")
-        if left_out in step
-    ]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import runner
 from fuzz.__main__ import load
+from fuzz.minimise import replay
 
 FOUND = sorted((Path(__file__).parent / "regressions").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
 def test_it_does_not_fail_any_more(path):
-    failure = runner.replay(*load(path))
+    failure = replay(*load(path))
     assert failure is None, failure.detail
