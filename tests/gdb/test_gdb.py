@@ -12,6 +12,7 @@ from gdbtools import TIMEOUT_S, gdb_command, run_gdb, waiting, write_script
 from guests import initramfs
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
+from xenemu.image.elf import EI_OSABI
 from xenemu.machine import DomainConfig, Machine, Mode
 
 STEPS = 1000
@@ -88,6 +89,26 @@ def test_the_entry_of_a_64_bit_kernel_as_pv(kernel):
     entry = image.load(kernel).notes.entry
     assert line_with(lines, "rip ").split()[1:] == [f"{entry:#x}", f"{entry:#x}", "<startup_xen>"]
     assert line_with(lines, "xen_event_mask").split()[1] == "0x1"
+
+
+def test_a_bsd_kernel_of_which_gdb_knows_only_the_name(tmp_path):
+    """gdb fetches its file without the mark, and is told what to do if it has the file itself."""
+    path = build(guests()["hello"], ENVIRONMENTS["pvh64"], tmp_path / "kernel")
+    content = bytearray(path.read_bytes())
+    content[EI_OSABI] = 9
+    path.write_bytes(content)
+    script = ("tbreak guest_main", "continue", "bt")
+    with waiting(path) as guest:
+        fetched = run_gdb(f"target remote {guest.address}", *script, "detach")
+        told = guest.finish()[1].decode()
+    with waiting(path) as guest:
+        connect = f"target remote {guest.address}"
+        own = run_gdb("set osabi none", f"file {path}", connect, *script, "kill")
+    for lines in (fetched, own):
+        frames = [line for line in lines if re.match(r"#\d", line)]
+        assert "guest_main" in frames[0] and "_start" in frames[-1]
+        assert not [line for line in lines if "??" in line or "not built" in line]
+    assert "the kernel's file is FreeBSD's" in told
 
 
 # From there on.

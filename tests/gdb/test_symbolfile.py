@@ -9,9 +9,11 @@ import pytest
 from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
+import elfwriter
 from xenemu import image
 from xenemu.gdb.features import LAYOUT32, LAYOUT64, describe
 from xenemu.gdb.symbolfile import symbol_file
+from xenemu.image.elf import EI_OSABI, ELFOSABI_STANDALONE
 from xenemu.image.orc import Orc, Type
 from xenemu.image.symbols import load_symbols
 
@@ -47,6 +49,26 @@ def test_in_32_bit_code_names_are_where_the_kernel_was_loaded(kernel):
 def test_a_kernel_without_any_names_is_given_as_it_is(guest_image):
     grub = image.load(guest_image("grub-i386-xen_pvh"))
     assert symbol_file(grub) is grub.elf
+
+
+@pytest.mark.parametrize("mark", [2, 9, 12])
+def test_a_bsd_kernels_file_is_given_without_its_mark(tmp_path, mark):
+    path = tmp_path / "kernel"
+    sections = [elfwriter.Shdr(".symtab", bytes(24), elfwriter.SYMTAB)]
+    content = bytearray(elfwriter.kernel(sections=sections))
+    path.write_bytes(content)
+    assert symbol_file(image.load(path)) == content
+    content[EI_OSABI] = mark
+    path.write_bytes(content)
+    content[EI_OSABI] = ELFOSABI_STANDALONE
+    assert symbol_file(image.load(path)) == content
+
+
+def test_a_section_marks_a_kernel_too(tmp_path):
+    path = tmp_path / "kernel"
+    sections = [elfwriter.Shdr(name) for name in (".symtab", ".note.netbsd.ident")]
+    path.write_bytes(elfwriter.kernel(sections=sections))
+    assert symbol_file(image.load(path))[EI_OSABI] == ELFOSABI_STANDALONE
 
 
 def test_call_frames_say_what_orc_says(kernel, written):

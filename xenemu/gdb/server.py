@@ -242,6 +242,11 @@ class Server:
             self.tell(
                 f"the CPU runs {bits}-bit code, which gdb shows rightly by: monitor arch auto"
             )
+        if system := self.target.os_abi:
+            self.tell(
+                f"the kernel's file is {system}'s: a gdb without a handler for that OS ABI must be"
+                " started without the file, or with -iex 'set osabi none' before it"
+            )
 
     def _receive(self, held: bool) -> None:
         assert self._channel is not None

@@ -15,6 +15,8 @@ from xenemu.gdb.callframes import debug_frame
 from xenemu.image import Image
 from xenemu.image.elf import (
     EHDR,
+    EI_OSABI,
+    ELFOSABI_STANDALONE,
     EM_386,
     EM_X86_64,
     ET_EXEC,
@@ -52,11 +54,16 @@ class Section:
 def symbol_file(image: Image, physical: bool = False) -> memoryview:
     """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has.
 
-    With `physical`, one of 32 bits, whose names are where the kernel was loaded.
+    With `physical`, one of 32 bits, whose names are where the kernel was loaded. A BSD kernel's
+    ELF loses its mark: most gdbs know nothing of that system, and go wrong at its mere name.
     """
     headers = parse(image.elf)
     if headers.section(".symtab") and not physical:
-        return image.elf
+        if headers.os_abi is None:
+            return image.elf
+        unmarked = bytearray(image.elf)
+        unmarked[EI_OSABI] = ELFOSABI_STANDALONE
+        return memoryview(unmarked)
     names = list(load_symbols(image.elf, image.segments).items())
     if not names and not physical:
         return image.elf

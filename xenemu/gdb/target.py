@@ -17,6 +17,7 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
 from xenemu.hv.vcpu import Vcpu
 from xenemu.image import Image
+from xenemu.image.elf import parse
 from xenemu.machine import Machine
 from xenemu.peek import LONG, Tables, in_kernel, locate, tables
 from xenemu.pv.state import PvVcpu
@@ -62,6 +63,11 @@ class Target:
     def misread(self) -> bool:
         """Whether gdb, by its description, takes the code that runs for that of another mode."""
         return self.layout is LAYOUT64 and self.code_bits != 64 and not self.follows_mode
+
+    @property
+    def os_abi(self) -> str | None:
+        """The system whose mark the kernel's file bears: gdb may lack a handler for it."""
+        return parse(self.image.elf).os_abi
 
     def aliases(self, vaddr: int) -> list[int]:
         """The addresses that a breakpoint means: where the kernel was loaded, where it will run."""

@@ -22,6 +22,11 @@ PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PF_RWX: Final = 7
 SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 2, 3, 7, 8
 
+EI_OSABI: Final = 7
+ELFOSABI_STANDALONE: Final = 255
+OS_ABIS: Final = {2: "NetBSD", 9: "FreeBSD", 12: "OpenBSD"}
+OS_NOTES: Final = {".note.netbsd.ident": "NetBSD", ".note.openbsd.ident": "OpenBSD"}
+
 TYPES = {1: "REL", ET_EXEC: "EXEC", ET_DYN: "DYN", 4: "CORE"}
 MACHINES = {EM_386: "i386", EM_X86_64: "x86_64"}
 _OTHER_MACHINES = {20: "PowerPC", 21: "PowerPC64", 22: "s390", 40: "Arm", 183: "AArch64"}
@@ -98,6 +103,12 @@ class Elf:
                 data = self.view[header.offset : header.offset + min(header.filesz, 256)]
                 return text(data)
         return None
+
+    @property
+    def os_abi(self) -> str | None:
+        """The system whose mark this bears, by EI_OSABI or a section; None for Linux and others."""
+        marks = (os for name, os in OS_NOTES.items() if self.section(name))
+        return OS_ABIS.get(self.view[EI_OSABI]) or next(marks, None)
 
 
 def parse(view: memoryview) -> Elf:
