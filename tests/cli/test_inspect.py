@@ -9,7 +9,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from elfwriter import PV_NOTES, STRTAB, SYMTAB, Shdr, bzimage, elf, kernel, note
+from elfwriter import (
+    ASTRAY,
+    KERNEL,
+    PT_NOTE,
+    PV_NOTES,
+    STRTAB,
+    SYMTAB,
+    Phdr,
+    Shdr,
+    bzimage,
+    elf,
+    kernel,
+    note,
+)
 from xenemu.cli.inspect import inspect
 
 NOTES = [
@@ -90,6 +103,34 @@ def test_the_symbols_for_bsd_symtab_are_among_the_segments(run):
     assert json.loads(run(kernel(notes), "--json").stdout)["bsd_symbols"] is None
     result = run(kernel([*NOTES, note(11, "no")]))
     assert "BSD_SYMTAB           no  (ignored: only 'yes' asks for symbols)" in result.stdout
+
+
+def test_notes_that_xen_does_not_find_are_shown(run):
+    data = kernel([*PV_NOTES, *ASTRAY, note(18, 0x1000010, width=4)])
+    astray = hex(data.index(ASTRAY[2]) - 4)
+    result = run(data)
+    assert result.exit_code == 0  # as PV
+    assert "\nNotes that Xen does not find\n  PHYS32_ENTRY         0x1000010\n" in result.stdout
+    assert f"and takes what is at {astray} for a note:\n" in result.stdout
+    report = json.loads(run(data, "--json").stdout)
+    assert [one["name"] for one in report["lost_notes"]["notes"]] == ["PHYS32_ENTRY"]
+    assert report["lost_notes"]["astray"] == astray
+    assert "PHYS32_ENTRY" not in [one["name"] for one in report["notes"]]
+    assert json.loads(run(kernel(NOTES), "--json").stdout)["lost_notes"] is None
+
+
+def test_only_a_program_is_called_one(run):
+    for interpreter, notes, is_program in (
+        (b"/lib/ld.so\0", (), True),
+        (b"/red/herring\0", (), False),
+        (b"/red/herring\0", PV_NOTES, False),
+    ):
+        segments = (KERNEL, Phdr(interpreter, 3), Phdr(b"".join(notes), PT_NOTE))
+        result = run(elf(segments))
+        assert ("an ordinary program" in result.stdout) is is_program
+        report = json.loads(run(elf(segments), "--json").stdout)
+        assert report["interpreter"] == interpreter.decode().strip("\0")
+        assert report["program"] is is_program
 
 
 def test_what_is_no_kernel_is_one_line_on_stderr_and_ends_with_7(run):

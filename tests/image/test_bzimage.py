@@ -46,7 +46,8 @@ def test_both_magics_make_a_bzimage():
         (bzimage(kernel())[:-1], "truncated: its payload is at 0x400"),
         (bzimage(kernel(), payload_offset=0xFFFFFFFF), "truncated: its payload"),
         (bzimage(kernel(), payload_length=0xFFFFFFFF), "truncated: its payload"),
-        (bzimage(kernel(), payload_length=4), "payload is at 0x400, 4 bytes"),
+        (bzimage(kernel(), payload_length=4), "payload has 4 bytes, which are no ELF"),
+        (bzimage(kernel(), payload_length=0), "has no payload: there is no ELF in it"),
         (bzimage(kernel(), payload=b"PK\3\4"), r"unknown \(starts 50 4b 03 04\)"),
     ],
 )

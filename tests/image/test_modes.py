@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elfwriter import (
+    ASTRAY,
     KERNEL,
     NOTE,
     PV32_NOTES,
@@ -185,4 +186,32 @@ def test_a_kernel_without_notes(load):
 def test_an_ordinary_program_is_called_one(load):
     program = elf([KERNEL, Phdr(b"/lib/ld.so\0", 3)], [Shdr(".n", note(1, 1, "GNU"), NOTE)], type=3)
     reason = image.modes(load(program))[Mode.PVH].reason
+    assert load(program).is_program
     assert reason.startswith("this is an ordinary program (DYN, run by /lib/ld.so), not a kernel")
+
+
+def test_a_bsd_kernel_is_none_though_it_has_an_interpreter(load):
+    interpreter = Phdr(b"/red/herring\0", 3)
+    without_notes = load(elf([KERNEL, interpreter]))
+    assert not without_notes.is_program
+    assert image.modes(without_notes)[Mode.PVH].reason == "there are no Xen notes"
+    other = load(elf([KERNEL, Phdr(b"/lib/ld.so\0", 3), Phdr(PVH, 4, paddr=0)]))
+    assert not other.is_program  # it has notes
+    assert image.modes(other)[Mode.PVH].bootable
+
+
+def test_the_elfs_own_entry_is_not_called_a_note(load):
+    notes = [*without(PV_NOTES, 1), note(2, VIRT_BASE + 0x1001000)]
+    reason = image.modes(load(kernel(notes, entry=0x1234)))[Mode.PV64].reason
+    assert reason.startswith("the ELF's e_entry, without an ENTRY note, 0x1234, lies outside")
+
+
+def test_that_xen_misses_notes_is_part_of_the_reason(load):
+    for notes, reason in (
+        ((*PV_NOTES, *ASTRAY, PVH), "there is no PHYS32_ENTRY note"),
+        ((*ASTRAY, PVH), "there are no Xen notes"),
+    ):
+        verdict = image.modes(load(kernel(notes)))[Mode.PVH]
+        assert verdict.reason == f"{reason}; Xen does not find all notes: see `xenemu inspect`"
+    other = image.modes(load(kernel((*PV_NOTES, *ASTRAY, PVH))))[Mode.PV32].reason
+    assert other == "the image is for x86_64, not i386"

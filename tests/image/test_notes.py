@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from elfwriter import KERNEL, NOTE, PT_NOTE, Phdr, Shdr, elf, kernel, note
+from elfwriter import ASTRAY, KERNEL, NOTE, PT_NOTE, Phdr, Shdr, elf, kernel, note
 from xenemu.errors import ImageError
 from xenemu.image import Feature
 from xenemu.image.elf import parse
@@ -141,7 +141,6 @@ def test_a_string_may_end_before_its_size_and_its_size_after_the_file():
         (note(6, "x" * 5000), "GUEST_OS is a string without end"),
         (note(13, b"12345678abcd"), "no pairs"),
         (note(19, b"123456"), "4-byte words"),
-        (struct.pack("<III", 0xFFFFFFF0, 4, 1), "name that runs out"),
     ],
 )
 def test_a_lying_size_is_named(broken, sentence):
@@ -149,9 +148,75 @@ def test_a_lying_size_is_named(broken, sentence):
         noted(broken)
 
 
-def test_a_segment_outside_the_file_is_named():
-    with pytest.raises(ImageError, match="outside the file"):
-        notes_of(elf([KERNEL, Phdr(note(1, 1), PT_NOTE, filesz=1 << 40)]))
+@pytest.mark.parametrize(
+    "wild",
+    [
+        struct.pack("<III", 0xFFFFFFF0, 4, 1),
+        struct.pack("<III", 4, 0xFFFFFFFF, 1) + b"GNU\0",
+        struct.pack("<III", 0xFFFFFFF1, 0xFFFFFFF3, 1),  # to itself, with 32 bits
+        b"\xff" * 12,
+        b"\xff",
+    ],
+)
+def test_wild_sizes_end_the_notes_and_nothing_else(wild):
+    found = noted(note(1, 1), wild)
+    assert (found.source, found.entry, found.lost) == ("PT_NOTE", 1, None)
+
+
+def test_a_segment_that_goes_on_outside_the_file_ends_with_it():
+    found = notes_of(elf([KERNEL, Phdr(note(1, 1), PT_NOTE, filesz=1 << 40)]))
+    assert found.entry == 1
+    assert notes_of(elf([KERNEL, Phdr(b"", PT_NOTE, filesz=8, offset=1 << 62)])).source is None
+
+
+# Notes that Xen does not find.
+
+
+def names(notes):
+    return [one.name for one in notes]
+
+
+def test_padding_leads_xen_astray():
+    found = noted(note(1, 1), *ASTRAY, note(2, 2), note(6, "os"))
+    assert (found.entry, found.hypercall_page, found.guest_os) == (1, None, None)
+    assert names(found.lost.notes) == ["HYPERCALL_PAGE", "GUEST_OS"]
+    data = kernel([note(1, 1), *ASTRAY, note(2, 2), note(6, "os")])
+    assert found.lost.astray == data.index(ASTRAY[2]) - 4
+
+
+def test_what_a_segment_loses_its_section_may_have():
+    """Xen asks the sections if a segment had none of its notes, and begins anew in each."""
+    notes = [*ASTRAY, note(6, "os")]
+    segment = Phdr(b"".join(notes), PT_NOTE)
+    alone = elf([KERNEL, segment], [Shdr(".n", size=0)])
+    assert notes_of(alone).source is None
+    assert names(notes_of(alone).lost.notes) == ["GUEST_OS"]
+    section = Shdr(".note.Xen", b"", NOTE, offset=alone.index(notes[-1]), size=len(notes[-1]))
+    found = notes_of(elf([KERNEL, segment], [section]))
+    assert (found.source, found.guest_os, found.lost) == ("SHT_NOTE", "os", None)
+
+
+def test_a_section_loses_them_as_a_segment_does():
+    found = notes_of(elf([KERNEL], [Shdr(".notes", b"".join([*ASTRAY, note(6, "os")]), NOTE)]))
+    assert found.source is None
+    assert names(found.lost.notes) == ["GUEST_OS"]
+
+
+def test_what_steps_by_8_and_is_aligned_to_it_loses_nothing():
+    property_note = note(5, bytes(16), "GNU")
+    found = noted(property_note, note(6, "12345678901"), property_note, note(1, 1))
+    assert (found.guest_os, found.entry, found.lost) == ("12345678901", 1, None)
+
+
+def test_a_size_that_skips_notes_is_no_way_astray():
+    skipping = struct.pack("<III4s", 4, 20, 1, b"GNU")
+    found = noted(note(6, "os"), skipping, note(1, 1))
+    assert (found.entry, names(found.lost.notes), found.lost.astray) == (None, ["ENTRY"], None)
+
+
+def test_a_lost_note_may_lie():
+    found = noted(*ASTRAY, note(1, b"abc"))
+    assert [(one.name, one.value) for one in found.lost.notes] == [("ENTRY", b"abc")]
 
 
 def test_notes_have_a_limit():

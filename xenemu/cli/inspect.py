@@ -16,7 +16,7 @@ import typer
 from xenemu import image
 from xenemu.errors import ImageError
 from xenemu.image import Image, Mode, Note
-from xenemu.image.notes import ignored
+from xenemu.image.notes import ignored as why_ignored
 from xenemu.outcome import EXIT_IMAGE
 
 
@@ -49,6 +49,7 @@ def describe(found: Image) -> dict[str, Any]:
         "machine": found.machine,
         "type": found.type,
         "interpreter": found.interpreter,
+        "program": found.is_program,
         "entry": hex(found.entry),
         "segments": [
             {
@@ -61,7 +62,8 @@ def describe(found: Image) -> dict[str, Any]:
         ],
         "bsd_symbols": _bsd_symbols(found),
         "notes_source": found.notes.source,
-        "notes": [_note(note, found) for note in found.notes.raw],
+        "notes": [_note(note, _ignored(note, found)) for note in found.notes.raw],
+        "lost_notes": _lost_notes(found),
         "features": {
             "supported": [feature.name for feature in sorted(found.notes.supported)],
             "required": [feature.name for feature in sorted(found.notes.required)],
@@ -85,7 +87,7 @@ def _payload(found: Image) -> dict[str, Any] | None:
     return payload
 
 
-def _note(note: Note, found: Image) -> dict[str, Any]:
+def _note(note: Note, ignored: str | None) -> dict[str, Any]:
     match note.value:
         case bytes(data):
             value: Any = data.hex()
@@ -104,7 +106,7 @@ def _note(note: Note, found: Image) -> dict[str, Any]:
         "name": note.name,
         "size": note.size,
         "value": value,
-        "ignored": _ignored(note, found),
+        "ignored": ignored,
     }
 
 
@@ -114,7 +116,17 @@ def _ignored(note: Note, found: Image) -> str | None:
         if not found.notes.bsd_symtab:
             return "only 'yes' asks for symbols"
         return "the ELF has no symbol table, or none with strings"
-    return ignored(note, found.machine)
+    return why_ignored(note, found.machine)
+
+
+def _lost_notes(found: Image) -> dict[str, Any] | None:
+    lost = found.notes.lost
+    if lost is None:
+        return None
+    return {
+        "notes": [_note(note, None) for note in lost.notes],
+        "astray": None if lost.astray is None else hex(lost.astray),
+    }
 
 
 def _modes(found: Image) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def _text(report: dict[str, Any]) -> str:
         f"ELF       {report['class']}-bit {report['machine']}, {report['type']},"
         f" entry {report['entry']}"
     )
-    if report["interpreter"]:
+    if report["program"]:
         lines.append(f"          an ordinary program, run by {report['interpreter']}")
     return "\n".join([*lines, *_segment_lines(report), *_note_lines(report), *_mode_lines(report)])
 
@@ -170,19 +182,34 @@ def _segment_lines(report: dict[str, Any]) -> list[str]:
 def _note_lines(report: dict[str, Any]) -> list[str]:
     source = report["notes_source"]
     lines = ["", f"Notes (Xen's are from {source})" if source else "Notes (none of Xen's)"]
-    for note in report["notes"]:
-        name = (
-            note["name"] if note["owner"] in ("Xen", source) else f"{note['owner']} {note['name']}"
-        )
-        value = note["value"]
-        if isinstance(value, list):
-            value = " ".join("/".join(word) if isinstance(word, list) else word for word in value)
-        because = f"  (ignored: {note['ignored']})" if note["ignored"] else ""
-        lines.append(f"  {name:<20} {value}{because}")
+    lines += [_note_line(note, source) for note in report["notes"]]
     for kind in ("supported", "required"):
         if names := report["features"][kind]:
             lines.append(f"  features {kind + ':':<11} {' '.join(names)}")
-    return lines
+    return lines + _lost_note_lines(report)
+
+
+def _lost_note_lines(report: dict[str, Any]) -> list[str]:
+    lost = report["lost_notes"]
+    if lost is None:
+        return []
+    how = f"takes what is at {lost['astray']} for a note" if lost["astray"] else "skips them"
+    return [
+        "",
+        "Notes that Xen does not find",
+        *(_note_line(note, None) for note in lost["notes"]),
+        f"  Xen steps by 4 bytes, whatever the alignment of the notes, and {how}:",
+        "  give its notes a segment of their own, or leave out .note.gnu.property.",
+    ]
+
+
+def _note_line(note: dict[str, Any], source: str | None) -> str:
+    name = note["name"] if note["owner"] in ("Xen", source) else f"{note['owner']} {note['name']}"
+    value = note["value"]
+    if isinstance(value, list):
+        value = " ".join("/".join(word) if isinstance(word, list) else word for word in value)
+    because = f"  (ignored: {note['ignored']})" if note["ignored"] else ""
+    return f"  {name:<20} {value}{because}"
 
 
 def _mode_lines(report: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from xenemu.image.elf import text
 
 OLDEST_PROTOCOL: Final = 0x208  # the first to say where the payload is
 SECTOR: Final = 512
+SIZE_WORD: Final = 4  # at the payload's end, its size when unpacked
 
 # Offsets of the set-up header's fields.
 SETUP_SECTS, BOOT_FLAG, HEADER, VERSION, KERNEL_VERSION = 0x1F1, 0x1FE, 0x202, 0x206, 0x20E
@@ -56,8 +57,12 @@ def parse(view: memoryview) -> BzImage:
     if len(view) < HEADER_END:
         raise ImageError("the bzImage is truncated in its header")
     offset, length = struct.unpack_from("<II", view, PAYLOAD_OFFSET)
+    if length == 0:
+        raise ImageError("the bzImage has no payload: there is no ELF in it that Xen could load")
+    if length <= SIZE_WORD:
+        raise ImageError(f"the bzImage's payload has {length} bytes, which are no ELF")
     offset += (view[SETUP_SECTS] + 1) * SECTOR
-    if length <= 4 or offset + length > len(view):
+    if offset + length > len(view):
         raise ImageError(
             f"the bzImage is truncated: its payload is at {offset:#x}, {length} bytes long,"
             f" and the file has {len(view)} bytes"
@@ -66,9 +71,9 @@ def parse(view: memoryview) -> BzImage:
     name = compression.detect(payload)
     if name is None:
         raise ImageError(f"the bzImage's compression is unknown (starts {payload[:4].hex(' ')})")
-    (size,) = struct.unpack_from("<I", payload, length - 4)
+    (size,) = struct.unpack_from("<I", payload, length - SIZE_WORD)
     # The build appends the size, except to gzip, whose own last word it is.
-    compressed = payload if name == "gzip" else payload[:-4]
+    compressed = payload if name == "gzip" else payload[:-SIZE_WORD]
     return BzImage(protocol, _kernel_version(view), name, compressed, size)
 
 

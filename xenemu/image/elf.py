@@ -97,7 +97,7 @@ class Elf:
 
     @property
     def interpreter(self) -> str | None:
-        """The dynamic linker that this asks for, if it is an ordinary program."""
+        """The dynamic linker that this asks for; BSD kernels ask, too, and mean nothing by it."""
         for header in self.program_headers:
             if header.type == PT_INTERP:
                 data = self.view[header.offset : header.offset + min(header.filesz, 256)]

@@ -22,6 +22,7 @@ from xenemu.image.unpacked import forget, unpacked
 
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
 MAX_SEGMENTS: Final = 256
+BSD_INTERPRETER: Final = "/red/herring"  # of FreeBSD's kernels, so that they are linked in full
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +56,17 @@ class Image:
     elf_class: int  # 64 or 32
     machine: str  # "x86_64" or "i386"
     type: str  # "EXEC" or "DYN"
-    interpreter: str | None  # the dynamic linker, if this is an ordinary program
+    interpreter: str | None  # a dynamic linker, as ordinary programs and BSD kernels have one
     entry: int  # e_entry
     segments: tuple[Segment, ...]  # in the file's order; never empty
     elf: memoryview
     notes: XenNotes
     bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
+
+    @property
+    def is_program(self) -> bool:
+        """Whether this is an ordinary program, and no kernel."""
+        return self.notes.source is None and self.interpreter not in (None, BSD_INTERPRETER)
 
     @property
     def pstart(self) -> int:

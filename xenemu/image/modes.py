@@ -75,6 +75,10 @@ class _Unbootable(Exception):
     """Why an image cannot boot in a mode."""
 
 
+class _NoNote(_Unbootable):
+    """A note is missing, which Xen may merely not find."""
+
+
 def modes(image: Image) -> dict[Mode, Verdict]:
     """Judge each mode as Xen's tool stack would."""
     return {
@@ -88,24 +92,30 @@ def pv_parameters(image: Image) -> PvParameters:
     """Work out where a PV kernel goes; raises `ImageError` if it cannot boot as PV."""
     try:
         return _pv(image, image.machine)
-    except _Unbootable as reason:
-        raise ImageError(f"{image.path}: cannot boot as PV: {reason}") from None
+    except _Unbootable as why:
+        raise ImageError(f"{image.path}: cannot boot as PV: {_reason(image, why)}") from None
 
 
 def pvh_parameters(image: Image) -> PvhParameters:
     """Work out where a PVH kernel goes; raises `ImageError` if it cannot boot as PVH."""
     try:
         return _pvh(image)
-    except _Unbootable as reason:
-        raise ImageError(f"{image.path}: cannot boot as PVH: {reason}") from None
+    except _Unbootable as why:
+        raise ImageError(f"{image.path}: cannot boot as PVH: {_reason(image, why)}") from None
 
 
 def _verdict(judge: Callable[..., object], image: Image, *machine: str) -> Verdict:
     try:
         judge(image, *machine)
-    except _Unbootable as reason:
-        return Verdict(False, str(reason))
+    except _Unbootable as why:
+        return Verdict(False, _reason(image, why))
     return Verdict(True)
+
+
+def _reason(image: Image, why: _Unbootable) -> str:
+    if isinstance(why, _NoNote) and image.notes.lost:
+        return f"{why}; Xen does not find all notes: see `xenemu inspect`"
+    return str(why)
 
 
 def _pv(image: Image, machine: str) -> PvParameters:
@@ -115,7 +125,8 @@ def _pv(image: Image, machine: str) -> PvParameters:
     _check_pv_notes(image)
     _check_features(image, {Feature.auto_translated_physmap, Feature.supervisor_mode_kernel})
     parameters = _pv_addresses(image)
-    _check_pv_addresses(parameters, *_FORBIDDEN[machine])
+    entry = "ENTRY" if image.notes.entry is not None else "the ELF's e_entry, without an ENTRY note"
+    _check_pv_addresses(parameters, entry, *_FORBIDDEN[machine])
     return parameters
 
 
@@ -123,7 +134,7 @@ def _pvh(image: Image) -> PvhParameters:
     _check_has_notes(image)
     entry = image.notes.phys32_entry
     if entry is None:
-        raise _Unbootable("there is no PHYS32_ENTRY note")
+        raise _NoNote("there is no PHYS32_ENTRY note")
     _check_features(image, set())
     parameters = PvhParameters(entry, image.pstart, image.pend)
     if not parameters.pstart <= entry <= parameters.pend or entry >> 32:
@@ -137,33 +148,33 @@ def _pvh(image: Image) -> PvhParameters:
 def _check_has_notes(image: Image) -> None:
     if image.notes.source is not None:
         return
-    if image.interpreter is not None:
+    if image.is_program:
         raise _Unbootable(
             f"this is an ordinary program ({image.type}, run by {image.interpreter}),"
             " not a kernel, and has no Xen notes"
         )
     hint = " (Linux has them with CONFIG_XEN_PV or CONFIG_PVH)" if image.format == "bzImage" else ""
-    raise _Unbootable(f"there are no Xen notes{hint}")
+    raise _NoNote(f"there are no Xen notes{hint}")
 
 
 def _check_pv_notes(image: Image) -> None:
     notes = image.notes
     # DIVERGES: Xen would start a kernel that has only a PVH entry, and it would crash.
     if notes.entry is None and notes.hypercall_page is None:
-        raise _Unbootable("there is no ENTRY note")
+        raise _NoNote("there is no ENTRY note")
     loader, guest_os = notes.loader or "", notes.guest_os or ""
     if not loader.startswith("generic") and not guest_os.startswith("linux"):
-        raise _Unbootable(
+        raise _NoNote(
             f"neither LOADER is generic nor GUEST_OS linux, but {loader or None!r}"
             f" and {guest_os or None!r}"
         )
     if notes.xen_version is None:
-        raise _Unbootable("there is no XEN_VERSION note")
+        raise _NoNote("there is no XEN_VERSION note")
     if not notes.xen_version.startswith("xen-3.0"):
         raise _Unbootable(f"XEN_VERSION is {notes.xen_version!r}, not 'xen-3.0'")
     if image.machine == "i386" and not notes.pae:
         mode = "is missing" if notes.pae_mode is None else f"is {notes.pae_mode!r}"
-        raise _Unbootable(f"PAE_MODE {mode}, and Xen runs only i386 kernels with PAE")
+        raise _NoNote(f"PAE_MODE {mode}, and Xen runs only i386 kernels with PAE")
 
 
 def _check_features(image: Image, absent: set[Feature]) -> None:
@@ -180,7 +191,7 @@ def _check_features(image: Image, absent: set[Feature]) -> None:
 def _pv_addresses(image: Image) -> PvParameters:
     notes = image.notes
     if notes.paddr_offset is not None and notes.virt_base is None:
-        raise _Unbootable("PADDR_OFFSET is given, but VIRT_BASE is not")
+        raise _NoNote("PADDR_OFFSET is given, but VIRT_BASE is not")
     virt_base = notes.virt_base or 0
     elf_paddr_offset = notes.paddr_offset
     if elf_paddr_offset is None:
@@ -202,7 +213,7 @@ def _pv_addresses(image: Image) -> PvParameters:
     )
 
 
-def _check_pv_addresses(p: PvParameters, low: int, high: int) -> None:
+def _check_pv_addresses(p: PvParameters, entry: str, low: int, high: int) -> None:
     kernel = f"the kernel ({p.virt_kstart:#x}-{p.virt_kend:#x})"
     if p.virt_kstart > p.virt_kend:
         raise _Unbootable(f"{kernel} wraps around the address space")
@@ -213,7 +224,7 @@ def _check_pv_addresses(p: PvParameters, low: int, high: int) -> None:
     if (p.virt_base | p.virt_kstart) & PAGE_MASK:
         raise _Unbootable(f"VIRT_BASE, {p.virt_base:#x}, or {kernel} is not aligned to a page")
     if not p.virt_kstart <= p.virt_entry <= p.virt_kend:
-        raise _Unbootable(f"ENTRY, {p.virt_entry:#x}, lies outside {kernel}")
+        raise _Unbootable(f"{entry}, {p.virt_entry:#x}, lies outside {kernel}")
     # DIVERGES: Xen takes any page of the domain, and rounds INIT_P2M down.
     if p.virt_hypercall is not None and not p.virt_kstart <= p.virt_hypercall < p.virt_kend:
         raise _Unbootable(f"HYPERCALL_PAGE, {p.virt_hypercall:#x}, lies outside {kernel}")

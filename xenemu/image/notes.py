@@ -13,12 +13,14 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import chain, islice
 from typing import Any, Final
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import PT_NOTE, SHT_NOTE, Elf, text
+from xenemu.image.notewalk import FoundNote, missed, walk
 
 MAX_NOTES: Final = 1024  # of any owner; the kernels of distributions have under 20
 MAX_DESC: Final = 4096  # libelf's longest string
@@ -125,6 +127,16 @@ class Note:
 
 
 @dataclass(frozen=True)
+class LostNotes:
+    """Notes of Xen's that Xen does not find; `astray` is the file offset where it takes others'
+    bytes for a note, None if it merely steps over them.
+    """
+
+    notes: tuple[Note, ...]
+    astray: int | None
+
+
+@dataclass(frozen=True)
 class XenNotes:
     """Xen's notes by field, None where absent; `source` is where Xen would find them."""
 
@@ -150,6 +162,7 @@ class XenNotes:
     supported: frozenset[Feature] = frozenset()  # by FEATURES and SUPPORTED_FEATURES
     required: frozenset[Feature] = frozenset()
     unknown_required: tuple[str, ...] = ()  # required names that Xen does not know
+    lost: LostNotes | None = None
 
     @property
     def pae(self) -> bool:
@@ -170,31 +183,34 @@ class XenNotes:
 def read_notes(elf: Elf) -> XenNotes:
     """Read the notes where Xen would.
 
-    Raises `ImageError` for a note that runs out of the file, a number that is none, or a
+    Raises `ImageError` for a note of Xen's that runs out of the file, a number that is none, or a
     string without end.
     """
+    reader = _Reader(elf.view)
     # Old linkers left p_offset at 0: such a segment says nothing.
-    segments = [
-        (header.offset, header.filesz)
-        for header in elf.program_headers
-        if header.type == PT_NOTE and header.offset
-    ]
-    raw = list(_notes(elf.view, segments))
+    raw = reader.read(
+        [
+            (header.offset, header.filesz)
+            for header in elf.program_headers
+            if header.type == PT_NOTE and header.offset
+        ]
+    )
     if any(note.is_xen for note in raw):
-        return _collect("PT_NOTE", raw)
-    sections = [
-        (header.offset, header.size)
-        for header in elf.section_headers[1:]
-        if header.type == SHT_NOTE
-    ]
-    found = list(_notes(elf.view, sections))
+        return replace(_collect("PT_NOTE", raw), lost=reader.lost())
+    found = reader.read(
+        [
+            (header.offset, header.size)
+            for header in elf.section_headers[1:]
+            if header.type == SHT_NOTE
+        ]
+    )
     raw = list(dict.fromkeys(raw + found))  # a section may repeat what a segment had
     if any(note.is_xen for note in found):
-        return _collect("SHT_NOTE", raw)
+        return replace(_collect("SHT_NOTE", raw), lost=reader.lost())
     if legacy := elf.section("__xen_guest"):
         pairs = list(_legacy(elf.view, legacy.offset, legacy.size))
-        return _collect_legacy(raw, pairs)
-    return XenNotes(raw=tuple(raw))
+        return replace(_collect_legacy(raw, pairs), lost=reader.lost())
+    return XenNotes(raw=tuple(raw), lost=reader.lost())
 
 
 def ignored(note: Note, machine: str) -> str | None:
@@ -207,24 +223,44 @@ def ignored(note: Note, machine: str) -> str | None:
     return _IGNORED.get(note.name) or _IGNORED_ON.get((note.name, machine))
 
 
-def _notes(view: memoryview, places: list[tuple[int, int]]) -> Iterator[Note]:
-    """Yield the notes of every (offset, size) in `places`."""
-    count = 0
-    for start, size in places:
-        if start + size > len(view):
-            raise ImageError(f"the notes at {start:#x}, {size} bytes, lie outside the file")
-        offset, end = start, start + size
-        while end - offset >= 12:
-            count += 1
-            if count > MAX_NOTES:
+class _Reader:
+    """Reads notes as Xen does, and knows those that Xen misses."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._places: list[tuple[int, int]] = []
+        self._found: dict[int, FoundNote] = {}  # by offset
+
+    def read(self, places: list[tuple[int, int]]) -> list[Note]:
+        """Read the notes of every (offset, size) in `places`."""
+        self._places += places
+        notes = []
+        for found in chain.from_iterable(walk(self._view, *place) for place in places):
+            notes.append(self._note(found))
+            if len(notes) > MAX_NOTES:
                 raise ImageError(f"the image has more than {MAX_NOTES} notes")
-            name_size, desc_size, note_type = struct.unpack_from("<III", view, offset)
-            desc_at = offset + 12 + (name_size + 3 & ~3)
-            if desc_at > len(view):
-                raise ImageError(f"the note at {offset:#x} has a name that runs out of the file")
-            owner = text(view[offset + 12 : offset + 12 + min(name_size, 64)])
-            yield _note(owner, note_type, view[desc_at : desc_at + desc_size], desc_size)
-            offset = desc_at + (desc_size + 3 & ~3)
+            self._found[found.offset] = found
+        return notes
+
+    def lost(self) -> LostNotes | None:
+        """What Xen misses in the places that were read."""
+        places = (missed(self._view, *place, set(self._found)) for place in self._places)
+        lost = {found.offset: found for found in chain.from_iterable(places)}
+        if not lost:
+            return None
+        astray = next((found.offset for found in self._found.values() if not found.sound), None)
+        notes = tuple(self._note(found, strict=False) for found in islice(lost.values(), MAX_NOTES))
+        return LostNotes(notes, astray)
+
+    def _note(self, found: FoundNote, strict: bool = True) -> Note:
+        desc = self._view[found.desc_at : found.desc_at + found.desc_size]
+        try:
+            return _note(text(memoryview(found.owner[:64])), found.type, desc, found.desc_size)
+        except ImageError:
+            if strict:
+                raise
+            kind = ElfNote(found.type)
+            return Note("Xen", kind, kind.name, bytes(desc[:64]), found.desc_size)
 
 
 def _note(owner: str, note_type: int, desc: memoryview, size: int) -> Note:

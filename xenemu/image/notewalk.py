@@ -1,0 +1,77 @@
+"""How Xen goes from one ELF note to the next, and which notes it thereby misses.
+
+Xen steps by 4 bytes, whatever the alignment. A linker that puts notes aligned to 8 among others
+(`.note.gnu.property` is such a note) fills up with zeros, which Xen takes for a note's beginning:
+what it then takes for sizes leads anywhere, mostly out of the file. It never complains.
+
+In Xen: common/libelf/libelf-dominfo.c (elf_xen_parse_notes), libelf-tools.c (elf_note_name,
+elf_note_desc, elf_note_next)
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+HEADER: Final = struct.Struct("<III")  # namesz, descsz, type
+MAX_NAME: Final = 4096  # libelf's longest string
+MAX_SCAN: Final = 1 << 20
+XEN: Final = b"Xen"
+XEN_NOTE: Final = re.compile(rb"\x04\0\0\0.{8}Xen\0", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FoundNote:
+    """A note as it lies in the file, or what Xen takes for one.
+
+    `owner` goes by the string, `desc_at` by its size; `desc_size` may reach beyond the file.
+    """
+
+    offset: int
+    owner: bytes
+    type: int
+    desc_at: int
+    desc_size: int
+    sound: bool = True  # the name has the size that it says
+
+
+def walk(view: memoryview, start: int, size: int) -> Iterator[FoundNote]:
+    """Yield the notes that Xen reads in a segment or section; the number has no limit."""
+    offset, end = start, start + size
+    while offset < min(end, len(view)):
+        note, following = _read(view, offset)
+        if note.owner == XEN or offset + HEADER.size <= end:
+            yield note
+        if following <= offset:
+            return
+        offset = following
+
+
+def missed(view: memoryview, start: int, size: int, seen: set[int]) -> Iterator[FoundNote]:
+    """Yield the notes of Xen's that lie there, but not at one of the offsets `seen`."""
+    for match in XEN_NOTE.finditer(view[start:][: min(size, MAX_SCAN)]):
+        offset = start + match.start()
+        if offset not in seen:
+            yield _read(view, offset)[0]
+
+
+def _read(view: memoryview, offset: int) -> tuple[FoundNote, int]:
+    """The note at an offset in the file, and the offset of what Xen takes for the next."""
+    # Words outside the file are 0 to libelf.
+    header = bytes(view[offset : offset + HEADER.size]).ljust(HEADER.size, b"\0")
+    name_size, desc_size, note_type = HEADER.unpack(header)
+    name_at = offset + HEADER.size
+    name, nul, _ = bytes(view[name_at : name_at + MAX_NAME]).partition(b"\0")
+    owner = name if nul else b""
+    desc_at = name_at + _up(name_size)
+    sound = bool(nul) and len(name) + 1 == name_size
+    note = FoundNote(offset, owner, note_type, desc_at, desc_size, sound)
+    return note, desc_at + _up(desc_size)
+
+
+def _up(size: int) -> int:
+    """Round up to 4 bytes, as an unsigned int."""
+    return size + 3 & 0xFFFFFFFC
