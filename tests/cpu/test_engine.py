@@ -196,6 +196,7 @@ def test_a_stop_takes_effect_before_the_next_instruction(engine: Engine) -> None
         (b"\x0f\x20\xd8", ("#GP", 0, 0)),  # mov %cr3, %rax
         (b"\x0f\x23\xc0", ("#GP", 0, 0)),  # mov %rax, %dr0
         (b"\x0f\x32", ("#GP", 0, 0)),  # rdmsr
+        (b"\x0f\x33", ("#GP", 0, 0)),  # rdpmc
         (b"\x0f\x06", ("#GP", 0, 0)),  # clts
         (b"\x0f\x09", ("#GP", 0, 0)),  # wbinvd
         (b"\x0f\x01\x38", ("#GP", 0, 0)),  # invlpg

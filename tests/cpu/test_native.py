@@ -51,6 +51,12 @@ class Handler:
     def write_msr(self, number: int, value: int) -> Msr | None:
         return Msr.REFUSED
 
+    def read_cr8(self) -> int:
+        return 0
+
+    def write_cr8(self, value: int) -> None:
+        pass
+
     def read_port(self, port: int, size: int) -> int:
         self.exits.append(("in", port, size))
         return 0xE9

@@ -203,7 +203,7 @@ def test_the_ldt_is_faulted_in_where_32_bits_reach(current: Current, exits: Pv32
 
 def test_rdpmc_is_privileged(current: Current, exits: Pv32Exits) -> None:
     current.write(CODE, b"\x0f\x33")
-    exits.invalid_opcode()
+    exits.exception(flags.GP, 0)
     assert entered(current) == flags.GP
 
 

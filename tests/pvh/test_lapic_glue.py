@@ -74,6 +74,23 @@ def test_without_a_page_no_memory_is_there(current, base):
     assert pvh(current).lapic.regs[8] == before[8]
 
 
+@pytest.mark.parametrize("base", [0xFEE00900, 0xFEE00100, 0xFEE00D00])
+def test_cr8_is_the_class_of_the_task_priority_in_every_mode(current, base):
+    assert lapic_glue.set_base(current, base)
+    lapic_glue.write_cr8(current, 5)
+    assert pvh(current).lapic.regs[8] == 0x50
+    pvh(current).lapic.regs[8] = 0xA7
+    assert lapic_glue.read_cr8(current) == 0xA
+
+
+def test_an_interrupt_waits_for_a_lower_task_priority(current):
+    lapic_glue.write_cr8(current, 4)
+    lapic_glue.assert_vector(current, current.vcpu, 0x40)
+    assert native(current).apic_vector is None
+    lapic_glue.write_cr8(current, 3)
+    assert native(current).apic_vector == 0x40
+
+
 def start_timer(current: Current, lvt: int, count: int) -> None:
     lapic_glue.write(current, TIMER_LVT, 4, lvt)
     lapic_glue.write(current, TIMER_COUNT, 4, count)

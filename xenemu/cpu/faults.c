@@ -40,6 +40,8 @@ static void deliver(uint32_t vector)
         *error = (*error - 2) / 2 + 2;
     if (nested && vector >= 10 && vector <= GP)
         *error |= 1;
+    if (vector == DB)
+        FIELD(G.env, ENV_DR + 7 * 8, uint64_t) &= ~(uint64_t)DR7_GD;
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
     delivering = !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     U.do_interrupt(G.cpu);

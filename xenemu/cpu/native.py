@@ -119,6 +119,10 @@ class NativeEngine(Engine):
             refused = handler.write_msr(self.regs[1] & 0xFFFFFFFF, state.value)
             if refused:
                 state.answer = _ANSWERS[refused]
+        elif kind == shim.EXIT_READ_CR8:
+            state.value = handler.read_cr8()
+        elif kind == shim.EXIT_WRITE_CR8:
+            handler.write_cr8(state.value)
         elif kind == shim.EXIT_IN:
             state.value = handler.read_port(state.port, state.size)
         elif kind == shim.EXIT_OUT:

@@ -206,7 +206,7 @@ static void *block_at(uintptr_t pc)
 }
 
 /* How many instructions of the block that contains host address `pc` have not completed. */
-static int64_t unfinished(uintptr_t pc)
+int64_t unfinished(uintptr_t pc)
 {
     void *tb = block_at(pc);
 
@@ -466,10 +466,7 @@ static void check_port(void *env, uint32_t port, int log_size, uintptr_t pc)
         return;
     if (!G.native)
         U.raise(env, GP, 0, pc);
-    G.left += unfinished(pc); /* the check below raises with its own return address */
-    U.restore_state(G.cpu, pc, true);
-    U.check_io[log_size](env, port);
-    G.left -= unfinished(pc);
+    AT_INSTRUCTION(pc, U.check_io[log_size](env, port));
 }
 
 static uint32_t port_exit(enum exit_kind kind, uint32_t port, int log_size, uint32_t value)
@@ -499,12 +496,6 @@ PORT_IO(l, 2, 0xffffffffu)
 
 /* MSRs: the few that context switches write stay here, the hypervisor judges the rest. */
 enum { MSR_FS_BASE = 0xc0000100, MSR_KERNEL_GS_BASE = 0xc0000102 };
-
-static bool canonical(uint64_t address)
-{
-    int64_t high = (int64_t)address >> 47;
-    return high == 0 || high == -1;
-}
 
 void helper_rdmsr_x86_64(void *env)
 {
@@ -547,30 +538,6 @@ void helper_wrmsr_x86_64(void *env)
     if (G.answer == NATIVE)
         U.wrmsr(env);
 }
-
-/* Control registers: the engine takes any value where the CPU has #GP. */
-enum {
-    CR0_PE = 1u << 0, CR0_NW = 1u << 29, CR0_CD = 1u << 30, CR0_PG = 1u << 31,
-    CR4_PAE = 1u << 5, CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
-};
-
-void helper_write_crN_x86_64(void *env, int which, uint64_t value)
-{
-    bool long_mode = FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA;
-    bool bad = false;
-
-    if (which == 0)
-        bad = value >> 32 || ((value & CR0_PG) && !(value & CR0_PE)) ||
-              ((value & CR0_NW) && !(value & CR0_CD)) ||
-              (long_mode && !(value & CR0_PG) && (FIELD(env, ENV_HFLAGS, uint32_t) & HF_CS64));
-    else if (which == 4)
-        bad = (value & ~(uint64_t)CR4_OFFERED) || (long_mode && !(value & CR4_PAE));
-    if (G.native && bad)
-        U.raise(env, GP, 0, RETURN_ADDRESS);
-    U.write_cr(env, which, value);
-}
-
-void shim_request_interrupt(uint32_t kind);
 
 /* ---- breakpoints: the guest's own, in its debug registers, and the debugger's --------------- */
 
@@ -827,7 +794,7 @@ static uint64_t machine_address(uint64_t paddr)
 }
 
 /* A word of RAM at an address of the guest's, or NULL where there is none. */
-static uint64_t *machine_entry(uint64_t paddr)
+uint64_t *machine_entry(uint64_t paddr)
 {
     if (G.populated)
         paddr = machine_address(paddr & ~0xfffull) | (paddr & 0xfff);
@@ -1009,6 +976,12 @@ const char *shim_bind(void *unicorn)
         {"helper_rdmsr_x86_64", &U.rdmsr},
         {"helper_wrmsr_x86_64", &U.wrmsr},
         {"helper_write_crN_x86_64", &U.write_cr},
+        {"helper_read_crN_x86_64", &U.read_cr},
+        {"helper_set_dr_x86_64", &U.set_dr},
+        {"helper_get_dr_x86_64", &U.get_dr},
+        {"helper_lldt_x86_64", &U.lldt},
+        {"helper_ltr_x86_64", &U.ltr},
+        {"cpu_ldl_mmuidx_ra_x86_64", &U.load_long},
         {"cpu_x86_update_dr7_x86_64", &U.update_dr7},
         {"breakpoint_handler_x86_64", &U.breakpoint},
         {"helper_check_iob_x86_64", &U.check_io[0]},

@@ -15,6 +15,7 @@ enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.
 enum exit_kind {
     EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
     EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
+    EXIT_READ_CR8, EXIT_WRITE_CR8,
 };
 enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
 
@@ -30,7 +31,7 @@ extern struct shared {
     uint32_t by_iret;     /* the hypervisor leaves by IRET, whose target runs before TF traps */
     uint32_t native;      /* the guest has its own IDT and ring 0 */
     uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
-    uint64_t value;       /* written to or read from the port or MSR */
+    uint64_t value;       /* written to or read from the port, MSR or CR8 */
     uint8_t *code;        /* a byte per frame: ever fetched from */
     uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
     uint64_t frames;
@@ -64,10 +65,33 @@ extern int64_t left_at_refund;
 int64_t left_to_run(void);
 void settle(void);
 void enter_hypervisor(enum exit_kind kind, uint32_t vector);
+int64_t unfinished(uintptr_t pc);
+uint64_t *machine_entry(uint64_t paddr);
+
+/*
+ * Call a function of Unicorn's that raises with its own return address, which is here: what it
+ * raises is the fault of the instruction at host address `pc`.
+ */
+#define AT_INSTRUCTION(pc, call)                                                                 \
+    do {                                                                                         \
+        G.left += unfinished(pc);                                                                \
+        U.restore_state(G.cpu, pc, true);                                                        \
+        call;                                                                                    \
+        G.left -= unfinished(pc);                                                                \
+    } while (0)
 
 /* faults.c */
 extern bool delivering;
 
+static inline bool canonical(uint64_t address)
+{
+    int64_t high = (int64_t)address >> 47;
+    return high == 0 || high == -1;
+}
+
 #pragma GCC visibility pop
+
+/* Python calls it, too. */
+void shim_request_interrupt(uint32_t kind);
 
 #endif

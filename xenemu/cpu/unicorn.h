@@ -26,10 +26,12 @@ enum { /* CPUX86State */
     ENV_CR0 = 424, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
-    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR6 = 5400 + 6 * 8,
+    ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR = 5400, ENV_DR6 = 5400 + 6 * 8,
     ENV_OLD_EXCEPTION = 5496,
 };
-enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24, CS = 1, SS = 2 };
+enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24 };
+enum { SEGMENT_P = 1 << 15, SEGMENT_L = 1 << 21 };
+enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
 enum { /* TranslationBlock, TCGContext, TCGOp */
     TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_CFLAGS = 24, TB_TC_PTR = 32, TB_TC_SIZE = 40,
     TB_PAGE_ADDR_1 = 0x50, CF_INVALID = 0x40000, TCG_INVALIDATIONS = 0xd8,
@@ -43,18 +45,26 @@ enum { /* CPUTLB, which lies before env; three MMU modes */
 };
 enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
 enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
-enum { MMU_KSMAP = 0, MMU_USER = 1 };
-enum { EFER_LMA = 1 << 10, EFER_NXE = 1 << 11, CR0_WP = 1 << 16 };
+enum { MMU_KSMAP = 0, MMU_USER = 1, MMU_KERNEL = 2 };
+enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
+enum {
+    CR0_PE = 1u << 0, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
+    CR0_PG = 1u << 31, CR0_DEFINED = 0xe005003f,
+    CR4_DE = 1u << 3, CR4_PAE = 1u << 5, CR4_RELOADS_PDPTES = 0xb0, /* PSE, PAE, PGE */
+    CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
+};
 enum {
     PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7,
     PTE_LARGE_PAT = 1 << 12,
 };
 #define PTE_ADDRESS 0x000ffffffffff000ull
-#define PTE_RESERVED 0x000fff0000000000ull /* above the 40 bits of Unicorn's physical addresses */
+#define PTE_RESERVED 0x000fff0000000000ull /* above PHYSICAL_BITS */
+enum { PHYSICAL_BITS = 40 };
 #define PTE_NX (1ull << 63)
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
-enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, DR6_BS = 1 << 14 };
+enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9 };
+enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
 enum { DB = 1, UD = 6, GP = 13 };
@@ -92,6 +102,12 @@ extern struct unicorn {
     void (*wrmsr)(void *env);
     void (*check_io[3])(void *env, uint32_t port);
     void (*write_cr)(void *env, int which, uint64_t value);
+    uint64_t (*read_cr)(void *env, int which);
+    void (*set_dr)(void *env, int which, uint64_t value);
+    uint64_t (*get_dr)(void *env, int which);
+    void (*lldt)(void *env, int selector);
+    void (*ltr)(void *env, int selector);
+    uint32_t (*load_long)(void *env, uint64_t vaddr, int mmu_mode, uintptr_t pc);
     void (*update_dr7)(void *env, uint64_t value);
     void (*breakpoint)(void *cpu);
 } U __attribute__((visibility("hidden")));

@@ -186,6 +186,12 @@ class NativeExitHandler(Protocol):
     def write_msr(self, number: int, value: int) -> Msr | None:
         """WRMSR: None if done."""
 
+    def read_cr8(self) -> int:
+        """The task priority's class, 0 to 15."""
+
+    def write_cr8(self, value: int) -> None:
+        """Set the task priority's class, 0 to 15."""
+
     def read_port(self, port: int, size: int) -> int:
         """IN from a port of `PORTS`."""
 

@@ -36,7 +36,7 @@ INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 SYSENTER_LENGTH = 2
 INT80 = 0x80
-SYSRET, RDPMC, ICEBP = 0x0F07, 0x0F33, 0xF1  # opcodes
+SYSRET, ICEBP = 0x0F07, 0xF1  # opcodes
 LDT_BYTES = 0x10000
 
 
@@ -199,9 +199,7 @@ class PvExits:
         """Forced emulation, what the engine does not know, or #UD."""
         current = self.current
         insn = decode_here(current)
-        if insn is not None and insn.opcode == RDPMC:  # CR4.PCE is never set
-            traps.inject(current, flags.GP)
-        elif insn is not None and insn.opcode == ICEBP:
+        if insn is not None and insn.opcode == ICEBP:
             current.cpu.rip += insn.length
             traps.inject(current, flags.DB)
         elif not emulate_invalid_op(current):

@@ -97,6 +97,14 @@ class PvhExits:
         """WRMSR."""
         return msr.write(self.current, number, value)
 
+    def read_cr8(self) -> int:
+        """MOV from CR8."""
+        return lapic_glue.read_cr8(self.current)
+
+    def write_cr8(self, value: int) -> None:
+        """MOV to CR8."""
+        lapic_glue.write_cr8(self.current, value)
+
     def read_port(self, port: int, size: int) -> int:
         """IN from one of PORTS."""
         return DEBUG_PORT if port == DEBUG_PORT and size == 1 else (1 << 8 * size) - 1

@@ -11,7 +11,7 @@ from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
 from xenemu.hv.vcpu import Vcpu
-from xenemu.pvh.lapic import SPIV, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
+from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh, pvh_vcpu
 
@@ -125,6 +125,17 @@ def _written(current: Current, register: int, ipis: list[Ipi]) -> None:
     if register == SPIV and vector and current.domain.memory.bytes[current.vcpu.info]:
         # Its upcall was lost if it came while the APIC was disabled.
         assert_vector(current, current.vcpu, vector)
+
+
+def read_cr8(current: Current) -> int:
+    """The class of the task priority, whatever mode the APIC is in."""
+    return sync(current).regs[TASKPRI] >> 4 & 0xF
+
+
+def write_cr8(current: Current, value: int) -> None:
+    """Set the class of the task priority. In Xen: vmx_cr_access, vlapic_set_tpr."""
+    sync(current).regs[TASKPRI] = value << 4
+    update(current)
 
 
 def set_base(current: Current, value: int) -> bool:
