@@ -4,7 +4,8 @@ An exception's type alone decides what happens to it:
 
 * `XenError` goes to the guest as ``-errno``; its reason goes to the log.
 * `DomainCrash` ends the guest, as Xen's ``domain_crash()`` does.
-* `ImageError`, `FitError` and `UsageError` end the command with one line and an exit code.
+* `ImageError`, `FitError`, `UsageError` and `OutputError` end the command with one line and an
+  exit code.
 * `NotModelled` and `EngineError` say that xenemu cannot do what is needed here.
 
 Anything else that escapes is a bug of xenemu's.
@@ -25,6 +26,10 @@ class FitError(ImageError):
 
 class UsageError(XenemuError):
     """The command line asks for something that cannot be had."""
+
+
+class OutputError(XenemuError):
+    """What there is to write cannot be written, for one to a full disk; it names the file."""
 
 
 class EngineError(XenemuError):

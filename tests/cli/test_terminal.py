@@ -12,8 +12,9 @@ import pytest
 from xenemu.cli.expect import Expectations
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
-from xenemu.errors import UsageError
+from xenemu.errors import OutputError
 from xenemu.outcome import End
+from xenemu.outputs import Output
 
 ROOM = 1024
 
@@ -190,7 +191,8 @@ def test_an_ignored_signal_stays_ignored():
 
 def test_output_goes_to_stdout_and_the_log_byte_for_byte(pipe, tmp_path):
     with (tmp_path / "log").open("wb", buffering=0) as log:
-        terminal(None, pipe.stdout, log=log.fileno()).write(b"\x00\xff\r\n")
+        ours = terminal(None, pipe.stdout, log=Output(log.fileno(), "--log log"))
+        ours.write(b"\x00\xff\r\n")
     assert pipe.reader.read(ROOM) == (tmp_path / "log").read_bytes() == b"\x00\xff\r\n"
 
 
@@ -216,11 +218,29 @@ def test_a_reader_that_left_ends_the_run(pipe):
     assert ours.check().end is End.STOPPED
 
 
-def test_a_full_disk_is_one_line():
+def test_a_full_disk_is_an_error_that_names_the_file(pipe):
     with open("/dev/full", "wb", buffering=0) as full:
-        ours = terminal(None, full.fileno())
-        with pytest.raises(UsageError, match="cannot be written: No space left on device"):
-            ours.write(b"one\n")
+        named = Output(full.fileno(), "--log full")
+        for ours in (terminal(None, full.fileno()), terminal(None, pipe.stdout, log=named)):
+            with pytest.raises(OutputError, match=r"^(standard output|--log full): No space left"):
+                ours.write(b"one\n")
+
+
+def test_a_signal_ends_a_write_that_nobody_reads(pipe):
+    with terminal(None, None, log=Output(pipe.stdout, "--log pipe")) as ours:
+        signal.signal(signal.SIGALRM, ours._on_signal)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        ours.write(bytes(1 << 20))  # more than a pipe holds
+        assert ours.signum == signal.SIGALRM
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_a_file_has_what_came_before_a_signal_and_with_it(tmp_path):
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        ours = terminal(None, None, log=Output(log.fileno(), "--log log"))
+        ours.signum = signal.SIGTERM
+        ours.write(b"last words")
+    assert (tmp_path / "log").read_bytes() == b"last words"
 
 
 # Waiting for somebody else.

@@ -90,7 +90,10 @@ def test_refusals_are_explained(pv_guest, xenemu_run):
         (("--trace", "mmu", "--trace-filter", "("), "--trace-filter '(' is no regular"),
         (("--trace", "mmu", "--trace-file", "/no/file"), "--trace-file /no/file: No such file"),
         (("--trace", "mmu", "--trace-file", __file__), "the file exists"),
-        (("--trace", "hypercalls", "--trace-file", "/dev/full"), "the trace cannot be written: No"),
+        (
+            ("--trace", "hypercalls", "--trace-file", "/dev/full"),
+            "--trace-file /dev/full: No space",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_one_line_and_7(hello, xenemu_run, options, words):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
+from xenemu.outputs import Output, Outputs
 from xenemu.report import report
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ Exit codes:
   4    the guest crashed or panicked, or its watchdog ran out
   5    the hypervisor crashed it, for a rule that it broke; or a triple fault
   6    --timeout passed, or the guest waits for what can never come
-  {EXIT_IMAGE}    the kernel cannot be used, or these options cannot be honoured
+  {EXIT_IMAGE}    the kernel cannot be used, these options cannot be honoured, or a file cannot
+       be written
   {EXIT_FIT}    the kernel, its initrd or a module does not fit in the guest's memory
   {EXIT_BUG}   xenemu's own fault: a bug, or its installation is incomplete
   128+N  signal N ended xenemu: 130 for SIGINT, 141 for a closed standard output
@@ -184,11 +185,9 @@ def run(
         raise UsageError(f"--audit {audit:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
     audit_ns = None if audit is None else int(audit * 1e9)
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
-    with (
-        _open_new("--log", log) as log_file,
-        _open_new("--trace-file", trace_file) as traced,
-        _listen(gdb) as gdbs,
-    ):
+    with Outputs() as outputs, _listen(gdb) as gdbs:
+        log_file = outputs.open("--log", log) if log else None
+        traced = outputs.open("--trace-file", trace_file) if trace_file else None
         code = _run(
             kernel,
             mode,
@@ -212,9 +211,9 @@ def _run(
     timeout: float | None,
     audit_ns: int | None,
     expectations: Expectations,
-    log: int | None,
+    log: Output | None,
     asked: Watching,
-    trace_file: int | None,
+    trace_file: Output | None,
     listener: Listener | None,
     verbose: bool,
 ) -> int:
@@ -236,8 +235,10 @@ def _run(
             leave = "; Ctrl-] leaves" if terminal.interactive else ""
             size = format_size(config.memory)
             _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
-        stderr = Sink(_descriptor(sys.stderr), "standard error", terminal, status)
-        trace = stderr if trace_file is None else Sink(trace_file, "the trace", terminal, None)
+        errors = _descriptor(sys.stderr)
+        told_to = None if errors is None else Output(errors, "standard error")
+        stderr = Sink(told_to, terminal, status)
+        trace = stderr if trace_file is None else Sink(trace_file, terminal)
         limits, server = Limits(timeout), None
         if listener:
             status.phase("xenemu: reading the kernel's symbols")
@@ -326,25 +327,6 @@ def _serve(
     )
     terminal.callers = server.descriptors
     return server
-
-
-@contextmanager
-def _open_new(option: str, path: Path | None) -> Iterator[int | None]:
-    """Open a file for the time of a run; one with something in it is somebody's, and stays."""
-    if path is None:
-        yield None
-        return
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_size:
-            raise UsageError(f"{option} {path}: the file exists; remove it, or choose another name")
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

@@ -10,20 +10,20 @@ from __future__ import annotations
 import os
 import select
 import signal
-import termios
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from xenemu.cli.expect import Expectations
+from xenemu.cli.rawmode import RawMode, is_foreground
+from xenemu.cli.signals import handled
 from xenemu.cli.status import Status
-from xenemu.errors import UsageError
+from xenemu.errors import OutputError
 from xenemu.outcome import End, Outcome
+from xenemu.outputs import Output
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
 MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HostTerminal:
@@ -31,8 +31,8 @@ class HostTerminal:
 
     What else may end a wait for input, such as a debugger, is in `callers`.
 
-    `stdin`, `stdout` and `log` are descriptors, or None for what there is not. `signum` is the
-    signal that ended the run, or 0; SIGPIPE means that nobody reads the console any more.
+    `stdin` and `stdout` are descriptors, or None for what there is not. `signum` is the signal that
+    ended the run, or 0; SIGPIPE means that nobody reads the console any more.
     """
 
     def __init__(
@@ -41,34 +41,31 @@ class HostTerminal:
         stdout: int | None,
         expectations: Expectations,
         status: Status,
-        log: int | None = None,
+        log: Output | None = None,
     ) -> None:
         self.signum = 0
-        self.interactive = stdin is not None and _is_foreground_terminal(stdin)
+        self.interactive = stdin is not None and is_foreground(stdin)
         if stdin is not None and os.isatty(stdin) and not self.interactive:
             stdin = None
         self._stdin = stdin
-        self._stdout = stdout
+        self._stdout = Output(stdout, "standard output") if stdout is not None else None
         self._expectations = expectations
         self._status = status
         self._log = log
         self._left = False
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
-        self._handlers: dict[int, signal._HANDLER] = {}
+        self._handled = handled(self._on_signal)
         self._waiting = False
-        self._saved: list[Any] | None = None
+        self._raw: RawMode | None = None
 
     # The person's terminal, and signals.
 
     def __enter__(self) -> Self:
-        for signum in SIGNALS:
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                self._handlers[signum] = signal.signal(signum, self._on_signal)
+        self._handled.__enter__()
         if self.interactive:
             assert self._stdin is not None
-            self._saved = termios.tcgetattr(self._stdin)
-            termios.tcsetattr(self._stdin, termios.TCSANOW, _raw(termios.tcgetattr(self._stdin)))
+            self._raw = RawMode(self._stdin)
         return self
 
     def __exit__(
@@ -77,16 +74,13 @@ class HostTerminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers.clear()
+        self._cook()
+        self._handled.__exit__(kind, error, trace)
 
-    def _restore(self) -> None:
-        if self._saved is not None and self._stdin is not None:
-            with suppress(termios.error):  # it may have been hung up
-                termios.tcsetattr(self._stdin, termios.TCSANOW, self._saved)
-            self._saved = None
+    def _cook(self) -> None:
+        if self._raw is not None:
+            self._raw.leave()
+            self._raw = None
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Note the signal; the run ends at its next look, or now if this process waits.
@@ -147,23 +141,29 @@ class HostTerminal:
     def write(self, data: bytes) -> None:
         """Show what the guest printed, log it, and look for what is expected."""
         self._status.make_room()
-        try:
-            if self._log is not None:
-                write_all(self._log, data)
-            self._show(data)
-        except BrokenPipeError:
-            self.signum = signal.SIGPIPE
-        except OSError as error:
-            raise UsageError(f"the console cannot be written: {error.strerror}") from None
+        for output in (self._log, self._stdout):
+            if output is not None:
+                self.put(output, data)
         self._status.printed(data)
         self._expectations.feed(data)
 
-    def _show(self, data: bytes) -> None:
+    def put(self, output: Output, data: bytes) -> None:
+        """Write all of it; OutputError if that cannot be.
+
+        A reader may be slow: then a signal ends the run, and the rest is dropped. One that has
+        gone ends it, too.
+        """
         left = memoryview(data)
-        while left and self._stdout is not None and not self.signum:
-            # A pipe with room takes this much at once, so that nothing blocks but `_wait`.
-            if self._wait([], [self._stdout], None):
-                left = left[os.write(self._stdout, left[: select.PIPE_BUF]) :]
+        try:
+            while left and (output.is_file or not self.signum):
+                # A pipe with room takes this much at once, so that nothing blocks but `_wait`.
+                if output.is_file or self._wait([], [output.descriptor], None):
+                    left = left[os.write(output.descriptor, left[: select.PIPE_BUF]) :]
+        except BrokenPipeError:
+            self.signum = signal.SIGPIPE
+        except OSError as error:
+            if not self.signum:  # which may be that the terminal was hung up
+                raise OutputError(f"{output.name}: {error.strerror}") from None
 
     def read(self, room: int, wait_ns: int | None) -> bytes:
         """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
@@ -196,39 +196,6 @@ class HostTerminal:
         return data
 
     def _close_input(self) -> None:
-        self._restore()
+        self._cook()
         self._stdin = None
         self.interactive = False
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write, however often it takes; OSError."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def _is_foreground_terminal(descriptor: int) -> bool:
-    """Whether a person types there, and to this process; one in the background may not read."""
-    if not os.isatty(descriptor):
-        return False
-    try:
-        return os.tcgetpgrp(descriptor) == os.getpgrp()
-    except OSError:  # not the terminal of this session, which so does not stop its readers
-        return True
-
-
-def _raw(attributes: list[Any]) -> list[Any]:
-    """Terminal attributes that pass every key on as it is; output is still processed.
-
-    Guests that print bare line feeds are so readable, and others do not notice.
-    """
-    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes
-    iflag &= ~(
-        termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.INPCK
-        | termios.ISTRIP | termios.IXON
-    )  # fmt: skip
-    lflag &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-    cc = [*cc]
-    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-    return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
 from xenemu.cli.status import Status
-from xenemu.cli.terminal import HostTerminal, write_all
-from xenemu.errors import UsageError
+from xenemu.cli.terminal import HostTerminal
+from xenemu.errors import OutputError, UsageError
 from xenemu.explain import Explainer
 from xenemu.hv.domain import Current
 from xenemu.hv.observe import Watch
 from xenemu.image import Image
+from xenemu.outputs import Output, encode
 from xenemu.peek import Code
 from xenemu.trace import KINDS, Tracer
 
@@ -59,33 +59,31 @@ class Watching:
 
 
 class Sink:
-    """Lines to a descriptor, or to nowhere; one that nobody reads any more ends the run.
+    """Lines to an output, or to nowhere; one that nobody reads any more ends the run.
 
-    `name` is what a person calls it. On a terminal, the status line makes room.
+    With `status`, it is standard error: on a terminal, the status line makes room, and if it takes
+    no more, the guest goes on.
     """
 
     def __init__(
-        self, descriptor: int | None, name: str, terminal: HostTerminal, status: Status | None
+        self, output: Output | None, terminal: HostTerminal, status: Status | None = None
     ) -> None:
-        self._descriptor = descriptor
-        self._name = name
+        self._output = output
         self._terminal = terminal
         self._status = status
 
     def write(self, text: str) -> None:
-        """Write whole lines at once; UsageError if they cannot be kept."""
-        if self._descriptor is None:
+        """Write whole lines at once; OutputError if they cannot be kept."""
+        if self._output is None:
             return
         if self._status is not None:
             self._status.make_room()
         try:
-            write_all(self._descriptor, text.encode(errors="backslashreplace"))
-        except BrokenPipeError:
-            self._descriptor = None
-            self._terminal.signum = signal.SIGPIPE
-        except OSError as error:
-            self._descriptor = None
-            raise UsageError(f"{self._name} cannot be written: {error.strerror}") from None
+            self._terminal.put(self._output, encode(text))
+        except OutputError:
+            self._output = None
+            if self._status is None:
+                raise
 
 
 @contextmanager

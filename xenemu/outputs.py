@@ -1,0 +1,168 @@
+"""The files that a command writes, by one rule.
+
+An output must be new or empty, or a pipe or a device: what has something in it is somebody's, and
+stays. Two outputs are never one file, whether of one process or of two. All are opened before
+anything runs; where one is refused, or the command comes to nothing, none is left behind empty.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from xenemu.errors import OutputError, UsageError
+
+FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+STANDARD: Final = {1: "standard output", 2: "standard error"}
+Identity = tuple[int, int]  # a device and an inode
+
+
+class Output:
+    """What is open for writing; `name` is what the person calls it.
+
+    `is_file`: nobody reads at the other end, who might be slow.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.descriptor, self.name = descriptor, name
+        self.is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it; OutputError."""
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self.descriptor, left) :]
+        except OSError as error:
+            raise OutputError(f"{self.name}: {error.strerror}") from None
+
+
+class Folder:
+    """A directory for outputs."""
+
+    def __init__(self, option: str, path: Path) -> None:
+        self._option, self._path = option, path
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file as a whole; OutputError, also if there is something in it by now."""
+        path = self._path / name
+        try:
+            with Outputs() as outputs:
+                outputs.open(self._option, path).write(encode(text))
+        except UsageError as error:
+            raise OutputError(str(error)) from None
+
+
+class Outputs:
+    """The outputs of a command: a context, in which they are open."""
+
+    def __init__(self) -> None:
+        self._open: list[Output] = []
+        self._created: list[Path] = []
+        self._taken: dict[Identity, str] = {}
+        for descriptor, name in STANDARD.items():
+            with suppress(OSError):
+                status = os.fstat(descriptor)
+                if stat.S_ISREG(status.st_mode):
+                    self._taken.setdefault(_identity(status), name)
+
+    def open(self, option: str, path: Path) -> Output:
+        """Open a file; UsageError if the rule forbids it, or if it cannot be written."""
+        name = f"{option} {path}"
+        try:
+            descriptor = self._descriptor(path)
+        except OSError as error:
+            raise UsageError(f"{name}: {error.strerror}") from None
+        output = Output(descriptor, name)
+        self._open.append(output)
+        self._claim(output)
+        return output
+
+    def folder(self, option: str, path: Path, names: Iterable[str]) -> Folder:
+        """Make a directory, unless it is there, for files of these names.
+
+        UsageError if the rule forbids one of them.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            for file in (path / name for name in names):
+                with suppress(FileNotFoundError):
+                    self._check(f"{option} {file}", file.stat())
+        except OSError as error:
+            raise UsageError(f"{option} {path}: {error.strerror}") from None
+        return Folder(option, path)
+
+    def _descriptor(self, path: Path) -> int:
+        with suppress(FileExistsError):
+            descriptor = os.open(path, FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+            self._created.append(path)
+            return descriptor
+        return os.open(path, FLAGS | os.O_CREAT, 0o666)  # also through a link to nothing
+
+    def _claim(self, output: Output) -> None:
+        status = os.fstat(output.descriptor)
+        self._check(output.name, status)
+        if stat.S_ISCHR(status.st_mode):
+            return
+        self._taken[_identity(status)] = output.name
+        if output.is_file:
+            try:
+                fcntl.flock(output.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"{output.name}: another xenemu writes it now") from None
+            except OSError:  # a file system without locks
+                pass
+
+    def _check(self, name: str, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{name}: {os.strerror(errno.EISDIR)}")
+        other = self._taken.get(_identity(status))
+        if other is not None:
+            raise UsageError(f"{name}: the same file as {other}")
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            raise UsageError(f"{name}: the file exists; remove it, or choose another name")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close all; OutputError if one cannot be written to its end."""
+        if error is not None:
+            self._remove_empty()
+        failed = ""
+        for output in self._open:
+            try:
+                os.close(output.descriptor)
+            except OSError as fault:
+                failed = failed or f"{output.name}: {fault.strerror}"
+        if failed and error is None:
+            raise OutputError(failed)
+
+    def _remove_empty(self) -> None:
+        for path in self._created:
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+
+
+def encode(text: str) -> bytes:
+    """Text as the bytes of a file; what is no character, as in a file's name, is escaped."""
+    return text.encode(errors="backslashreplace")
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
