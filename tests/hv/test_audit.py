@@ -13,8 +13,9 @@ from xenemu.abi.xen import Virq
 from xenemu.hv.audit import audit
 from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
-from xenemu.hv.grant_table import pin_increment
+from xenemu.hv.grant_table import Active, pin_increment
 from xenemu.hv.maptrack import Mapping
+from xenemu.hv.scheduler import POLL
 from xenemu.x86.paging import Maddr, Mfn
 
 GRANTED = Mfn(30)
@@ -82,6 +83,18 @@ def use_port_0(domain: Domain) -> None:
     domain.events.channels[0].state = EVTCHNSTAT_closed + 1
 
 
+def connect_a_port_to_itself(domain: Domain) -> None:
+    domain.events.channels[1].remote_port = 1
+
+
+def poll_awake(domain: Domain) -> None:
+    domain.vcpus[0].poll_ports = frozenset({1})
+
+
+def end_nobodys_poll(domain: Domain) -> None:
+    domain.timers.set((POLL, 0), 1)
+
+
 def miscount_a_grant(domain: Domain) -> None:
     domain.grants.active[9].pin += 1
 
@@ -102,6 +115,9 @@ def lose_a_handle(domain: Domain) -> None:
         (keep_a_virq, "VIRQ 0 of vcpu 0 has port 3"),
         (notify_nobody, "port 5 notifies vcpu 1"),
         (use_port_0, "port 0 is in use"),
+        (connect_a_port_to_itself, "port 1 is connected to itself"),
+        (poll_awake, "vcpu 0 polls, and is not blocked"),
+        (end_nobodys_poll, "a timer ends the poll of vcpu 0"),
         (miscount_a_grant, "grant 9 has the pins 0x00010001, its mappings 0x00010000"),
         (lose_a_handle, "a handle of a mapping"),
     ],
@@ -119,7 +135,9 @@ def test_a_physmap_shows_only_the_domains_frames_and_each_once() -> None:
     domain.p2m.elsewhere[0x1000] = GRANTED
     assert "in the physmap 2 times" in audit(domain)[0]
     domain.p2m.granted.add(0x1000)
-    assert audit(domain) == []
+    assert "guest frame 0x1000 is said to map a grant" in audit(domain)[0]
+    domain.grants.active[9] = Active(GRANTED)
+    assert [fault for fault in audit(domain) if "physmap" in fault or "said" in fault] == []
     domain.p2m.elsewhere[0x1000] = Mfn(5)
     domain.frames.owner[5] = DOMID_NONE
     assert "is in the domain's physmap" in audit(domain)[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fakes import L1, PERDOMAIN_L1, ROOT, XEN_GDT, make_pv_current, protect
+from fakes import L2 as L2_64
 from fakes32 import L2, install_gdt, make_pv32_current
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import DOMID_NONE
+from xenemu.hv.shared_info import mark_events_pending, set_upcall_mask
 from xenemu.pv.audit import audit
 from xenemu.pv.descriptors import map_ldt_page, set_gdt, set_ldt
-from xenemu.x86.paging import RW, Maddr, Mfn, P
+from xenemu.x86.paging import PCD, RW, Maddr, Mfn, P
 
 GDT_FRAME, LDT_FRAME, ANY = 40, 41, 42
 
@@ -77,3 +80,28 @@ def test_a_free_frame_has_no_pfn() -> None:
     assert audit(domain) == []
     frames.set_m2p(9, 5)
     assert "has pfn 0x5 for mfn 0x9" in audit(domain)[0]
+
+
+def test_a_vcpu_that_sleeps_through_an_event_is_noticed() -> None:
+    current = with_descriptor_tables()
+    current.vcpu.blocked = True
+    assert audit(current.domain) == []
+    mark_events_pending(current.domain, current.vcpu)
+    assert audit(current.domain) == ["vcpu 0 is blocked while it has events pending"]
+    set_upcall_mask(current.domain, current.vcpu, True)
+    assert audit(current.domain) == []
+
+
+def test_an_entry_with_bits_that_it_may_not_have_is_noticed() -> None:
+    for table in (L1, L2_64, ROOT):
+        domain = with_descriptor_tables().domain
+        entries = domain.memory.table(table)
+        entries[next(n for n in range(512) if entries[n] & P)] |= PCD
+        assert "has the bits 0x10, which it may not" in audit(domain)[0], table
+
+
+def test_an_entry_that_leads_to_anothers_frame_is_noticed() -> None:
+    domain = with_descriptor_tables().domain
+    mapped = domain.memory.table(L1)[ANY] >> 12
+    domain.frames.owner[mapped] = DOMID_NONE
+    assert any(f"leads to mfn {mapped:#x} (nobody's" in fault for fault in audit(domain))

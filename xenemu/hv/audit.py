@@ -17,12 +17,14 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_virq,
 )
+from xenemu.hv import storecheck
 from xenemu.hv.domain import Domain
 from xenemu.hv.event_channel import DOM0
 from xenemu.hv.event_fifo import Fifo
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
+from xenemu.hv.scheduler import POLL
 from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
@@ -39,6 +41,8 @@ def audit(domain: Domain, held: Held = ()) -> list[str]:
         *_events(domain),
         *_grants(domain),
         *_physmap(domain),
+        *_waiting(domain),
+        *storecheck.check(domain.xenstore),
     ]
 
 
@@ -90,6 +94,8 @@ def _events(domain: Domain) -> Iterator[str]:
         if not 0 <= channel.notify_vcpu < len(domain.vcpus):
             yield f"port {port} notifies vcpu {channel.notify_vcpu}, which does not exist"
         if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid != DOM0:
+            if channel.remote_port == port:
+                yield f"port {port} is connected to itself"
             peer = events.channels[channel.remote_port]
             ends = (peer.state, peer.remote_domid, peer.remote_port)
             if ends != (EVTCHNSTAT_interdomain, domain.domid, port):
@@ -124,7 +130,7 @@ def _grants(domain: Domain) -> Iterator[str]:
 def _physmap(domain: Domain) -> Iterator[str]:
     """What a translated guest finds at its frame numbers is its own, and once there.
 
-    Its grants may be mapped more often.
+    Its grants may be mapped more often, and are in use.
     """
     if domain.p2m is None:
         return
@@ -140,3 +146,16 @@ def _physmap(domain: Domain) -> Iterator[str]:
             yield f"{frames.describe(mfn)} is in the domain's physmap"
         if seen[mfn] > 1:
             yield f"{frames.describe(mfn)} is in the physmap {seen[mfn]} times"
+    in_use = {active.mfn for active in domain.grants.active.values()}
+    for gfn in sorted(p2m.granted):
+        if places.get(gfn) not in in_use:
+            yield f"guest frame {gfn:#x} is said to map a grant, and does not"
+
+
+def _waiting(domain: Domain) -> Iterator[str]:
+    """Only who waits for ports polls, or has a timer that ends a poll."""
+    for vcpu in domain.vcpus:
+        if vcpu.poll_ports and not vcpu.blocked:
+            yield f"vcpu {vcpu.vcpu_id} polls, and is not blocked"
+        if (POLL, vcpu.vcpu_id) in domain.timers.deadlines_ns and not vcpu.poll_ports:
+            yield f"a timer ends the poll of vcpu {vcpu.vcpu_id}, which does not poll"

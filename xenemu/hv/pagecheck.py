@@ -6,7 +6,7 @@ In Xen: arch/x86/audit.c, as long as it had one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from xenemu.hv.frame_table import (
     LEVELS,
@@ -19,7 +19,7 @@ from xenemu.hv.frame_table import (
     PGT_writable_page,
 )
 from xenemu.hv.pagetype import Frames
-from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, US, Mfn, P
+from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, US, Mfn, P, describe_entry
 
 
 def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
@@ -58,6 +58,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
         if flags & PGT_pinned:
             refer(mfn, used_as, "its pin")
         if used_as in LEVELS:
+            faults += _unfit_entries(frames, mfn)
             for target, wanted in _references(frames, mfn):
                 refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
                 if LEVELS.get(wanted) == LEVELS[used_as]:
@@ -75,16 +76,35 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
     return faults
 
 
+def _entries(frames: Frames, mfn: int) -> Iterator[tuple[int, int]]:
+    """The present entries of a table that are validated, and not Xen's, by their indices."""
+    slots = frames.rules.slots_of(frames.type[mfn])
+    validated = frames.memory.table(Mfn(mfn))[: frames.partial.get(mfn, ENTRIES)]
+    return (
+        (index, entry)
+        for index, entry in enumerate(validated.tolist())
+        if entry & P and index not in slots
+    )
+
+
+def _unfit_entries(frames: Frames, mfn: int) -> Iterator[str]:
+    """A table's entries with bits that none may have, or that lead to another's frame."""
+    level, rules = LEVELS[frames.type[mfn]], frames.rules
+    disallowed = rules.l1_disallow if level == 1 else rules.disallowed(level)
+    for index, entry in _entries(frames, mfn):
+        where = f"L{level} entry {index} of mfn {mfn:#x}, {describe_entry(entry)},"
+        target = (entry & ADDR) >> PAGE_SHIFT
+        if entry & disallowed:
+            yield f"{where} has the bits {entry & disallowed:#x}, which it may not"
+        if target < len(frames.owner) and frames.owner[target] != frames.owner[mfn]:
+            yield f"{where} leads to {frames.describe(target)}"
+
+
 def _references(frames: Frames, mfn: int) -> list[tuple[int, int]]:
     """What the validated entries of a table refer to, as what."""
-    used_as = frames.type[mfn]
-    level, slots = LEVELS[used_as], frames.rules.slots_of(used_as)
-    result = []
-    validated = frames.memory.table(Mfn(mfn))[: frames.partial.get(mfn, ENTRIES)]
-    for index, entry in enumerate(validated.tolist()):
+    level, result = LEVELS[frames.type[mfn]], []
+    for index, entry in _entries(frames, mfn):
         target = (entry & ADDR) >> PAGE_SHIFT
-        if not entry & P or index in slots:
-            continue
         if level == 1:
             result.append((target, PGT_writable_page if entry & RW else PGT_none))
         elif target != mfn or entry & RW:

@@ -155,7 +155,7 @@ class Connection:
 
     def post(self, event: Event) -> None:
         """Queue an event, unless it waits already, is too long, or the quota is used up."""
-        size = _event_size(event)
+        size = event_size(event)
         too_much = self.undelivered_bytes + size > MAX_MEMORY
         if event in self.undelivered or size > XENSTORE_PAYLOAD_MAX or too_much:
             return
@@ -167,7 +167,7 @@ class Connection:
         """Forget an event that the domain has."""
         if event in self.undelivered:
             self.undelivered.discard(event)
-            self.undelivered_bytes -= _event_size(event)
+            self.undelivered_bytes -= event_size(event)
 
     def reset(self) -> None:
         """Drop all watches and transactions."""
@@ -184,5 +184,6 @@ class Connection:
         return permissions[0].access
 
 
-def _event_size(event: Event) -> int:
+def event_size(event: Event) -> int:
+    """The bytes of its message, which count against the quota."""
     return len(event.path) + 1 + len(event.token) + 1

@@ -14,6 +14,7 @@ from xenemu.hv.audit import audit as audit_domain
 from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_seg_desc_page
 from xenemu.hv.paging_rules import M2P_L4_SLOT
+from xenemu.hv.shared_info import event_pending
 from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, VCPUS_PER_L1
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, Mfn, P
@@ -26,6 +27,7 @@ def audit(domain: Domain) -> list[str]:
         *_xen_slots(domain),
         *_descriptor_tables(domain),
         *_machine_to_physical(domain),
+        *_sleepers(domain),
     ]
 
 
@@ -92,3 +94,10 @@ def _machine_to_physical(domain: Domain) -> Iterator[str]:
     for mfn, (owner, pfn) in enumerate(zip(frames.owner, m2p, strict=True)):
         if owner == DOMID_NONE and pfn != invalid:
             yield f"the machine-to-physical table has pfn {pfn:#x} for {frames.describe(mfn)}"
+
+
+def _sleepers(domain: Domain) -> Iterator[str]:
+    """No vcpu sleeps while it has an event that it does not mask."""
+    for vcpu in domain.vcpus:
+        if vcpu.blocked and event_pending(domain, vcpu):
+            yield f"vcpu {vcpu.vcpu_id} is blocked while it has events pending"

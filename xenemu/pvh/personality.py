@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xenemu.hv.audit import audit
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
+from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
 from xenemu.pvh.entry import PvhExits
 from xenemu.pvh.paging import translate
