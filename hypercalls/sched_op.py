@@ -29,6 +29,7 @@ from xenemu.hv import scheduler
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0
+from xenemu.hv.prices import YIELD_NS
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
 from xenemu.pvh.callbacks import interrupt_due
 
@@ -42,6 +43,7 @@ NS_PER_S: Final = 1_000_000_000
 @ops.sub(SCHEDOP_yield)
 def yield_(current: Current, pointer: int) -> None:
     """Let other vcpus run."""
+    current.cpu.spend(YIELD_NS)
     if any(vcpu.runnable for vcpu in current.domain.vcpus if vcpu is not current.vcpu):
         current.cpu.stop()
 
@@ -78,6 +80,7 @@ def poll(current: Current, op: sched_poll) -> None:
     EINVAL: too many ports, or no such port; EFAULT.
     """
     domain, vcpu = current.domain, current.vcpu
+    current.cpu.spend(YIELD_NS)
     if op.nr_ports > MAX_POLL_PORTS:
         raise XenError(EINVAL, f"{op.nr_ports} ports to poll: {MAX_POLL_PORTS} are allowed")
     if _upcall_due(current):

@@ -57,6 +57,7 @@ class FakeCpu:
     left_by_iret: bool = False
     stopped: bool = False
     limit_ns: int | None = None
+    spent_ns: int = 0
 
     def came_from(self) -> int:
         return 0
@@ -91,6 +92,9 @@ class FakeCpu:
 
     def flush_tlb_page(self, vaddr: int) -> None:
         self.page_flushes.append(vaddr)
+
+    def spend(self, ns: int) -> None:
+        self.spent_ns += ns
 
     def limit(self, deadline_ns: int) -> None:
         self.limit_ns = deadline_ns

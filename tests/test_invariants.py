@@ -47,6 +47,9 @@ class Checker:
     def read(self, room: int, wait_ns: int | None) -> bytes:
         return b""
 
+    def leaves(self) -> bool:
+        return False
+
     def check(self) -> Outcome | None:
         self.slices += 1
         if self.slices % self.every == 0:

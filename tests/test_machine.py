@@ -26,6 +26,9 @@ class Silence:
     def read(self, room: int, wait_ns: int | None) -> bytes:
         return b""
 
+    def leaves(self) -> bool:
+        return False
+
     def check(self) -> Outcome | None:
         return None
 

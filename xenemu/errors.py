@@ -59,5 +59,16 @@ class DomainCrash(Exception):
         self.advice = advice
 
 
+class EngineGaveUp(DomainCrash):
+    """The CPU engine met what it was not made for, and cannot go on: its own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            reason,
+            "a CPU would have raised an exception, or gone on: please report it, with the kernel;"
+            " the registers may be those of a few instructions before",
+        )
+
+
 class NotModelled(DomainCrash):
     """The guest legitimately uses something of Xen's or the CPU's that xenemu lacks."""

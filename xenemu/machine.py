@@ -33,6 +33,7 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
+from xenemu.hv.prices import PRICES_NS
 from xenemu.hv.vcpu import RunState, Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
@@ -86,6 +87,12 @@ class Terminal(Protocol):
 
     def check(self) -> Outcome | None:
         """Why to stop, if what was printed or typed says so; asked between slices."""
+
+    def leaves(self) -> bool:
+        """Whether a person or a signal wants the guest to stop at once; then `check` says why.
+
+        Asked within slices, by the host's clock. Nothing else may come of it.
+        """
 
 
 @dataclass
@@ -142,6 +149,7 @@ class Machine:
             self.personality.environment,
             TABLE,
         )
+        self.engine.set_prices(PRICES_NS)
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
         if not native:
@@ -214,6 +222,7 @@ class Machine:
         debugger: Debugger | None,
     ) -> Outcome:
         domain, engine = self.domain, self.engine
+        engine.look = lambda: self._look_at_host(terminal, limits, debugger)
         run = debugger.run if debugger else engine.run
         every_ns = math.inf if audit_ns is None else audit_ns
         next_audit_ns = every_ns
@@ -249,6 +258,13 @@ class Machine:
     def debug(self) -> DebugPort:
         """The CPU's verbs for a debugger."""
         return DebugPort(self.engine)
+
+    def _look_at_host(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> None:
+        """End the slice if the host wants the run to end; pause it if a debugger has a word."""
+        if terminal.leaves() or limits.expired():
+            self.engine.stop()
+        elif debugger and debugger.calls():
+            self.debug.request_halt()
 
     def _ended(self, terminal: Terminal, limits: Limits) -> Outcome | None:
         code = self.domain.shutdown_code

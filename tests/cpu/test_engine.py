@@ -13,8 +13,10 @@ import pytest
 
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS32
 from xenemu.cpu.engine import Engine
+from xenemu.errors import EngineGaveUp
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.memory import Memory
+from xenemu.hv.prices import Exit as Priced
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags, segment
 from xenemu.x86.flags import AC, CF, DF, ID, IF, OF, PF, TF, ZF
@@ -520,6 +522,80 @@ def test_where_a_jump_came_from(engine: Engine) -> None:
 def test_what_faults_behind_another_instruction_came_from_no_jump(engine: Engine) -> None:
     ((name, *_),) = run(engine, INC_RAX * 2 + b"\xf4")
     assert (name, engine.came_from()) == ("#GP", 0)
+
+
+# Prices, and looks at the host.
+
+
+def test_exits_have_prices(engine: Engine) -> None:
+    engine.set_prices({Priced.CPUID: 700, Priced.SYSCALL: 50, Priced.PAUSE: 140})
+    handler(engine).react = lambda: None
+    run(engine, CPUID + INC_RAX + b"\xf3\x90" + SYSCALL + b"\xeb\xfe", 700 + 140 + 50 + 14)
+    assert engine.now_ns == 904
+    assert engine.instructions == 14
+
+
+def test_a_price_is_paid_before_the_hypervisor_looks_at_its_clock(engine: Engine) -> None:
+    engine.set_prices({Priced.SYSCALL: 50})
+    seen: list[int] = []
+    handler(engine).react = lambda: seen.append(engine.now_ns)
+    run(engine, INC_RAX + SYSCALL + b"\xeb\xfe", 100)
+    assert seen == [52]
+
+
+def test_time_that_was_spent_ends_the_slice_and_moves_no_deadline(engine: Engine) -> None:
+    handler(engine).react = lambda: engine.spend(1000)
+    run(engine, SYSCALL + LOOP, 500)
+    assert (engine.now_ns, engine.instructions) == (1001, 1)
+    engine.run(2000)
+    assert (engine.now_ns, engine.instructions) == (2000, 1000)
+
+
+def look_always(engine: Engine, looks: list[int]) -> None:
+    def look() -> None:
+        looks.append(engine._state.blocks_translated)
+        engine._state.looked_ns = 0
+
+    engine.look = look
+
+
+# Many instructions; exits; a store into the code, hence translations: fewer, as each is slow.
+STORMS = [(LOOP, 1_000_000, 15), (SYSCALL + b"\xeb\xfc", 10_000, 5_000)]
+STORMS += [(b"\x90\x88\x05\xf9\xff\xff\xff\xeb\xf7", 3_000, 500)]
+
+
+@pytest.mark.parametrize(("code", "instructions", "at_least"), STORMS)
+def test_the_host_is_looked_at_within_a_slice(
+    engine: Engine, code: bytes, instructions: int, at_least: int
+) -> None:
+    looks: list[int] = []
+    look_always(engine, looks)
+    engine.regs[Reg.RAX] = 0x90  # what the store writes: a nop
+    handler(engine).react = lambda: None
+    run(engine, code, instructions)
+    assert engine.instructions == instructions
+    assert len(looks) >= at_least
+
+
+def test_a_look_can_stop_the_guest(engine: Engine) -> None:
+    engine.look = engine.stop
+    run(engine, LOOP, 1_000_000_000)
+    assert engine.now_ns < 1 << 16
+
+
+def test_a_look_that_raises_ends_the_run(engine: Engine) -> None:
+    def look() -> None:
+        raise RuntimeError("the host")
+
+    engine.look = look
+    with pytest.raises(RuntimeError, match="the host"):
+        run(engine, LOOP, 1_000_000_000)
+
+
+def test_an_abort_of_unicorns_ends_the_run(engine: Engine) -> None:
+    engine._state.code = None  # where the shim notes what was fetched
+    with pytest.raises(EngineGaveUp, match=r"gave up at 0x[0-9a-f]+: Segmentation fault"):
+        run(engine, LOOP)
 
 
 # Debug registers.

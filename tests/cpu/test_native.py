@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from xenemu.cpu.native import NativeEngine
-from xenemu.errors import DomainCrash, NotModelled
+from xenemu.errors import DomainCrash, EngineGaveUp, NotModelled
 from xenemu.hv.cpu import Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
+from xenemu.hv.prices import Exit
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.x86.flags import IF, TF
 from xenemu.x86.paging import Maddr, Mfn
@@ -24,6 +25,7 @@ FAR_GFN = 0x12345
 EAX, ECX, EDX, EBX = Reg.RAX, Reg.RCX, Reg.RDX, Reg.RBX
 FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 IRET = b"\xcf"
+RING3 = 3 << 13
 UD2 = b"\x0f\x0b"
 INC_ECX_IRET = b"\x41\xcf"
 DEBUG, NMI, UNDEFINED, GP_FAULT, CALLBACK, APIC = 1, 2, 6, 13, 0x41, 0x40
@@ -120,6 +122,20 @@ def test_the_cpu_as_a_guest_finds_it():
     assert guest.engine.halted
 
 
+def test_an_abort_of_unicorns_ends_the_run():
+    guest = Guest(UD2, {UNDEFINED: IRET})
+    engine = guest.engine
+    engine.set_segment(Seg.TR, Segment(0))  # where the CPU would find the stack of ring 0
+    engine.set_segment(Seg.CS, Segment(0x1B, 0, 0xFFFFFFFF, CODE32 | RING3))
+    engine.set_segment(Seg.SS, Segment(0x23, 0, 0xFFFFFFFF, DATA32 | RING3))
+    with pytest.raises(EngineGaveUp, match="the CPU engine gave up at 0x2000: invalid tss"):
+        guest.run()
+    assert guest[ECX] == 0
+    another = Guest(bytes.fromhex("41 f4"))
+    another.run()
+    assert another[ECX] == 1
+
+
 # The physical address space.
 
 
@@ -128,6 +144,21 @@ def test_a_hole_reads_as_ones():
     guest = Guest(bytes.fromhex("a100000030 0fb61d01000030 8b0dfe3f0000 f4"))
     guest.run()
     assert (guest[EAX], guest[EBX], guest[ECX]) == (0xFFFFFFFF, 0xFF, 0xFFFF0000)
+
+
+def test_what_is_beyond_ram_has_a_price():
+    # mov 0x30000000,%eax; mov %eax,0x30000000; mov 0xfee00020,%eax; hlt
+    guest = Guest(bytes.fromhex("a100000030 a300000030 a12000e0fe f4"))
+    guest.engine.set_prices({Exit.LOAD: 100, Exit.STORE: 30, Exit.IN: 7})
+    guest.run()
+    assert (guest.engine.instructions, guest.engine.now_ns) == (4, 234)
+
+
+def test_every_port_has_a_price():
+    guest = Guest(bytes.fromhex("e480 e4e9 f4"))  # in $0x80,%al; in $0xe9,%al; hlt
+    guest.engine.set_prices({Exit.IN: 100})
+    guest.run()
+    assert (guest.engine.instructions, guest.engine.now_ns) == (3, 203)
 
 
 def test_a_hole_keeps_nothing():

@@ -170,6 +170,9 @@ class EngineWorld:
         """No more input can come."""
         return not self._input
 
+    def leaves(self) -> bool:
+        return False
+
     def check(self) -> Outcome | None:
         """Stop when the guest has asked for the next step, or will never."""
         self._slices += 1

@@ -17,6 +17,7 @@ from fakes import (
 from xenemu.gdb.features import LAYOUT32, LAYOUT64
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.pvh.paging import EFER_LMA
 from xenemu.x86.paging import RW, A, D, Maddr
 
 LINKED = 0xFFFFFFFF81000000
@@ -162,6 +163,7 @@ def test_a_32_bit_kernels_linked_addresses_too():
 
 @pytest.mark.parametrize(("attributes", "bits"), [(0xA09B00, 64), (0xC09B00, 32), (0x9B00, 16)])
 def test_how_the_cpu_reads_code(pvh_target, attributes, bits):
+    pvh_target.machine.engine.efer = EFER_LMA
     pvh_target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, attributes))
     assert pvh_target.code_bits == bits
 

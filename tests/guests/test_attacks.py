@@ -38,6 +38,9 @@ class NobodyThere:
     def read(self, room: int, wait_ns: int | None) -> bytes:
         return b""
 
+    def leaves(self) -> bool:
+        return False
+
     def check(self) -> Outcome | None:
         return None
 

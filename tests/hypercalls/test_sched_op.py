@@ -11,6 +11,7 @@ from xenemu.abi.errno import EFAULT, EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
+from xenemu.hv.prices import YIELD_NS
 from xenemu.hv.scheduler import ANY_PORT, POLL, WATCHDOG
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
 
@@ -50,6 +51,14 @@ def stopped(current: Current) -> bool:
 def test_to_yield_is_nothing_without_another_vcpu(current: Current) -> None:
     assert call(current, abi.SCHEDOP_yield) == 0
     assert not stopped(current)
+
+
+def test_to_yield_and_to_poll_take_time(current: Current) -> None:
+    assert isinstance(current.cpu, FakeCpu)
+    call(current, abi.SCHEDOP_yield)
+    assert current.cpu.spent_ns == YIELD_NS
+    call(current, abi.SCHEDOP_poll, abi.sched_poll(0, 0, 0))
+    assert current.cpu.spent_ns == 2 * YIELD_NS
 
 
 def test_to_yield_lets_a_runnable_vcpu_run() -> None:

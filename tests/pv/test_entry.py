@@ -15,6 +15,7 @@ from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
 from xenemu.hv.domain import Current
+from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.descriptors import set_ldt
 from xenemu.pv.entry import PvExits
 from xenemu.pv.paging import toggle_guest_mode
@@ -96,16 +97,32 @@ def test_a_hypercall_that_goes_on_is_issued_again(current: Current) -> None:
     assert [regs[r] for r in (Reg.RDI, Reg.RSI, Reg.RDX)] == [11, 20, 30]
 
 
-def test_a_hypercall_that_goes_on_lets_the_run_loop_look(current: Current) -> None:
-    """One of 2^32 parts takes hardly any of the guest's time: --timeout would never be seen."""
+def test_a_hypercalls_work_takes_the_guests_time(current: Current) -> None:
+    def works(current: Current, units: int) -> None:
+        current.domain.frames.work_left -= units
 
-    def more(_: Current) -> None:
-        raise Continue
+    def works_and_goes_on(current: Current, units: int) -> None:
+        works(current, units)
+        raise Continue(units)
 
+    cpu = current.cpu
+    assert isinstance(cpu, FakeCpu)
+    rows = [(5, "five", works), (6, "six", works_and_goes_on)]
+    current.table = HypercallTable(
+        [Hypercall(number, name, ALL, (ULONG,), handler) for number, name, handler in rows]
+    )
+    for number in (5, 6):
+        before_ns = cpu.spent_ns
+        hypercall(current, number, 100)
+        assert cpu.spent_ns - before_ns == 100 * WORK_NS
+
+
+def test_what_is_emulated_takes_the_guests_time(current: Current) -> None:
+    current.write(CODE, b"\x0f\x06")  # clts
+    current.cpu.rip = CODE
+    PvExits(current).exception(flags.GP, 0)
     assert isinstance(current.cpu, FakeCpu)
-    current.table = HypercallTable([Hypercall(5, "five", ALL, (), more)])
-    hypercall(current, 5)
-    assert current.cpu.stopped
+    assert current.cpu.spent_ns == EMULATION_NS
 
 
 def test_iret_is_neither_answered_nor_logged(current: Current) -> None:

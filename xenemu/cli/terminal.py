@@ -23,6 +23,7 @@ from xenemu.outcome import End, Outcome
 from xenemu.outputs import Output
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
+MAX_TYPED_AHEAD: Final = 64 << 10  # bytes that the guest has yet to take
 MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
 
 
@@ -137,6 +138,13 @@ class HostTerminal:
         if self._expectations.met:
             return Outcome(End.EXPECTED, "every expectation is met")
         return None
+
+    def leaves(self) -> bool:
+        """Whether a signal came, or Ctrl-]. What else is typed meanwhile is kept for the guest."""
+        listens = self.interactive and len(self._typed) < MAX_TYPED_AHEAD
+        if listens and self._stdin is not None and self._wait([self._stdin], [], 0):
+            self._typed += self._read_input(select.PIPE_BUF)
+        return bool(self.signum or self._left)
 
     def write(self, data: bytes) -> None:
         """Show what the guest printed, log it, and look for what is expected."""

@@ -1,20 +1,22 @@
 """The engine: one software CPU over the machine's memory, with exact virtual time.
 
-One instruction is one nanosecond; idle time is skipped, not spent. The guest runs until a
-deadline in that time, or until the hypervisor, called through an `ExitHandler`, stops it.
+One instruction is one nanosecond, and an exit has its price (hv/prices.py); idle time is skipped,
+not spent. The guest runs until a deadline in that time, or until the hypervisor, called through an
+`ExitHandler`, stops it, or until the host does (`look`).
 No hook sees blocks or memory accesses: see cpu/shim.c for what is counted where.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any
 
 from xenemu.cpu import shim
-from xenemu.errors import EngineError
+from xenemu.errors import EngineError, EngineGaveUp
 from xenemu.hv.cpu import ExitHandler, Seg, Segment
 from xenemu.hv.memory import Memory
+from xenemu.hv.prices import Exit
 
 # Offsets in CPUX86State and CPUState, Unicorn 2.1.4 on x86-64 Linux; `_self_check` verifies them.
 ENV_EIP = 128
@@ -59,6 +61,23 @@ HIDDEN = {FEATURE_1_ECX: 1 << 30, FEATURE_7_EBX: 1 << 18}  # RDRAND, RDSEED
 MAX_RUN_NS = 1 << 62
 BREAKPOINTS = 4  # DR0 to DR3
 
+PRICED = {
+    Exit.EXCEPTION: shim.EXIT_EXCEPTION,
+    Exit.SOFT_INT: shim.EXIT_SOFT_INT,
+    Exit.UNDEFINED: shim.EXIT_UNDEFINED,
+    Exit.SYSCALL: shim.EXIT_SYSCALL,
+    Exit.SYSENTER: shim.EXIT_SYSENTER,
+    Exit.VMCALL: shim.EXIT_VMCALL,
+    Exit.CPUID: shim.EXIT_CPUID,
+    Exit.RDMSR: shim.EXIT_RDMSR,
+    Exit.WRMSR: shim.EXIT_WRMSR,
+    Exit.IN: shim.EXIT_IN,
+    Exit.OUT: shim.EXIT_OUT,
+    Exit.LOAD: shim.EXIT_LOAD,
+    Exit.STORE: shim.EXIT_STORE,
+    Exit.PAUSE: shim.PAUSE,
+}
+
 
 class _Segment(ctypes.Structure):
     _fields_ = (
@@ -74,10 +93,15 @@ class Engine:
 
     `handler` must be set before `run`. An exception that the handler lets out stops the guest
     and is raised by `run`.
+
+    `look` is called now and then while the guest runs, by the host's clock, and stops the guest
+    with `stop` if somebody wants that. It must not depend on the guest's registers, which are not
+    all in place then, nor change anything of the guest's.
     """
 
     regs: MutableSequence[int]
     handler: ExitHandler
+    look: Callable[[], None]
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -121,10 +145,15 @@ class Engine:
         state.native = state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
+        state.looked_ns = 0
+        self.set_prices({})
+        self.look = lambda: None
         self.put_off = 0  # nanoseconds of the slice that a step leaves for later
         self._error: BaseException | None = None
         self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)
         state.enter = ctypes.cast(self._enter, ctypes.c_void_p).value
+        self._look = ctypes.PYFUNCTYPE(None)(self._on_look)
+        state.look = ctypes.cast(self._look, ctypes.c_void_p).value
         self._add_hook(unicorn.UC_HOOK_INTR, loaded.hook_interrupt)
         self._add_hook(unicorn.UC_HOOK_INSN_INVALID, loaded.hook_undefined)
 
@@ -183,6 +212,13 @@ class Engine:
             self._error = error
             self.stop()
 
+    def _on_look(self) -> None:
+        try:
+            self.look()
+        except BaseException as error:
+            self._error = error
+            self.stop()
+
     def _dispatch(self, kind: int) -> None:
         state = self._state
         if kind == shim.EXIT_EXCEPTION:
@@ -228,12 +264,11 @@ class Engine:
             raise error
         if state.uncounted:
             raise EngineError("this build of unicorn begins its blocks in another way")
+        if status == shim.GAVE_UP:
+            words = self._shim.last_words().decode(errors="replace")
+            raise EngineGaveUp(f"the CPU engine gave up at {self.rip:#x}: {words}")
         if status and not state.stop:
-            raise self._failure(status)
-
-    def _failure(self, status: int) -> Exception:
-        """What it means that Unicorn returned this error."""
-        return EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
+            raise EngineError(f"unicorn stopped with error {status} at {self.rip:#x}")
 
     def limit(self, deadline_ns: int) -> None:
         """Leave `run` no later than at virtual time `deadline_ns`."""
@@ -247,6 +282,18 @@ class Engine:
     def leave_by_iret(self) -> None:
         """See `Cpu.leave_by_iret`."""
         self._state.by_iret = 1
+
+    def set_prices(self, prices: Mapping[Exit, int]) -> None:
+        """Let each exit take so many nanoseconds of the guest's time; others take none."""
+        for exit_, kind in PRICED.items():
+            self._state.prices[kind] = prices.get(exit_, 0)
+
+    def spend(self, ns: int) -> None:
+        """Let time pass for the hypervisor's work; only while the guest is in an exit."""
+        state = self._state
+        state.left -= ns
+        state.end -= ns
+        state.skipped_ns += ns
 
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""
@@ -263,7 +310,7 @@ class Engine:
 
     @property
     def now_ns(self) -> int:
-        """Virtual time: instructions executed, and idle time skipped."""
+        """Virtual time: instructions executed, prices paid, and idle time skipped."""
         state = self._state
         return int(state.end - state.left + state.skipped_ns)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
-from xenemu.errors import NotModelled
+from xenemu.errors import EngineError, NotModelled
 from xenemu.hv.cpu import Msr, NativeExitHandler
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
@@ -36,8 +36,7 @@ class NativeEngine(Engine):
         super().__init__(memory)
         state, top = self._state, memory.nr_frames << PAGE_SHIFT
         self._p2m = p2m
-        self._apic_offset = PAGE_SIZE
-        state.hole, state.ones = top, top + ONES_OFFSET
+        state.hole, state.apic, state.ones = top, top + PAGE_SIZE, top + ONES_OFFSET
         self._ones = ctypes.create_string_buffer(b"\xff" * PAGE_SIZE, PAGE_SIZE)
         self._map_beyond_ram(top)
         self._watched = bytearray(0x10000)
@@ -55,9 +54,9 @@ class NativeEngine(Engine):
     def _map_beyond_ram(self, top: int) -> None:
         """The page that answers for holes, the local APIC's, one of ones to fetch, and holes."""
         for start, end in ((top, top + ONES_OFFSET), (top + ONES_OFFSET + PAGE_SIZE, BEYOND_RAM)):
-            self._uc.mmio_map(
-                start, end - start, self._read_beyond, start - top, self._write_beyond, start - top
-            )
+            error = self._shim.map_beyond_ram(start, end)
+            if error:
+                raise EngineError(f"unicorn refused a mapping beyond RAM: error {error}")
         ones = ctypes.addressof(self._ones)
         self._uc.mem_map_ptr(top + ONES_OFFSET, PAGE_SIZE, READ_EXECUTE, ones)
 
@@ -70,7 +69,7 @@ class NativeEngine(Engine):
     def _sync_p2m(self) -> None:
         """Tell the shim which guest frames lie elsewhere."""
         state, p2m = self._state, self._p2m
-        places = [(APIC_GFN, (state.hole + self._apic_offset))]
+        places = [(APIC_GFN, state.apic)]
         places += [(gfn, mfn << PAGE_SHIFT) for gfn, mfn in sorted(p2m.elsewhere.items())]
         if len(places) > shim.MAX_OVERRIDES:
             raise NotModelled(f"{len(places)} frames of the guest's are not where RAM is")
@@ -79,29 +78,6 @@ class NativeEngine(Engine):
         state.overrides = len(places)
         p2m.changed = False
         self.flush_tlb()
-
-    def _read_beyond(self, _uc: object, offset: int, size: int, start: int) -> int:
-        offset += start
-        self._shim.settle()
-        try:
-            if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
-                return self.native_handler.read_apic(offset - self._apic_offset, size)
-        except BaseException as error:
-            self._fail(error)
-        return (1 << 8 * size) - 1
-
-    def _write_beyond(self, _uc: object, offset: int, size: int, value: int, start: int) -> None:
-        offset += start
-        self._shim.settle()
-        try:
-            if self._apic_offset <= offset < self._apic_offset + PAGE_SIZE:
-                self.native_handler.write_apic(offset - self._apic_offset, size, value)
-        except BaseException as error:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        self._error = error
-        self._shim.stop_now()
 
     # ---- entering and leaving the hypervisor ----
 
@@ -127,6 +103,10 @@ class NativeEngine(Engine):
             state.value = handler.read_port(state.port, state.size)
         elif kind == shim.EXIT_OUT:
             handler.write_port(state.port, state.size, state.value)
+        elif kind == shim.EXIT_LOAD:
+            state.value = handler.read_apic(state.port, state.size)
+        elif kind == shim.EXIT_STORE:
+            handler.write_apic(state.port, state.size, state.value)
         elif not handler.cpuid():
             state.answer = shim.REFUSED
         if self._p2m.changed:

@@ -11,7 +11,9 @@
  *   - lazy execute permission: stores to pages that hold no translated code stay fast;
  *   - for guests that run natively in ring 0 (PVH): exceptions by their own IDT, interrupts from
  *     the local APIC and Xen's callback, VMCALL, MSRs, and a guest-physical space with holes;
- *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`;
+ *   - the hooks that call the hypervisor, with RFLAGS and TLB flushes exchanged in `G`, and what
+ *     each such call takes of the guest's time;
+ *   - a look at the host now and then, and a way out when Unicorn aborts;
  *   - a debugger's breakpoints, watchpoints and steps, which the guest cannot see.
  *
  * unicorn.h has the offsets and the functions of Unicorn that are used, shim.h what is shared.
@@ -19,6 +21,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <string.h>
+#include <time.h>
 
 #include "shim.h"
 
@@ -41,6 +44,15 @@ void settle(void)
 
     G.left += *lent;
     *lent = 0;
+}
+
+/* Let the price of something pass, which is no instruction. */
+static void spend(uint32_t ns)
+{
+    settle(); /* so that the next block looks at what is left */
+    G.left -= ns;
+    G.end -= ns;
+    G.skipped_ns += ns;
 }
 
 /* ---- calling the hypervisor ------------------------------------------------------------- */
@@ -77,14 +89,14 @@ static void apply_requests(void)
 void enter_hypervisor(enum exit_kind kind, uint32_t vector)
 {
     G.exits++;
-    settle();
+    spend(G.prices[kind]);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
     G.kind = kind;
     G.vector = vector;
     G.answer = ANSWERED;
     G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
     G.rflags = U.read_eflags(G.env);
-    G.enter();
+    call_python(G.enter);
     if (G.stepping)
         G.stop |= STOP_DEBUGGER;
     apply_requests();
@@ -238,7 +250,30 @@ static __attribute__((noinline, cold)) void leave_before_block(uint32_t instruct
     U.loop_exit_restore(G.cpu, pc); /* refunds the block */
 }
 
-/* The rare case at the start of a block, whose length has been taken and did not fit. */
+/*
+ * Ask now and then, by the host's clock, whether the guest is to stop. Only that may depend on it.
+ * This is a block's start, where registers are not all in place.
+ */
+enum { LOOK_EVERY_NS = 50 * 1000 * 1000 };
+
+static void look_at_host(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    int64_t now_ns = now.tv_sec * 1000000000ll + now.tv_nsec;
+    if (now_ns - G.looked_ns < LOOK_EVERY_NS)
+        return;
+    G.looked_ns = now_ns;
+    call_python(G.look);
+    if (G.stop)
+        U.emu_stop(G.uc);
+}
+
+/*
+ * The rare case at the start of a block, whose length has been taken and did not fit. It comes at
+ * least every MAX_LENT instructions, and after each exit, access to a device, and translation.
+ */
 void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
 {
     uint32_t *decr = &FIELD(G.cpu, CPU_ICOUNT_DECR, uint32_t);
@@ -246,6 +281,7 @@ void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
     (void)unused;
     *decr += instructions;
     settle();
+    look_at_host();
     if ((int32_t)*decr < 0 || G.left < instructions)
         leave_before_block(instructions, RETURN_ADDRESS);
     *decr = (G.left < MAX_LENT ? G.left : MAX_LENT);
@@ -274,6 +310,7 @@ void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int 
     U.translator_loop(ops, db, cpu, tb, max_insns);
     hide_breakpoints(guests);
     G.blocks_translated++;
+    settle(); /* what only translates is slow: the next block looks at the host's clock */
     void *op = FIELD(G.tcg, TCG_FIRST_OP, void *);
     if (FIELD(op, OP_ARG1, void *) != G.uc)
         return; /* tcg_gen_code will see that */
@@ -476,6 +513,8 @@ static uint32_t port_exit(enum exit_kind kind, uint32_t port, int log_size, uint
     G.value = value;
     if (G.ports && G.ports[port & 0xffff])
         enter_hypervisor(kind, 0);
+    else
+        spend(G.prices[kind]);
     return G.value;
 }
 
@@ -493,6 +532,13 @@ static uint32_t port_exit(enum exit_kind kind, uint32_t port, int log_size, uint
 PORT_IO(b, 0, 0xffu)
 PORT_IO(w, 1, 0xffffu)
 PORT_IO(l, 2, 0xffffffffu)
+
+/* A CPU's PAUSE takes its time, and loops that delay count on it. */
+void helper_pause_x86_64(void *env, int next_eip_addend)
+{
+    spend(G.prices[PAUSE]);
+    U.pause(env, next_eip_addend);
+}
 
 /* MSRs: the few that context switches write stay here, the hypervisor judges the rest. */
 enum { MSR_FS_BASE = 0xc0000100, MSR_KERNEL_GS_BASE = 0xc0000102 };
@@ -937,6 +983,46 @@ void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
     U.tlb_flush_by_mmuidx(cpu, modes);
 }
 
+/* ---- guest frames without memory ---------------------------------------------------------- */
+
+/* They read as ones; but the local APIC's page answers for itself. */
+static uint64_t access_beyond_ram(enum exit_kind kind, uint64_t address, unsigned size,
+                                  uint64_t value)
+{
+    spend(G.prices[kind]);
+    if (address - G.apic >= 4096)
+        return value;
+    G.exits++;
+    G.kind = kind;
+    G.port = address - G.apic;
+    G.size = size;
+    G.value = value;
+    call_python(G.enter);
+    if (G.stop)
+        U.emu_stop(G.uc);
+    return G.value;
+}
+
+static uint64_t load_beyond_ram(void *uc, uint64_t offset, unsigned size, void *start)
+{
+    (void)uc;
+    return access_beyond_ram(EXIT_LOAD, (uintptr_t)start + offset, size, -1ull >> (64 - 8 * size));
+}
+
+static void store_beyond_ram(void *uc, uint64_t offset, unsigned size, uint64_t value, void *start)
+{
+    (void)uc;
+    access_beyond_ram(EXIT_STORE, (uintptr_t)start + offset, size, value);
+}
+
+/* Have accesses to these machine addresses, at which no memory is, come here; returns a uc_err. */
+int shim_map_beyond_ram(uint64_t start, uint64_t end)
+{
+    void *first = (void *)(uintptr_t)start;
+
+    return U.mmio_map(G.uc, start, end - start, load_beyond_ram, first, store_beyond_ram, first);
+}
+
 /* ---- Python's side ------------------------------------------------------------------------- */
 
 void *shim_state(void)
@@ -984,6 +1070,8 @@ const char *shim_bind(void *unicorn)
         {"cpu_ldl_mmuidx_ra_x86_64", &U.load_long},
         {"cpu_x86_update_dr7_x86_64", &U.update_dr7},
         {"breakpoint_handler_x86_64", &U.breakpoint},
+        {"helper_pause_x86_64", &U.pause},
+        {"uc_mmio_map", &U.mmio_map},
         {"helper_check_iob_x86_64", &U.check_io[0]},
         {"helper_check_iow_x86_64", &U.check_io[1]},
         {"helper_check_iol_x86_64", &U.check_io[2]},
@@ -1015,7 +1103,7 @@ void shim_attach(void *uc)
         watchpoints[i].length = 0;
 }
 
-/* Run from `rip` until the deadline or a stop; returns a uc_err. */
+/* Run from `rip` until the deadline or a stop; returns a uc_err, or GAVE_UP. */
 int shim_run(uint64_t rip)
 {
     G.stop = 0;
@@ -1025,7 +1113,7 @@ int shim_run(uint64_t rip)
         shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
-    int error = U.emu_start(G.uc, rip, 0, 0, 0);
+    int error = run_or_give_up(rip);
     settle();
     G.rflags = U.read_eflags(G.env);
     return error;
@@ -1036,18 +1124,6 @@ void shim_reload_rflags(void)
 {
     G.rflags = U.read_eflags(G.env);
     G.rflags_dirty = 0;
-}
-
-/* Stop where no exit will look at G.stop: in a callback of Unicorn's own. */
-void shim_stop_now(void)
-{
-    U.emu_stop(G.uc);
-}
-
-/* Before G.left is looked at where the generated code called somebody else than this file. */
-void shim_settle(void)
-{
-    settle();
 }
 
 void shim_flush_page(uint64_t vaddr)

@@ -15,7 +15,9 @@ enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.
 enum exit_kind {
     EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
     EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
-    EXIT_READ_CR8, EXIT_WRITE_CR8,
+    EXIT_READ_CR8, EXIT_WRITE_CR8, EXIT_LOAD, EXIT_STORE,
+    PAUSE, /* no exit, but it has a price */
+    PRICES
 };
 enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
 
@@ -23,20 +25,23 @@ enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and
 extern struct shared {
     int64_t left;         /* instructions until the deadline */
     int64_t end;          /* the deadline, in instructions since start */
-    int64_t skipped_ns;   /* idle time that was skipped */
+    int64_t skipped_ns;   /* time that passed without instructions: idle, or a price */
     uint64_t rflags;      /* valid while the hypervisor is called and between runs */
     uint32_t rflags_dirty, flush, stop;
     uint32_t kind, vector, error;
     uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
     uint32_t by_iret;     /* the hypervisor leaves by IRET, whose target runs before TF traps */
     uint32_t native;      /* the guest has its own IDT and ring 0 */
-    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT */
-    uint64_t value;       /* written to or read from the port, MSR or CR8 */
+    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT; of EXIT_LOAD and EXIT_STORE, the offset */
+    uint64_t value;       /* written to or read from the port, MSR, CR8 or local APIC */
+    uint32_t prices[PRICES]; /* nanoseconds that each exit takes of the guest's time */
     uint8_t *code;        /* a byte per frame: ever fetched from */
     uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
     uint64_t frames;
     uint8_t *ram;         /* machine memory */
     void (*enter)(void);  /* the hypervisor */
+    void (*look)(void);   /* whether the host wants the guest to stop; it reads no registers */
+    int64_t looked_ns;    /* when that was last asked, by the host's clock */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     uint64_t uncounted;   /* blocks that do not begin as expected */
     void *uc, *cpu, *env, *tcg;
@@ -45,6 +50,7 @@ extern struct shared {
     uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
     uint64_t hole;            /* machine address that answers for guest frames without memory */
     uint64_t ones;            /* machine address of what is fetched from there */
+    uint64_t apic;            /* machine address of the local APIC's page */
     uint64_t overrides;       /* how many guest frames lie elsewhere */
     uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
     uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
@@ -79,6 +85,11 @@ uint64_t *machine_entry(uint64_t paddr);
         call;                                                                                    \
         G.left -= unfinished(pc);                                                                \
     } while (0)
+
+/* abort.c */
+enum { GAVE_UP = -1 };
+int run_or_give_up(uint64_t rip);
+void call_python(void (*function)(void));
 
 /* faults.c */
 extern bool delivering;

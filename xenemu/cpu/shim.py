@@ -18,10 +18,11 @@ UNICORN_VERSION = "2.1.4"
 
 EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID = range(5)
 EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER = range(5, 11)
-EXIT_READ_CR8, EXIT_WRITE_CR8 = range(11, 13)
+EXIT_READ_CR8, EXIT_WRITE_CR8, EXIT_LOAD, EXIT_STORE, PAUSE, PRICES = range(11, 17)
 ANSWERED, REFUSED, NATIVE = range(3)
 INTERRUPT_VIRQ, INTERRUPT_NMI = 0x100, 0x200
 STOP_HYPERVISOR, STOP_DEBUGGER = 1, 2
+GAVE_UP = -1
 STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT = 1, 2, 3
 MAX_OVERRIDES = 512
 
@@ -46,11 +47,14 @@ class State(ctypes.Structure):
         ("port", ctypes.c_uint32),
         ("size", ctypes.c_uint32),
         ("value", ctypes.c_uint64),
+        ("prices", ctypes.c_uint32 * PRICES),
         ("code", ctypes.c_void_p),
         ("written", ctypes.c_void_p),
         ("frames", ctypes.c_uint64),
         ("ram", ctypes.c_void_p),
         ("enter", ctypes.c_void_p),
+        ("look", ctypes.c_void_p),
+        ("looked_ns", ctypes.c_int64),
         ("exits", ctypes.c_uint64),
         ("flushes", ctypes.c_uint64),
         ("fills", ctypes.c_uint64),
@@ -65,6 +69,7 @@ class State(ctypes.Structure):
         ("populated", ctypes.c_void_p),
         ("hole", ctypes.c_uint64),
         ("ones", ctypes.c_uint64),
+        ("apic", ctypes.c_uint64),
         ("overrides", ctypes.c_uint64),
         ("override_gfn", ctypes.c_uint64 * MAX_OVERRIDES),
         ("override_maddr", ctypes.c_uint64 * MAX_OVERRIDES),
@@ -115,8 +120,10 @@ class Shim:
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.set_dr7 = self._function("shim_set_dr7", None, ctypes.c_uint64)
         self.came_from = self._function("shim_came_from", ctypes.c_uint64)
-        self.settle = self._function("shim_settle", None)
-        self.stop_now = self._function("shim_stop_now", None)
+        self.last_words = self._function("shim_last_words", ctypes.c_char_p)
+        self.map_beyond_ram = self._function(
+            "shim_map_beyond_ram", ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64
+        )
         self.set_breakpoints = self._function(
             "shim_set_breakpoints", ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint
         )

@@ -110,6 +110,9 @@ extern struct unicorn {
     uint32_t (*load_long)(void *env, uint64_t vaddr, int mmu_mode, uintptr_t pc);
     void (*update_dr7)(void *env, uint64_t value);
     void (*breakpoint)(void *cpu);
+    void (*pause)(void *env, int next_eip_addend);
+    int (*mmio_map)(void *uc, uint64_t address, size_t size, void *read, void *read_data,
+                    void *write, void *write_data);
 } U __attribute__((visibility("hidden")));
 
 #endif

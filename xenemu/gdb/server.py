@@ -160,6 +160,8 @@ class Server:
             self._stepped_from = self.target.pc
             if self._steps % POLLED_STEPS == 0 and self.calls():
                 self._listen(held=False)
+        elif not self.target.machine.debug.over and self.calls():
+            self._listen(held=False)
         if self._going is None:
             self._hold()
 

@@ -54,7 +54,7 @@ class Cpu(Protocol):
 
     @property
     def now_ns(self) -> int:
-        """Virtual time: instructions run so far, and idle time skipped."""
+        """Virtual time: instructions run so far, prices paid, and idle time skipped."""
 
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
@@ -92,6 +92,9 @@ class Cpu(Protocol):
 
     def flush_tlb_page(self, vaddr: int) -> None:
         """Forget the translations of one page before the guest runs again."""
+
+    def spend(self, ns: int) -> None:
+        """Let so much of the guest's time pass for what the hypervisor does (hv/prices.py)."""
 
     def limit(self, deadline_ns: int) -> None:
         """Leave the run loop no later than at a virtual time."""

@@ -34,6 +34,8 @@ from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.frame_table import WORK_PER_CALL
+from xenemu.hv.prices import WORK_NS
 
 ALL = frozenset({"pv64", "pv32", "pvh64", "pvh32"})
 PV = frozenset({"pv64", "pv32"})
@@ -278,6 +280,40 @@ class HypercallTable:
 
 
 _MASKS = dict.fromkeys(Arg, (1 << 64) - 1) | {Arg.INT: 0xFFFFFFFF}
+
+
+def issue(current: Current, number: int, registers: Sequence[Reg], mask: int, length: int) -> None:
+    """Make the hypercall that the guest asks for; its result goes to RAX.
+
+    The arguments are in `registers`, of which `mask` counts. A call that is preempted is issued
+    again: RIP moves back over the instruction of `length` bytes. What the call did takes the
+    guest's time.
+    """
+    assert current.table is not None
+    cpu, regs, frames = current.cpu, current.cpu.regs, current.domain.frames
+    frames.work_left = WORK_PER_CALL
+    try:
+        result = current.table.call(
+            current, number, [regs[register] & mask for register in registers]
+        )
+        regs[Reg.RAX] = result & mask
+        if current.domain.debug_xen:
+            poison_arguments(current, number, registers, result)
+    except Continue as again:
+        for register, value in zip(registers, again.new_args, strict=False):
+            regs[register] = value
+        cpu.rip -= length
+    finally:
+        if frames.work_left != WORK_PER_CALL:
+            cpu.spend((WORK_PER_CALL - frames.work_left) * WORK_NS)
+
+
+def look_at_timers(current: Current) -> None:
+    """Let the guest run no further than to the next timer, if any was moved."""
+    timers = current.domain.timers
+    if timers.moved:
+        timers.moved = False
+        current.cpu.limit(timers.next_ns() or 0)
 
 
 def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:

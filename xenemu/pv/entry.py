@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
-from xenemu.hv.dispatch import Continue, poison_arguments
+from xenemu.hv.dispatch import issue, look_at_timers
 from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import WORK_PER_CALL
+from xenemu.hv.prices import EMULATION_NS
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
@@ -68,29 +68,8 @@ class PvExits:
             traps.iret(current)
             return
         traps.set_syscall_registers(current)
-        self._call(number, ARGUMENTS64, traps.WORD)
-
-    def _call(self, number: int, registers: tuple[Reg, ...], mask: int) -> None:
-        """Make a hypercall with the arguments in `registers`; the result goes to RAX."""
-        current = self.current
-        assert current.table is not None
-        cpu, regs = current.cpu, current.cpu.regs
-        arguments = [regs[register] & mask for register in registers]
-        current.domain.frames.work_left = WORK_PER_CALL
-        try:
-            result = current.table.call(current, number, arguments)
-            regs[Reg.RAX] = result & mask
-            if current.domain.debug_xen:
-                poison_arguments(current, number, registers, result)
-        except Continue as again:
-            for register, value in zip(registers, again.new_args, strict=False):
-                regs[register] = value
-            cpu.rip -= HYPERCALL_LENGTH
-            cpu.stop()  # the parts take no time of the guest's, and the run loop has to look
-        timers = current.domain.timers
-        if timers.moved:
-            timers.moved = False
-            cpu.limit(timers.next_ns() or 0)
+        issue(current, number, ARGUMENTS64, traps.WORD, HYPERCALL_LENGTH)
+        look_at_timers(current)
 
     def _deliver_events(self) -> None:
         current = self.current
@@ -141,6 +120,7 @@ class PvExits:
                 and current.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
                 and emulate_store(current, vaddr)
             ):
+                current.cpu.spend(EMULATION_NS)
                 return
         elif not error_code & (PFEC_U | PFEC_RSVD):  # the CPU's own access, to a descriptor
             offset = vaddr - ldt_base(current.vcpu.vcpu_id, current.domain.width)
@@ -156,6 +136,7 @@ class PvExits:
         current = self.current
         if not error_code & 0xFFFF:
             if emulate_privileged_op(current):
+                current.cpu.spend(EMULATION_NS)
                 self._deliver_events()
                 return
             if _is_stack_fault(current):
@@ -202,7 +183,9 @@ class PvExits:
         if insn is not None and insn.opcode == ICEBP:
             current.cpu.rip += insn.length
             traps.inject(current, flags.DB)
-        elif not emulate_invalid_op(current):
+        elif emulate_invalid_op(current):
+            current.cpu.spend(EMULATION_NS)
+        else:
             traps.inject(current, flags.UD)
 
     def cpuid(self) -> bool:
@@ -276,7 +259,8 @@ class Pv32Exits(PvExits):
         if number == Nr.iret:
             traps.iret(current)
         else:
-            self._call(number, ARGUMENTS32, 0xFFFFFFFF)
+            issue(current, number, ARGUMENTS32, 0xFFFFFFFF, HYPERCALL_LENGTH)
+            look_at_timers(current)
 
 
 def _is_sysret_in_32_bit_code(current: Current) -> bool:

@@ -12,9 +12,8 @@ from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
-from xenemu.hv.dispatch import Continue, poison_arguments
+from xenemu.hv.dispatch import issue, look_at_timers
 from xenemu.hv.domain import Current
-from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
 from xenemu.pvh.paging import cpu_of
@@ -53,8 +52,7 @@ class PvhExits:
     def vmcall(self) -> None:
         """A hypercall, in the ABI of the code segment; from other rings than 0 it is refused."""
         current = self.current
-        assert current.table is not None
-        cpu, regs = current.cpu, current.cpu.regs
+        regs = current.cpu.regs
         if self._ring():
             regs[Reg.RAX] = -EPERM & MASK64
             return
@@ -63,24 +61,9 @@ class PvhExits:
         mask = MASK64 if wide else 0xFFFFFFFF
         current.environment = "pvh64" if wide else "pvh32"
         registers = ARGUMENTS64 if wide else ARGUMENTS32
-        arguments = [regs[register] & mask for register in registers]
-        current.domain.frames.work_left = WORK_PER_CALL
-        try:
-            number = regs[Reg.RAX] & mask
-            result = current.table.call(current, number, arguments)
-            regs[Reg.RAX] = result & mask
-            if current.domain.debug_xen:
-                poison_arguments(current, number, registers, result)
-        except Continue as again:
-            for register, value in zip(registers, again.new_args, strict=False):
-                regs[register] = value
-            cpu.rip -= VMCALL_LENGTH
-            cpu.stop()  # the parts take no time of the guest's, and the run loop has to look
+        issue(current, regs[Reg.RAX] & mask, registers, mask, VMCALL_LENGTH)
         self.deliver_events()
-        timers = current.domain.timers
-        if timers.moved:
-            timers.moved = False
-            cpu.limit(timers.next_ns() or 0)
+        look_at_timers(current)
 
     def _ring(self) -> int:
         """The current privilege level: 0 in real mode, 3 in virtual-8086 mode."""

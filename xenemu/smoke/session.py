@@ -184,6 +184,10 @@ class Session:
         """Nothing is to be typed before the guest prints more."""
         return not self._input
 
+    def leaves(self) -> bool:
+        """Nobody is there who could leave."""
+        return False
+
     def check(self) -> Outcome | None:
         """Why to stop, if the console, the guest's clock or the kernel's memory says so."""
         self.step(self)
