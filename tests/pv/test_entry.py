@@ -181,6 +181,40 @@ def test_32_bit_code_has_no_syscall(current: Current, exits: PvExits, user: bool
     assert saved(current, 2) == CODE
 
 
+def test_sysenter_enters_its_callback_from_nowhere(current: Current, exits: PvExits) -> None:
+    pv(current).sysenter_callback = Trap(0, HANDLER + 0x300, mask_events=True)
+    toggle_guest_mode(current)
+    cpu = current.cpu
+    cpu.regs[Reg.RCX], cpu.regs[Reg.R11], cpu.rflags = 1, 2, 0x246 | flags.TF | flags.NT
+    exits.sysenter()
+    assert (entered(current), pv(current).kernel_mode, cpu.rflags) == (0x300, True, 0x246)
+    frame = (1, 2, 0, 3, 0x246 | flags.TF | flags.NT, 0, FLAT_RING3_SS64)
+    assert tuple(saved(current, word) for word in range(7)) == frame
+    assert current.domain.memory.bytes[current.vcpu.info + 1] == 1
+
+
+def test_sysenter_without_a_callback_is_gp_from_nowhere(current: Current, exits: PvExits) -> None:
+    toggle_guest_mode(current)
+    exits.sysenter()
+    assert entered(current) == flags.GP
+    assert [saved(current, word) for word in (2, 3, 4, 6)] == [0, 0, 3, 0]
+
+
+def test_an_event_follows_a_sysenter(current: Current, exits: PvExits) -> None:
+    pv(current).sysenter_callback = Trap(0, HANDLER + 0x300)
+    toggle_guest_mode(current)
+    raise_event(current)
+    exits.sysenter()
+    assert entered(current) == 0x100
+    assert saved(current, 2) == HANDLER + 0x300
+
+
+def test_a_kernels_own_sysenter_finds_no_stack(current: Current, exits: PvExits) -> None:
+    pv(current).sysenter_callback = Trap(0, HANDLER + 0x300)
+    with pytest.raises(DomainCrash, match="SYSENTER: no frame"):
+        exits.sysenter()
+
+
 # Software interrupts.
 
 

@@ -107,6 +107,33 @@ def test_user_mode_may_have_that_vector_for_itself(current: Current) -> None:
     assert entered(current) == 0x82
 
 
+def test_sysenter_enters_its_callback_from_nowhere(current: Current, exits: Pv32Exits) -> None:
+    pv(current).sysenter_callback = Trap(FLAT_RING1_CS, HANDLER + 0x300)
+    to_user(current)
+    exits.sysenter()
+    cpu = current.cpu
+    assert (entered(current), cpu.segment(Seg.CS).selector) == (0x300, FLAT_RING1_CS)
+    assert pv(current).kernel_mode
+    frame = words_at(current, cpu.regs[Reg.RSP], 5)
+    assert frame == [0, 3, 0x202, 0, COMPAT_RING3_DS]
+
+
+def test_sysenter_without_a_callback_is_gp_from_nowhere(current: Current, exits: Pv32Exits) -> None:
+    to_user(current)
+    exits.sysenter()
+    assert entered(current) == flags.GP
+    assert words_at(current, current.cpu.regs[Reg.RSP], 3) == [0, 0, 3]
+
+
+def test_the_callback_of_sysenter_has_the_segment_of_gp_if_none(
+    current: Current, exits: Pv32Exits
+) -> None:
+    pv(current).sysenter_callback = Trap(1, HANDLER + 0x300)
+    to_user(current)
+    exits.sysenter()
+    assert (entered(current), current.cpu.segment(Seg.CS).selector) == (0x300, FLAT_RING1_CS)
+
+
 def test_vm86_code_makes_no_hypercalls(current: Current) -> None:
     current.cpu.rflags |= flags.VM
     hypercall(current, Nr.stack_switch, 0x21, 0x12345678)

@@ -34,7 +34,6 @@ HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
-SYSENTER_LENGTH = 2
 INT80 = 0x80
 SYSRET, ICEBP = 0x0F07, 0xF1  # opcodes
 LDT_BYTES = 0x10000
@@ -93,9 +92,9 @@ class PvExits:
         """A PV guest leaves its vcpu only through hypercalls."""
 
     def sysenter(self) -> None:
-        """SYSENTER: CPUID does not offer it to PV guests, and Xen's MSR for it is then 0: #GP."""
-        self.current.cpu.rip -= SYSENTER_LENGTH
-        self.exception(flags.GP, 0)
+        """SYSENTER: whatever the mode it comes from, the callback for it; #GP without."""
+        traps.sysenter(self.current)
+        self._deliver_events()
 
     def exception(self, vector: int, error_code: int) -> None:
         """Emulate, fix up, or give the guest its exception."""

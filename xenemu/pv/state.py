@@ -61,9 +61,9 @@ class PvVcpu:
     `kernel_mode` says in which it is. `inactive_gs` is the GS base of the other mode, what the
     hardware's KERNEL_GS_BASE would hold.
 
-    Some callbacks are kept and never entered: `failsafe_callback`, which Xen enters when it
+    Two callbacks are kept and never entered: `failsafe_callback`, which Xen enters when it
     cannot load a data segment of a vcpu that it switches to, because here vcpus keep the hidden
-    parts of theirs; those of SYSENTER and of 32-bit SYSCALL, which the CPU does not have.
+    parts of theirs; and that of 32-bit SYSCALL, which Intel's CPUs do not have.
     """
 
     kernel_root: Mfn

@@ -11,8 +11,10 @@ switch_to_kernel, restore_all_guest), arch/x86/pv/iret.c.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 from xenemu.abi.arch_x86.xen import (
+    COMPAT_RING3_DS,
     FLAT_RING3_CS32,
     FLAT_RING3_CS64,
     FLAT_RING3_SS64,
@@ -36,6 +38,9 @@ from xenemu.x86.paging import PFEC_U, Maddr, is_canonical
 
 CS64 = Segment(FLAT_RING3_CS64, 0, 0xFFFFFFFF, segment.CODE64_RING3)
 SS64 = Segment(FLAT_RING3_SS64, 0, 0xFFFFFFFF, segment.DATA_RING3)
+COMPAT_SS = Segment(COMPAT_RING3_DS, 0, 0xFFFFFFFF, segment.DATA_RING3)
+NULL_RING3 = 3  # a selector
+CODE_RING3 = {8: segment.CODE64_RING3, 4: segment.CODE32_RING3}
 STACK_ALIGN = 16
 STACK_REACH = 8 * 8  # Xen's longest frame: a stack this far above its area cannot reach into it
 SYSCALL_LENGTH = 2
@@ -211,6 +216,26 @@ def syscall_from_user(current: Current) -> None:
         inject(current, flags.UD)
     cpu.rflags &= ~flags.DF
     cpu.regs[Reg.R11] = cpu.rflags
+
+
+def sysenter(current: Current) -> None:
+    """SYSENTER: enter the guest's callback, or its #GP handler if it has none.
+
+    SYSENTER keeps nothing of where it was, so that the frame has RIP 0, RSP 0, a null CS of ring 3
+    and the flat SS of user mode: it is the guest's own convention where to return to.
+    """
+    cpu, state, width = current.cpu, pv(current), current.domain.width
+    callback, gp = state.sysenter_callback, state.traps.get(flags.GP, NO_TRAP)
+    cpu.rip = cpu.regs[Reg.RSP] = 0
+    cpu.rflags &= ~flags.RF
+    cpu.set_segment(Seg.SS, SS64 if width == 8 else COMPAT_SS)
+    cpu.set_segment(Seg.CS, Segment(NULL_RING3, 0, 0xFFFFFFFF, CODE_RING3[width]))
+    if not callback.address:
+        inject(current, flags.GP)
+        return
+    if width == 4 and segment.is_null(callback.cs):  # Xen, too, takes that of #GP then
+        callback = replace(callback, cs=gp.cs)
+    bounce(current, callback, "SYSENTER")
 
 
 def iret(current: Current) -> None:

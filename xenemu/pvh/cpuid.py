@@ -13,7 +13,7 @@ from xenemu.pvh.state import pvh
 from xenemu.x86 import cpuid
 
 # Features that a kernel in ring 0 has beyond a PV guest's.
-NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 11, 12, 13, 17))  # pse mce sep mtrr pge pse36
+NATIVE_1_EDX = sum(1 << bit for bit in (3, 7, 12, 13, 17))  # pse mce mtrr pge pse36
 NATIVE_1_ECX = 1 << 21  # x2apic
 APIC = 1 << 9
 NATIVE_E1_EDX = 1 << 26  # page1gb, which the engine does not refuse either

@@ -28,6 +28,7 @@ FEATURES_1_EDX: Final = sum(
         6,  # pae
         8,  # cx8
         9,  # apic
+        11,  # sep
         14,  # mca
         15,  # cmov
         16,  # pat
