@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fuzz import fresh, runner
 from fuzz.engine import EngineWorld
 from fuzz.minimise import minimise, replay
 from fuzz.model import WORLDS
+from fuzz.planted import FAULTS, planted
 from fuzz.runner import Failure, Found, Report
 from fuzz.world import World
 from xenemu.abi.errno import NAMES
@@ -28,6 +30,7 @@ from xenemu.abi.errno import NAMES
 MIB = 1 << 20
 ENVIRONMENTS = tuple(WORLDS)
 DEFAULT_STEPS = {"model": 10_000, "engine": 1_000}
+PLANTED_STEPS = 100_000
 
 
 def make_world(environment: str, backend: str) -> World:
@@ -55,10 +58,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-going", action="store_true", help="look for further failures")
     parser.add_argument("--out", type=Path, default=Path(), help="the folder for failures")
     parser.add_argument("--brief", action="store_true", help="a line for each run that is clean")
+    parser.add_argument("--planted", action="store_true", help="see that planted faults are found")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="perform a file's steps")
     options = parser.parse_args(arguments)
     options.env = options.env or list(ENVIRONMENTS)
-    options.steps = options.steps or DEFAULT_STEPS[options.backend]
+    usual = PLANTED_STEPS if options.planted else DEFAULT_STEPS[options.backend]
+    options.steps = options.steps or usual
     return options
 
 
@@ -69,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure = replay(*load(options.replay))
         print("nothing fails" if failure is None else f"{failure.kind}\n{failure.detail}")
         return int(failure is not None)
+    if options.planted:
+        return _look_for_planted(options)
     runs = list(product(range(options.seed, options.seed + options.seeds), options.env))
     if len(runs) == 1:
         return _fuzz(options, options.env[0])
@@ -76,6 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = sum(pool.map(lambda run: _in_a_process(options, *run), runs))
     print(f"{len(runs)} runs of up to {options.steps} steps: {failed or 'none'} failed")
     return int(failed > 0)
+
+
+def _look_for_planted(options: argparse.Namespace) -> int:
+    """Plant each fault, and fuzz its environment; say when it is found."""
+    missed = 0
+    for fault in FAULTS:
+        world = make_world(fault.environment, "model")
+        with planted(fault):
+            report = fresh.call(partial(runner.run, world, options.seed, options.steps))
+        how = "; ".join(report.found) or "MISSED"
+        missed += not report.found
+        print(f"{fault.environment}: {fault.what}\n  {report.steps} steps: {how}", flush=True)
+    print(f"{len(FAULTS)} faults: {missed or 'none'} missed in {options.steps} steps")
+    return int(missed > 0)
 
 
 def _in_a_process(options: argparse.Namespace, seed: int, env: str) -> bool:

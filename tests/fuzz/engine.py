@@ -100,12 +100,14 @@ class EngineWorld:
         current, engine = self.current, self.machine.engine
         old = current.domain
         domain = self._snapshot.restore()
-        if old.p2m is not None and domain.p2m is not None:  # the engine looks at this one
-            old.p2m.populated[:] = domain.p2m.populated
-            old.p2m.elsewhere, old.p2m.changed = domain.p2m.elsewhere, True
+        if old.p2m is not None and domain.p2m is not None:  # the engine looks at these bytes
+            populated = old.p2m.populated
+            populated[:] = domain.p2m.populated
+            vars(old.p2m).update(vars(domain.p2m) | {"populated": populated, "changed": True})
             domain.p2m = old.p2m
         self.machine.domain = current.domain = domain
         current.vcpu = domain.vcpus[0]
+        self.table.work = 0
         current.environment = self.environment
         engine.load(self._registers)
         self.machine.exits = self.machine.personality.exits(current)

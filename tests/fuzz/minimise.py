@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fuzz import fresh, runner
-from fuzz.runner import RESTART, Failure, Found
-from fuzz.world import Step, World
+from fuzz.runner import Failure, Found
+from fuzz.world import RESTART, Step, World
 
 
 def replay(world: World, steps: Sequence[Step]) -> Failure | None:

@@ -75,6 +75,7 @@ class ModelWorld:
         current = self.current
         current.domain = self._snapshot.restore()
         current.vcpu = current.domain.vcpus[0]
+        self.table.work = 0
         current.cpu.__dict__.update(
             {key: _copied(value) for key, value in self._cpu.items()}  # lists and dictionaries
         )

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from fuzz.recipes import Recipe
 from fuzz.steps import Steps
-from fuzz.world import Step, World
+from fuzz.world import RESTART, WORK, Step, World
 from xenemu.errors import DomainCrash
 
 HANG_S = 1.0  # CPU time that no hypercall may take
 STUCK = 4  # times that a step may take what is a hang before its process is ended
-RESTART = "restart"  # the kind of a step that begins a life, where several are needed to fail
 LIFE = 400  # steps until the world begins again, whatever happened
 PAGE = 4096
 
@@ -64,10 +64,16 @@ def _alarm(*_: object) -> None:
     raise Hang
 
 
+signal.signal(signal.SIGVTALRM, _alarm)
+
+
 def attempt(world: World, step: Step, report: Report | None = None) -> Failure | None:
     """Do one step. A domain that crashes is replaced; a Failure is a bug."""
     if step.get("kind") == RESTART:
         world.restart()
+        return None
+    if step.get("kind") == WORK:
+        world.table.work = step["units"]
         return None
     _set_alarm(world.hang_s)
     try:
@@ -128,7 +134,6 @@ def run(
     What was before the world began, and the steps since then, are in `journal`, should the
     process itself die.
     """
-    signal.signal(signal.SIGVTALRM, _alarm)
     report = Report()
     started = time.process_time()
     ends = None if deadline_s is None else time.monotonic() + deadline_s
@@ -156,13 +161,14 @@ def live(
     most: int = LIFE,
     report: Report | None = None,
     log: TextIO | None = None,
+    only: Recipe | None = None,
 ) -> tuple[Failure | None, list[Step]]:
     """Do random steps until the domain ends; a failure, if there was one, and the steps.
 
-    The world begins again afterwards.
+    They are of `only` that recipe, if it is given. The world begins again afterwards.
     """
     report = report or Report()
-    drawn = Steps(f"{seed}.{number}", world)
+    drawn = Steps(f"{seed}.{number}", world, only)
     done: list[Step] = []
     while len(done) < most:
         step = drawn.draw()
@@ -199,7 +205,6 @@ def growth(report: Report) -> int:
 
 def replay(world: World, steps: Sequence[Step]) -> Failure | None:
     """Perform steps, with an audit after each since the world began for the last time."""
-    signal.signal(signal.SIGVTALRM, _alarm)
     last = max((n for n, step in enumerate(steps) if step.get("kind") == RESTART), default=-1)
     for n, step in enumerate(steps):
         failure = attempt(world, step) or (audit(world) if n >= last else None)

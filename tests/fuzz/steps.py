@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from fuzz.recipes import recipe
+from fuzz.recipes import Recipe, recipe
 from fuzz.values import Values
 from fuzz.world import Step, World
 from hypercalls import TABLE
@@ -31,6 +31,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.hv.dispatch import Arg, Hypercall, SubOps
 
+RECIPES = 0.04  # how often a recipe begins where a single step could be
 # How often, by the family; 1 if it is not here.
 WEIGHTS = {
     "mmu_update": 14, "mmuext_op": 14, "update_va_mapping": 14, "memory_op": 12, "multicall": 4,
@@ -71,14 +72,15 @@ APIC = (0xB0, 0xF0, 0x300, 0x310, 0x320, 0x380, 0x3E0)  # EOI, SPIV, ICR, timer
 
 
 class Steps:
-    """Draws steps for a world."""
+    """Draws steps for a world; with `only`, of that recipe."""
 
-    def __init__(self, seed: int | str, world: World) -> None:
+    def __init__(self, seed: int | str, world: World, only: Recipe | None = None) -> None:
         self.random = Random(seed)
         self.values = Values(self.random, world)
         self.world = world
         self.pv = "pvh" not in world.environment
-        self._recipe: list[Step] = []
+        self._only = only
+        self._recipe: Iterator[Step] = iter(())
         rows = [row for row in TABLE.rows.values() if world.environment in row.callers]
         self._rows = rows
         self._weights = [self._weight(row) for row in rows]
@@ -104,14 +106,16 @@ class Steps:
 
     def draw(self) -> Step:
         """The next step."""
-        random = self.random
         self.values.begin()
-        if self._recipe:
-            return self._recipe.pop(0)
-        kind = random.random()
-        if kind < 0.04:
-            self._recipe = recipe(self)
-            return self._recipe.pop(0)
+        step = next(self._recipe, None)
+        if step is None and (self._only or self.random.random() < RECIPES):
+            self._recipe = (self._only or recipe)(self)
+            step = next(self._recipe, None)
+        return step or self._single()
+
+    def _single(self) -> Step:
+        """A step that belongs to no other."""
+        kind = self.random.random()
         if kind < 0.72:
             step = self._call()
         elif kind < 0.90:

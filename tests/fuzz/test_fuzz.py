@@ -13,8 +13,8 @@ import pytest
 from fuzz import __main__ as command
 from fuzz import fresh, minimise, runner
 from fuzz.__main__ import ENVIRONMENTS, make_world
-from fuzz.runner import RESTART, Failure, Found
-from fuzz.world import Step
+from fuzz.runner import Failure, Found
+from fuzz.world import RESTART, Step
 from xenemu.errors import DomainCrash
 
 STEPS = {"model": 2000, "engine": 500}
@@ -57,7 +57,7 @@ def owned(frames):
 class Broken:
     """A world with a bug: two steps in this order, with any others between them."""
 
-    environment, hang_s, audit_every = "pv64", 0.02, 100
+    environment, hang_s, audit_every = "pv64", 0.01, 100
 
     def __init__(self, ends, forgets=True):
         self.table = make_world("pv64", "model").table

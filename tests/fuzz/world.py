@@ -14,6 +14,8 @@ trap    an exception, `vector` and `error`, that the CPU raises
 msr     RDMSR or, with a `value`, WRMSR of `number` (PVH)
 apic    a load from the local APIC's page or, with a `value`, a store (PVH)
 time    nothing, for `ns`; what is due happens, and the console has `input`
+work    nothing; from now on a hypercall may do but so many `units` (`Frames.work_left`), or 0: all
+restart the world begins again, as after each life
 
 A world can `restart`: everything is as it was when the guest had made itself at home. So a list of
 steps does the same each time it is performed.
@@ -38,6 +40,7 @@ from xenemu.x86.paging import PAGE_SHIFT
 
 Step = dict[str, Any]
 MASK64 = (1 << 64) - 1
+WORK, RESTART = "work", "restart"
 
 
 class Ended(DomainCrash):
@@ -45,16 +48,22 @@ class Ended(DomainCrash):
 
 
 class CountingTable(HypercallTable):
-    """The real table; it counts results, and remembers the slowest call."""
+    """The real table; it counts results, and remembers the slowest call.
+
+    With `work`, calls are preempted after so many units, so that small guests see it.
+    """
 
     def __init__(self) -> None:
         super().__init__(list(TABLE.rows.values()))
         self.results: Counter[int] = Counter()
         self.names: Counter[str] = Counter()
         self.slowest: tuple[float, str] = (0.0, "none")
+        self.work = 0
 
     def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
-        started = time.thread_time()
+        frames, started = current.domain.frames, time.thread_time()
+        spared = max(0, frames.work_left - self.work) if self.work else 0
+        frames.work_left -= spared
         try:
             result = super().call(current, number, registers)
             self.results[min(result, 0)] += 1
@@ -63,6 +72,7 @@ class CountingTable(HypercallTable):
             self.results[1] += 1
             raise
         finally:
+            frames.work_left += spared
             row = self.rows.get(number)
             name = row.name if row else "unknown"
             self.names[name] += 1

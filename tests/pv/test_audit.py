@@ -82,6 +82,12 @@ def test_a_free_frame_has_no_pfn() -> None:
     assert "has pfn 0x5 for mfn 0x9" in audit(domain)[0]
 
 
+def test_a_page_of_an_ldt_that_is_shorter_is_noticed() -> None:
+    current = with_descriptor_tables()
+    current.vcpu.arch.ldt_entries = 0  # type: ignore[attr-defined]
+    assert audit(current.domain) == ["page 0 of vcpu 0's LDT is beyond its end"]
+
+
 def test_a_vcpu_that_sleeps_through_an_event_is_noticed() -> None:
     current = with_descriptor_tables()
     current.vcpu.blocked = True

@@ -19,6 +19,8 @@ from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, VCPUS_PER_L1
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, Mfn, P
 
+DESCRIPTOR_SIZE = 8
+
 
 def audit(domain: Domain) -> list[str]:
     """A sentence for each thing that is not as it should be; none if all is well."""
@@ -75,6 +77,9 @@ def _descriptor_tables(domain: Domain) -> Iterator[str]:
         pages |= {LDT_PAGE + page: mfn for page, mfn in state.ldt_frames.items()}
         l1 = domain.memory.table(private.perdomain_l1[vcpu_id // VCPUS_PER_L1])
         first = vcpu_id % VCPUS_PER_L1 * PAGES_PER_VCPU
+        for page in sorted(state.ldt_frames):
+            if page << PAGE_SHIFT >= state.ldt_entries * DESCRIPTOR_SIZE:
+                yield f"page {page} of vcpu {vcpu_id}'s LDT is beyond its end"
         for page in range(PAGES_PER_VCPU):
             entry = l1[first + page]
             is_ = (entry & ADDR) >> PAGE_SHIFT if entry & P else None
