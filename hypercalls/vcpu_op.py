@@ -100,7 +100,8 @@ def up(current: Current, vcpu: Vcpu, pointer: int) -> None:
 def down(current: Current, vcpu: Vcpu, pointer: int) -> None:
     """Take a vcpu off; the last one powers the domain off."""
     if not any(other.online for other in current.domain.vcpus if other is not vcpu):
-        scheduler.shutdown(current.domain, SHUTDOWN_poweroff)
+        why = "the guest's last vcpu went down, and none had asked for a shutdown"
+        scheduler.shutdown(current.domain, SHUTDOWN_poweroff, why)
         current.cpu.stop()
     elif vcpu.online:
         vcpu.initialised = True

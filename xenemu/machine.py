@@ -273,7 +273,7 @@ class Machine:
             return finished
         if code is not None:
             end, reason = SHUTDOWNS.get(code, (End.GUEST_CRASH, f"shutdown reason {code}"))
-            return Outcome(end, reason)
+            return Outcome(end, self.domain.shutdown_why or reason)
         if limits.expired():
             return Outcome(End.TIMEOUT, f"still running after {limits.timeout_s:g} s")
         return None

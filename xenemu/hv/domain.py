@@ -78,6 +78,7 @@ class Domain:
     shared_info_width: int = 0  # the width that shared_info is laid out for
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
     shutdown_code: int | None = None  # None while it runs
+    shutdown_why: str = ""  # how it came to that, where the guest did not ask for it
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     timers: Timers = field(default_factory=Timers)
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown

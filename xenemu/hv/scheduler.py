@@ -148,8 +148,13 @@ def fire_timer(domain: Domain, now_ns: int, key: Key) -> None:
         raise ValueError(f"no timer is called {kind}")
 
 
-def shutdown(domain: Domain, reason: int) -> None:
-    """Shut the domain down; the first reason counts, or the one that was chosen before."""
+def shutdown(domain: Domain, reason: int, why: str = "") -> None:
+    """Shut the domain down; the first reason counts, or the one that was chosen before.
+
+    `why` is a sentence for the person, where the guest did not ask for it.
+    """
+    if domain.shutdown_code is None:
+        domain.shutdown_why = why
     choose_shutdown_code(domain, reason)
     domain.shutdown_code = domain.chosen_shutdown_code
 

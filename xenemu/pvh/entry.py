@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.abi.errno import EPERM
+from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
+from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.console import OUTPUT_LIMIT
@@ -15,9 +17,9 @@ from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import issue, look_at_timers
 from xenemu.hv.domain import Current
 from xenemu.hv.timers import Key
-from xenemu.pvh import callbacks, cpuid, lapic_glue, msr
+from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.state import pvh
+from xenemu.pvh.state import pvh, pvh_domain
 from xenemu.x86 import flags, segment
 from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
 
@@ -129,16 +131,9 @@ class PvhExits:
         """The engine returned: see whether the guest halted, or died."""
         current, cpu = self.current, cpu_of(self.current)
         if cpu.triple_fault:
-            # DIVERGES: Xen shuts the domain down, for HVM_PARAM_TRIPLE_FAULT_REASON: as a rule, to
-            # reboot it. A person wants to know.
-            idt = cpu.segment(Seg.IDTR)
-            raise TripleFault(
-                f"triple fault at {cpu.rip:#x}; its IDT is at {idt.base:#x},"
-                f" with the limit {idt.limit:#x}",
-                "the guest faulted, and then could not enter a handler: is the gate of the first"
-                " exception in the IDT, and are its code segment and its stack mapped? cr2 is the"
-                " last page fault's address",
-            )
+            self._triple_fault()
+            return
+        reset.look_at_idt(current)
         if not cpu.halted or current.domain.shutdown_code is not None:
             return
         if callbacks.interrupt_due(current):
@@ -148,9 +143,28 @@ class PvhExits:
         else:
             self._vcpu_down()
 
+    def _triple_fault(self) -> None:
+        """Shut the domain down, as Xen does; TripleFault unless the guest has reset itself so."""
+        current, idt = self.current, self.current.cpu.segment(Seg.IDTR)
+        why = pvh_domain(current).params.get(HVM_PARAM_TRIPLE_FAULT_REASON, SHUTDOWN_reboot)
+        meant = reset.is_reset(current)
+        scheduler.shutdown(current.domain, why, "the guest reset itself by a triple fault")
+        if meant:
+            return
+        # DIVERGES: Xen does not tell apart, and reboots the domain. A person wants to know.
+        raise TripleFault(
+            f"triple fault at {current.cpu.rip:#x}; its IDT is at {idt.base:#x},"
+            f" with the limit {idt.limit:#x}",
+            "the guest faulted, and then could not enter a handler: is the gate of the first"
+            " exception in the IDT, and are its code segment and its stack mapped? cr2 is the"
+            " last page fault's address",
+        )
+
     def _vcpu_down(self) -> None:
         """HLT with interrupts off: the vcpu goes, and with the last one the domain."""
         domain, vcpu = self.current.domain, self.current.vcpu
         vcpu.online = False
         if not any(other.online for other in domain.vcpus):
-            scheduler.shutdown(domain, 0)
+            scheduler.shutdown(
+                domain, SHUTDOWN_poweroff, "the guest's last vcpu halted with interrupts off"
+            )
