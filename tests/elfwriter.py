@@ -44,6 +44,18 @@ class Shdr:
     offset: int | None = None
 
 
+def symbol_table(addresses: dict[str, int], bits: int = 64) -> list[Shdr]:
+    """The two sections of a symbol table, to be the first ones: global objects in section 1."""
+    names, table = b"\0", b""
+    for name, address in addresses.items():
+        if bits == 64:
+            table += struct.pack("<IBBHQQ", len(names), 0x11, 0, 1, address, 16)
+        else:
+            table += struct.pack("<IIIBBH", len(names), address, 16, 0x11, 0, 1)
+        names += name.encode() + b"\0"
+    return [Shdr(".symtab", table, SYMTAB, link=2), Shdr(".strtab", names, STRTAB)]
+
+
 def note(kind: int, value: int | str | bytes, owner: str = "Xen", width: int = 8) -> bytes:
     """Encode one note; a number takes `width` bytes, a string gets its NUL."""
     if isinstance(value, int):

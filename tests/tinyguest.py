@@ -23,7 +23,8 @@ def say(text: bytes) -> bytes:
     return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
 
 
-def kernel(code: bytes) -> bytes:
-    """An ELF that runs `code` in kernel mode, with no trap handlers."""
+def kernel(code: bytes, symbols: dict[str, int] | None = None) -> bytes:
+    """An ELF that runs `code` in kernel mode, with no trap handlers; the addresses of `symbols`."""
     notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
-    return elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes])
+    sections = elfwriter.symbol_table(symbols) if symbols else ()
+    return elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes], sections)

@@ -47,8 +47,8 @@ MAX_LINES: Final = 1 << 16  # of the log, that anybody is told
 INFO: Final = struct.Struct("<QQHBB")  # struct printk_info, up to the level
 INFO_SIZE: Final = 88
 
-# What begins a line of the kernel's on its console, unless printk.time is off.
-STAMP: Final = re.compile(r"(?:<\d+>)?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
+# What begins a line of the kernel's on its console, unless printk.time is off. (NetBSD's, too.)
+STAMP: Final = re.compile(r"(?:<\d+>)?\[ *\d+\.\d{6,7}\](?:\[ *[TC]\d+\])? ")
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,16 @@ class Linux:
         return self._variable("tainted_mask", self._width)
 
     @property
-    def panicked(self) -> bool:
-        """Whether panic() was entered; without its variable, whether the stack says so.
+    def panicked(self) -> bool | None:
+        """Whether panic() was entered; None if memory does not tell.
 
-        panic() never returns, so that an address within it can be on a stack only behind it.
+        Without its variable the stack can say so, but not deny it: panic() never returns, so that
+        an address within it is on a stack only after it was called.
         """
         cpu = self._variable("panic_cpu", 4)
         if cpu is not None:
             return cpu != NO_PANIC
-        return self._is_inside("panic")
+        return self._is_inside("panic") or None
 
     @property
     def died_early(self) -> bool:

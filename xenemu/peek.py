@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Final
 
 from xenemu.abi.errno import EFAULT
@@ -17,8 +17,7 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.image import Image
 from xenemu.image.backtrace import backtrace, follows_call
-from xenemu.image.orc import Orc, Read
-from xenemu.image.symbols import Symbols, load_symbols
+from xenemu.image.orc import Read
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
 from xenemu.x86 import segment
@@ -193,12 +192,7 @@ class Code:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self.symbols: Symbols = load_symbols(image.elf, image.segments)
-
-    @cached_property
-    def _orc(self) -> Orc | None:
-        orc = Orc(self._image.elf)
-        return orc if len(orc) else None
+        self.symbols = image.symbols
 
     def format(self, vaddr: int) -> str:
         """Write an address as Linux does, ``name+0x1a/0x400``."""
@@ -211,7 +205,7 @@ class Code:
         cpu = current.cpu
         lines = backtrace(
             self.symbols,
-            self._orc,
+            self._image.orc,
             cpu.rip,
             cpu.regs[Reg.RSP],
             cpu.regs[Reg.RBP],

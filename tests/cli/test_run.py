@@ -11,20 +11,22 @@ import termios
 
 import pytest
 
+import elfwriter
 from guests.build import ENVIRONMENTS, build, guests
 from tinyguest import BLOCK, CRASH, POWEROFF, REBOOT, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu.cli.expect import Expectations
 from xenemu.cli.run import judge
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as initramfs
+from xenemu.smoke.verdict import Facts
 
 
 @pytest.fixture
 def boot(tmp_path, xenemu_run):
     path = tmp_path / "kernel"
 
-    def boot(code, *options, **more):
-        path.write_bytes(kernel(code))
+    def boot(code, *options, symbols=None, **more):
+        path.write_bytes(kernel(code, symbols))
         return xenemu_run(path, "--memory", "64M", *options, **more)
 
     return boot
@@ -70,9 +72,8 @@ def test_a_crash_by_the_hypervisor_says_what_to_do(boot):
     assert lines[1].startswith("xenemu: what to do: register handlers before")
 
 
-@pytest.mark.parametrize("sp", ["010020", "f8ffff", "ffffff"])
-def test_a_report_ends_though_the_stack_pointer_is_not_aligned(boot, sp):
-    load = b"\x48\xc7\xc4" + bytes.fromhex(sp) + b"\xff"  # mov $-..., %rsp
+def test_a_report_ends_though_the_stack_pointer_is_not_aligned(boot):
+    load = bytes.fromhex("bc01002000")  # mov $0x200001, %esp
     assert b"Backtrace:" in boot(load + UNDEFINED).stderr
 
 
@@ -116,15 +117,82 @@ def test_an_expectation_beats_the_crash_that_follows_it(boot):
     ],
 )
 def test_what_counts_when_an_expectation_is_not_met(end, judged):
-    outcome = judge(Outcome(end, "it ended"), Expectations(["a", "b"]))
+    outcome = judge(Outcome(end, "it ended"), Expectations(["a", "b"]), FakeWitness())
     assert outcome == Outcome(judged, "it ended; never seen: 'a', 'b'")
 
 
-def test_a_panic_is_named():
+# Panics.
+
+
+class FakeWitness:
+    """A kernel with a memory of this."""
+
+    def __init__(self, doubts=True, **memory):
+        self.memory, self.doubts = memory, lambda outcome, headlines: doubts
+
+    def facts(self, outcome, console):
+        return Facts(outcome.end, outcome.reason, console=console, **self.memory)
+
+
+NO_ROOT = "Kernel panic - not syncing: no root"
+PANICKED = f"[    1.000000] {NO_ROOT}\r\n[ 1.1] CPU: 0\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("end", "judged", "reason"),
+    [
+        (End.GUEST_CRASH, End.GUEST_CRASH, f"it ended: {NO_ROOT}"),
+        (End.TIMEOUT, End.GUEST_CRASH, f"{NO_ROOT}; it ended"),
+        (End.IDLE, End.GUEST_CRASH, f"{NO_ROOT}; it ended"),
+        (End.TRIPLE_FAULT, End.GUEST_CRASH, f"{NO_ROOT}; it ended"),
+        (End.REBOOT, End.GUEST_CRASH, f"{NO_ROOT}; it ended"),
+        (End.POWEROFF, End.GUEST_CRASH, f"{NO_ROOT}; it ended"),
+        (End.STOPPED, End.STOPPED, f"it ended; before that, {NO_ROOT}"),
+        (End.REFUSED, End.REFUSED, "it ended"),
+        (End.EXPECTED, End.EXPECTED, "it ended"),
+    ],
+)
+def test_a_panic_is_a_crash_and_named_however_the_run_ended(end, judged, reason):
     expectations = Expectations([])
-    expectations.feed(b"[ 1.0] Kernel panic - not syncing: no root\r\n[ 1.1] CPU: 0\r\n")
-    outcome = judge(Outcome(End.GUEST_CRASH, "it crashed"), expectations)
-    assert outcome.reason == "it crashed: Kernel panic - not syncing: no root"
+    expectations.feed(PANICKED)
+    outcome = judge(Outcome(end, "it ended", "advice"), expectations, FakeWitness(panicked=True))
+    assert (outcome.end, outcome.reason) == (judged, reason)
+    if judged is not end:
+        assert not outcome.advice  # which was about how it ended
+
+
+def test_no_kernel_is_asked_for_a_good_end():
+    outcome = judge(Outcome(End.POWEROFF, "it ended"), Expectations([]), FakeWitness(doubts=False))
+    assert outcome == Outcome(End.POWEROFF, "it ended")
+
+
+PANIC_CPU = elfwriter.ENTRY + 0x100
+
+
+@pytest.mark.parametrize(
+    ("code", "options"), [(SPIN, ("--timeout", "0.2")), (shutdown(REBOOT), ())]
+)
+def test_a_kernels_memory_says_that_it_panicked(boot, code, options):
+    code = say(b"[    1.000000] Kernel panic - not syncing: no root\n") + code
+    result = boot(code.ljust(0x104, b"\0"), *options, symbols={"panic_cpu": PANIC_CPU})
+    last = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 4, last
+    assert f"guest-crash, exit 4: {NO_ROOT}; " in last
+
+
+def test_a_bsds_memory_says_that_it_panicked(boot):
+    words = PANIC_CPU + 8
+    data = words.to_bytes(8, "little") + b"no root\0"
+    result = boot(BLOCK.ljust(0x100, b"\0") + data, symbols={"panicstr": PANIC_CPU})
+    last = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 4, last
+    assert "guest-crash, exit 4: panic: no root; " in last
+
+
+def test_a_program_that_says_panic_is_none(boot):
+    code = say(b"[    1.000000] Kernel panic - not syncing: no root\n") + shutdown(POWEROFF)
+    code = code.ljust(0x100, b"\0") + b"\xff" * 4  # PANIC_CPU_INVALID
+    assert boot(code, symbols={"panic_cpu": PANIC_CPU}).returncode == 0
 
 
 # Streams.

@@ -56,7 +56,18 @@ def test_the_machine_comes_first(ended, expected):
         ({"ended": End.GUEST_CRASH, "log": [LogLine(0, 1, PANIC)]}, [Verdict.CRASH]),
         ({"ended": End.STOPPED, "panicked": True}, [Verdict.PANIC]),
         ({"ended": End.POWEROFF, "halted": True}, [Verdict.IDLE]),
-        ({"ended": End.IDLE, "died_early": True}, [Verdict.PANIC, Verdict.IDLE]),
+        ({"ended": End.IDLE, "died_early": True}, [Verdict.PANIC]),
+        ({"ended": End.POWEROFF, "halted": True, "died_early": True}, [Verdict.PANIC]),
+        ({"ended": End.TIMEOUT, "panicked": True}, [Verdict.PANIC]),
+        ({"ended": End.TRIPLE_FAULT, "panicked": True}, [Verdict.PANIC]),
+        ({"ended": End.REBOOT, "panicked": True}, [Verdict.PANIC]),
+        ({"ended": End.REFUSED, "panicked": True}, [Verdict.REFUSED, Verdict.PANIC]),
+        ({"ended": End.TIMEOUT, "panicked": None, "console": stamped(PANIC)}, [Verdict.PANIC]),
+        ({"ended": End.TIMEOUT, "panicked": None, "console": [BANNER, PANIC]}, [Verdict.PANIC]),
+        ({"ended": End.TIMEOUT, "panicked": None, "console": stamped()}, [Verdict.TIMEOUT]),
+        ({"ended": End.TIMEOUT, "panicked": None, "console": [PANIC]}, [Verdict.TIMEOUT]),
+        ({"ended": End.TIMEOUT, "console": stamped(PANIC)}, [Verdict.TIMEOUT]),
+        ({"ended": End.REBOOT, "console": stamped(PANIC) + stamped()}, [Verdict.PANIC]),
     ],
 )
 def test_what_a_crash_was(facts, expected):
@@ -66,6 +77,23 @@ def test_what_a_crash_was(facts, expected):
 def test_a_panic_has_the_kernels_words():
     (finding,) = judge(Facts(End.GUEST_CRASH, "it crashed", console=stamped(PANIC)))
     assert finding.reason == PANIC
+
+
+FREEBSD = ["---<<BOOT>>---", "Copyright (c) 1992-2021 The FreeBSD Project.", "panic: no root"]
+NETBSD = [f"[   1.0000000] {line}" for line in ("NetBSD 9.3 (GENERIC) #0", "panic: no root")]
+OPENBSD = ["OpenBSD 7.4 (GENERIC) #1397: Tue", "panic: no root"]
+
+
+@pytest.mark.parametrize("console", [FREEBSD, NETBSD, OPENBSD])
+def test_a_bsds_panic_has_its_words(console):
+    facts = Facts(End.GUEST_CRASH, "it crashed", panicked=None, console=console)
+    assert judge(facts) == [Finding(Verdict.PANIC, "panic: no root")]
+    facts = Facts(End.TIMEOUT, "it hangs", panicked=True, panic_message="no root")
+    assert judge(facts) == [Finding(Verdict.PANIC, "panic: no root")]
+
+
+def test_a_program_in_linux_that_says_so_is_no_bsd():
+    assert verdicts(panicked=None, console=[BANNER, "panic: runtime error"]) == []
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from typing import Final
 
 from xenemu.console_text import PlainText
 from xenemu.errors import UsageError
+from xenemu.smoke.headlines import Headlines
 
 WINDOW: Final = 16 << 10  # characters of the past that a match can reach back to
 
 
 class Expectations:
-    """The patterns not yet met, and the last `WINDOW` characters of the console.
+    """The patterns not yet met, the last `WINDOW` characters of the console, and its headlines.
 
     Raises UsageError for what is no regular expression.
     """
@@ -27,6 +28,7 @@ class Expectations:
         self._unmet = {pattern: _compile(pattern) for pattern in patterns}
         self._plain = PlainText()
         self.tail = ""
+        self.headlines = Headlines()
 
     @property
     def unmet(self) -> list[str]:
@@ -40,8 +42,10 @@ class Expectations:
 
     def feed(self, data: bytes) -> None:
         """Look at more of the console."""
+        more = self._plain.feed(data)
+        self.headlines.feed(more)
         # One character more than the window, so that ^ does not match where it was cut.
-        text = self.tail + self._plain.feed(data)
+        text = self.tail + more
         start = 1 if len(self.tail) > WINDOW else 0
         for pattern, compiled in list(self._unmet.items()):
             if compiled.search(text, start):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,8 @@ from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.outputs import Output, Outputs
 from xenemu.report import report
+from xenemu.smoke.verdict import Verdict, crash
+from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
     from xenemu.gdb.channel import Listener
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_TIMEOUT_S: Final = 1_000_000
 REPORTED: Final = {4, 5, 6, EXIT_BUG}  # exit codes after which a person wants to know where it was
-PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
+ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatever the kernel says
 
 HELP_EPILOG: Final = f"""\b
 Examples:
@@ -46,8 +47,9 @@ Exit codes:
   0    it powered off, rebooted or suspended itself, or every --expect was met,
        or you left with Ctrl-]
   3    it ended, or you left, before every --expect was met
-  4    the guest crashed or panicked, or its watchdog ran out
-  5    the hypervisor crashed it, for a rule that it broke; or a triple fault
+  4    the guest crashed, or it panicked, whatever came after; or its watchdog ran out
+  5    the hypervisor crashed it, for a rule that it broke; or a triple fault that
+       is no reboot
   6    --timeout passed, or the guest waits for what can never come
   {EXIT_IMAGE}    the kernel cannot be used, these options cannot be honoured, or a file cannot
        be written
@@ -240,9 +242,10 @@ def _run(
         stderr = Sink(told_to, terminal, status)
         trace = stderr if trace_file is None else Sink(trace_file, terminal)
         limits, server = Limits(timeout), None
+        witness = Witness(machine, loaded)
         if listener:
             status.phase("xenemu: reading the kernel's symbols")
-            server = _serve(listener, machine, loaded, terminal, limits, expectations)
+            server = _serve(listener, machine, loaded, terminal, limits, expectations, witness)
             status.make_room()
             if not listener.takes_stdio:
                 _tell(f"waiting for gdb: target remote {listener.address}")
@@ -253,7 +256,7 @@ def _run(
     finally:
         typer.echo(status.end(), err=True, nl=False)
 
-    outcome = judge(outcome, expectations)
+    outcome = judge(outcome, expectations, witness)
     code = 128 + terminal.signum if terminal.signum else outcome.exit_code
     if code in REPORTED or verbose:
         _tell(outcome.reason)
@@ -279,16 +282,30 @@ def _build(loaded: image.Image, config: DomainConfig, mode: Mode) -> Machine:
         raise UsageError(f"--memory: this host has no {size} to give; try less") from None
 
 
-def judge(outcome: Outcome, expectations: Expectations) -> Outcome:
-    """What an end means, given what was printed: unmet expectations, a panic's own words."""
-    reason = outcome.reason
-    if outcome.end is End.GUEST_CRASH and (panics := PANIC.findall(expectations.tail)):
-        reason += f": {panics[0]}"
+def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Outcome:
+    """What an end means: a kernel that panicked has crashed, however that ended the domain.
+
+    Unmet expectations count unless something graver happened.
+    """
+    outcome = _ask_the_kernel(outcome, expectations.headlines.lines, witness)
     if not expectations.unmet:
-        return replace(outcome, reason=reason)
-    reason += "; never seen: " + ", ".join(map(repr, expectations.unmet))
+        return outcome
+    reason = f"{outcome.reason}; never seen: " + ", ".join(map(repr, expectations.unmet))
     end = End.UNMET if outcome.exit_code == 0 else outcome.end
     return replace(outcome, end=end, reason=reason)
+
+
+def _ask_the_kernel(outcome: Outcome, headlines: Sequence[str], witness: Witness) -> Outcome:
+    if outcome.end in ENDED_BY_OTHERS or not witness.doubts(outcome, headlines):
+        return outcome
+    died = crash(witness.facts(outcome, headlines))
+    if died is None or died.verdict is Verdict.CRASH:  # which has no words
+        return outcome
+    if outcome.end is End.GUEST_CRASH:
+        return replace(outcome, reason=f"{outcome.reason}: {died.reason}")
+    if outcome.end is End.STOPPED:
+        return replace(outcome, reason=f"{outcome.reason}; before that, {died.reason}")
+    return Outcome(End.GUEST_CRASH, f"{died.reason}; {outcome.reason}")
 
 
 @contextmanager
@@ -313,6 +330,7 @@ def _serve(
     terminal: HostTerminal,
     limits: Limits,
     expectations: Expectations,
+    witness: Witness,
 ) -> Server:
     from xenemu.gdb.server import Server  # noqa: PLC0415
     from xenemu.gdb.target import Target  # noqa: PLC0415
@@ -323,7 +341,7 @@ def _serve(
         terminal,
         limits,
         _tell,
-        lambda outcome: judge(outcome, expectations),
+        lambda outcome: judge(outcome, expectations, witness),
     )
     terminal.callers = server.descriptors
     return server

@@ -27,7 +27,6 @@ from xenemu.image.elf import (
     parse,
 )
 from xenemu.image.orc import Orc
-from xenemu.image.symbols import load_symbols
 
 SHT_PROGBITS = 1
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
@@ -64,7 +63,7 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
         unmarked = bytearray(image.elf)
         unmarked[EI_OSABI] = ELFOSABI_STANDALONE
         return memoryview(unmarked)
-    names = list(load_symbols(image.elf, image.segments).items())
+    names = list(image.symbols.items())
     if not names and not physical:
         return image.elf
     bits = 32 if physical else image.elf_class

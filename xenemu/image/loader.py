@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,6 +19,8 @@ from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
 from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.notes import XenNotes, read_notes
+from xenemu.image.orc import Orc
+from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import forget, unpacked
 
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
@@ -77,6 +80,17 @@ class Image:
     def pend(self) -> int:
         """The end of the kernel by p_paddr: of the highest segment, or of the symbols after it."""
         return self.bsd_symbols.end if self.bsd_symbols else _end(self.segments)
+
+    @cached_property
+    def symbols(self) -> Symbols:
+        """The names of its addresses, read at the first question."""
+        return load_symbols(self.elf, self.segments)
+
+    @cached_property
+    def orc(self) -> Orc | None:
+        """How to unwind its stack, if it says so."""
+        orc = Orc(self.elf)
+        return orc if len(orc) else None
 
     def contents(self) -> Iterator[tuple[int, memoryview]]:
         """Yield what goes into memory: each piece's p_paddr and bytes."""

@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu import image
-from xenemu.abi.sched import SHUTDOWN_crash
-from xenemu.abi.vcpu import VCPUOP_down
 from xenemu.errors import UsageError
-from xenemu.linux import Linux
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import format_size, parse_module, read_module
 from xenemu.outcome import End, Outcome
@@ -27,7 +24,8 @@ from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
-from xenemu.smoke.verdict import Facts, Finding, Verdict, judge
+from xenemu.smoke.verdict import Finding, Verdict, judge
+from xenemu.smoke.witness import Witness
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
 MILESTONES: Final = {
@@ -86,7 +84,7 @@ class Session:
                 raise
             size = format_size(boot.memory)
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
-        self._linux = Linux(self.machine.current, self.image)
+        self._witness = Witness(self.machine, self.image)
         self._mark("built", 0)
 
     # What to do with the guest.
@@ -117,19 +115,9 @@ class Session:
 
     def judge(self, outcome: Outcome) -> list[Finding]:
         """What speaks against the guest as it is now."""
-        linux, domain = self._linux, self.machine.domain
-        crashed = domain.shutdown_code == SHUTDOWN_crash
-        last = domain.calls[-1] if domain.calls else None
-        halted = last is not None and last.name == "vcpu_op" and last.args[0] == VCPUOP_down
-        facts = Facts(
-            ended=End.GUEST_CRASH if crashed else outcome.end,
-            reason=outcome.reason,
-            panicked=linux.panicked,
-            died_early=(halted or outcome.end is End.IDLE) and linux.died_early,
-            halted=halted,
-            taint=linux.taint,
-            console=self.transcript.text,
-            log=linux.log(),
+        facts = self._witness.facts(
+            outcome,
+            self.transcript.text,
             unmet=[step.pattern for step, _ in self._steps],
             findings=self.findings,
             cases=parse(self.transcript.text),
@@ -199,7 +187,7 @@ class Session:
         silent_ns = now_ns - self._spoke_ns
         if silent_ns >= PROBE_NS and now_ns - self._probed_ns >= PROBE_NS:
             self._probed_ns = now_ns
-            if self._linux.panicked:
+            if self._witness.panicked:
                 return Outcome(End.STOPPED, "the kernel panicked, and does nothing more")
         if now_ns >= boot.virtual_timeout * 1e9:
             words = f"still running after {boot.virtual_timeout:g} s of its own time"

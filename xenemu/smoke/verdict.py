@@ -83,6 +83,7 @@ ENDS: Final = {
     End.IDLE: Verdict.IDLE,
     End.TIMEOUT: Verdict.TIMEOUT,
 }
+AFTERMATH: Final = {End.TRIPLE_FAULT, End.IDLE, End.TIMEOUT}  # what can follow a panic
 CLEAN: Final = {
     End.POWEROFF: "poweroff",
     End.REBOOT: "reboot",
@@ -92,8 +93,9 @@ CLEAN: Final = {
 # What the kernel prints: the verdict, the taint bit that goes with it, and the line.
 # In Linux: kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c, kernel/rcu/tree_stall.h,
 # lib/bug.c, arch/x86/kernel/dumpstack.c, arch/x86/mm/fault.c
-PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
-INIT_EXIT: Final = "Attempted to kill init!"
+PANIC: Final = re.compile(r"Kernel panic - not syncing: .*")
+INIT_EXIT: Final = re.compile(PANIC.pattern[:-2] + "Attempted to kill init!")
+BSD_PANIC: Final = re.compile(r"panic: .*")
 PATTERNS: Final = [
     (Verdict.BUG, TAINT_DIE, re.compile(r"kernel BUG at \S+:\d+!")),
     (
@@ -112,6 +114,7 @@ PATTERNS: Final = [
     (Verdict.BUG, 0, re.compile(r"BUG: (?!unable to handle |kernel NULL pointer)\S")),
 ]
 BANNER: Final = re.compile(r"Linux version \d")
+BSD_BANNER: Final = re.compile(r"(?:Free|Net|Open|DragonFly )BSD \d|Copyright \(c\) .*BSD")
 TAINTED: Final = {
     TAINT_DIE: (Verdict.OOPS, "the kernel's taint says that it oopsed (D)"),
     TAINT_SOFTLOCKUP: (Verdict.LOCKUP, "the kernel's taint says that it was locked up (L)"),
@@ -131,13 +134,14 @@ class Finding:
 class Facts:
     """What is known of a boot that has ended.
 
-    `ended` and `reason` are the machine's; `findings` those of whoever watched it. `panicked`
-    and `taint` are from the kernel's memory (None: not to be had), as is `log`.
+    `ended` and `reason` are the machine's; `findings` those of whoever watched it. `panicked`,
+    `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not tell).
     """
 
     ended: End
     reason: str
-    panicked: bool = False
+    panicked: bool | None = False
+    panic_message: str = ""
     died_early: bool = False  # by an exception, before the kernel could handle any
     halted: bool = False  # every vcpu is down, and none had asked for a shutdown
     taint: int | None = None
@@ -173,27 +177,45 @@ def judge(
 
 
 def _machine(facts: Facts) -> list[Finding]:
-    found = [Finding(ENDS[facts.ended], facts.reason)] if facts.ended in ENDS else []
-    if facts.halted:  # Xen then powers the domain off, as if it had asked
+    died = crash(facts)
+    found = [died] if died else []
+    if facts.ended in ENDS and not (died and facts.ended in AFTERMATH):
+        found.append(Finding(ENDS[facts.ended], facts.reason))
+    if facts.halted and not died:  # Xen then powers the domain off, as if it had asked
         found.append(Finding(Verdict.IDLE, "the guest halted for good, without a shutdown"))
-    if facts.died_early:
-        words = "an exception before the kernel could handle any: see the backtrace"
-        found.append(Finding(Verdict.PANIC, words))
-    if facts.panicked or facts.ended is End.GUEST_CRASH:
-        found.append(_panic(facts))
     return found
 
 
-def _panic(facts: Facts) -> Finding:
-    message = next(
-        (found[1] for text in _kernel_lines(facts) if (found := PANIC.match(text))), None
-    )
-    if message is not None:
-        kind = Verdict.INIT_EXIT if message.startswith(INIT_EXIT) else Verdict.PANIC
-        return Finding(kind, f"Kernel panic - not syncing: {message}")
-    if facts.panicked:
-        return Finding(Verdict.PANIC, "the kernel panicked, and what it said is not known")
-    return Finding(Verdict.CRASH, facts.reason)
+def crash(facts: Facts) -> Finding | None:
+    """What the kernel died of by its own account, however the domain ended; None if it did not.
+
+    Memory decides. The console does where memory does not tell, or is another kernel's by now.
+    """
+    words = f"panic: {facts.panic_message}" if facts.panic_message else ""
+    words = words or _panic_message(_kernel_lines(facts))
+    panicked = bool(words) if facts.panicked is None else facts.panicked
+    if panicked or (words and facts.ended is End.GUEST_CRASH) or _is_succeeded(facts.console):
+        kind = Verdict.INIT_EXIT if INIT_EXIT.match(words) else Verdict.PANIC
+        return Finding(kind, words or "the kernel panicked, and what it said is not known")
+    if facts.ended is End.GUEST_CRASH:
+        return Finding(Verdict.CRASH, facts.reason)
+    if facts.died_early:
+        words = "an exception before the kernel could handle any: see the backtrace"
+        return Finding(Verdict.PANIC, words)
+    return None
+
+
+def _panic_message(lines: Sequence[str]) -> str:
+    """The first panic in the kernel's own lines; nothing if there is none."""
+    pattern = BSD_PANIC if any(BSD_BANNER.match(line) for line in lines) else PANIC
+    return next((line for line in lines if pattern.match(line)), "")
+
+
+def _is_succeeded(console: Sequence[str]) -> bool:
+    """Whether another kernel has started after a panic, for the dump."""
+    lines = kernel_lines(console)
+    panic = next((at for at, line in enumerate(lines) if PANIC.match(line)), len(lines))
+    return any(BANNER.match(line) for line in lines[panic:])
 
 
 def _kernel(facts: Facts) -> list[Finding]:
@@ -231,7 +253,7 @@ def kernel_lines(console: Iterable[str]) -> list[str]:
         stamp = STAMP.match(line)
         if stamp:
             found.append(line[stamp.end() :])
-        elif not found and BANNER.match(line):
+        elif not found and (BANNER.match(line) or BSD_BANNER.match(line)):
             stamped = False
             found.append(line)
         elif not stamped:
