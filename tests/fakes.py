@@ -65,6 +65,9 @@ class FakeCpu:
     def segment(self, which: Seg) -> Segment:
         return self.segments.get(which, Segment(0))
 
+    def selector(self, which: Seg) -> int:
+        return self.segment(which).selector
+
     @property
     def code64(self) -> bool:
         return bool(self.segment(Seg.CS).attributes & L)
@@ -199,6 +202,9 @@ class FakeNativeCpu(FakeCpu):
     nmi_pending: bool = False
     interrupt_requests: int = 0
     upcall: tuple[int, int | None] | None = None
+
+    def selector(self, which: Seg) -> int:
+        return self.segment(which).selector
 
     @property
     def code64(self) -> bool:

@@ -91,7 +91,7 @@ def _registers(current: Current, code: Code) -> list[str]:
 
     names = [register.name.lower() for register in Reg][: {8: 16, 4: 8}[width]]
     general = [value(name, cpu.regs[index]) for index, name in enumerate(names)]
-    cs, ss = cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS).selector
+    cs, ss = cpu.selector(Seg.CS), cpu.selector(Seg.SS)
     mode = "kernel" if in_kernel(current) else "user"
     jump = cpu.came_from()
     return [

@@ -21,6 +21,7 @@ from xenemu.pv.entry import PvExits
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.perdomain import ldt_base
 from xenemu.pv.state import DR6_DEFAULT, Trap, pv
+from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags, segment
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 
@@ -168,6 +169,15 @@ def test_a_system_call_of_user_mode_is_the_guests(current: Current, exits: PvExi
     exits.syscall()
     assert entered(current) == 0x200
     assert not current.domain.calls
+
+
+def test_a_hypercall_leaves_flat_selectors(current: Current, exits: PvExits) -> None:
+    cpu = current.cpu
+    cpu.set_segment(Seg.CS, Segment(0xB, 0, 0xFFFFFFFF, segment.CODE64_RING3))
+    cpu.set_segment(Seg.SS, Segment(0x13, 0, 0xFFFFFFFF, segment.DATA_RING3))
+    cpu.regs[Reg.RAX] = Nr.xen_version
+    exits.syscall()
+    assert (cpu.segment(Seg.CS), cpu.segment(Seg.SS)) == (CS64, SS64)
 
 
 @pytest.mark.parametrize("user", [False, True])

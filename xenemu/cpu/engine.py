@@ -414,6 +414,10 @@ class Engine:
         s = self._segs[which]
         return Segment(s.selector, s.base, s.limit, s.flags & ATTRIBUTES)
 
+    def selector(self, which: Seg) -> int:
+        """Read a segment register's selector."""
+        return int(self._segs[which].selector)
+
     def set_segment(self, which: Seg, value: Segment) -> None:
         """Load a segment register; CS, SS, DS and ES also set the CPU's mode."""
         s = self._segs[which]

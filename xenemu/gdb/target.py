@@ -140,7 +140,7 @@ class Target:
         if name in GENERAL:
             return cpu.regs[GENERAL[name]]
         if name in SEGMENTS:
-            return cpu.segment(SEGS[name]).selector
+            return cpu.selector(SEGS[name])
         if name in SEGMENT_BASES:
             return cpu.segment(SEGMENT_BASES[name]).base
         return _OTHERS[name](self) if name in _OTHERS else 0

@@ -38,7 +38,7 @@ VM86_FRAME = 9  # words: EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS
 
 def in_kernel_mode(current: Current) -> bool:
     """Whether the vcpu is in ring 1; the engine also executes VM86 code, which is not."""
-    cs = current.cpu.segment(Seg.CS).selector
+    cs = current.cpu.selector(Seg.CS)
     return cs & segment.SEL_RPL == KERNEL_RING and not current.cpu.rflags & flags.VM
 
 
@@ -58,7 +58,7 @@ def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = N
     seen = rflags & ~(flags.IF | flags.IOPL) | (0 if mask else flags.IF)
     if domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         seen |= state.iopl << flags.IOPL_SHIFT
-    cs, ss = cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS)
+    cs, ss = cpu.selector(Seg.CS), cpu.segment(Seg.SS)
     frame = [cpu.rip, cs | mask << 16, seen]
     if cs & USER_RINGS:
         frame += [regs[Reg.RSP], ss.selector]
@@ -107,7 +107,7 @@ def iret32(current: Current) -> None:
     regs[Reg.RAX], cpu.rip = eax, eip
     cpu.rflags = eflags & flags.ALL & ~NEVER_RESTORED | flags.IF | flags.FIXED
     masked = not eflags & flags.IF
-    ss = cpu.segment(Seg.SS).selector
+    ss = cpu.selector(Seg.SS)
     if eflags & flags.VM:
         trap = _refuse_vm86(current, esp)
         cs, ss = trap.cs, state.kernel_ss

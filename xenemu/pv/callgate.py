@@ -81,7 +81,7 @@ def emulate_gate_op(current: Current, error_code: int) -> None:
 
 def _go_through(current: Current, error_code: int) -> None:
     refusal = Fault(flags.GP, error_code)
-    cpl = current.cpu.segment(Seg.CS).selector & segment.SEL_RPL
+    cpl = current.cpu.selector(Seg.CS) & segment.SEL_RPL
     gate = _read_gate(current, error_code, cpl)
     jump, selector, length = _decode(current, refusal)
     if selector & SELECTOR != error_code or gate.dpl < selector & segment.SEL_RPL:
@@ -95,7 +95,7 @@ def _go_through(current: Current, error_code: int) -> None:
         raise Fault(flags.NP, gate.selector)
     if gate.offset > code.limit:
         raise Fault(flags.GP)
-    cs, ss = gate.selector | cpl, current.cpu.segment(Seg.SS).selector
+    cs, ss = gate.selector | cpl, current.cpu.selector(Seg.SS)
     if not jump:
         back = (current.cpu.rip + length) & WORD
         if code.dpl < cpl:
@@ -153,7 +153,7 @@ def _decode(current: Current, refusal: Fault) -> tuple[bool, int, int]:
 
 def _read_selector(current: Current, which: Seg, offset: int, refusal: Fault) -> int:
     """The selector of a far pointer at `offset` in a segment."""
-    named = _read(current, current.cpu.segment(which).selector, refusal)
+    named = _read(current, current.cpu.selector(which), refusal)
     readable = not named.has(segment.TYPE_CODE) or named.has(segment.TYPE_WRITABLE)
     if not named.has(segment.S, segment.PRESENT) or not readable or offset + 1 > named.limit:
         raise refusal
@@ -169,7 +169,7 @@ def _call_inwards(current: Current, gate: Gate, ring: int, back: int, refusal: F
     state, cpu = pv(current), current.cpu
     if ring != KERNEL_RING:  # there are no other stacks
         raise refusal
-    ss, old_ss, old_esp = state.kernel_ss, cpu.segment(Seg.SS).selector, cpu.regs[Reg.RSP]
+    ss, old_ss, old_esp = state.kernel_ss, cpu.selector(Seg.SS), cpu.regs[Reg.RSP]
     bad_stack = Fault(flags.TS, ss & SELECTOR)
     stack = _read(current, ss, bad_stack)
     if ss & segment.SEL_RPL != ring or stack.dpl != ring or not stack.is_writable_data:
@@ -182,7 +182,7 @@ def _call_inwards(current: Current, gate: Gate, ring: int, back: int, refusal: F
         raise refusal
     _push(current, top, [old_ss, old_esp])
     parameters = _parameters(current, gate.parameters, state.kernel_sp - 8, refusal)
-    _push(current, top - 8, [*parameters, cpu.segment(Seg.CS).selector, back])
+    _push(current, top - 8, [*parameters, cpu.selector(Seg.CS), back])
     cpu.regs[Reg.RSP] = state.kernel_sp - size
     return ss
 
@@ -195,8 +195,8 @@ def _parameters(current: Current, count: int, esp: int, refusal: Fault) -> list[
     if not count:
         return []
     cpu = current.cpu
-    stack = _read(current, cpu.segment(Seg.SS).selector, refusal)
-    cpl = cpu.segment(Seg.CS).selector & segment.SEL_RPL
+    stack = _read(current, cpu.selector(Seg.SS), refusal)
+    cpl = cpu.selector(Seg.CS) & segment.SEL_RPL
     size = 4 * count
     if stack.dpl != cpl or not stack.is_writable_data or not stack.holds(esp + size, size):
         raise refusal
@@ -216,8 +216,8 @@ def _parameters(current: Current, count: int, esp: int, refusal: Fault) -> list[
 def _call(current: Current, back: int, refusal: Fault) -> None:
     """Push the frame of a call within the ring."""
     cpu = current.cpu
-    cs = cpu.segment(Seg.CS).selector
-    stack = _read(current, cpu.segment(Seg.SS).selector, refusal)
+    cs = cpu.selector(Seg.CS)
+    stack = _read(current, cpu.selector(Seg.SS), refusal)
     esp = cpu.regs[Reg.RSP] & WORD
     if stack.dpl != cs & segment.SEL_RPL:
         raise refusal

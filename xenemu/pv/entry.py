@@ -66,7 +66,7 @@ class PvExits:
         if number == Nr.iret:  # by far the commonest, and not worth a line in the log
             traps.iret(current)
             return
-        traps.set_syscall_registers(current)
+        traps.load_syscall_state(current)
         issue(current, number, ARGUMENTS64, traps.WORD, HYPERCALL_LENGTH)
         look_at_timers(current)
 

@@ -84,7 +84,7 @@ def _bounce_fault(current: Current, fault: Fault, what: str) -> None:
 def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """`bounce` of a 64-bit guest.
 
-    RCX and R11 end up as Xen's SYSRET leaves them. Crashes the domain where Xen does: no
+    RCX, R11, CS and SS end up as Xen's SYSRET leaves them. Crashes the domain where Xen does: no
     handler, or a stack that cannot take the frame.
     """
     if not trap.address:
@@ -96,7 +96,7 @@ def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = N
     seen = rflags & ~(flags.IF | flags.IOPL) | (0 if mask else flags.IF)
     if current.domain.vm_assist >> VMASST_TYPE_architectural_iopl & 1:
         seen |= state.iopl << flags.IOPL_SHIFT
-    cs, ss, old_rsp = cpu.segment(Seg.CS).selector, cpu.segment(Seg.SS).selector, regs[Reg.RSP]
+    cs, ss, old_rsp = cpu.selector(Seg.CS), cpu.selector(Seg.SS), regs[Reg.RSP]
     if state.kernel_mode:
         cs &= ~segment.SEL_RPL
         rsp = old_rsp
@@ -119,17 +119,21 @@ def bounce64(current: Current, trap: Trap, what: str, error_code: int | None = N
     except XenError as error:
         raise no_frame(what, error) from None
     cpu.rip, cpu.rflags, regs[Reg.RSP] = trap.address, rflags & ~NOT_INHERITED, rsp
-    set_syscall_registers(current)
-    cpu.set_segment(Seg.SS, SS64)
-    cpu.set_segment(Seg.CS, CS64)
+    load_syscall_state(current)
     if trap.mask_events:
         current.domain.memory.bytes[mask_byte] |= 1
 
 
-def set_syscall_registers(current: Current) -> None:
-    """Leave RCX and R11 as SYSCALL (and Xen's SYSRET after it) does."""
-    current.cpu.regs[Reg.RCX] = current.cpu.rip
-    current.cpu.regs[Reg.R11] = current.cpu.rflags
+def load_syscall_state(current: Current) -> None:
+    """Leave RCX, R11, CS and SS as SYSCALL (and Xen's SYSRET after it) does.
+
+    CS and SS are Xen's flat ones, whatever the guest had; one that has such a selector is flat.
+    """
+    cpu = current.cpu
+    cpu.regs[Reg.RCX], cpu.regs[Reg.R11] = cpu.rip, cpu.rflags
+    for which, flat in ((Seg.SS, SS64), (Seg.CS, CS64)):
+        if cpu.selector(which) != flat.selector:
+            cpu.set_segment(which, flat)
 
 
 def inject(current: Current, vector: int, error_code: int = 0) -> None:
@@ -205,10 +209,7 @@ def syscall_from_user(current: Current) -> None:
     #UD without a callback.
     """
     cpu, callback = current.cpu, pv(current).syscall_callback
-    set_syscall_registers(current)
-    # SYSCALL itself loads Xen's flat selectors, whatever the user had.
-    cpu.set_segment(Seg.SS, SS64)
-    cpu.set_segment(Seg.CS, CS64)
+    load_syscall_state(current)
     if callback.address:
         bounce(current, callback, "SYSCALL")
     else:
@@ -312,7 +313,7 @@ def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
 def _deliver_iret_fault(current: Current, fault: Fault) -> None:
     """Give the guest the fault of an iret whose target is in the registers already, and say so."""
     cpu = current.cpu
-    code, stack = (cpu.segment(which).selector for which in (Seg.CS, Seg.SS))
+    code, stack = (cpu.selector(which) for which in (Seg.CS, Seg.SS))
     current.domain.log(
         f"an iret to {code:#x}:{cpu.rip:#x}, with the stack at {stack:#x}:{cpu.regs[Reg.RSP]:#x}, "
         f"is not possible: {flags.vector_name(fault.vector)}, error code {fault.error_code:#x}"
