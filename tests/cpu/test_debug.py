@@ -21,7 +21,7 @@ from xenemu.x86.paging import Maddr
 FRAMES = 16
 CODE, HANDLER, DATA, GDT, IDT, STACK = (n << 12 for n in (2, 3, 4, 6, 7, 9))
 FLAT_GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
-UNDEFINED, DEBUG, EXTERNAL = 6, 1, 0x40
+UNDEFINED, DEBUG, PROTECTION, EXTERNAL = 6, 1, 13, 0x40
 INC_EAX, DEC_ECX, NOP, UD2, STI, VMCALL = (
     b"\x40",
     b"\x49",
@@ -33,6 +33,7 @@ INC_EAX, DEC_ECX, NOP, UD2, STI, VMCALL = (
 STORE = b"\xa3" + DATA.to_bytes(4, "little")  # mov %eax, DATA
 LOAD = b"\x8b\x15" + DATA.to_bytes(4, "little")  # mov DATA, %edx
 REP_STOSB, HLT = b"\xf3\xaa", b"\xf4"
+ICEBP, INT_WITHOUT_GATE = b"\x67\xf1", b"\x67\xcd\x50"  # with a prefix
 LOOP = b"\x40\x49\xeb\xfc"  # inc %eax; dec %ecx; jmp -4
 END = 1_000_000
 BREAKPOINT = Halt(Cause.BREAKPOINT)
@@ -89,7 +90,7 @@ class Guest:
         self.write(HANDLER, handler)
         for i, descriptor in enumerate(FLAT_GDT):
             self.write(GDT + 8 * i, descriptor.to_bytes(8, "little"))
-        for vector in (DEBUG, UNDEFINED, EXTERNAL):
+        for vector in (DEBUG, UNDEFINED, PROTECTION, EXTERNAL):
             gate = HANDLER & 0xFFFF | 8 << 16 | 0x8E00 << 32
             self.write(IDT + 8 * vector, gate.to_bytes(8, "little"))
         engine = self.engine
@@ -138,6 +139,20 @@ def test_a_step_of_a_fault_ends_at_its_handler() -> None:
     guest = Guest(UD2)
     guest.debug.step()
     assert (guest.engine.rip, guest.engine.regs[Reg.RAX]) == (HANDLER, 0)
+
+
+def test_a_step_of_icebp_ends_at_its_handler() -> None:
+    guest = Guest(ICEBP)
+    guest.debug.step()
+    assert guest.engine.rip == HANDLER
+    assert guest.memory.read_uint(Maddr(guest.engine.regs[Reg.RSP]), 4) == CODE + len(ICEBP)
+
+
+def test_a_step_of_an_interrupt_that_has_no_gate_ends_at_the_faults_handler() -> None:
+    guest = Guest(INT_WITHOUT_GATE)
+    guest.debug.step()
+    assert guest.engine.rip == HANDLER
+    assert guest.memory.read_uint(Maddr(guest.engine.regs[Reg.RSP] + 4), 4) == CODE
 
 
 def test_a_step_of_a_hypercall_ends_behind_it() -> None:
@@ -351,6 +366,24 @@ def test_a_fault_that_is_caught_is_seen_before_the_guest_has_it() -> None:
     guest.debug.catch_faults({UNDEFINED})
     assert guest.debug.run() == Halt(Cause.FAULT, vector=UNDEFINED)
     assert (guest.at, guest.engine.regs[Reg.RSP], guest.engine.instructions) == (1, STACK, 1)
+    assert guest.debug.run() is None
+    assert guest.engine.rip == HANDLER + 1
+
+
+def test_a_fault_of_an_interrupts_delivery_is_caught_at_its_instruction() -> None:
+    guest = Guest(INC_EAX + INT_WITHOUT_GATE, HLT)
+    guest.debug.catch_faults({PROTECTION})
+    assert guest.debug.run() == Halt(Cause.FAULT, vector=PROTECTION)
+    assert (guest.at, guest.engine.regs[Reg.RSP], guest.engine.instructions) == (1, STACK, 1)
+    assert guest.debug.run() is None
+    assert guest.engine.rip == HANDLER + 1
+    assert guest.memory.read_uint(Maddr(guest.engine.regs[Reg.RSP]), 4) == 0x50 * 8 + 2
+    assert guest.memory.read_uint(Maddr(guest.engine.regs[Reg.RSP] + 4), 4) == CODE + 1
+
+
+def test_icebp_is_not_caught_as_an_undefined_instruction() -> None:
+    guest = Guest(ICEBP, HLT)
+    guest.debug.catch_faults({UNDEFINED})
     assert guest.debug.run() is None
     assert guest.engine.rip == HANDLER + 1
 

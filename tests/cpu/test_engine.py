@@ -51,8 +51,8 @@ class Handler:
     def exception(self, vector: int, error_code: int) -> None:
         self._note(flags.vector_name(vector), error_code)
 
-    def software_interrupt(self, vector: int) -> None:
-        self._note("int", vector)
+    def software_interrupt(self, vector: int, length: int) -> None:
+        self._note("int", vector, length)
 
     def invalid_opcode(self) -> None:
         self._note("undefined")
@@ -184,10 +184,12 @@ def test_a_stop_takes_effect_before_the_next_instruction(engine: Engine) -> None
     ("code", "expected"),
     [
         (SYSCALL, ("syscall", 2)),
-        (b"\xcc", ("int", 3, 1)),
-        (b"\xcd\x03", ("int", 3, 2)),
-        (b"\xcd\x80", ("int", 0x80, 2)),
-        (b"\xcd\x0d", ("int", 13, 2)),
+        (b"\xcc", ("int", 3, 1, 1)),
+        (b"\xcd\x03", ("int", 3, 2, 2)),
+        (b"\xcd\x80", ("int", 0x80, 2, 2)),
+        (b"\x66\xcd\x0d", ("int", 13, 3, 3)),
+        (b"\xf1", ("#DB", 0, 1)),  # icebp
+        (b"\x67\x66\xf1", ("#DB", 0, 3)),
         (UD2, ("undefined", 0)),
         (b"\x0f\x0bxen\x0f\xa2", ("undefined", 0)),
         (b"\x06", ("undefined", 0)),

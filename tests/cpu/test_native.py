@@ -345,6 +345,43 @@ def test_cpuid_that_is_refused_is_gp():
     assert guest[EBX] == 1
 
 
+# Faults.
+
+TS, EM = 8, 4  # of CR0
+SKIP = "83042404 cf"  # addl $4,(%esp); iret
+
+
+@pytest.mark.parametrize(
+    ("instruction", "cr0", "osfxsr", "vector"),
+    [
+        ("0f28c1 90", TS, True, 7),  # movaps
+        ("0f28c1 90", TS | EM, True, 6),
+        ("0f28c1 90", TS, False, 6),
+        ("0f28c1 90", 0, False, 6),
+        ("660f6fc1", TS, False, 6),  # movdqa
+        ("0f6fc1 90", TS, False, 7),  # movq between MMX registers
+        ("0f6fc1 90", TS | EM, True, 6),
+        ("0f3800c1", TS, False, 7),  # pshufb of MMX registers
+        ("0fae11 90", TS, False, 6),  # ldmxcsr
+        ("0fae11 90", TS, True, 7),
+        ("0fae01 90", TS | EM, False, 7),  # fxsave
+        ("d9e8 9090", TS | EM, False, 7),  # fld1
+    ],
+)
+def test_without_simd_its_instructions_are_undefined_whatever_cr0_ts(
+    instruction, cr0, osfxsr, vector
+):
+    # mov %eax,%cr0; mov %edx,%cr4; instruction; hlt. Handlers: mov $vector,%bl; skip
+    handlers = {n: bytes.fromhex(f"b3{n:02x} {SKIP}") for n in (6, 7, 13)}
+    guest = Guest(bytes.fromhex(f"0f22c0 0f22e2 {instruction} f4"), handlers)
+    guest.engine.regs[EAX] = 0x11 | cr0
+    guest.engine.regs[EDX] = osfxsr << 9
+    guest.engine.regs[ECX] = 0x8000
+    guest.run()
+    assert guest.engine.halted
+    assert guest[EBX] == vector
+
+
 # Interrupts.
 
 

@@ -239,7 +239,7 @@ class PvWorld(ModelWorld):
             if wide:
                 self.exits.syscall()
             else:
-                self.exits.software_interrupt(HYPERCALL_VECTOR)
+                self.exits.software_interrupt(HYPERCALL_VECTOR, 2)
             if cpu.rip != self.code or not self.current.vcpu.runnable:
                 break
             self._pass_time(0)
@@ -294,7 +294,7 @@ class PvWorld(ModelWorld):
             self.exits.invalid_opcode()
         elif how == "int":
             self.current.cpu.rip += 2
-            self.exits.software_interrupt(step["vector"])
+            self.exits.software_interrupt(step["vector"], 2)
         elif how == "syscall":
             self.current.cpu.rip += 2
             self.exits.syscall()

@@ -230,7 +230,7 @@ def test_a_kernels_own_sysenter_finds_no_stack(current: Current, exits: PvExits)
 
 def test_int_n_is_allowed_by_the_gates_privilege(current: Current, exits: PvExits) -> None:
     pv(current).traps[0x21] = Trap(0, HANDLER + 0x21, dpl=1)
-    exits.software_interrupt(0x21)
+    exits.software_interrupt(0x21, 2)
     assert entered(current) == 0x21
     assert saved(current, 2) == CODE
 
@@ -243,33 +243,48 @@ def test_int_n_is_refused_by_the_gates_privilege(
     if user:
         toggle_guest_mode(current)
     current.cpu.rip = BEHIND
-    exits.software_interrupt(0x21)
+    exits.software_interrupt(0x21, 2)
     assert entered(current) == flags.GP
     assert (saved(current, 2), saved(current, 3)) == (0x21 << 3 | 2, CODE)
 
 
+def test_a_refused_int_n_is_where_its_prefixes_begin(current: Current, exits: PvExits) -> None:
+    current.cpu.rip = CODE + 4
+    exits.software_interrupt(0x21, 4)
+    assert (saved(current, 2), saved(current, 3)) == (0x21 << 3 | 2, CODE)
+
+
+def test_xen_steps_over_two_bytes_of_an_int_n(current: Current, exits: PvExits) -> None:
+    pv(current).traps[0x21] = Trap(0, HANDLER + 0x21, dpl=1)
+    current.cpu.rip = CODE + 4
+    exits.software_interrupt(0x21, 4)
+    assert (entered(current), saved(current, 2)) == (0x21, CODE + 2)
+
+
 def test_int_n_without_a_gate_is_refused(current: Current, exits: PvExits) -> None:
     del pv(current).traps[0x82]
-    exits.software_interrupt(0x82)
+    exits.software_interrupt(0x82, 2)
     assert entered(current) == flags.GP
 
 
 @pytest.mark.parametrize("vector", [flags.BP, flags.OF_TRAP, 0x80])
 def test_some_gates_are_open_to_all(current: Current, exits: PvExits, vector: int) -> None:
     toggle_guest_mode(current)
-    exits.software_interrupt(vector)
-    assert entered(current) == vector
+    current.cpu.rip = CODE + 4
+    exits.software_interrupt(vector, 4)
+    assert (entered(current), saved(current, 2)) == (vector, CODE + 4)
 
 
 def test_int_80_without_a_gate_is_refused(current: Current, exits: PvExits) -> None:
     del pv(current).traps[0x80]
-    exits.software_interrupt(0x80)
-    assert saved(current, 2) == 0x80 << 3 | 2
+    current.cpu.rip = CODE + 4
+    exits.software_interrupt(0x80, 4)
+    assert (saved(current, 2), saved(current, 3)) == (0x80 << 3 | 2, CODE + 2)
 
 
 def test_a_software_interrupt_never_has_an_error_code(current: Current, exits: PvExits) -> None:
     pv(current).traps[flags.GP] = Trap(0, HANDLER + flags.GP, dpl=3)
-    exits.software_interrupt(flags.GP)
+    exits.software_interrupt(flags.GP, 2)
     assert current.cpu.regs[Reg.RSP] == STACK - 56
 
 

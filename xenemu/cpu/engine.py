@@ -230,7 +230,7 @@ class Engine:
         elif kind == shim.EXIT_SYSENTER:
             self.handler.sysenter()
         elif kind == shim.EXIT_SOFT_INT:
-            self.handler.software_interrupt(state.vector)
+            self.handler.software_interrupt(state.vector, state.size)
         elif not self.handler.cpuid():
             state.answer = shim.REFUSED
 

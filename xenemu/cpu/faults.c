@@ -1,18 +1,23 @@
 /*
  * Exceptions: to whom they go, and what the CPU does before that, which Unicorn does otherwise.
+ *
+ * Intel SDM volume 3, chapter 6; volume 2, INT n.
  */
 #include "shim.h"
 
+enum delivering delivering; /* left as it is when delivery faults: then the fault is delivered */
+static uint64_t restart;    /* the RIP of what is delivered, if that fails */
+
 /*
  * Whether the debugger wants to see a fault before the guest does. Its instruction is at RIP, has
- * had no effect, and faults again when it goes on.
+ * had no effect, and faults again when it goes on; an interrupt would be lost.
  */
 static bool debugger_catches(uint32_t vector)
 {
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
     bool comes_again = rip == G.let_fault;
 
-    if (!(G.caught_faults >> vector & 1))
+    if (!(G.caught_faults >> vector & 1) || delivering == AN_INTERRUPT)
         return false;
     G.let_fault = comes_again ? NOWHERE : rip;
     if (comes_again)
@@ -20,6 +25,7 @@ static bool debugger_catches(uint32_t vector)
     if (left_to_run() != left_at_refund) /* an instruction that always faults was counted */
         G.left++;
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    delivering = NOTHING;
     G.debug_stop = STOP_FAULT;
     G.debug_access = vector;
     G.stop |= STOP_DEBUGGER;
@@ -27,42 +33,98 @@ static bool debugger_catches(uint32_t vector)
     return true;
 }
 
-/* Deliver an exception by the guest's own IDT. */
-bool delivering; /* something that is not INT n: what faults meanwhile says EXT */
+/* ---- delivery by the guest's own IDT ---- */
 
-static void deliver(uint32_t vector)
+static uint64_t soft_rip; /* of the last INT n, INT3 or INTO */
+static uint32_t soft_length;
+
+void helper_raise_interrupt_x86_64(void *env, int vector, int length)
+{
+    soft_rip = FIELD(env, ENV_EIP, uint64_t);
+    soft_length = length;
+    U.raise_interrupt(env, vector, length);
+}
+
+void helper_into_x86_64(void *env, int length)
+{
+    soft_rip = FIELD(env, ENV_EIP, uint64_t);
+    soft_length = length;
+    U.into(env, length);
+}
+
+/* Before an interrupt is delivered. */
+void begin_interrupt(void)
+{
+    delivering = AN_INTERRUPT;
+    restart = FIELD(G.env, ENV_EIP, uint64_t);
+}
+
+/*
+ * Deliver an exception, or an INT n. If that faults, Unicorn calls on_interrupt anew, from outside
+ * of this function. `rip` is that of the instruction, which may be a trap's.
+ */
+static void deliver(uint32_t vector, uint64_t rip)
 {
     uint32_t *error = &FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
-    bool nested = delivering;
+    bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
 
     /* A refused gate in long mode: the engine gives n * 16 + 2 where the CPU gives n * 8 + 2. */
     if (vector >= 11 && vector <= GP && (*error & 2) && (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_LMA))
         *error = (*error - 2) / 2 + 2;
-    if (nested && vector >= 10 && vector <= GP)
-        *error |= 1;
+    if (delivering >= AN_EXCEPTION && vector >= TS && vector <= GP)
+        *error |= 1; /* EXT */
     if (vector == DB)
         FIELD(G.env, ENV_DR + 7 * 8, uint64_t) &= ~(uint64_t)DR7_GD;
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
-    delivering = !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
+    delivering = soft ? A_SOFTWARE_INTERRUPT : AN_EXCEPTION;
+    restart = rip;
     U.do_interrupt(G.cpu);
-    delivering = false;
+    delivering = NOTHING;
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
     if (G.stepping)
         U.emu_stop(G.uc);
 }
 
+/*
+ * Whether a #NM is rather a #UD: the engine looks at CR0.TS first, a CPU at CR0.EM, and for SSE at
+ * CR4.OSFXSR. FXSAVE, FXRSTOR and the x87's instructions have #NM for both.
+ */
+static bool no_such_simd(void)
+{
+    struct instruction in;
+    uint32_t op;
+
+    if (!decode(&in) || in.opcode >> 8 == 0)
+        return false;
+    op = in.opcode & 0xff;
+    if (in.opcode == 0x0fae && (behind_opcode(&in, 0) >> 3 & 7) < 2)
+        return false;
+    bool mmx = !in.mandatory_prefix && (in.opcode >> 16 || (op >= 0x60 && op < 0x80) ||
+                                        (op >= 0xc4 && op != 0xc6));
+    return (FIELD(G.env, ENV_CR0, uint64_t) & CR0_EM) ||
+           (!mmx && !(FIELD(G.env, ENV_CR4, uint64_t) & CR4_OSFXSR));
+}
+
 static void on_interrupt(void *uc, uint32_t vector, void *data)
 {
+    bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
+    uint64_t *rip = &FIELD(G.env, ENV_EIP, uint64_t);
+
     (void)uc, (void)data;
-    if (UNLIKELY(G.caught_faults) && !FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) &&
-        debugger_catches(vector))
+    if (delivering != NOTHING)
+        *rip = restart;
+    if (UNLIKELY(vector == NM) && !soft && G.native && no_such_simd())
+        vector = UD;
+    if (UNLIKELY(G.caught_faults) && !soft && debugger_catches(vector))
         return;
     if (G.native) {
-        deliver(vector);
+        if (soft)
+            *rip = soft_rip; /* the engine knows where it goes on */
+        deliver(vector, *rip);
         return;
     }
-    bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
+    G.size = soft_length;
     enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
 }
 
@@ -75,30 +137,42 @@ static bool is_vmcall(uint64_t at)
     return operand == 0xc1 || operand == 0xd9;
 }
 
+/* ICEBP, which the engine does not know, is a #DB behind itself, whatever its gate's DPL. */
+static bool is_icebp(uint64_t rip)
+{
+    struct instruction in;
+
+    if (!decode(&in) || in.opcode != 0xf1)
+        return false;
+    FIELD(G.env, ENV_EIP, uint64_t) = code64() ? rip + in.modrm : (uint32_t)(rip + in.modrm);
+    if (G.native)
+        deliver(DB, rip);
+    else
+        enter_hypervisor(EXIT_EXCEPTION, DB);
+    return true;
+}
+
 static bool on_undefined(void *uc, void *data)
 {
-    (void)uc, (void)data;
-    if (!G.native) {
-        if (!debugger_catches(UD))
-            enter_hypervisor(EXIT_UNDEFINED, UD);
-        return true;
-    }
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
     uint64_t cs_base = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t);
 
+    (void)uc, (void)data;
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    if (!is_vmcall(cs_base + rip) && debugger_catches(UD))
-        return true;
-    if (is_vmcall(cs_base + rip)) {
+    if (G.native && is_vmcall(cs_base + rip)) {
         FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
         enter_hypervisor(EXIT_VMCALL, 0);
         if ((FIELD(G.env, ENV_EFLAGS, uint64_t) & EFLAGS_TF) &&
             FIELD(G.env, ENV_EIP, uint64_t) != rip) { /* and not to be made again */
             FIELD(G.env, ENV_DR6, uint64_t) |= DR6_BS;
-            deliver(DB);
+            deliver(DB, FIELD(G.env, ENV_EIP, uint64_t));
         }
+    } else if (is_icebp(rip) || debugger_catches(UD)) {
+        return true;
+    } else if (G.native) {
+        deliver(UD, rip);
     } else {
-        deliver(UD);
+        enter_hypervisor(EXIT_UNDEFINED, UD);
     }
     return true;
 }

@@ -7,11 +7,6 @@
  */
 #include "shim.h"
 
-static bool code64(void)
-{
-    return FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS64;
-}
-
 /* A register's value as the mode has it: outside 64-bit code the engine leaves old upper bits. */
 static uint64_t operand(uint64_t value)
 {
@@ -153,7 +148,7 @@ uint64_t helper_get_dr_x86_64(void *env, int which)
 /* ---- the local descriptor table and the task ---- */
 
 enum {
-    TYPE_LDT = 2, TYPE_TSS16 = 1, TYPE_TSS = 9, NOT_OF_MEMORY = 0x1f00, /* type and S */
+    TYPE_LDT = 2, TYPE_TSS = 9, NOT_OF_MEMORY = 0x1f00, /* type and S */
 };
 
 /*

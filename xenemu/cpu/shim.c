@@ -783,7 +783,9 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
     uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
 
     if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ)) {
+        begin_interrupt();
         bool taken = U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);
+        delivering = NOTHING;
         if (taken)
             stop_at_handler();
         return taken;
@@ -801,9 +803,9 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         G.apic_accepted = vector;
         G.apic_vector = NO_VECTOR;
     }
-    delivering = true;
+    begin_interrupt();
     U.hard_interrupt(G.env, vector, 1);
-    delivering = false;
+    delivering = NOTHING;
     stop_at_handler();
     return true;
 }
@@ -1059,6 +1061,9 @@ const char *shim_bind(void *unicorn)
         {"do_interrupt_x86_hardirq_x86_64", &U.hard_interrupt},
         {"x86_cpu_exec_interrupt_x86_64", &U.exec_interrupt},
         {"cpu_ldub_code_x86_64", &U.load_code},
+        {"tlb_vaddr_to_host_x86_64", &U.host_address},
+        {"helper_raise_interrupt_x86_64", &U.raise_interrupt},
+        {"helper_into_x86_64", &U.into},
         {"helper_rdmsr_x86_64", &U.rdmsr},
         {"helper_wrmsr_x86_64", &U.wrmsr},
         {"helper_write_crN_x86_64", &U.write_cr},
@@ -1099,6 +1104,7 @@ void shim_attach(void *uc)
     G.stepping = G.debug_stop = G.caught_faults = 0;
     G.let_fault = NOWHERE;
     breakpoint_count = 0;
+    delivering = NOTHING;
     for (int i = 0; i < MAX_WATCHPOINTS; i++)
         watchpoints[i].length = 0;
 }

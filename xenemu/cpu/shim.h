@@ -32,7 +32,8 @@ extern struct shared {
     uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
     uint32_t by_iret;     /* the hypervisor leaves by IRET, whose target runs before TF traps */
     uint32_t native;      /* the guest has its own IDT and ring 0 */
-    uint32_t port, size;  /* of EXIT_IN and EXIT_OUT; of EXIT_LOAD and EXIT_STORE, the offset */
+    uint32_t port;        /* of EXIT_IN and EXIT_OUT; of EXIT_LOAD and EXIT_STORE, the offset */
+    uint32_t size;        /* in bytes, of such an access, or of the instruction of EXIT_SOFT_INT */
     uint64_t value;       /* written to or read from the port, MSR, CR8 or local APIC */
     uint32_t prices[PRICES]; /* nanoseconds that each exit takes of the guest's time */
     uint8_t *code;        /* a byte per frame: ever fetched from */
@@ -92,7 +93,29 @@ int run_or_give_up(uint64_t rip);
 void call_python(void (*function)(void));
 
 /* faults.c */
-extern bool delivering;
+enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT };
+extern enum delivering delivering;
+void begin_interrupt(void);
+
+/* decode.c */
+enum { NO_SEGMENT = -1 };
+struct instruction {
+    uint8_t bytes[15], available; /* as many as could be read */
+    uint8_t modrm;                /* where it would be: what follows the opcode */
+    uint8_t rex;
+    bool mandatory_prefix;        /* 66, F2 or F3 */
+    bool address_size_prefix;
+    int segment;                  /* of an override that counts, or NO_SEGMENT */
+    uint32_t opcode;              /* with its escape bytes: 0x0F38xx */
+};
+bool decode(struct instruction *in);
+uint8_t behind_opcode(const struct instruction *in, unsigned n);
+int segment_of_access(const struct instruction *in, int access, uint64_t vaddr);
+
+static inline bool code64(void)
+{
+    return FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS64;
+}
 
 static inline bool canonical(uint64_t address)
 {

@@ -23,7 +23,7 @@ enum { /* CPUState */
 };
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
-    ENV_CR0 = 424, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
+    ENV_CR0 = 424, ENV_CR2 = 424 + 2 * 8, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR = 5400, ENV_DR6 = 5400 + 6 * 8,
@@ -48,10 +48,10 @@ enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FE
 enum { MMU_KSMAP = 0, MMU_USER = 1, MMU_KERNEL = 2 };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
 enum {
-    CR0_PE = 1u << 0, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
+    CR0_PE = 1u << 0, CR0_EM = 1u << 2, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
     CR0_PG = 1u << 31, CR0_DEFINED = 0xe005003f,
     CR4_DE = 1u << 3, CR4_PAE = 1u << 5, CR4_RELOADS_PDPTES = 0xb0, /* PSE, PAE, PGE */
-    CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
+    CR4_OSFXSR = 1u << 9, CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
 };
 enum {
     PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7,
@@ -67,7 +67,7 @@ enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
-enum { DB = 1, UD = 6, GP = 13 };
+enum { DB = 1, UD = 6, NM = 7, TS = 10, NP, SS_FAULT, GP, PF };
 /* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
 enum { ONE_INSTRUCTION = 0x8001, HIDES_BREAKPOINTS = 0x8000, ANY_BLOCK = -1 };
 
@@ -98,6 +98,9 @@ extern struct unicorn {
     void (*hard_interrupt)(void *env, int vector, int is_hw);
     bool (*exec_interrupt)(void *cpu, int request);
     uint32_t (*load_code)(void *env, uint64_t vaddr);
+    void *(*host_address)(void *env, uint64_t vaddr, int access, int mmu_mode);
+    void (*raise_interrupt)(void *env, int vector, int length);
+    void (*into)(void *env, int length);
     void (*rdmsr)(void *env);
     void (*wrmsr)(void *env);
     void (*check_io[3])(void *env, uint32_t port);

@@ -116,8 +116,8 @@ class ExitHandler(Protocol):
     def exception(self, vector: int, error_code: int) -> None:
         """A fault or trap of the CPU; for vector 14, `Cpu.cr2` is the address."""
 
-    def software_interrupt(self, vector: int) -> None:
-        """``int n``, ``int3`` or ``into``: no gate was consulted."""
+    def software_interrupt(self, vector: int, length: int) -> None:
+        """``int n``, ``int3`` or ``into``, so many bytes long: no gate was consulted."""
 
     def invalid_opcode(self) -> None:
         """An instruction that is undefined, or that xenemu forces to be (the 0f0b prefix)."""

@@ -35,7 +35,7 @@ IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 INT80 = 0x80
-SYSRET, ICEBP = 0x0F07, 0xF1  # opcodes
+SYSRET = 0x0F07
 LDT_BYTES = 0x10000
 
 
@@ -160,29 +160,28 @@ class PvExits:
         take_debug_status(self.current)
         traps.inject(self.current, flags.DB)
 
-    def software_interrupt(self, vector: int) -> None:
+    def software_interrupt(self, vector: int, length: int) -> None:
         """INT n by the guest's own gate, whose DPL is checked here.
 
-        Xen has gates for int3, into and int 0x80 that do without the check.
+        Xen has gates for int3, into and int 0x80 that do without the check. Any other is a #GP,
+        whose instruction Xen takes to be two bytes long, whatever its prefixes.
         """
         current = self.current
         trap = pv(current).traps.get(vector)
         direct = vector in (flags.BP, flags.OF_TRAP) or (trap is not None and vector == INT80)
         needed = 1 if pv(current).kernel_mode else 3
-        if not direct and (trap is None or trap.dpl < needed):
-            current.cpu.rip -= INT_N_LENGTH
-            traps.inject(current, flags.GP, vector << 3 | IDT_BIT)
-        else:
-            traps.bounce(current, trap or NO_TRAP, f"int {vector:#x}")
+        if not direct:
+            current.cpu.rip -= INT_N_LENGTH if vector == INT80 else length
+            if trap is None or trap.dpl < needed:
+                traps.inject(current, flags.GP, vector << 3 | IDT_BIT)
+                return
+            current.cpu.rip += INT_N_LENGTH
+        traps.bounce(current, trap or NO_TRAP, f"int {vector:#x}")
 
     def invalid_opcode(self) -> None:
         """Forced emulation, what the engine does not know, or #UD."""
         current = self.current
-        insn = decode_here(current)
-        if insn is not None and insn.opcode == ICEBP:
-            current.cpu.rip += insn.length
-            traps.inject(current, flags.DB)
-        elif emulate_invalid_op(current):
+        if emulate_invalid_op(current):
             current.cpu.spend(EMULATION_NS)
         else:
             traps.inject(current, flags.UD)
@@ -243,11 +242,11 @@ class Pv32Exits(PvExits):
         self.current.cpu.rip -= traps.SYSCALL_LENGTH
         traps.inject(self.current, flags.UD)
 
-    def software_interrupt(self, vector: int) -> None:
+    def software_interrupt(self, vector: int, length: int) -> None:
         """INT n: a hypercall if it is the kernel's int 0x82."""
         self._see_mode()
         if vector != HYPERCALL_VECTOR or not pv(self.current).kernel_mode:
-            super().software_interrupt(vector)
+            super().software_interrupt(vector, length)
             return
         self._hypercall32()
         self._deliver_events()
