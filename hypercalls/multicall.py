@@ -20,6 +20,7 @@ from xenemu.pv.paging import in_guest_range
 ARGS = {8: struct.Struct("<6Q"), 4: struct.Struct("<6I")}
 RESULT_OFFSET = {8: 8, 4: 4}
 MAX_ENTRIES_AT_ONCE: Final = 256  # then events are looked at, and deadlines
+ENTRY_WORK: Final = 5  # of each, in units of Frames.work_left
 POISON: Final = b"\xaa"
 
 
@@ -40,6 +41,7 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
         at = call_list + done * size
         if done and _enough(current, done):
             raise Continue(at, nr_calls - done)
+        current.domain.frames.work_left -= ENTRY_WORK
         entry = current.read_struct(multicall_entry, at)
         args = ARGS[width].unpack(entry.args)
         try:

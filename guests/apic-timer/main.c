@@ -9,6 +9,7 @@
 #include "traps.h"
 
 #define NS_PER_COUNT 10 /* Xen's bus: 100 MHz */
+#define ACCESS_NS 4000 /* what a few accesses to the local APIC's page may take */
 #define VECTOR 0xe1
 
 static unsigned int ticks;
@@ -47,7 +48,7 @@ static void divider(void)
 		start = rdtsc();
 		spin(100000);
 		counts = (rdtsc() - start) / NS_PER_COUNT / divide;
-		if (1000000 - get(CURRENT) - counts > 16) {
+		if (1000000 - get(CURRENT) - counts > 16 + ACCESS_NS / NS_PER_COUNT / divide) {
 			printk("divided by %u: count %u\n", divide, get(CURRENT));
 			failure("the count does not keep time");
 		}
@@ -63,7 +64,7 @@ static void timer(void)
 	set(INITIAL, 50000);
 	start = rdtsc();
 	wait_for_interrupt();
-	check(rdtsc() - start - 500000 < 1000, "the timer was not in time");
+	check(rdtsc() - start - 500000 < 1000 + ACCESS_NS, "the timer was not in time");
 	check_equal("count behind the end", get(CURRENT), 0);
 	sti();
 	spin(1000000);
