@@ -22,6 +22,13 @@ def main(boot, connection, errors):
         os._exit(3)
     if name == "stuck":
         time.sleep(1000)
+    if name == "polite":
+        signal.sigwait([signal.SIGTERM])
+        connection.send(Progress("hello", 1, 2))
+    if name in ("polite", "stopped"):
+        finding = Finding(Verdict.XENEMU, "told to stop")
+        connection.send(Result(boot, [finding], log="it was here", stopped=True))
+        return
     connection.send(Progress("hello", 1, 2))
     result = Result(boot, reason="it ended")
     if name == "bad":

@@ -34,10 +34,12 @@ class Output:
         self.descriptor, self.name = descriptor, name
         self.is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
-    def write(self, data: bytes) -> None:
-        """Write all of it; OutputError."""
+    def write(self, data: bytes, anew: bool = False) -> None:
+        """Write all of it, if `anew` in the place of what was written before; OutputError."""
         left = memoryview(data)
         try:
+            if anew and self.is_file:
+                os.truncate(self.descriptor, 0)
             while left:
                 left = left[os.write(self.descriptor, left) :]
         except OSError as error:

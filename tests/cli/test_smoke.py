@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,6 +21,7 @@ KERNELS = {
     "refused": UNDEFINED,
     "idle": BLOCK,
     "spin": SPIN,
+    "talk": say(b"hello\n") + SPIN,
 }
 
 
@@ -121,7 +125,7 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--shard", "x"), "--shard x: give a part"),
         (("--memory", "x"), "--memory: x: give a number and a unit"),
         (("--init", "none"), "--init: none: there is no such file"),
-        (("--junit", "none/x"), "none/x: No such file"),
+        (("--junit", "none/x"), "--junit none/x: No such file"),
         (("--log-dir", "good"), "--log-dir good: File exists"),
     ],
 )
@@ -160,6 +164,103 @@ def test_files_are_written(smoke, place):
     assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
 
 
+OUTPUTS = ("--junit", "--json", "--tap")
+
+
+def test_what_the_user_has_stays(smoke, place):
+    (place / "mine").write_text("mine")
+    (place / "good.report").write_text("mine")
+    before = sorted(os.listdir())
+    for options in (*((option, "mine") for option in OUTPUTS), ("--log-dir", ".")):
+        code, out, err = smoke("good", "--memory", "64M", *options)
+        assert (code, out, err.count("\n")) == (7, "", 1)
+        assert err.startswith(f"xenemu: {options[0]} ") and "the file exists" in err
+    assert sorted(os.listdir()) == before
+    assert (place / "mine").read_text() == (place / "good.report").read_text() == "mine"
+
+
+def test_two_outputs_are_never_one_file(smoke, place):
+    before = sorted(os.listdir())
+    for options in (
+        *(("--junit", "x", "--json", "x"), ("--json", "x", "--tap", "./x")),
+        ("--junit", "good.log", "--log-dir", "."),
+    ):
+        code, out, err = smoke("good", "--memory", "64M", *options)
+        assert (code, out, err.count("\n")) == (7, "", 1)
+        assert "the same file as --j" in err
+    assert sorted(os.listdir()) == before
+
+
+def test_a_full_disk_is_told_after_all_boots_ran(smoke, place):
+    options = ("--junit", "/dev/full", "--json", "k.json", "--log-dir", "logs")
+    code, out, err = smoke("good", "crash", "--memory", "64M", *options)
+    assert (code, out.splitlines()[-1]) == (7, "1 of 2 boots passed")
+    assert err.splitlines()[-1] == "xenemu: --junit /dev/full: No space left on device"
+    assert (place / "k.json").read_text().startswith("{")
+    assert (place / "logs" / "crash.log").exists()
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_others(smoke, place, monkeypatch):
+    """The disk fills up as a log is written."""
+    (place / "logs").mkdir()
+    (place / "logs" / "good.log").symlink_to("/dev/full")
+    code, out, err = smoke("good", "crash", "--memory", "64M", "--log-dir", "logs")
+    assert (code, out.splitlines()[-1]) == (7, "1 of 2 boots passed")
+    assert err.splitlines()[-1] == "xenemu: --log-dir logs/good.log: No space left on device"
+    assert (place / "logs" / "crash.report").exists()
+
+
+# Interruptions.
+
+
+@pytest.fixture
+def interrupted(place):
+    """A function that interrupts a command once its standard error has a text."""
+
+    def interrupted(text, signum, *arguments):
+        command = [sys.executable, "-m", "xenemu", "smoke", *arguments, "--memory", "64M"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        while text not in process.stderr.readline().decode():
+            pass
+        process.send_signal(signum)
+        out, err = process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    return interrupted
+
+
+def test_an_interrupted_matrix_keeps_what_it_knows(interrupted, place):
+    """One has ended, one runs, and one has not begun."""
+    options = ("--junit", "j.xml", "--json", "k.json", "--tap", "t.tap", "--log-dir", "logs")
+    names = ("good", "talk", "spin")
+    code, out, _ = interrupted("ok  good", signal.SIGTERM, *names, "-j", "1", *options)
+    assert code == 128 + signal.SIGTERM
+    verdicts = [line.split()[:2] for line in out[out.index("verdict  ") :].splitlines()[1:4]]
+    assert verdicts == [["pass", "good"], ["skipped", "talk"], ["skipped", "spin"]]
+    assert out.splitlines()[-1] == "1 of 3 boots passed, 2 skipped"
+    cases = ElementTree.parse(place / "j.xml").findall("testsuite/testcase")
+    reasons = [[skip.get("message") for skip in case.findall("skipped")] for case in cases]
+    assert reasons == [[], ["stopped by SIGTERM"], ["stopped by SIGTERM"]]
+    tests = json.loads((place / "k.json").read_text())["tests"]
+    assert [test["status"] for test in tests] == ["PASS", "SKIP", "SKIP"]
+    assert "ok 3 - spin # SKIP stopped by SIGTERM" in (place / "t.tap").read_text()
+    assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
+    assert not (place / "logs" / "spin.log").exists()
+
+
+def test_a_log_is_there_when_its_boot_has_ended(interrupted, place):
+    """Whatever then happens to xenemu; and the results say what is known until they are."""
+    options = ("-j", "1", "--log-dir", "logs", "--junit", "j.xml")
+    code, _, _ = interrupted("ok  good", signal.SIGKILL, "good", "spin", *options)
+    assert code == -signal.SIGKILL
+    assert (place / "logs" / "good.log").read_text().endswith("two\n")
+    skipped = ElementTree.parse(place / "j.xml").findall("testsuite/testcase/skipped")
+    assert [skip.get("message") for skip in skipped] == ["xenemu was killed"] * 2
+
+
 def test_the_same_boots_have_the_same_consoles(smoke, place):
     for folder in ("first", "second"):
         smoke("good", "crash", "--memory", "64M", "--log-dir", folder)
@@ -170,7 +271,7 @@ def test_the_same_boots_have_the_same_consoles(smoke, place):
 def test_fail_fast(smoke):
     code, out, _ = smoke("crash", "good", "--memory", "64M", "-j", "1", "--fail-fast")
     assert code == 4
-    assert out.splitlines()[-1] == "0 of 2 boots passed, 1 not run"
+    assert out.splitlines()[-1] == "0 of 2 boots passed, 1 skipped"
 
 
 def test_a_terminal_has_lines_that_live(place):
@@ -188,6 +289,7 @@ def test_a_terminal_has_lines_that_live(place):
     out, _ = process.communicate()
     os.close(master)
     assert process.returncode == 0
-    assert b"\x1b[?25l" in shown  # the cursor is hidden; what lives may be gone before it is drawn
+    # What lives may be gone before it is drawn, but for this; and the cursor was never away long.
+    assert b"\x1b[?25l\x1b[?25h" in shown
     assert b"ok  good: the guest powered off" in shown
     assert out.endswith(b"1 of 1 boots passed\n")

@@ -126,6 +126,21 @@ def test_consoles_are_kept_and_processes_are_not(run, pytester):
     assert (pytester.path / "logs" / logs[0]).read_text().endswith("  one\n")
 
 
+def test_consoles_that_are_there_stay(run, pytester):
+    test = """
+        def test_one(boot):
+            boot("guest", memory="64M").expect("one")
+    """
+    options = ("--xenemu-log-dir", "logs")
+    run(test, *options, guest=kernel(say(b"one\n") + SPIN)).assert_outcomes(passed=1)
+    (log,) = (pytester.path / "logs").iterdir()
+    log.write_text("mine")
+    result = run(test, *options)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["--xenemu-log-dir logs/*: the file exists; remove it, or *"])
+    assert log.read_text() == "mine"
+
+
 def test_it_works_with_xdist(run):
     test = """
         import pytest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,10 @@ class Watcher:
         self.events.append((result.boot.name, result.verdict.value))
 
 
-def run(*names, jobs=2, fail_fast=False, timeout=300.0):
+def run(*names, jobs=2, fail_fast=False, timeout=300.0, interruption=None):
     boots = [Boot(name, Path("/nonexistent"), timeout=timeout) for name in names]
     watcher = Watcher()
-    results = runner.run(boots, jobs, watcher, fail_fast, crashing.main)
+    results = runner.run(boots, jobs, watcher, fail_fast, crashing.main, interruption)
     assert multiprocessing.active_children() == []
     return results, watcher
 
@@ -73,7 +75,42 @@ def test_an_engine_that_is_stuck_is_ended(monkeypatch):
 
 def test_fail_fast_begins_nothing_more():
     results, _ = run("bad 1", "good 2", "good 3", jobs=1, fail_fast=True)
-    assert [result.boot.name for result in results] == ["bad 1"]
+    assert [result.verdict.value for result in results] == ["panic", "skipped", "skipped"]
+    assert results[1].sentence == "--fail-fast, and bad 1 did not pass"
+
+
+class Interruption:
+    """A signal that has come."""
+
+    signum = signal.SIGTERM
+
+    def __init__(self):
+        self._pipe = os.pipe()
+        os.write(self._pipe[1], b"!")
+
+    def fileno(self):
+        return self._pipe[0]
+
+
+def test_an_interruption_skips_what_has_not_ended(monkeypatch):
+    monkeypatch.setattr(runner, "STOP_S", 600.0)
+    results, watcher = run("polite 1", "good 2", jobs=1, interruption=Interruption())
+    assert {(result.verdict, result.sentence) for result in results} == {
+        (Verdict.SKIPPED, "stopped by SIGTERM")
+    }
+    assert results[0].log == "it was here"
+    assert watcher.events[-1] == ("polite 1", "skipped")
+
+
+def test_an_interruption_ends_what_does_not_stop(monkeypatch):
+    monkeypatch.setattr(runner, "STOP_S", 0.0)
+    (stuck,), _ = run("stuck", interruption=Interruption())
+    assert (stuck.verdict, stuck.sentence) == (Verdict.SKIPPED, "stopped by SIGTERM")
+
+
+def test_a_process_that_somebody_else_stops_is_no_skipped_boot():
+    (stopped,), _ = run("stopped")
+    assert (stopped.verdict, stopped.exit_code) == (Verdict.XENEMU, 70)
 
 
 def test_fail_fast_goes_on_while_all_is_well():

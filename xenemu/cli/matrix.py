@@ -14,12 +14,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from xenemu.errors import UsageError
+from xenemu.cli.signals import Noted
+from xenemu.errors import OutputError, UsageError
 from xenemu.options import format_size
+from xenemu.outcome import EXIT_IMAGE
+from xenemu.outputs import Output, Outputs, encode
 from xenemu.smoke import formats, runner
 from xenemu.smoke.plan import Boot, load_plan, make_boots
-from xenemu.smoke.results import Result, worst
+from xenemu.smoke.results import CODES, Result, never_run, worst
 from xenemu.smoke.worker import Progress
+
+Format = Callable[[Sequence[Result]], str | bytes]
 
 TAIL: Final = 20  # lines of a failed boot's console that are shown
 REFRESHES: Final = 4  # per second
@@ -39,25 +44,42 @@ def run(
     tap: Path | None,
     log_dir: Path | None,
 ) -> int:
-    """Boot all, write the results to the files given, tell of them; return the exit code."""
-    wanted: dict[Path | None, Callable[[Sequence[Result]], str | bytes]] = {
-        junit: formats.junit,
-        json: formats.kcidb,
-        tap: formats.tap,
-    }
-    for path in wanted:
-        _check_writable(path)
-    _make_folder(log_dir)
-    with _watcher() as watcher:
-        results = runner.run(boots, jobs, watcher, fail_fast)
-    for path, write in wanted.items():
-        if path:
-            data = write(results)
-            path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    if log_dir:
-        _write_logs(log_dir, results)
-    _tell(results, len(boots))
-    return worst(results)
+    """Boot all, write the results to the files given, tell of them; return the exit code.
+
+    A signal stops the boots: what has not ended is skipped, and all else is done as ever.
+    """
+    wanted: list[tuple[str, Path | None, Format]] = [
+        ("--junit", junit, formats.junit),
+        ("--json", json, formats.kcidb),
+        ("--tap", tap, formats.tap),
+    ]
+    with Noted() as noted, Outputs() as outputs:
+        documents = [
+            _Document(outputs.open(name, path), form) for name, path, form in wanted if path
+        ]
+        logs = _Logs(outputs, log_dir, boots) if log_dir else None
+        for document in documents:
+            document.begin(boots)
+        with _watcher(logs) as watcher:
+            results = runner.run(boots, jobs, watcher, fail_fast, interruption=noted)
+        lost = logs.lost if logs else []
+        for document in documents:
+            with _noted_in(lost):
+                document.end(results)
+        with _noted_in(lost):
+            _summarise(results)
+        _tell(results)
+        return _exit_code(results, lost, noted.signum)
+
+
+def _exit_code(results: Sequence[Result], lost: Sequence[str], signum: int) -> int:
+    """Tell of outputs that were lost; the exit code."""
+    if lost:
+        more = f", and {len(lost) - 1} more outputs are lost" if lost[1:] else ""
+        typer.echo(f"xenemu: {lost[0]}{more}", err=True)
+    if signum:
+        return 128 + signum
+    return min(worst(results), EXIT_IMAGE if lost else 0, key=CODES.index)
 
 
 def _boots(what: Sequence[Path], described: dict[str, Any]) -> list[Boot]:
@@ -87,30 +109,72 @@ def describe(boot: Boot) -> str:
     return f"{boot.name}: {boot.kernel}, {', '.join(parts)}"
 
 
-def _check_writable(path: Path | None) -> None:
-    """Say now that a result cannot be written, and not after an hour of boots."""
-    if path is None:
+# What is written.
+
+
+class _Document:
+    """All results in one file."""
+
+    def __init__(self, output: Output, form: Format) -> None:
+        self._output, self._form = output, form
+
+    def begin(self, boots: Sequence[Boot]) -> None:
+        """Write what is true if xenemu is killed: a file that CI can read; OutputError."""
+        if self._output.is_file:
+            self.end([never_run(boot, "xenemu was killed") for boot in boots])
+
+    def end(self, results: Sequence[Result]) -> None:
+        """Write the results; OutputError."""
+        data = self._form(results)
+        self._output.write(encode(data) if isinstance(data, str) else data, anew=True)
+
+
+class _Logs:
+    """A directory with the console and the report of each boot, written when that has ended."""
+
+    def __init__(self, outputs: Outputs, path: Path, boots: Sequence[Boot]) -> None:
+        names = [f"{boot.slug}{suffix}" for boot in boots for suffix in (".log", ".report")]
+        self._folder = outputs.folder("--log-dir", path, names)
+        self.lost: list[str] = []
+
+    def write(self, result: Result) -> None:
+        """Write them; what cannot be written is noted."""
+        with _noted_in(self.lost):
+            self._folder.write(f"{result.boot.slug}.log", result.log)
+        if result.report:
+            with _noted_in(self.lost):
+                self._folder.write(f"{result.boot.slug}.report", result.report)
+
+
+@contextmanager
+def _noted_in(lost: list[str]) -> Iterator[None]:
+    """Note that an output is lost, and go on: there are others."""
+    try:
+        yield
+    except OutputError as error:
+        lost.append(str(error))
+
+
+def _summarise(results: Sequence[Result]) -> None:
+    """Add to the page of a job on GitHub; OutputError."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not summary:
         return
     try:
-        with path.open("ab"):
-            pass
+        with Path(summary).open("ab") as file:
+            file.write(encode(formats.github_summary(results)))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def _make_folder(folder: Path | None) -> None:
-    try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--log-dir {folder}: {error.strerror}") from None
+        raise OutputError(f"GITHUB_STEP_SUMMARY {summary}: {error.strerror}") from None
 
 
 # While it runs.
 
 
 class _Lines:
-    """A line on standard error for each boot that has ended."""
+    """A line on standard error for each boot that has ended; its log is written first."""
+
+    def __init__(self, logs: _Logs | None) -> None:
+        self._logs = logs
 
     def began(self, boot: Boot) -> None:
         pass
@@ -119,44 +183,51 @@ class _Lines:
         pass
 
     def finished(self, result: Result) -> None:
+        if self._logs:
+            self._logs.write(result)
+        self.show(result)
+
+    def show(self, result: Result) -> None:
         typer.echo(_line(result), err=True)
 
 
-class _Display:
+class _Display(_Lines):
     """For a terminal: what has ended, and below it a line for each boot that runs."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, logs: _Logs | None, live: Live) -> None:
+        super().__init__(logs)
         self._live = live
         self._lines: dict[str, str] = {}
 
     def began(self, boot: Boot) -> None:
         self._lines[boot.name] = f"  ...    {boot.name}"
-        self._show()
+        self._draw()
 
     def progress(self, boot: Boot, progress: Progress) -> None:
         virtual_s = progress.virtual_ns / 1e9
         self._lines[boot.name] = f"{virtual_s:8.3f}  {boot.name}: {progress.words}"
-        self._show()
+        self._draw()
 
-    def finished(self, result: Result) -> None:
+    def show(self, result: Result) -> None:
         del self._lines[result.boot.name]
-        style = "red" if result.findings else "green"
+        style = "yellow" if result.skipped else "red" if result.findings else "green"
         self._live.console.print(Text(_line(result), style=style))
-        self._show()
+        self._draw()
 
-    def _show(self) -> None:
+    def _draw(self) -> None:
         lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines.values()]
         self._live.update(Text("\n").join(lines))
 
 
 @contextmanager
-def _watcher() -> Iterator[runner.Watcher]:
+def _watcher(logs: _Logs | None) -> Iterator[runner.Watcher]:
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _Lines()
+        yield _Lines(logs)
         return
     with Live(console=console, transient=True, refresh_per_second=REFRESHES) as live:
-        yield _Display(live)
+        console.show_cursor()  # which else would stay hidden when a signal ends or stops xenemu
+        yield _Display(logs, live)
 
 
 def _line(result: Result) -> str:
@@ -168,26 +239,17 @@ def _line(result: Result) -> str:
 # Afterwards.
 
 
-def _write_logs(folder: Path, results: Sequence[Result]) -> None:
-    for result in results:
-        (folder / f"{result.boot.slug}.log").write_text(result.log)
-        if result.report:
-            (folder / f"{result.boot.slug}.report").write_text(result.report)
-
-
-def _tell(results: Sequence[Result], planned: int) -> None:
+def _tell(results: Sequence[Result]) -> None:
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     for result in results:
-        if result.findings:
+        if result.findings and not result.skipped:
             _tell_failure(result, on_github)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(formats.github_summary(results))
     typer.echo(_table(results))
     passed = sum(not result.findings for result in results)
-    skipped = f", {planned - len(results)} not run" if len(results) < planned else ""
-    typer.echo(f"{passed} of {planned} boots passed{skipped}")
+    skipped = sum(result.skipped for result in results)
+    typer.echo(
+        f"{passed} of {len(results)} boots passed{f', {skipped} skipped' if skipped else ''}"
+    )
 
 
 def _tell_failure(result: Result, on_github: bool) -> None:

@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +66,9 @@ def _suite(number: int, result: Result) -> TestSuite:
     for key, value in _facts(result).items():
         suite.add_property(key, _xml(str(value)))
     case = TestCase(BOOT, name, round(result.host_s, 3))
-    if result.findings:
+    if result.skipped:
+        case.result = [Skipped(_xml(result.sentence))]
+    elif result.findings:
         kind = Error if result.verdict.is_error else Failure
         fault = kind(_xml(result.sentence), result.verdict.value)
         fault.text = _xml(result.report or result.sentence)
@@ -167,11 +170,14 @@ def _tests(result: Result) -> Iterator[dict[str, Any]]:
 def _status(result: Result) -> str:
     if result.verdict is Verdict.XENEMU:
         return "MISS"
+    if result.skipped:
+        return "SKIP"
     if result.verdict.is_error:
         return "ERROR"
     return "FAIL" if result.findings else "PASS"
 
 
+@cache
 def _digest(path: Path) -> str:
     """What tells one build of a kernel from another; its name, if it is gone by now."""
     try:
@@ -199,11 +205,17 @@ def tap(results: Sequence[Result]) -> str:
         if result.cases:
             lines += [f"    # Subtest: {_tap(result.boot.name)}", f"    1..{len(result.cases)}"]
             lines += [f"    {_tap_case(at, case)}" for at, case in enumerate(result.cases, 1)]
-        ok = "not ok" if result.findings else "ok"
-        lines.append(f"{ok} {number} - {_tap(result.boot.name)}")
+        lines.append(_tap_boot(number, result))
         lines += ["  ---", f"  verdict: {result.verdict.value}"]
         lines += [f"  message: {json.dumps(result.sentence)}", "  ..."]
     return "\n".join(lines) + "\n"
+
+
+def _tap_boot(number: int, result: Result) -> str:
+    line = f"{number} - {_tap(result.boot.name)}"
+    if result.skipped:
+        return f"ok {line} # SKIP {_tap(result.sentence)}"
+    return f"not ok {line}" if result.findings else f"ok {line}"
 
 
 def _tap_case(number: int, case: Case) -> str:
@@ -240,7 +252,7 @@ def github_summary(results: Sequence[Result]) -> str:
         "|---|---|---|--:|--:|---|",
     ]
     for result in results:
-        mark = "❌" if result.findings else "✅"
+        mark = "⏭️" if result.skipped else "❌" if result.findings else "✅"
         why = ", ".join(filter(None, (result.tests, result.sentence)))
         cells = (mark, result.boot.name, result.verdict.value, f"{result.virtual_ns / 1e9:.3f}")
         row = " | ".join(_cell(cell) for cell in (*cells, f"{result.host_s:.1f}", why))

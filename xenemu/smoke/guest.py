@@ -55,7 +55,7 @@ class Guest:
         self._pipe, theirs = SPAWN.Pipe()
         args = (boot, theirs, self._scratch.name)
         self._process = SPAWN.Process(target=_serve, args=args, daemon=True, name=boot.name)
-        self._process.start()
+        worker.start(self._process)
         theirs.close()
         try:
             self._ask("mode", None)

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from xenemu.outputs import Folder
     from xenemu.smoke.guest import Guest
     from xenemu.smoke.plan import Boot
+
+WRITTEN = pytest.StashKey[set[Path]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,14 +64,17 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
         if not isinstance(what, Boot):
             given = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
             (what,) = make_boots({**given, "kernel": str(what)}, request.path.parent)
+        if logs is not None:
+            logs.claim(len(guests) + 1)
         guests.append(Guest(what))
         return guests[-1]
 
-    yield boot
     folder = request.config.getoption("--xenemu-log-dir")
+    logs = None if folder is None else _Logs(folder, request)
+    yield boot
     for number, guest in enumerate(guests, 1):
-        if folder is not None:
-            _write_log(folder, f"{request.node.nodeid}-{number}", guest)
+        if logs is not None:
+            logs.write(number, guest)
         guest.close()
 
 
@@ -81,8 +87,44 @@ def guest(request: pytest.FixtureRequest, boot: Callable[..., Guest]) -> Guest:
     return boot(*marker.args, **marker.kwargs)
 
 
-def _write_log(folder: Path, name: str, guest: Guest) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") + ".log")
-    with suppress(RuntimeError):  # its process is no more, and the test has said so
-        path.write_text(guest.console)
+class _Logs:
+    """The consoles of a test's guests, in files that must be new or empty."""
+
+    def __init__(self, path: Path, request: pytest.FixtureRequest) -> None:
+        self._path = path
+        self._name = re.sub(r"[^\w.+-]+", "-", request.node.nodeid).strip("-.")
+        self._written = request.config.stash.setdefault(WRITTEN, set())  # in this session
+
+    def claim(self, number: int) -> None:
+        """Say before the guest boots that its log cannot be written."""
+        path = self._path / self._file(number)
+        if path in self._written:  # the test runs again, for one with pytest-rerunfailures
+            path.unlink(missing_ok=True)
+        with _failing():
+            self._folder(path.name)
+
+    def write(self, number: int, guest: Guest) -> None:
+        """Write the console; one whose process is no more has none, and the test has said so."""
+        name = self._file(number)
+        with _failing(), suppress(RuntimeError):
+            self._folder().write(name, guest.console)
+            self._written.add(self._path / name)
+
+    def _folder(self, *names: str) -> Folder:
+        from xenemu.outputs import Outputs  # noqa: PLC0415
+
+        return Outputs().folder("--xenemu-log-dir", self._path, names)
+
+    def _file(self, number: int) -> str:
+        return f"{self._name}-{number}.log"
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Fail the test for a person's mistake, with one line."""
+    from xenemu.errors import XenemuError  # noqa: PLC0415
+
+    try:
+        yield
+    except XenemuError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -35,6 +36,7 @@ class Result:
     raw: bytes = b""  # the console
     log: str = ""  # the console with virtual times
     report: str = ""
+    stopped: bool = False  # it was told to, before its end
 
     @property
     def verdict(self) -> Verdict:
@@ -43,6 +45,15 @@ class Result:
     @property
     def exit_code(self) -> int:
         return self.verdict.exit_code
+
+    @property
+    def skipped(self) -> bool:
+        return self.verdict is Verdict.SKIPPED
+
+    def skip(self, reason: str) -> Result:
+        """Make it that of a boot which was not run to its end."""
+        self.findings = [Finding(Verdict.SKIPPED, reason)]
+        return self
 
     @property
     def sentence(self) -> str:
@@ -60,6 +71,11 @@ class Result:
         skipped = sum(case.status is Status.SKIP for case in self.cases)
         parts = [f"{len(self.cases)} tests", failed and f"{failed} failed"]
         return ", ".join(str(p) for p in (*parts, skipped and f"{skipped} skipped") if p)
+
+
+def never_run(boot: Boot, reason: str) -> Result:
+    """The result of a boot that has not begun."""
+    return Result(boot, started=time.time()).skip(reason)
 
 
 def worst(results: Iterable[Result]) -> int:

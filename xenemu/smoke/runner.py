@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -16,12 +16,13 @@ from typing import Final, Protocol
 
 from xenemu.smoke import worker
 from xenemu.smoke.plan import Boot
-from xenemu.smoke.results import Result
+from xenemu.smoke.results import Result, never_run
 from xenemu.smoke.verdict import Finding, Verdict
 from xenemu.smoke.worker import Progress
 
 # A worker looks at its clock between slices. One that does not come back is stuck in the engine.
 GRACE_S: Final = 60.0
+STOP_S: Final = 3.0  # how long boots may take to stop
 SPAWN: Final = multiprocessing.get_context("spawn")  # the engine must be loaded before all else
 Main = Callable[[Boot, Connection, str], None]
 
@@ -34,6 +35,14 @@ class Watcher(Protocol):
     def progress(self, boot: Boot, progress: Progress) -> None: ...
 
     def finished(self, result: Result) -> None: ...
+
+
+class Interruption(Protocol):
+    """A signal that may come: something to wait for."""
+
+    signum: int  # 0: none has come
+
+    def fileno(self) -> int: ...
 
 
 @dataclass
@@ -55,46 +64,62 @@ def run(
     watcher: Watcher,
     fail_fast: bool = False,
     main: Main = worker.main,
+    interruption: Interruption | None = None,
 ) -> list[Result]:
     """Run every boot; the results in the order of `boots`.
 
-    With `fail_fast`, begin nothing after the first that does not pass, and end what runs; what
-    then has no result is left out. `main` is what each process calls.
+    With `fail_fast`, everything stops after the first that does not pass, and else when an
+    interruption comes: what has not ended by then is skipped. `main` is what each process calls.
     """
     waiting, running = list(reversed(boots)), dict[str, _Running]()
     results: dict[str, Result] = {}
+    why = ""  # everything is to stop
+
+    def ended(result: Result) -> None:
+        if why and result.stopped:
+            result.skip(why)
+        results[result.boot.name] = result
+        _end(running.pop(result.boot.name))
+        watcher.finished(result)
+
     with tempfile.TemporaryDirectory(prefix="xenemu-") as scratch:
         try:
-            while waiting or running:
+            while (waiting or running) and not why:
                 while waiting and len(running) < jobs:
                     boot = waiting.pop()
                     running[boot.name] = _start(boot, main, Path(scratch) / str(len(waiting)))
                     watcher.began(boot)
-                for result in _wait(running, watcher):
-                    results[result.boot.name] = result
-                    _end(running.pop(result.boot.name))
-                    watcher.finished(result)
+                found = _wait(running, watcher, interruption)
+                if interruption and interruption.signum:
+                    why = f"stopped by {signal.Signals(interruption.signum).name}"
+                for result in found:
+                    ended(result)
                     if fail_fast and result.exit_code:
-                        return [results[boot.name] for boot in boots if boot.name in results]
+                        why = why or f"--fail-fast, and {result.boot.name} did not pass"
+            for result in _stop(running, watcher):
+                ended(result)
         finally:
             for left in running.values():
-                _end(left)
-    return [results[boot.name] for boot in boots]
+                _kill(left)
+    return [results.get(boot.name) or never_run(boot, why) for boot in boots]
 
 
 def _start(boot: Boot, main: Main, errors: Path) -> _Running:
     errors.touch()
     ours, theirs = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=main, args=(boot, theirs, str(errors)), name=boot.name)
-    process.start()
+    worker.start(process)
     theirs.close()
     return _Running(boot, process, ours, errors)
 
 
-def _wait(running: dict[str, _Running], watcher: Watcher) -> list[Result]:
+def _wait(
+    running: dict[str, _Running], watcher: Watcher, interruption: Interruption | None
+) -> list[Result]:
     """Wait until something happens; the results that came of it."""
     patience = max(0.0, min(one.left_s for one in running.values()))
-    ready = wait([one.connection for one in running.values()], timeout=patience)
+    others = [interruption.fileno()] if interruption else []
+    ready = wait([*(one.connection for one in running.values()), *others], patience)
     results = []
     for one in running.values():
         result = None
@@ -106,6 +131,29 @@ def _wait(running: dict[str, _Running], watcher: Watcher) -> list[Result]:
         if result:
             results.append(result)
     return results
+
+
+def _stop(running: dict[str, _Running], watcher: Watcher) -> Iterator[Result]:
+    """Stop what runs; the results, with what was seen of the guest if it stops soon."""
+    for one in running.values():
+        one.process.terminate()
+    deadline = time.monotonic() + STOP_S
+    left = list(running.values())
+    while left:
+        patience = max(0.0, deadline - time.monotonic())
+        ready = wait([one.connection for one in left], patience)
+        if not ready:
+            break
+        for one in [one for one in left if one.connection in ready]:
+            result = _receive(one, watcher)
+            if result:
+                left.remove(one)
+                yield result
+    for one in left:
+        one.process.kill()
+        result = _lost(one, "")
+        result.stopped = True
+        yield result
 
 
 def _receive(one: _Running, watcher: Watcher) -> Result | None:
@@ -138,8 +186,13 @@ def _lost(one: _Running, reason: str) -> Result:
 
 
 def _end(one: _Running) -> None:
+    """End a process that has sent its result, and is about to end by itself."""
     if one.process.is_alive():
-        one.process.join(timeout=1.0)  # it has sent its result, and is about to end
+        one.process.join(timeout=1.0)
+    _kill(one)
+
+
+def _kill(one: _Running) -> None:
     with suppress(OSError):
         one.process.kill()
     one.process.join()

@@ -48,12 +48,14 @@ class Phase:
 class Session:
     """A guest, driven to what is expected of it next. Implements `xenemu.machine.Terminal`.
 
-    `step` is a look at the guest between its slices, for whoever shows progress.
+    `step` is a look at the guest between its slices, for whoever shows progress. `is_to_stop` ends
+    a slice, so that `step` comes soon.
     """
 
     boot: Boot
     clock: Callable[[], float] = time.monotonic
     step: Callable[[Session], None] = lambda session: None
+    is_to_stop: Callable[[], bool] = bool
     transcript: Transcript = field(default_factory=Transcript)
     phases: list[Phase] = field(default_factory=list)
     captures: dict[str, str] = field(default_factory=dict)
@@ -173,8 +175,8 @@ class Session:
         return not self._input
 
     def leaves(self) -> bool:
-        """Nobody is there who could leave."""
-        return False
+        """Whether somebody wants it to stop."""
+        return self.is_to_stop()
 
     def check(self) -> Outcome | None:
         """Why to stop, if the console, the guest's clock or the kernel's memory says so."""

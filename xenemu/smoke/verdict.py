@@ -43,6 +43,7 @@ class Verdict(Enum):
     UNMET = "unmet"  # ended before every expectation was met
     END = "end"  # ended in another way than it should
     TESTS = "tests"  # a test failed, by its KTAP
+    SKIPPED = "skipped"  # not run to its end, as everything was to stop
     PASS = "pass"
 
     @property
@@ -74,6 +75,7 @@ EXIT_CODES: Final = {
     Verdict.IDLE: 6,
     Verdict.QUIET: 6,
     Verdict.TIMEOUT: 6,
+    Verdict.SKIPPED: 0,
     Verdict.PASS: 0,
 }
 ENDS: Final = {

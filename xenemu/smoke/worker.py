@@ -10,7 +10,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from threading import Event
 from typing import Final
 
 from xenemu import __version__
@@ -22,6 +25,7 @@ from xenemu.smoke.session import IGNORED_CODES, Session
 from xenemu.smoke.verdict import Finding, Verdict
 
 PROGRESS_S: Final = 0.25
+PARENTS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,30 @@ class Progress:
     instructions: int
 
 
-def isolate(stderr: int) -> None:
-    """Be a child: leave signals of the terminal to the parent, core files out, errors in a file."""
+class _Stopped(Exception):
+    """The boot is to stop before its end."""
+
+
+def start(process: SpawnProcess) -> None:
+    """Start a process that `isolate` is to run in: signals wait until it has."""
+    resource_tracker.ensure_running()  # it would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def isolate(stderr: int, stop: Callable[[], None] | None = None) -> None:
+    """Be a child: leave signals of the terminal to the parent, core files out, errors in a file.
+
+    SIGTERM calls `stop`, or ends the process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if stop is not None:
+        signal.signal(signal.SIGTERM, lambda signum, frame: stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(stderr, 1)
     os.dup2(stderr, 2)
@@ -43,23 +68,32 @@ def isolate(stderr: int) -> None:
 
 
 def main(boot: Boot, connection: Connection, errors: str) -> None:
-    """Run `boot` and send `Progress`, then a `Result`; `errors` is a file for standard error."""
-    isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
-    connection.send(boot_once(boot, connection))
+    """Run `boot` and send `Progress`, then a `Result`; `errors` is a file for standard error.
+
+    SIGTERM stops the boot between two slices; there is a result then, too.
+    """
+    stop = Event()
+    isolate(os.open(errors, os.O_WRONLY | os.O_APPEND), stop.set)
+    connection.send(boot_once(boot, connection, stop.is_set))
 
 
-def boot_once(boot: Boot, connection: Connection | None = None) -> Result:
+def boot_once(
+    boot: Boot, connection: Connection | None = None, is_to_stop: Callable[[], bool] = bool
+) -> Result:
     """Boot, to a result whatever happens; only a crash of this process gives none."""
     result = Result(boot, started=time.time())
     began, cpu_began = time.monotonic(), time.process_time()
     session: Session | None = None
     try:
-        session = Session(boot, step=_progress(connection))
+        session = Session(boot, step=_step(connection, is_to_stop), is_to_stop=is_to_stop)
         result.mode = session.machine.mode.value
         result.findings = session.run_plan()
         result.reason = session.outcome.reason if session.outcome else ""
     except XenemuError as error:
         result.findings = [Finding(_blame(error), str(error))]
+    except _Stopped:
+        result.stopped = True
+        result.findings = [Finding(Verdict.XENEMU, "the process that ran it was told to stop")]
     except Exception as error:
         result.findings = [Finding(Verdict.XENEMU, describe_bug(error))]
         result.report = traceback.format_exc()
@@ -94,11 +128,15 @@ def add_session(result: Result, session: Session) -> None:
         result.report = session.report()
 
 
-def _progress(connection: Connection | None) -> Callable[[Session], None]:
+def _step(
+    connection: Connection | None, is_to_stop: Callable[[], bool]
+) -> Callable[[Session], None]:
     next_s = 0.0
 
     def step(session: Session) -> None:
         nonlocal next_s
+        if is_to_stop():
+            raise _Stopped
         now_s = time.monotonic()
         if connection is None or now_s < next_s:
             return
