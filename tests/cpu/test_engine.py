@@ -12,9 +12,11 @@ from itertools import pairwise
 import pytest
 
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS32
+from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.errors import EngineGaveUp
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.debug import Cause, Halt
 from xenemu.hv.memory import Memory
 from xenemu.hv.prices import Exit as Priced
 from xenemu.pv.traps import CS64, SS64
@@ -401,6 +403,14 @@ def test_32_bit_code_runs_in_a_32_bit_segment(engine: Engine) -> None:
     assert engine.segment(Seg.CS) == code32
 
 
+@pytest.mark.parametrize("code", [b"\x0f\x05", b"\x0f\x07", b"\x48"])
+def test_what_32_bit_code_on_intels_cpus_lacks(engine: Engine, code: bytes) -> None:
+    """SYSCALL is the hypervisor's to refuse; SYSRET is undefined; 48 is no prefix."""
+    engine.set_segment(Seg.CS, Segment(FLAT_RING3_CS32, 0, 0xFFFFFFFF, segment.CODE32_RING3))
+    expected = {0x05: ("syscall", 2), 0x07: ("undefined", 0), 0x48: ("undefined", 1)}[code[-1]]
+    assert run(engine, code + UD2) == [expected]
+
+
 def test_fs_and_gs_have_64_bit_bases(engine: Engine) -> None:
     engine._memory.words[DATA >> 3] = 99
     engine.set_segment(Seg.GS, Segment(0, DATA - 8))
@@ -524,6 +534,72 @@ def test_where_a_jump_came_from(engine: Engine) -> None:
 def test_what_faults_behind_another_instruction_came_from_no_jump(engine: Engine) -> None:
     ((name, *_),) = run(engine, INC_RAX * 2 + b"\xf4")
     assert (name, engine.came_from()) == ("#GP", 0)
+
+
+# Addresses that are not canonical, and branches to them; the guest noncanonical has more.
+
+NOWHERE = 1 << 47
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (b"\x8b\x45\x08", "#SS"),  # mov 8(%rbp), %eax
+        (b"\x64\x8b\x45\x08", "#GP"),  # mov %fs:8(%rbp), %eax
+        (b"\x8b\x00", "#GP"),  # mov (%rax), %eax
+        (b"\x41\x8b\x45\x08", "#GP"),  # mov 8(%r13), %eax
+        (b"\xc9", "#SS"),  # leave
+    ],
+)
+def test_a_stray_access_is_a_fault_of_its_segment(engine: Engine, code: bytes, name: str) -> None:
+    for register in (Reg.RAX, Reg.RBP, Reg.R13):
+        engine.regs[register] = NOWHERE
+    cr2 = engine.cr2
+    assert run(engine, b"\x90" + code) == [(name, 0, 1)]
+    assert engine.cr2 == cr2
+
+
+BRANCHES = [b"\xff\xe0", b"\xff\xd0", b"\xc3", b"\xc2\x10\0", b"\xff\x24\x24"]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)  # jmp, call *%rax; ret; ret $16; jmp *(%rsp)
+def test_a_branch_to_nowhere_is_not_made(engine: Engine, branch: bytes) -> None:
+    engine.regs[Reg.RAX] = NOWHERE
+    assert run(engine, b"\x50\x90" + branch) == [("#GP", 0, 2)]  # push %rax; nop
+    assert engine.regs[Reg.RSP] == STACK - 8
+
+
+@pytest.mark.parametrize("slice_ns", [1, 2, 3])
+def test_a_branch_to_nowhere_faults_the_same_in_any_slice(engine: Engine, slice_ns: int) -> None:
+    engine.regs[Reg.RAX] = NOWHERE
+    run(engine, b"\x90\x90\xff\xe0", 0)
+    while not handler(engine).exits:
+        engine.run(engine.now_ns + slice_ns)
+    assert (handler(engine).exits, engine.instructions) == ([("#GP", 0, CODE + 2)], 3)
+
+
+def test_a_step_of_a_branch_to_nowhere_is_its_fault(engine: Engine) -> None:
+    engine.regs[Reg.RAX] = NOWHERE
+    handler(engine).react = lambda: None
+    run(engine, b"\xff\xe0", 0)
+    debug = DebugPort(engine)
+    debug.begin(1000)
+    debug.catch_faults({flags.GP})
+    assert debug.step() == Halt(Cause.FAULT, vector=flags.GP)
+    assert (engine.rip, handler(engine).exits) == (CODE, [])
+    debug.step()
+    assert handler(engine).exits == [("#GP", 0, CODE)]
+
+
+def test_a_handler_that_goes_where_a_branch_did_has_not_made_it(engine: Engine) -> None:
+    def go() -> None:
+        if len(handler(engine).exits) == 2:
+            engine.stop()
+        engine.rip = NOWHERE
+
+    engine.regs[Reg.RAX] = NOWHERE
+    handler(engine).react = go
+    assert run(engine, b"\xff\xe0")[1] == ("#GP", 0, NOWHERE - CODE)
 
 
 # Prices, and looks at the host.

@@ -388,13 +388,6 @@ def test_a_protection_fault_with_a_selector_is_not_looked_at(
     assert (entered(current), saved(current, 2)) == (flags.GP, 0x18)
 
 
-def test_an_impossible_stack_is_a_stack_fault(current: Current, exits: PvExits) -> None:
-    toggle_guest_mode(current)
-    current.cpu.regs[Reg.RSP] = 1 << 47
-    exits.exception(flags.GP, 0)
-    assert entered(current) == flags.SS
-
-
 def test_a_lazy_fpu_is_given_back_silently(current: Current, exits: PvExits) -> None:
     assert isinstance(current.cpu, FakeCpu)
     current.cpu.task_switched = True

@@ -244,12 +244,6 @@ def test_debug_xen_spoils_both_halves_of_a_long_argument(current: Current) -> No
 # What the engine does not know.
 
 
-def test_sysret_is_undefined(current: Current, exits: Pv32Exits) -> None:
-    current.write(CODE, b"\x0f\x07")
-    exits.exception(flags.GP, 0)
-    assert entered(current) == flags.UD
-
-
 def test_an_ldt_at_xens_addresses_faults_when_it_is_used(
     current: Current, exits: Pv32Exits
 ) -> None:

@@ -53,6 +53,7 @@ static bool take_prefix(struct instruction *in, uint8_t byte)
     if (byte != 0x66 && byte != 0x67 && byte != 0xf0 && byte != 0xf2 && byte != 0xf3)
         return false;
     in->address_size_prefix |= byte == 0x67;
+    in->operand_size_prefix |= byte == 0x66;
     in->mandatory_prefix |= byte == 0x66 || byte == 0xf2 || byte == 0xf3;
     in->rex = 0;
     return true;
@@ -87,13 +88,24 @@ uint8_t behind_opcode(const struct instruction *in, unsigned n)
     return in->modrm + n < in->available ? in->bytes[in->modrm + n] : 0;
 }
 
-/* The size of the code segment, and with the prefix that of addresses, in bits. */
+static int code_bits(bool other)
+{
+    bool code32 = FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32;
+
+    return code32 != other ? 32 : 16;
+}
+
 static int address_bits(const struct instruction *in)
 {
     if (code64())
         return in->address_size_prefix ? 32 : 64;
-    bool code32 = FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32;
-    return code32 != in->address_size_prefix ? 32 : 16;
+    return code_bits(in->address_size_prefix);
+}
+
+/* Of operands, in other than 64-bit code. */
+int operand_bits(const struct instruction *in)
+{
+    return code_bits(in->operand_size_prefix);
 }
 
 /* The segment of the operand in memory that ModRM names. */

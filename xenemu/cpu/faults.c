@@ -105,12 +105,35 @@ static bool no_such_simd(void)
            (!mmx && !(FIELD(G.env, ENV_CR4, uint64_t) & CR4_OSFXSR));
 }
 
+struct access missed; /* the last that was not in the TLB */
+
+/*
+ * The engine has #GP for each access to an address that is not canonical. A CPU has #SS for one by
+ * the stack's segment, and faults at a branch, not at its target.
+ */
+static uint32_t fault_of_stray(void)
+{
+    struct instruction in;
+
+    if (delivering != NOTHING) /* what is written then goes to the stack */
+        return missed.kind == ACCESS_WRITE ? SS_FAULT : GP;
+    if (missed.kind == ACCESS_FETCH) {
+        if (!canonical(FIELD(G.env, ENV_EIP, uint64_t)))
+            unmake_branch();
+        return GP;
+    }
+    return decode(&in) && segment_of_access(&in, missed.kind, missed.vaddr) == SS ? SS_FAULT : GP;
+}
+
 static void on_interrupt(void *uc, uint32_t vector, void *data)
 {
     bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     uint64_t *rip = &FIELD(G.env, ENV_EIP, uint64_t);
 
     (void)uc, (void)data;
+    if (UNLIKELY(vector == GP && missed.faults))
+        vector = fault_of_stray();
+    missed.faults = false;
     if (delivering != NOTHING)
         *rip = restart;
     if (UNLIKELY(vector == NM) && !soft && G.native && no_such_simd())

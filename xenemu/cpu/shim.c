@@ -96,7 +96,10 @@ void enter_hypervisor(enum exit_kind kind, uint32_t vector)
     G.answer = ANSWERED;
     G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
     G.rflags = U.read_eflags(G.env);
+    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
     call_python(G.enter);
+    if (FIELD(G.env, ENV_EIP, uint64_t) != rip)
+        forget_branch();
     if (G.stepping)
         G.stop |= STOP_DEBUGGER;
     apply_requests();
@@ -130,27 +133,18 @@ static void enter_ring0(uint32_t selector, bool long_mode)
     *hflags |= HF_CS32 | HF_SS32 | (long_mode ? HF_CS64 : 0);
 }
 
+/* Intel's CPUs have SYSCALL in 64-bit code alone. */
 static void native_syscall(void *env, int length, uintptr_t pc)
 {
-    bool long_mode = FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA;
-    bool code64 = FIELD(env, ENV_HFLAGS, uint32_t) & HF_CS64;
-    uint64_t star = FIELD(env, ENV_STAR, uint64_t), flags = U.read_eflags(env), next;
+    uint64_t flags = U.read_eflags(env);
 
-    if (!(FIELD(env, ENV_EFER, uint64_t) & 1))
+    if (!(FIELD(env, ENV_EFER, uint64_t) & EFER_SCE) || !code64())
         U.raise(env, UD, 0, pc);
-    next = FIELD(env, ENV_EIP, uint64_t) + length;
-    if (long_mode) {
-        FIELD(env, ENV_REGS + 1 * 8, uint64_t) = next;
-        FIELD(env, ENV_REGS + 11 * 8, uint64_t) = flags;
-        U.write_eflags(env, flags & ~FIELD(env, ENV_FMASK, uint64_t), 0x00277f00u);
-        FIELD(env, ENV_EIP, uint64_t) =
-            FIELD(env, code64 ? ENV_LSTAR : ENV_CSTAR, uint64_t);
-    } else {
-        FIELD(env, ENV_REGS + 1 * 8, uint64_t) = (uint32_t)next;
-        U.write_eflags(env, flags & ~(uint64_t)EFLAGS_IF, EFLAGS_IF | 1u << 16 | 1u << 17);
-        FIELD(env, ENV_EIP, uint64_t) = (uint32_t)star;
-    }
-    enter_ring0(star >> 32, long_mode);
+    FIELD(env, ENV_REGS + 1 * 8, uint64_t) = FIELD(env, ENV_EIP, uint64_t) + length;
+    FIELD(env, ENV_REGS + 11 * 8, uint64_t) = flags;
+    U.write_eflags(env, flags & ~FIELD(env, ENV_FMASK, uint64_t), 0x00277f00u);
+    FIELD(env, ENV_EIP, uint64_t) = FIELD(env, ENV_LSTAR, uint64_t);
+    enter_ring0(FIELD(env, ENV_STAR, uint64_t) >> 32, true);
 }
 
 void helper_syscall_x86_64(void *env, int next_eip_addend)
@@ -175,7 +169,7 @@ void helper_sysenter_x86_64(void *env, int next_eip_addend)
         enter_hypervisor(EXIT_SYSENTER, 0);
         U.loop_exit_restore(G.cpu, 0); /* the block that called would trap for a TF that it had */
     }
-    if (!selector)
+    if (!(selector & 0xfffc))
         U.raise(env, GP, 0, RETURN_ADDRESS);
     U.write_eflags(env, U.read_eflags(env) & ~(uint64_t)EFLAGS_IF, EFLAGS_IF | 1u << 16 | 1u << 17);
     enter_ring0(selector, FIELD(env, ENV_HFLAGS, uint32_t) & HF_LMA);
@@ -428,6 +422,11 @@ void tb_flush_jmp_cache_x86_64(void *cpu, uint64_t vaddr)
 {
     generation++;
     U.flush_jmp_cache(cpu, vaddr);
+}
+
+void forget_branch(void)
+{
+    jump_block = 0;
 }
 
 /* All blocks are gone. */
@@ -905,7 +904,12 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, in
     filling_for = access;
     if (walk(vaddr, access, mode))
         return true;
-    return U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
+    if (!probe)
+        missed = (struct access){true, access, size, vaddr, FIELD(G.env, ENV_CR2, uint64_t)};
+    bool filled = U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
+    if (!probe)
+        missed.faults = false;
+    return filled;
 }
 
 void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
@@ -1073,6 +1077,10 @@ const char *shim_bind(void *unicorn)
         {"helper_lldt_x86_64", &U.lldt},
         {"helper_ltr_x86_64", &U.ltr},
         {"cpu_ldl_mmuidx_ra_x86_64", &U.load_long},
+        {"cpu_ldq_mmuidx_ra_x86_64", &U.load_quad},
+        {"helper_sysret_x86_64", &U.sysret},
+        {"helper_sysexit_x86_64", &U.sysexit},
+        {"helper_iret_protected_x86_64", &U.iret},
         {"cpu_x86_update_dr7_x86_64", &U.update_dr7},
         {"breakpoint_handler_x86_64", &U.breakpoint},
         {"helper_pause_x86_64", &U.pause},
@@ -1104,7 +1112,6 @@ void shim_attach(void *uc)
     G.stepping = G.debug_stop = G.caught_faults = 0;
     G.let_fault = NOWHERE;
     breakpoint_count = 0;
-    delivering = NOTHING;
     for (int i = 0; i < MAX_WATCHPOINTS; i++)
         watchpoints[i].length = 0;
 }
@@ -1118,6 +1125,8 @@ int shim_run(uint64_t rip)
     if (G.native && G.apic_vector != NO_VECTOR)
         shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
+    delivering = NOTHING;
+    missed.faults = false;
     FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
     int error = run_or_give_up(rip);
     settle();

@@ -92,7 +92,18 @@ enum { GAVE_UP = -1 };
 int run_or_give_up(uint64_t rip);
 void call_python(void (*function)(void));
 
+void forget_branch(void); /* what shim_came_from() would say */
+
+/* branches.c */
+void unmake_branch(void);
+
 /* faults.c */
+struct access {
+    bool faults;    /* its page is not in the TLB, and nothing has put it there */
+    int kind, size;
+    uint64_t vaddr, cr2; /* CR2 as it was before */
+};
+extern struct access missed;
 enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT };
 extern enum delivering delivering;
 void begin_interrupt(void);
@@ -104,12 +115,14 @@ struct instruction {
     uint8_t modrm;                /* where it would be: what follows the opcode */
     uint8_t rex;
     bool mandatory_prefix;        /* 66, F2 or F3 */
+    bool operand_size_prefix;
     bool address_size_prefix;
     int segment;                  /* of an override that counts, or NO_SEGMENT */
     uint32_t opcode;              /* with its escape bytes: 0x0F38xx */
 };
 bool decode(struct instruction *in);
 uint8_t behind_opcode(const struct instruction *in, unsigned n);
+int operand_bits(const struct instruction *in);
 int segment_of_access(const struct instruction *in, int access, uint64_t vaddr);
 
 static inline bool code64(void)
@@ -125,7 +138,8 @@ static inline bool canonical(uint64_t address)
 
 #pragma GCC visibility pop
 
-/* Python calls it, too. */
+/* Python calls them, too. */
 void shim_request_interrupt(uint32_t kind);
+uint64_t shim_came_from(void);
 
 #endif

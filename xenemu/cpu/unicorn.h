@@ -24,7 +24,7 @@ enum { /* CPUState */
 enum { /* CPUX86State */
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
     ENV_CR0 = 424, ENV_CR2 = 424 + 2 * 8, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
-    ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
+    ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR = 5400, ENV_DR6 = 5400 + 6 * 8,
     ENV_OLD_EXCEPTION = 5496,
@@ -46,7 +46,7 @@ enum { /* CPUTLB, which lies before env; three MMU modes */
 enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
 enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
 enum { MMU_KSMAP = 0, MMU_USER = 1, MMU_KERNEL = 2 };
-enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
+enum { EFER_SCE = 1 << 0, EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
 enum {
     CR0_PE = 1u << 0, CR0_EM = 1u << 2, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
     CR0_PG = 1u << 31, CR0_DEFINED = 0xe005003f,
@@ -63,7 +63,7 @@ enum { PHYSICAL_BITS = 40 };
 #define PTE_NX (1ull << 63)
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
-enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9 };
+enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
@@ -111,6 +111,10 @@ extern struct unicorn {
     void (*lldt)(void *env, int selector);
     void (*ltr)(void *env, int selector);
     uint32_t (*load_long)(void *env, uint64_t vaddr, int mmu_mode, uintptr_t pc);
+    uint64_t (*load_quad)(void *env, uint64_t vaddr, int mmu_mode, uintptr_t pc);
+    void (*sysret)(void *env, int log_size);
+    void (*sysexit)(void *env, int log_size);
+    void (*iret)(void *env, int log_size, int next_eip);
     void (*update_dr7)(void *env, uint64_t value);
     void (*breakpoint)(void *cpu);
     void (*pause)(void *env, int next_eip_addend);

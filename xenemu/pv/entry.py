@@ -19,14 +19,14 @@ from xenemu.pv.bounce32 import in_kernel_mode
 from xenemu.pv.callgate import emulate_gate_op
 from xenemu.pv.debug import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page, mark_accessed
-from xenemu.pv.emulate import code_bits, decode_here, emulate_invalid_op, emulate_privileged_op
+from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
 from xenemu.pv.state import NO_TRAP, pv
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
-from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W, is_canonical
+from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 
 ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
 ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
@@ -35,7 +35,6 @@ IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 INT80 = 0x80
-SYSRET = 0x0F07
 LDT_BYTES = 0x10000
 
 
@@ -137,12 +136,6 @@ class PvExits:
             if emulate_privileged_op(current):
                 current.cpu.spend(EMULATION_NS)
                 self._deliver_events()
-                return
-            if _is_stack_fault(current):
-                traps.inject(current, flags.SS, 0)
-                return
-            if _is_sysret_in_32_bit_code(current):
-                traps.inject(current, flags.UD)
                 return
         elif current.domain.width == 4:
             emulate_gate_op(current, error_code)
@@ -259,16 +252,3 @@ class Pv32Exits(PvExits):
         else:
             issue(current, number, ARGUMENTS32, 0xFFFFFFFF, HYPERCALL_LENGTH)
             look_at_timers(current)
-
-
-def _is_sysret_in_32_bit_code(current: Current) -> bool:
-    """Whether a #GP(0) is really a #UD: the engine's SYSRET is AMD's, the guest's CPU Intel's."""
-    if code_bits(current) == 64:
-        return False
-    insn = decode_here(current)
-    return insn is not None and insn.opcode == SYSRET
-
-
-def _is_stack_fault(current: Current) -> bool:
-    """Whether a #GP(0) is really a #SS: the engine has only #GP for non-canonical stacks."""
-    return not is_canonical(current.cpu.regs[Reg.RSP])
