@@ -67,3 +67,25 @@ def test_nobody_who_does_not_ask_pays_for_audits(machine):
     ending = machine(POWER_OFF)
     ending.domain.frames.count[-1] += 1
     assert ending.run(Silence()).end is End.POWEROFF
+
+
+class Deadline(Silence):
+    """Ends a run at a time of the guest's."""
+
+    def __init__(self, machine: Machine, end_ns: int) -> None:
+        self.machine, self.end_ns = machine, end_ns
+
+    def check(self) -> Outcome | None:
+        over = self.machine.engine.now_ns >= self.end_ns
+        return Outcome(End.STOPPED, "it is time") if over else None
+
+
+def test_where_a_guest_was_is_the_same_in_each_run(machine):
+    looks = []
+    for slice_ns in (10_000_000, 10_000_000, 100_000):
+        looping = machine(bytes.fromhex("ffc0 ffc3 ffc1 ebf8"))  # 1: inc %eax; ... jmp 1b
+        looping.slice_ns = slice_ns
+        looping.run(Deadline(looping, 60_000_000))
+        looks.append(looping.samples)
+    assert looks[0] == looks[1]
+    assert [len(look.of_vcpu[0]) for look in looks] == [6, 6, 6]

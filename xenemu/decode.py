@@ -147,6 +147,12 @@ def name_args(row: Hypercall, record: CallRecord) -> dict[str, Value]:
     return args
 
 
+def call_name(row: Hypercall | None, record: CallRecord) -> str:
+    """Which hypercall it was, with its sub-operation: ``sched_op(yield)``."""
+    found = row and _sub_op(row, record)
+    return f"{record.name}({found.name.rstrip('_')})" if found else record.name
+
+
 def _sub_op(row: Hypercall, record: CallRecord) -> SubOp | None:
     if not isinstance(row.handler, SubOps) or not record.args:
         return None

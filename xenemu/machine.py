@@ -43,6 +43,7 @@ from xenemu.pv.personality import PV32, PV64
 from xenemu.pvh.builder import build_pvh
 from xenemu.pvh.entry import PORTS, TripleFault
 from xenemu.pvh.personality import PVH
+from xenemu.sampling import Samples
 
 __all__ = ["TABLE", "DomainConfig", "Limits", "Machine", "Mode", "Terminal", "choose_mode"]
 
@@ -150,6 +151,7 @@ class Machine:
             TABLE,
         )
         self.engine.set_prices(PRICES_NS)
+        self.samples = Samples()
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
         if not native:
@@ -253,6 +255,7 @@ class Machine:
             deadline = engine.now_ns + self.slice_ns
             run(deadline if next_ns is None else min(deadline, next_ns))
             self.exits.stopped()
+            self.samples.take(self.current)
 
     @cached_property
     def debug(self) -> DebugPort:
@@ -342,5 +345,6 @@ class Machine:
     def _show_output(self, terminal: Terminal) -> None:
         output = self.domain.output
         if output:
+            self.samples.spoke(self.engine.now_ns)
             terminal.write(bytes(output))
             output.clear()

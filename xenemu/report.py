@@ -15,18 +15,23 @@ from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
 from xenemu.image.orc import Read
 from xenemu.linux import Linux
+from xenemu.outcome import End
 from xenemu.peek import Code, Pages, in_kernel, machine_frame, tables, walk
+from xenemu.sampling import Samples
 from xenemu.x86.paging import ADDR, P, describe_entry
 
+# Ends that are not the guest's own doing: then a report tells where it has spent its time.
+GIVEN_UP: Final = frozenset((End.TIMEOUT, End.IDLE, End.STOPPED))
 CALLS: Final = 16
 LOG_LINES: Final = 24
 REGS_A_LINE: Final = 3
 
 
-def report(current: Current, image: Image, reason: str = "") -> str:
+def report(current: Current, image: Image, reason: str = "", samples: Samples | None = None) -> str:
     """Say all that there is to say of a guest that ended: log, calls, registers, stack, walks.
 
-    `reason` is why it ended, if its frames or addresses are to be looked at, too.
+    `reason` is why it ended, if its frames or addresses are to be looked at, too; `samples` are
+    those of a guest that did not end by itself.
     Changes nothing of the guest's, and comes to an end whatever the guest has in its registers
     and its memory: `Pages` and `facts` read only so much.
     """
@@ -35,6 +40,7 @@ def report(current: Current, image: Image, reason: str = "") -> str:
     code = linux.code
     sections = {
         "Kernel log, from its memory": [str(line) for line in linux.log()[-LOG_LINES:]],
+        "Where it has spent its time": samples.lines(code) if samples else [],
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),
         "What was refused or faulted on, as it is now": _facts(current, code, reason),

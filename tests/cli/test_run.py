@@ -241,6 +241,7 @@ def test_a_signal_ends_the_run_with_its_number(boot, tmp_path, signum):
     _, stderr = process.communicate()
     assert process.returncode == 128 + signum
     assert f"stopped by {signum.name}".encode() in stderr
+    assert b"Where it has spent its time:\n  of the last " in stderr
 
 
 def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):

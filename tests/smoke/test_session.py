@@ -64,6 +64,14 @@ def test_what_is_forbidden_ends_the_run(session):
     assert finding.reason == "the console shows 'no', which 'no$' forbids"
 
 
+def test_a_loop_is_named(session):
+    guest = session(say(b"one\n") + SPIN, quiet_timeout=0.12)
+    (finding,) = guest.run_plan()
+    loop = "in a loop in 0xffffffff81000000-0xffffffff810000ff, and silent in its last 0.1"
+    assert finding.reason.startswith(f"it printed nothing for 0.12 s of its own time, {loop}")
+    assert "samples: 100% 0xffffffff81000000-0xffffffff810000ff" in guest.report()
+
+
 @pytest.mark.parametrize(
     ("keys", "verdict"),
     [

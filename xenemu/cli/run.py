@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.outputs import Output, Outputs
-from xenemu.report import report
+from xenemu.report import GIVEN_UP, report
 from xenemu.smoke.verdict import Verdict, crash
 from xenemu.smoke.witness import Witness
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from xenemu.gdb.server import Server
 
 MAX_TIMEOUT_S: Final = 1_000_000
-REPORTED: Final = {4, 5, 6, EXIT_BUG}  # exit codes after which a person wants to know where it was
+# Exit codes after which a person wants to know where it was.
+REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatever the kernel says
 
 HELP_EPILOG: Final = f"""\b
@@ -57,8 +59,9 @@ Exit codes:
   {EXIT_BUG}   xenemu's own fault: a bug, or its installation is incomplete
   128+N  signal N ended xenemu: 130 for SIGINT, 141 for a closed standard output
 
-After 4, 5, 6 and 70, standard error tells the last hypercalls, the registers, the
-backtrace and the page walk of the last fault.
+After 4, 5, 6, 70, 130 and 143, standard error tells the last hypercalls, the
+registers, the backtrace and the page walk of the last fault; after 6, 130 and 143
+also where the guest has spent its time.
 """
 
 
@@ -256,13 +259,14 @@ def _run(
     finally:
         typer.echo(status.end(), err=True, nl=False)
 
+    samples = machine.samples if outcome.end in GIVEN_UP else None
     outcome = judge(outcome, expectations, witness)
     code = 128 + terminal.signum if terminal.signum else outcome.exit_code
     if code in REPORTED or verbose:
         _tell(outcome.reason)
         if outcome.advice:
             _tell(f"what to do: {outcome.advice}")
-        typer.echo(report(machine.current, loaded, outcome.reason), err=True)
+        typer.echo(report(machine.current, loaded, outcome.reason, samples), err=True)
     if explainer is not None:
         explainer.close()
     _tell(
@@ -288,6 +292,8 @@ def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Out
     Unmet expectations count unless something graver happened.
     """
     outcome = _ask_the_kernel(outcome, expectations.headlines.lines, witness)
+    if outcome.end in (End.TIMEOUT, End.STOPPED):
+        outcome = replace(outcome, reason=outcome.reason + witness.pattern)
     if not expectations.unmet:
         return outcome
     reason = f"{outcome.reason}; never seen: " + ", ".join(map(repr, expectations.unmet))

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from xenemu import image
@@ -19,7 +19,7 @@ from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import format_size, parse_module, read_module
 from xenemu.outcome import End, Outcome
-from xenemu.report import report
+from xenemu.report import GIVEN_UP, report
 from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
@@ -100,6 +100,9 @@ class Session:
         self.matches = []
         self._advance()
         self.outcome = self.machine.run(self, Limits(timeout, self.clock))
+        if self.outcome.end is End.TIMEOUT:
+            reason = self.outcome.reason + self._witness.pattern
+            self.outcome = replace(self.outcome, reason=reason)
         if self.outcome.end is not End.EXPECTED:
             self.ended = True
             self._mark("end", self.machine.engine.now_ns)
@@ -130,7 +133,8 @@ class Session:
         """Where the guest is, as `xenemu run` would tell."""
         outcome = self.outcome or Outcome(End.STOPPED, "")
         advice = f"What to do: {outcome.advice}\n" if outcome.advice else ""
-        return advice + report(self.machine.current, self.image, outcome.reason)
+        samples = self.machine.samples if outcome.end in GIVEN_UP else None
+        return advice + report(self.machine.current, self.image, outcome.reason, samples)
 
     # Terminal.
 
@@ -200,6 +204,7 @@ class Session:
         return None
 
     def _stop(self, verdict: Verdict, reason: str) -> Outcome:
+        reason += self._witness.pattern
         self.findings.append(Finding(verdict, reason))
         return Outcome(End.STOPPED, reason)
 

@@ -12,7 +12,7 @@ from xenemu.image import Image
 from xenemu.linux import Linux
 from xenemu.machine import Machine
 from xenemu.outcome import End, Outcome
-from xenemu.peek import Pages
+from xenemu.peek import Code, Pages
 from xenemu.smoke.verdict import Facts
 
 
@@ -33,6 +33,13 @@ class Witness:
         """Whether the kernel has panicked, as far as its memory tells."""
         linux, bsd = self._kernels()
         return linux.panicked if bsd.panicked is None else bsd.panicked
+
+    @property
+    def pattern(self) -> str:
+        """What the guest did in the end, if that is clear, to be put after a sentence."""
+        current = self._machine.current
+        found = self._machine.samples.pattern(current, Code(self._image))
+        return f", {found}" if found else ""
 
     def doubts(self, outcome: Outcome, headlines: Sequence[str]) -> bool:
         """Whether to ask for `facts`; after a good end, which never speaks of a panic, nobody need.
