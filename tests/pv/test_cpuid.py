@@ -7,9 +7,10 @@ import pytest
 from fakes import make_pv_current
 from fakes32 import make_pv32_current
 from xenemu.hv.cpu import Reg
+from xenemu.hv.cpu_policy import PV32, PV64
 from xenemu.hv.domain import Current
 from xenemu.pv import cpuid
-from xenemu.x86.cpuid import BASIC, CX16, LAHF_LM, LM, SYSCALL
+from xenemu.x86.cpuid import VENDOR
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def ask(current: Current, leaf: int, subleaf: int = 0) -> tuple[int, ...]:
 
 
 def test_only_the_lower_halves_count(current: Current) -> None:
-    assert ask(current, 0xABCD << 32) == BASIC[0]
+    assert ask(current, 0xABCD << 32) == VENDOR
 
 
 def test_xen_names_itself_and_its_highest_leaf(current: Current) -> None:
@@ -53,15 +54,20 @@ def test_other_leaves_are_empty(current: Current, leaf: int) -> None:
     assert ask(current, leaf) == (0, 0, 0, 0)
 
 
-def test_each_vcpu_has_its_own_apic_id(current: Current) -> None:
+def test_the_clock_is_native_and_a_tick_a_nanosecond(current: Current) -> None:
+    assert ask(current, 0x40000003) == (1 << 1, 0, 1_000_000, 1)
+    _, _, multiplier, shift = ask(current, 0x40000003, 1)
+    assert (1_000_000_007 << shift) * multiplier >> 32 == 1_000_000_007
+    assert ask(current, 0x40000003, 3) == (0, 0, 0, 0)
+
+
+def test_no_pv_vcpu_has_an_apic_id(current: Current) -> None:
     current.vcpu = current.domain.vcpus[1]
-    assert ask(current, 1)[1] >> 24 == 2
+    assert ask(current, 1)[1] >> 24 == 0
+    assert ask(current, 0xB, 1) == (0, 0, 0, 0)
 
 
-def test_a_32_bit_guest_has_nothing_of_long_mode() -> None:
-    wide, narrow = make_pv_current(), make_pv32_current()
-    extended = [ask(one, 0x80000001) for one in (wide, narrow)]
-    assert extended[0][3] & ~extended[1][3] == LM | SYSCALL
-    assert extended[0][2] & ~extended[1][2] == LAHF_LM
-    assert ask(wide, 1)[2] & ~ask(narrow, 1)[2] == CX16
-    assert ask(wide, 0) == ask(narrow, 0)
+def test_each_width_has_its_own_policy() -> None:
+    for current, policy in ((make_pv_current(), PV64), (make_pv32_current(), PV32)):
+        for leaf in (0, 1, 7, 0x80000001, 0x80000008):
+            assert ask(current, leaf) == policy.cpuid(leaf, 0)

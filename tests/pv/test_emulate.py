@@ -35,6 +35,7 @@ from xenemu.pv.msr import CR4_DE, CR4_TSD, CR4_XEN
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, msr, segment
+from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
 
 HANDLER, STACK = KERNEL_ONLY + 0x1234, 0x30000
 DATA, BITMAP, UNMAPPED = 0x32000, 0x33000, 0x900000
@@ -324,7 +325,7 @@ def test_other_undefined_instructions(current: Current, code: bytes) -> None:
 
 
 def test_forced_cpuid_faults_where_the_guest_wants_it(current: Current) -> None:
-    pv(current).cpuid_faulting = True
+    current.vcpu.msrs[MISC_FEATURES_ENABLES] = MISC_FEATURES_CPUID_FAULTING
     assert invalid_op(current, CPUID_XEN)
     assert current.cpu.rip == CODE + 7
     user(current)

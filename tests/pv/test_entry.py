@@ -23,6 +23,7 @@ from xenemu.pv.perdomain import ldt_base
 from xenemu.pv.state import DR6_DEFAULT, Trap, pv
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags, segment
+from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 
 HANDLER = KERNEL_ONLY + 0x1234
@@ -421,7 +422,7 @@ def test_native_cpuid_is_answered_unless_the_guest_has_it_fault(
     current: Current, exits: PvExits
 ) -> None:
     assert exits.cpuid()
-    pv(current).cpuid_faulting = True
+    current.vcpu.msrs[MISC_FEATURES_ENABLES] = MISC_FEATURES_CPUID_FAULTING
     assert exits.cpuid()
     toggle_guest_mode(current)
     assert not exits.cpuid()

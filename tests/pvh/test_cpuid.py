@@ -40,7 +40,7 @@ def test_xens_leaves(current):
 def test_hvms_leaf_has_the_vcpu_and_the_domain(current):
     current.vcpu.vcpu_id = 3
     current.domain.domid = 7
-    assert cpuid(current, 0x40000004) == (1 << 3 | 1 << 4 | 1 << 6, 3, 7, 0)
+    assert cpuid(current, 0x40000004) == (1 << 2 | 1 << 3 | 1 << 4 | 1 << 6, 3, 7, 0)
     assert cpuid(current, 0x40000004, 1) == (0, 0, 0, 0)
 
 
@@ -72,6 +72,6 @@ def test_syscall_is_for_long_mode(current):
     assert cpuid(current, 0x80000001)[3] & 1 << 11
 
 
-@pytest.mark.parametrize("leaf", [7, 0xD, 0x17, 0x80000009, 0xFFFFFFFF])
+@pytest.mark.parametrize("leaf", [5, 0xD, 0x17, 0x80000009, 0xFFFFFFFF])
 def test_leaves_that_say_nothing(current, leaf):
     assert cpuid(current, leaf) == (0, 0, 0, 0)

@@ -47,6 +47,7 @@ class Vcpu:
     runstate_area: int = 0  # guest virtual address, 0 if not registered
     time_area: int = 0  # guest virtual address of a secondary vcpu_time_info
     periodic_ns: int = 0  # period, 0 if stopped
+    msrs: dict[int, int] = field(default_factory=dict)  # those that hv/msr.py keeps, if written
     saved: bytes | None = None
     remarks: list[str] = field(default_factory=list)  # see `remark`
 

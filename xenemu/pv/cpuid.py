@@ -5,19 +5,19 @@ In Xen: arch/x86/cpuid.c (guest_cpuid), arch/x86/traps.c (cpuid_hypervisor_leave
 
 from __future__ import annotations
 
+from xenemu.hv import cpu_policy
 from xenemu.hv import cpuid as common
+from xenemu.hv.cpu_policy import CpuPolicy
 from xenemu.hv.domain import Current
-from xenemu.x86 import cpuid
+from xenemu.x86.cpuid import Registers
 from xenemu.x86.paging import PAGE_SHIFT
 
 FEAT1_MMU_PT_UPDATE_PRESERVE_AD = 1 << 0
-# By leaf: EAX..EDX of what a 32-bit guest has. Without long mode there is no CMPXCHG16B, no LAHF
-# in it, and on an Intel CPU no SYSCALL (recalculate_cpuid_policy).
-WORD = 0xFFFFFFFF
-MASKS32 = {
-    0x1: (WORD, WORD, ~cpuid.CX16 & WORD, WORD),
-    0x80000001: (WORD, WORD, ~cpuid.LAHF_LM & WORD, ~(cpuid.SYSCALL | cpuid.LM) & WORD),
-}
+
+
+def policy(current: Current) -> CpuPolicy:
+    """What the current domain is told of its CPU."""
+    return cpu_policy.PV[current.domain.width]
 
 
 def execute(current: Current) -> None:
@@ -25,15 +25,11 @@ def execute(current: Current) -> None:
     common.execute(current, _leaf, _xen_leaf)
 
 
-def _leaf(current: Current, leaf: int, subleaf: int) -> cpuid.Registers:
-    a, b, c, d = cpuid.cpuid(leaf, subleaf, current.vcpu.vcpu_id)
-    if current.domain.width == 4 and leaf in MASKS32:
-        masks = MASKS32[leaf]
-        return (a & masks[0], b & masks[1], c & masks[2], d & masks[3])
-    return (a, b, c, d)
+def _leaf(current: Current, leaf: int, subleaf: int) -> Registers:
+    return policy(current).cpuid(leaf, subleaf)
 
 
-def _xen_leaf(current: Current, leaf: int, subleaf: int) -> cpuid.Registers:
+def _xen_leaf(current: Current, leaf: int, subleaf: int) -> Registers:
     if leaf == 5 and not subleaf:  # how wide a machine address can be
         highest_frame = current.domain.memory.nr_frames - 1
         return (0, highest_frame.bit_length() + PAGE_SHIFT, 0, 0)

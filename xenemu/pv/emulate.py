@@ -14,6 +14,7 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
+from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.pagetype import Restart
 from xenemu.pv import cpuid, debug, msr, ports
 from xenemu.pv.paging import (
@@ -170,7 +171,7 @@ def emulate_invalid_op(current: Current) -> bool:
             return False
         if _fetch_exactly(current, behind, len(CPUID)) != CPUID:
             return False
-        if state.cpuid_faulting and not state.kernel_mode:
+        if cpuid_faults(current.vcpu) and not state.kernel_mode:
             current.cpu.rip = behind
             raise Fault(flags.GP)
     except Fault as fault:

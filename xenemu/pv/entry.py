@@ -11,6 +11,7 @@ from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import issue, look_at_timers
 from xenemu.hv.domain import Current
+from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.prices import EMULATION_NS
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Key
@@ -182,7 +183,7 @@ class PvExits:
     def cpuid(self) -> bool:
         """CPUID without the prefix: the same model, or #GP where the guest asked for faulting."""
         current = self.current
-        if pv(current).cpuid_faulting and not pv(current).kernel_mode:
+        if cpuid_faults(current.vcpu) and not pv(current).kernel_mode:
             return False
         cpuid.execute(current)
         return True

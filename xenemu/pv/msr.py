@@ -1,16 +1,18 @@
-"""Model-specific registers and CR4 as a PV guest may read and write them.
+"""CR4, and the model-specific registers that are a PV guest's own: EFER, the TSC, segment bases.
 
-In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/msr.c, arch/x86/traps.c
-(guest_wrmsr_xen), arch/x86/pv/domain.c (pv_fixup_guest_cr4).
+In Xen: arch/x86/pv/emul-priv-op.c (read_msr, write_msr), arch/x86/traps.c (guest_wrmsr_xen),
+arch/x86/pv/domain.c (pv_fixup_guest_cr4).
 """
 
 from __future__ import annotations
 
 from xenemu.errors import XenError
-from xenemu.hv import cpuid
+from xenemu.hv import msr as table
 from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.cpuid import HYPERCALL_MSR
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.msr import How
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.state import pv
 from xenemu.x86 import flags, msr
@@ -22,22 +24,7 @@ CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
 CR4_XEN = CR4_PAE | CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT  # what a guest sees of Xen's own
 CR4_GUEST_OWNED = CR4_TSD | CR4_DE
 
-XEN_MSRS = cpuid.HYPERCALL_MSR >> 16
-MISC_ENABLE = (
-    msr.MISC_ENABLE_FAST_STRING
-    | msr.MISC_ENABLE_BTS_UNAVAIL
-    | msr.MISC_ENABLE_PEBS_UNAVAIL
-    | msr.MISC_ENABLE_XTPR_DISABLE
-)
-WRITES_IGNORED = frozenset(
-    {
-        msr.IA32_MPERF,
-        msr.IA32_APERF,
-        msr.IA32_THERM_CONTROL,
-        msr.IA32_ENERGY_PERF_BIAS,
-        msr.IA32_MISC_ENABLE,
-    }
-)
+XEN_MSRS = HYPERCALL_MSR >> 16
 
 
 def fixup_guest_cr4(value: int) -> int:
@@ -46,44 +33,39 @@ def fixup_guest_cr4(value: int) -> int:
 
 
 def read(current: Current, number: int) -> int | None:
-    """RDMSR of a PV kernel, or None for #GP."""
-    value = _read(current, number)
-    if value is None and flags.GP not in pv(current).traps and number >> 16 != XEN_MSRS:
-        # DIVERGES: Xen spares an early kernel only the registers that its host has.
-        return 0
-    return value
+    """RDMSR of a PV kernel, or None for #GP.
+
+    A kernel without a handler for #GP yet is spared it, where the host has the register.
+    """
+    value = table.read(table.PV, current.vcpu, number)
+    if not isinstance(value, How):
+        return value
+    if value is How.OWN:
+        return _read(current, number)
+    unguarded = flags.GP not in pv(current).traps
+    return 0 if unguarded and number >> 16 != XEN_MSRS and table.host_has(number) else None
 
 
 def _read(current: Current, number: int) -> int | None:
-    state, cpu = pv(current), current.cpu
-    wide = current.domain.width == 8
+    cpu = current.cpu
     match number:
-        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not wide:
+        case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if current.domain.width == 4:
             return None  # they came with long mode
         case msr.FS_BASE:
             return cpu.segment(Seg.FS).base
         case msr.GS_BASE:
             return cpu.segment(Seg.GS).base
         case msr.KERNEL_GS_BASE:
-            return state.inactive_gs
+            return pv(current).inactive_gs
         case msr.EFER:
             return guest_efer(current)
         case msr.IA32_TSC:
             return cpu.now_ns
         case msr.IA32_APIC_BASE:
             return msr.APIC_BASE_DEFAULT | (0 if current.vcpu.vcpu_id else msr.APIC_BASE_BSP)
-        case msr.IA32_MISC_ENABLE:
-            return MISC_ENABLE
-        case msr.IA32_CR_PAT:
-            return msr.XEN_PAT
-        case msr.PLATFORM_INFO:
-            return msr.PLATFORM_INFO_CPUID_FAULTING
-        case msr.MISC_FEATURES_ENABLES:
-            return msr.MISC_FEATURES_CPUID_FAULTING if state.cpuid_faulting else 0
-        case msr.IA32_UCODE_REV | msr.IA32_PERF_CAPABILITIES | cpuid.HYPERCALL_MSR:
-            return 0
         case _:
-            return None
+            assert number == HYPERCALL_MSR
+            return 0
 
 
 def guest_efer(current: Current) -> int:
@@ -93,7 +75,11 @@ def guest_efer(current: Current) -> int:
 
 def write(current: Current, number: int, value: int) -> bool:
     """WRMSR of a PV kernel; False for #GP."""
-    state = pv(current)
+    answer = table.write(table.PV, current.vcpu, number, value)
+    return answer is None or (answer is How.OWN and _write(current, number, value))
+
+
+def _write(current: Current, number: int, value: int) -> bool:
     bases_usable = current.domain.width == 8 and is_canonical(value)
     match number:
         case msr.FS_BASE | msr.GS_BASE | msr.KERNEL_GS_BASE if not bases_usable:
@@ -103,19 +89,13 @@ def write(current: Current, number: int, value: int) -> bool:
         case msr.GS_BASE:
             set_base(current, Seg.GS, value)
         case msr.KERNEL_GS_BASE:
-            state.inactive_gs = value
-        case msr.MISC_FEATURES_ENABLES:
-            if value & ~msr.MISC_FEATURES_CPUID_FAULTING:
-                return False
-            state.cpuid_faulting = bool(value)
-        case msr.IA32_UCODE_REV:
-            return value == 0
+            pv(current).inactive_gs = value
         case msr.EFER:
             return value == guest_efer(current)
-        case cpuid.HYPERCALL_MSR:
+        case _ if number == HYPERCALL_MSR:
             return _fill_hypercall_page(current, value)
         case _:
-            return number in WRITES_IGNORED
+            return False  # the TSC, the local APIC's base
     return True
 
 

@@ -93,7 +93,6 @@ class PvVcpu:
     ldt_base: int = 0
     ldt_entries: int = 0
     ldt_frames: dict[int, Mfn] = field(default_factory=dict)  # page of the LDT -> mapped frame
-    cpuid_faulting: bool = False
     nmi_pending: bool = False
     nmi_masked: bool = False  # from an NMI to the next iret
 

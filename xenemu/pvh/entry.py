@@ -16,12 +16,12 @@ from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import issue, look_at_timers
 from xenemu.hv.domain import Current
+from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.state import pvh, pvh_domain
+from xenemu.pvh.state import pvh_domain
 from xenemu.x86 import flags, segment
-from xenemu.x86.msr import MISC_FEATURES_CPUID_FAULTING, MISC_FEATURES_ENABLES
 
 ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
 ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
@@ -45,8 +45,7 @@ class PvhExits:
 
     def cpuid(self) -> bool:
         """CPUID: fill the registers; #GP outside ring 0, if the guest asked for that."""
-        enables = pvh(self.current).msrs.get(MISC_FEATURES_ENABLES, 0)
-        if enables & MISC_FEATURES_CPUID_FAULTING and self._ring():
+        if cpuid_faults(self.current.vcpu) and self._ring():
             return False
         cpuid.execute(self.current)
         return True

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MTRR_CAP, MTRR_DEF_TYPE = 0xFE, 0x2FF
-VARIABLE = range(0x200, 0x210)  # a base and a mask for each of 8 ranges
-FIXED = frozenset({0x250, 0x258, 0x259, *range(0x268, 0x270)})
-REGISTERS = frozenset({MTRR_CAP, MTRR_DEF_TYPE, *VARIABLE, *FIXED})
+from xenemu.x86.msr import MTRR_CAP, MTRR_DEF_TYPE, MTRR_FIXED
 
 CAPABILITIES = 8 | 1 << 8 | 1 << 10  # 8 variable ranges, fixed ranges, write-combining
 TYPES = frozenset({0, 1, 4, 5, 6})
@@ -38,11 +35,11 @@ class Mtrrs:
     values: dict[int, int] = field(default_factory=lambda: {MTRR_DEF_TYPE: ENABLE | WRITE_BACK})
 
     def read(self, number: int) -> int:
-        """RDMSR of one of REGISTERS."""
+        """RDMSR of one of msr.MTRRS."""
         return CAPABILITIES if number == MTRR_CAP else self.values.get(number, 0)
 
     def write(self, number: int, value: int) -> bool:
-        """WRMSR of one of REGISTERS; False for #GP: read-only, a reserved bit, no such type."""
+        """WRMSR of one of msr.MTRRS; False for #GP: read-only, a reserved bit, no such type."""
         if not self._okay(number, value):
             return False
         self.values[number] = value
@@ -51,7 +48,7 @@ class Mtrrs:
     def _okay(self, number: int, value: int) -> bool:
         if number == MTRR_CAP:
             return False
-        if number in FIXED:
+        if number in MTRR_FIXED:
             return _types_okay(value, TYPES)
         if number == MTRR_DEF_TYPE:
             return value & 0xFF in TYPES and not value & ~(0xFF | ENABLE | FIXED_ENABLE)

@@ -36,16 +36,12 @@ class PvhDomain:
 
 @dataclass
 class PvhVcpu:
-    """What Xen keeps for a PVH vcpu. `upcall_vector` is HVMOP_set_evtchn_upcall_vector's, or 0.
-
-    `msrs` has the other model-specific registers that were written (pvh/msr.py: KEPT).
-    """
+    """What Xen keeps for a PVH vcpu. `upcall_vector` is HVMOP_set_evtchn_upcall_vector's, or 0."""
 
     lapic: Lapic
     entry: Entry | None = None
     upcall_vector: int = 0
     mtrrs: Mtrrs = field(default_factory=Mtrrs)
-    msrs: dict[int, int] = field(default_factory=dict)
 
 
 def pvh_vcpu(vcpu: Vcpu) -> PvhVcpu:
