@@ -164,7 +164,8 @@ def _tell(title: str, report: Report, brief: bool) -> None:
     rate = report.steps / max(report.cpu_s, 0.001)
     line = f"{title}: {report.steps} steps in {report.cpu_s:.1f} s of CPU, {rate:.0f}/s"
     if brief:
-        print(f"{line}; {report.lives} lives, {sum(report.results.values())} hypercalls")
+        calls, grown = sum(report.results.values()), runner.growth(report) / MIB
+        print(f"{line}; {report.lives} lives, {calls} hypercalls, {grown:+.1f} MiB")
         return
     print(line)
     results = [f"{report.results[0]} done", f"{report.results[1]} continued"]

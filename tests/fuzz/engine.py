@@ -59,7 +59,7 @@ class EngineWorld:
 
     arena_pages = 24
     hang_s = 3.0  # of a step, with the time that the guest takes
-    growth_limit = 5 << 28  # the engine keeps up to 1 GiB of translated code
+    growth_limit = 64 << 20
     interactive = False
 
     def __init__(self, environment: str) -> None:
