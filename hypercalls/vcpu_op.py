@@ -38,7 +38,7 @@ from xenemu.abi.vcpu import (
 from xenemu.abi.xen import Nr
 from xenemu.errors import NotModelled, XenError
 from xenemu.hv import scheduler
-from xenemu.hv.clock import update_secondary_time
+from xenemu.hv.clock import update_time
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
@@ -195,6 +195,7 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
     domain.memory.write_uint(selector, domain.shared_info_width, -1)
     if mark_events_pending(domain, vcpu):
         scheduler.wake(domain, vcpu)
+    update_time(current, vcpu)
 
 
 @ops.sub(VCPUOP_send_nmi)
@@ -220,8 +221,7 @@ def register_vcpu_time_memory_area(
 ) -> None:
     """Keep a second vcpu_time_info in guest memory; an address of 0 ends that."""
     vcpu.time_area = _area(current, op.addr)
-    if vcpu is current.vcpu:
-        update_secondary_time(current)
+    update_time(current, vcpu)
 
 
 for _command, _name in (

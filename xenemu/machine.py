@@ -30,6 +30,7 @@ from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
@@ -249,6 +250,7 @@ class Machine:
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
             self._switch_to(vcpu)
+            refresh_time(self.current)
             self.exits.deliver_events()
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()

@@ -107,11 +107,20 @@ def test_a_vcpu_that_runs_again_finds_its_runstate_in_its_area(width: int) -> No
     assert info.time[16:24] == (8).to_bytes(8, "little")
 
 
-def test_an_area_that_cannot_be_written_is_ignored(current: Current) -> None:
+def test_a_runstate_area_has_the_times_up_to_the_last_change(current: Current) -> None:
+    current.vcpu.runstate_area = AREA
+    scheduler.run(current)
+    pass_time(current, 9)
+    scheduler.update_runstate_area(current)
+    assert current.read_struct(vcpu_runstate_info, AREA).time == bytes(32)
+
+
+def test_an_area_that_cannot_be_written_is_noted_as_stale(current: Current) -> None:
     current.vcpu.runstate_area = READ_ONLY
     before = current.read(READ_ONLY, 48)
     scheduler.run(current)
     assert current.read(READ_ONLY, 48) == before
+    assert current.vcpu.areas_stale
 
 
 # Timers.

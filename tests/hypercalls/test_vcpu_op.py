@@ -13,6 +13,7 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.sched import SHUTDOWN_poweroff
 from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
+from xenemu.hv.clock import EPOCH_NS, write_time
 from xenemu.hv.dispatch import StandingAnswer
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
@@ -136,18 +137,20 @@ def test_a_registered_runstate_area_is_written_at_once(current: Current) -> None
     assert current.read_struct(abi.vcpu_runstate_info, AREA).state_entry_time == 77
 
 
-def test_another_vcpus_areas_are_written_when_it_runs(current: Current) -> None:
+def test_another_vcpus_runstate_area_is_written_when_it_runs(current: Current) -> None:
     op = abi.vcpu_register_runstate_memory_area(AREA)
     call(current, abi.VCPUOP_register_runstate_memory_area, op, vcpu_id=1)
-    call(current, abi.VCPUOP_register_vcpu_time_memory_area, op, vcpu_id=1)
     assert current.read(AREA, 64) == bytes(64)
-    assert current.domain.vcpus[1].time_area == AREA
+    assert current.domain.vcpus[1].runstate_area == AREA
 
 
-def test_a_registered_time_area_is_written_at_once(current: Current) -> None:
+@pytest.mark.parametrize("vcpu_id", [0, 1])
+def test_a_registered_time_area_is_written_at_once(current: Current, vcpu_id: int) -> None:
+    current.cpu.now_ns = 3 * EPOCH_NS + 5
     op = abi.vcpu_register_time_memory_area(AREA)
-    call(current, abi.VCPUOP_register_vcpu_time_memory_area, op)
-    assert current.read_struct(vcpu_time_info, AREA).system_time == NOW
+    call(current, abi.VCPUOP_register_vcpu_time_memory_area, op, vcpu_id=vcpu_id)
+    assert current.domain.vcpus[vcpu_id].time_area == AREA
+    assert current.read_struct(vcpu_time_info, AREA).system_time == 3 * EPOCH_NS
 
 
 @pytest.mark.parametrize(
@@ -210,12 +213,18 @@ def register(offset: int = 0x40, mfn: int = FRAME) -> abi.vcpu_register_vcpu_inf
 
 
 def test_a_moved_vcpu_info_keeps_its_contents(current: Current) -> None:
-    time = current.domain.memory.read(vcpu_field(current.domain, current.vcpu, "time"), 32)
     current.domain.memory.bytes[current.vcpu.info + 1] = 1
     call(current, abi.VCPUOP_register_vcpu_info, register())
     assert current.vcpu.info == (FRAME << 12) + 0x40
     assert current.domain.memory.bytes[current.vcpu.info + 1] == 1
-    assert current.read((FRAME << 12) + 0x40 + 32, 32) == time
+
+
+def test_a_moved_vcpu_info_has_a_new_version_of_the_time(current: Current) -> None:
+    write_time(current.domain, current.vcpu, 0)
+    current.cpu.now_ns = 3 * EPOCH_NS + 5
+    call(current, abi.VCPUOP_register_vcpu_info, register())
+    time = current.read_struct(vcpu_time_info, (FRAME << 12) + 0x40 + 32)
+    assert (time.version, time.system_time) == (4, 3 * EPOCH_NS)
 
 
 def test_everything_is_pending_in_a_moved_vcpu_info(current: Current) -> None:

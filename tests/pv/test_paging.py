@@ -17,12 +17,16 @@ from fakes import (
 )
 from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
 from xenemu.abi.errno import EFAULT, EINVAL
-from xenemu.abi.xen import VMASST_TYPE_m2p_strict
+from xenemu.abi.vcpu import vcpu_runstate_info
+from xenemu.abi.xen import VMASST_TYPE_m2p_strict, vcpu_time_info
 from xenemu.errors import XenError
+from xenemu.hv.clock import EPOCH_NS, refresh_time
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagecheck import recount
+from xenemu.hv.scheduler import set_runstate, update_runstate_area
+from xenemu.hv.vcpu import RunState
 from xenemu.pv.descriptors import map_ldt_page, set_ldt
 from xenemu.pv.paging import (
     M2P_L4_SLOT,
@@ -34,7 +38,7 @@ from xenemu.pv.paging import (
     translate,
 )
 from xenemu.pv.state import pv
-from xenemu.x86.paging import PSE, RW, A, D, Mfn, P
+from xenemu.x86.paging import PSE, RW, A, D, Maddr, Mfn, P
 
 DATA = 0x22000
 NEW_ROOT = Mfn(40)
@@ -201,6 +205,28 @@ def test_the_mode_changes_the_root_and_gs(current: Current) -> None:
     assert current.cpu.segment(Seg.GS) == Segment(0x2B, 0x222)
     toggle_guest_mode(current)
     assert (current.cpu.cr3, current.cpu.segment(Seg.GS).base) == (ROOT << 12, 0x111)
+
+
+def test_areas_of_the_kernels_are_written_when_it_is_entered(current: Current) -> None:
+    vcpu, areas = current.vcpu, KERNEL_ONLY + DATA
+    vcpu.runstate_area, vcpu.time_area = areas, areas + 0x100
+    toggle_guest_mode(current)
+    current.cpu.now_ns = EPOCH_NS
+    set_runstate(vcpu, RunState.RUNNING, current.cpu.now_ns)
+    update_runstate_area(current)
+    refresh_time(current)
+    assert current.domain.memory.read(Maddr(DATA), 0x200) == bytes(0x200)
+    toggle_guest_mode(current)
+    assert current.read_struct(vcpu_runstate_info, areas).state_entry_time == EPOCH_NS
+    assert current.read_struct(vcpu_time_info, areas + 0x100).system_time == EPOCH_NS
+    assert not vcpu.areas_stale
+
+
+def test_areas_that_the_kernel_itself_does_not_map_are_given_up(current: Current) -> None:
+    current.vcpu.time_area = KERNEL_ONLY - 0x1000
+    refresh_time(current)
+    toggle_guest_mode(current)
+    assert not current.vcpu.areas_stale
 
 
 def test_the_fixtures_tables_are_valid(current: Current) -> None:

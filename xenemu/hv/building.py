@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xenemu.errors import ImageError
-from xenemu.hv.clock import update_time, update_wallclock
+from xenemu.hv.clock import update_wallclock, write_time
 from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.vcpu import RunState
@@ -102,5 +102,5 @@ def make_ready(domain: Domain) -> None:
     boot.online = boot.initialised = True
     boot.runstate = RunState.RUNNING
     for vcpu in domain.vcpus:
-        update_time(domain, vcpu, 0)
+        write_time(domain, vcpu, 0)
     update_wallclock(domain)

@@ -1,13 +1,14 @@
 """The time that a guest reads for itself: vcpu_time_info and the wall clock.
 
 The TSC counts virtual nanoseconds, so system time and TSC are the same number for ever, on every
-vcpu. A record never goes stale: one is written when its place comes into being, and none again.
+vcpu. Still, a record is rewritten when another second has begun, as Xen does when it has calibrated
+its clocks: some guests multiply in 32 bits, and others wait for the next version.
 
 Where Xen 4.17 sets XEN_PVCLOCK_TSC_STABLE_BIT only with `clocksource=tsc`, it is always set
 here: it says that readings on different vcpus need no correction, which is the truth.
 
 Header: public/xen.h (struct vcpu_time_info)
-In Xen: arch/x86/time.c
+In Xen: arch/x86/time.c (__update_vcpu_system_time, update_secondary_system_time)
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ TSC_HZ: Final = 1_000_000_000
 # ns = (ticks << 1) * 2^31 >> 32: the multiplier has 32 bits, so that 1.0 itself does not fit.
 TSC_TO_SYSTEM_MUL: Final = 1 << 31
 TSC_SHIFT: Final = 1
+EPOCH_NS: Final = 1_000_000_000  # how long a record is the newest
+VERSION_SIZE: Final = 4  # it comes first
 WC_SEC_HI_32: Final = 24  # offset in a 32-bit guest's shared_info.arch
 
 
@@ -46,26 +49,47 @@ def time_info(version: int, now_ns: int) -> vcpu_time_info:
     )
 
 
-def update_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
+def write_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
     """Write a vcpu's time record into its vcpu_info.
 
     The version is odd while a record is being written; no vcpu runs meanwhile, so that a guest
     sees only even ones.
     """
     maddr = vcpu_field(domain, vcpu, "time")
-    version = domain.memory.read_uint(maddr, 4)
+    version = domain.memory.read_uint(maddr, VERSION_SIZE)
     domain.memory.write(maddr, time_info(version, now_ns).pack(domain.shared_info_width))
 
 
-def update_secondary_time(current: Current) -> None:
-    """Write the current vcpu's record into the area that it registered, if it is mapped."""
-    area = current.vcpu.time_area
-    if area:
+def refresh_time(current: Current) -> None:
+    """The current vcpu gets the CPU, or goes on: rewrite its record if that is not the newest."""
+    domain, vcpu = current.domain, current.vcpu
+    newest = time_info(0, _epoch(current)).pack(domain.shared_info_width)
+    record = domain.memory.read(vcpu_field(domain, vcpu, "time"), len(newest))
+    if record[VERSION_SIZE:] != newest[VERSION_SIZE:]:
+        update_time(current, vcpu)
+
+
+def update_time(current: Current, vcpu: Vcpu) -> None:
+    """Rewrite a vcpu's record, whether or not it is the newest, and the second one."""
+    write_time(current.domain, vcpu, _epoch(current))
+    update_secondary_time(current, vcpu)
+
+
+def update_secondary_time(current: Current, vcpu: Vcpu) -> None:
+    """Copy a vcpu's record to the area that it registered, if that is mapped now."""
+    if vcpu.time_area:
+        record = vcpu_field(current.domain, vcpu, "time")
         try:
-            version = current.read_uint(area, 4)
-            current.write_struct(area, time_info(version, current.cpu.now_ns))
+            current.write(
+                vcpu.time_area, current.domain.memory.read(record, vcpu_time_info.sizeof(8))
+            )
         except XenError:
-            return  # as in Xen: the guest's own loss
+            vcpu.areas_stale = True
+
+
+def _epoch(current: Current) -> int:
+    """When the second began that it is."""
+    return current.cpu.now_ns // EPOCH_NS * EPOCH_NS
 
 
 def update_wallclock(domain: Domain) -> None:

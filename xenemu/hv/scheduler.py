@@ -101,7 +101,9 @@ def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
 
 
 def update_runstate_area(current: Current) -> None:
-    """Write the current vcpu's runstate into the area that it registered, if it is mapped.
+    """Write the current vcpu's runstate into the area that it registered, if that is mapped now.
+
+    It has the times up to the last change of the state, which the guest finds in it, too.
 
     Xen marks the time of entry with XEN_RUNSTATE_UPDATE while it writes, if the guest asked for
     that (VMASST_TYPE_runstate_update_flag). No vcpu runs during this write, so that a guest would
@@ -111,9 +113,9 @@ def update_runstate_area(current: Current) -> None:
     if not vcpu.runstate_area:
         return
     try:
-        current.write_struct(vcpu.runstate_area, runstate_info(vcpu, current.cpu.now_ns))
+        current.write_struct(vcpu.runstate_area, runstate_info(vcpu, vcpu.runstate_since_ns))
     except XenError:
-        return  # as in Xen: the guest's own loss
+        vcpu.areas_stale = True
 
 
 def _account_for_woken(domain: Domain, now_ns: int) -> None:

@@ -46,6 +46,7 @@ class Vcpu:
     runstate_times_ns: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     runstate_area: int = 0  # guest virtual address, 0 if not registered
     time_area: int = 0  # guest virtual address of a secondary vcpu_time_info
+    areas_stale: bool = False  # one of the two could not be written (pv.paging.toggle_guest_mode)
     periodic_ns: int = 0  # period, 0 if stopped
     msrs: dict[int, int] = field(default_factory=dict)  # those that hv/msr.py keeps, if written
     saved: bytes | None = None

@@ -10,11 +10,13 @@ from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START, HYPERVISOR_VIR
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
+from xenemu.hv.clock import update_secondary_time
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagetype import Restart
 from xenemu.hv.paging_rules import M2P_L4_SLOT
+from xenemu.hv.scheduler import update_runstate_area
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, drop_ldt
 from xenemu.pv.state import pv
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
@@ -168,3 +170,8 @@ def toggle_guest_mode(current: Current) -> None:
     cpu.set_segment(Seg.GS, Segment(gs.selector, state.inactive_gs, gs.limit, gs.attributes))
     state.inactive_gs = gs.base
     cpu.cr3 = (state.kernel_root if state.kernel_mode else state.user_root) << PAGE_SHIFT
+    if current.vcpu.areas_stale:
+        current.vcpu.areas_stale = False
+        if state.kernel_mode:  # they were not to be written in user mode's address space
+            update_runstate_area(current)
+            update_secondary_time(current, current.vcpu)
