@@ -26,6 +26,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
+from xenemu.hv.grant_table import KINDS, GNTPIN_devw_inc, GNTPIN_hstw_inc
 from xenemu.x86.paging import ADDR, RW, US, Mfn, P
 
 HOST = abi.GNTMAP_host_map | abi.GNTMAP_contains_pte
@@ -101,12 +102,29 @@ def test_unmapping_gives_everything_back(current: Current) -> None:
     assert not current.domain.grants.maptrack.mappings and not current.domain.grants.active
 
 
-def test_each_kind_of_mapping_is_undone_by_its_address(current: Current) -> None:
+@pytest.mark.parametrize(
+    ("host_addr", "dev_bus_addr", "left", "pin"),
+    [
+        (0, PAGE << 12, abi.GNTMAP_host_map, GNTPIN_hstw_inc),
+        (ENTRY, 0, abi.GNTMAP_device_map, GNTPIN_devw_inc),
+    ],
+)
+def test_each_kind_of_mapping_is_undone_by_its_address(
+    current: Current, host_addr: int, dev_bus_addr: int, left: int, pin: int
+) -> None:
+    before, grants = counts(current), current.domain.grants
     handle = mapped(current, HOST | abi.GNTMAP_device_map).handle
-    op = abi.gnttab_unmap_grant_ref(0, PAGE << 12, handle, 99)
-    assert status(current, abi.GNTTABOP_unmap_grant_ref, op) == abi.GNTST_okay
-    assert current.domain.grants.maptrack.mappings[handle].flags & abi.GNTMAP_host_map
-    assert entry(current) & P
+    undo = [
+        abi.gnttab_unmap_grant_ref(host_addr, dev_bus_addr, handle, 99),
+        abi.gnttab_unmap_grant_ref(ENTRY - host_addr, (PAGE << 12) - dev_bus_addr, handle, 99),
+    ]
+    assert status(current, abi.GNTTABOP_unmap_grant_ref, undo[0]) == abi.GNTST_okay
+    assert grants.maptrack.mappings[handle].flags & KINDS == left
+    assert grants.active[REF].pin == pin
+    assert bool(entry(current) & P) is (left == abi.GNTMAP_host_map)
+    assert status(current, abi.GNTTABOP_unmap_grant_ref, undo[1]) == abi.GNTST_okay
+    assert not grants.maptrack.mappings and not grants.active
+    assert counts(current) == before
 
 
 def test_an_entry_that_the_guest_changed_is_not_unmapped(current: Current) -> None:
