@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
 import elfwriter
 from gdbtools import Client, waiting
-from xenemu.gdb.rsp import PACKET_SIZE, encode
+from xenemu.gdb.rsp import PACKET_SIZE, Decoder, Packet, encode
 
 INC_RAX = b"\x48\xff\xc0"
 SPIN = INC_RAX + b"\xeb\xfb"
@@ -317,6 +319,54 @@ def test_memory_is_searched(session):
     pattern = SPIN[3:5]
     assert session.ask(b"qSearch:memory:%x;100;" % start + pattern) == b"1,%x" % (start + 3)
     assert session.ask(b"qSearch:memory:%x;100;" % start + b"nowhere") == b"0"
+
+
+# At a pipe.
+
+
+class Pipe:
+    """A gdb that has started xenemu."""
+
+    def __init__(self, path):
+        command = [sys.executable, "-m", "xenemu", "run", path, "--memory", "64M", "--gdb", "stdio"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        self._decoder, self._events = Decoder(), []
+
+    def tell(self, payload):
+        self.process.stdin.write(encode(payload))
+
+    def ask(self, payload):
+        self.tell(payload)
+        return self.next()
+
+    def next(self):
+        while not any(isinstance(event, Packet) for event in self._events):
+            self._events += self._decoder.feed(self.process.stdout.read(1 << 16))
+        while not isinstance(event := self._events.pop(0), Packet):
+            pass
+        return event.payload
+
+    def finish(self):
+        """The pipe ends; the exit code, and the lines of standard error."""
+        _, errors = self.process.communicate()
+        return self.process.returncode, errors.decode().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("code", "last"),
+    [(SPIN, b"?"), (SPIN, b"vCont;c"), (SPIN, b"vCont;r0,1:1"), (SPIN, b"D"), (BLOCK, b"vCont;c")],
+    ids=["held", "running", "stepped", "alone", "idle"],
+)
+def test_the_run_ends_with_the_pipe(tmp_path, code, last):
+    gdb = Pipe(write_kernel(tmp_path / "kernel", code))
+    assert stopped(gdb.ask(b"?")) == b"T05"
+    gdb.tell(last)
+    if last == b"D":
+        assert gdb.next() == b"OK"
+    exit_code, errors = gdb.finish()
+    assert (exit_code, len(errors)) == (0, 1), errors
+    assert errors[0].startswith("xenemu: stopped, exit 0: gdb went away; virtual time")
 
 
 # Where it listens.

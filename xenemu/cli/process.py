@@ -7,10 +7,11 @@ what is told besides: if it takes no more, nobody can be told, and nothing else 
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from xenemu.cli import main
 from xenemu.cli.signals import Interrupted, handled, interrupt
@@ -19,9 +20,12 @@ from xenemu.errors import OutputError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+STDERR: Final = 2
+
 
 def command() -> int:
     """Run the command with this process's arguments, and return its exit code."""
+    _fill_standard_descriptors()
     sys.stdout = _stream(sys.stdout, _is_an_error)
     sys.stderr = _stream(sys.stderr, lambda error: None)
     try:
@@ -29,6 +33,13 @@ def command() -> int:
             return main()
     except Interrupted as interrupted:
         return 128 + interrupted.signum
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what was closed when this process began, lest a file of somebody's is taken for it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(descriptor)
 
 
 def _is_an_error(error: OSError) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import select
 import socket
 import stat
 from contextlib import suppress
@@ -42,14 +44,17 @@ class Listener(Protocol):
     """Where gdbs come from.
 
     `address` is what to tell gdb's `target remote`; `takes_stdio`: this process's standard input
-    and output are gdb's.
+    and output are gdb's; `ended`: no gdb can come any more.
     """
 
     address: str
     takes_stdio: bool
 
+    @property
+    def ended(self) -> bool: ...
+
     def fileno(self) -> int | None:
-        """What to wait for; None if no more can come."""
+        """What to wait for; None if none can come now."""
 
     def accept(self) -> Channel | None:
         """The next gdb; None if it has gone again."""
@@ -94,12 +99,15 @@ class SocketChannel:
 
 
 class SocketListener:
-    """Listens on a socket; `path` is that of a Unix socket, removed at the end."""
+    """Listens on a socket; `path` is that of a Unix socket, removed at the end if still ours."""
 
     takes_stdio = False
+    ended = False
 
     def __init__(self, listening: socket.socket, address: str, path: Path | None = None) -> None:
         self._socket, self.address, self._path = listening, address, path
+        self._file = _identity(path) if path else None
+        listening.setblocking(False)  # whoever called may have gone again
 
     def fileno(self) -> int | None:
         """What to wait for."""
@@ -115,9 +123,10 @@ class SocketListener:
 
     def close(self) -> None:
         """Listen no more."""
+        with suppress(OSError):
+            if self._path is not None and _identity(self._path) == self._file:
+                self._path.unlink()
         self._socket.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
 
 class StreamChannel:
@@ -125,6 +134,7 @@ class StreamChannel:
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
+        self.is_open = True
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -142,31 +152,41 @@ class StreamChannel:
         left = memoryview(data)
         try:
             while left:
-                left = left[os.write(self._writing, left) :]
+                # With room, a pipe takes this much at once.
+                if not select.select([], [self._writing], [], SEND_TIMEOUT_S)[1]:
+                    return False
+                left = left[os.write(self._writing, left[: select.PIPE_BUF]) :]
         except OSError:
             return False
         return True
 
     def close(self) -> None:
         """The streams are the process's own: they stay open."""
+        self.is_open = False
 
 
 class StreamListener:
-    """One gdb, which is there already."""
+    """One gdb, which is there already. Once it has hung up, all that can come is the pipe's end."""
 
     address, takes_stdio = "stdio", True
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel: Channel | None = channel
+    def __init__(self, channel: StreamChannel) -> None:
+        self._channel = channel
+        self._accepted = False
+        self.ended = False
 
     def fileno(self) -> int | None:
-        """What to wait for: the first bytes."""
-        return self._channel.fileno() if self._channel else None
+        """What to wait for: the first bytes, or the end."""
+        in_use = self._accepted and self._channel.is_open
+        return None if in_use or self.ended else self._channel.fileno()
 
     def accept(self) -> Channel | None:
-        """The one gdb."""
-        channel, self._channel = self._channel, None
-        return channel
+        """The one gdb; what it says after it has hung up is not heard."""
+        if self._accepted:
+            self.ended = not self._channel.receive()
+            return None
+        self._accepted = True
+        return self._channel
 
     def close(self) -> None:
         """Nothing is open."""
@@ -202,15 +222,33 @@ def listen(spec: str) -> Listener:
 def _listen_unix(path: Path) -> SocketListener:
     listening = socket.socket(socket.AF_UNIX)
     try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
-            path.unlink()  # left behind by a process that is gone
+        if _is_left_behind(path):
+            path.unlink()
         listening.bind(str(path))
         listening.listen()
+        return SocketListener(listening, str(path), path)
     except OSError as error:
+        listening.close()
         raise UsageError(f"--gdb unix:{path}: {error.strerror or error}") from None
-    return SocketListener(listening, str(path), path)
 
 
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+def _is_left_behind(path: Path) -> bool:
+    """Whether it is a socket that no process has any more.
+
+    A datagram tells: it is refused only where nobody is bound, of whatever type that is and
+    whatever it does; nothing is sent, nobody notices, and it does not wait.
+
+    In Linux: net/unix/af_unix.c, unix_find_bsd()
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -4,7 +4,7 @@ There is no thread. The machine calls in at each slice of the guest's time, whic
 or a new connection is seen; while the guest is held, this waits for gdb.
 
 A gdb that vanishes without a word leaves the guest held, for another to go on from there; only
-`detach` lets it run on.
+`detach` lets it run on. Where gdb is at a pipe, the run ends with that, even after `detach`.
 """
 
 from __future__ import annotations
@@ -205,10 +205,7 @@ class Server:
         return [descriptor for descriptor in found if descriptor is not None]
 
     def _wait(self, phase: str) -> None:
-        descriptors = self.descriptors()
-        if not descriptors:
-            raise RunEnded(Outcome(End.STOPPED, "gdb went away"))
-        if not self.person.wait(descriptors, phase):
+        if not self.person.wait(self.descriptors(), phase):
             ended = self.person.check()
             raise RunEnded(ended or Outcome(End.STOPPED, "left while gdb held the guest"))
 
@@ -227,6 +224,8 @@ class Server:
 
     def _accept(self) -> None:
         channel = self.listener.accept()
+        if self.listener.ended:
+            raise RunEnded(Outcome(End.STOPPED, "gdb went away"))
         if channel is None:
             return
         if self._channel is not None:
@@ -254,9 +253,7 @@ class Server:
         assert self._channel is not None
         data = self._channel.receive()
         if not data:
-            self.tell("gdb went away without detaching; the guest is held for another")
-            self._hang_up()
-            self._going = None
+            self._lose("gdb went away without detaching")
         last: Packet | Signal | None = None
         for event in self._decoder.feed(data):
             again, last = self._packets.acknowledged and event == last, event
@@ -313,9 +310,14 @@ class Server:
             return
         self._last_sent = encode(payload)
         if not self._channel.send(self._last_sent):
-            self.tell("gdb reads no more; the guest is held for another")
-            self._hang_up()
-            self._going = None
+            self._lose("gdb reads no more")
+
+    def _lose(self, how: str) -> None:
+        """Hold the guest for another gdb, or where none can come, for the end of the pipe."""
+        self._hang_up()
+        self._going = None
+        if not self.listener.takes_stdio:
+            self.tell(f"{how}; the guest is held for another")
 
     def _hang_up(self) -> None:
         if self._channel is not None:
