@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu import cli
+from xenemu.cli.matrix import _Display
+from xenemu.smoke.plan import Boot
 
 KERNELS = {
     "good": say(b"one\ntwo\n") + shutdown(POWEROFF),
@@ -274,10 +281,12 @@ def test_fail_fast(smoke):
     assert out.splitlines()[-1] == "0 of 2 boots passed, 1 skipped"
 
 
-def test_a_terminal_has_lines_that_live(place):
+def on_a_terminal(*arguments: str, term: str, columns: int) -> tuple[int, bytes, bytes]:
+    """Run xenemu with standard error on a terminal: exit code, standard output, what was shown."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "xenemu", "smoke", "good", "--memory", "64M"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    termios.tcsetwinsize(slave, (24, columns))
+    environment = {**os.environ, "TERM": term, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "xenemu", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment)
     os.close(slave)
     shown = b""
@@ -288,8 +297,34 @@ def test_a_terminal_has_lines_that_live(place):
             break
     out, _ = process.communicate()
     os.close(master)
-    assert process.returncode == 0
+    return process.returncode, out, shown
+
+
+def test_a_terminal_has_lines_that_live(place):
+    code, out, shown = on_a_terminal("smoke", "good", "--memory", "64M", term="xterm", columns=40)
+    assert code == 0
     # What lives may be gone before it is drawn, but for this; and the cursor was never away long.
     assert b"\x1b[?25l\x1b[?25h" in shown
-    assert b"ok  good: the guest powered off" in shown
+    assert b"ok  good: the guest powered off (0.0" in shown  # which the terminal wraps by itself
     assert out.endswith(b"1 of 1 boots passed\n")
+
+
+@pytest.mark.parametrize("command", ["smoke", "run"])
+def test_a_terminal_that_only_goes_on_gets_plain_lines(place, command):
+    name = "good-with-a-name-that-is-longer-than-a-line-of-this-terminal"
+    (place / name).write_bytes((place / "good").read_bytes())
+    code, _, shown = on_a_terminal(command, name, "--memory", "64M", term="dumb", columns=40)
+    assert code == 0
+    assert b"\x1b" not in shown and b"\r" not in shown.replace(b"\r\n", b"")
+    assert name.encode() in shown
+
+
+def test_lines_that_live_are_cropped_where_the_terminal_ends():
+    console = Console(width=40, file=io.StringIO(), force_terminal=True)
+    with Live(console=console, auto_refresh=False) as live:
+        display = _Display(None, live)
+        boot = Boot(name="a-name-that-is-longer-than-a-line-of-this-terminal", kernel=Path("k"))
+        display.began(boot)
+        lines = console.render_lines(live.renderable, pad=False)
+    assert len(lines) == 1
+    assert "".join(segment.text for segment in lines[0]).endswith("…")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from xenemu.cli.screen import redraws
 from xenemu.cli.signals import Noted
 from xenemu.errors import OutputError, UsageError
 from xenemu.options import format_size
@@ -211,20 +212,20 @@ class _Display(_Lines):
     def show(self, result: Result) -> None:
         del self._lines[result.boot.name]
         style = "yellow" if result.skipped else "red" if result.findings else "green"
-        self._live.console.print(Text(_line(result), style=style))
+        self._live.console.print(Text(_line(result), style=style), soft_wrap=True)
         self._draw()
 
     def _draw(self) -> None:
         lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines.values()]
-        self._live.update(Text("\n").join(lines))
+        self._live.update(Group(*lines))
 
 
 @contextmanager
 def _watcher(logs: _Logs | None) -> Iterator[runner.Watcher]:
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not redraws():
         yield _Lines(logs)
         return
+    console = Console(stderr=True, highlight=False)
     with Live(console=console, transient=True, refresh_per_second=REFRESHES) as live:
         console.show_cursor()  # which else would stay hidden when a signal ends or stops xenemu
         yield _Display(logs, live)

@@ -17,6 +17,7 @@ import typer
 
 from xenemu import image
 from xenemu.cli.expect import Expectations
+from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
@@ -225,8 +226,10 @@ def _run(
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
     if listener and listener.takes_stdio:
         stdin, stdout = None, _descriptor(sys.stderr)
-    told = sys.stderr is not None and sys.stderr.isatty()
-    status = Status(sys.stderr if told else None, shared=stdout is not None and os.isatty(stdout))
+    told = is_terminal()
+    status = Status(
+        sys.stderr if redraws() else None, shared=stdout is not None and os.isatty(stdout)
+    )
     try:
         status.phase(f"xenemu: loading {kernel}")
         loaded = image.load(kernel)
