@@ -273,6 +273,12 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
         (("--mode", "pvh"), "cannot boot as pvh"),
         (("--initrd", "/nonexistent"), "--initrd /nonexistent: No such file"),
         (("--initrd", "/dev/null"), "--initrd /dev/null: the file is empty"),
+        (
+            ("--initrd", "a", "--rootfs", "b"),
+            "--rootfs: there is --initrd a already; give one of them",
+        ),
+        (("--init", "/none"), "--init /none: No such file or directory"),
+        (("--busybox", "/dev/null"), "--busybox /dev/null: "),
         (("--module", "/nonexistent"), "--module /nonexistent: No such file"),
         (("--module", f"{__file__}=x"), "a PV guest takes one module"),
         (("--cmdline", "x" * 2000), "the command line has 2000 bytes"),

@@ -94,6 +94,12 @@ def test_a_script_comes_with_busybox(file):
     assert members["bin/busybox"][3] == STATIC
 
 
+def test_busybox_alone_gives_a_shell(file):
+    members = made(None, None, file("busybox", STATIC))
+    assert members["init"][3] == initramfs.SHELL
+    assert members["bin/busybox"][3] == STATIC
+
+
 def test_a_static_program_comes_alone(file):
     members = made(file("program", STATIC))
     assert members["init"][3] == STATIC

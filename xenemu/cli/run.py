@@ -42,6 +42,7 @@ ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatev
 HELP_EPILOG: Final = f"""\b
 Examples:
   xenemu run vmlinuz --initrd initrd.gz --cmdline "console=hvc0"
+  xenemu run vmlinuz --busybox /bin/busybox --cmdline "console=hvc0"   gives a shell
   xenemu run vmlinuz --cmdline "console=hvc0" --timeout 60 --expect "login:"
   printf 'ls\\n' | xenemu run grub-x86_64-xen.bin --expect '\\(memdisk\\)'
 
@@ -74,6 +75,24 @@ def run(
     cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
     initrd: Annotated[
         Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make an initramfs instead: of a script, with busybox, or of a static program.",
+            metavar="FILE",
+        ),
+    ] = None,
+    rootfs: Annotated[
+        Path | None, typer.Option(help="Make an initramfs of a directory.", metavar="DIR")
+    ] = None,
+    busybox: Annotated[
+        Path | None,
+        typer.Option(
+            help="The static busybox for --init and --rootfs, which else is the one in PATH;"
+            " alone, it makes an initramfs that gives a shell.",
+            metavar="FILE",
+        ),
     ] = None,
     module: Annotated[
         list[str] | None,
@@ -181,7 +200,7 @@ def run(
     config = DomainConfig(
         size,
         os.fsencode(cmdline),
-        b"" if initrd is None else read_module("--initrd", initrd, size),
+        _initrd(initrd, init, rootfs, busybox, size),
         debug_xen=debug_xen,
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
@@ -208,6 +227,26 @@ def run(
             verbose,
         )
     raise typer.Exit(code)
+
+
+def _initrd(
+    initrd: Path | None, init: Path | None, rootfs: Path | None, busybox: Path | None, memory: int
+) -> bytes:
+    """The initial ramdisk that the options give or describe; empty if they do neither."""
+    made = {"--init": init, "--rootfs": rootfs, "--busybox": busybox}
+    asked = [option for option, path in made.items() if path is not None]
+    if initrd is not None and asked:
+        raise UsageError(f"{asked[0]}: there is --initrd {initrd} already; give one of them")
+    if initrd is not None:
+        return read_module("--initrd", initrd, memory)
+    if not asked:
+        return b""
+    from xenemu.smoke import initramfs  # noqa: PLC0415 (nobody else pays for it)
+
+    try:
+        return initramfs.make(init, rootfs, busybox)
+    except UsageError as error:  # which begins with a key of a plan
+        raise UsageError(f"--{error}") from None
 
 
 def _run(

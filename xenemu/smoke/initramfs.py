@@ -29,6 +29,17 @@ COMMANDS: Final = (
 DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 
 
+# A shell on the kernel's console, with Ctrl-C: it needs a session and a terminal of its own.
+SHELL: Final = b"""#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+echo "A shell of busybox; exit powers off."
+setsid busybox cttyhack sh
+poweroff -f
+"""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A member of the archive; `device` is (major, minor) of a device node."""
@@ -92,14 +103,16 @@ def pack(members: list[Entry]) -> bytes:
 
 
 def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
-    """Return the archive that `init` and `rootfs` ask for; at least one is given.
+    """Return the archive that these ask for; at least one is given.
 
-    `init` becomes /init: a script, which brings busybox along, or a static program. `rootfs` is
-    a directory to take as it is; with `busybox`, it gets that and its commands where it has none
-    of the name. Without a `busybox`, a script uses the one in PATH. UsageError for what cannot be
-    read, or what cannot run.
+    With a `busybox` alone, /init is a shell. `init` becomes /init: a script, which brings busybox
+    along, or a static program. `rootfs` is a directory to take as it is; with `busybox`, it gets
+    that and its commands where it has none of the name. Without a `busybox`, a script uses the one
+    in PATH. UsageError for what cannot be read, or what cannot run.
     """
     program = _read("init", init) if init is not None else None
+    if rootfs is None and init is None:
+        return build(_busybox(busybox), SHELL)
     if rootfs is None:
         assert init is not None and program is not None
         if program.startswith(elf.MAGIC):
