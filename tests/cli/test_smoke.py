@@ -38,8 +38,8 @@ def place(tmp_path, monkeypatch):
     for name, code in KERNELS.items():
         (tmp_path / name).write_bytes(kernel(code))
     (tmp_path / "broken").write_bytes(b"#!/bin/sh\n")
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    for variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -158,6 +158,30 @@ def test_github_is_told(smoke, place, monkeypatch):
     assert "::group::crash: crash: " in out
     assert "::endgroup::" in out
     assert "| ✅ | good | pass |" in (place / "summary").read_text()
+
+
+def test_github_is_told_of_a_wrong_plan_at_its_line(smoke, place, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(place.parent))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "summary"))
+    (place / "plan.toml").write_text('[[boot]]\nkernel = "good"\n\ntimeot = 5\n')
+    code, out, err = smoke("plan.toml")
+    title = "title=xenemu%3A nothing was booted::"
+    where = f"::error file={place.name}/plan.toml,line=4,{title}timeot: unknown key"
+    assert code == 7
+    assert out.startswith(where)
+    assert err.startswith("xenemu: plan.toml:4: timeot: ")
+    assert "nothing was booted\n\n    plan.toml:4: timeot: " in (place / "summary").read_text()
+    code, out, err = smoke("good", "--junit", "good")
+    assert (code, out.count("\n"), err.count("\n")) == (7, 1, 1)
+    assert out.startswith(f"::error {title}--junit good: the file exists")
+
+
+def test_github_is_told_of_a_boot_at_its_line(smoke, place, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    (place / "plan.toml").write_text('\n[[boot]]\nkernel = "crash"\nmemory = "64M"\n')
+    _, out, _ = smoke("plan.toml")
+    assert "::error file=plan.toml,line=2,title=crash - crash::the guest crashed" in out
 
 
 def test_files_are_written(smoke, place):

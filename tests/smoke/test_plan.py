@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -102,6 +103,48 @@ def test_defaults_count_where_a_boot_says_nothing(plan):
     assert [(boot.name, boot.timeout) for boot in boots] == [("a", 5), ("b", 6)]
 
 
+RAMDISKS = {"initrd": "k", "init": "k", "rootfs": "d"}
+
+
+def test_a_boots_own_ramdisk_replaces_the_defaults(plan, tmp_path):
+    """But an init and a root file system are of one ramdisk."""
+    for default, own in itertools.permutations(RAMDISKS, 2):
+        (boot,) = plan(
+            f'[defaults]\n{default} = "{RAMDISKS[default]}"\n'
+            f'[[boot]]\nkernel = "k"\n{own} = "{RAMDISKS[own]}"\n'
+        )
+        found = {key for key in RAMDISKS if getattr(boot, key)}
+        assert found == ({own} if "initrd" in (default, own) else {default, own})
+
+
+def test_an_empty_path_is_none(plan):
+    for key, value in RAMDISKS.items():
+        boots = plan(
+            f'[defaults]\nkernel = "k"\n{key} = "{value}"\n'
+            f'[[boot]]\nname = "with"\n[[boot]]\nname = "without"\n{key} = ""\n'
+        )
+        assert [bool(getattr(boot, key)) for boot in boots] == [True, False]
+    with pytest.raises(UsageError, match="kernel: "):
+        plan('[[boot]]\nkernel = ""\n')
+
+
+def test_defaults_that_contradict_themselves(plan):
+    text = '[defaults]\ninitrd = "k"\nrootfs = "d"\n[[boot]]\nkernel = "k"\n'
+    assert refused(plan, text) == "3: rootfs: initrd in line 2 says another; give one of the two"
+
+
+def test_a_boot_knows_its_place(plan, tmp_path):
+    boots = plan(
+        '[defaults]\nkernel = "k"\ncmdline = """\n[[boot]]\n"""\n# a comment\n\n'
+        '[[boot]] # 8\nmode = ["pv",\n  "pvh"]\n'
+        '[["boot"]]\nname = "two"\n[boot.environment]\nA = "1"\n'
+    )
+    places = [str(boot.place) for boot in boots]
+    assert places == [f"{tmp_path}/plan.toml:{line}" for line in (8, 8, 11)]
+    assert plan('boot = [{kernel = "k"}]\n')[0].place.line == 1
+    assert make_boots({"kernel": "k"}, tmp_path)[0].place is None
+
+
 def test_times_that_nobody_set(plan):
     (boot,) = plan('[[boot]]\nkernel = "k"\n')
     assert (boot.timeout, boot.virtual_timeout, boot.quiet_timeout) == (300, math.inf, 20)
@@ -131,7 +174,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("kernel = 5", "9: kernel: give a string"),
         ("kernel = []", "9: kernel: the list is empty"),
         ('rootfs = "k"', "9: rootfs: "),
-        ('initrd = "k"\ninit = "k"', "10: init: there is an initrd already"),
+        ('initrd = "k"\ninit = "k"', "10: init: initrd in line 9 says another; give one"),
         ('mode = "hvm"', "9: mode: 'hvm': give one of auto, pv, pvh"),
         ('memory = "lots"', "9: memory: lots: give a number and a unit"),
         ('expect = "("', "9: expect: '(' is no regular expression: missing )"),
@@ -178,10 +221,10 @@ def test_a_file_that_is_none(tmp_path):
         load_plan(tmp_path / "binary.toml")
 
 
-def test_a_table_without_a_file_names_the_option(tmp_path):
+def test_a_table_without_a_file_names_the_key_as_its_writer_does(tmp_path):
     (tmp_path / "k").write_bytes(b"kernel")
-    with pytest.raises(UsageError, match=r"^--quiet-timeout: -1: give seconds"):
-        make_boots({"kernel": ["k"], "quiet_timeout": -1}, tmp_path)
+    with pytest.raises(UsageError, match=r"^QUIET_TIMEOUT: -1: give seconds"):
+        make_boots({"kernel": ["k"], "quiet_timeout": -1}, tmp_path, spell=str.upper)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from xenemu.cli import github
 from xenemu.cli.screen import redraws
 from xenemu.cli.signals import Noted
 from xenemu.errors import OutputError, UsageError
@@ -68,7 +68,7 @@ def run(
             with _noted_in(lost):
                 document.end(results)
         with _noted_in(lost):
-            _summarise(results)
+            github.summarise(formats.github_summary(results))
         _tell(results)
         return _exit_code(results, lost, noted.signum)
 
@@ -86,11 +86,16 @@ def _exit_code(results: Sequence[Result], lost: Sequence[str], signum: int) -> i
 def _boots(what: Sequence[Path], described: dict[str, Any]) -> list[Boot]:
     if [path.suffix for path in what] == [".toml"]:
         if described:
-            option = next(iter(described)).replace("_", "-")
-            raise UsageError(f"--{option}: {what[0]} says that; change it there")
+            option = _option(next(iter(described)))
+            raise UsageError(f"{option}: {what[0]} says that; change it there")
         return load_plan(what[0])
     table = {k: str(v) if isinstance(v, Path) else v for k, v in described.items()}
-    return make_boots(table | {"kernel": [str(path) for path in what]})
+    return make_boots(table | {"kernel": [str(path) for path in what]}, spell=_option)
+
+
+def _option(key: str) -> str:
+    """What a key of a plan is called on the command line."""
+    return key if key == "kernel" else f"--{key.replace('_', '-')}"
 
 
 def _shard(boots: list[Boot], shard: str | None) -> list[Boot]:
@@ -154,18 +159,6 @@ def _noted_in(lost: list[str]) -> Iterator[None]:
         yield
     except OutputError as error:
         lost.append(str(error))
-
-
-def _summarise(results: Sequence[Result]) -> None:
-    """Add to the page of a job on GitHub; OutputError."""
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not summary:
-        return
-    try:
-        with Path(summary).open("ab") as file:
-            file.write(encode(formats.github_summary(results)))
-    except OSError as error:
-        raise OutputError(f"GITHUB_STEP_SUMMARY {summary}: {error.strerror}") from None
 
 
 # While it runs.
@@ -241,7 +234,7 @@ def _line(result: Result) -> str:
 
 
 def _tell(results: Sequence[Result]) -> None:
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    on_github = github.is_here()
     for result in results:
         if result.findings and not result.skipped:
             _tell_failure(result, on_github)

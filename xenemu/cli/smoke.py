@@ -99,11 +99,12 @@ def smoke(
         "tolerate": tolerate, "timeout": timeout, "virtual_timeout": virtual_timeout,
         "quiet_timeout": quiet_timeout,
     }  # fmt: skip
-    from xenemu.cli import matrix  # noqa: PLC0415 (nobody else pays for it)
+    from xenemu.cli import github, matrix  # noqa: PLC0415 (nobody else pays for them)
 
-    boots = matrix.boots(what, {k: v for k, v in described.items() if v}, shard)
-    if list_only or dry_run:
-        for boot in boots:
-            typer.echo(boot.name if list_only else matrix.describe(boot))
-        raise typer.Exit
-    raise typer.Exit(matrix.run(boots, jobs, fail_fast, junit, json, tap, log_dir))
+    with github.told():
+        boots = matrix.boots(what, {k: v for k, v in described.items() if v}, shard)
+        if list_only or dry_run:
+            for boot in boots:
+                typer.echo(boot.name if list_only else matrix.describe(boot))
+            raise typer.Exit
+        raise typer.Exit(matrix.run(boots, jobs, fail_fast, junit, json, tap, log_dir))

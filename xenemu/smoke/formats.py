@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from junitparser import (
 
 from xenemu import __version__
 from xenemu.smoke.ktap import Case, Status
+from xenemu.smoke.plan import Place
 from xenemu.smoke.results import Result
 from xenemu.smoke.verdict import Verdict
 
@@ -34,6 +36,8 @@ BOOT: Final = "boot"  # the test case that is the boot itself
 ORIGIN: Final = "xenemu"
 KCIDB_VERSION: Final = {"major": 5, "minor": 3}
 MAX_EXCERPT: Final = 16384  # characters of KernelCI's log_excerpt
+MESSAGE: Final = "%\r\n"  # what a workflow command cannot have in its message,
+PROPERTY: Final = MESSAGE + ":,"  # and in a property; % first
 NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -232,14 +236,29 @@ def _tap(text: str) -> str:
 
 
 def github_annotation(result: Result) -> str:
-    """The workflow command that shows a failed boot at the top of a run."""
-    text = result.sentence
-    for character in "%\r\n":
-        text = text.replace(character, f"%{ord(character):02X}")
+    """The workflow command that shows a failed boot at the top of a run, and in its plan."""
     title = f"{result.boot.name} - {result.verdict.value}"
-    for character in "%\r\n:,":
-        title = title.replace(character, f"%{ord(character):02X}")
-    return f"::error title={title}::{text}"
+    return github_error(result.sentence, result.boot.place, title)
+
+
+def github_error(text: str, place: Place | None = None, title: str = "") -> str:
+    """The workflow command that shows an error, at its place in the repository's files."""
+    known = {"file": _in_workspace(place.file) if place else "", "line": place and place.line}
+    known["title"] = title
+    properties = ",".join(f"{k}={_escape(str(v), PROPERTY)}" for k, v in known.items() if v)
+    return f"::error {properties}".rstrip() + f"::{_escape(text, MESSAGE)}"
+
+
+def _in_workspace(file: str) -> str:
+    """A file's name as GitHub knows it: from the top of the repository that a job works on."""
+    root, path = Path(os.environ.get("GITHUB_WORKSPACE", "")).resolve(), Path(file).resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else file
+
+
+def _escape(text: str, special: str) -> str:
+    for character in special:
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
 
 
 def github_summary(results: Sequence[Result]) -> str:

@@ -1,10 +1,11 @@
 """What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
 
 ``kernel``, ``mode``, ``cmdline`` and ``memory`` may each be a list; a table then stands for each
-combination, named after what varies. ``[defaults]`` has keys for every table. Paths are relative
-to the file, and may begin with ``~`` or have environment variables in them.
+combination, named after what varies. ``[defaults]`` has keys for every table. A table's own initial
+ramdisk, in whichever way it says one, takes the place of the defaults'. Paths are relative to the
+file, and may begin with ``~`` or have environment variables in them; an empty one is none.
 
-The first thing that is wrong raises `UsageError` with the file, the line and the key, before
+The first thing that is wrong raises `PlanError` with the file, the line and the key, before
 anything has run.
 """
 
@@ -16,7 +17,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,27 @@ ENDS: Final = (
     *(v.value for v in Verdict if v not in (Verdict.SKIPPED, Verdict.PASS)),
 )
 MAX_SECONDS: Final = 1_000_000
+MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a plan; None is the whole file."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+class PlanError(UsageError):
+    """A plan is wrong: `problem`, and the `place`."""
+
+    def __init__(self, place: Place, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,7 @@ class Boot:
     timeout: float = 300.0
     virtual_timeout: float = math.inf
     quiet_timeout: float = 20.0
+    place: Place | None = field(default=None, compare=False)  # its table in a plan; no key
 
     def __str__(self) -> str:
         return self.name
@@ -83,36 +106,47 @@ class Boot:
 
 
 def load_plan(path: Path | str) -> list[Boot]:
-    """Read a plan; UsageError says what is wrong, and where."""
+    """Read a plan; PlanError says what is wrong, and where."""
     path = Path(path)
+    file = Place(str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise PlanError(file, str(error.strerror)) from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8, so no TOML") from None
+        raise PlanError(file, "not UTF-8, so no TOML") from None
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(_toml_error(path, str(error))) from None
-    return _Reader(str(path), path.parent, text).boots(tables)
+        raise _toml_error(file.file, str(error)) from None
+    return _Reader(path.parent, file.file, text).boots(tables)
 
 
-def make_boots(table: Mapping[str, Any], folder: Path | None = None) -> list[Boot]:
-    """The boots that one table stands for, as a plan's would; UsageError names the key."""
-    return _Reader("", folder or Path(), "").boots({"boot": [dict(table)]})
+def make_boots(
+    table: Mapping[str, Any], folder: Path | None = None, spell: Callable[[str], str] = str
+) -> list[Boot]:
+    """The boots that one table stands for, as a plan's would.
+
+    UsageError begins with the key that is wrong, as `spell` has it.
+    """
+    return _Reader(folder or Path(), spell=spell).boots({"boot": [dict(table)]})
 
 
-def _toml_error(path: Path, problem: str) -> str:
+def _toml_error(file: str, problem: str) -> PlanError:
     found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", problem)
-    return f"{path}:{found[2]}: {found[1]}" if found else f"{path}: {problem}"
+    if not found:
+        return PlanError(Place(file), problem)
+    return PlanError(Place(file, int(found[2])), found[1])
 
 
 class _Reader:
     """Turns tables into boots; knows where each key stands."""
 
-    def __init__(self, source: str, folder: Path, text: str) -> None:
-        self.source, self.folder, self.text = source, folder, text
+    def __init__(
+        self, folder: Path, file: str = "", text: str = "", spell: Callable[[str], str] = str
+    ) -> None:
+        self.folder, self.file, self.text, self.spell = folder, file, text, spell
+        self.lines = list(_boot_lines(text))
 
     def boots(self, tables: dict[str, Any]) -> list[Boot]:
         for key in tables:
@@ -124,24 +158,39 @@ class _Reader:
         if not isinstance(boots, list) or not all(isinstance(boot, dict) for boot in boots):
             raise self.error(("boot",), "give tables: [[boot]]")
         if not boots:
-            raise UsageError(f"{self.source}: there is no [[boot]]")
+            raise PlanError(Place(self.file), "there is no [[boot]]")
         self.check_keys(defaults, ("defaults",), {"name"})
+        self.merge({}, defaults, ("defaults",))
         found: dict[str, Boot] = {}  # by the name of their files
         for index, table in enumerate(boots):
             place = ("boot", index)
             self.check_keys(table, place, set())
-            where = dict.fromkeys(defaults, ("defaults",)) | dict.fromkeys(table, place)
-            for boot in self.combinations(defaults | table, where, place):
+            for boot in self.combinations(*self.merge(defaults, table, place), place):
                 other = found.setdefault(boot.slug, boot)
                 if other is not boot:
                     raise self.error((*place, "name"), f"another boot is named {other.name!r}")
         return list(found.values())
 
     def check_keys(self, table: dict[str, Any], place: tuple[Any, ...], barred: set[str]) -> None:
-        known = [field.name for field in fields(Boot) if field.name not in barred]
+        known = [key for key in READERS if key not in barred]
         for key in table:
             if key not in known:
                 raise self.error((*place, key), f"unknown key; there are {', '.join(known)}")
+
+    def merge(
+        self, defaults: dict[str, Any], table: dict[str, Any], place: tuple[Any, ...]
+    ) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+        """A table with what the defaults add to it, and where each key stands."""
+        made = [key for key in MADE if table.get(key)]
+        if made and table.get("initrd"):
+            line = _line(self.text, (*place, "initrd"))
+            other = f"{self.spell('initrd')}{f' in line {line}' if line else ''}"
+            raise self.error((*place, made[0]), f"{other} says another; give one of the two")
+        replaced = {"initrd"} if any(key in table for key in MADE) else set()
+        replaced |= set(MADE) if "initrd" in table else set()
+        added = {key: value for key, value in defaults.items() if key not in replaced}
+        where = dict.fromkeys(added, ("defaults",)) | dict.fromkeys(table, place)
+        return added | table, where
 
     def combinations(
         self, table: dict[str, Any], where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]
@@ -156,9 +205,8 @@ class _Reader:
             one = table | dict(zip(lists, values, strict=True))
             known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
             known["name"] = self.name(known, one, [k for k, v in lists.items() if len(v) > 1])
-            boot = Boot(**known)
-            self.check(boot, where, place)
-            yield boot
+            stands = Place(self.file, self.lines[place[1]]) if self.file else None
+            yield Boot(**known, place=stands)
 
     def name(self, known: dict[str, Any], table: dict[str, Any], varied: list[str]) -> str:
         """What a combination is called: its name, if it has one, and all that varies."""
@@ -167,11 +215,6 @@ class _Reader:
         parts = [values[key] for key in VARIED if key in wanted]
         return " ".join([known.get("name", ""), *parts]).strip()
 
-    def check(self, boot: Boot, where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]) -> None:
-        if boot.initrd and (boot.init or boot.rootfs):
-            key = "init" if boot.init else "rootfs"
-            raise self.error((*where[key], key), "there is an initrd already; give one of the two")
-
     def value(self, key: str, value: Any, place: tuple[Any, ...]) -> Any:
         try:
             return READERS[key](self, value)
@@ -179,6 +222,12 @@ class _Reader:
             raise self.error(place, str(error)) from None
         except UsageError as error:
             raise self.error(place, str(error).removeprefix(f"{key} ")) from None
+
+    def maybe_file(self, value: Any) -> Path | None:
+        return None if value == "" else self.file_of(value)
+
+    def maybe_directory(self, value: Any) -> Path | None:
+        return None if value == "" else self.directory_of(value)
 
     def path(self, value: Any) -> Path:
         text = os.path.expanduser(os.path.expandvars(_string(value)))
@@ -191,13 +240,13 @@ class _Reader:
             raise ValueError(f"{path}: may not be read")
         return path
 
-    def file(self, value: Any) -> Path:
+    def file_of(self, value: Any) -> Path:
         path = self.path(value)
         if path.is_dir():
             raise ValueError(f"{path}: a directory, where a file is wanted")
         return path
 
-    def directory(self, value: Any) -> Path:
+    def directory_of(self, value: Any) -> Path:
         path = self.path(value)
         if not path.is_dir():
             raise ValueError(f"{path}: not a directory")
@@ -207,19 +256,15 @@ class _Reader:
         found = []
         for text in _strings(value):
             path, equals, cmdline = text.partition("=")
-            found.append(f"{self.file(path)}{equals}{cmdline}")
+            found.append(f"{self.file_of(path)}{equals}{cmdline}")
         return tuple(found)
 
     def error(self, place: tuple[Any, ...], problem: str) -> UsageError:
         """An error about what stands at `place`, such as ``("boot", 2, "timeout")``."""
         key = next((part for part in reversed(place) if isinstance(part, str)), "")
-        if not self.source:
-            return UsageError(
-                f"{'' if key == 'kernel' else '--'}{key.replace('_', '-')}: {problem}"
-            )
-        line = _line(self.text, place)
-        at = f"{self.source}:{line}" if line else self.source
-        return UsageError(f"{at}: {key}: {problem}")
+        if not self.file:
+            return UsageError(f"{self.spell(key)}: {problem}")
+        return PlanError(Place(self.file, _line(self.text, place)), f"{key}: {problem}")
 
 
 def _line(text: str, place: tuple[Any, ...]) -> int | None:
@@ -242,6 +287,22 @@ def _line(text: str, place: tuple[Any, ...]) -> int | None:
         else:
             return start
     return None
+
+
+def _boot_lines(text: str) -> Iterator[int]:
+    """The line on which each boot begins.
+
+    The lines from the end of a statement that are TOML are the next statement.
+    """
+    statement, start = "", 1
+    for end, line in enumerate(text.splitlines(keepends=True), 1):
+        statement += line
+        try:
+            tables = tomllib.loads(statement).get("boot")
+        except tomllib.TOMLDecodeError:
+            continue  # inside a value of several lines
+        yield from (start for _ in tables) if isinstance(tables, list) else ()
+        statement, start = "", end + 1
 
 
 def _string(value: Any) -> str:
@@ -317,14 +378,14 @@ def _environment(value: Any) -> tuple[tuple[str, str], ...]:
 
 READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "name": lambda reader, value: _string(value),
-    "kernel": _Reader.file,
+    "kernel": _Reader.file_of,
     "mode": lambda reader, value: Mode(_choice(value, tuple(mode.value for mode in Mode))),
     "cmdline": lambda reader, value: _string(value),
     "memory": lambda reader, value: parse_memory("memory", _string(value)),
-    "initrd": _Reader.file,
-    "init": _Reader.file,
-    "rootfs": _Reader.directory,
-    "busybox": _Reader.file,
+    "initrd": _Reader.maybe_file,
+    "init": _Reader.maybe_file,
+    "rootfs": _Reader.maybe_directory,
+    "busybox": _Reader.maybe_file,
     "module": _Reader.modules,
     "environment": lambda reader, value: _environment(value),
     "input": lambda reader, value: _string(value),
