@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import elfwriter
 from guests import fetch
 from xenemu import image
 from xenemu.peek import Code
+
+# No test goes by the clock, and each run is the same: what is random is `make fuzz`.
+settings.register_profile(
+    "xenemu", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("xenemu")
 
 
 @pytest.fixture

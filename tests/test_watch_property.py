@@ -70,7 +70,7 @@ def run(current: Current, calls: list[tuple[tuple[int, int], list[int], list[int
     return results, bytes(domain.memory.bytes), frames.count, frames.type_count, current.cpu
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(CALLS)
 def test_the_guest_does_not_notice(
     calls: list[tuple[tuple[int, int], list[int], list[int]]],

@@ -407,8 +407,6 @@ class EventChannels(RuleBasedStateMachine):
 EventChannels.TestCase.settings = settings(
     max_examples=150,
     stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],
 )
 TestEventChannels = EventChannels.TestCase

@@ -245,9 +245,7 @@ class PageTables(RuleBasedStateMachine):
         assert writable_tables(self.frames, whole) == []
 
 
-PageTables.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
+PageTables.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestPageTables = PageTables.TestCase
 
 

@@ -6,7 +6,7 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.abi.io.xs_wire import (
@@ -229,7 +229,6 @@ def test_nonsense_indices_end_the_connection(guest: Guest, ring: object) -> None
     assert (guest.ring.connection.watches, guest.ring.outgoing) == ([], type(guest.ring.outgoing)())
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=1024), max_size=20))
 def test_random_bytes_break_nothing(chunks: list[bytes]) -> None:
     guest = Guest()
@@ -245,7 +244,6 @@ WORDS = st.sampled_from([b"data", b"data/x", b"", b"t", b"T", b"n1", b"0", b"@x"
 REQUESTS = st.tuples(KINDS, st.lists(WORDS, max_size=3), st.integers(0, 3), st.booleans())
 
 
-@settings(deadline=None)
 @given(st.lists(REQUESTS, max_size=40))
 def test_any_requests_in_any_order_are_each_answered_once(
     requests: list[tuple[int, list[bytes], int, bool]],
@@ -257,7 +255,6 @@ def test_any_requests_in_any_order_are_each_answered_once(
         assert len(replies) == 1 and replies[0][0] in (kind, XS.ERROR)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=2076, max_size=2076))
 def test_whatever_the_page_holds_nothing_breaks(page: bytes) -> None:
     guest = Guest()

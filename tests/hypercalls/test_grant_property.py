@@ -235,8 +235,6 @@ class PvhGrants(Grants):
 
 
 for _machine in (PvGrants, PvhGrants):
-    _machine.TestCase.settings = settings(
-        max_examples=60, stateful_step_count=50, deadline=None, derandomize=True
-    )
+    _machine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
 TestPvGrants = PvGrants.TestCase
 TestPvhGrants = PvhGrants.TestCase

@@ -169,7 +169,7 @@ def test_a_truncated_table_yields_nothing():
     ]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=8)), max_size=4))
 def test_damage_yields_a_sound_table_or_none(damage):
     layout = LAYOUTS["6.1 x86-64"]

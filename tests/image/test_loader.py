@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elfwriter import (
@@ -121,7 +121,7 @@ SOUND = [kernel(), kernel(bits=32), bzimage(kernel()), *BSD]
 EDITS = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=8)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400)
 @given(which=st.sampled_from(SOUND), edits=EDITS, keep=st.integers(0, 3000))
 def test_no_file_makes_anything_but_an_image_or_one_line(which, edits, keep, tmp_path_factory):
     data = bytearray(which)

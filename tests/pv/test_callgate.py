@@ -219,7 +219,7 @@ def test_parameters_that_are_not_there_are_a_page_fault(current: Current) -> Non
     assert pv(current).cr2 == 0xF0000004
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     opcode=st.sampled_from(
         [CALL, JUMP, b"\xff\x1b", b"\x66\xff\x6c\x24", b"\x67\xff\x1e", b"\x65"]
