@@ -36,12 +36,12 @@ def debug_frame(orc: Orc) -> bytes:
     cie += _sleb(-WORD) + bytes([RETURN_ADDRESS])
     cie += bytes([CFA_DEF_CFA_SF, RSP]) + _sleb(-1)  # there must be a CFA, where none is known, too
     pieces = [_entry(cie)]
-    known: dict[Entry, bytes] = {}
+    known: dict[int, bytes] = {}  # by identity: a hash of an entry costs more than its rule
     rows: list[tuple[int, bytes]] = []
     for vaddr, entry in orc.rows():
-        rule = known.get(entry)
+        rule = known.get(id(entry))
         if rule is None:
-            rule = known[entry] = _rule(entry)
+            rule = known[id(entry)] = _rule(entry)
         if not rows or rows[-1][1] != rule:
             rows.append((vaddr, rule))
         if len(rows) > ROWS:

@@ -17,7 +17,7 @@ from typing import Final
 
 PACKET_SIZE: Final = 0x20000  # bytes of a payload, escapes included, that gdb may send
 ESCAPE, ESCAPED = b"}", 0x20
-SPECIAL: Final = b"#$*}"
+SPECIAL: Final = b"}#$*"  # the escape first, which each of them brings
 ESCAPE_PAIR: Final = re.compile(rb"\}(.?)", re.DOTALL)
 CHECKSUM_LENGTH: Final = 2
 
@@ -47,11 +47,9 @@ def encode(payload: bytes) -> bytes:
 
 def escape(data: bytes) -> bytes:
     """Binary data as it stands in a payload."""
-    if not any(byte in SPECIAL for byte in data):
-        return data
-    return b"".join(
-        ESCAPE + bytes([byte ^ ESCAPED]) if byte in SPECIAL else bytes([byte]) for byte in data
-    )
+    for byte in SPECIAL:
+        data = data.replace(bytes([byte]), ESCAPE + bytes([byte ^ ESCAPED]))
+    return data
 
 
 def unescape(data: bytes) -> bytes:

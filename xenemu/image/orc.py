@@ -142,7 +142,10 @@ class Orc:
         return self._decode(*_ENTRY.unpack_from(self._entries, _ENTRY.size * index))
 
     def rows(self) -> Iterator[tuple[int, Entry]]:
-        """Each stretch of code, by ascending address: where it starts, and its entry."""
+        """Each stretch of code, by ascending address: where it starts, and its entry.
+
+        Equal entries are one object, which lives as long as the iterator.
+        """
         known: dict[tuple[int, int, int], Entry] = {}
         offsets = struct.iter_unpack("<i", self._ips[: 4 * self._count])
         for (offset,), fields, place in zip(
