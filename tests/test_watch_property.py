@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,10 +44,9 @@ CALLS = st.lists(
 class NoCode(Code):
     """A kernel of which nothing is known."""
 
-    _orc = None
-
     def __init__(self) -> None:
         self.symbols = Symbols()
+        self._image = SimpleNamespace(orc=None)  # type: ignore[assignment]
 
 
 def run(current: Current, calls: list[tuple[tuple[int, int], list[int], list[int]]]) -> object:
