@@ -22,7 +22,7 @@ from xenemu.hv.prices import Exit as Priced
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags, segment
 from xenemu.x86.flags import AC, CF, DF, ID, IF, OF, PF, TF, ZF
-from xenemu.x86.paging import RW, US, P
+from xenemu.x86.paging import RW, US, Maddr, P
 
 FRAMES = 64
 ROOT, L3, L2, L1, OTHER_ROOT, OTHER_L3, OTHER_L2, OTHER_L1 = range(1, 9)
@@ -600,6 +600,103 @@ def test_a_handler_that_goes_where_a_branch_did_has_not_made_it(engine: Engine) 
     engine.regs[Reg.RAX] = NOWHERE
     handler(engine).react = go
     assert run(engine, b"\xff\xe0")[1] == ("#GP", 0, NOWHERE - CODE)
+
+
+# 32-bit code: what its segments forbid, and where it ends; the guest segment-limits has more.
+
+
+def enter_32_bit_code(engine: Engine) -> None:
+    engine.set_segment(Seg.CS, Segment(FLAT_RING3_CS32, 0, 0xFFFFFFFF, segment.CODE32_RING3))
+
+
+SMALL_DATA = Segment(0x43, UNMAPPED << 12, 0xFFF, 0x40F300)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit"),
+    [
+        ("64a1fc0f0000", ("#PF", 4)),  # mov %fs:0xffc, %eax
+        ("64a1fd0f0000", ("#GP", 0)),
+        ("64a300300000", ("#GP", 0)),  # mov %eax, %fs:0x3000
+        ("658b07", ("#GP", 0)),  # mov %gs:(%edi), %eax: GS has no segment
+        ("2ea300d00300", ("#GP", 0)),  # mov %eax, %cs:0x3d000
+        ("8b4500", ("#PF", 4)),  # mov (%ebp), %eax
+    ],
+)
+def test_a_page_fault_that_the_segment_forbids_is_its_fault(
+    engine: Engine, code: str, exit: Exit
+) -> None:
+    enter_32_bit_code(engine)
+    engine.set_segment(Seg.FS, SMALL_DATA)
+    engine.set_segment(Seg.GS, Segment(0))
+    engine.regs[Reg.RDI] = engine.regs[Reg.RBP] = UNMAPPED << 12
+    engine.cr2 = 0x1234
+    assert run(engine, bytes.fromhex(code)) == [(*exit, 0)]
+    assert (engine.cr2 == 0x1234) is (exit[0] == "#GP")
+
+
+def test_64_bit_code_has_no_limits(engine: Engine) -> None:
+    engine.set_segment(Seg.FS, Segment(0x43, UNMAPPED << 12, 0xFFF, 0x40F300))
+    assert run(engine, bytes.fromhex("648b04250c10d0ff"))[0][0] == "#PF"
+
+
+def test_32_bit_code_in_long_mode_goes_on_at_0_after_4_gib(engine: Engine) -> None:
+    words, (l2, l1, page) = engine._memory.words, (50, 51, 52)
+    words[(L3 << 9) + 3] = l2 << 12 | P | RW | US
+    words[(l2 << 9) + 511] = l1 << 12 | P | RW | US
+    words[(l1 << 9) + 511] = page << 12 | P | RW | US
+    enter_32_bit_code(engine)
+    engine._memory.write(Maddr((page << 12) + 0xFFD), bytes.fromhex("40 40 b8"))
+    engine._memory.write(Maddr(0), bytes.fromhex("78563412 0f0b"))  # mov $0x12345678, %eax; ud2
+    engine.rip = 0xFFFFFFFD
+    engine.run(1000)
+    assert handler(engine).exits == [("undefined", 4)]
+    assert engine.regs[Reg.RAX] == 0x12345678
+
+
+def test_a_page_that_is_not_there_after_4_gib_is_page_0(engine: Engine) -> None:
+    words, (l2, l1, page) = engine._memory.words, (50, 51, 52)
+    words[(L3 << 9) + 3] = l2 << 12 | P | RW | US
+    words[(l2 << 9) + 511] = l1 << 12 | P | RW | US
+    words[(l1 << 9) + 511] = page << 12 | P | RW | US
+    words[L1 << 9] = 0
+    enter_32_bit_code(engine)
+    engine._memory.write(Maddr((page << 12) + 0xFFF), b"\x40")
+    engine.rip = 0xFFFFFFFF
+    engine.run(1000)
+    assert handler(engine).exits == [("#PF", 0x14, 0)]
+    assert engine.cr2 == 0
+
+
+# What this CPU lacks.
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "c5f058c1",  # vaddps
+        "c5f877",  # vzeroupper
+        "c4e27118c1",  # vbroadcastss
+        "c4e3710fc105",  # vpalignr
+        "c7f800000000",  # xbegin
+        "66c7f80000",
+        "c6f805",  # xabort
+        "8fc8",  # in the room beside POP
+        "418fc8",
+    ],
+)
+def test_an_instruction_that_the_engine_takes_for_another_is_undefined(
+    engine: Engine, code: str
+) -> None:
+    assert run(engine, INC_RAX + bytes.fromhex(code) + INC_RAX) == [("undefined", 3)]
+    assert (engine.regs[Reg.RAX], engine.regs[Reg.RSP]) == (1, STACK)
+
+
+def test_what_looks_like_it_is_itself(engine: Engine) -> None:
+    # push $5; pop %rbx by 8f c3; mov $7, %eax by c7 c0; movb $9, -8(%rsp)
+    run(engine, bytes.fromhex("6a05 8fc3 c7c007000000 c64424f809") + UD2)
+    assert (engine.regs[Reg.RBX], engine.regs[Reg.RAX]) == (5, 7)
+    assert engine._memory.read(Maddr(STACK - 8), 1) == b"\x09"
 
 
 # Prices, and looks at the host.

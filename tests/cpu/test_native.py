@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, EngineGaveUp, NotModelled
 from xenemu.hv.cpu import Msr, Reg, Seg, Segment
@@ -380,6 +381,68 @@ def test_without_simd_its_instructions_are_undefined_whatever_cr0_ts(
     guest.run()
     assert guest.engine.halted
     assert guest[EBX] == vector
+
+
+TOP_GFN = 0xFFFFF
+
+
+def at_4_gib(before: str, after: str) -> Guest:
+    """A guest with code up to 4 GiB, to which it jumps, and code at 0; INT3 leads to pop %eax."""
+    end = bytes.fromhex(before)
+    start = ((1 << 32) - len(end)).to_bytes(4, "little")
+    guest = Guest(b"\xbb" + start + bytes.fromhex("ffe3"), {3: bytes.fromhex("58 f4")})
+    guest.p2m.set(TOP_GFN, Mfn(8))
+    guest.write(0x9000 - len(end), end)
+    guest.write(0, bytes.fromhex(after))
+    return guest
+
+
+WRAPS = [
+    ("40 40", "40 f4", 3, 2),  # inc %eax; hlt
+    ("b8 78 56", "34 12 f4", 0x12345678, 3),  # mov $0x12345678,%eax; hlt
+    ("eb 00", "40 f4", 1, 2),  # jmp +0
+    ("e8 01000000", "f4 58 f4", 0, 3),  # call +1; hlt; pop %eax; hlt
+    ("cc", "f4", 0, HANDLERS + 2),  # int3
+    ("eb 02", "f4 f4 40 f4", 1, 4),  # jmp +2
+]
+
+
+@pytest.mark.parametrize(("before", "after", "eax", "rip"), WRAPS)
+def test_code_goes_on_at_0_after_4_gib(before, after, eax, rip):
+    guest = at_4_gib(before, after)
+    guest.run()
+    assert guest.engine.halted
+    assert (guest[EAX], guest.engine.rip) == (eax, rip)
+
+
+@pytest.mark.parametrize(("before", "after", "eax", "rip"), WRAPS)
+def test_code_goes_on_at_0_in_steps_too(before, after, eax, rip):
+    guest = at_4_gib(before, after)
+    debug = DebugPort(guest.engine)
+    debug.begin(10_000)
+    for _ in range(10):
+        debug.step()
+        assert not guest.engine.rip >> 32
+        if guest.engine.halted:
+            break
+    assert (guest[EAX], guest.engine.rip) == (eax, rip)
+
+
+@pytest.mark.parametrize("instruction", ["c5f877", "c7f800000000", "8fc8", "66c7f80000"])
+def test_what_this_cpu_lacks_is_undefined(instruction):
+    guest = Guest(bytes.fromhex(f"{instruction} f4"), {UNDEFINED: bytes.fromhex("b306 f4")})
+    guest.engine.regs[Reg.RSP] = STACK
+    guest.run()
+    assert (guest[EBX], guest.memory.read_uint(Maddr(STACK - 12), 4)) == (6, CODE)
+
+
+def test_les_and_lds_are_no_vex_prefixes():
+    # les (%ebx),%eax; lds 4(%ebx),%ecx; hlt
+    guest = Guest(bytes.fromhex("c403 c54b08 f4"))
+    guest.write(0x8000, bytes.fromhex("44332211 1000 0000 88776655 1000"))
+    guest.engine.regs[EBX] = 0x8000
+    guest.run()
+    assert (guest[EAX], guest[ECX]) == (0x11223344, 0x55667788)
 
 
 # Interrupts.

@@ -55,6 +55,7 @@ void helper_into_x86_64(void *env, int length)
 /* Before an interrupt is delivered. */
 void begin_interrupt(void)
 {
+    wrap_rip();
     delivering = AN_INTERRUPT;
     restart = FIELD(G.env, ENV_EIP, uint64_t);
 }
@@ -125,14 +126,63 @@ static uint32_t fault_of_stray(void)
     return decode(&in) && segment_of_access(&in, missed.kind, missed.vaddr) == SS ? SS_FAULT : GP;
 }
 
+/* Whether a segment of code that is not 64-bit forbids an access to this linear address. */
+static bool forbids(int which, int kind, uint64_t vaddr, uint32_t size)
+{
+    char *segment = (char *)G.env + ENV_SEGS + SEG_SIZE * which;
+    uint32_t flags = FIELD(segment, SEG_FLAGS, uint32_t), limit = FIELD(segment, SEG_LIMIT, uint32_t);
+    uint64_t first = (uint32_t)(vaddr - FIELD(segment, SEG_BASE, uint64_t));
+    uint64_t last = first + (size ? size - 1 : 0);
+    bool code = flags & SEGMENT_CODE, read_or_write = flags & SEGMENT_RW;
+
+    if (!(flags & SEGMENT_P))
+        return true;
+    if (kind == ACCESS_FETCH)
+        return last > limit;
+    if (kind == ACCESS_WRITE ? code || !read_or_write : code && !read_or_write)
+        return true;
+    if (!code && (flags & SEGMENT_DOWN))
+        return first <= limit || last > (flags & SEGMENT_B ? 0xffffffff : 0xffff);
+    return last > limit;
+}
+
+/*
+ * The engine does not look at segments' limits and rights. Where their violation shows, as a page
+ * fault, it becomes what the CPU has instead, which looks at the segment first.
+ */
+static uint32_t fault_of_miss(void)
+{
+    struct instruction in;
+    bool user = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t) & PFEC_USER;
+    int segment = CS;
+
+    if (code64() || delivering != NOTHING ||
+        (!user && (FIELD(G.env, ENV_HFLAGS, uint32_t) & 3) == 3)) /* the CPU's own */
+        return PF;
+    if (missed.kind != ACCESS_FETCH)
+        segment = decode(&in) ? segment_of_access(&in, missed.kind, missed.vaddr) : NO_SEGMENT;
+    if (segment == NO_SEGMENT || !forbids(segment, missed.kind, missed.vaddr, missed.size))
+        return PF;
+    if (missed.kind == ACCESS_FETCH &&
+        FIELD(G.env, ENV_EIP, uint64_t) > FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_LIMIT, uint32_t))
+        unmake_branch();
+    FIELD(G.env, ENV_CR2, uint64_t) = missed.cr2;
+    FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t) = 0;
+    FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = GP;
+    return segment == SS ? SS_FAULT : GP;
+}
+
 static void on_interrupt(void *uc, uint32_t vector, void *data)
 {
     bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
     uint64_t *rip = &FIELD(G.env, ENV_EIP, uint64_t);
 
     (void)uc, (void)data;
-    if (UNLIKELY(vector == GP && missed.faults))
+    wrap_rip();
+    if (missed.faults && vector == GP)
         vector = fault_of_stray();
+    else if (missed.faults && vector == PF)
+        vector = fault_of_miss();
     missed.faults = false;
     if (delivering != NOTHING)
         *rip = restart;

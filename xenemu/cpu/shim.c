@@ -301,7 +301,7 @@ static void hide_breakpoints(void *guests);
 void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int max_insns)
 {
     void *guests = show_breakpoints(tb);
-    U.translator_loop(ops, db, cpu, tb, max_insns);
+    translate_block(ops, db, cpu, tb, max_insns);
     hide_breakpoints(guests);
     G.blocks_translated++;
     settle(); /* what only translates is slow: the next block looks at the host's clock */
@@ -366,7 +366,7 @@ static uintptr_t jump_block;
 static uint64_t jump_target;
 
 /* The TLB's addend for code at `pc`, or 0 if it has no such entry; `flags` are a block's. */
-static uintptr_t code_addend(void *env, uint64_t pc, uint32_t flags)
+uintptr_t code_addend(void *env, uint64_t pc, uint32_t flags)
 {
     char *fast = (char *)env - TLB_BEFORE_ENV + TLB_FAST + 16 * ((flags & 3) == 3 ? 1 : 2);
     char *entry = FIELD(fast, 8, char *) + ((pc >> 6) & FIELD(fast, 0, uint64_t));
@@ -850,6 +850,12 @@ uint64_t *machine_entry(uint64_t paddr)
 
 void tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
 
+/* Code that is not 64-bit goes on at 0 after 4 GiB; the engine fetches from beyond. */
+static bool wraps(int access, uint64_t vaddr)
+{
+    return access == ACCESS_FETCH && UNLIKELY(vaddr >> 32) && !code64();
+}
+
 /*
  * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place; false, with nothing
  * but accessed bits changed, where that must do it: faults, other kinds of tables, holes.
@@ -858,15 +864,17 @@ static bool walk(uint64_t vaddr, int access, int mode)
 {
     uint64_t cr0 = FIELD(G.env, ENV_CR0, uint64_t), efer = FIELD(G.env, ENV_EFER, uint64_t);
     uint64_t address = FIELD(G.env, ENV_CR3, uint64_t), all = PTE_RW | PTE_US, any = 0, *entry;
-    uint64_t size = 1ull << 48;
+    uint64_t size = 1ull << 48, linear = vaddr;
 
+    if (wraps(access, vaddr))
+        linear = (uint32_t)vaddr;
     if (!(efer & EFER_LMA) || !(cr0 & CR0_PG) || mode == MMU_KSMAP || !canonical(vaddr) ||
         (FIELD(G.env, ENV_CR4, uint64_t) & ~(uint64_t)CR4_OFFERED))
         return false;
     for (int level = 4;; level--) {
         address &= PTE_ADDRESS;
         size >>= 9;
-        entry = machine_entry(address + vaddr / size % 512 * 8);
+        entry = machine_entry(address + linear / size % 512 * 8);
         if (!entry || !(*entry & PTE_P) || (*entry & PTE_RESERVED))
             return false;
         all &= *entry;
@@ -892,7 +900,7 @@ static bool walk(uint64_t vaddr, int access, int mode)
         *entry |= seen;
     int prot = PAGE_READ | (any & PTE_NX ? 0 : PAGE_EXEC) |
                (writable && (*entry & PTE_D) ? PAGE_WRITE : 0);
-    uint64_t page = ((address & PTE_ADDRESS & ~(size - 1)) | (vaddr & (size - 1))) & ~0xfffull;
+    uint64_t page = ((address & PTE_ADDRESS & ~(size - 1)) | (linear & (size - 1))) & ~0xfffull;
     tlb_set_page_with_attrs_x86_64(G.cpu, vaddr & ~0xfffull, page, 0, prot, mode, size);
     return true;
 }
@@ -906,7 +914,9 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, in
         return true;
     if (!probe)
         missed = (struct access){true, access, size, vaddr, FIELD(G.env, ENV_CR2, uint64_t)};
-    bool filled = U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
+    bool filled = (!wraps(access, vaddr) || /* for its fault, if it has one */
+                   U.tlb_fill(cpu, (uint32_t)vaddr, size, access, mode, probe, pc)) &&
+                  U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
     if (!probe)
         missed.faults = false;
     return filled;
@@ -1130,6 +1140,7 @@ int shim_run(uint64_t rip)
     FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
     int error = run_or_give_up(rip);
     settle();
+    wrap_rip();
     G.rflags = U.read_eflags(G.env);
     return error;
 }

@@ -94,6 +94,12 @@ void call_python(void (*function)(void));
 
 void forget_branch(void); /* what shim_came_from() would say */
 
+uintptr_t code_addend(void *env, uint64_t pc, uint32_t flags);
+
+/* translate.c */
+bool wrap_rip(void);
+void translate_block(const void *ops, void *db, void *cpu, void *tb, int max_insns);
+
 /* branches.c */
 void unmake_branch(void);
 

@@ -30,7 +30,10 @@ enum { /* CPUX86State */
     ENV_OLD_EXCEPTION = 5496,
 };
 enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24 };
-enum { SEGMENT_P = 1 << 15, SEGMENT_L = 1 << 21 };
+enum { /* of a segment's flags, which are as in a descriptor's upper half */
+    SEGMENT_RW = 1 << 9, SEGMENT_DOWN = 1 << 10, SEGMENT_CODE = 1 << 11, SEGMENT_P = 1 << 15,
+    SEGMENT_L = 1 << 21, SEGMENT_B = 1 << 22,
+};
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
 enum { /* TranslationBlock, TCGContext, TCGOp */
     TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_CFLAGS = 24, TB_TC_PTR = 32, TB_TC_SIZE = 40,
@@ -67,6 +70,7 @@ enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
+enum { PFEC_USER = 1 << 2 };
 enum { DB = 1, UD = 6, NM = 7, TS = 10, NP, SS_FAULT, GP, PF };
 /* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
 enum { ONE_INSTRUCTION = 0x8001, HIDES_BREAKPOINTS = 0x8000, ANY_BLOCK = -1 };
