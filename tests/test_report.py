@@ -12,6 +12,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import CallRecord
 from xenemu.hv.p2m import P2m
+from xenemu.linux import Linux, LogLine
 from xenemu.peek import MAX_READS, Pages
 from xenemu.pv.state import PvVcpu
 from xenemu.report import call_lines, report
@@ -250,3 +251,12 @@ def test_nothing_of_the_guest_changes(current, kernel):
     before = bytes(current.domain.memory.bytes)
     report(current, kernel)
     assert bytes(current.domain.memory.bytes) == before
+
+
+def test_lines_of_the_log_that_are_shown_elsewhere_are_left_out(current, kernel, monkeypatch):
+    lines = [LogLine(0, 0, "one"), LogLine(1_000_000_000, 0, "two")]
+    monkeypatch.setattr(Linux, "log", lambda linux: lines)
+    both = ["[    0.000000] one", "[    1.000000] two"]
+    assert section(report(current, kernel), "Kernel log") == both
+    assert section(report(current, kernel, shown={"one"}), "Kernel log") == both[1:]
+    assert "Kernel log" not in report(current, kernel, shown={"one", "two"})

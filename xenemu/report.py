@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Final
 
@@ -27,11 +27,18 @@ LOG_LINES: Final = 24
 REGS_A_LINE: Final = 3
 
 
-def report(current: Current, image: Image, reason: str = "", samples: Samples | None = None) -> str:
+def report(
+    current: Current,
+    image: Image,
+    reason: str = "",
+    samples: Samples | None = None,
+    shown: Set[str] = frozenset(),
+) -> str:
     """Say all that there is to say of a guest that ended: log, calls, registers, stack, walks.
 
     `reason` is why it ended, if its frames or addresses are to be looked at, too; `samples` are
-    those of a guest that did not end by itself.
+    those of a guest that did not end by itself, and `shown` the lines of the kernel's log that the
+    reader has before him.
     Changes nothing of the guest's, and comes to an end whatever the guest has in its registers
     and its memory: `Pages` and `facts` read only so much.
     """
@@ -39,7 +46,9 @@ def report(current: Current, image: Image, reason: str = "", samples: Samples | 
     linux = Linux(current, image, read)
     code = linux.code
     sections = {
-        "Kernel log, from its memory": [str(line) for line in linux.log()[-LOG_LINES:]],
+        f"Kernel log, from its memory{', without what is shown' if shown else ''}": [
+            str(line) for line in linux.log()[-LOG_LINES:] if line.text not in shown
+        ],
         "Where it has spent its time": samples.lines(code) if samples else [],
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),

@@ -53,7 +53,7 @@ def test_what_is_not_seen_fails_the_test_with_the_console(run):
     """
     result = run(test, guest=kernel(say(b"one\n") + shutdown(CRASH)))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*'login:' was not seen: the guest crashed*", "*  one"])
+    result.stdout.fnmatch_lines(["*crash: the guest crashed*; never seen: 'login:'*", "*  one"])
 
 
 def test_a_guest_that_idles_for_ever_fails_at_once(run):

@@ -8,7 +8,7 @@ from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shut
 from xenemu.outcome import End
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.session import Session
-from xenemu.smoke.verdict import Verdict
+from xenemu.smoke.verdict import Finding, Verdict
 
 # xor %edi, %edi; vcpu_op(VCPUOP_down, 0): what Linux does when it halts with interrupts off.
 DOWN = bytes.fromhex("b818000000 bf02000000 31f6 31d2 0f05")
@@ -48,7 +48,9 @@ def test_expectations_are_met_in_order_and_end_the_run(session):
 
 def test_an_expectation_out_of_order_is_not_met(session):
     guest = session(say(b"one\ntwo\n") + shutdown(POWEROFF), expect=(Step("two"), Step("one")))
-    assert verdicts(guest) == [Verdict.UNMET]
+    (finding,) = guest.run_plan()
+    where = "'one' is in line 1 of the console, but not after 'two': 'one'"
+    assert finding == Finding(Verdict.UNMET, f"the guest powered off; {where}")
 
 
 def test_an_end_that_is_asked_for_is_waited_for(session):

@@ -84,3 +84,13 @@ def test_what_is_not_seen_is_no_line(data):
     console = Transcript()
     assert console.feed(data, 0) == []
     assert console.stamped() == ""
+
+
+def test_where_the_first_match_of_all_begins():
+    console = Transcript()
+    assert console.first(rx("")) is None
+    console.feed(b"one\ntwo\nthr", 0)
+    assert console.find(rx("two"))
+    assert console.first(rx("^one")) == (1, "one")
+    assert console.first(rx("two\nth")) == (2, "two")
+    assert console.first(rx("four")) is None

@@ -179,8 +179,32 @@ def test_the_gravest_comes_first():
 
 
 def test_an_expectation_that_was_not_met():
-    (finding,) = judge(Facts(End.POWEROFF, "it powered off", unmet=["login", "x"]))
-    assert finding == Finding(Verdict.UNMET, "it powered off; never seen: 'login', 'x'")
+    (finding,) = judge(Facts(End.POWEROFF, "it powered off", unmet=["login"]))
+    assert finding == Finding(Verdict.UNMET, "it powered off; never seen: 'login'")
+
+
+def test_expectations_wait_for_each_other():
+    facts = Facts(End.POWEROFF, "off", unmet=["login", "x", "y"])
+    assert judge(facts)[0].reason == "off; never seen: 'login'; not looked for: 'x', 'y'"
+    facts.too_early = "'login' is in line 1"
+    assert judge(facts)[0].reason == "off; 'login' is in line 1; not looked for: 'x', 'y'"
+
+
+@pytest.mark.parametrize(
+    ("facts", "exits", "tolerate"),
+    [
+        ({"ended": End.TIMEOUT}, ["reboot"], []),
+        ({"findings": [Finding(Verdict.QUIET, "ENDED")]}, ["reboot"], []),
+        ({"ended": End.TIMEOUT}, ["timeout"], []),
+        ({"ended": End.POWEROFF}, ["reboot"], []),
+        ({"ended": End.POWEROFF, "console": stamped(WARNING)}, ["reboot"], [Verdict.WARNING]),
+        ({"ended": End.POWEROFF, "console": stamped(WARNING)}, ["reboot"], []),
+    ],
+)
+def test_how_it_ended_is_said_once(facts, exits, tolerate):
+    known = {"ended": End.STOPPED, "reason": "ENDED"} | facts
+    found = judge(Facts(**known, unmet=["login"]), exits, tolerate)
+    assert "; ".join(finding.reason for finding in found).count("ENDED") == 1
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,14 @@ class Guest:
             raise
 
     def expect(self, pattern: str, timeout: float | None = None) -> Found:
-        """Run until the console shows `pattern` behind what was found before.
+        """Run until the console shows `pattern` after what was found before.
 
         GuestFailed if it ends first, or if a limit of the boot's or `timeout` host seconds pass.
         """
         patience = timeout or self.boot.timeout
         found = self._ask("expect", (pattern, patience), patience)
         if isinstance(found, Result):
-            raise GuestFailed(f"{pattern!r} was not seen: {found.sentence}", found)
+            raise GuestFailed(f"{found.verdict.value}: {found.sentence}", found)
         assert isinstance(found, Found)
         return found
 

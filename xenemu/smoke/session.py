@@ -24,7 +24,7 @@ from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
-from xenemu.smoke.verdict import Finding, Verdict, judge
+from xenemu.smoke.verdict import Finding, Verdict, judge, kernel_lines
 from xenemu.smoke.witness import Witness
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
@@ -71,6 +71,7 @@ class Session:
         self._reject = [re.compile(pattern, re.MULTILINE) for pattern in boot.reject]
         self._input = bytearray(boot.input.encode())
         self._spoke_ns = self._probed_ns = 0
+        self._met = ""  # the last step that was met
         self.image = image.load(boot.kernel)
         self._mark("loaded", 0)
         config = DomainConfig(
@@ -124,17 +125,28 @@ class Session:
             outcome,
             self.transcript.text,
             unmet=[step.pattern for step, _ in self._steps],
+            too_early=self._too_early(),
             findings=self.findings,
             cases=parse(self.transcript.text),
         )
         return judge(facts, self.boot.exit, self.boot.tolerate)
 
+    def _too_early(self) -> str:
+        """Where the console has what is expected next, before that had its turn."""
+        found = self.transcript.first(self._steps[0][1]) if self._steps and self._met else None
+        if not found:
+            return ""
+        pattern, (number, line) = self._steps[0][0].pattern, found
+        where = f"in line {number} of the console, but not after {self._met!r}"
+        return f"{pattern!r} is {where}: {line!r}"
+
     def report(self) -> str:
-        """Where the guest is, as `xenemu run` would tell."""
+        """Where the guest is, as `xenemu run` would tell, without what the console shows."""
         outcome = self.outcome or Outcome(End.STOPPED, "")
         advice = f"What to do: {outcome.advice}\n" if outcome.advice else ""
         samples = self.machine.samples if outcome.end in GIVEN_UP else None
-        return advice + report(self.machine.current, self.image, outcome.reason, samples)
+        shown = frozenset(kernel_lines(self.transcript.text))
+        return advice + report(self.machine.current, self.image, outcome.reason, samples, shown)
 
     # Terminal.
 
@@ -158,6 +170,7 @@ class Session:
         while self._steps and (found := self.transcript.find(self._steps[0][1])):
             step, _ = self._steps.pop(0)
             self.matches.append(found)
+            self._met = step.pattern
             self.captures |= {k: v for k, v in found.groupdict().items() if v is not None}
             self._input += step.send.encode()
             self._mark(f"expect {len(self.matches)}", self.machine.engine.now_ns)

@@ -54,7 +54,7 @@ class Transcript:
         self._fresh = max(0, self._fresh - cut)
 
     def find(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """The next match behind the last that this found."""
+        """The next match after the last that this found."""
         found = pattern.search(self._tail, self._searched)
         if found:
             self._searched = max(found.end(), found.start() + 1)
@@ -64,13 +64,22 @@ class Transcript:
         """A match that ends in what was fed last, wherever it begins."""
         return next((m for m in pattern.finditer(self._tail) if m.end() > self._fresh), None)
 
+    def first(self, pattern: re.Pattern[str]) -> tuple[int, str] | None:
+        """The line, counted from 1, in which the whole console's first match begins."""
+        text = "\n".join(self.text)
+        found = pattern.search(text)
+        if not found or not self.lines:
+            return None
+        line = text.count("\n", 0, found.start())
+        return line + 1, self.lines[line][1]
+
     @property
     def text(self) -> list[str]:
         """The lines alone."""
         return [line for _, line in self.lines]
 
     def stamped(self) -> str:
-        """The console, each line behind the virtual time in seconds of its first byte."""
+        """The console, before each line the virtual time in seconds of its first byte."""
         lines = [f"{at_ns / 1e9:12.6f}  {line}\n" for at_ns, line in self.lines]
         if self.dropped:
             lines.append(f"({self.dropped} more bytes were printed, and are not kept)\n")

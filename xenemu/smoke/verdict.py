@@ -138,6 +138,7 @@ class Facts:
 
     `ended` and `reason` are the machine's; `findings` those of whoever watched it. `panicked`,
     `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not tell).
+    `unmet` are patterns; `too_early` is where the console has the first of them before its turn.
     """
 
     ended: End
@@ -150,6 +151,7 @@ class Facts:
     console: Sequence[str] = ()
     log: Sequence[LogLine] = ()
     unmet: Sequence[str] = ()
+    too_early: str = ""
     findings: Sequence[Finding] = ()
     cases: Sequence[Case] = field(default=())
 
@@ -162,15 +164,18 @@ def judge(
     `exits` are the ends that it should have one of: a clean end's word, or a verdict's, which
     then does not speak against it.
     """
-    found = [*facts.findings, *_machine(facts), *_kernel(facts)]
-    found += [Finding(Verdict.UNMET, _unmet(facts))] if facts.unmet else []
-    found += _tests(facts.cases)
+    ends = [*facts.findings, *_machine(facts)]
+    found = [*ends, *_kernel(facts), *_tests(facts.cases)]
+    spared = {*exits, *(verdict.value for verdict in tolerate)}
+    is_said = any(finding.verdict.value not in spared for finding in ends)
+    end = "" if is_said else f"{facts.reason}; "
+    if facts.unmet:
+        found.append(Finding(Verdict.UNMET, f"{end}{_unmet(facts)}"))
+        end = ""
     happened = {finding.verdict.value for finding in found} | {CLEAN.get(facts.ended, "")}
     if exits and not happened & set(exits):
-        end = "" if found else f"{facts.reason}; "  # else that has been said
         wanted = " or ".join(exits)
         found.append(Finding(Verdict.END, f"{end}it should have ended by {wanted}"))
-    spared = {*exits, *(verdict.value for verdict in tolerate)}
     order = list(Verdict)
     return sorted(
         (finding for finding in found if finding.verdict.value not in spared),
@@ -264,7 +269,10 @@ def kernel_lines(console: Iterable[str]) -> list[str]:
 
 
 def _unmet(facts: Facts) -> str:
-    return f"{facts.reason}; never seen: " + ", ".join(map(repr, facts.unmet))
+    """The first expectation that was not met; none of the others has had its turn."""
+    first, *others = facts.unmet
+    words = facts.too_early or f"never seen: {first!r}"
+    return f"{words}; not looked for: {', '.join(map(repr, others))}" if others else words
 
 
 def _tests(cases: Sequence[Case]) -> list[Finding]:
