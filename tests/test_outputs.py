@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,14 @@ def test_devices_may_be_shared():
     with Outputs() as outputs:
         for option in ("--junit", "--json"):
             outputs.open(option, Path("/dev/null")).write(b"x")
+
+
+def test_a_disk_is_no_output(monkeypatch):
+    """Whoever may, must not do it by mistake."""
+    disk = os.stat_result((stat.S_IFBLK, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: disk)
+    with pytest.raises(UsageError, match=r"^--log /dev/null: a block device"):
+        written(Path("/dev/null"))
 
 
 def test_a_standard_stream_is_an_output_too(tmp_path, capfd):

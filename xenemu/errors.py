@@ -8,8 +8,11 @@ An exception's type alone decides what happens to it:
   exit code.
 * `NotModelled` and `EngineError` say that xenemu cannot do what is needed here.
 
-Anything else that escapes is a bug of xenemu's.
+Anything else that escapes is a bug of xenemu's, unless the host has no more of something.
 """
+
+import errno
+from typing import Final
 
 
 class XenemuError(Exception):
@@ -72,3 +75,20 @@ class EngineGaveUp(DomainCrash):
 
 class NotModelled(DomainCrash):
     """The guest legitimately uses something of Xen's or the CPU's that xenemu lacks."""
+
+
+EXHAUSTION: Final = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM),
+}
+
+
+def exhaustion(error: Exception) -> str:
+    """A sentence if the host has no more of something, be it disk, files, processes or memory.
+
+    Else empty. Whatever part of xenemu meets that, it is no bug.
+    """
+    if not isinstance(error, OSError) or error.errno not in EXHAUSTION:
+        return ""
+    where = f"{error.filename}: " if error.filename else "this host has no more to give: "
+    return f"{where}{error.strerror}"

@@ -1,8 +1,9 @@
 """The files that a command writes, by one rule.
 
-An output must be new or empty, or a pipe or a device: what has something in it is somebody's, and
-stays. Two outputs are never one file, whether of one process or of two. All are opened before
-anything runs; where one is refused, or the command comes to nothing, none is left behind empty.
+An output must be new or empty, or a pipe or a device, but no disk: what has something in it is
+somebody's, and stays. Two outputs are never one file, whether of one process or of two. All are
+opened before anything runs; where one is refused, or the command comes to nothing, none is left
+behind empty.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ class Outputs:
     def _check(self, name: str, status: os.stat_result) -> None:
         if stat.S_ISDIR(status.st_mode):
             raise UsageError(f"{name}: {os.strerror(errno.EISDIR)}")
+        if stat.S_ISBLK(status.st_mode):  # a disk has something on it
+            raise UsageError(f"{name}: a block device; choose a file, a pipe or another device")
         other = self._taken.get(_identity(status))
         if other is not None:
             raise UsageError(f"{name}: the same file as {other}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -72,6 +74,14 @@ def test_an_engine_that_is_missing_is_70_but_no_bug(broken, capsys):
     broken(EngineError("the native shim is not built"))
     assert cli.main(["run", "kernel"]) == 70
     assert capsys.readouterr().err == "xenemu: the native shim is not built\n"
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+def test_a_host_that_has_no_more_is_7_and_no_bug(broken, capsys, command):
+    for error in (errno.ENOSPC, errno.EMFILE, errno.EAGAIN):
+        broken(OSError(error, os.strerror(error), "file"))
+        assert cli.main([command, "kernel"]) == 7
+        assert capsys.readouterr().err == f"xenemu: file: {os.strerror(error)}\n"
 
 
 def test_an_interrupt_before_the_guest_runs_is_130(broken):

@@ -248,17 +248,15 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_others(smoke, place, mon
 def interrupted(place):
     """A function that interrupts a command once its standard error has a text."""
 
-    def interrupted(text, signum, *arguments):
+    def interrupted(text, signum, *arguments, stdout=subprocess.PIPE):
         command = [sys.executable, "-m", "xenemu", "smoke", *arguments, "--memory", "64M"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
+        process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=environment)
         while text not in process.stderr.readline().decode():
             pass
         process.send_signal(signum)
         out, err = process.communicate()
-        return process.returncode, out.decode(), err.decode()
+        return process.returncode, (out or b"").decode(), err.decode()
 
     return interrupted
 
@@ -280,6 +278,16 @@ def test_an_interrupted_matrix_keeps_what_it_knows(interrupted, place):
     assert "ok 3 - spin # SKIP stopped by SIGTERM" in (place / "t.tap").read_text()
     assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
     assert not (place / "logs" / "spin.log").exists()
+
+
+def test_a_terminal_that_was_hung_up_does_not_hide_the_signal(interrupted, place):
+    with open("/dev/full", "wb") as gone:
+        code, _, err = interrupted(
+            "ok  good", signal.SIGHUP, "good", "spin", "-j", "1", "--tap", "t.tap", stdout=gone
+        )
+    assert code == 128 + signal.SIGHUP
+    assert "Traceback" not in err
+    assert "# SKIP stopped by SIGHUP" in (place / "t.tap").read_text()
 
 
 def test_a_log_is_there_when_its_boot_has_ended(interrupted, place):

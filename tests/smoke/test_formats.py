@@ -12,7 +12,7 @@ import pytest
 from xenemu.smoke import formats
 from xenemu.smoke.ktap import Case, Status, parse
 from xenemu.smoke.plan import Boot
-from xenemu.smoke.results import Result, worst
+from xenemu.smoke.results import Result, never_run, worst
 from xenemu.smoke.session import Phase
 from xenemu.smoke.verdict import Finding, Verdict
 
@@ -25,7 +25,7 @@ CASES = [
 
 @pytest.fixture
 def results(tmp_path):
-    """One that passed, one that failed, and one that could not be."""
+    """One that passed, one that failed, one that could not be, and one that was stopped."""
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(b"kernel")
     good = Result(Boot("good pv", kernel), reason="the guest powered off", mode="pv64")
@@ -35,7 +35,7 @@ def results(tmp_path):
     bad = Result(Boot("bad: 100%, <x>", kernel), [Finding(Verdict.PANIC, "no root\n|")])
     bad.report = "Backtrace:\n  panic"
     broken = Result(Boot("broken", kernel), [Finding(Verdict.IMAGE, "truncated")])
-    return [good, bad, broken]
+    return [good, bad, broken, never_run(Boot("late", kernel), "stopped by SIGTERM")]
 
 
 # JUnit. The rules are those of the schemas that Ant's and Jenkins's readers go by.
@@ -74,7 +74,7 @@ def test_a_case_has_what_its_schema_demands(results):
 
 
 def test_boots_and_tests_are_cases(results):
-    good, bad, broken = suites(results)
+    good, bad, broken, late = suites(results)
     names = [(case.get("classname"), case.get("name")) for case in good.findall("testcase")]
     assert names == [
         ("good pv", "boot"),
@@ -85,6 +85,7 @@ def test_boots_and_tests_are_cases(results):
     assert bad.find("testcase/failure").get("type") == "panic"
     assert bad.find("testcase/failure").text == "Backtrace:\n  panic"
     assert broken.find("testcase/error").get("message") == "truncated"
+    assert late.find("testcase/skipped").get("message") == "stopped by SIGTERM"
 
 
 def test_what_no_xml_can_have_is_replaced(results):
@@ -121,6 +122,7 @@ def test_a_status_for_each(results):
         ("skip_me", "SKIP"),
         ("boot", "FAIL"),
         ("boot", "ERROR"),
+        ("boot", "SKIP"),
     ]
     assert tests[0]["misc"]["captures"] == {"version": "6.1"}
 
@@ -135,7 +137,7 @@ def test_a_kernel_that_is_gone_has_no_digest(results):
 
 def test_tap(results):
     text = formats.tap(results)
-    assert text.startswith("TAP version 14\n1..3\n")
+    assert text.startswith("TAP version 14\n1..4\n")
     cases = [(case.name, case.status.value) for case in parse(text.splitlines())]
     assert cases == [
         ("good pv.list.add", "pass"),
@@ -143,6 +145,7 @@ def test_tap(results):
         ("good pv.skip me", "skip"),
         ("bad: 100%, <x>", "fail"),
         ("broken", "fail"),
+        ("late", "skip"),
     ]
 
 
@@ -156,9 +159,9 @@ def test_an_annotation_is_one_line_whatever_is_in_it(results):
 
 def test_a_summary_is_a_table(results):
     lines = formats.github_summary(results).splitlines()
-    assert lines[0] == "### xenemu: 1 of 3 boots passed"
+    assert lines[0] == "### xenemu: 1 of 4 boots passed"
     rows = [line for line in lines if line.startswith("| ")][1:]
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 7 for row in rows)
     assert "3 tests, 1 failed, 1 skipped" in rows[0]
 
@@ -171,6 +174,7 @@ def test_a_summary_is_a_table(results):
     [
         ([], 0),
         ([None, None], 0),
+        ([None, Verdict.SKIPPED], 0),
         ([None, Verdict.UNMET], 3),
         ([Verdict.UNMET, Verdict.QUIET], 6),
         ([Verdict.QUIET, Verdict.WARNING], 4),

@@ -20,7 +20,7 @@ from xenemu.cli.inspect import inspect
 from xenemu.cli.run import HELP_EPILOG, run
 from xenemu.cli.smoke import HELP_EPILOG as SMOKE_EPILOG
 from xenemu.cli.smoke import smoke
-from xenemu.errors import EngineError, FitError, XenemuError
+from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XenemuError as error:
         return _fail(str(error), EXIT_IMAGE)
     except Exception as error:
+        if exhausted := exhaustion(error):
+            return _fail(exhausted, EXIT_IMAGE)
         verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
         if verbose:
             traceback.print_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(
         ("--json", json, formats.kcidb),
         ("--tap", tap, formats.tap),
     ]
+    _check_scratch()
     with Noted() as noted, Outputs() as outputs:
         documents = [
             _Document(outputs.open(name, path), form) for name, path, form in wanted if path
@@ -69,8 +71,20 @@ def run(
                 document.end(results)
         with _noted_in(lost):
             github.summarise(formats.github_summary(results))
+    try:
         _tell(results)
-        return _exit_code(results, lost, noted.signum)
+    except OutputError:
+        if not noted.signum:  # which may be that the terminal was hung up
+            raise
+    return _exit_code(results, lost, noted.signum)
+
+
+def _check_scratch() -> None:
+    """Say now that no boot can have a file for its last words."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise UsageError(f"no place for temporary files: {error.strerror}") from None
 
 
 def _exit_code(results: Sequence[Result], lost: Sequence[str], signum: int) -> int:

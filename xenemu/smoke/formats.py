@@ -10,7 +10,6 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,15 +126,16 @@ def kcidb(results: Sequence[Result]) -> str:
 
     In KernelCI: kcidb-io, schema/v05_03.py
     """
-    tests = [test for result in results for test in _tests(result)]
+    builds = {kernel: _digest(kernel) for kernel in {result.boot.kernel for result in results}}
+    tests = [test for result in results for test in _tests(result, builds[result.boot.kernel])]
     return json.dumps({"version": KCIDB_VERSION, "tests": tests}, indent=2) + "\n"
 
 
-def _tests(result: Result) -> Iterator[dict[str, Any]]:
+def _tests(result: Result, build: str) -> Iterator[dict[str, Any]]:
     boot, started = result.boot, _time(result)
     identity = f"{ORIGIN}:{started:%Y%m%dT%H%M%S}-{boot.slug}"
     common = {
-        "build_id": f"{ORIGIN}:{_digest(boot.kernel)}",
+        "build_id": f"{ORIGIN}:{build}",
         "origin": ORIGIN,
         "environment": {
             "comment": f"xenemu {__version__}, {boot.name}",
@@ -181,7 +181,6 @@ def _status(result: Result) -> str:
     return "FAIL" if result.findings else "PASS"
 
 
-@cache
 def _digest(path: Path) -> str:
     """What tells one build of a kernel from another; its name, if it is gone by now."""
     try:

@@ -17,7 +17,7 @@ from threading import Event
 from typing import Final
 
 from xenemu import __version__
-from xenemu.errors import EngineError, FitError, XenemuError
+from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
@@ -95,8 +95,11 @@ def boot_once(
         result.stopped = True
         result.findings = [Finding(Verdict.XENEMU, "the process that ran it was told to stop")]
     except Exception as error:
-        result.findings = [Finding(Verdict.XENEMU, describe_bug(error))]
-        result.report = traceback.format_exc()
+        if exhausted := exhaustion(error):
+            result.findings = [Finding(Verdict.IMAGE, exhausted)]
+        else:
+            result.findings = [Finding(Verdict.XENEMU, describe_bug(error))]
+            result.report = traceback.format_exc()
     result.host_s = time.monotonic() - began
     result.cpu_s = time.process_time() - cpu_began
     result.peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
