@@ -14,8 +14,9 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ from guests import initramfs
 from xenemu.cli import app
 from xenemu.gdb.monitor import COMMANDS as MONITOR_COMMANDS
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
+from xenemu.smoke.guest import Found, Guest
+from xenemu.smoke.ktap import Case
 from xenemu.smoke.plan import READERS
-from xenemu.smoke.verdict import Verdict
+from xenemu.smoke.results import Result
+from xenemu.smoke.verdict import Finding, Verdict
 
 ROOT = Path(__file__).parents[2]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
@@ -210,6 +214,20 @@ def test_ci_md_has_every_key_verdict_and_code():
         if re.fullmatch(r"\d+(, \d+)?", cells[1]):
             codes = sorted({Verdict(word).exit_code for word in words})
             assert cells[1] == ", ".join(map(str, codes))
+
+
+def test_ci_md_names_what_guests_and_results_have():
+    text = (ROOT / "docs" / "ci.md").read_text()
+    guest, _, result = text.partition("A guest has these:")[2].partition("A result has")
+    result = result.partition("What does not come")[0]
+    parts = {"Guest": (Guest, Found), "Result": (Result, Finding, Case, Verdict.PASS)}
+    known = {k: {*chain(*map(dir, v)), *chain(*map(_fields, v))} for k, v in parts.items()}
+    assert set(re.findall(r"`(\w+)[`(]", guest)) <= known["Guest"] | {"boot", "timeout"}
+    assert set(re.findall(r"`(\w+)`", result)) <= known["Result"] | {"expect"}
+
+
+def _fields(kind: object) -> list[str]:
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []
 
 
 def test_readme_has_every_exit_code():

@@ -54,6 +54,50 @@ def test_what_is_not_seen_fails_the_test_with_the_console(run):
     result = run(test, guest=kernel(say(b"one\n") + shutdown(CRASH)))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*crash: the guest crashed*; never seen: 'login:'*", "*  one"])
+    text = result.stdout.str()
+    assert text.count("  one\n") == 1
+    assert 'boot("guest", memory="64M").expect("login:")' in text  # the test's line, and no other's
+    assert "def expect(" not in text
+
+
+def test_a_plain_assertion_shows_the_consoles_and_where_they_are_kept(run):
+    test = """
+        def test(boot):
+            for word in ("one", "two"):
+                boot("guest", name=word, memory="64M").expect("hello")
+            boot("guest", name="silent", memory="64M")
+            assert 1 == 2
+        def test_that_boots_nothing(boot):
+            assert 3 == 4
+    """
+    result = run(test, "--xenemu-log-dir", "logs", guest=kernel(say(b"hello\n") + SPIN))
+    result.assert_outcomes(failed=2)
+    lines = ["*assert 1 == 2*"]
+    for number, (name, text) in enumerate((("one", "*  hello"), ("two", "*  hello")), 1):
+        lines += [f"*- xenemu: console of {name} -*", text, f"*logs/*test-{number}.log)"]
+    lines += [
+        "*- xenemu: console of silent -*",
+        "(it has printed nothing)",
+        "*assert 3 == 4*",
+    ]
+    result.stdout.fnmatch_lines(lines)
+    assert result.stdout.str().count("- xenemu: console of") == 3
+
+
+def test_a_guest_that_was_interrupted_gives_no_wrong_answers(run):
+    """As by a plugin with time-outs: the answer to what was asked may still come."""
+    test = """
+        import pytest
+        def test(boot, monkeypatch):
+            guest = boot("guest", memory="64M")
+            with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+                patch.setattr(type(guest._pipe), "poll", lambda *_: 1 / 0)
+                guest.expect("one")
+            guest.finish()
+    """
+    result = run(test, guest=kernel(say(b"one\n") + shutdown(POWEROFF)))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*RuntimeError: the guest was interrupted*"])
 
 
 def test_a_guest_that_idles_for_ever_fails_at_once(run):
@@ -85,12 +129,38 @@ def test_a_marker_describes_the_guest(run):
         @pytest.mark.xenemu("guest", memory="64M")
         def test(guest):
             guest.expect("one")
-        def test_without(guest):
-            pass
+        @pytest.mark.xenemu(kernel="guest", memory="64M")
+        def test_by_keyword(guest):
+            guest.expect("one")
     """
     result = run(test, "--strict-markers", guest=kernel(say(b"one\n") + SPIN))
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*the fixture guest wants @pytest.mark.xenemu*"])
+    result.assert_outcomes(passed=2)
+
+
+def test_a_marker_that_describes_no_guest_is_told_at_its_line(run):
+    test = """
+        import pytest
+        def test_none(guest):
+            pass
+        @pytest.mark.xenemu
+        def test_empty(guest):
+            pass
+        @pytest.mark.xenemu("guest", memry="64M")
+        def test_wrong(guest):
+            pass
+    """
+    result = run(test, guest=b"")
+    result.assert_outcomes(errors=3)
+    name = "*_told_at_its_line.py"
+    wanted = "the fixture guest wants a kernel: @pytest.mark.xenemu(*"
+    result.stdout.fnmatch_lines(
+        [
+            f"{name}:2: {wanted}",
+            f"{name}:4: {wanted}",
+            f"{name}:7: @pytest.mark.xenemu: memry: unknown key*",
+        ]
+    )
+    assert "def guest(" not in result.stdout.str()
 
 
 def test_a_plan_gives_the_tests(run, pytester):
@@ -155,14 +225,28 @@ def test_it_works_with_xdist(run):
 
 def test_what_cannot_be_booted_is_told(run):
     test = """
+        from xenemu.smoke.plan import make_boots
         def test_key(boot):
             boot("guest", memry="64M")
+        def test_several(boot):
+            boot("guest", mode=["pv", "pvh"])
+        def test_described_already(boot):
+            boot(make_boots({"kernel": "guest"})[0], mode="pv")
         def test_image(boot):
             boot("guest", memory="64M")
     """
     result = run(test, guest=b"#!/bin/sh\n")
-    result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*memry: unknown key*", "*a script, not a kernel*"])
+    result.assert_outcomes(failed=4)
+    result.stdout.fnmatch_lines(
+        [
+            '>*boot("guest", memry="64M")',
+            "E *UsageError: memry: unknown key*",
+            "*UsageError: these are 2 boots; give one*",
+            "*UsageError: mode: the boot guest has been described already*",
+            "*a script, not a kernel*",
+        ]
+    )
+    assert "make_boots(table" not in result.stdout.str()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from xenemu.smoke.runner import GRACE_S, SPAWN
 from xenemu.smoke.session import Session
 
 TAIL: Final = 20  # lines of the console that a failure shows
+__tracebackhide__ = True  # pytest shows the test's own line
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class GuestFailed(AssertionError):
 
     def __init__(self, problem: str, result: Result) -> None:
         lines = result.log.splitlines()[-TAIL:]
-        parts = (problem, "Console, with the guest's time:", *lines, result.report)
+        console = ("Console, with the guest's time:", *lines) if lines else ()
+        parts = (problem, *console, result.report)
         super().__init__("\n".join(filter(None, parts)))
         self.result = result
 
@@ -51,6 +53,7 @@ class Guest:
     def __init__(self, boot: Boot) -> None:
         """Load and build it; UsageError if that cannot be."""
         self.boot = boot
+        self._is_asked = False
         self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
         self._pipe, theirs = SPAWN.Pipe()
         args = (boot, theirs, self._scratch.name)
@@ -103,7 +106,7 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """What it has printed, each line behind the virtual time."""
+        """What it has printed, before each line the virtual time."""
         return self.result.log
 
     def close(self) -> None:
@@ -120,6 +123,9 @@ class Guest:
         self.close()
 
     def _ask(self, request: str, argument: object, patience: float = 0) -> object:
+        if self._is_asked:
+            raise RuntimeError("the guest was interrupted, and cannot be asked any more")
+        self._is_asked = True
         try:
             self._pipe.send((request, argument))
             if not self._pipe.poll((patience or self.boot.timeout) + GRACE_S):
@@ -131,6 +137,7 @@ class Guest:
             why = signal.Signals(-code).name if code < 0 else f"exit {code}"
             errors = Path(self._scratch.name).read_text(errors="replace")
             raise RuntimeError(f"the guest's process ended: {why}\n{errors}") from None
+        self._is_asked = False
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -11,6 +11,7 @@ anything has run.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -273,7 +274,7 @@ def _line(text: str, place: tuple[Any, ...]) -> int | None:
     tomllib does not tell; but a prefix of the file that is TOML has `place` or has it not, and
     the first that has it ends with that statement.
     """
-    lines, start = text.splitlines(keepends=True), 1
+    lines, start = list(io.StringIO(text)), 1
     for end in range(1, len(lines) + 1):
         try:
             value: Any = tomllib.loads("".join(lines[:end]))
@@ -295,7 +296,7 @@ def _boot_lines(text: str) -> Iterator[int]:
     The lines from the end of a statement that are TOML are the next statement.
     """
     statement, start = "", 1
-    for end, line in enumerate(text.splitlines(keepends=True), 1):
+    for end, line in enumerate(io.StringIO(text), 1):
         statement += line
         try:
             tables = tomllib.loads(statement).get("boot")

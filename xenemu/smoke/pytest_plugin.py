@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from xenemu.smoke.guest import Guest
     from xenemu.smoke.plan import Boot
 
-WRITTEN = pytest.StashKey[set[Path]]()
+GUESTS = pytest.StashKey["_Guests"]()  # of a test
+WRITTEN = pytest.StashKey[set[Path]]()  # in this session
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,67 +57,142 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
     Paths are relative to the test's file. What it boots is ended with the test.
     """
     from xenemu.smoke.guest import Guest  # noqa: PLC0415 - every run of pytest loads this module
-    from xenemu.smoke.plan import Boot, make_boots  # noqa: PLC0415
 
-    guests: list[Guest] = []
+    guests = request.node.stash[GUESTS] = _Guests(request)
 
-    def boot(what: Boot | str | Path, **keys: Any) -> Guest:
-        if not isinstance(what, Boot):
-            given = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
-            (what,) = make_boots({**given, "kernel": str(what)}, request.path.parent)
-        if logs is not None:
-            logs.claim(len(guests) + 1)
+    def boot(kernel: Boot | str | Path, **keys: Any) -> Guest:
+        __tracebackhide__ = True
+        what = _describe(kernel, keys, request.path.parent)
+        guests.claim_log()
         guests.append(Guest(what))
         return guests[-1]
 
-    folder = request.config.getoption("--xenemu-log-dir")
-    logs = None if folder is None else _Logs(folder, request)
     yield boot
-    for number, guest in enumerate(guests, 1):
-        if logs is not None:
-            logs.write(number, guest)
-        guest.close()
+    guests.end()
+
+
+def _describe(kernel: Boot | str | Path, keys: dict[str, Any], folder: Path) -> Boot:
+    """The one boot that a test's words stand for; UsageError: they are wrong."""
+    from xenemu.errors import UsageError  # noqa: PLC0415
+    from xenemu.smoke.plan import Boot, make_boots  # noqa: PLC0415
+
+    __tracebackhide__ = True
+    if isinstance(kernel, Boot):
+        if keys:
+            raise UsageError(f"{next(iter(keys))}: the boot {kernel} has been described already")
+        return kernel
+    given = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
+    try:
+        boots = make_boots({**given, "kernel": str(kernel)}, folder)
+    except UsageError as error:
+        raise UsageError(str(error)) from None  # at the caller's line
+    if len(boots) > 1:
+        raise UsageError(f"these are {len(boots)} boots; give one, or parametrise the test")
+    return boots[0]
 
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, boot: Callable[..., Guest]) -> Guest:
     """The guest that the test's marker describes: ``@pytest.mark.xenemu(kernel, **keys)``."""
+    from xenemu.errors import UsageError  # noqa: PLC0415
+
     marker = request.node.get_closest_marker("xenemu")
-    if marker is None:
-        raise pytest.UsageError("the fixture guest wants @pytest.mark.xenemu(kernel, ...)")
-    return boot(*marker.args, **marker.kwargs)
+    if marker is None or len(marker.args) + ("kernel" in marker.kwargs) != 1:
+        wrong = 'the fixture guest wants a kernel: @pytest.mark.xenemu("vmlinuz", mode="pvh")'
+    else:
+        try:
+            return boot(*marker.args, **marker.kwargs)
+        except UsageError as error:
+            wrong = f"@pytest.mark.xenemu: {error}"
+    path, line, _ = request.node.location
+    pytest.fail(f"{path}:{line + 1}: {wrong}", pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, Any, None]:
+    """Add the consoles of a test's guests to a failure, whatever it was that failed."""
+    outcome = yield
+    report = outcome.get_result()
+    guests = item.stash.get(GUESTS, None)
+    if guests is not None and report.failed and call.excinfo and call.when != "teardown":
+        report.sections += guests.sections(str(call.excinfo.value))
+
+
+class _Guests(list["Guest"]):
+    """The guests of a test, and their logs."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        folder = request.config.getoption("--xenemu-log-dir")
+        self._logs = None if folder is None else _Logs(folder, request)
+
+    def claim_log(self) -> None:
+        """Say before the next guest boots that its log cannot be written."""
+        if self._logs is not None:
+            self._logs.claim(len(self) + 1)
+
+    def sections(self, said: str) -> list[tuple[str, str]]:
+        """A heading and a text for each; the end of its console, unless that is `said`."""
+        found = []
+        for number, guest in enumerate(self, 1):
+            lines = _tail(guest)
+            if "\n".join(lines) in said:
+                lines = []
+            if self._logs is not None:
+                lines.append(f"(all of it is in {self._logs.path(number)})")
+            if lines:
+                found.append((f"xenemu: console of {guest.boot}", "\n".join(lines)))
+        return found
+
+    def end(self) -> None:
+        """Write the logs, and end the processes."""
+        for number, guest in enumerate(self, 1):
+            if self._logs is not None:
+                self._logs.write(number, guest)
+            guest.close()
+
+
+def _tail(guest: Guest) -> list[str]:
+    from xenemu.smoke.guest import TAIL  # noqa: PLC0415
+
+    try:
+        return guest.console.splitlines()[-TAIL:] or ["(it has printed nothing)"]
+    except RuntimeError as error:
+        return [f"({str(error).splitlines()[0]})"]
 
 
 class _Logs:
     """The consoles of a test's guests, in files that must be new or empty."""
 
     def __init__(self, path: Path, request: pytest.FixtureRequest) -> None:
-        self._path = path
+        self._folder = path
         self._name = re.sub(r"[^\w.+-]+", "-", request.node.nodeid).strip("-.")
-        self._written = request.config.stash.setdefault(WRITTEN, set())  # in this session
+        self._written = request.config.stash.setdefault(WRITTEN, set())
 
     def claim(self, number: int) -> None:
-        """Say before the guest boots that its log cannot be written."""
-        path = self._path / self._file(number)
+        """Fail the test if the log cannot be written."""
+        path = self.path(number)
         if path in self._written:  # the test runs again, for one with pytest-rerunfailures
             path.unlink(missing_ok=True)
         with _failing():
-            self._folder(path.name)
+            self._open(path.name)
 
     def write(self, number: int, guest: Guest) -> None:
         """Write the console; one whose process is no more has none, and the test has said so."""
-        name = self._file(number)
+        path = self.path(number)
         with _failing(), suppress(RuntimeError):
-            self._folder().write(name, guest.console)
-            self._written.add(self._path / name)
+            self._open().write(path.name, guest.console)
+            self._written.add(path)
 
-    def _folder(self, *names: str) -> Folder:
+    def _open(self, *names: str) -> Folder:
         from xenemu.outputs import Outputs  # noqa: PLC0415
 
-        return Outputs().folder("--xenemu-log-dir", self._path, names)
+        return Outputs().folder("--xenemu-log-dir", self._folder, names)
 
-    def _file(self, number: int) -> str:
-        return f"{self._name}-{number}.log"
+    def path(self, number: int) -> Path:
+        """The file of a guest."""
+        return self._folder / f"{self._name}-{number}.log"
 
 
 @contextmanager
