@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
@@ -21,6 +22,7 @@ from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
+from xenemu.confine import confine, obstacle
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.options import format_size, parse_memory, parse_module, read_module
@@ -38,6 +40,15 @@ MAX_TIMEOUT_S: Final = 1_000_000
 # Exit codes after which a person wants to know where it was.
 REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatever the kernel says
+
+
+class Confine(Enum):
+    """Whether a run gives up what it does not need."""
+
+    AUTO = "auto"
+    OFF = "off"
+    MUST = "must"
+
 
 HELP_EPILOG: Final = f"""\b
 Examples:
@@ -182,6 +193,14 @@ def run(
             metavar="[HOST]:PORT|unix:PATH|stdio",
         ),
     ] = None,
+    confined: Annotated[
+        Confine,
+        typer.Option(
+            "--confine",
+            help="Before the guest runs, give up opening files and sockets and starting programs:"
+            " auto where this host can, off never; must ends the run where it cannot.",
+        ),
+    ] = Confine.AUTO,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -209,6 +228,8 @@ def run(
     if audit is not None and not 0 < audit <= MAX_TIMEOUT_S:
         raise UsageError(f"--audit {audit:g}: give seconds, above 0 and up to {MAX_TIMEOUT_S}")
     audit_ns = None if audit is None else int(audit * 1e9)
+    if confined is Confine.MUST and (why_not := obstacle()):
+        raise UsageError(f"--confine must: this host cannot: {why_not}")
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
     with Outputs() as outputs, _listen(gdb) as gdbs:
         log_file = outputs.open("--log", log) if log else None
@@ -224,6 +245,7 @@ def run(
             asked,
             traced,
             gdbs,
+            confined,
             verbose,
         )
     raise typer.Exit(code)
@@ -260,6 +282,7 @@ def _run(
     asked: Watching,
     trace_file: Output | None,
     listener: Listener | None,
+    confined: Confine,
     verbose: bool,
 ) -> int:
     stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
@@ -292,10 +315,11 @@ def _run(
             status.phase("xenemu: reading the kernel's symbols")
             server = _serve(listener, machine, loaded, terminal, limits, expectations, witness)
             status.make_room()
-            if not listener.takes_stdio:
-                _tell(f"waiting for gdb: target remote {listener.address}")
         started = time.monotonic()
         with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
+            _confine(confined, listener is not None, verbose)
+            if listener and not listener.takes_stdio:
+                _tell(f"waiting for gdb: target remote {listener.address}")
             outcome = machine.run(terminal, limits, audit_ns, server)
         host_s = time.monotonic() - started
     finally:
@@ -354,6 +378,17 @@ def _ask_the_kernel(outcome: Outcome, headlines: Sequence[str], witness: Witness
     if outcome.end is End.STOPPED:
         return replace(outcome, reason=f"{outcome.reason}; before that, {died.reason}")
     return Outcome(End.GUEST_CRASH, f"{died.reason}; {outcome.reason}")
+
+
+def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:
+    if wanted is Confine.OFF:
+        return
+    confinement = confine(debugger)
+    if confinement.trouble and wanted is Confine.MUST:
+        raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
+    if verbose:
+        trouble = f"; {confinement.trouble}" if confinement.trouble else ""
+        _tell(f"confined by {confinement}{trouble}")
 
 
 @contextmanager

@@ -9,9 +9,11 @@ import select
 import socket
 import stat
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+from xenemu.confine import Errand
 from xenemu.errors import UsageError
 
 LOOPBACK: Final = "127.0.0.1"
@@ -99,14 +101,17 @@ class SocketChannel:
 
 
 class SocketListener:
-    """Listens on a socket; `path` is that of a Unix socket, removed at the end if still ours."""
+    """Listens on a socket; `path` is that of a Unix socket, removed at the end if still ours.
+
+    A process that is not confined removes it.
+    """
 
     takes_stdio = False
     ended = False
 
     def __init__(self, listening: socket.socket, address: str, path: Path | None = None) -> None:
-        self._socket, self.address, self._path = listening, address, path
-        self._file = _identity(path) if path else None
+        self._socket, self.address = listening, address
+        self._removal = Errand(partial(_remove, path, _identity(path))) if path else None
         listening.setblocking(False)  # whoever called may have gone again
 
     def fileno(self) -> int | None:
@@ -123,9 +128,8 @@ class SocketListener:
 
     def close(self) -> None:
         """Listen no more."""
-        with suppress(OSError):
-            if self._path is not None and _identity(self._path) == self._file:
-                self._path.unlink()
+        if self._removal is not None:
+            self._removal.run()
         self._socket.close()
 
 
@@ -247,6 +251,11 @@ def _is_left_behind(path: Path) -> bool:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+
+
+def _remove(path: Path, ours: tuple[int, int]) -> None:
+    if _identity(path) == ours:
+        path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int]:

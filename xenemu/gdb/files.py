@@ -27,14 +27,14 @@ class Files:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._path = str(Path(target.image.path).absolute())
         self._open: dict[int, memoryview] = {}
         self._contents: dict[bool, memoryview] = {}  # by whether it is of physical addresses
 
     @property
     def path(self) -> str:
         """What the file is called; in another layout it is another file."""
-        path = str(Path(self._target.image.path).absolute())
-        return path + PHYSICAL_SUFFIX if self._target.shows_physical else path
+        return self._path + PHYSICAL_SUFFIX if self._target.shows_physical else self._path
 
     def prepare(self) -> memoryview:
         """Make the file, which takes longer than a gdb is willing to wait for an answer."""

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
 from xenemu.outcome import End
 from xenemu.smoke import worker
@@ -156,7 +157,9 @@ def _serve(boot: Boot, connection: Connection, errors: str) -> None:
         except EOFError:
             return
         try:
-            session = session or Session(boot)
+            if session is None:
+                session = Session(boot)
+                confine()
             answer = ANSWERS[request](session, argument)
         except XenemuError as error:
             answer = UsageError(str(error))

@@ -17,6 +17,7 @@ from threading import Event
 from typing import Final
 
 from xenemu import __version__
+from xenemu.confine import confine
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot
@@ -74,19 +75,27 @@ def main(boot: Boot, connection: Connection, errors: str) -> None:
     """
     stop = Event()
     isolate(os.open(errors, os.O_WRONLY | os.O_APPEND), stop.set)
-    connection.send(boot_once(boot, connection, stop.is_set))
+    connection.send(boot_once(boot, connection, stop.is_set, confined=True))
 
 
 def boot_once(
-    boot: Boot, connection: Connection | None = None, is_to_stop: Callable[[], bool] = bool
+    boot: Boot,
+    connection: Connection | None = None,
+    is_to_stop: Callable[[], bool] = bool,
+    confined: bool = False,
 ) -> Result:
-    """Boot, to a result whatever happens; only a crash of this process gives none."""
+    """Boot, to a result whatever happens; only a crash of this process gives none.
+
+    With `confined`, this process can do little else from then on, where the host can do that.
+    """
     result = Result(boot, started=time.time())
     began, cpu_began = time.monotonic(), time.process_time()
     session: Session | None = None
     try:
         session = Session(boot, step=_step(connection, is_to_stop), is_to_stop=is_to_stop)
         result.mode = session.machine.mode.value
+        if confined:
+            confine()
         result.findings = session.run_plan()
         result.reason = session.outcome.reason if session.outcome else ""
     except XenemuError as error:

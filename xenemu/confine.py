@@ -1,0 +1,243 @@
+"""Give up what a run does not need, once the image, the initrd and the outputs are open.
+
+Unicorn is a large C program that was not written to contain a guest. What a guest that broke out
+of it could do is what this process may do: so it may do little. It can read and write what is
+open already, have memory, look at the clock, take signals, and end.
+
+Three locks hold for the rest of the process's life, each without the others:
+
+* A seccomp filter: every system call but those declared here fails with EPERM. It fails and does
+  not kill, because libraries try things that they can do without, and that must not end a run.
+* Landlock: no file is opened, made or removed, no TCP port bound or called, no abstract socket
+  called, no other process signalled.
+* Limits: no core file, no new process, no new descriptor.
+
+libseccomp makes the filter. Landlock takes two system calls, as nothing is excepted from it.
+
+Header: seccomp.h of libseccomp; linux/landlock.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import os
+import resource
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+# What Python's own library imports when it is first asked, and a run may ask for: `Counter`'s
+# most_common, names of characters in an expression, and the width of a traceback's line.
+IMPORTED_LATE: Final = ("heapq", "unicodedata")
+LIBRARY: Final = "libseccomp.so.2"
+MISSING: Final = f"there is no {LIBRARY}; Debian and Ubuntu have it in libseccomp2"
+
+CALLS: Final = """
+    read readv write writev lseek close fstat poll ppoll select pselect6
+    brk mmap munmap mremap mprotect madvise
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage
+    rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall getitimer setitimer
+    getpid gettid getpgrp futex sched_yield getrandom wait4 exit exit_group
+""".split()
+# A debugger comes through a socket that listens already; it may go, and come again.
+DEBUGGER_CALLS: Final = """
+    accept accept4 recvfrom shutdown getsockname getpeername getsockopt setsockopt
+""".split()
+DEBUGGER_DESCRIPTORS: Final = 4
+
+F_GETFD, F_SETFD, F_GETFL, F_SETFL = range(1, 5)
+TCGETS, TCSETS, TCSETSW, TCSETSF = range(0x5401, 0x5405)
+TCGETS2, TCSETS2, TCSETSW2, TCSETSF2 = 0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D
+TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO = 0x540F, 0x5413, 0x541B, 0x5421
+# Calls of which one argument, counted from 0, must have one of these values.
+BOUND_CALLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
+    "fcntl": (1, (F_GETFD, F_SETFD, F_GETFL, F_SETFL)),
+    # Without TIOCSTI, which types in the place of the person at the terminal.
+    "ioctl": (
+        1,
+        (
+            *(TCGETS, TCSETS, TCSETSW, TCSETSF, TCGETS2, TCSETS2, TCSETSW2, TCSETSF2),
+            *(TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO),
+        ),
+    ),
+    "sendto": (4, (0,)),  # to whom the socket is connected
+}
+
+# They go to every process of a terminal.
+TERMINAL_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+
+PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS = 21, 38
+
+SCMP_ACT_ALLOW: Final = 0x7FFF0000
+SCMP_ACT_EPERM: Final = 0x00050000 | errno.EPERM
+SCMP_CMP_EQ: Final = 4
+SCMP_FLTATR_ACT_BADARCH, SCMP_FLTATR_CTL_TSYNC, SCMP_FLTATR_CTL_SSB = 2, 4, 7
+ATTRIBUTES: Final = (
+    (SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_EPERM),  # calls by int 0x80, and x32's
+    (SCMP_FLTATR_CTL_TSYNC, 1),  # all threads, should there be some
+    (SCMP_FLTATR_CTL_SSB, 1),  # else older hosts slow this process down, against Spectre 4
+)
+
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
+LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+# How many rights each version knows: to files, to ports, and to other processes.
+LANDLOCK_RIGHTS: Final = ((13, 0, 0), (14, 0, 0), (15, 0, 0), (15, 2, 0), (16, 2, 0), (16, 2, 2))
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What holds: `landlock` is its version, or 0; `trouble` says why there is no filter."""
+
+    landlock: int
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        """For a person, after "confined by"."""
+        locks = ["limits"]
+        locks += [f"Landlock {self.landlock}"] if self.landlock else []
+        locks += ["seccomp"] if not self.trouble else []
+        return ", ".join(locks)
+
+
+def obstacle() -> str:
+    """Why this host can have no filter; nothing if it can."""
+    if _library() is None:
+        return MISSING
+    return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
+
+
+def confine(debugger: bool = False) -> Confinement:
+    """Confine this process, which has one thread; with `debugger`, one may come and go.
+
+    What this host cannot do is left out, and told: nothing is raised.
+    """
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
+    libc, library = _libc(), _library()
+    libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
+    landlock = _landlock(libc)
+    _limit(DEBUGGER_DESCRIPTORS if debugger else 0)
+    if library is None:
+        return Confinement(landlock, MISSING)
+    try:
+        _filter(library, [*CALLS, *DEBUGGER_CALLS] if debugger else CALLS)
+    except OSError as error:
+        return Confinement(landlock, str(error.strerror))
+    return Confinement(landlock)
+
+
+class Errand:
+    """Something to be done in the end, by a process that stays free.
+
+    It is done when this process says so, and also when it is killed. `action` tells nobody of its
+    errors.
+    """
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        """Begin that process; to be called while this one is small."""
+        waiting, self._working = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            try:
+                os.close(self._working)
+                for signum in TERMINAL_SIGNALS:
+                    signal.signal(signum, signal.SIG_IGN)
+                os.read(waiting, 1)
+                action()
+            finally:
+                os._exit(0)
+        os.close(waiting)
+
+    def run(self) -> None:
+        """Have it done, and wait until it is."""
+        with suppress(BrokenPipeError):  # it was killed
+            os.write(self._working, b"!")
+        os.close(self._working)
+        os.waitpid(self._process, 0)
+
+
+def _limit(descriptors: int) -> None:
+    """Limit what can be had beyond what there is; `descriptors`: how many more of them."""
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
+    with suppress(OSError):
+        lowest_free = os.eventfd(0)
+        os.close(lowest_free)
+        limits[resource.RLIMIT_NOFILE] = lowest_free + descriptors
+    for kind, most in limits.items():
+        with suppress(OSError, ValueError):  # it may be lower already
+            resource.setrlimit(kind, (most, most))
+
+
+def _landlock(libc: ctypes.CDLL) -> int:
+    """Give up all that Landlock knows of; its version on this host, or 0."""
+    version = libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    if version < 1:
+        return 0
+    rights = LANDLOCK_RIGHTS[min(version, len(LANDLOCK_RIGHTS)) - 1]
+    handled = (ctypes.c_uint64 * len(rights))(*((1 << count) - 1 for count in rights))
+    size = ctypes.c_size_t(ctypes.sizeof(handled))
+    ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, handled, size, 0)
+    if ruleset < 0:
+        return 0
+    restricted = libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
+    os.close(ruleset)
+    return version if restricted else 0
+
+
+class _Comparison(ctypes.Structure):
+    """`struct scmp_arg_cmp`."""
+
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None
+    library.seccomp_init.restype = ctypes.c_void_p
+    return library
+
+
+def _filter(library: ctypes.CDLL, calls: list[str]) -> None:
+    """Refuse every system call but `calls` and the bound ones; OSError says why it cannot be."""
+    context = ctypes.c_void_p(library.seccomp_init(SCMP_ACT_EPERM))
+    try:
+        for attribute, value in ATTRIBUTES:
+            library.seccomp_attr_set(context, attribute, value)
+        for name in calls:
+            _allow(library, context, name)
+        own = dict.fromkeys(("kill", "tgkill"), (0, (os.getpid(),)))
+        for name, (argument, values) in (BOUND_CALLS | own).items():
+            for value in values:
+                _allow(library, context, name, _Comparison(argument, SCMP_CMP_EQ, value, 0))
+        _check(library.seccomp_load(context), "the seccomp filter")
+    finally:
+        library.seccomp_release(context)
+
+
+def _allow(library: ctypes.CDLL, context: ctypes.c_void_p, name: str, *if_so: _Comparison) -> None:
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    comparisons = (_Comparison * len(if_so))(*if_so)
+    _check(
+        library.seccomp_rule_add_array(context, SCMP_ACT_ALLOW, number, len(if_so), comparisons),
+        f"the seccomp filter's rule for {name}",
+    )
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise OSError(-status, f"{what}: {os.strerror(-status)}")
