@@ -94,6 +94,7 @@ class Outputs:
         UsageError if the rule forbids one of them.
         """
         try:
+            self._created += [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -147,7 +148,7 @@ class Outputs:
     ) -> None:
         """Close all; OutputError if one cannot be written to its end."""
         if error is not None:
-            self._remove_empty()
+            self.discard()
         failed = ""
         for output in self._open:
             try:
@@ -157,10 +158,13 @@ class Outputs:
         if failed and error is None:
             raise OutputError(failed)
 
-    def _remove_empty(self) -> None:
+    def discard(self) -> None:
+        """Remove the files and directories that were made, and have nothing in them."""
         for path in self._created:
             with suppress(OSError):
-                if path.stat().st_size == 0:
+                if path.is_dir():
+                    path.rmdir()
+                elif path.stat().st_size == 0:
                     path.unlink()
 
 

@@ -117,6 +117,36 @@ def test_dry_run_tells_each_and_runs_none(smoke):
     assert out.splitlines()[0].startswith("good: good, auto, 256 MiB, 'quiet', timeout 300 s")
 
 
+def test_dry_run_finds_what_the_run_would(smoke, place, monkeypatch):
+    """All that can be wrong before a guest's first instruction, and no file is left."""
+    monkeypatch.setenv("PATH", "")
+    (place / "login.sh").write_text("#!/bin/sh\n")
+    (place / "plan.toml").write_text(
+        '[defaults]\nkernel = "good"\nmemory = "64M"\n'
+        '[[boot]]\nname = "fine"\n'
+        '[[boot]]\nname = "script"\ninit = "login.sh"\n'
+        '[[boot]]\nname = "mode"\nmode = "pvh"\n'
+        '[[boot]]\nname = "none"\nkernel = "broken"\n'
+    )
+    outputs = ("--junit", "j.xml", "--log-dir", "new/logs")
+    before = sorted(os.listdir())
+    code, out, err = smoke("plan.toml", "--dry-run", *outputs)
+    assert code == 7
+    assert [line.split(":")[0] for line in out.splitlines()] == ["fine", "script", "mode", "none"]
+    script, mode, none = err.splitlines()
+    assert script.startswith("xenemu: plan.toml:6: script: busybox: not found, and a script needs")
+    assert mode.startswith("xenemu: plan.toml:9: mode: ")
+    assert none.startswith("xenemu: plan.toml:12: none: ")
+    assert sorted(os.listdir()) == before
+
+
+def test_dry_run_minds_what_the_user_has(smoke, place):
+    (place / "mine").write_text("mine")
+    code, out, err = smoke("good", "--dry-run", "--junit", "mine", "--memory", "64M")
+    assert (code, out, err.count("\n")) == (7, "", 1)
+    assert (place / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("shard", "names"), [("1/2", ["good", "refused"]), ("2/2", ["crash"]), ("4/4", [])]
 )

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from xenemu.errors import OutputError, UsageError
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_IMAGE
 from xenemu.outputs import Output, Outputs, encode
-from xenemu.smoke import formats, runner
+from xenemu.smoke import formats, runner, worker
 from xenemu.smoke.plan import Boot, load_plan, make_boots
 from xenemu.smoke.results import CODES, Result, never_run, worst
 from xenemu.smoke.worker import Progress
@@ -37,30 +38,61 @@ def boots(what: Sequence[Path], described: dict[str, Any], shard: str | None) ->
     return _shard(_boots(what, described), shard)
 
 
-def run(
-    boots: list[Boot],
-    jobs: int,
-    fail_fast: bool,
-    junit: Path | None,
-    json: Path | None,
-    tap: Path | None,
-    log_dir: Path | None,
-) -> int:
+@dataclass(frozen=True)
+class Files:
+    """The outputs that a person wants."""
+
+    junit: Path | None = None
+    json: Path | None = None
+    tap: Path | None = None
+    log_dir: Path | None = None
+
+    def open(self, outputs: Outputs, boots: list[Boot]) -> tuple[list[_Document], _Logs | None]:
+        """Open them; UsageError."""
+        wanted: list[tuple[str, Path | None, Format]] = [
+            ("--junit", self.junit, formats.junit),
+            ("--json", self.json, formats.kcidb),
+            ("--tap", self.tap, formats.tap),
+        ]
+        documents = [
+            _Document(outputs.open(name, path), form) for name, path, form in wanted if path
+        ]
+        return documents, _Logs(outputs, self.log_dir, boots) if self.log_dir else None
+
+
+def check(boots: list[Boot], jobs: int, files: Files) -> int:
+    """Do all that `run` does before a guest's first instruction; return the exit code.
+
+    Tell of each boot what it is, and what is wrong with it. Leave no file.
+    """
+    _check_scratch()
+    with Noted() as noted, Outputs() as outputs:
+        files.open(outputs, boots)
+        outputs.discard()
+        results = runner.run(boots, jobs, _Unseen(), main=worker.check, interruption=noted)
+    for result in results:
+        typer.echo(describe(result.boot))
+        if result.findings:
+            _tell_fault(result)
+    return 128 + noted.signum if noted.signum else worst(results)
+
+
+def _tell_fault(result: Result) -> None:
+    boot = result.boot
+    place = f"{boot.place}: " if boot.place else ""
+    typer.echo(f"xenemu: {place}{boot.name}: {result.sentence}", err=True)
+    if github.is_here() and not result.skipped:
+        typer.echo(formats.github_annotation(result))
+
+
+def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
     """Boot all, write the results to the files given, tell of them; return the exit code.
 
     A signal stops the boots: what has not ended is skipped, and all else is done as ever.
     """
-    wanted: list[tuple[str, Path | None, Format]] = [
-        ("--junit", junit, formats.junit),
-        ("--json", json, formats.kcidb),
-        ("--tap", tap, formats.tap),
-    ]
     _check_scratch()
     with Noted() as noted, Outputs() as outputs:
-        documents = [
-            _Document(outputs.open(name, path), form) for name, path, form in wanted if path
-        ]
-        logs = _Logs(outputs, log_dir, boots) if log_dir else None
+        documents, logs = files.open(outputs, boots)
         for document in documents:
             document.begin(boots)
         with _watcher(logs) as watcher:
@@ -178,17 +210,24 @@ def _noted_in(lost: list[str]) -> Iterator[None]:
 # While it runs.
 
 
-class _Lines:
-    """A line on standard error for each boot that has ended; its log is written first."""
-
-    def __init__(self, logs: _Logs | None) -> None:
-        self._logs = logs
+class _Unseen:
+    """Nothing is shown."""
 
     def began(self, boot: Boot) -> None:
         pass
 
     def progress(self, boot: Boot, progress: Progress) -> None:
         pass
+
+    def finished(self, result: Result) -> None:
+        pass
+
+
+class _Lines(_Unseen):
+    """A line on standard error for each boot that has ended; its log is written first."""
+
+    def __init__(self, logs: _Logs | None) -> None:
+        self._logs = logs
 
     def finished(self, result: Result) -> None:
         if self._logs:

@@ -79,7 +79,7 @@ def smoke(
         bool, typer.Option("--list", help="Print the boots' names, and run nothing.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print each boot, run nothing.")
+        bool, typer.Option("--dry-run", help="Load and build each boot, print it, run nothing.")
     ] = False,
     junit: Annotated[Path | None, _option("Write JUnit's XML.", "FILE")] = None,
     json: Annotated[Path | None, _option("Write JSON in KernelCI's form.", "FILE")] = None,
@@ -103,8 +103,11 @@ def smoke(
 
     with github.told():
         boots = matrix.boots(what, {k: v for k, v in described.items() if v}, shard)
-        if list_only or dry_run:
+        files = matrix.Files(junit, json, tap, log_dir)
+        if list_only:
             for boot in boots:
-                typer.echo(boot.name if list_only else matrix.describe(boot))
+                typer.echo(boot.name)
             raise typer.Exit
-        raise typer.Exit(matrix.run(boots, jobs, fail_fast, junit, json, tap, log_dir))
+        if dry_run:
+            raise typer.Exit(matrix.check(boots, jobs, files))
+        raise typer.Exit(matrix.run(boots, jobs, fail_fast, files))

@@ -78,11 +78,18 @@ def main(boot: Boot, connection: Connection, errors: str) -> None:
     connection.send(boot_once(boot, connection, stop.is_set, confined=True))
 
 
+def check(boot: Boot, connection: Connection, errors: str) -> None:
+    """Send the `Result` of a boot that is over before its first instruction."""
+    isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
+    connection.send(boot_once(boot, run=lambda session: []))
+
+
 def boot_once(
     boot: Boot,
     connection: Connection | None = None,
     is_to_stop: Callable[[], bool] = bool,
     confined: bool = False,
+    run: Callable[[Session], list[Finding]] = Session.run_plan,
 ) -> Result:
     """Boot, to a result whatever happens; only a crash of this process gives none.
 
@@ -96,7 +103,7 @@ def boot_once(
         result.mode = session.machine.mode.value
         if confined:
             confine()
-        result.findings = session.run_plan()
+        result.findings = run(session)
         result.reason = session.outcome.reason if session.outcome else ""
     except XenemuError as error:
         result.findings = [Finding(_blame(error), str(error))]
