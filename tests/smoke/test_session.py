@@ -53,6 +53,14 @@ def test_an_expectation_out_of_order_is_not_met(session):
     assert finding == Finding(Verdict.UNMET, f"the guest powered off; {where}")
 
 
+def test_which_panic_it_must_be(session):
+    code = say(b"[    0.000000] Kernel panic - not syncing: VFS\n") + shutdown(CRASH)
+    for words, expected in (("not syncing: VFS", []), ("not syncing: Oops", [Verdict.UNMET])):
+        assert verdicts(session(code, expect=(Step(words),), exit=("panic",))) == expected
+    guest = session(say(b"not syncing: VFS\n") + shutdown(POWEROFF), exit=("panic",))
+    assert verdicts(guest) == [Verdict.END]
+
+
 def test_an_end_that_is_asked_for_is_waited_for(session):
     guest = session(say(b"one\n") + shutdown(POWEROFF), expect=(Step("one"),), exit=("poweroff",))
     assert verdicts(guest) == []
