@@ -860,6 +860,76 @@ def test_a_watched_store_traps_wherever_its_vcpu_leaves_the_cpu(engine: Engine) 
         handler(engine).exits.clear()
 
 
+LOAD_SS = b"\x8e\x17"  # mov (%rdi), %ss
+
+
+def watch_a_load_of_ss(engine: Engine, code: bytes) -> None:
+    """Watch what `code`, INC_RAX and a load of SS in front of it, loads into SS."""
+    gdt = 0x21000
+    engine._memory.write(Maddr(gdt + 8), bytes.fromhex("ffff000000f3cf00"))
+    engine._memory.write(Maddr(DATA), b"\x0b\0")
+    engine.set_segment(Seg.GDTR, Segment(0, gdt, 0xFF))
+    engine.regs[Reg.RDI] = DATA
+    engine.set_debug_register(0, DATA)
+    engine.set_debug_register(7, 0x401 | 7 << 16)
+    engine._memory.write(Maddr(CODE), INC_RAX + LOAD_SS + code)
+    engine.rip = CODE
+
+
+@pytest.mark.parametrize("slice_ns", [1, 2, 3, 4, 100])
+def test_a_watched_load_of_ss_traps_behind_the_next_instruction(
+    engine: Engine, slice_ns: int
+) -> None:
+    watch_a_load_of_ss(engine, INC_RAX * 3)
+    while not handler(engine).exits:
+        engine.run(engine.now_ns + slice_ns)
+    assert handler(engine).exits == [("#DB", 0, CODE + 8)]
+    assert (engine.instructions, engine.debug_register(6) & 15) == (3, 1)
+
+
+def test_a_watched_load_of_ss_traps_there_in_steps_too(engine: Engine) -> None:
+    watch_a_load_of_ss(engine, INC_RAX * 3)
+    handler(engine).react = lambda: None
+    debug = DebugPort(engine)
+    debug.begin(1000)
+    places = [(debug.step(), engine.rip - CODE, len(handler(engine).exits)) for _ in range(3)]
+    assert [place[1:] for place in places[:2]] == [(3, 0), (5, 0)]
+    assert handler(engine).exits == [("#DB", 0, CODE + 8)]
+
+
+@pytest.mark.parametrize("code", [SYSCALL, b"\xcc", UD2, b"\xf4"])
+def test_a_watched_load_of_ss_is_forgotten_in_the_hypervisor(engine: Engine, code: bytes) -> None:
+    watch_a_load_of_ss(engine, code)
+    behind = CODE + 5 + len(code)
+
+    def go_on() -> None:
+        engine.rip = behind
+        if len(handler(engine).exits) == 2:
+            engine.stop()
+
+    handler(engine).react = go_on
+    engine._memory.write(Maddr(behind), INC_RAX * 2 + UD2)
+    engine.run(100)
+    assert len(handler(engine).exits) == 2
+    assert handler(engine).exits[1] == ("undefined", behind + 6)
+
+
+def test_dr6_has_this_times_hit_alone(engine: Engine) -> None:
+    engine.regs[Reg.RDI] = DATA
+    engine.set_debug_register(0, DATA)
+    engine.set_debug_register(1, DATA + 8)
+    engine.set_debug_register(7, 0x405 | 0xDD << 16)
+    seen = []
+
+    def note() -> None:
+        seen.append(engine.debug_register(6) & 15)
+        engine.set_debug_register(6, 0)
+
+    handler(engine).react = note
+    run(engine, bytes.fromhex("8907 894708 8907 894708") + b"\xeb\xfe", 100)  # to both, twice
+    assert seen == [1, 2, 1, 2]
+
+
 def test_a_load_from_the_same_page_does_not_trap(engine: Engine) -> None:
     engine.regs[Reg.RDI] = DATA
     engine.set_debug_register(0, DATA + 8)

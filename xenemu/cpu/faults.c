@@ -79,6 +79,7 @@ static void deliver(uint32_t vector, uint64_t rip)
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
     delivering = soft ? A_SOFTWARE_INTERRUPT : AN_EXCEPTION;
     restart = rip;
+    FIELD(G.env, ENV_HFLAGS, uint32_t) &= ~HF_INHIBIT_IRQ; /* of the instruction before */
     U.do_interrupt(G.cpu);
     delivering = NOTHING;
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;

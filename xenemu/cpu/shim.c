@@ -86,8 +86,13 @@ static void apply_requests(void)
         U.emu_stop(G.uc);
 }
 
+static void drop_held_debug_exception(void);
+
 void enter_hypervisor(enum exit_kind kind, uint32_t vector)
 {
+    if (UNLIKELY(FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_HELD_DEBUG) &&
+        (kind <= EXIT_SYSCALL || kind == EXIT_SYSENTER))
+        drop_held_debug_exception();
     G.exits++;
     spend(G.prices[kind]);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
@@ -636,6 +641,13 @@ void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *reference)
     watchpoint->length = 0;
 }
 
+/* DR6 tells of the last debug exception only. */
+static void forget_hits(void)
+{
+    for (int i = 0; i < GUEST_WATCHPOINTS; i++)
+        watchpoints[i].flags &= ~(WATCH_ACCESS * WATCH_HIT_READ);
+}
+
 /* Whether the instruction at host address `pc` shares its block with others. */
 static bool in_company(uintptr_t pc)
 {
@@ -673,10 +685,10 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uin
             U.emu_stop(G.uc);
             continue;
         }
-        if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *) && unfinished(pc) > 0) {
-            FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
+        if (in_company(pc))
             run_again_alone(cpu, pc);
-        }
+        if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *))
+            forget_hits();
         watchpoint->flags |= (flags & WATCH_ACCESS) * WATCH_HIT_READ;
         FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
         shim_request_interrupt(INTERRUPT_DEBUG);
@@ -741,13 +753,33 @@ void shim_unwatch_all(void)
             cpu_watchpoint_remove_by_ref_x86_64(G.cpu, &watchpoints[i]);
 }
 
+/*
+ * What MOV SS or POP SS hits traps after the next instruction, or where that leads. Xen drops what
+ * traps in Xen.
+ */
+static void hold_debug_exception(void *cpu)
+{
+    FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_HELD_DEBUG;
+    FIELD(cpu, CPU_EXCEPTION_INDEX, int32_t) = -1;
+    U.loop_exit_restore(cpu, 0);
+}
+
+static void drop_held_debug_exception(void)
+{
+    FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) &= ~INTERRUPT_HELD_DEBUG;
+    FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *) = NULL;
+}
+
 /* The engine counts the instruction that a breakpoint keeps from running. */
 void breakpoint_handler_x86_64(void *cpu)
 {
     uint64_t pc = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t) +
                   FIELD(G.env, ENV_EIP, uint64_t);
 
-    if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *)) {
+    if (FIELD(cpu, CPU_WATCHPOINT_HIT, void *)) {
+        if (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ)
+            hold_debug_exception(cpu);
+    } else {
         G.left++;
         for (unsigned i = 0; i < breakpoint_count && !G.stepping; i++)
             if (breakpoints[i].pc == pc) {
@@ -781,6 +813,12 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
 {
     uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
 
+    if (UNLIKELY(request & INTERRUPT_HELD_DEBUG)) {
+        if (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ)
+            return false;
+        *requested &= ~INTERRUPT_HELD_DEBUG;
+        U.breakpoint(cpu);
+    }
     if ((request & INTERRUPT_NMI) || !(request & INTERRUPT_VIRQ)) {
         begin_interrupt();
         bool taken = U.exec_interrupt(cpu, request & ~INTERRUPT_VIRQ);

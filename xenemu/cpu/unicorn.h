@@ -70,6 +70,7 @@ enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
+enum { INTERRUPT_HELD_DEBUG = 0x2000 }; /* a request that nobody else makes */
 enum { PFEC_USER = 1 << 2 };
 enum { DB = 1, UD = 6, NM = 7, TS = 10, NP, SS_FAULT, GP, PF };
 /* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
