@@ -42,6 +42,7 @@ class Shdr:
     link: int = 0
     size: int | None = None
     offset: int | None = None
+    flags: int = 0
 
 
 def symbol_table(addresses: dict[str, int], bits: int = 64) -> list[Shdr]:
@@ -139,7 +140,7 @@ def _section_table(sections: list[Shdr], bits: int, body: bytearray, body_at: in
         offset = body_at + len(body) if one.offset is None else one.offset
         size = len(one.data) if one.size is None else one.size
         body += one.data
-        fields = (name_at, one.type, 0, one.addr, offset, size, one.link, 0, 1, 0)
+        fields = (name_at, one.type, one.flags, one.addr, offset, size, one.link, 0, 1, 0)
         table += struct.pack(SHDR[bits], *fields)
         name_at += len(one.name) + 1
     return table

@@ -147,7 +147,12 @@ def test_names_callers_and_variables(kernel, mode):
             "finish",
             "p/x $pc",
             "p $xmm0.uint128",
-            "x/s linux_banner",
+            "p (int)system_state",
+            "p *(long *)&jiffies_64",
+            "p start_kernel",
+            "info registers",
+            "info registers cr0 efer xen_event_mask",
+            "x/s &linux_banner",
             "kill",
         )
     assert ("PG" in line_with(lines, "$1 = ")) == (mode == "pv")
@@ -160,6 +165,13 @@ def test_names_callers_and_variables(kernel, mode):
     assert 'Thread 1 "vcpu 0: running, kernel mode"' in line_with(lines, "* 1")
     assert "in tick_handle_periodic ()" in "\n".join(lines)
     assert "Linux version 6." in line_with(lines, "<linux_banner>")
+    assert line_with(lines, "$4 = ") == "$4 = 1"
+    ticks = int(line_with(lines, "$5 = ")[5:]) - (1 << 32)
+    assert -300 * 1000 <= ticks < 0  # from five minutes before it wraps, HZ is 1000 at most
+    assert "{<text variable, no debug info>}" in line_with(lines, "$6 = ")
+    shown = [line.split()[0] for line in lines if line.startswith(("cr", "efer", "xen_"))]
+    named = ["cr0", "efer", "xen_event_mask"]
+    assert shown[-3:] == named and set(named) < set(shown[:-3])
 
 
 @pytest.mark.parametrize(

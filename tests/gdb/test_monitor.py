@@ -30,9 +30,11 @@ def target():
     current.cpu.statistics = dict
     current.cpu.instructions = 5
     part = SimpleNamespace(vaddr=CODE, paddr=CODE, memsz=0x1000, data=memoryview(BANNER))
+    names = [(CODE, "start", True), (CODE + 8, "next", True)]
     image = SimpleNamespace(
-        elf_class=64, segments=(part,), path="kernel", elf=memoryview(b""), notes=XenNotes()
-    )
+        elf_class=64, segments=(part,), path="kernel", elf=memoryview(b""), notes=XenNotes(),
+        symbols=Symbols(lambda: names, [range(1 << 20)]),
+    )  # fmt: skip
     caught = []
     debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
     machine = SimpleNamespace(
@@ -49,9 +51,7 @@ def said():
 
 @pytest.fixture
 def monitor(target, said):
-    monitor = Monitor(target, Files(target), said.append, said.append)
-    monitor._code.symbols = Symbols(lambda: [(CODE, "start"), (CODE + 8, "next")], [range(1 << 20)])
-    return monitor
+    return Monitor(target, Files(target), said.append, said.append)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from elftools.dwarf.callframe import CIE, FDE, CallFrameInfo
 from elftools.dwarf.structs import DWARFStructs
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 import elfwriter
@@ -41,6 +42,29 @@ def test_a_stripped_kernel_has_its_names_back(kernel, written):
     symbols, found = load_symbols(kernel.elf, kernel.segments), symbols_of(written)
     for name in ("start_kernel", "linux_banner", "startup_xen"):
         assert found[name] == symbols.address(name), name
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_gdb_learns_of_each_name_whether_it_is_code(kernel, physical):
+    elf = ELFFile(io.BytesIO(symbol_file(kernel, physical)))
+    names = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols()}
+    functions = {"start_kernel", "startup_xen", "panic", "_einittext"}
+    for name in functions | {"system_state", "jiffies", "linux_banner", "__per_cpu_offset"}:
+        section = elf.get_section(names[name]["st_shndx"])
+        offset = names[name]["st_value"] - section["sh_addr"]
+        assert bool(section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR) == (name in functions), name
+        assert 0 <= offset < offset + names[name]["st_size"] <= section["sh_size"], name
+
+
+def test_sections_lie_beside_each_other_and_fill_the_segments(kernel, written):
+    sections = [s for s in written.iter_sections() if s["sh_flags"] & SH_FLAGS.SHF_ALLOC]
+    for segment in kernel.segments:
+        start, end = segment.vaddr, segment.vaddr + segment.memsz
+        inside = [s for s in sections if start <= s["sh_addr"] < end]
+        for section in inside:
+            assert section["sh_addr"] == start and section["sh_size"]
+            start += section["sh_size"]
+        assert start == end
 
 
 def test_in_32_bit_code_names_are_where_the_kernel_was_loaded(kernel):

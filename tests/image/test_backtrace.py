@@ -16,7 +16,9 @@ TEXT = 0xFFFF_FFFF_8100_0000
 STACK = 0xFFFF_C900_0000_0000
 # Functions of 16 bytes. `spin` calls nothing; the others have a call that ends at +9.
 SYMBOLS = Symbols(
-    lambda: [(TEXT + 16 * i, name) for i, name in enumerate(("spin", "inner", "outer", "init"))],
+    lambda: [
+        (TEXT + 16 * i, name, True) for i, name in enumerate(("spin", "inner", "outer", "init"))
+    ],
     [range(TEXT, TEXT + 64)],
 )
 CODE = bytes(16) + (b"\x90" * 4 + b"\xe8" + bytes(4) + b"\x90" * 7) * 3
@@ -181,7 +183,7 @@ def test_32_bit_stacks_have_32_bit_words():
     text, stack = TEXT & 0xFFFF_FFFF, STACK & 0xFFFF_FFFF | 0xC000_0000
     read = Memory(0, 0, text + 25, 0, text + 41, *[0] * 1019, width=4)
     read.parts[stack] = read.parts.pop(STACK & 0xFFFF_FFFF)
-    symbols = Symbols(lambda: [(text, "start")], [range(text, text + 64)])
+    symbols = Symbols(lambda: [(text, "start", True)], [range(text, text + 64)])
     found = backtrace(symbols, None, text, stack, stack + 4, read, width=4)
     assert found == [
         BacktraceLine(text, "start+0x0/0x40"),

@@ -75,6 +75,10 @@ def offsets(layout, place):
         }[layout.meaning] & 0xFFFF_FFFF
 
 
+def letter(i):
+    return "TtWDdBbRrVA"[i % 11]
+
+
 def words(values):
     return b"".join(struct.pack("<I", value) for value in values)
 
@@ -96,7 +100,7 @@ def build(layout, change=lambda table, name: table):
     for i, name in enumerate(NAMES):
         if i % 256 == 0:
             markers.append(len(names))
-        code = ("T" + name).encode().replace(b"sys_", b"\x80")
+        code = (letter(i) + name).encode().replace(b"sys_", b"\x80")
         size = len(code)
         names += bytes([size] if size < 0x80 else [size & 0x7F | 0x80, size >> 7]) + code
     table = [token.encode() + b"\0" for token in TOKENS]
@@ -125,7 +129,10 @@ def read(data, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_is_read(layout):
-    assert read(build(layout), layout) == list(zip(addresses(layout), NAMES, strict=True))
+    assert read(build(layout), layout) == [
+        (vaddr, name, letter(i) in "TtW")
+        for i, (vaddr, name) in enumerate(zip(addresses(layout), NAMES, strict=True))
+    ]
 
 
 def spoil(layout, wanted, edit):
@@ -179,8 +186,8 @@ def test_damage_yields_a_sound_table_or_none(damage):
         data[start : start + len(junk)] = junk
     found = read(data, layout)
     assert not found or len(found) == COUNT
-    assert [vaddr for vaddr, _ in found] == sorted(vaddr for vaddr, _ in found)
-    assert all(name.isprintable() and name.isascii() for _, name in found)
+    assert [vaddr for vaddr, *_ in found] == sorted(vaddr for vaddr, *_ in found)
+    assert all(name.isprintable() and name.isascii() for _, name, _ in found)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ENTRIES = [(TEXT + 0x100, "b"), (TEXT, "a"), (TEXT + 0x100, "alias"), (0x40, "pe
 
 
 def symbols(entries=ENTRIES, parts=IMAGE):
-    return Symbols(lambda: entries, parts)
+    return Symbols(lambda: [(vaddr, name, True) for vaddr, name in entries], parts)
 
 
 def symtab(*rows, bits=64):
@@ -49,9 +49,9 @@ def loaded(data):
 
 def test_nothing_is_read_before_the_first_question():
     asked = []
-    table = Symbols(lambda: asked.append(1) or ENTRIES, IMAGE)
+    table = Symbols(lambda: asked.append(1) or [(TEXT, "a", True)], IMAGE)
     assert asked == []
-    assert len(table) == 4 and table.lookup(TEXT) is not None
+    assert len(table) == 1 and table.lookup(TEXT) is not None
     assert asked == [1]
 
 
@@ -122,6 +122,19 @@ def test_symtab_gives_what_has_a_place(bits):
 def test_of_names_for_one_place_a_global_function_counts():
     rows = [("mark", TEXT, NOTYPE, 1, 1), ("local", TEXT, FUNC, 1, 0), ("main", TEXT, FUNC, 1, 1)]
     assert loaded(symtab(*rows)).format(TEXT).startswith("main+0x0/")
+
+
+def test_what_is_code_goes_by_the_section():
+    symbols = b"".join(
+        struct.pack("<IBBHQQ", at, 0x10, 0, shndx, TEXT + at, 0) for at, shndx in ((1, 3), (6, 1))
+    )
+    sections = [
+        Shdr(".symtab", symbols, SYMTAB, link=2),
+        Shdr(".strtab", b"\0main\0jiffies\0", STRTAB),
+        Shdr(".text", b"\xc3", flags=4),
+    ]
+    table = loaded(elf([Phdr(bytes(16), vaddr=TEXT, memsz=0x1000)], sections))
+    assert list(table.items()) == [(TEXT + 1, "main", True), (TEXT + 6, "jiffies", False)]
 
 
 def test_names_that_do_not_print_are_left_out():

@@ -21,7 +21,7 @@ class Register:
     name: str
     bits: int
     type: str
-    group: str = ""
+    group: str = ""  # other debuggers go by it; gdb decides that for x86 itself, by the type
 
     @property
     def size(self) -> int:

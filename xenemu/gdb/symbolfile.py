@@ -3,16 +3,21 @@
 A distribution's kernel has neither `.symtab` nor debug information. Its kallsyms make a symbol
 table of sections without contents, which is all that gdb wants to know names; its ORC tables make
 call frame information, by which it finds callers.
+
+gdb takes a symbol for a function or for a variable by the flags of its section alone. So each
+segment is cut where code ends and data begins, and the other way round.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Final
 
 from xenemu.gdb.callframes import debug_frame
-from xenemu.image import Image
+from xenemu.image import Image, Segment
 from xenemu.image.elf import (
     EHDR,
     EI_OSABI,
@@ -50,6 +55,26 @@ class Section:
     entry_size: int = 0
 
 
+@dataclass(frozen=True)
+class Run:
+    """A part of a segment that is all code, or all data, with its names."""
+
+    start: int
+    size: int
+    is_code: bool
+    names: list[tuple[int, str]]
+
+    def symbols(self) -> Iterator[tuple[int, int, str]]:
+        """Each (address, size, name): gdb puts no name to data of no size."""
+        end = vaddr = self.start + self.size
+        found = []
+        for start, name in reversed(self.names):
+            if start != vaddr:
+                end, vaddr = vaddr, start
+            found.append((start, end - start, name))
+        return reversed(found)
+
+
 def symbol_file(image: Image, physical: bool = False) -> memoryview:
     """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has.
 
@@ -67,37 +92,45 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
     if not names and not physical:
         return image.elf
     bits = 32 if physical else image.elf_class
-    parts = [
-        (part.vaddr, part.paddr if physical else part.vaddr, part.memsz) for part in image.segments
-    ]
-    table, strings = bytearray(SYMBOL[bits](0, 0, 0)), bytearray(1)
-    for vaddr, name in names:
-        for index, (start, place, size) in enumerate(parts, 1):
-            if start <= vaddr < start + size:
-                table += SYMBOL[bits](len(strings), index, vaddr - start + place)
+    table, strings, sections = bytearray(SYMBOL[bits](0, 0, 0, 0)), bytearray(1), [Section("", 0)]
+    for part in image.segments:
+        offset = part.paddr - part.vaddr if physical else 0
+        inside = [entry for entry in names if part.vaddr <= entry[0] < part.vaddr + part.memsz]
+        for run in _runs(part, inside):
+            kind, flags = (".text", SHF_EXECINSTR) if run.is_code else (".data", SHF_WRITE)
+            place = f"{kind}{len(sections)}", SHT_NOBITS, flags | SHF_ALLOC, run.start + offset
+            sections.append(Section(*place, run.size))
+            for vaddr, size, name in run.symbols():
+                table += SYMBOL[bits](len(strings), len(sections) - 1, vaddr + offset, size)
                 strings += name.encode("ascii", "replace") + b"\0"
-    sections = [
-        Section("", 0),
-        *(
-            Section(f".segment{n}", SHT_NOBITS, SHF_ALLOC | SHF_EXECINSTR, place, size)
-            for n, (_, place, size) in enumerate(parts)
-        ),
-    ]
     orc = Orc(image.elf)
     if len(orc) and not physical:
         sections.append(Section(".debug_frame", SHT_PROGBITS, data=debug_frame(orc)))
-    links = {"link": len(sections) + 1, "info": 1, "entry_size": len(SYMBOL[bits](0, 0, 0))}
+    links = {"link": len(sections) + 1, "info": 1, "entry_size": len(SYMBOL[bits](0, 0, 0, 0))}
     sections.append(Section(".symtab", SHT_SYMTAB, data=bytes(table), **links))
     sections.append(Section(".strtab", SHT_STRTAB, data=bytes(strings)))
     return memoryview(_assemble(bits, image.entry, sections))
 
 
-def _symbol64(name: int, section: int, vaddr: int) -> bytes:
-    return SYM64.pack(name, STB_GLOBAL_NOTYPE if name else 0, 0, section, vaddr, 0)
+def _runs(segment: Segment, names: list[tuple[int, str, bool]]) -> Iterator[Run]:
+    """Cut a segment into runs; one without names is code, as far as anybody knows.
+
+    Where a function begins, a label of the linker's for the end of data may be, too: a place is
+    code if any of its names is.
+    """
+    code = {vaddr for vaddr, _, is_code in names if is_code}
+    runs = [(is_code, list(run)) for is_code, run in groupby(names, lambda name: name[0] in code)]
+    starts = [segment.vaddr, *(run[0][0] for _, run in runs[1:]), segment.vaddr + segment.memsz]
+    for (is_code, run), (start, end) in zip(runs or [(True, [])], pairwise(starts), strict=True):
+        yield Run(start, end - start, is_code, [(vaddr, name) for vaddr, name, _ in run])
 
 
-def _symbol32(name: int, section: int, vaddr: int) -> bytes:
-    return SYM32.pack(name, vaddr, 0, STB_GLOBAL_NOTYPE if name else 0, 0, section)
+def _symbol64(name: int, section: int, vaddr: int, size: int) -> bytes:
+    return SYM64.pack(name, STB_GLOBAL_NOTYPE if name else 0, 0, section, vaddr, size)
+
+
+def _symbol32(name: int, section: int, vaddr: int, size: int) -> bytes:
+    return SYM32.pack(name, vaddr, size, STB_GLOBAL_NOTYPE if name else 0, 0, section)
 
 
 SYMBOL: Final = {64: _symbol64, 32: _symbol32}

@@ -49,6 +49,7 @@ MAX_ATTEMPTS = 16
 MARKED = 256  # symbols per marker
 FIRST_MARKER = bytes(4)
 MIN_NAME = 2
+CODE = frozenset("TtWw")  # nm's letters for it; a weak object would be V
 MIN_BLOCK = MARKED * MIN_NAME
 MAX_BLOCK = MARKED * (MAX_NAME + 2)
 MAX_PADDING = 8
@@ -97,11 +98,11 @@ class _Markers:
 
 def read_kallsyms(
     segments: Sequence[LoadedSegment], image: Sequence[range], width: int
-) -> list[tuple[int, str]]:
-    """Return (address, name) of every symbol by ascending address; empty when there is no table.
+) -> list[tuple[int, str, bool]]:
+    """Return (address, name, whether it is code) of every symbol; empty when there is no table.
 
-    `image` is where the kernel's addresses may lie, `width` the bytes of a pointer. Per-CPU
-    symbols of kernels that link them at 0 have their offset for an address.
+    Addresses ascend. `image` is where the kernel's addresses may lie, `width` the bytes of a
+    pointer. Per-CPU symbols of kernels that link them at 0 have their offset for an address.
     """
     for segment in segments:
         tokens = _find_tokens(segment.data)
@@ -112,7 +113,7 @@ def read_kallsyms(
 
 def _read_tables(
     segment: LoadedSegment, tokens: _Tokens, image: Sequence[range], width: int
-) -> list[tuple[int, str]]:
+) -> list[tuple[int, str, bool]]:
     markers = _find_markers(segment.data, tokens.start)
     if markers is None:
         return []
@@ -122,7 +123,11 @@ def _read_tables(
     names_at, count = found
     names = _read_names(segment.data[names_at : markers.start], count, markers, tokens)
     addresses = _find_addresses(segment, tokens, names_at, count, image, width)
-    return list(zip(addresses, names, strict=True)) if names and addresses else []
+    if not names or not addresses:
+        return []
+    return [
+        (vaddr, name[1:], name[0] in CODE) for vaddr, name in zip(addresses, names, strict=True)
+    ]
 
 
 def _find_tokens(data: memoryview) -> _Tokens | None:
@@ -224,7 +229,7 @@ def _length(stream: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_names(data: memoryview, count: int, markers: _Markers, tokens: _Tokens) -> list[str]:
-    """Expand all names; empty if they disagree with the markers or do not fill `data`."""
+    """Expand all names, the letters before them; empty if markers or the end disagree."""
     stream = bytes(data) + bytes(1 + MAX_NAME)
     expand, room, at = tokens.strings.__getitem__, MAX_NAMES_BYTES, 0
     names = []
@@ -239,7 +244,7 @@ def _read_names(data: memoryview, count: int, markers: _Markers, tokens: _Tokens
         room -= len(name)
         if at > len(data) or not 1 < len(name) <= MAX_NAME or room < 0:
             return []
-        names.append(name[1:])
+        names.append(name)
     return names if len(data) - at < MAX_PADDING else []
 
 

@@ -21,6 +21,7 @@ HIGH_HALF = 1 << 63
 # Elf32_Sym: name, value, size, info, other, shndx. Elf64_Sym: name, info, other, shndx, value.
 _SYM = {32: struct.Struct("<III2BH"), 64: struct.Struct("<I2BHQQ")}
 STB_LOCAL = 0
+SHF_EXECINSTR = 4
 STT_FUNC = 2  # below it: no type, object; above it: section, file, TLS
 SHN_UNDEF, SHN_LORESERVE = 0, 0xFF00  # above: absolute and common, which are no places
 
@@ -38,40 +39,41 @@ class Symbol:
 class Symbols:
     """The names of one image, read at the first question.
 
-    `read` gives (address, name) in any order; of several names for one address the first
-    counts. `image` is where the kernel lies: no other address gets a name, but any symbol
-    can be asked for its address.
+    `read` gives (address, name, whether it is code) in any order; of several names for one
+    address the first counts. `image` is where the kernel lies: no other address gets a name, but
+    any symbol can be asked for its address.
     """
 
     def __init__(
         self,
-        read: Callable[[], Iterable[tuple[int, str]]] = tuple,
+        read: Callable[[], Iterable[tuple[int, str, bool]]] = tuple,
         image: Sequence[range] = (),
     ) -> None:
         self._read = read
         self._image = tuple(image)
 
     @cached_property
-    def _table(self) -> tuple[list[int], list[str]]:
+    def _table(self) -> tuple[list[int], list[str], list[bool]]:
         entries = sorted(self._read(), key=lambda entry: entry[0])
-        return [vaddr for vaddr, _ in entries], [name for _, name in entries]
+        vaddrs, names = [entry[0] for entry in entries], [entry[1] for entry in entries]
+        return vaddrs, names, [entry[2] for entry in entries]
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        vaddrs, names = self._table
+        vaddrs, names, _ = self._table
         return dict(zip(reversed(names), reversed(vaddrs), strict=True))
 
     def __len__(self) -> int:
         return len(self._table[0])
 
-    def items(self) -> Iterator[tuple[int, str]]:
-        """Each (address, name), by ascending address."""
+    def items(self) -> Iterator[tuple[int, str, bool]]:
+        """Each (address, name, whether it is code), by ascending address."""
         return zip(*self._table, strict=True)
 
     def lookup(self, vaddr: int) -> Symbol | None:
         """Return the symbol at or before `vaddr` in the same part of the image."""
         part = next((part for part in self._image if vaddr in part), None)
-        vaddrs, names = self._table
+        vaddrs, names, _ = self._table
         after = bisect_right(vaddrs, vaddr)
         if part is None or not after or vaddrs[after - 1] < part.start:
             return None
@@ -113,7 +115,7 @@ def _image(segments: Sequence[LoadedSegment]) -> list[range]:
 
 def _read_symbols(
     elf: memoryview, segments: Sequence[LoadedSegment], image: Sequence[range]
-) -> list[tuple[int, str]]:
+) -> list[tuple[int, str, bool]]:
     try:
         headers = parse(elf)
     except ImageError:
@@ -126,12 +128,17 @@ def _contents(headers: Elf, name: str) -> memoryview:
     return headers.view[section.offset :][: section.size] if section else headers.view[:0]
 
 
-def _read_symtab(headers: Elf) -> list[tuple[int, str]]:
+def _read_symtab(headers: Elf) -> list[tuple[int, str, bool]]:
     layout, table = _SYM[headers.elf_class], _contents(headers, ".symtab")
     count = len(table) // layout.size
     if count > MAX_SYMBOLS:
         return []
     strings = bytes(_contents(headers, ".strtab"))
+    code = {
+        number
+        for number, section in enumerate(headers.section_headers)
+        if section.flags & SHF_EXECINSTR
+    }
     found = []
     for entry in layout.iter_unpack(table[: count * layout.size]):
         if headers.elf_class == 64:
@@ -143,6 +150,7 @@ def _read_symtab(headers: Elf) -> list[tuple[int, str]]:
         end = strings.find(0, at, at + MAX_NAME)
         name = strings[at:end].decode("latin-1")
         if end > at and name.isascii() and name.isprintable():
-            found.append((vaddr, info & 15 != STT_FUNC, info >> 4 == STB_LOCAL, name))
+            is_local, is_code = info >> 4 == STB_LOCAL, shndx in code
+            found.append((vaddr, info & 15 != STT_FUNC, is_local, name, is_code))
     found.sort(key=lambda entry: entry[:3])
-    return [(vaddr, name) for vaddr, _, _, name in found]
+    return [(vaddr, name, is_code) for vaddr, _, _, name, is_code in found]
