@@ -107,7 +107,7 @@ def test_a_bad_plan_runs_nothing(smoke, place):
     (place / "plan.toml").write_text('[[boot]]\nkernel = "good"\n\ntimeot = 5\n')
     code, out, err = smoke("plan.toml", "--junit", "out.xml")
     assert (code, out) == (7, "")
-    assert err.startswith("xenemu: plan.toml:4: timeot: unknown key; there are name, ")
+    assert err.startswith("xenemu: plan.toml:4: timeot: unknown key; did you mean timeout? There")
     assert not (place / "out.xml").exists()
 
 

@@ -164,7 +164,8 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("timeot = 5", "9: timeot: unknown key; there are name, kernel, mode,"),
+        ("timeot = 5", "9: timeot: unknown key; did you mean timeout? There are name, kernel,"),
+        ("colour = 5", "9: colour: unknown key; there are name, kernel, mode,"),
         ("timeout = 0", "9: timeout: 0: give seconds, above 0"),
         ("timeout = nan", "9: timeout: nan: give seconds"),
         ("timeout = true", "9: timeout: True: give seconds"),

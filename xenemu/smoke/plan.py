@@ -11,6 +11,7 @@ anything has run.
 
 from __future__ import annotations
 
+import difflib
 import io
 import itertools
 import math
@@ -176,7 +177,9 @@ class _Reader:
         known = [key for key in READERS if key not in barred]
         for key in table:
             if key not in known:
-                raise self.error((*place, key), f"unknown key; there are {', '.join(known)}")
+                meant = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {meant[0]}? There" if meant else "there"
+                raise self.error((*place, key), f"unknown key; {hint} are {', '.join(known)}")
 
     def merge(
         self, defaults: dict[str, Any], table: dict[str, Any], place: tuple[Any, ...]
