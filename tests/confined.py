@@ -72,12 +72,12 @@ CALLS = {
 # mov $__NR_getpid of i386, %eax; int $0x80; ret
 INT_80 = bytes.fromhex("b814000000 cd80 c3")
 
-# Modules whose functions are not called while a guest runs, or do without what they import.
+# Modules and classes whose functions are not called while a guest runs, or can do without imports.
 NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.cli.smoke zipfile
+    xenemu.cli.smoke xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 MAIN_FUNCTIONS = ("main", "_main", "_test", "_test_generator")
@@ -105,15 +105,18 @@ def late_imports() -> list[str]:
     found = []
     for name, module in list(sys.modules.items()):
         loader = getattr(getattr(module, "__spec__", None), "loader", None)
-        ignored = any(f"{name}.".startswith(f"{each}.") for each in NOT_THEN)
-        if ignored or not hasattr(loader, "get_code"):
+        if _is_ignored(name) or not hasattr(loader, "get_code"):
             continue
         for function in _functions(_code(loader, name)):
             if function.co_name not in MAIN_FUNCTIONS:
                 found += [
                     f"{name}.{function.co_qualname}: {late}" for late in _lacks(function, name)
                 ]
-    return sorted(found)
+    return sorted(each for each in found if not _is_ignored(each.partition(":")[0]))
+
+
+def _is_ignored(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{each}.") for each in NOT_THEN)
 
 
 def _code(loader, name: str) -> types.CodeType | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+from xenemu.smoke import wire
 from xenemu.smoke.results import Result
 from xenemu.smoke.verdict import Finding, Verdict
 from xenemu.smoke.worker import Progress
@@ -13,7 +14,7 @@ from xenemu.smoke.worker import Progress
 
 def main(boot, connection, errors):
     """Do what the boot is called."""
-    name = boot.name.split()[0]
+    name = boot.name.rstrip(" 1234567890")
     if name == "segv":
         with open(errors, "w") as file:
             file.write("the engine's last words")
@@ -22,15 +23,24 @@ def main(boot, connection, errors):
         os._exit(3)
     if name == "stuck":
         time.sleep(1000)
+    if name == "pickles":
+        connection.send(Progress("hello", 1, 2))
+        time.sleep(1000)
+    if name == "stalls":
+        os.write(connection.fileno(), b"\0")
+        time.sleep(1000)
+    if name == "hangs up":
+        connection.close()
+        time.sleep(1000)
     if name == "polite":
         signal.sigwait([signal.SIGTERM])
-        connection.send(Progress("hello", 1, 2))
+        wire.send(connection, Progress("hello", 1, 2))
     if name in ("polite", "stopped"):
         finding = Finding(Verdict.XENEMU, "told to stop")
-        connection.send(Result(boot, [finding], log="it was here", stopped=True))
+        wire.send(connection, Result(boot, [finding], log="it was here", stopped=True))
         return
-    connection.send(Progress("hello", 1, 2))
+    wire.send(connection, Progress("hello", 1, 2))
     result = Result(boot, reason="it ended")
     if name == "bad":
         result.findings = [Finding(Verdict.PANIC, "no root")]
-    connection.send(result)
+    wire.send(connection, result)

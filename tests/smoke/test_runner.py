@@ -73,6 +73,23 @@ def test_an_engine_that_is_stuck_is_ended(monkeypatch):
     assert "did not come back" in stuck.sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pickles", "the process that ran it sent nonsense: "),
+        ("hangs up", "the process that ran it ended: SIGKILL"),
+        ("stalls", "the engine did not come back"),
+    ],
+)
+def test_a_process_that_a_guest_took_over_is_its_boots_verdict(monkeypatch, name, reason):
+    monkeypatch.setattr(runner, "ENDING_S", 0.0)
+    if name == "stalls":
+        monkeypatch.setattr(runner, "GRACE_S", 0.0)
+    (lost,), _ = run(name, timeout=2.0 if name == "stalls" else 300.0)
+    assert lost.verdict is Verdict.XENEMU
+    assert lost.sentence.startswith(reason)
+
+
 def test_fail_fast_begins_nothing_more():
     results, _ = run("bad 1", "good 2", "good 3", jobs=1, fail_fast=True)
     assert [result.verdict.value for result in results] == ["panic", "skipped", "skipped"]

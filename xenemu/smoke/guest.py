@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +19,12 @@ from typing import Any, Final
 from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
 from xenemu.outcome import End
-from xenemu.smoke import worker
+from xenemu.smoke import wire, worker
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.results import Result
-from xenemu.smoke.runner import GRACE_S, SPAWN
+from xenemu.smoke.runner import ENDING_S, GRACE_S, SPAWN
 from xenemu.smoke.session import Session
+from xenemu.smoke.wire import Inbox, Nonsense
 
 TAIL: Final = 20  # lines of the console that a failure shows
 __tracebackhide__ = True  # pytest shows the test's own line
@@ -35,6 +37,14 @@ class Found:
     text: str
     groups: tuple[str | None, ...] = ()
     named: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request that could not be done: the asker's mistake, or a bug's traceback."""
+
+    sentence: str
+    usage: bool
 
 
 class GuestFailed(AssertionError):
@@ -57,6 +67,7 @@ class Guest:
         self._is_asked = False
         self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
         self._pipe, theirs = SPAWN.Pipe()
+        self._inbox = Inbox(self._pipe, str, type(None), Found, Result, Problem)
         args = (boot, theirs, self._scratch.name)
         self._process = SPAWN.Process(target=_serve, args=args, daemon=True, name=boot.name)
         worker.start(self._process)
@@ -129,19 +140,26 @@ class Guest:
         self._is_asked = True
         try:
             self._pipe.send((request, argument))
-            if not self._pipe.poll((patience or self.boot.timeout) + GRACE_S):
-                raise RuntimeError("the engine does not come back")
-            answer = self._pipe.recv()
+            answer = self._answer((patience or self.boot.timeout) + GRACE_S)
+        except Nonsense as nonsense:
+            raise RuntimeError(f"the guest's process sent nonsense: {nonsense}") from None
         except (EOFError, OSError):
-            self._process.join()
+            self._process.join(timeout=ENDING_S)
             code = self._process.exitcode or 0
             why = signal.Signals(-code).name if code < 0 else f"exit {code}"
             errors = Path(self._scratch.name).read_text(errors="replace")
             raise RuntimeError(f"the guest's process ended: {why}\n{errors}") from None
         self._is_asked = False
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if isinstance(answer, Problem):
+            raise UsageError(answer.sentence) if answer.usage else RuntimeError(answer.sentence)
+        return replace(answer, boot=self.boot) if isinstance(answer, Result) else answer
+
+    def _answer(self, patience: float) -> object:
+        deadline = time.monotonic() + patience
+        while self._pipe.poll(max(0.0, deadline - time.monotonic())):
+            if answers := self._inbox.take():
+                return answers[0]
+        raise RuntimeError("the engine does not come back")
 
 
 # In the guest's process.
@@ -162,10 +180,10 @@ def _serve(boot: Boot, connection: Connection, errors: str) -> None:
                 confine()
             answer = ANSWERS[request](session, argument)
         except XenemuError as error:
-            answer = UsageError(str(error))
+            answer = Problem(str(error), usage=True)
         except Exception:
-            answer = RuntimeError(traceback.format_exc())
-        connection.send(answer)
+            answer = Problem(traceback.format_exc(), usage=False)
+        wire.send(connection, answer)
 
 
 def _expect(session: Session, argument: Any) -> object:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -18,11 +18,13 @@ from xenemu.smoke import worker
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result, never_run
 from xenemu.smoke.verdict import Finding, Verdict
+from xenemu.smoke.wire import Inbox, Nonsense
 from xenemu.smoke.worker import Progress
 
 # A worker looks at its clock between slices. One that does not come back is stuck in the engine.
 GRACE_S: Final = 60.0
 STOP_S: Final = 3.0  # how long boots may take to stop
+ENDING_S: Final = 1.0  # how long a process may take that has said its last
 SPAWN: Final = multiprocessing.get_context("spawn")  # the engine must be loaded before all else
 Main = Callable[[Boot, Connection, str], None]
 
@@ -52,6 +54,9 @@ class _Running:
     connection: Connection
     errors: Path
     began_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.inbox = Inbox(self.connection, Progress, Result)
 
     @property
     def left_s(self) -> float:
@@ -158,15 +163,20 @@ def _stop(running: dict[str, _Running], watcher: Watcher) -> Iterator[Result]:
 
 def _receive(one: _Running, watcher: Watcher) -> Result | None:
     try:
-        message = one.connection.recv()
+        messages = one.inbox.take()
     except (EOFError, OSError):
+        one.process.join(timeout=ENDING_S)
+        one.process.kill()
         one.process.join()
         return _lost(one, f"the process that ran it ended: {_why(one.process.exitcode)}")
-    if isinstance(message, Progress):
+    except Nonsense as nonsense:
+        one.process.kill()
+        return _lost(one, f"the process that ran it sent nonsense: {nonsense}")
+    for message in messages:
+        if isinstance(message, Result):
+            return replace(message, boot=one.boot)
         watcher.progress(one.boot, message)
-        return None
-    assert isinstance(message, Result)
-    return message
+    return None
 
 
 def _why(code: int | None) -> str:
@@ -188,7 +198,7 @@ def _lost(one: _Running, reason: str) -> Result:
 def _end(one: _Running) -> None:
     """End a process that has sent its result, and is about to end by itself."""
     if one.process.is_alive():
-        one.process.join(timeout=1.0)
+        one.process.join(timeout=ENDING_S)
     _kill(one)
 
 

@@ -19,6 +19,7 @@ from typing import Final
 from xenemu import __version__
 from xenemu.confine import confine
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
+from xenemu.smoke import wire
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
@@ -75,7 +76,7 @@ def main(boot: Boot, connection: Connection, errors: str) -> None:
     """
     stop = Event()
     isolate(os.open(errors, os.O_WRONLY | os.O_APPEND), stop.set)
-    connection.send(boot_once(boot, connection, stop.is_set, confined=True))
+    wire.send(connection, boot_once(boot, connection, stop.is_set, confined=True))
 
 
 def check(boot: Boot, connection: Connection, errors: str) -> None:
@@ -162,6 +163,6 @@ def _step(
         next_s = now_s + PROGRESS_S
         engine = session.machine.engine
         words = session.transcript.lines[-1][1] if session.transcript.lines else ""
-        connection.send(Progress(words, engine.now_ns, engine.instructions))
+        wire.send(connection, Progress(words, engine.now_ns, engine.instructions))
 
     return step
