@@ -123,7 +123,7 @@ class Engine:
         self.regs = (ctypes.c_uint64 * 16).from_address(env)  # type: ignore[assignment]
         self._rip = ctypes.c_uint64.from_address(env + ENV_EIP)
         self._hflags = ctypes.c_uint32.from_address(env + ENV_HFLAGS)
-        self._segs = (_Segment * 10).from_address(env + ENV_SEGS)
+        self._segs = [*(_Segment * 10).from_address(env + ENV_SEGS)]  # made once: that is slow
         self._cr = (ctypes.c_uint64 * 5).from_address(env + ENV_CR)
         self._efer = ctypes.c_uint64.from_address(env + ENV_EFER)
         self._dr = (ctypes.c_uint64 * 8).from_address(env + ENV_DR)
