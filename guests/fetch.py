@@ -206,6 +206,7 @@ def _extract(deb: Path, image: Image, folder: Path) -> list[Path]:
             target = folder / (name if image.tree else Path(name).name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read())
+            target.chmod(0o755 if member.mode & 0o100 else 0o644)
             found.append(target)
     return found
 

@@ -60,6 +60,7 @@ from xenemu.x86.paging import (
 KINDS: Final = ("hypercalls", "mmu", "events", "traps")
 PFEC_NAMES: Final = {PFEC_P: "P", PFEC_W: "W", PFEC_U: "U", PFEC_RSVD: "RSVD", PFEC_I: "I"}
 UPCALL: Final = "an event upcall"
+EXAMPLES: Final = 3  # of names that a filter leaves out
 
 Event = dict[str, Any]
 Format = Callable[[Event], str]
@@ -86,6 +87,8 @@ class Tracer(Observer):
         self._as_json = as_json
         self._calls: list[Call] = []  # that have begun, the innermost last
         self._watch: Watch | None = None
+        self.told = 0  # events
+        self.passed_over: dict[str, None] = {}  # the first names that `only` is not found in
 
     def start(self, current: Current) -> None:
         """Trace from now on; once started, again does nothing."""
@@ -196,8 +199,13 @@ class Tracer(Observer):
     # Lines.
 
     def _tell(self, kind: str, name: str, place: Event, event: Event) -> None:
-        if kind not in self._kinds or (self._only and not self._only.search(name)):
+        if kind not in self._kinds:
             return
+        if self._only and not self._only.search(name):
+            if len(self.passed_over) < EXAMPLES:
+                self.passed_over[name] = None
+            return
+        self.told += 1
         rip = place.pop("rip")
         event = {"kind": kind, "name": name, **place, "from": self._code.format(rip), **event}
         line = json.dumps(event) if self._as_json else format_event(event, len(self._calls))

@@ -16,6 +16,7 @@ from guests.build import ENVIRONMENTS, build, guests
 from tinyguest import BLOCK, CRASH, POWEROFF, REBOOT, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu.cli.expect import Expectations
 from xenemu.cli.run import judge
+from xenemu.linux import LogLine
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as initramfs
 from xenemu.smoke.verdict import Facts
@@ -127,6 +128,8 @@ def test_what_counts_when_an_expectation_is_not_met(end, judged):
 class FakeWitness:
     """A kernel with a memory of this."""
 
+    pattern = ""
+
     def __init__(self, doubts=True, **memory):
         self.memory, self.doubts = memory, lambda outcome, headlines: doubts
 
@@ -159,6 +162,21 @@ def test_a_panic_is_a_crash_and_named_however_the_run_ended(end, judged, reason)
     assert (outcome.end, outcome.reason) == (judged, reason)
     if judged is not end:
         assert not outcome.advice  # which was about how it ended
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "console", "hints"),
+    [("ro", b"", True), ("console=hvc0", b"", False), ("ro", PANICKED, False)],
+)
+def test_a_silent_panic_hints_at_the_console(cmdline, console, hints):
+    words = f"Command line: {cmdline}", NO_ROOT
+    log = [LogLine(0, 0, text) for text in words]
+    expectations = Expectations([])
+    expectations.feed(console)
+    for end in (End.GUEST_CRASH, End.POWEROFF):
+        outcome = judge(Outcome(end, "it ended"), expectations, FakeWitness(panicked=True, log=log))
+        assert NO_ROOT in outcome.reason
+        assert ("put console=hvc0 on" in outcome.advice) == hints
 
 
 def test_no_kernel_is_asked_for_a_good_end():

@@ -62,6 +62,14 @@ def test_a_trace_is_on_standard_error(hello, xenemu_run):
     assert last.startswith("xenemu: poweroff, exit 0")
 
 
+def test_a_filter_that_nothing_passes_says_so(hello, xenemu_run):
+    result = xenemu_run(hello, "--trace", "hypercalls", "--trace-filter", "shutdwn")
+    first, last = result.stderr.decode().splitlines()
+    assert first.startswith("xenemu: --trace-filter 'shutdwn' is in no event's name; there were ")
+    assert first.count("'") == 2 + 1 + 2 * 3  # the filter, event's, and three names
+    assert last.startswith("xenemu: poweroff, exit 0")
+
+
 def test_a_trace_in_a_file_is_json_line_by_line(hello, xenemu_run, tmp_path):
     path = tmp_path / "trace"
     result = xenemu_run(hello, "--trace", ALL_KINDS, "--trace-format", "json", "--trace-file", path)

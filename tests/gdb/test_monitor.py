@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from fakes import CODE, CODE64, make_pv_current
+from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
+from xenemu.abi.xen import DOMID_SELF
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
@@ -19,6 +21,7 @@ from xenemu.machine import TABLE
 from xenemu.x86 import flags
 from xenemu.x86.paging import Maddr
 
+AT = 0x26000  # data of the guest's
 BANNER = b"Linux version 6.1.0 (somebody@somewhere) (a compiler) #1 SMP 2026 and so on"
 
 
@@ -142,7 +145,17 @@ def test_a_hypercall_holds_the_guest(breaks, target, said):
     current.table.call(current, 17, [0] * 6)
     current.table.call(current, 29, [99, 0, 0, 0, 0, 0])
     assert len(said) == 1
-    assert "xen_version(0x0, 0x0) = " in said[0]
+    assert "xen_version(version, 0) = " in said[0]
+
+
+def test_calls_are_told_as_a_trace_tells_them(breaks, target, said):
+    breaks.on_hypercall("event_channel_op")
+    current = target.machine.current
+    current.write_struct(AT, evtchn_alloc_unbound(DOMID_SELF, 0, 0))
+    current.table.call(current, 32, [EVTCHNOP_alloc_unbound, AT, 0, 0, 0, 0])
+    assert said[0].endswith(
+        "event_channel_op(alloc_unbound, {dom=DOMID_SELF, remote_dom=0, port=0} => {port=1}) = 0"
+    )
 
 
 def test_an_event_holds_the_guest(breaks, target, said):

@@ -40,6 +40,7 @@ def make_deb(folder, version):
     for name in ("boot/vmlinuz-2", "include/xen/xen.h", "include/xen/io/ring.h"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
+    (root / "boot/vmlinuz-2").chmod(0o755)
     deb = folder / "kernel_2.0_all.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", root, deb], check=True)
     return deb
@@ -61,11 +62,13 @@ def test_file_lands_in_the_cache_under_its_version(cache):
     assert entry == fetch.cached("vm")
     assert (entry.version, entry.path) == ("1:2.0", cache / "images/vm/2.0/vmlinuz-2")
     assert entry.path.read_text() == "boot/vmlinuz-2"
+    assert entry.path.stat().st_mode & 0o777 == 0o755
 
 
 def test_tree_keeps_its_folders():
     (entry,), _ = fetch.fetch([HEADERS], FakeApt())
     assert (entry.path / "io/ring.h").read_text() == "include/xen/io/ring.h"
+    assert not (entry.path / "io/ring.h").stat().st_mode & 0o111
     assert not list(entry.path.parent.rglob("vmlinuz*"))
 
 

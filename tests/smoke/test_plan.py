@@ -103,6 +103,18 @@ def test_defaults_count_where_a_boot_says_nothing(plan):
     assert [(boot.name, boot.timeout) for boot in boots] == [("a", 5), ("b", 6)]
 
 
+def test_strings_want_quotes(plan):
+    for line, wanted in (
+        ("kernel = vmlinuz", 'kernel = "vmlinuz"'),
+        ("memory = 256M  # enough", 'memory = "256M"'),
+        ("cmdline=console=hvc0 quiet", 'cmdline = "console=hvc0 quiet"'),
+        ("initrd = /boot/initrd.gz", 'initrd = "/boot/initrd.gz"'),
+    ):
+        assert refused(plan, f"[[boot]]\n{line}\n") == f"2: strings want quotes: {wanted}"
+    for line in ("timeout = 5 6", 'kernel = "vmlinuz', "kernel = ["):
+        assert "quotes" not in refused(plan, f"[[boot]]\n{line}\n"), line
+
+
 RAMDISKS = {"initrd": "k", "init": "k", "rootfs": "d"}
 
 

@@ -29,7 +29,7 @@ from xenemu.options import format_size, parse_memory, parse_module, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.outputs import Output, Outputs
 from xenemu.report import GIVEN_UP, report
-from xenemu.smoke.verdict import Verdict, crash
+from xenemu.smoke.verdict import Verdict, advice, crash
 from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="End with success once the console has shown this regular expression; with"
-            " several, once it has shown each, in any order.",
+            " several, once it has shown each, in any order (smoke wants its own in order).",
             metavar="REGEX",
         ),
     ] = None,
@@ -370,14 +370,16 @@ def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Out
 def _ask_the_kernel(outcome: Outcome, headlines: Sequence[str], witness: Witness) -> Outcome:
     if outcome.end in ENDED_BY_OTHERS or not witness.doubts(outcome, headlines):
         return outcome
-    died = crash(witness.facts(outcome, headlines))
+    facts = witness.facts(outcome, headlines)
+    died, hint = crash(facts), advice(facts)
     if died is None or died.verdict is Verdict.CRASH:  # which has no words
         return outcome
     if outcome.end is End.GUEST_CRASH:
-        return replace(outcome, reason=f"{outcome.reason}: {died.reason}")
+        reason = f"{outcome.reason}: {died.reason}"
+        return replace(outcome, reason=reason, advice=outcome.advice or hint)
     if outcome.end is End.STOPPED:
         return replace(outcome, reason=f"{outcome.reason}; before that, {died.reason}")
-    return Outcome(End.GUEST_CRASH, f"{died.reason}; {outcome.reason}")
+    return Outcome(End.GUEST_CRASH, f"{died.reason}; {outcome.reason}", hint)
 
 
 def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:

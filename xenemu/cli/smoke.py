@@ -49,7 +49,8 @@ def smoke(
         Path | None, _option("The static busybox to take; if not given, the one in PATH.", "FILE")
     ] = None,
     expect: Annotated[
-        Texts, _option("What the console must show; several, in this order.", "REGEX")
+        Texts,
+        _option("What the console must show; several, in this order (run takes any).", "REGEX"),
     ] = None,
     reject: Annotated[Texts, _option("What the console must not show.", "REGEX")] = None,
     exit: Annotated[Texts, _option("How it must end: poweroff, reboot, panic, ...", "WORD")] = None,

@@ -90,7 +90,7 @@ class Sink:
 def watching(
     asked: Watching, current: Current, image: Image, stderr: Sink, trace: Sink
 ) -> Iterator[Explainer | None]:
-    """Watch a guest for the time of a run; gives the explainer, to be closed behind the report."""
+    """Watch a guest for the time of a run; gives the explainer, to be closed after the report."""
     explainer = None
     code = Code(image)
     watch = Watch.of(current)
@@ -104,5 +104,9 @@ def watching(
         yield explainer
     finally:
         tracer.stop()
+        if asked.only and not tracer.told:
+            names = ", ".join(map(repr, tracer.passed_over)) or "none of any name"
+            words = f"--trace-filter {asked.only.pattern!r} is in no event's name; there were"
+            stderr.write(f"xenemu: {words} {names}\n")
         if explainer is not None:
             watch.remove(explainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xenemu.decode import Call, format_args
 from xenemu.gdb.target import Refused
 from xenemu.hv.dispatch import Hypercall, format_call
 from xenemu.hv.domain import CallRecord, Current
@@ -17,7 +18,7 @@ VECTORS = 32
 class Breaks(Observer):
     """Asks to hold the guest, with a sentence, when what was asked for happens.
 
-    A hypercall holds it behind the call, with the result; an event where it was raised; a fault
+    A hypercall holds it after the call, with the result; an event where it was raised; a fault
     before the guest has it.
     """
 
@@ -27,6 +28,7 @@ class Breaks(Observer):
         self._ports: set[int] = set()
         self._vectors: set[int] = set()
         self._watch: Watch | None = None
+        self._begun: list[Call] = []  # of those asked for; in a multicall there may be one more
 
     def clear(self) -> None:
         """Hold the guest for none of these any more."""
@@ -75,13 +77,21 @@ class Breaks(Observer):
         else:
             self._watch.remove(self)
             self._watch = None
+            self._begun.clear()
 
     # What happens.
 
-    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """Hold the guest behind a call that was asked for."""
+    def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        """Look at the arguments while they are as the guest left them."""
         if record.name in self._calls:
-            self._request(format_call(record).strip())
+            self._begun.append(Call(current, row, record))
+
+    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
+        """Hold the guest after a call that was asked for, unless it was while the call ran."""
+        if record.name in self._calls and self._begun:
+            call = self._begun.pop()
+            args = format_args(call.args, call.changes(current))
+            self._request(format_call(record, args).strip())
 
     def raised(self, current: Current, port: int, was_pending: bool) -> None:
         """Hold the guest where an event was raised."""

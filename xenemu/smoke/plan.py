@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -36,6 +37,9 @@ ENDS: Final = (
     *(v.value for v in Verdict if v not in (Verdict.SKIPPED, Verdict.PASS)),
 )
 MAX_SECONDS: Final = 1_000_000
+BARE: Final = re.compile(
+    r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""
+)
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
 
 
@@ -120,7 +124,7 @@ def load_plan(path: Path | str) -> list[Boot]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _toml_error(file.file, str(error)) from None
+        raise _toml_error(file.file, text, str(error)) from None
     return _Reader(path.parent, file.file, text).boots(tables)
 
 
@@ -134,11 +138,16 @@ def make_boots(
     return _Reader(folder or Path(), spell=spell).boots({"boot": [dict(table)]})
 
 
-def _toml_error(file: str, problem: str) -> PlanError:
+def _toml_error(file: str, text: str, problem: str) -> PlanError:
     found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", problem)
     if not found:
         return PlanError(Place(file), problem)
-    return PlanError(Place(file, int(found[2])), found[1])
+    number = int(found[2])
+    bare = BARE.fullmatch(text.split("\n")[number - 1])
+    if bare:
+        wanted = json.dumps(bare[2], ensure_ascii=False)
+        return PlanError(Place(file, number), f"strings want quotes: {bare[1]} = {wanted}")
+    return PlanError(Place(file, number), found[1])
 
 
 class _Reader:

@@ -24,7 +24,7 @@ from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
-from xenemu.smoke.verdict import Finding, Verdict, judge, kernel_lines
+from xenemu.smoke.verdict import Finding, Verdict, advice, judge, kernel_lines
 from xenemu.smoke.witness import Witness
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
@@ -71,6 +71,7 @@ class Session:
         self._reject = [re.compile(pattern, re.MULTILINE) for pattern in boot.reject]
         self._input = bytearray(boot.input.encode())
         self._spoke_ns = self._probed_ns = 0
+        self._advice = ""  # from what is known of its end
         self._met = ""  # the last step that was met
         self.image = image.load(boot.kernel)
         self._mark("loaded", 0)
@@ -129,6 +130,7 @@ class Session:
             findings=self.findings,
             cases=parse(self.transcript.text),
         )
+        self._advice = advice(facts)
         return judge(facts, self.boot.exit, self.boot.tolerate)
 
     def _too_early(self) -> str:
@@ -143,10 +145,11 @@ class Session:
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""
         outcome = self.outcome or Outcome(End.STOPPED, "")
-        advice = f"What to do: {outcome.advice}\n" if outcome.advice else ""
+        to_do = outcome.advice or self._advice
+        to_do = f"What to do: {to_do}\n" if to_do else ""
         samples = self.machine.samples if outcome.end in GIVEN_UP else None
         shown = frozenset(kernel_lines(self.transcript.text))
-        return advice + report(self.machine.current, self.image, outcome.reason, samples, shown)
+        return to_do + report(self.machine.current, self.image, outcome.reason, samples, shown)
 
     # Terminal.
 

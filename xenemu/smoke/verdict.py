@@ -116,6 +116,7 @@ PATTERNS: Final = [
     (Verdict.BUG, 0, re.compile(r"BUG: (?!unable to handle |kernel NULL pointer)\S")),
 ]
 BANNER: Final = re.compile(r"Linux version \d")
+CMDLINE: Final = re.compile(r"(?:Kernel c|C)ommand line: .*\bconsole=")
 BSD_BANNER: Final = re.compile(r"(?:Free|Net|Open|DragonFly )BSD \d|Copyright \(c\) .*BSD")
 TAINTED: Final = {
     TAINT_DIE: (Verdict.OOPS, "the kernel's taint says that it oopsed (D)"),
@@ -210,6 +211,18 @@ def crash(facts: Facts) -> Finding | None:
         words = "an exception before the kernel could handle any: see the backtrace"
         return Finding(Verdict.PANIC, words)
     return None
+
+
+def advice(facts: Facts) -> str:
+    """What to do if a Linux has died and its console shows nothing of it; else nothing.
+
+    A PVH kernel prints nothing there unless its command line says so; a PV kernel does anyway.
+    """
+    own = [line.text for line in facts.log if line.facility == 0]
+    told = any(line.strip() for line in facts.console)
+    if not own or told or any(CMDLINE.match(line) for line in own) or not crash(facts):
+        return ""
+    return "the console shows nothing of this: put console=hvc0 on the kernel's command line"
 
 
 def _panic_message(lines: Sequence[str]) -> str:
