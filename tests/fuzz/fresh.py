@@ -24,7 +24,10 @@ class Died(Exception):
 
 
 def call(work: Callable[[], T]) -> T:
-    """What `work` returns, done in a process of its own; Died if that ends before."""
+    """What `work` returns, done in a process of its own; Died if that ends before.
+
+    ChildProcessError: `work` raised something, which has been printed.
+    """
     sys.stdout.flush()
     reading, writing = os.pipe()
     pid = os.fork()
@@ -38,7 +41,7 @@ def call(work: Callable[[], T]) -> T:
     if code < 0:
         raise Died(f"died of {signal.Signals(-code).name}")
     if code:
-        raise Died("ended with a traceback")
+        raise ChildProcessError("what was done in a process of its own failed")
     result: T = pickle.loads(answer)
     return result
 

@@ -162,7 +162,7 @@ def waiting(steps: Steps) -> Iterator[Step]:
         when = world.current.cpu.now_ns + random.choice((0, 1000, 10**6))
         split = [when] if values.wide else [when & 0xFFFFFFFF, when >> 32]
         yield call(steps, Nr.set_timer_op, *split)
-        port = world.current.domain.events.virqs.get((0, Virq.TIMER), values.port())
+        port = world.current.domain.events.virqs.get((0, Virq.TIMER), 1)
         wait = random.choice((SCHEDOP_block, SCHEDOP_block, SCHEDOP_poll, SCHEDOP_yield))
         if wait == SCHEDOP_poll:
             wanted = random.choice(([port], [port, port], [values.port()], []))

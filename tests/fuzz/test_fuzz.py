@@ -122,6 +122,11 @@ def test_an_earlier_life_that_is_needed_is_among_the_steps(monkeypatch):
     assert failure is not None
 
 
+def test_an_error_of_the_fuzzers_own_is_no_finding():
+    with pytest.raises(ChildProcessError):
+        fresh.call(raise_key_error)
+
+
 def test_what_does_not_fail_again_is_said_to():
     fewest, failure = minimise.minimise(Broken(crash), 1, Found(Failure("hang", ""), ALL, 1))
     assert (fewest, failure) == (ALL, None)
