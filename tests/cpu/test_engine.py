@@ -430,6 +430,35 @@ def test_the_fpu_traps_while_switched_away(engine: Engine) -> None:
 # Memory.
 
 
+CRC32, MOVBE = b"\xf2\x48\x0f\x38\xf1\xc7", b"\x0f\x38\xf0\x07"  # of RDI; from (RDI)
+FNINIT = b"\xdb\xe3"
+
+
+@pytest.mark.parametrize("slice_ns", [1, 2, 3, 100])
+def test_crc32_and_movbe_are_no_business_of_the_fpus(engine: Engine, slice_ns: int) -> None:
+    engine.set_task_switched(True)
+    engine.regs[Reg.RDI] = DATA
+    engine._memory.write(Maddr(DATA), b"\1\2\3\4")
+    run(engine, CRC32 + MOVBE + INC_RAX + FNINIT, 0)
+    while not handler(engine).exits:
+        engine.run(engine.now_ns + slice_ns)
+    assert handler(engine).exits == [("#NM", 0, CODE + len(CRC32 + MOVBE + INC_RAX))]
+    assert (engine.regs[Reg.RAX], engine.instructions) == (0x01020305, 4)
+
+
+def test_a_fault_of_movbe_leaves_the_fpu_switched_away(engine: Engine) -> None:
+    engine.set_task_switched(True)
+    engine.regs[Reg.RDI] = UNMAPPED << 12
+
+    def skip() -> None:
+        engine.rip = CODE + len(MOVBE)
+        if len(handler(engine).exits) == 2:
+            engine.stop()
+
+    handler(engine).react = skip
+    assert [exit[0] for exit in run(engine, MOVBE + FNINIT)] == ["#PF", "#NM"]
+
+
 def test_code_that_the_hypervisor_writes_is_run(engine: Engine) -> None:
     run(engine, INC_RAX + SYSCALL)
     run(engine, b"\x48\xff\xc1" + SYSCALL)  # inc %rcx

@@ -91,20 +91,58 @@ static void deliver(uint32_t vector, uint64_t rip)
  * Whether a #NM is rather a #UD: the engine looks at CR0.TS first, a CPU at CR0.EM, and for SSE at
  * CR4.OSFXSR. FXSAVE, FXRSTOR and the x87's instructions have #NM for both.
  */
-static bool no_such_simd(void)
+static bool no_such_simd(const struct instruction *in)
 {
-    struct instruction in;
-    uint32_t op;
+    uint32_t op = in->opcode & 0xff;
 
-    if (!decode(&in) || in.opcode >> 8 == 0)
+    if (in->opcode >> 8 == 0 || (in->opcode == 0x0fae && (behind_opcode(in, 0) >> 3 & 7) < 2))
         return false;
-    op = in.opcode & 0xff;
-    if (in.opcode == 0x0fae && (behind_opcode(&in, 0) >> 3 & 7) < 2)
-        return false;
-    bool mmx = !in.mandatory_prefix && (in.opcode >> 16 || (op >= 0x60 && op < 0x80) ||
-                                        (op >= 0xc4 && op != 0xc6));
+    bool mmx = !in->mandatory_prefix && (in->opcode >> 16 || (op >= 0x60 && op < 0x80) ||
+                                         (op >= 0xc4 && op != 0xc6));
     return (FIELD(G.env, ENV_CR0, uint64_t) & CR0_EM) ||
            (!mmx && !(FIELD(G.env, ENV_CR4, uint64_t) & CR4_OSFXSR));
+}
+
+static int64_t executed_without_ts; /* the count when CR0.TS was hidden for one instruction */
+
+static int64_t executed(void)
+{
+    return G.end - left_to_run();
+}
+
+/* Run the instruction at RIP, which the engine has not, as if CR0.TS were clear. */
+static void run_whatever_ts(void)
+{
+    FIELD(G.env, ENV_HFLAGS, uint32_t) &= ~HF_TS;
+    FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_TS_BACK;
+    FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ONE_INSTRUCTION;
+    G.left++;
+    executed_without_ts = executed();
+}
+
+/* The instruction has run, or faults; false if it is still to run. */
+bool take_ts_back(bool faults)
+{
+    if (!faults && executed() == executed_without_ts)
+        return false;
+    FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) &= ~INTERRUPT_TS_BACK;
+    if (FIELD(G.env, ENV_CR0, uint64_t) & CR0_TS)
+        FIELD(G.env, ENV_HFLAGS, uint32_t) |= HF_TS;
+    return true;
+}
+
+/* What the engine calls a #NM: CRC32 and MOVBE have none; 0 if it was one of them. */
+static uint32_t fault_of_ts(void)
+{
+    struct instruction in;
+
+    if (!decode(&in))
+        return NM;
+    if (in.opcode == 0x0f38f0 || in.opcode == 0x0f38f1) {
+        run_whatever_ts();
+        return 0;
+    }
+    return G.native && no_such_simd(&in) ? UD : NM;
 }
 
 struct access missed; /* the last that was not in the TLB */
@@ -187,8 +225,10 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
     missed.faults = false;
     if (delivering != NOTHING)
         *rip = restart;
-    if (UNLIKELY(vector == NM) && !soft && G.native && no_such_simd())
-        vector = UD;
+    if (FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_TS_BACK)
+        take_ts_back(true);
+    if (UNLIKELY(vector == NM) && !soft && !(vector = fault_of_ts()))
+        return;
     if (UNLIKELY(G.caught_faults) && !soft && debugger_catches(vector))
         return;
     if (G.native) {

@@ -813,6 +813,8 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
 {
     uint32_t *requested = &FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t);
 
+    if (UNLIKELY(request & INTERRUPT_TS_BACK) && !take_ts_back(false))
+        return false;
     if (UNLIKELY(request & INTERRUPT_HELD_DEBUG)) {
         if (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ)
             return false;

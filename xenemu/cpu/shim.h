@@ -113,6 +113,7 @@ extern struct access missed;
 enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT };
 extern enum delivering delivering;
 void begin_interrupt(void);
+bool take_ts_back(bool faults);
 
 /* decode.c */
 enum { NO_SEGMENT = -1 };

@@ -51,7 +51,7 @@ enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FE
 enum { MMU_KSMAP = 0, MMU_USER = 1, MMU_KERNEL = 2 };
 enum { EFER_SCE = 1 << 0, EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
 enum {
-    CR0_PE = 1u << 0, CR0_EM = 1u << 2, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
+    CR0_PE = 1u << 0, CR0_EM = 1u << 2, CR0_TS = 1u << 3, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
     CR0_PG = 1u << 31, CR0_DEFINED = 0xe005003f,
     CR4_DE = 1u << 3, CR4_PAE = 1u << 5, CR4_RELOADS_PDPTES = 0xb0, /* PSE, PAE, PGE */
     CR4_OSFXSR = 1u << 9, CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
@@ -65,12 +65,12 @@ enum {
 enum { PHYSICAL_BITS = 40 };
 #define PTE_NX (1ull << 63)
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
-enum { HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
+enum { HF_TS = 1 << 11, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
 enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
-enum { INTERRUPT_HELD_DEBUG = 0x2000 }; /* a request that nobody else makes */
+enum { INTERRUPT_TS_BACK = 8, INTERRUPT_HELD_DEBUG = 0x2000 }; /* requests of nobody else */
 enum { PFEC_USER = 1 << 2 };
 enum { DB = 1, UD = 6, NM = 7, TS = 10, NP, SS_FAULT, GP, PF };
 /* Of a block: it has one instruction, and none of the debugger's breakpoints (QEMU's CF_LAST_IO). */
