@@ -39,13 +39,14 @@ FAILURES = (FetchError, OSError, subprocess.SubprocessError, tarfile.TarError)
 
 @dataclass(frozen=True)
 class Image:
-    """A declaration of images.toml; exactly one of `file` and `tree` is set."""
+    """A declaration of images.toml; exactly one of `file`, `files` and `tree` is set."""
 
     name: str
     package: str = ""
     metapackage: str = ""
     architecture: str = "amd64"
     file: str = ""
+    files: tuple[str, ...] = ()
     tree: str = ""
 
 
@@ -66,6 +67,8 @@ def cache_dir() -> Path:
 def declared() -> dict[str, Image]:
     """Read images.toml."""
     tables = tomllib.loads(DECLARATIONS.read_text())
+    for table in tables.values():
+        table["files"] = tuple(table.get("files", ()))
     return {name: Image(name, **table) for name, table in tables.items()}
 
 
@@ -181,9 +184,9 @@ def install(image: Image, deb: Path) -> Cached:
     images = cache_dir() / "images"
     folder = images / image.name / version.rpartition(":")[2]  # an epoch is no part of a path
     found = _extract(deb, image, folder)
-    if not found:
-        raise FetchError(f"{deb.name} has no {image.file or image.tree}")
-    path = folder / image.tree if image.tree else found[0]
+    if len(found) < max(1, len(image.files)):
+        raise FetchError(f"{deb.name} has no {image.file or image.tree or ', '.join(image.files)}")
+    path = folder / image.tree if image.tree else folder if image.files else found[0]
     record = {"version": version, "path": str(path.relative_to(images))}
     draft = images / f"{image.name}.json.new"
     draft.write_text(json.dumps(record) + "\n")
@@ -214,7 +217,7 @@ def _extract(deb: Path, image: Image, folder: Path) -> list[Path]:
 def _wanted(image: Image, name: str) -> bool:
     if image.tree:
         return name.startswith(image.tree + "/")
-    return fnmatch.fnmatch(name, image.file)
+    return any(fnmatch.fnmatch(name, pattern) for pattern in image.files or (image.file,))
 
 
 def main() -> int:

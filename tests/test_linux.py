@@ -7,12 +7,13 @@ import struct
 import pytest
 
 import elfwriter
+from btfwriter import Types, module_types
 from fakes import make_current
 from xenemu import image
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.linux import DATALESS, FINALIZED, INFO_SIZE, Linux, LogLine
+from xenemu.linux import DATALESS, FINALIZED, INFO_SIZE, Linux, LogLine, Task
 from xenemu.x86.segment import CODE64_RING3
 
 VARIABLES, RING, DESCS, INFOS, TEXT = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
@@ -203,3 +204,59 @@ def test_no_linux_is_silent(tmp_path):
     path.write_bytes(elfwriter.kernel())
     linux = Linux(make_current(), image.load(path))
     assert (linux.taint, linux.panicked, linux.log()) == (None, None, [])
+
+
+# What runs.
+
+OFFSETS, CPUS, TASK = 0x18000, (0x19000, 0x1A000), 0x1B000
+
+
+class Tasks(Kernel):
+    """A kernel of two CPUs, whose current tasks are at `place` in their own memory."""
+
+    def __init__(self, tmp_path, place, name="current_task", types=None):
+        super().__init__(tmp_path)
+        self.addresses = {name: place, "__per_cpu_offset": HIGH[8] | OFFSETS}
+        self.types = types or module_types()
+        self.words(OFFSETS, *(HIGH[8] | cpu for cpu in CPUS))
+        for number, cpu in enumerate(CPUS):
+            task = TASK + 0x100 * number
+            self.words(cpu + 0x80, HIGH[8] | task)
+            self.current.domain.memory.write(task + 8, struct.pack("<I4x16s", 70 + number, b"sh"))
+
+    def linux(self):
+        sections = [
+            *elfwriter.symbol_table(self.addresses),
+            elfwriter.Shdr(".BTF", self.types.build()),
+        ]
+        segment = elfwriter.Phdr(b"\x90", vaddr=HIGH[8] | VARIABLES, memsz=0x1000)
+        self.path.write_bytes(elfwriter.elf([segment], sections, entry=segment.vaddr))
+        return Linux(self.current, image.load(self.path), self.read)
+
+
+def test_each_vcpu_has_its_task(tmp_path):
+    linux = Tasks(tmp_path, place=0x80).linux()
+    assert [linux.task(vcpu) for vcpu in (0, 1)] == [Task(70, "sh"), Task(71, "sh")]
+    assert str(linux.task(0)) == "sh, pid 70"
+
+
+def test_it_may_be_in_a_struct_of_what_is_hot(tmp_path):
+    types = module_types()
+    types.struct("pcpu_hot", 64, ("current_task", types.pointer(), 0x20))
+    linux = Tasks(tmp_path, place=0x60, name="pcpu_hot", types=types).linux()
+    assert linux.task(1) == Task(71, "sh")
+
+
+def test_a_tasks_name_cannot_drive_a_terminal(tmp_path):
+    kernel = Tasks(tmp_path, place=0x80)
+    kernel.current.domain.memory.write(TASK + 16, b"\x1b[2J\n")
+    assert kernel.linux().task(0) == Task(70, r"\x1b[2J\x0a")
+
+
+def test_without_types_symbols_or_memory_there_is_no_task(tmp_path):
+    kernel = Tasks(tmp_path, place=0x80)
+    assert Tasks(tmp_path, place=0x80, types=Types()).linux().task(0) is None
+    assert kernel.linux().task(99) is None
+    kernel.mapped = False
+    assert kernel.linux().task(0) is None
+    assert Kernel(tmp_path).linux().task(0) is None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fakes import (
+    KERNEL_ONLY,
     KERNEL_STACK,
+    USER_ROOT,
     enter_long_mode,
     make_pv_current,
     make_pvh_current,
@@ -13,7 +17,7 @@ from fakes import (
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import Current
-from xenemu.peek import caller, peek
+from xenemu.peek import Pages, caller, kernel_tables, peek, tables
 from xenemu.pv import hypercall_page as pv_page
 from xenemu.pvh import hypercall_page as pvh_page
 from xenemu.x86.paging import PSE, RW, Mfn, P
@@ -56,6 +60,47 @@ def test_a_large_page() -> None:
     enter_long_mode(current, root << 12)
     current.domain.memory.write(PAGE, b"large")
     assert peek(current, (2 << 20) + PAGE, 5) == b"large"
+
+
+# A kernel of one segment, where make_pv_current's kernel root alone maps something.
+KERNEL = SimpleNamespace(segments=(SimpleNamespace(vaddr=KERNEL_ONLY + PAGE),))
+
+
+def test_the_kernel_is_seen_by_the_tables_in_use(current: Current) -> None:
+    assert kernel_tables(current, KERNEL) == tables(current)
+
+
+def test_while_a_program_of_a_pv_guest_runs_the_kernels_own_show_it(current: Current) -> None:
+    current.cpu.cr3 = USER_ROOT << 12
+    current.domain.memory.write(PAGE, b"kernel")
+    with pytest.raises(XenError):
+        Pages(current)(KERNEL_ONLY + PAGE, 6)
+    found = kernel_tables(current, KERNEL)
+    assert Pages(current, found)(KERNEL_ONLY + PAGE, 6) == b"kernel"
+
+
+def test_with_page_table_isolation_they_are_in_the_page_before() -> None:
+    """The program's tables have the kernel's code, and not its data."""
+    current = make_pvh_current()
+    kernel, user, l3, l2, user_l3, user_l2 = range(20, 26)
+    table = current.domain.memory.table
+    for root, upper, lower in ((kernel, l3, l2), (user, user_l3, user_l2)):
+        table(Mfn(root))[511] = upper << 12 | P | RW
+        table(Mfn(upper))[510] = lower << 12 | P | RW
+        table(Mfn(lower))[0] = P | RW | PSE
+    table(Mfn(l2))[1] = P | RW | PSE
+    text = 0xFFFF_FFFF_8000_0000 + PAGE
+    segments = tuple(SimpleNamespace(vaddr=vaddr) for vaddr in (text, text + (2 << 20)))
+    for root in (user, kernel):
+        enter_long_mode(current, root << 12)
+        found = kernel_tables(current, SimpleNamespace(segments=segments))
+        assert found is not None and found.root == kernel << 12
+
+
+def test_a_kernel_that_no_tables_show_is_not_seen(current: Current) -> None:
+    nowhere = SimpleNamespace(segments=(SimpleNamespace(vaddr=1 << 46),))
+    assert kernel_tables(current, nowhere) == tables(current)
+    assert kernel_tables(make_pvh_current(), nowhere) is None  # paging is off
 
 
 def put_stub(current: Current, page: bytes, behind: bytes, popped: int) -> None:

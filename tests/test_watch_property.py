@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +45,7 @@ class NoCode(Code):
 
     def __init__(self) -> None:
         self.symbols = Symbols()
-        self._image = SimpleNamespace(orc=None)  # type: ignore[assignment]
+        self._orc = self.modules = None
 
 
 def run(current: Current, calls: list[tuple[tuple[int, int], list[int], list[int]]]) -> object:

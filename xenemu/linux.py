@@ -28,6 +28,7 @@ from typing import Final
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
 from xenemu.image import Image
+from xenemu.image.elf import text
 from xenemu.image.orc import Read
 from xenemu.peek import Code, peek
 
@@ -63,6 +64,17 @@ class LogLine:
         return f"[{self.at_ns / 1e9:12.6f}] {self.text}"
 
 
+@dataclass(frozen=True)
+class Task:
+    """A thread, by its number and its name, of 15 characters at most."""
+
+    pid: int
+    comm: str
+
+    def __str__(self) -> str:
+        return f"{self.comm}, pid {self.pid}"
+
+
 class Linux:
     """The Linux in a domain, if it is one, seen through the vcpu that is current.
 
@@ -71,9 +83,10 @@ class Linux:
 
     def __init__(self, current: Current, image: Image, read: Read | None = None) -> None:
         self._current = current
+        self._image = image
         self._read = read or partial(peek, current)
         self._width = image.elf_class // 8
-        self.code = Code(image)
+        self.code = Code(image, current)
 
     @property
     def taint(self) -> int | None:
@@ -105,6 +118,29 @@ class Linux:
             return False
         lines = self.code.backtrace(self._current, self._read)
         return any(line.strip(" ?").startswith(f"{function}+") for line in lines)
+
+    def task(self, vcpu_id: int) -> Task | None:
+        """What a vcpu runs; None if the kernel does not say where that is to be found.
+
+        Linux numbers its CPUs as Xen does the vcpus. In Linux: arch/x86/include/asm/current.h
+        """
+        symbols, place = self.code.symbols, self._image.btf.place
+        pid, comm = place("task_struct", "pid"), place("task_struct", "comm")
+        hot = place("pcpu_hot", "current_task")  # 6.2 to 6.14
+        at = symbols.address("pcpu_hot" if hot else "current_task")
+        offsets = symbols.address("__per_cpu_offset")
+        if pid is None or comm is None or at is None or offsets is None:
+            return None
+        try:
+            (cpu,) = self._words(offsets + vcpu_id * self._width, 1)
+            mask = (1 << 8 * self._width) - 1
+            (task,) = self._words(cpu + at + (hot.offset if hot else 0) & mask, 1)
+            if not task:
+                return None
+            number = int.from_bytes(self._read(task + pid.offset, pid.size), "little")
+            return Task(number, text(memoryview(self._read(task + comm.offset, comm.size))))
+        except XenError:
+            return None
 
     def log(self) -> list[LogLine]:
         """The log as far as the ring still has it, oldest first; of a huge one, the newest part."""

@@ -7,7 +7,8 @@ what is looked at runs on as if nobody had looked.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -17,7 +18,8 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.image import Image
 from xenemu.image.backtrace import backtrace, follows_call
-from xenemu.image.orc import Read
+from xenemu.image.kernel_modules import Module, Modules
+from xenemu.image.orc import Frame, Read, Stop
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
 from xenemu.x86 import segment
@@ -127,15 +129,43 @@ def locate(current: Current, vaddr: int, found: Tables | None = None) -> Maddr:
     return Maddr(mfn << PAGE_SHIFT | vaddr & PAGE_MASK)
 
 
+def kernel_tables(current: Current, image: Image) -> Tables | None:
+    """Tables that map the kernel: those in use, unless a program runs that sees less of it.
+
+    Then the kernel's own: Xen knows those of a PV guest, and Linux with page-table isolation has
+    them in the page before the program's, which have the kernel's code at most.
+    In Linux: arch/x86/mm/pti.c
+    """
+    found = tables(current)
+    if found is None:
+        return None
+
+    def mapped(candidate: Tables) -> int:
+        count = 0
+        for part in image.segments:
+            with suppress(XenError):
+                locate(current, part.vaddr, candidate)
+                count += 1
+        return count
+
+    arch = current.vcpu.arch
+    own = arch.kernel_root << PAGE_SHIFT if isinstance(arch, PvVcpu) else found.root & ~PAGE_SIZE
+    return max((found, replace(found, root=own)), key=mapped)
+
+
 class Pages:
     """A guest's memory while it stands still, for whoever follows what the guest has put there.
 
-    To be called like `peek`. A page is looked up once. After `reads` reads nothing is mapped any
-    more, so that whoever follows a hostile guest's pointers comes to an end.
+    To be called like `peek`, but by other tables if some are given. A page is looked up once. After
+    `reads` reads nothing is mapped any more, so that whoever follows a hostile guest's pointers
+    comes to an end.
     """
 
-    def __init__(self, current: Current, reads: int = MAX_READS) -> None:
+    def __init__(
+        self, current: Current, found: Tables | None = None, reads: int = MAX_READS
+    ) -> None:
         self._current = current
+        self._tables = found
         self._pages: dict[int, bytes] = {}
         self.reads_left = reads
 
@@ -158,7 +188,8 @@ class Pages:
         if page is None:
             if len(self._pages) == MAX_PAGES:
                 self._pages.clear()
-            page = self._pages[vaddr] = peek(self._current, vaddr, PAGE_SIZE)
+            where = locate(self._current, vaddr, self._tables)
+            page = self._pages[vaddr] = self._current.domain.memory.read(where, PAGE_SIZE)
         return page
 
 
@@ -188,15 +219,44 @@ def caller(current: Current) -> int:
 
 
 class Code:
-    """A kernel's code by name; its tables are read when the first question comes."""
+    """A kernel's code by name; its tables are read when the first question comes.
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
+    With `current`, that of the modules that it has loaded, too, as far as it says where they are.
+    """
+
+    def __init__(self, image: Image, current: Current | None = None) -> None:
         self.symbols = image.symbols
+        self._orc = image.orc
+        self.modules: Modules | None = None
+        if current is not None:
+            self.modules = Modules(image, lambda: Pages(current, kernel_tables(current, image)))
 
-    def format(self, vaddr: int) -> str:
-        """Write an address as Linux does, ``name+0x1a/0x400``."""
-        return self.symbols.format(vaddr)
+    def format(self, vaddr: int, is_return: bool = False) -> str:
+        """Write an address as Linux does, ``name+0x1a/0x400``, and a module's name after it.
+
+        With `is_return` it follows a call; see `Symbols.format`.
+        """
+        module = self._module(vaddr - is_return)
+        return (module or self.symbols).format(vaddr, is_return)
+
+    def address(self, name: str) -> int | None:
+        """The address of a name of the kernel's, or of the newest module's that has it."""
+        found = self.symbols.address(name)
+        if found is None and self.modules is not None:
+            addresses = (module.symbols.address(name) for module in self.modules.loaded())
+            found = next((address for address in addresses if address is not None), None)
+        return found
+
+    def _module(self, vaddr: int) -> Module | None:
+        if self.modules is None or self.symbols.lookup(vaddr) is not None:
+            return None
+        return self.modules.find(vaddr)
+
+    def unwind(self, frame: Frame, read: Read) -> Frame | Stop:
+        """Find a frame's caller by the tables of the kernel, or of the module it is in."""
+        module = self._module(frame.pc - frame.is_return)
+        orc = module.orc if module else self._orc
+        return orc.unwind(frame, read) if orc else Stop.LOST
 
     def backtrace(self, current: Current, read: Read | None = None) -> list[str]:
         """How the kernel came to where it is, a line per frame; `read` is of its memory."""
@@ -204,8 +264,8 @@ class Code:
             return ["none: it ran a program, whose symbols are not known"]
         cpu = current.cpu
         lines = backtrace(
-            self.symbols,
-            self._image.orc,
+            self,
+            self,
             cpu.rip,
             cpu.regs[Reg.RSP],
             cpu.regs[Reg.RBP],

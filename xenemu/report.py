@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Final
@@ -16,7 +17,15 @@ from xenemu.image import Image
 from xenemu.image.orc import Read
 from xenemu.linux import Linux
 from xenemu.outcome import End
-from xenemu.peek import Code, Pages, in_kernel, machine_frame, tables, walk
+from xenemu.peek import (
+    Code,
+    Pages,
+    in_kernel,
+    kernel_tables,
+    machine_frame,
+    tables,
+    walk,
+)
 from xenemu.sampling import Samples
 from xenemu.x86.paging import ADDR, P, describe_entry
 
@@ -25,6 +34,7 @@ GIVEN_UP: Final = frozenset((End.TIMEOUT, End.IDLE, End.STOPPED))
 CALLS: Final = 16
 LOG_LINES: Final = 24
 REGS_A_LINE: Final = 3
+LINE: Final = 90  # characters
 
 
 def report(
@@ -43,7 +53,7 @@ def report(
     and its memory: `Pages` and `facts` read only so much.
     """
     read = Pages(current)
-    linux = Linux(current, image, read)
+    linux = Linux(current, image, Pages(current, kernel_tables(current, image)))
     code = linux.code
     sections = {
         f"Kernel log, from its memory{', without what is shown' if shown else ''}": [
@@ -53,8 +63,12 @@ def report(
         "Last hypercalls": call_lines(current, CALLS),
         "Refused outside hypercalls": list(current.domain.refusals),
         "What was refused or faulted on, as it is now": _facts(current, code, reason),
-        f"Registers of vcpu {current.vcpu.vcpu_id}": _registers(current, code),
-        "Other vcpus": _other_vcpus(current),
+        f"Registers of vcpu {current.vcpu.vcpu_id}": [
+            *_tasks(linux, current.vcpu.vcpu_id),
+            *_registers(current, code),
+        ],
+        "Other vcpus": _other_vcpus(current, linux),
+        "Modules": _modules(code),
         "Backtrace": code.backtrace(current, read),
         "Page walk of cr2, where the last page fault was": (
             walk_lines(current, current.cpu.cr2) if tables(current) else []
@@ -118,9 +132,21 @@ def _registers(current: Current, code: Code) -> list[str]:
     ]
 
 
-def _other_vcpus(current: Current) -> list[str]:
+def _tasks(linux: Linux, vcpu_id: int) -> list[str]:
+    task = linux.task(vcpu_id)
+    return [] if task is None else [f"running {task}"]
+
+
+def _modules(code: Code) -> list[str]:
+    names = " ".join(module.name for module in code.modules.loaded()) if code.modules else ""
+    return textwrap.wrap(names, LINE, break_on_hyphens=False)
+
+
+def _other_vcpus(current: Current, linux: Linux) -> list[str]:
     return [
-        f"vcpu {vcpu.vcpu_id}: {vcpu.runstate.name.lower()}"
+        ", ".join(
+            (f"vcpu {vcpu.vcpu_id}: {vcpu.runstate.name.lower()}", *_tasks(linux, vcpu.vcpu_id))
+        )
         for vcpu in current.domain.vcpus
         if vcpu is not current.vcpu
     ]

@@ -132,4 +132,18 @@ def test_what_cannot_be_had_is_one_line_and_a_failure(monkeypatch, capsys):
 def test_every_declaration_names_one_package_and_one_thing_in_it():
     for image in fetch.declared().values():
         assert bool(image.package) != bool(image.metapackage), image.name
-        assert bool(image.file) != bool(image.tree), image.name
+        assert [bool(image.file), bool(image.files), bool(image.tree)].count(True) == 1, image.name
+
+
+def test_several_files_are_a_directory():
+    patterns = ("*/xen.h", "boot/vm*")
+    (entry,), failed = fetch.fetch([Image("some", package="kernel", files=patterns)], FakeApt())
+    assert not failed
+    assert sorted(path.name for path in entry.path.iterdir()) == ["vmlinuz-2", "xen.h"]
+    assert fetch.cached("some") == entry
+
+
+def test_fewer_files_than_patterns_are_too_few():
+    image = Image("some", package="kernel", files=("*/xen.h", "absent"))
+    done, failed = fetch.fetch([image], FakeApt())
+    assert not done and "*/xen.h, absent" in str(failed["some"])

@@ -195,3 +195,17 @@ def test_debian_functions_start_with_a_return_address(guest_image):
         entry = table.find(symbols.address(name) or 0)
         assert entry is not None and entry.type is Type.CALL
         assert (entry.sp_reg, entry.sp_offset, entry.bp_reg) == (Reg.SP, 8, Reg.UNDEFINED)
+
+
+@every_generation
+def test_a_module_has_tables_of_its_own_in_its_kernels_numbering(gen):
+    code, table = TEXT + 0x100000, TEXT + 0x200000
+    ips = b"".join(struct.pack("<i", code + 16 * i - (table + 4 * i)) for i in range(3))
+    call = struct.pack("<hhH", 0x20, 0, gen.regs[SP] | gen.regs[UNDEFINED] << 4 | gen.call << 8)
+    kernel = orc(gen)
+    module = kernel.of_module(table, ips, call * 3)
+    found = module.unwind(Frame(code + 5, STACK, 7), stack(_18=TEXT + 5))
+    assert found == Frame(TEXT + 5, STACK + 0x20, 7, is_return=True)
+    assert [vaddr for vaddr, _ in module.rows()] == [code, code + 16, code + 32]
+    assert module.find(TEXT) is None and kernel.find(code) is None
+    assert len(kernel) == 4

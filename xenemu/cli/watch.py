@@ -92,7 +92,7 @@ def watching(
 ) -> Iterator[Explainer | None]:
     """Watch a guest for the time of a run; gives the explainer, to be closed after the report."""
     explainer = None
-    code = Code(image)
+    code = Code(image, current)
     watch = Watch.of(current)
     if asked.explain:
         explainer = Explainer(code, stderr.write)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from xenemu.errors import XenError
-from xenemu.image.orc import Frame, Orc, Read, Stop
-from xenemu.image.symbols import Symbols
+from xenemu.image.orc import Frame, Read, Stop, Unwinder
+from xenemu.image.symbols import Names
 
 MAX_LINES = 32
 MAX_STACK = 16 << 10
@@ -34,8 +34,8 @@ class BacktraceLine:
 
 
 def backtrace(
-    symbols: Symbols,
-    orc: Orc | None,
+    symbols: Names,
+    orc: Unwinder | None,
     pc: int,
     sp: int,
     bp: int,
@@ -54,7 +54,7 @@ def backtrace(
 
 
 def _lines(
-    symbols: Symbols, orc: Orc | None, frame: Frame, read: Read, width: int
+    symbols: Names, orc: Unwinder | None, frame: Frame, read: Read, width: int
 ) -> Iterator[BacktraceLine]:
     yield _line(symbols, frame)
     if orc:
@@ -71,7 +71,7 @@ def _lines(
     yield from _scan(symbols, frame.sp, end, read, width)
 
 
-def _line(symbols: Symbols, frame: Frame) -> BacktraceLine:
+def _line(symbols: Names, frame: Frame) -> BacktraceLine:
     return BacktraceLine(frame.pc, symbols.format(frame.pc, frame.is_return))
 
 
@@ -89,7 +89,7 @@ def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Fra
     return Frame(pc, frame.bp + 2 * width, bp, is_return=True)
 
 
-def _scan(symbols: Symbols, sp: int, end: int, read: Read, width: int) -> Iterator[BacktraceLine]:
+def _scan(symbols: Names, sp: int, end: int, read: Read, width: int) -> Iterator[BacktraceLine]:
     """Yield the words in [sp, end) that can be return addresses, up to what is not mapped.
 
     Either end may be anywhere; the words are aligned.

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
 from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
+from xenemu.image.btf import Btf
 from xenemu.image.notes import XenNotes, read_notes
 from xenemu.image.orc import Orc
 from xenemu.image.symbols import Symbols, load_symbols
@@ -91,6 +92,11 @@ class Image:
         """How to unwind its stack, if it says so."""
         orc = Orc(self.elf)
         return orc if len(orc) else None
+
+    @cached_property
+    def btf(self) -> Btf:
+        """The types of its structs, as far as it says them."""
+        return Btf(elf.parse(self.elf))
 
     def contents(self) -> Iterator[tuple[int, memoryview]]:
         """Yield what goes into memory: each piece's p_paddr and bytes."""

@@ -17,9 +17,11 @@ import struct
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count
+from typing import Protocol
 
 from xenemu.errors import ImageError, XenError
 from xenemu.image.elf import PT_LOAD, Elf, SectionHeader, parse
@@ -32,6 +34,7 @@ REGS_BP, REGS_IP, REGS_SIZE = 32, 128, 168  # struct pt_regs; ip, cs, flags, sp,
 IRET_SIZE = 40
 RPL_MASK = 3
 _ENTRY = struct.Struct("<hhH")
+ENTRY_SIZE = _ENTRY.size
 _IRET = struct.Struct("<5Q")
 
 
@@ -101,6 +104,12 @@ class Entry:
 _NULL_CALL = Entry(WORD, 0, Reg.SP, Reg.UNDEFINED, Type.CALL)
 
 
+class Unwinder(Protocol):
+    """Who knows a frame's caller."""
+
+    def unwind(self, frame: Frame, read: Read) -> Frame | Stop: ...
+
+
 class Orc:
     """The two tables of one kernel; without them, or if they disagree, `len()` is 0."""
 
@@ -112,18 +121,25 @@ class Orc:
             return
         self._modern = headers.section(".orc_header") is not None
         ips, entries = headers.section(".orc_unwind_ip"), headers.section(".orc_unwind")
-        if not ips or not entries or ips.size // 4 != entries.size // _ENTRY.size:
+        if not ips or not entries or ips.size // 4 != entries.size // ENTRY_SIZE:
             return
         self._vaddr = _vaddr(headers, ips)
         self._ips = elf[ips.offset :][: ips.size]
         self._entries = elf[entries.offset :][: entries.size]
-        sample = self._entries[: _ENTRY.size * SAMPLE]
+        sample = self._entries[: ENTRY_SIZE * SAMPLE]
         if len(self._ips) == ips.size and len(self._entries) == entries.size and sample:
             numbers = Counter(flags & 15 for _, _, flags in _ENTRY.iter_unpack(sample))
             del numbers[0]
             regs = _REGS.get(numbers.most_common(1)[0][0]) if numbers else None
             if regs:
                 self._regs, self._count = regs, ips.size // 4
+
+    def of_module(self, vaddr: int, ips: bytes, entries: bytes) -> Orc:
+        """The tables of a module of this kernel's, of which the first is at `vaddr`."""
+        module = copy(self)
+        module._vaddr, module._ips, module._entries = vaddr, memoryview(ips), memoryview(entries)
+        module._count = min(len(ips) // 4, len(entries) // ENTRY_SIZE)
+        return module
 
     def __len__(self) -> int:
         return self._count
@@ -139,7 +155,7 @@ class Orc:
         index = bisect_right(range(self._count), pc, key=self._ip) - 1
         if not 0 <= index < self._count - 1:  # the last one only ends the code
             return None
-        return self._decode(*_ENTRY.unpack_from(self._entries, _ENTRY.size * index))
+        return self._decode(*_ENTRY.unpack_from(self._entries, ENTRY_SIZE * index))
 
     def rows(self) -> Iterator[tuple[int, Entry]]:
         """Each stretch of code, by ascending address: where it starts, and its entry.

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import Elf, parse
@@ -19,7 +20,7 @@ from xenemu.image.kallsyms import MAX_NAME, MAX_SYMBOLS, LoadedSegment, read_kal
 HIGH_HALF = 1 << 63
 
 # Elf32_Sym: name, value, size, info, other, shndx. Elf64_Sym: name, info, other, shndx, value.
-_SYM = {32: struct.Struct("<III2BH"), 64: struct.Struct("<I2BHQQ")}
+SYM = {32: struct.Struct("<III2BH"), 64: struct.Struct("<I2BHQQ")}
 STB_LOCAL = 0
 SHF_EXECINSTR = 4
 STT_FUNC = 2  # below it: no type, object; above it: section, file, TLS
@@ -34,6 +35,12 @@ class Symbol:
     vaddr: int
     offset: int
     size: int
+
+
+class Names(Protocol):
+    """Who writes addresses by name."""
+
+    def format(self, vaddr: int, is_return: bool = False) -> str: ...
 
 
 class Symbols:
@@ -129,7 +136,7 @@ def _contents(headers: Elf, name: str) -> memoryview:
 
 
 def _read_symtab(headers: Elf) -> list[tuple[int, str, bool]]:
-    layout, table = _SYM[headers.elf_class], _contents(headers, ".symtab")
+    layout, table = SYM[headers.elf_class], _contents(headers, ".symtab")
     count = len(table) // layout.size
     if count > MAX_SYMBOLS:
         return []

@@ -12,7 +12,7 @@ from xenemu.image import Image
 from xenemu.linux import Linux
 from xenemu.machine import Machine
 from xenemu.outcome import End, Outcome
-from xenemu.peek import Code, Pages
+from xenemu.peek import Code, Pages, kernel_tables
 from xenemu.smoke.verdict import Facts
 
 
@@ -25,7 +25,7 @@ class Witness:
 
     def _kernels(self) -> tuple[Linux, Bsd]:
         current = self._machine.current
-        read = Pages(current)
+        read = Pages(current, kernel_tables(current, self._image))
         return Linux(current, self._image, read), Bsd(self._image, read)
 
     @property
@@ -38,7 +38,7 @@ class Witness:
     def pattern(self) -> str:
         """What the guest did in the end, if that is clear, to be put after a sentence."""
         current = self._machine.current
-        found = self._machine.samples.pattern(current, Code(self._image))
+        found = self._machine.samples.pattern(current, Code(self._image, current))
         return f", {found}" if found else ""
 
     def doubts(self, outcome: Outcome, headlines: Sequence[str]) -> bool:
