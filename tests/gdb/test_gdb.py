@@ -11,6 +11,7 @@ import pytest
 from gdbtools import TIMEOUT_S, gdb_command, run_gdb, waiting, write_script
 from guests import initramfs
 from guests.build import ENVIRONMENTS, build, guests
+from moduleguest import MODULES, module_initramfs
 from xenemu import image
 from xenemu.image.elf import EI_OSABI
 from xenemu.machine import DomainConfig, Machine, Mode
@@ -203,6 +204,29 @@ def trace(path, mode):
         engine.run(engine.now_ns + 1)
         places.append(engine.rip)
     return places
+
+
+@pytest.fixture
+def module_initrd(guest_image, tmp_path):
+    path = tmp_path / "initrd.gz"
+    path.write_bytes(module_initramfs(guest_image, "debian-cloud-amd64"))
+    return path
+
+
+def test_a_module_has_names_and_callers_once_it_is_loaded(kernel, module_initrd):
+    options = ("--mode", "pvh", "--memory", "256M", "--cmdline", f"{CMDLINE} quiet")
+    with waiting(kernel, *options, "--initrd", module_initrd) as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", "monitor modules", "break do_init_module",
+            *["continue"] * 3, "monitor modules", f"add-symbol-file target:{kernel}.modules",
+            "delete", "break softdog_fire", "continue", "bt 3", "kill",
+        )  # fmt: skip
+    loaded = lines[lines.index(line_with(lines, "none, or a kernel")) :]
+    listed = [line.split()[0] for line in loaded if re.fullmatch(r"\w+ +0xffffffffc\w+", line)]
+    assert listed == list(reversed(MODULES))
+    assert f"add-symbol-file target:{kernel}.modules" in line_with(lines, "for gdb to know")
+    assert line_with(lines, "#0 ").endswith("in softdog_fire ()")
+    assert line_with(lines, "#1 ").endswith("in __hrtimer_run_queues ()")
 
 
 # The guest does not notice.

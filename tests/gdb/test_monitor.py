@@ -15,6 +15,7 @@ from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import KASLR_STEP, find_offset
 from xenemu.hv.cpu import Seg, Segment
+from xenemu.image.kernel_modules import Module
 from xenemu.image.notes import XenNotes
 from xenemu.image.symbols import Symbols
 from xenemu.machine import TABLE
@@ -36,7 +37,7 @@ def target():
     names = [(CODE, "start", True), (CODE + 8, "next", True)]
     image = SimpleNamespace(
         elf_class=64, segments=(part,), path="kernel", elf=memoryview(b""), notes=XenNotes(),
-        symbols=Symbols(lambda: names, [range(1 << 20)]),
+        symbols=Symbols(lambda: names, [range(1 << 20)]), orc=None,
     )  # fmt: skip
     caught = []
     debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
@@ -185,3 +186,51 @@ def test_once_cleared_it_holds_on_nothing(breaks, target, said):
     current.table.call(current, 17, [0] * 6)
     assert (said, current.watch, current.table) == ([], None, table)
     assert breaks.describe() == ["holds on nothing"]
+
+
+@pytest.fixture
+def loaded(target):
+    """Have two modules in the kernel, `one` the newer."""
+
+    def module(name, at):
+        part = range(at, at + 0x100)
+        symbols = Symbols(lambda: [(at, f"begin_{name}", True)], [part])
+        return Module(name, (part,), symbols, lambda: None)
+
+    modules = [module("one", 0xC0000), module("two", 0xD0000)]
+    find = lambda vaddr: next((one for one in modules if vaddr in one), None)  # noqa: E731
+    target.code.modules = SimpleNamespace(loaded=lambda: tuple(modules), find=find)
+    target.code.symbols = Symbols(lambda: [(CODE, "start", True)], [range(CODE, CODE + 8)])
+    return modules
+
+
+def test_modules_are_listed_with_what_gdb_wants_to_hear(monitor, loaded):
+    said = monitor.run("modules")
+    assert [line.split()[:2] for line in said.splitlines()[:2]] == [
+        ["one", "0xc0000"],
+        ["two", "0xd0000"],
+    ]
+    assert "add-symbol-file target:" in said and said.endswith("kernel.modules\n")
+    assert monitor.run("modules all").startswith("usage: ")
+
+
+def test_a_kernel_without_modules_says_so(monitor):
+    assert monitor.run("modules").startswith("none, or a kernel that does not say where")
+
+
+def test_a_name_of_a_modules_is_an_address(monitor, loaded):
+    assert monitor.run("symbols begin_two+4") == "0xd0004 is begin_two+0x4/0x100 [two]\n"
+
+
+def test_gdb_fetches_the_modules_that_are_loaded_by_then(target, loaded):
+    files = Files(target)
+    path = files.modules_path.encode().hex().encode()
+
+    def names():
+        descriptor = files.handle(b"open:%s,0,0" % path)[1:]
+        content = files.handle(b"pread:%s,10000,0" % descriptor)
+        return [name for name in (b"begin_one", b"begin_two") if name in content]
+
+    assert names() == [b"begin_one", b"begin_two"]
+    loaded.pop()
+    assert names() == [b"begin_one"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from itertools import pairwise
+from itertools import islice, pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -16,10 +16,11 @@ from elftools.elf.elffile import ELFFile
 import elfwriter
 from xenemu import image
 from xenemu.gdb.features import LAYOUT32, LAYOUT64, describe
-from xenemu.gdb.symbolfile import symbol_file
+from xenemu.gdb.symbolfile import module_file, symbol_file
 from xenemu.image.elf import EI_OSABI, ELFOSABI_STANDALONE
+from xenemu.image.kernel_modules import Module
 from xenemu.image.orc import Orc, Type
-from xenemu.image.symbols import load_symbols
+from xenemu.image.symbols import Symbols, load_symbols
 
 RBP, RSP, RETURN_ADDRESS = 6, 7, 16
 
@@ -96,6 +97,36 @@ def test_a_section_marks_a_kernel_too(tmp_path):
     sections = [elfwriter.Shdr(name) for name in (".symtab", ".note.netbsd.ident")]
     path.write_bytes(elfwriter.kernel(sections=sections))
     assert symbol_file(image.load(path))[EI_OSABI] == ELFOSABI_STANDALONE
+
+
+def test_modules_have_names_where_they_are_and_frames_of_their_own(kernel):
+    """Modules lie between each other's parts, which must not describe what is another's."""
+    orc = Orc(kernel.elf)
+    rows = [vaddr for vaddr, _ in islice(orc.rows(), 4000)]
+    one = (range(rows[5], rows[100]), range(rows[2000], rows[2100]))
+    two = (range(rows[1000], rows[1050]),)
+
+    def module(name, parts):
+        names = [(parts[0].start, f"{name}_start", True)]
+        return Module(name, parts, Symbols(lambda: names), lambda: orc)
+
+    modules = [module("one", one), module("two", two)]
+    elf = ELFFile(io.BytesIO(module_file(64, modules)))
+    assert symbols_of(elf)["one_start"] == rows[5]
+    placed = {s.name: s["sh_addr"] for s in elf.iter_sections() if s["sh_type"] == "SHT_NOBITS"}
+    assert placed == {".text1": rows[5], ".text2": rows[2000], ".text3": rows[1000]}
+    parts = {
+        entry["initial_location"]: entry
+        for entry in elf.get_dwarf_info().CFI_entries()[1:]
+        if isinstance(entry, FDE)
+    }
+    for part in (*one, *two):
+        assert any(
+            part.start <= at < at + entry["address_range"] <= part.stop
+            for at, entry in parts.items()
+        )
+    ends = sorted((at, at + entry["address_range"]) for at, entry in parts.items())
+    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
 
 
 def descriptions(data, step):

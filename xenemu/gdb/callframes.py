@@ -10,7 +10,8 @@ DWARF 4, section 6.4; System V ABI for x86-64, "DWARF Register Number Mapping".
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Final
 
 from xenemu.image.orc import REGS_BP, REGS_IP, Entry, Orc, Reg, Type
@@ -30,26 +31,38 @@ NO_CALLER: Final = bytes([CFA_UNDEFINED, RETURN_ADDRESS])
 BASES: Final = {Reg.SP: RSP, Reg.BP: RBP}
 
 
-def debug_frame(orc: Orc) -> bytes:
-    """The section .debug_frame that says what the tables say."""
+def debug_frame(orc: Orc, parts: Sequence[range] = ()) -> bytes:
+    """The section .debug_frame that says what the tables say.
+
+    A module's tables are of several `parts`, between which other modules may be.
+    """
     cie = struct.pack("<IB2s", NO_CIE, 1, b"\0\x01")  # version 1, no augmentation, factor 1
     cie += _sleb(-WORD) + bytes([RETURN_ADDRESS])
     cie += bytes([CFA_DEF_CFA_SF, RSP]) + _sleb(-1)  # there must be a CFA, where none is known, too
     pieces = [_entry(cie)]
+    if not parts:
+        pieces += _descriptions(orc.rows())
+    for part in parts:
+        rows = (row for row in orc.rows() if row[0] in part)
+        pieces += _descriptions(chain(rows, [(part.stop, None)]))
+    return b"".join(pieces)
+
+
+def _descriptions(stretches: Iterable[tuple[int, Entry | None]]) -> Iterator[bytes]:
+    """What is said of stretches of code that follow each other, of which the last only ends."""
     known: dict[int, bytes] = {}  # by identity: a hash of an entry costs more than its rule
     rows: list[tuple[int, bytes]] = []
-    for vaddr, entry in orc.rows():
+    for vaddr, entry in stretches:
         rule = known.get(id(entry))
         if rule is None:
-            rule = known[id(entry)] = _rule(entry)
+            rule = known[id(entry)] = _rule(entry) if entry else b""
         if not rows or rows[-1][1] != rule:
             rows.append((vaddr, rule))
         if len(rows) > ROWS:
-            pieces.append(_describe(rows[:-1], rows[-1][0]))
+            yield _describe(rows[:-1], rows[-1][0])
             del rows[:-1]
     if len(rows) > 1:
-        pieces.append(_describe(rows[:-1], rows[-1][0]))
-    return b"".join(pieces)
+        yield _describe(rows[:-1], rows[-1][0])
 
 
 def _describe(rows: list[tuple[int, bytes]], end: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The kernel's file, as gdb fetches it from the target to read its symbols.
+"""The kernel's file and its modules', as gdb fetches them from the target to read symbols.
 
 gdb manual: Host I/O Packets; The File Stat Structure.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from xenemu.gdb.rsp import PACKET_SIZE, number
-from xenemu.gdb.symbolfile import symbol_file
+from xenemu.gdb.symbolfile import module_file, symbol_file
 from xenemu.gdb.target import Target
 
 ENOENT, EBADF, EINVAL, EROFS = 2, 9, 22, 30  # gdb's own numbers, which are Linux's
@@ -20,10 +20,11 @@ STAT: Final = struct.Struct(">7I3Q3I")
 MAX_READ: Final = PACKET_SIZE // 2  # escaped, it may be twice as long
 BLOCK: Final = 4096
 PHYSICAL_SUFFIX: Final = ".physical"
+MODULES_SUFFIX: Final = ".modules"
 
 
 class Files:
-    """The one file that there is: the kernel with its symbols."""
+    """The files that there are: the kernel with its symbols, and the symbols of its modules."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -35,6 +36,11 @@ class Files:
     def path(self) -> str:
         """What the file is called; in another layout it is another file."""
         return self._path + PHYSICAL_SUFFIX if self._target.shows_physical else self._path
+
+    @property
+    def modules_path(self) -> str:
+        """What the file with the modules' names is called."""
+        return self._path + MODULES_SUFFIX
 
     def prepare(self) -> memoryview:
         """Make the file, which takes longer than a gdb is willing to wait for an answer."""
@@ -82,10 +88,14 @@ class Files:
         return _with_data(bytes(piece))
 
     def _open_file(self, path: str) -> bytes:
-        if path != self.path:
+        if path == self.path:
+            content = self.prepare()
+        elif path == self.modules_path:  # those that are loaded by now
+            content = module_file(self._target.image.elf_class, self._target.modules)
+        else:
             return _error(ENOENT)
         descriptor = max(self._open, default=2) + 1
-        self._open[descriptor] = self.prepare()
+        self._open[descriptor] = content
         return b"F%x" % descriptor
 
 

@@ -12,7 +12,6 @@ from xenemu.gdb import views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.target import Refused, Target
-from xenemu.peek import Code
 from xenemu.report import call_lines, walk_lines
 from xenemu.trace import KINDS, Tracer
 
@@ -39,6 +38,7 @@ COMMANDS: Final = {
     "gva2gpa": Command("ADDR", "where ADDR is in the guest and the machine"),
     "events": Command("", "the event channels that are not closed"),
     "symbols": Command("[NAME|ADDR]", "what is there; how to keep them"),
+    "modules": Command("", "the kernel's modules that are loaded; how to name them"),
     "disas": Command("[ADDR [N]]", "code as the CPU reads it now"),
     "kaslr": Command("", "how far the kernel is from where it was linked"),
     "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
@@ -61,7 +61,7 @@ class Monitor:
         request: Callable[[str], None],
     ) -> None:
         self._target, self._files = target, files
-        self._code = Code(target.image)
+        self._code = target.code
         self._breaks = Breaks(target.machine, request)
         self._say = say
         self._tracer: Tracer | None = None
@@ -73,6 +73,7 @@ class Monitor:
             "gva2gpa": self._gva2gpa,
             "events": self._events,
             "symbols": self._symbols,
+            "modules": self._modules,
             "disas": self._disas,
             "kaslr": self._kaslr,
             "arch": self._arch,
@@ -117,7 +118,7 @@ class Monitor:
         offset = int(found["offset"] or "0", 0)
         if found["pc"]:
             return self._target.pc + offset
-        vaddr = self._code.symbols.address(found["name"])
+        vaddr = self._code.address(found["name"])
         if vaddr is None:
             raise Refused(f"the image has no symbol {found['name']}")
         return vaddr + offset
@@ -151,13 +152,23 @@ class Monitor:
     # The kernel's code.
 
     def _symbols(self, words: list[str]) -> list[str]:
-        symbols = self._code.symbols
         if words:
             vaddr = self._address(words[0])
-            return [f"{vaddr:#x} is {symbols.format(vaddr)}"]
+            return [f"{vaddr:#x} is {self._code.format(vaddr)}"]
         return [
-            f"{len(symbols)} symbols; gdb reads them from {self._files.path}",
+            f"{len(self._code.symbols)} symbols; gdb reads them from {self._files.path}",
             f"to keep them: remote get {self._files.path} FILE",
+        ]
+
+    def _modules(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        modules = self._target.modules
+        if not modules:
+            return ["none, or a kernel that does not say where: Linux does by its BTF"]
+        return [
+            *(f"{module.name:<24} {module.parts[0].start:#x}" for module in modules),
+            f"for gdb to know their names: add-symbol-file target:{self._files.modules_path}",
         ]
 
     def _disas(self, words: list[str]) -> list[str]:

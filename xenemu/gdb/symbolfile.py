@@ -11,13 +11,13 @@ segment is cut where code ends and data begins, and the other way round.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final
 
 from xenemu.gdb.callframes import debug_frame
-from xenemu.image import Image, Segment
+from xenemu.image import Image
 from xenemu.image.elf import (
     EHDR,
     EI_OSABI,
@@ -31,7 +31,7 @@ from xenemu.image.elf import (
     SHT_SYMTAB,
     parse,
 )
-from xenemu.image.orc import Orc
+from xenemu.image.kernel_modules import Module
 
 SHT_PROGBITS = 1
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
@@ -75,6 +75,18 @@ class Run:
         return reversed(found)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A segment of the kernel, or a part of a module: where it is linked, and its names there.
+
+    `offset` leads from there to where the file has it.
+    """
+
+    linked: range
+    offset: int
+    names: list[tuple[int, str, bool]]
+
+
 def symbol_file(image: Image, physical: bool = False) -> memoryview:
     """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has.
 
@@ -91,36 +103,57 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
     names = list(image.symbols.items())
     if not names and not physical:
         return image.elf
-    bits = 32 if physical else image.elf_class
-    table, strings, sections = bytearray(SYMBOL[bits](0, 0, 0, 0)), bytearray(1), [Section("", 0)]
+    pieces = []
     for part in image.segments:
+        linked = range(part.vaddr, part.vaddr + part.memsz)
         offset = part.paddr - part.vaddr if physical else 0
-        inside = [entry for entry in names if part.vaddr <= entry[0] < part.vaddr + part.memsz]
-        for run in _runs(part, inside):
+        pieces.append(Piece(linked, offset, [entry for entry in names if entry[0] in linked]))
+    frames = debug_frame(image.orc) if image.orc and not physical else b""
+    return _names_only(32 if physical else image.elf_class, image.entry, pieces, frames)
+
+
+def module_file(bits: int, modules: Sequence[Module]) -> memoryview:
+    """An ELF with the names of a kernel's modules, and their call frame information."""
+    pieces, frames = [], b""
+    for module in modules:
+        names = list(module.symbols.items())
+        for part in module.parts:
+            pieces.append(Piece(part, 0, [entry for entry in names if entry[0] in part]))
+        frames += debug_frame(module.orc, module.parts) if module.orc else b""
+    return _names_only(bits, 0, pieces, frames)
+
+
+def _names_only(bits: int, entry: int, pieces: list[Piece], frames: bytes) -> memoryview:
+    """An ELF of sections without contents, and of names in them."""
+    table, strings, sections = bytearray(SYMBOL[bits](0, 0, 0, 0)), bytearray(1), [Section("", 0)]
+    for piece in pieces:
+        for run in _runs(piece):
             kind, flags = (".text", SHF_EXECINSTR) if run.is_code else (".data", SHF_WRITE)
-            place = f"{kind}{len(sections)}", SHT_NOBITS, flags | SHF_ALLOC, run.start + offset
+            start = run.start + piece.offset
+            place = f"{kind}{len(sections)}", SHT_NOBITS, flags | SHF_ALLOC, start
             sections.append(Section(*place, run.size))
             for vaddr, size, name in run.symbols():
-                table += SYMBOL[bits](len(strings), len(sections) - 1, vaddr + offset, size)
+                at = vaddr + piece.offset
+                table += SYMBOL[bits](len(strings), len(sections) - 1, at, size)
                 strings += name.encode("ascii", "replace") + b"\0"
-    orc = Orc(image.elf)
-    if len(orc) and not physical:
-        sections.append(Section(".debug_frame", SHT_PROGBITS, data=debug_frame(orc)))
+    if frames:
+        sections.append(Section(".debug_frame", SHT_PROGBITS, data=frames))
     links = {"link": len(sections) + 1, "info": 1, "entry_size": len(SYMBOL[bits](0, 0, 0, 0))}
     sections.append(Section(".symtab", SHT_SYMTAB, data=bytes(table), **links))
     sections.append(Section(".strtab", SHT_STRTAB, data=bytes(strings)))
-    return memoryview(_assemble(bits, image.entry, sections))
+    return memoryview(_assemble(bits, entry, sections))
 
 
-def _runs(segment: Segment, names: list[tuple[int, str, bool]]) -> Iterator[Run]:
-    """Cut a segment into runs; one without names is code, as far as anybody knows.
+def _runs(piece: Piece) -> Iterator[Run]:
+    """Cut a piece into runs; one without names is code, as far as anybody knows.
 
     Where a function begins, a label of the linker's for the end of data may be, too: a place is
     code if any of its names is.
     """
+    names, linked = piece.names, piece.linked
     code = {vaddr for vaddr, _, is_code in names if is_code}
     runs = [(is_code, list(run)) for is_code, run in groupby(names, lambda name: name[0] in code)]
-    starts = [segment.vaddr, *(run[0][0] for _, run in runs[1:]), segment.vaddr + segment.memsz]
+    starts = [linked.start, *(run[0][0] for _, run in runs[1:]), linked.stop]
     for (is_code, run), (start, end) in zip(runs or [(True, [])], pairwise(starts), strict=True):
         yield Run(start, end - start, is_code, [(vaddr, name) for vaddr, name, _ in run])
 

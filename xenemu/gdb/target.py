@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from xenemu.errors import XenError
@@ -18,8 +19,9 @@ from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
 from xenemu.hv.vcpu import Vcpu
 from xenemu.image import Image
 from xenemu.image.elf import parse
+from xenemu.image.kernel_modules import Module
 from xenemu.machine import Machine
-from xenemu.peek import LONG, Tables, in_kernel, locate, tables
+from xenemu.peek import LONG, Code, Tables, in_kernel, locate, tables
 from xenemu.pv.state import PvVcpu
 from xenemu.x86 import segment
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
@@ -68,6 +70,16 @@ class Target:
     def os_abi(self) -> str | None:
         """The system whose mark the kernel's file bears: gdb may lack a handler for it."""
         return parse(self.image.elf).os_abi
+
+    @cached_property
+    def code(self) -> Code:
+        """The kernel's code by name, and that of its modules."""
+        return Code(self.image, self.machine.current)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules that a Linux has loaded by now."""
+        return self.code.modules.loaded() if self.code.modules else ()
 
     def aliases(self, vaddr: int) -> list[int]:
         """The addresses that a breakpoint means: where the kernel was loaded, where it will run."""
