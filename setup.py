@@ -38,7 +38,11 @@ SHIM = Extension(
     sources=sorted(glob("xenemu/cpu/*.c")),
     depends=sorted(glob("xenemu/cpu/*.h")),
     libraries=["dl"],
-    extra_compile_args=["-std=gnu11", "-O2", "-fPIC", "-fvisibility=default", "-Wall", "-Wextra"],
+    # A field of Unicorn's is read as more than one type.
+    extra_compile_args=[
+        *("-std=gnu11", "-O2", "-fno-strict-aliasing", "-fPIC", "-fvisibility=default"),
+        *("-Wall", "-Wextra"),
+    ],
 )
 
 setup(ext_modules=[SHIM], cmdclass={"build_ext": BuildShim})

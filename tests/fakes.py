@@ -51,6 +51,8 @@ class FakeCpu:
     segments: dict[Seg, Segment] = field(default_factory=dict)
     task_switched: bool = False
     tsc_disabled: bool = False
+    fsgsbase: bool = False
+    tsc_aux: int = 0
     debug_registers: list[int] = field(default_factory=lambda: [0] * 8)
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
@@ -80,6 +82,12 @@ class FakeCpu:
 
     def set_tsc_disabled(self, value: bool) -> None:
         self.tsc_disabled = value
+
+    def set_fsgsbase(self, value: bool) -> None:
+        self.fsgsbase = value
+
+    def set_tsc_aux(self, value: int) -> None:
+        self.tsc_aux = value
 
     def debug_register(self, index: int) -> int:
         return self.debug_registers[index]

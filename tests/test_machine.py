@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import elfwriter
+from xenemu.hv.cpu import Reg
 from xenemu.image.loader import load
 from xenemu.machine import DomainConfig, Machine, Mode
 from xenemu.outcome import End, Outcome
@@ -35,11 +36,11 @@ class Silence:
 
 @pytest.fixture
 def machine(tmp_path):
-    def machine(code):
+    def machine(code, **config):
         notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
         path = tmp_path / "kernel"
         path.write_bytes(elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes]))
-        return Machine(load(path), DomainConfig(64 << 20), Mode.PV)
+        return Machine(load(path), DomainConfig(64 << 20, **config), Mode.PV)
 
     return machine
 
@@ -89,3 +90,13 @@ def test_where_a_guest_was_is_the_same_in_each_run(machine):
         looks.append(looping.samples)
     assert looks[0] == looks[1]
     assert [len(look.of_vcpu[0]) for look in looks] == [6, 6, 6]
+
+
+def test_the_seed_decides_what_the_guest_draws(machine):
+    rdrand_rbx = b"\x48\x0f\xc7\xf3"
+    drawn = []
+    for config in ({}, {"rng_seed": 0}, {"rng_seed": (1 << 64) - 1}):
+        ending = machine(rdrand_rbx + POWER_OFF, **config)
+        assert ending.run(Silence()).end is End.POWEROFF
+        drawn.append(ending.engine.regs[Reg.RBX])
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.options import format_size, parse_memory
+from xenemu.options import format_size, parse_memory, parse_seed
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,11 @@ def test_no_sizes(text):
 )
 def test_a_size_is_written_in_its_largest_whole_unit(size, text):
     assert format_size(size) == text
+
+
+def test_seeds():
+    for text, seed in (("0", 0), ("007", 7), ("0xFf", 255), (str(2**64 - 1), 2**64 - 1)):
+        assert parse_seed("--rng-seed", text) == seed
+    for text in ("", "-1", "1.0", "0x", "0xg", "1_0", str(2**64), "9" * 21, "\u0663"):
+        with pytest.raises(UsageError, match=r"^--rng-seed "):
+            parse_seed("--rng-seed", text)

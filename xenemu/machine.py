@@ -152,6 +152,7 @@ class Machine:
             TABLE,
         )
         self.engine.set_prices(PRICES_NS)
+        self.engine.seed_random(config.rng_seed)
         self.samples = Samples()
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)

@@ -16,6 +16,7 @@ from xenemu.hv.building import Module
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
+MAX_SEED: Final = (1 << 64) - 1
 
 
 def parse_memory(option: str, text: str) -> int:
@@ -29,6 +30,15 @@ def parse_memory(option: str, text: str) -> int:
             f"{option} {text}: give whole pages of 4K, up to {format_size(MAX_MEMORY)}"
         )
     return size
+
+
+def parse_seed(option: str, text: str) -> int:
+    """A seed of 64 bits, decimal or with ``0x``; UsageError if it is none."""
+    match = re.fullmatch(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", text, re.IGNORECASE | re.ASCII)
+    seed = int(text, 0 if text[:2].lower() == "0x" else 10) if match else -1
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"{option} {text}: give a number from 0 to {MAX_SEED:#x}")
+    return seed
 
 
 def format_size(size: int) -> str:

@@ -219,11 +219,6 @@ def test_what_leaves_the_guest(engine: Engine, code: bytes, expected: Exit) -> N
     assert run(engine, code + INC_RAX) == [expected]
 
 
-@pytest.mark.parametrize("code", [b"\x0f\xc7\xf0", b"\x0f\xc7\xf8"], ids=["rdrand", "rdseed"])
-def test_the_hosts_entropy_is_hidden(engine: Engine, code: bytes) -> None:
-    assert run(engine, code + INC_RAX) == [("undefined", 0)]
-
-
 @pytest.mark.parametrize(
     ("code", "address", "error_code"),
     [

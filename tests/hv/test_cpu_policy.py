@@ -40,6 +40,13 @@ def test_a_leaf_shows_what_the_policy_has():
         assert policy.cpuid(7, 0)[3] == 1 << Feature.ARCH_CAPS.bit
 
 
+def test_all_guests_have_random_numbers_and_segment_bases():
+    for policy in (PV64, PV32, HVM):
+        assert policy.cpuid(1, 0)[2] & 1 << 30
+        assert policy.cpuid(7, 0)[1] == 1 << Feature.FSGSBASE.bit | 1 << Feature.RDSEED.bit
+        assert policy.cpuid(0x80000001, 0)[3] & 1 << Feature.RDTSCP.bit
+
+
 def test_only_long_mode_has_48_bits_of_linear_address():
     assert [p.cpuid(0x80000008, 0)[0] for p in (PV64, PV32, HVM)] == [0x3028, 0x2028, 0x3028]
 

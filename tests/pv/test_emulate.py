@@ -31,7 +31,7 @@ from xenemu.pv.emulate import (
     emulate_privileged_op,
     iopl_ok,
 )
-from xenemu.pv.msr import CR4_DE, CR4_TSD, CR4_XEN
+from xenemu.pv.msr import CR4_DE, CR4_FSGSBASE, CR4_TSD, CR4_XEN
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, msr, segment
@@ -234,10 +234,14 @@ def test_cr3_is_the_kernels_root(current: Current) -> None:
     refused(current, b"\x0f\x22\xd8", RAX=9 << 12)
 
 
-def test_cr4_has_two_bits_of_the_guests(current: Current) -> None:
+def test_cr4_has_three_bits_of_the_guests(current: Current) -> None:
+    assert isinstance(current.cpu, FakeCpu)
     emulated(current, b"\x0f\x22\xe0", RAX=(1 << 64) - 1)
     emulated(current, b"\x0f\x20\xe0")
-    assert current.cpu.regs[Reg.RAX] == CR4_XEN | CR4_DE | CR4_TSD
+    assert current.cpu.regs[Reg.RAX] == CR4_XEN | CR4_DE | CR4_TSD | CR4_FSGSBASE
+    assert (current.cpu.tsc_disabled, current.cpu.fsgsbase) == (True, True)
+    emulated(current, b"\x0f\x22\xe0", RAX=0)
+    assert (current.cpu.tsc_disabled, current.cpu.fsgsbase) == (False, False)
 
 
 @pytest.mark.parametrize("code", [b"\x0f\x20\xc8", b"\x44\x0f\x20\xc0", b"\x0f\x22\xe8"])

@@ -11,7 +11,7 @@ from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.cpuid import HYPERCALL_MSR
 from xenemu.hv.domain import Current
 from xenemu.pv.hypercall_page import hypercall_page
-from xenemu.pv.msr import CR4_DE, CR4_TSD, CR4_XEN, fixup_guest_cr4, read, write
+from xenemu.pv.msr import CR4_DE, CR4_FSGSBASE, CR4_TSD, CR4_XEN, fixup_guest_cr4, read, write
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, msr
 
@@ -33,9 +33,9 @@ def refused(current: Current, number: int, value: int) -> None:
     assert (repr(current.vcpu), repr(current.cpu)) == (vcpu, cpu)
 
 
-def test_cr4_is_xens_but_for_tsd_and_de() -> None:
+def test_cr4_is_xens_but_for_tsd_de_and_fsgsbase() -> None:
     assert fixup_guest_cr4(0) == CR4_XEN
-    assert fixup_guest_cr4((1 << 64) - 1) == CR4_XEN | CR4_TSD | CR4_DE
+    assert fixup_guest_cr4((1 << 64) - 1) == CR4_XEN | CR4_TSD | CR4_DE | CR4_FSGSBASE
 
 
 @pytest.mark.parametrize(("number", "which"), [(msr.FS_BASE, Seg.FS), (msr.GS_BASE, Seg.GS)])
@@ -95,6 +95,14 @@ def test_the_table_says_what_may_be_written(current: Current) -> None:
 
 def test_some_of_its_own_are_read_only(current: Current) -> None:
     refused(current, msr.IA32_APIC_BASE, read(current, msr.IA32_APIC_BASE) or 0)
+
+
+def test_the_auxiliary_value_is_the_cpus_too_and_has_32_bits(current: Current) -> None:
+    assert isinstance(current.cpu, FakeCpu)
+    assert read(current, msr.TSC_AUX) == 0
+    assert write(current, msr.TSC_AUX, 0xFFFFFFFF)
+    assert read(current, msr.TSC_AUX) == current.cpu.tsc_aux == 0xFFFFFFFF
+    refused(current, msr.TSC_AUX, 1 << 32)
 
 
 def test_unknown_registers_fault(current: Current) -> None:

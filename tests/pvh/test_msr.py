@@ -59,6 +59,7 @@ NON_CANONICAL = 1 << 47
         (msr.LSTAR, 0xFFFFFFFF_81000000, NON_CANONICAL),
         (msr.CSTAR, 0, NON_CANONICAL),
         (msr.FMASK, 0x47700, 1 << 32),
+        (msr.TSC_AUX, 0xFFFFFFFF, 1 << 32),
         (msr.IA32_CR_PAT, 0x0007010600070106, 2),
         (msr.EFER, 0xD01, 0x1D01),
     ],

@@ -61,6 +61,7 @@ def test_everything(plan, tmp_path):
         timeout = 10
         virtual_timeout = 2.5
         quiet_timeout = 1
+        rng_seed = 0x12
         """
     )
     assert boot == Boot(
@@ -82,6 +83,7 @@ def test_everything(plan, tmp_path):
         timeout=10,
         virtual_timeout=2.5,
         quiet_timeout=1,
+        rng_seed=18,
     )
     assert boot.full_cmdline == 'quiet A=1 "B=two words"'
 
@@ -181,6 +183,8 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("timeout = 0", "9: timeout: 0: give seconds, above 0"),
         ("timeout = nan", "9: timeout: nan: give seconds"),
         ("timeout = true", "9: timeout: True: give seconds"),
+        ("rng_seed = -1", "9: rng_seed: -1: give a number from 0 to 0xffffffffffffffff"),
+        ('rng_seed = "1"', "9: rng_seed: '1': give a number"),
         ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),
         ('kernel = "none"', "9: kernel: "),
         ('kernel = "d"', "9: kernel: "),

@@ -25,7 +25,7 @@ from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.confine import confine, obstacle
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
-from xenemu.options import format_size, parse_memory, parse_module, read_module
+from xenemu.options import format_size, parse_memory, parse_module, parse_seed, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
 from xenemu.outputs import Output, Outputs
 from xenemu.report import GIVEN_UP, report
@@ -168,6 +168,14 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
     ] = TraceFormat.TEXT,
+    rng_seed: Annotated[
+        str,
+        typer.Option(
+            help="What the guest's RDRAND and RDSEED begin with: a number of 64 bits. The same seed"
+            " gives the same run.",
+            metavar="NUMBER",
+        ),
+    ] = "0",
     debug_xen: Annotated[
         bool,
         typer.Option(
@@ -221,6 +229,7 @@ def run(
         os.fsencode(cmdline),
         _initrd(initrd, init, rootfs, busybox, size),
         debug_xen=debug_xen,
+        rng_seed=parse_seed("--rng-seed", rng_seed),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:

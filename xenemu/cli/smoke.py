@@ -57,6 +57,9 @@ def smoke(
     tolerate: Annotated[
         Texts, _option("What the kernel may do: warning, oops, bug, lockup.", "WORD")
     ] = None,
+    rng_seed: Annotated[
+        int | None, _option("What RDRAND and RDSEED begin with; 0.", "NUMBER")
+    ] = None,
     timeout: Annotated[
         float | None, _option("Give up after this many seconds of real time; 300.", "SECONDS")
     ] = None,
@@ -98,7 +101,7 @@ def smoke(
         "mode": mode, "cmdline": cmdline, "memory": memory, "initrd": initrd, "init": init,
         "rootfs": rootfs, "busybox": busybox, "expect": expect, "reject": reject, "exit": exit,
         "tolerate": tolerate, "timeout": timeout, "virtual_timeout": virtual_timeout,
-        "quiet_timeout": quiet_timeout,
+        "quiet_timeout": quiet_timeout, "rng_seed": rng_seed,
     }  # fmt: skip
     from xenemu.cli import github, matrix  # noqa: PLC0415 (nobody else pays for them)
 

@@ -12,9 +12,19 @@ import ctypes
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any
 
+from xenemu.abi.arch_x86.cpufeatureset import (
+    WORD_1C,
+    WORD_1D,
+    WORD_7B0,
+    WORD_7C0,
+    WORD_E1C,
+    WORD_E1D,
+    word_of,
+)
 from xenemu.cpu import shim
 from xenemu.errors import EngineError, EngineGaveUp
 from xenemu.hv.cpu import ExitHandler, Seg, Segment
+from xenemu.hv.cpu_policy import HOST_FEATURES
 from xenemu.hv.memory import Memory
 from xenemu.hv.prices import Exit
 
@@ -24,6 +34,7 @@ ENV_HFLAGS = 176
 ENV_SEGS = 184
 ENV_CR = 424
 ENV_EFER = 592
+ENV_TSC_AUX = 4896
 ENV_DR = 5400
 ENV_FEATURES = 5632
 ENV_SAVED = 5568  # everything up to here is a vcpu's own
@@ -49,14 +60,16 @@ CR4_TSD = 1 << 2
 CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
-EFER_MSR = 0xC0000080
+CR4_FSGSBASE = 1 << 16
+EFER_MSR, TSC_AUX_MSR = 0xC0000080, 0xC0000103
 EFER_SCE_LME_LMA_NX = 0xD01
 EFER_SCE_NX = 0x801
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
 
-# Instructions that read the host's entropy, or that no CPUID of ours offers, are undefined.
-FEATURE_1_ECX, FEATURE_7_EBX = 1, 2
-HIDDEN = {FEATURE_1_ECX: 1 << 30, FEATURE_7_EBX: 1 << 18}  # RDRAND, RDSEED
+# By their index in CPUX86State.features, the words of a featureset. The engine takes instructions
+# that their bits do not name for undefined.
+FEATURE_WORDS = {0: WORD_1D, 1: WORD_1C, 2: WORD_7B0, 3: WORD_7C0, 6: WORD_E1D, 7: WORD_E1C}
+NR_FEATURE_WORDS = 8
 
 MAX_RUN_NS = 1 << 62
 BREAKPOINTS = 4  # DR0 to DR3
@@ -127,14 +140,16 @@ class Engine:
         self._cr = (ctypes.c_uint64 * 5).from_address(env + ENV_CR)
         self._efer = ctypes.c_uint64.from_address(env + ENV_EFER)
         self._dr = (ctypes.c_uint64 * 8).from_address(env + ENV_DR)
+        self._tsc_aux = ctypes.c_uint64.from_address(env + ENV_TSC_AUX)
         self._saved = (ctypes.c_ubyte * ENV_SAVED).from_address(env)
         self._interrupt_request = ctypes.c_uint32.from_address(cpu + CPU_INTERRUPT_REQUEST)
         self._halted = ctypes.c_uint32.from_address(cpu + CPU_HALTED)
         self._exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
+        state.native = 0  # or the last engine's guest would be asked about MSRs
         self._self_check()
-        features = (ctypes.c_uint64 * 3).from_address(env + ENV_FEATURES)
-        for word, bits in HIDDEN.items():
-            features[word] &= ~bits
+        features = (ctypes.c_uint64 * NR_FEATURE_WORDS).from_address(env + ENV_FEATURES)
+        for index, word in FEATURE_WORDS.items():
+            features[index] &= word_of(HOST_FEATURES, word)
 
         self._written = bytearray(memory.nr_frames)
         state.code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
@@ -142,10 +157,11 @@ class Engine:
         state.frames = memory.nr_frames
         state.ram = address
         state.left = state.end = state.skipped_ns = 0
-        state.native = state.populated = state.ports = state.overrides = 0
+        state.populated = state.ports = state.overrides = 0
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
         state.looked_ns = 0
+        self.seed_random(0)
         self.set_prices({})
         self.look = lambda: None
         self.put_off = 0  # nanoseconds of the slice that a step leaves for later
@@ -192,10 +208,11 @@ class Engine:
             found = place()
             uc.reg_write(register, before)
             if found != magic:
-                raise EngineError(
-                    f"this build of unicorn {shim.UNICORN_VERSION} keeps register {register} "
-                    "elsewhere: xenemu supports the x86-64 Linux wheel from the Python index"
-                )
+                raise _kept_elsewhere(f"register {register}")
+        uc.msr_write(TSC_AUX_MSR, magic)
+        if self._tsc_aux.value != magic:
+            raise _kept_elsewhere("TSC_AUX")
+        self._tsc_aux.value = 0
 
     def attach(self, handler: Any) -> None:
         """Set who handles the exits: an `ExitHandler`."""
@@ -409,6 +426,18 @@ class Engine:
         """Set or clear CR4.TSD: RDTSC above CPL 0 then faults."""
         self._cr[4] = self._cr[4] & ~CR4_TSD | (CR4_TSD if value else 0)
 
+    def set_fsgsbase(self, value: bool) -> None:
+        """Set or clear CR4.FSGSBASE: without it, RDFSBASE and the like are undefined."""
+        self._cr[4] = self._cr[4] & ~CR4_FSGSBASE | (CR4_FSGSBASE if value else 0)
+
+    def set_tsc_aux(self, value: int) -> None:
+        """Set what RDTSCP leaves in ECX."""
+        self._tsc_aux.value = value
+
+    def seed_random(self, seed: int) -> None:
+        """Begin the sequence of what RDRAND and RDSEED read; `seed` has 64 bits."""
+        self._state.random = seed
+
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
         s = self._segs[which]
@@ -496,3 +525,10 @@ class Engine:
         uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)
+
+
+def _kept_elsewhere(what: str) -> EngineError:
+    return EngineError(
+        f"this build of unicorn {shim.UNICORN_VERSION} keeps {what} elsewhere:"
+        " xenemu supports the x86-64 Linux wheel from the Python index"
+    )

@@ -434,11 +434,13 @@ void forget_branch(void)
     jump_block = 0;
 }
 
-/* All blocks are gone. */
+/* All blocks are gone: this engine's, or those of one that is closed while this one runs. */
 void tb_flush_x86_64(void *cpu)
 {
-    memset(jumps, 0, sizeof jumps);
-    jump_block = 0;
+    if (cpu == G.cpu) {
+        memset(jumps, 0, sizeof jumps);
+        jump_block = 0;
+    }
     U.tb_flush(cpu);
 }
 
@@ -497,7 +499,7 @@ void helper_rdtsc_x86_64(void *env)
 void helper_rdtscp_x86_64(void *env)
 {
     rdtsc(env, RETURN_ADDRESS);
-    FIELD(env, ENV_REGS + 1 * 8, uint64_t) = 0;
+    FIELD(env, ENV_REGS + 1 * 8, uint64_t) = (uint32_t)FIELD(env, ENV_TSC_AUX, uint64_t);
 }
 
 /* #GP unless the guest may use the port: by IOPL, or natively by its TSS's bitmap. */

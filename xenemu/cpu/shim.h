@@ -43,6 +43,7 @@ extern struct shared {
     void (*enter)(void);  /* the hypervisor */
     void (*look)(void);   /* whether the host wants the guest to stop; it reads no registers */
     int64_t looked_ns;    /* when that was last asked, by the host's clock */
+    uint64_t random;      /* the state of what RDRAND and RDSEED read */
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     uint64_t uncounted;   /* blocks that do not begin as expected */
     void *uc, *cpu, *env, *tcg;

@@ -55,6 +55,7 @@ class State(ctypes.Structure):
         ("enter", ctypes.c_void_p),
         ("look", ctypes.c_void_p),
         ("looked_ns", ctypes.c_int64),
+        ("random", ctypes.c_uint64),
         ("exits", ctypes.c_uint64),
         ("flushes", ctypes.c_uint64),
         ("fills", ctypes.c_uint64),

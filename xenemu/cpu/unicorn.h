@@ -22,10 +22,10 @@ enum { /* CPUState */
     CPU_BREAKPOINTS = 0x8148,
 };
 enum { /* CPUX86State */
-    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_SEGS = 184,
+    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_CC_SRC = 152, ENV_HFLAGS = 176, ENV_SEGS = 184,
     ENV_CR0 = 424, ENV_CR2 = 424 + 2 * 8, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808,
     ENV_SYSENTER_EIP = 4816, ENV_STAR = 4824, ENV_LSTAR = 4840,
-    ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864,
+    ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864, ENV_TSC_AUX = 4896,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR = 5400, ENV_DR6 = 5400 + 6 * 8,
     ENV_OLD_EXCEPTION = 5496,
 };
@@ -54,7 +54,8 @@ enum {
     CR0_PE = 1u << 0, CR0_EM = 1u << 2, CR0_TS = 1u << 3, CR0_ET = 1u << 4, CR0_WP = 1u << 16, CR0_NW = 1u << 29, CR0_CD = 1u << 30,
     CR0_PG = 1u << 31, CR0_DEFINED = 0xe005003f,
     CR4_DE = 1u << 3, CR4_PAE = 1u << 5, CR4_RELOADS_PDPTES = 0xb0, /* PSE, PAE, PGE */
-    CR4_OSFXSR = 1u << 9, CR4_OFFERED = 0x7fc, /* TSD to OSXMMEXCPT: what CPUID offers */
+    CR4_OSFXSR = 1u << 9, CR4_FSGSBASE = 1u << 16,
+    CR4_OFFERED = 0x7fc | CR4_FSGSBASE, /* and TSD to OSXMMEXCPT: what CPUID offers */
 };
 enum {
     PTE_P = 1, PTE_RW = 2, PTE_US = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7,
@@ -66,7 +67,7 @@ enum { PHYSICAL_BITS = 40 };
 #define PTE_NX (1ull << 63)
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_TS = 1 << 11, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
-enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
+enum { EFLAGS_CF = 1, EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };

@@ -75,6 +75,12 @@ class Cpu(Protocol):
     def set_tsc_disabled(self, value: bool) -> None:
         """Set or clear CR4.TSD, so that RDTSC faults."""
 
+    def set_fsgsbase(self, value: bool) -> None:
+        """Set or clear CR4.FSGSBASE: without it, RDFSBASE and the like are undefined."""
+
+    def set_tsc_aux(self, value: int) -> None:
+        """Set what RDTSCP leaves in ECX."""
+
     def debug_register(self, index: int) -> int:
         """Read DR0..DR7."""
 

@@ -18,7 +18,7 @@ HIGHEST_XEN_LEAF = XEN_LEAF + 5
 NR_XEN_LEAVES = 0x200
 HYPERCALL_PAGES = 1
 HYPERCALL_MSR = 0x40000000
-TSC_IS_SAFE = 1 << 1
+TSC_IS_SAFE, HOST_HAS_RDTSCP = 1 << 1, 1 << 2
 INCARNATION = 1  # of the domain: it has not migrated
 Leaf = Callable[[Current, int, int], Registers]
 
@@ -56,7 +56,7 @@ def _time(subleaf: int) -> Registers:
     """The TSC is native and runs at 1 GHz from 0."""
     # system_time = (tsc << 1) * 2**31 >> 32, exactly the TSC
     return {
-        0: (TSC_IS_SAFE, 0, TSC_KHZ, INCARNATION),
+        0: (TSC_IS_SAFE | HOST_HAS_RDTSCP, 0, TSC_KHZ, INCARNATION),
         1: (0, 0, 1 << 31, 1),
         2: (TSC_KHZ, 0, 0, 0),
     }.get(subleaf, NOTHING)

@@ -139,6 +139,7 @@ TABLE: Final[tuple[tuple[Iterable[int], Access, Access], ...]] = (
     ((msr.EFER,), OWN, OWN),
     (msr.SYSCALL, NONE, OWN),
     (msr.BASES, OWN, OWN),
+    ((msr.TSC_AUX,), OWN, OWN),
     ((msr.AMD64_NB_CFG,), DUMMY, DUMMY),
     ((msr.K8_ENABLE_C1E,), NONE, ZERO),
 )

@@ -379,6 +379,7 @@ def _write_cr(current: Current, insn: Instruction) -> int:
         case 4:
             pv(current).cr4 = msr.fixup_guest_cr4(value)
             current.cpu.set_tsc_disabled(bool(value & msr.CR4_TSD))
+            current.cpu.set_fsgsbase(bool(value & msr.CR4_FSGSBASE))
         case _:
             raise Refused
     return insn.length + 1

@@ -22,13 +22,14 @@ CR4_TSD, CR4_DE = 1 << 2, 1 << 3
 CR4_PAE, CR4_MCE = 1 << 5, 1 << 6
 CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 9, 1 << 10
 CR4_XEN = CR4_PAE | CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT  # what a guest sees of Xen's own
-CR4_GUEST_OWNED = CR4_TSD | CR4_DE
+CR4_FSGSBASE = 1 << 16
+CR4_GUEST_OWNED = CR4_TSD | CR4_DE | CR4_FSGSBASE
 
 XEN_MSRS = HYPERCALL_MSR >> 16
 
 
 def fixup_guest_cr4(value: int) -> int:
-    """The CR4 that a guest asking for `value` gets: its TSD and DE, and Xen's other bits."""
+    """The CR4 that a guest asking for `value` gets: TSD, DE and FSGSBASE its own, others Xen's."""
     return value & CR4_GUEST_OWNED | CR4_XEN
 
 
@@ -59,6 +60,8 @@ def _read(current: Current, number: int) -> int | None:
             return pv(current).inactive_gs
         case msr.EFER:
             return guest_efer(current)
+        case msr.TSC_AUX:
+            return current.vcpu.msrs.get(number, 0)
         case msr.IA32_TSC:
             return cpu.now_ns
         case msr.IA32_APIC_BASE:
@@ -90,6 +93,9 @@ def _write(current: Current, number: int, value: int) -> bool:
             set_base(current, Seg.GS, value)
         case msr.KERNEL_GS_BASE:
             pv(current).inactive_gs = value
+        case msr.TSC_AUX if not value >> 32:
+            current.vcpu.msrs[number] = value
+            current.cpu.set_tsc_aux(value)
         case msr.EFER:
             return value == guest_efer(current)
         case _ if number == HYPERCALL_MSR:

@@ -22,7 +22,9 @@ from xenemu.x86 import msr
 from xenemu.x86.paging import PAGE_SHIFT, Maddr, is_canonical
 
 # What the CPU keeps itself.
-NATIVE = frozenset({*msr.SYSENTER, msr.IA32_CR_PAT, msr.EFER, *msr.SYSCALL, *msr.BASES})
+NATIVE = frozenset(
+    {*msr.SYSENTER, msr.IA32_CR_PAT, msr.EFER, *msr.SYSCALL, *msr.BASES, msr.TSC_AUX}
+)
 ADDRESSES = frozenset({msr.IA32_SYSENTER_ESP, msr.IA32_SYSENTER_EIP, msr.LSTAR, msr.CSTAR})
 
 
@@ -81,7 +83,7 @@ def _native_okay(current: Current, number: int, value: int) -> bool:
         return known and not (changed & msr.EFER_LME and current.cpu.cr0 & CR0_PG)
     if number == msr.IA32_CR_PAT:
         return mtrr.pat_okay(value)
-    if number == msr.FMASK:
+    if number in (msr.FMASK, msr.TSC_AUX):
         return not value >> 32
     return number not in ADDRESSES or is_canonical(value)
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from xenemu.errors import UsageError
 from xenemu.machine import Mode
-from xenemu.options import parse_memory
+from xenemu.options import MAX_SEED, parse_memory
 from xenemu.smoke.verdict import Verdict
 
 VARIED: Final = ("kernel", "mode", "cmdline", "memory")
@@ -91,6 +91,7 @@ class Boot:
     reject: tuple[str, ...] = ()
     exit: tuple[str, ...] = ()
     tolerate: tuple[Verdict, ...] = ()
+    rng_seed: int = 0
     timeout: float = 300.0
     virtual_timeout: float = math.inf
     quiet_timeout: float = 20.0
@@ -363,6 +364,12 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SEED:
+        raise ValueError(f"{value!r}: give a number from 0 to {MAX_SEED:#x}")
+    return value
+
+
 def _choice(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{value!r}: give one of {', '.join(known)}")
@@ -406,6 +413,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "reject": lambda reader, value: tuple(_regex(one) for one in _strings(value)),
     "exit": lambda reader, value: _ends(value),
     "tolerate": lambda reader, value: _tolerated(value),
+    "rng_seed": lambda reader, value: _seed(value),
     "timeout": lambda reader, value: _seconds(value),
     "virtual_timeout": lambda reader, value: _seconds(value),
     "quiet_timeout": lambda reader, value: _seconds(value),

@@ -80,6 +80,7 @@ class Session:
             os.fsencode(boot.full_cmdline),
             _initrd(boot),
             modules=tuple(parse_module("module", text, boot.memory) for text in boot.module),
+            rng_seed=boot.rng_seed,
         )
         try:
             self.machine = Machine(self.image, config, boot.mode)

@@ -54,14 +54,19 @@ class Feature(Enum):
     MOVBE = WORD_1C, 22, "A"
     POPCNT = WORD_1C, 23, "A"
     AESNI = WORD_1C, 25, "A"
+    RDRAND = WORD_1C, 30, "!A"
     HYPERVISOR = WORD_1C, 31, "!A"
 
     SYSCALL = WORD_E1D, 11, "A"
     NX = WORD_E1D, 20, "A"
     PAGE1GB = WORD_E1D, 26, "H"
+    RDTSCP = WORD_E1D, 27, "A"
     LM = WORD_E1D, 29, "A"
 
     LAHF_LM = WORD_E1C, 0, "A"
+
+    FSGSBASE = WORD_7B0, 0, "A"
+    RDSEED = WORD_7B0, 18, "A"
 
     ARCH_CAPS = WORD_7D0, 29, "!A"
 
