@@ -82,7 +82,7 @@ def main(boot: Boot, connection: Connection, errors: str) -> None:
 def check(boot: Boot, connection: Connection, errors: str) -> None:
     """Send the `Result` of a boot that is over before its first instruction."""
     isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
-    connection.send(boot_once(boot, run=lambda session: []))
+    wire.send(connection, boot_once(boot, run=lambda session: []))
 
 
 def boot_once(
@@ -90,7 +90,7 @@ def boot_once(
     connection: Connection | None = None,
     is_to_stop: Callable[[], bool] = bool,
     confined: bool = False,
-    run: Callable[[Session], list[Finding]] = Session.run_plan,
+    run: Callable[[Session], list[Finding]] = lambda session: session.run_plan(),
 ) -> Result:
     """Boot, to a result whatever happens; only a crash of this process gives none.
 
