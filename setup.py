@@ -41,7 +41,7 @@ SHIM = Extension(
     # A field of Unicorn's is read as more than one type.
     extra_compile_args=[
         *("-std=gnu11", "-O2", "-fno-strict-aliasing", "-fPIC", "-fvisibility=default"),
-        *("-Wall", "-Wextra"),
+        *("-Wall", "-Wextra", "-Werror=implicit-function-declaration"),
     ],
 )
 

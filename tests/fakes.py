@@ -9,7 +9,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.abi.features import pvh_features
 from xenemu.errors import XenError
 from xenemu.hv.console import Console
-from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.cpu import Seg, Segment, Undefined
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
@@ -53,6 +53,7 @@ class FakeCpu:
     tsc_disabled: bool = False
     fsgsbase: bool = False
     tsc_aux: int = 0
+    last_undefined: Undefined | None = None
     debug_registers: list[int] = field(default_factory=lambda: [0] * 8)
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
@@ -85,6 +86,9 @@ class FakeCpu:
 
     def set_fsgsbase(self, value: bool) -> None:
         self.fsgsbase = value
+
+    def undefined(self) -> Undefined | None:
+        return self.last_undefined
 
     def set_tsc_aux(self, value: int) -> None:
         self.tsc_aux = value

@@ -9,7 +9,7 @@ from fakes import enter_long_mode, make_current, make_pv_current, make_pvh_curre
 from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
-from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.cpu import Reg, Seg, Segment, Undefined
 from xenemu.hv.domain import CallRecord
 from xenemu.hv.p2m import P2m
 from xenemu.linux import Linux, LogLine
@@ -260,3 +260,12 @@ def test_lines_of_the_log_that_are_shown_elsewhere_are_left_out(current, kernel,
     assert section(report(current, kernel), "Kernel log") == both
     assert section(report(current, kernel, shown={"one"}), "Kernel log") == both[1:]
     assert "Kernel log" not in report(current, kernel, shown={"one", "two"})
+
+
+def test_an_instruction_that_lacks_a_feature_is_explained(current, kernel):
+    current.cpu.last_undefined = Undefined(0x401136, 64, bytes.fromhex("c5e858d9"))
+    place, why = section(report(current, kernel), "The last #UD")
+    assert place == "0x401136: vaddps %xmm1, %xmm2, %xmm3"
+    assert why.startswith("the instruction is AVX: ")
+    current.cpu.last_undefined = Undefined(0x401136, 64, b"\x0f\x0b")
+    assert "#UD" not in report(current, kernel)

@@ -15,6 +15,7 @@ from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.image import Image
 from xenemu.image.orc import Read
+from xenemu.lacking import undefined_lines
 from xenemu.linux import Linux
 from xenemu.outcome import End
 from xenemu.peek import (
@@ -70,6 +71,7 @@ def report(
         "Other vcpus": _other_vcpus(current, linux),
         "Modules": _modules(code),
         "Backtrace": code.backtrace(current, read),
+        "The last #UD": _undefined(current, code),
         "Page walk of cr2, where the last page fault was": (
             walk_lines(current, current.cpu.cr2) if tables(current) else []
         ),
@@ -140,6 +142,11 @@ def _tasks(linux: Linux, vcpu_id: int) -> list[str]:
 def _modules(code: Code) -> list[str]:
     names = " ".join(module.name for module in code.modules.loaded()) if code.modules else ""
     return textwrap.wrap(names, LINE, break_on_hyphens=False)
+
+
+def _undefined(current: Current, code: Code) -> list[str]:
+    undefined = current.cpu.undefined()
+    return undefined_lines(undefined, code.format(undefined.rip)) if undefined else []
 
 
 def _other_vcpus(current: Current, linux: Linux) -> list[str]:

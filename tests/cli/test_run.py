@@ -73,6 +73,11 @@ def test_a_crash_by_the_hypervisor_says_what_to_do(boot):
     assert lines[1].startswith("xenemu: what to do: register handlers before")
 
 
+def test_a_report_says_which_feature_an_instruction_lacks(boot):
+    told = boot(b"\xc5\xf8\x77").stderr.decode()  # vzeroupper
+    assert "The last #UD:\n  0xffffffff81000000: vzeroupper\n  the instruction is AVX: " in told
+
+
 def test_a_report_ends_though_the_stack_pointer_is_not_aligned(boot):
     load = bytes.fromhex("bc01002000")  # mov $0x200001, %esp
     assert b"Backtrace:" in boot(load + UNDEFINED).stderr

@@ -210,3 +210,22 @@ def test_in_32_bit_code_les_and_lds_are_none(engine: Engine) -> None:
     engine.regs[Reg.RSI] = STACK
     assert run(engine, b"\xc5\x06" + b"\x0f\x0b")[-1] == ("#UD", 2), "lds (%esi), %eax"
     assert engine.regs[Reg.RAX] == 0
+
+
+def test_the_last_undefined_instruction_is_remembered_but_for_ud2(engine: Engine) -> None:
+    assert engine.undefined() is None
+    run(engine, INC_RAX + VADDPS + INC_RAX * 9)
+    for meant in (b"\x0f\x0b", b"\x0f\xb9\xc0", b"\x0f\xff\xc0"):
+        run(engine, meant)
+    undefined = engine.undefined()
+    assert undefined is not None
+    assert (undefined.rip, undefined.bits) == (CODE + 3, 64)
+    assert undefined.code == (VADDPS + INC_RAX * 9)[:15]
+
+
+def test_an_undefined_instruction_at_the_end_of_memory(engine: Engine) -> None:
+    last = (FRAMES << 12) - len(VADDPS)
+    run(engine, VADDPS, last)
+    undefined = engine.undefined()
+    assert undefined is not None
+    assert (undefined.rip, undefined.code) == (last, VADDPS)

@@ -13,7 +13,7 @@ static const uint8_t SEGMENT_PREFIXES[] = {[ES] = 0x26, [CS] = 0x2e, [SS] = 0x36
  * Read code as the CPU fetches it, without a fault: how many bytes there were. The probe writes
  * down a fault that it does not raise.
  */
-static unsigned peek_code(uint64_t at, uint8_t *bytes, unsigned wanted)
+unsigned peek_code(uint64_t at, uint8_t *bytes, unsigned wanted)
 {
     uint64_t cr2 = FIELD(G.env, ENV_CR2, uint64_t);
     uint32_t error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);

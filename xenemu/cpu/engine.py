@@ -23,7 +23,7 @@ from xenemu.abi.arch_x86.cpufeatureset import (
 )
 from xenemu.cpu import shim
 from xenemu.errors import EngineError, EngineGaveUp
-from xenemu.hv.cpu import ExitHandler, Seg, Segment
+from xenemu.hv.cpu import ExitHandler, Seg, Segment, Undefined
 from xenemu.hv.cpu_policy import HOST_FEATURES
 from xenemu.hv.memory import Memory
 from xenemu.hv.prices import Exit
@@ -161,6 +161,7 @@ class Engine:
         state.exits = state.flushes = state.fills = 0
         state.blocks_translated = state.code_frames = 0
         state.looked_ns = 0
+        state.undefined_bits = 0
         self.seed_random(0)
         self.set_prices({})
         self.look = lambda: None
@@ -433,6 +434,14 @@ class Engine:
     def set_tsc_aux(self, value: int) -> None:
         """Set what RDTSCP leaves in ECX."""
         self._tsc_aux.value = value
+
+    def undefined(self) -> Undefined | None:
+        """See `Cpu.undefined`."""
+        state = self._state
+        if not state.undefined_bits:
+            return None
+        code = bytes(state.undefined_code)[: state.undefined_bytes]
+        return Undefined(state.undefined_rip, state.undefined_bits, code)
 
     def seed_random(self, seed: int) -> None:
         """Begin the sequence of what RDRAND and RDSEED read; `seed` has 64 bits."""

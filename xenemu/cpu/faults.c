@@ -3,6 +3,8 @@
  *
  * Intel SDM volume 3, chapter 6; volume 2, INT n.
  */
+#include <string.h>
+
 #include "shim.h"
 
 enum delivering delivering; /* left as it is when delivery faults: then the fault is delivered */
@@ -266,6 +268,22 @@ static bool is_icebp(uint64_t rip)
     return true;
 }
 
+/* Remember an undefined instruction for the report, if it is not one of those that are to be that. */
+static void note_undefined(uint64_t at)
+{
+    uint8_t code[sizeof G.undefined_code];
+    unsigned n = peek_code(at, code, 2);
+    bool meant = n == 2 && code[0] == 0x0f &&
+                 (code[1] == 0x0b || code[1] == 0xb9 || code[1] == 0xff); /* UD2, UD1, UD0 */
+
+    if (n < 2 || meant)
+        return;
+    G.undefined_bytes = peek_code(at, code, sizeof code);
+    memcpy(G.undefined_code, code, sizeof code);
+    G.undefined_rip = FIELD(G.env, ENV_EIP, uint64_t);
+    G.undefined_bits = code64() ? 64 : FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32 ? 32 : 16;
+}
+
 static bool on_undefined(void *uc, void *data)
 {
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
@@ -283,10 +301,12 @@ static bool on_undefined(void *uc, void *data)
         }
     } else if (is_icebp(rip) || debugger_catches(UD)) {
         return true;
-    } else if (G.native) {
-        deliver(UD, rip);
     } else {
-        enter_hypervisor(EXIT_UNDEFINED, UD);
+        note_undefined(cs_base + rip);
+        if (G.native)
+            deliver(UD, rip);
+        else
+            enter_hypervisor(EXIT_UNDEFINED, UD);
     }
     return true;
 }

@@ -47,6 +47,10 @@ extern struct shared {
     uint64_t exits, flushes, fills, blocks_translated, code_frames;
     uint64_t uncounted;   /* blocks that do not begin as expected */
     void *uc, *cpu, *env, *tcg;
+    /* The last undefined instruction, but for UD2 and the like. */
+    uint64_t undefined_rip;
+    uint32_t undefined_bits; /* of its code: 16, 32, 64; 0 if there was none */
+    uint8_t undefined_bytes, undefined_code[15];
     /* For native guests. */
     uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
     uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
@@ -128,6 +132,7 @@ struct instruction {
     int segment;                  /* of an override that counts, or NO_SEGMENT */
     uint32_t opcode;              /* with its escape bytes: 0x0F38xx */
 };
+unsigned peek_code(uint64_t at, uint8_t *bytes, unsigned wanted);
 bool decode(struct instruction *in);
 uint8_t behind_opcode(const struct instruction *in, unsigned n);
 int operand_bits(const struct instruction *in);

@@ -39,6 +39,15 @@ class Segment:
     attributes: int = 0
 
 
+@dataclass(frozen=True)
+class Undefined:
+    """An undefined instruction: where it was, its first bytes, and how wide its code was."""
+
+    rip: int
+    bits: int
+    code: bytes
+
+
 class Cpu(Protocol):
     """The current vcpu's registers, and the few verbs that the model needs."""
 
@@ -80,6 +89,9 @@ class Cpu(Protocol):
 
     def set_tsc_aux(self, value: int) -> None:
         """Set what RDTSCP leaves in ECX."""
+
+    def undefined(self) -> Undefined | None:
+        """The last instruction that raised #UD, but for UD2 and the like, whose purpose that is."""
 
     def debug_register(self, index: int) -> int:
         """Read DR0..DR7."""
