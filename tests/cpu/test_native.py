@@ -137,6 +137,38 @@ def test_an_abort_of_unicorns_ends_the_run():
     assert another[ECX] == 1
 
 
+def endless_faults() -> Guest:
+    """A #UD whose handler is where no code is: no block ever begins."""
+    guest = Guest(UD2, {UNDEFINED: IRET})
+    gate = 0x30008E00 << 32 | 8 << 16  # 0x30000000, a hole
+    guest.memory.write_uint(Maddr(IDT + 8 * UNDEFINED), 8, gate)
+    return guest
+
+
+def test_the_host_is_looked_at_where_no_block_begins():
+    guest = endless_faults()
+    looks: list[int] = []
+
+    def look() -> None:
+        guest.engine._state.looked_ns = 0
+        looks.append(guest.engine.rip)
+        if len(looks) == 50:
+            guest.engine.stop()
+
+    guest.engine.look = look
+    guest.run(1_000_000_000)
+    assert len(looks) == 50
+    assert not guest.engine.triple_fault
+
+
+def test_faults_take_time_and_meet_the_deadline():
+    guest = endless_faults()
+    guest.engine.set_prices({Exit.DELIVERY: 100})
+    guest.run(5_000)
+    assert 5_000 <= guest.engine.now_ns < 5_200
+    assert not guest.engine.triple_fault
+
+
 # The physical address space.
 
 

@@ -89,6 +89,7 @@ PRICED = {
     Exit.LOAD: shim.EXIT_LOAD,
     Exit.STORE: shim.EXIT_STORE,
     Exit.PAUSE: shim.PAUSE,
+    Exit.DELIVERY: shim.DELIVERY,
 }
 
 

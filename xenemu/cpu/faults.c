@@ -76,6 +76,8 @@ static void deliver(uint32_t vector, uint64_t rip)
         *error = (*error - 2) / 2 + 2;
     if (delivering >= AN_EXCEPTION && vector >= TS && vector <= GP)
         *error |= 1; /* EXT */
+    spend(G.prices[DELIVERY]);
+    look_between_blocks();
     if (vector == DB)
         FIELD(G.env, ENV_DR + 7 * 8, uint64_t) &= ~(uint64_t)DR7_GD;
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
@@ -242,6 +244,7 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
     G.size = soft_length;
     enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
+    look_between_blocks();
 }
 
 /* Whether a VMCALL or VMMCALL is at this address, by the mapping that it was fetched through. */

@@ -47,7 +47,7 @@ void settle(void)
 }
 
 /* Let the price of something pass, which is no instruction. */
-static void spend(uint32_t ns)
+void spend(uint32_t ns)
 {
     settle(); /* so that the next block looks at what is left */
     G.left -= ns;
@@ -266,6 +266,17 @@ static void look_at_host(void)
     G.looked_ns = now_ns;
     call_python(G.look);
     if (G.stop)
+        U.emu_stop(G.uc);
+}
+
+/*
+ * What a block's start does, where none may begin: an exception whose handler cannot be fetched
+ * is delivered again and again.
+ */
+void look_between_blocks(void)
+{
+    look_at_host();
+    if (left_to_run() <= 0)
         U.emu_stop(G.uc);
 }
 

@@ -16,7 +16,7 @@ enum exit_kind {
     EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
     EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
     EXIT_READ_CR8, EXIT_WRITE_CR8, EXIT_LOAD, EXIT_STORE,
-    PAUSE, /* no exit, but it has a price */
+    PAUSE, DELIVERY, /* no exits, but they have prices */
     PRICES
 };
 enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
@@ -76,6 +76,8 @@ extern struct shared {
 extern int64_t left_at_refund;
 int64_t left_to_run(void);
 void settle(void);
+void spend(uint32_t ns);
+void look_between_blocks(void);
 void enter_hypervisor(enum exit_kind kind, uint32_t vector);
 int64_t unfinished(uintptr_t pc);
 uint64_t *machine_entry(uint64_t paddr);

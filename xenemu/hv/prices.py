@@ -30,6 +30,7 @@ class Exit(Enum):
     WRMSR = auto()
     LOAD = auto()  # where no memory is; the local APIC's page, too
     STORE = auto()
+    DELIVERY = auto()  # of an exception by the guest's own IDT: the CPU's work, no exit
     # Of both.
     CPUID = auto()
     IN = auto()
@@ -49,6 +50,7 @@ PRICES_NS: Final = {
     Exit.WRMSR: 1_000,
     Exit.LOAD: 2_000,
     Exit.STORE: 2_000,
+    Exit.DELIVERY: 100,
     Exit.CPUID: 1_000,
     Exit.IN: 1_000,
     Exit.OUT: 1_000,
