@@ -162,6 +162,8 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--shard", "x"), "--shard x: give a part"),
         (("--memory", "x"), "--memory: x: give a number and a unit"),
         (("--init", "none"), "--init: none: there is no such file"),
+        (("--timeout", "0"), "--timeout: 0.0: give seconds, above 0"),
+        (("--quiet-timeout", "0"), "--quiet-timeout: 0.0: give seconds, above 0"),
         (("--junit", "none/x"), "--junit none/x: No such file"),
         (("--log-dir", "good"), "--log-dir good: File exists"),
     ],

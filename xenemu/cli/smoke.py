@@ -106,7 +106,8 @@ def smoke(
     from xenemu.cli import github, matrix  # noqa: PLC0415 (nobody else pays for them)
 
     with github.told():
-        boots = matrix.boots(what, {k: v for k, v in described.items() if v}, shard)
+        given = {key: value for key, value in described.items() if value not in (None, [])}
+        boots = matrix.boots(what, given, shard)
         files = matrix.Files(junit, json, tap, log_dir)
         if list_only:
             for boot in boots:
