@@ -46,7 +46,9 @@ def test_expectations_run_the_guest_step_by_step(run):
     run(test, guest=kernel(code)).assert_outcomes(passed=1)
 
 
-def test_what_is_not_seen_fails_the_test_with_the_console(run):
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_what_is_not_seen_fails_the_test_with_the_console(run, monkeypatch, ci):
+    monkeypatch.setenv("CI", ci)  # with which pytest's summary has messages in full
     test = """
         def test(boot):
             boot("guest", memory="64M").expect("login:")

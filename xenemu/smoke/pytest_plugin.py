@@ -118,6 +118,9 @@ def pytest_runtest_makereport(
     guests = item.stash.get(GUESTS, None)
     if guests is not None and report.failed and call.excinfo and call.when != "teardown":
         report.sections += guests.sections(str(call.excinfo.value))
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is not None:  # the summary has it: on CI in full, a console and all, once more
+            crash.message = crash.message.partition("\n")[0]
 
 
 class _Guests(list["Guest"]):
