@@ -30,6 +30,8 @@ WAYS: Final = {"--timeout": 6, "SIGINT": 130, "SIGTERM": 143}  # and their exit 
 
 def main() -> int:
     """Print a row for each storm; 1 if one could not be ended in time."""
+    # A shell starts what it runs in the background deaf to SIGINT, and so would the guests be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     slowest = 0.0
     print(f"{'guest':<7} {'storm':<10} " + " ".join(f"{way:>9}" for way in WAYS))
     with tempfile.TemporaryDirectory() as scratch:

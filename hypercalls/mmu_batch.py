@@ -10,29 +10,54 @@ In Xen: arch/x86/mm.c (do_mmu_update, do_mmuext_op)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Literal
 
 from xenemu.abi.xen import MMU_UPDATE_PREEMPTED
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
-from xenemu.hv.pagetype import Frames, Restart
+from xenemu.hv.pagetype import Restart
 
 NO_REQUESTS = 0
 
 
-@dataclass
 class Batch:
-    """`count` requests of `size` bytes at guest address `start`, of which `done` are done."""
+    """The requests of a call: `count` of `size` bytes at guest address `start`; `done` are done.
 
-    frames: Frames
-    start: int
-    count: int
-    size: int
-    most: int  # requests in one call
-    done: int = 0
+    A context: at its end it tells the guest, at the call's `pdone`, how many were done. It raises
+    `Continue` if the guest is to issue the call again. (Not a generator: half of a boot's
+    hypercalls come through here.)
+    """
+
+    def __init__(
+        self, current: Current, args: tuple[int, int, int, int], size: int, most: int
+    ) -> None:
+        """`args` are the call's arguments; `most` requests are done before events are seen to."""
+        self.start, self.count, self._pdone, self._foreigndom = args
+        self.size, self.most, self.done = size, most, 0
+        self.frames = current.domain.frames
+        self._current = current
+        self._before = 0  # done by the earlier parts of a preempted call
+        if self.count & MMU_UPDATE_PREEMPTED:
+            self.count &= ~MMU_UPDATE_PREEMPTED
+            self._before = _read_done(current, self._pdone)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> Literal[False]:
+        if self._pdone:
+            _write_done(self._current, self._pdone, self._before + self.done)
+        if isinstance(error, Restart):
+            left = self.count - self.done | MMU_UPDATE_PREEMPTED
+            raise Continue(self.at, left, self._pdone, self._foreigndom) from None
+        if self.frames.old_tables and (error is None or isinstance(error, XenError)):
+            result = 0
+            if isinstance(error, XenError):
+                self.frames.refusal = error.reason
+                result = -error.errno
+            raise Continue(NO_REQUESTS, MMU_UPDATE_PREEMPTED, 0, result & 0xFFFFFFFF) from None
+        return False
 
     @property
     def at(self) -> int:
@@ -67,38 +92,6 @@ def finish_earlier(
     return result
 
 
-@contextmanager
-def batch(
-    current: Current, args: tuple[int, int, int, int], size: int, most: int
-) -> Iterator[Batch]:
-    """The requests of a call with these arguments; at its `pdone`, tell how many were done.
-
-    `Continue` if the guest is to issue the call again.
-    """
-    requests, count, pdone, foreigndom = args
-    frames = current.domain.frames
-    before = 0
-    if count & MMU_UPDATE_PREEMPTED:
-        count &= ~MMU_UPDATE_PREEMPTED
-        before = _read_done(current, pdone)
-    todo = Batch(frames, requests, count, size, most)
-    result = 0
-    try:
-        yield todo
-    except Restart:
-        left = count - todo.done | MMU_UPDATE_PREEMPTED
-        raise Continue(todo.at, left, pdone, foreigndom) from None
-    except XenError as error:
-        if not frames.old_tables:
-            raise
-        frames.refusal = error.reason
-        result = -error.errno
-    finally:
-        _write_done(current, pdone, before + todo.done)
-    if frames.old_tables:
-        raise Continue(NO_REQUESTS, MMU_UPDATE_PREEMPTED, 0, result & 0xFFFFFFFF)
-
-
 def _read_done(current: Current, pdone: int) -> int:
     """What the earlier parts of a preempted call have done; 0 if that cannot be read."""
     try:
@@ -108,9 +101,8 @@ def _read_done(current: Current, pdone: int) -> int:
 
 
 def _write_done(current: Current, pdone: int, done: int) -> None:
-    """Tell the guest how much was done, if it asked and the place can be written."""
-    if pdone:
-        try:
-            current.write_uint(pdone, 4, done)
-        except XenError as error:
-            current.domain.log(f"the count of updates done is lost: {error.reason}")
+    """Tell the guest how much was done, if the place can be written."""
+    try:
+        current.write_uint(pdone, 4, done)
+    except XenError as error:
+        current.domain.log(f"the count of updates done is lost: {error.reason}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hypercalls.mmu_batch import Batch, batch, finish_earlier
+from hypercalls.mmu_batch import Batch, finish_earlier
 from xenemu.abi.errno import EINVAL, ENOSYS, ESRCH
 from xenemu.abi.xen import (
     DOMID_IO,
@@ -26,7 +26,8 @@ from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import LEVELS, PGT_writable_page
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
-REQUEST_SIZE: Final = 16  # bytes, in both widths
+REQUEST: Final = mmu_update_t.layout(8).packer  # the same in both widths
+REQUEST_SIZE: Final = REQUEST.size
 REQUEST_WORK: Final = 2
 BATCH: Final = 512  # requests done before events are looked at
 COMMAND: Final = 7  # in `ptr`: an entry is 8 bytes
@@ -49,7 +50,7 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
         raise XenError(ESRCH, f"there is no domain {pt_dom - 1}")
     pt_owner = pt_dom - 1 if pt_dom else domain.domid
     flush = False
-    with batch(current, (ureqs, count, pdone, foreigndom), REQUEST_SIZE, BATCH) as todo:
+    with Batch(current, (ureqs, count, pdone, foreigndom), REQUEST_SIZE, BATCH) as todo:
         try:
             pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
             while todo.more():
@@ -67,11 +68,11 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
 
 def _read_requests(current: Current, todo: Batch) -> list[tuple[int, int]]:
     """Read the next requests up to the end of the page, at least one."""
-    here = max(1, (PAGE_SIZE - (todo.at & PAGE_MASK)) // REQUEST_SIZE)
+    at = todo.at
     count = min(todo.count, BATCH) - todo.done
-    data = current.read(todo.at, min(count, here) * REQUEST_SIZE)
-    packer = mmu_update_t.layout(current.domain.width).packer
-    return list(packer.iter_unpack(data))
+    if count > 1:
+        count = min(count, max(1, (PAGE_SIZE - (at & PAGE_MASK)) // REQUEST_SIZE))
+    return list(REQUEST.iter_unpack(current.read(at, count * REQUEST_SIZE)))
 
 
 def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int) -> bool:
@@ -83,9 +84,10 @@ def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int
         return False
     if command not in (MMU_NORMAL_PT_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMU_PT_UPDATE_NO_TRANSLATE):
         raise XenError(ENOSYS, f"mmu_update has no command {command}")
-    if pg_owner != DOMID_IO:
-        check_target(current, pg_owner)
-    check_target(current, pt_owner)
+    if not pg_owner == pt_owner == current.domain.domid:
+        if pg_owner != DOMID_IO:
+            check_target(current, pg_owner)
+        check_target(current, pt_owner)
     mfn = ptr >> PAGE_SHIFT
     frames.get_page(mfn, pt_owner)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hypercalls.mmu_batch import batch, finish_earlier
+from hypercalls.mmu_batch import Batch, finish_earlier
 from xenemu.abi.errno import EACCES, EINVAL, EOPNOTSUPP
 from xenemu.abi.xen import (
     MMUEXT_CLEAR_PAGE,
@@ -70,7 +70,7 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
         raise XenError(EINVAL, "a PVH guest has its own page tables")
     check_target(current, pg_owner)
     size = mmuext_op_t.sizeof(current.domain.width)
-    with batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
+    with Batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
         while todo.more():
             op = current.read_struct(mmuext_op_t, todo.at)
             _, handler = ops.implemented(current, op.cmd)

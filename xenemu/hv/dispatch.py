@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from operator import and_
-from typing import ClassVar
+from operator import and_, itemgetter
+from typing import ClassVar, Final
 
 from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
@@ -279,30 +279,46 @@ class HypercallTable:
         return result
 
 
-_MASKS = dict.fromkeys(Arg, (1 << 64) - 1) | {Arg.INT: 0xFFFFFFFF}
+WORD: Final = (1 << 64) - 1
+RAX: Final = Reg.RAX
+_MASKS = dict.fromkeys(Arg, WORD) | {Arg.INT: 0xFFFFFFFF}
 
 
-def issue(current: Current, number: int, registers: Sequence[Reg], mask: int, length: int) -> None:
+class Convention:
+    """How code passes a hypercall's arguments: in which registers, and which bits of them count.
+
+    `length` is that of the instruction that makes the call, in bytes.
+    """
+
+    def __init__(self, width: int, registers: Sequence[Reg], length: int) -> None:
+        self.registers, self.length = registers, length
+        self.mask = (1 << 8 * width) - 1
+        self._pick = itemgetter(*map(int, registers))
+
+    def arguments(self, regs: Sequence[int]) -> Sequence[int]:
+        """The arguments, out of a vcpu's general registers."""
+        picked: tuple[int, ...] = self._pick(regs)
+        return picked if self.mask == WORD else [value & self.mask for value in picked]
+
+
+def issue(current: Current, number: int, convention: Convention) -> None:
     """Make the hypercall that the guest asks for; its result goes to RAX.
 
-    The arguments are in `registers`, of which `mask` counts. A call that is preempted is issued
-    again: RIP moves back over the instruction of `length` bytes. What the call did takes the
-    guest's time.
+    A call that is preempted is issued again: RIP moves back over the instruction that made it.
+    What the call did takes the guest's time.
     """
     assert current.table is not None
     cpu, regs, frames = current.cpu, current.cpu.regs, current.domain.frames
     frames.work_left = WORK_PER_CALL
     try:
-        result = current.table.call(
-            current, number, [regs[register] & mask for register in registers]
-        )
-        regs[Reg.RAX] = result & mask
+        result = current.table.call(current, number, convention.arguments(regs))
+        regs[RAX] = result & convention.mask
         if current.domain.debug_xen:
-            poison_arguments(current, number, registers, result)
+            poison_arguments(current, number, convention.registers, result)
     except Continue as again:
-        for register, value in zip(registers, again.new_args, strict=False):
+        for register, value in zip(convention.registers, again.new_args, strict=False):
             regs[register] = value
-        cpu.rip -= length
+        cpu.rip -= convention.length
     finally:
         if frames.work_left != WORK_PER_CALL:
             cpu.spend((WORK_PER_CALL - frames.work_left) * WORK_NS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
-from xenemu.hv.dispatch import issue, look_at_timers
+from xenemu.hv.dispatch import Convention, issue, look_at_timers
 from xenemu.hv.domain import Current
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.prices import EMULATION_NS
@@ -24,17 +24,19 @@ from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
-from xenemu.pv.state import NO_TRAP, pv
+from xenemu.pv.state import NO_TRAP, pv, pv_vcpu
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 
-ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
-ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
 HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
+CONVENTION64 = Convention(8, (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9), HYPERCALL_LENGTH)
+CONVENTION32 = Convention(
+    4, (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP), HYPERCALL_LENGTH
+)
 INT80 = 0x80
 LDT_BYTES = 0x10000
 
@@ -67,17 +69,18 @@ class PvExits:
             traps.iret(current)
             return
         traps.load_syscall_state(current)
-        issue(current, number, ARGUMENTS64, traps.WORD, HYPERCALL_LENGTH)
+        issue(current, number, CONVENTION64)
         look_at_timers(current)
 
     def _deliver_events(self) -> None:
         current = self.current
-        if current.vcpu.blocked:
+        vcpu = current.vcpu
+        if vcpu.blocked:
             return
-        state = pv(current)
+        state = pv_vcpu(vcpu)
         if state.nmi_pending and not state.nmi_masked:
             traps.deliver_nmi(current)
-        if event_pending(current.domain, current.vcpu):
+        if event_pending(current.domain, vcpu):
             traps.deliver_event(current)
 
     def deliver_events(self) -> None:
@@ -251,5 +254,5 @@ class Pv32Exits(PvExits):
         if number == Nr.iret:
             traps.iret(current)
         else:
-            issue(current, number, ARGUMENTS32, 0xFFFFFFFF, HYPERCALL_LENGTH)
+            issue(current, number, CONVENTION32)
             look_at_timers(current)

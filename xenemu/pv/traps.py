@@ -43,6 +43,7 @@ NULL_RING3 = 3  # a selector
 CODE_RING3 = {8: segment.CODE64_RING3, 4: segment.CODE32_RING3}
 STACK_ALIGN = 16
 STACK_REACH = 8 * 8  # Xen's longest frame: a stack this far above its area cannot reach into it
+RCX, R11, SS, CS = Reg.RCX, Reg.R11, Seg.SS, Seg.CS  # looked up once: each hypercall needs them
 SYSCALL_LENGTH = 2
 WORD = (1 << 64) - 1
 UPCALL_MASK = 1  # offset in vcpu_info
@@ -130,10 +131,12 @@ def load_syscall_state(current: Current) -> None:
     CS and SS are Xen's flat ones, whatever the guest had; one that has such a selector is flat.
     """
     cpu = current.cpu
-    cpu.regs[Reg.RCX], cpu.regs[Reg.R11] = cpu.rip, cpu.rflags
-    for which, flat in ((Seg.SS, SS64), (Seg.CS, CS64)):
-        if cpu.selector(which) != flat.selector:
-            cpu.set_segment(which, flat)
+    regs = cpu.regs
+    regs[RCX], regs[R11] = cpu.rip, cpu.rflags
+    if cpu.selector(SS) != FLAT_RING3_SS64:
+        cpu.set_segment(SS, SS64)
+    if cpu.selector(CS) != FLAT_RING3_CS64:
+        cpu.set_segment(CS, CS64)
 
 
 def inject(current: Current, vector: int, error_code: int = 0) -> None:

@@ -14,7 +14,7 @@ from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
-from xenemu.hv.dispatch import issue, look_at_timers
+from xenemu.hv.dispatch import Convention, issue, look_at_timers
 from xenemu.hv.domain import Current
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.timers import Key
@@ -23,9 +23,9 @@ from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
 from xenemu.x86 import flags, segment
 
-ARGUMENTS64 = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)
-ARGUMENTS32 = (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP)
 VMCALL_LENGTH = 3
+CONVENTION64 = Convention(8, (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9), VMCALL_LENGTH)
+CONVENTION32 = Convention(4, (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP), VMCALL_LENGTH)
 DEBUG_PORT = 0xE9  # XEN_HVM_DEBUGCONS_IOPORT
 PORTS = frozenset({DEBUG_PORT})
 CR0_PE = 1 << 0
@@ -59,10 +59,9 @@ class PvhExits:
             return
         current.domain.width = current.code_width
         wide = current.domain.width == 8
-        mask = MASK64 if wide else 0xFFFFFFFF
         current.environment = "pvh64" if wide else "pvh32"
-        registers = ARGUMENTS64 if wide else ARGUMENTS32
-        issue(current, regs[Reg.RAX] & mask, registers, mask, VMCALL_LENGTH)
+        convention = CONVENTION64 if wide else CONVENTION32
+        issue(current, regs[Reg.RAX] & convention.mask, convention)
         self.deliver_events()
         look_at_timers(current)
 
