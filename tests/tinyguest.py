@@ -23,6 +23,12 @@ def say(text: bytes) -> bytes:
     return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
 
 
+def wait_until(ns: int) -> bytes:
+    """SCHEDOP_poll of no port, until the guest's clock shows `ns`."""
+    poll = bytes.fromhex("50 6a00 6a00 4889e6 b81d000000 bf03000000 0f05")
+    return b"\x48\xb8" + ns.to_bytes(8, "little") + poll
+
+
 def kernel(code: bytes, symbols: dict[str, int] | None = None) -> bytes:
     """An ELF that runs `code` in kernel mode, with no trap handlers; the addresses of `symbols`."""
     notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
@@ -99,14 +99,15 @@ class Terminal(Protocol):
 
 @dataclass
 class Limits:
-    """When to give up: host seconds, by the caller's clock."""
+    """When to give up: host seconds since `started`, or since now, by the caller's clock."""
 
     timeout_s: float | None = None
     clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
+    started: float = math.nan
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        if math.isnan(self.started):
+            self.started = self.clock()
 
     def expired(self) -> bool:
         return self.timeout_s is not None and self.clock() - self.started > self.timeout_s

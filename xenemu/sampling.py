@@ -3,9 +3,10 @@
 A slice of a vcpu's ends somewhere in its code. `Samples` keeps where, as long as the last look at
 the same vcpu is 10 ms of virtual time ago, so that short slices count for no more than long ones.
 What is kept is bounded, and, like all that follows virtual time alone, the same in each run. It
-is read only when somebody asks; then three patterns have a name:
+is read only when somebody asks; then four patterns have a name:
 
 * *waiting*: nearly every look finds the vcpu blocked
+* *a program*: nearly every look finds it in user space
 * *a loop*: nearly every look finds it in one of a few functions
 * *a livelock*: the same, while it makes the same few hypercalls all the time
 
@@ -93,6 +94,8 @@ class Samples:
         top = places.most_common(FEW)
         if places[WAITING] >= NEARLY_ALL * len(silent):
             return f"waiting nearly all the time, and silent {since}"
+        if places[PROGRAM] >= NEARLY_ALL * len(silent):
+            return f"with a program that runs nearly all the time, and silent {since}"
         few = sum(count for _, count in top) >= NEARLY_ALL * len(silent)
         if not few or top[0][0] in (WAITING, PROGRAM):
             return ""

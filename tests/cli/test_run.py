@@ -13,10 +13,23 @@ import pytest
 
 import elfwriter
 from guests.build import ENVIRONMENTS, build, guests
-from tinyguest import BLOCK, CRASH, POWEROFF, REBOOT, SPIN, UNDEFINED, kernel, say, shutdown
+from tinyguest import (
+    BLOCK,
+    CRASH,
+    POWEROFF,
+    REBOOT,
+    SPIN,
+    UNDEFINED,
+    kernel,
+    say,
+    shutdown,
+    wait_until,
+)
+from xenemu import cli
 from xenemu.cli.expect import Expectations
 from xenemu.cli.run import judge
 from xenemu.linux import LogLine
+from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as initramfs
 from xenemu.smoke.verdict import Facts
@@ -34,6 +47,35 @@ def boot(tmp_path, xenemu_run):
 
 
 # Exit codes.
+
+
+def test_a_guest_that_sleeps_after_its_input_goes_on_and_the_person_is_told(boot):
+    long = wait_until(61_000_000_000) + wait_until(900_000_000_000) + shutdown(POWEROFF)
+    result = boot(say(b"$ ") + long)
+    assert (result.returncode, result.stdout) == (0, b"$ ")
+    told = [line for line in result.stderr.splitlines() if b"the input has ended" in line]
+    assert len(told) == 1 and b"Ctrl-C or --timeout ends the run" in told[0]
+    short = wait_until(59_000_000_000) + shutdown(POWEROFF)
+    for code, options in ((short, ()), (long, ("--timeout", "60"))):
+        assert b"input" not in boot(code, *options).stderr
+
+
+def test_the_time_out_counts_from_the_beginning(monkeypatch, tmp_path):
+    """A kernel that is slow to load leaves no time for its guest."""
+    now_s = 0.0
+
+    def load(path):
+        nonlocal now_s
+        now_s = 5.0
+        return real_load(path)
+
+    module = sys.modules["xenemu.cli.run"]
+    real_load = module.image.load
+    monkeypatch.setattr(module.image, "load", load)
+    monkeypatch.setattr(module, "Limits", lambda timeout: Limits(timeout, lambda: now_s))
+    path = tmp_path / "kernel"
+    path.write_bytes(kernel(say(b"late") + shutdown(POWEROFF)))
+    assert cli.main(["run", str(path), "--memory", "64M", "--timeout", "4", "--confine=off"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -419,6 +461,18 @@ def test_a_shell_in_debians_kernel_reads_a_pipe(guest_image, xenemu_run, tmp_pat
     )
     assert result.returncode == 0, result.stderr
     assert b"got hello\r\n" in result.stdout
+
+
+def test_the_shell_of_a_busybox_ends_with_its_input(guest_image, xenemu_run):
+    """Also while a program runs that never reads, and after a line without an end."""
+    result = xenemu_run(
+        guest_image("debian-cloud-amd64"),
+        *("--mode", "pvh", "--busybox", guest_image("busybox"), "--cmdline", "console=hvc0 quiet"),
+        stdin=b"sleep 100; echo awake\ncat\nfoo\necho $((6 * 7))",
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"\nawake\r" in result.stdout and b"\nfoo\r" in result.stdout
+    assert b"poweroff, exit 0" in result.stderr
 
 
 def test_a_panic_for_want_of_a_root(guest_image, xenemu_run):

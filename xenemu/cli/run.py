@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 import typer
 
 from xenemu import image
+from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.expect import Expectations
 from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.status import Status
@@ -65,7 +66,8 @@ Exit codes:
   4    the guest crashed, or it panicked, whatever came after; or its watchdog ran out
   5    the hypervisor crashed it, for a rule that it broke; or a triple fault that
        is no reboot
-  6    --timeout passed, or the guest waits for what can never come
+  6    --timeout passed, or the guest waits for what can never come: with no timer
+       set, and no more input
   {EXIT_IMAGE}    the kernel cannot be used, these options cannot be honoured, or a file cannot
        be written
   {EXIT_FIT}    the kernel, its initrd or a module does not fit in the guest's memory
@@ -101,7 +103,7 @@ def run(
         Path | None,
         typer.Option(
             help="The static busybox for --init and --rootfs, which else is the one in PATH;"
-            " alone, it makes an initramfs that gives a shell.",
+            " alone, it makes an initramfs that gives a shell, which ends with its input.",
             metavar="FILE",
         ),
     ] = None,
@@ -118,7 +120,10 @@ def run(
     ] = "256M",
     timeout: Annotated[
         float | None,
-        typer.Option(help="Give up after this many seconds of real time.", metavar="SECONDS"),
+        typer.Option(
+            help="Give up after this many seconds of real time, loading included.",
+            metavar="SECONDS",
+        ),
     ] = None,
     expect: Annotated[
         list[str] | None,
@@ -220,8 +225,10 @@ def run(
 
     The console is standard output; all else goes to standard error. Standard input is what is
     typed at the console: from a terminal key by key, with Ctrl-] to leave, or from a pipe or a
-    file. The run ends when the guest powers off, crashes, or waits for what can never come.
+    file. The run ends when the guest powers off, crashes, or waits for what can never come: for no
+    timer, and for no input, since that has ended. Linux always has a timer; --timeout ends it.
     """
+    limits = Limits(timeout)
     expectations = Expectations(expect or [])
     size = parse_memory("--memory", memory)
     config = DomainConfig(
@@ -247,7 +254,8 @@ def run(
             kernel,
             mode,
             config,
-            timeout,
+            busybox is not None and init is None and rootfs is None,
+            limits,
             audit_ns,
             expectations,
             log_file,
@@ -284,7 +292,8 @@ def _run(
     kernel: Path,
     mode: Mode,
     config: DomainConfig,
-    timeout: float | None,
+    is_shell: bool,
+    limits: Limits,
     audit_ns: int | None,
     expectations: Expectations,
     log: Output | None,
@@ -308,7 +317,12 @@ def _run(
         machine = _build(loaded, config, mode)
         engine = machine.engine
         status.measure = lambda: (engine.now_ns, engine.instructions)
-        terminal = HostTerminal(stdin, stdout, expectations, status, log)
+        after = AfterInput(
+            lambda: engine.now_ns,
+            is_shell and not (listener and listener.takes_stdio),
+            None if is_shell or limits.timeout_s is not None else _tell_amid(status),
+        )
+        terminal = HostTerminal(stdin, stdout, expectations, status, log, after)
         status.make_room()
         if told or verbose:
             leave = "; Ctrl-] leaves" if terminal.interactive else ""
@@ -318,7 +332,7 @@ def _run(
         told_to = None if errors is None else Output(errors, "standard error")
         stderr = Sink(told_to, terminal, status)
         trace = stderr if trace_file is None else Sink(trace_file, terminal)
-        limits, server = Limits(timeout), None
+        server = None
         witness = Witness(machine, loaded)
         if listener:
             status.phase("xenemu: reading the kernel's symbols")
@@ -447,6 +461,16 @@ def _descriptor(stream: TextIO | None) -> int | None:
         return stream.fileno() if stream else None
     except OSError:  # a stream that a test put there
         return None
+
+
+def _tell_amid(status: Status) -> Callable[[str], None]:
+    """Tell while the guest runs, on a line of its own."""
+
+    def tell(sentence: str) -> None:
+        typer.echo(status.new_line(), err=True, nl=False)
+        _tell(sentence)
+
+    return tell
 
 
 def _tell(sentence: str) -> None:

@@ -70,11 +70,16 @@ class Status:
             self.make_room()
             self._stream = None
 
+    def new_line(self) -> str:
+        """Take the line away; what to print first so that a new line begins."""
+        self.make_room()
+        return "" if self._at_line_start else "\n"
+
     def end(self) -> str:
         """Take the line away for good; what to print first so that a new line begins."""
-        self.make_room()
+        first = self.new_line()
         self._stream = None
-        return "" if self._at_line_start else "\n"
+        return first
 
     def _draw(self, words: str) -> None:
         if self._stream is None or not self._at_line_start:

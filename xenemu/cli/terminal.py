@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.expect import Expectations
 from xenemu.cli.rawmode import RawMode, is_foreground
 from xenemu.cli.signals import handled
@@ -32,8 +33,9 @@ class HostTerminal:
 
     What else may end a wait for input, such as a debugger, is in `callers`.
 
-    `stdin` and `stdout` are descriptors, or None for what there is not. `signum` is the signal that
-    ended the run, or 0; SIGPIPE means that nobody reads the console any more.
+    Once input has ended, `after` says what is typed. `stdin` and `stdout` are descriptors, or None
+    for what there is not. `signum` is the signal that ended the run, or 0; SIGPIPE means that
+    nobody reads the console any more.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class HostTerminal:
         expectations: Expectations,
         status: Status,
         log: Output | None = None,
+        after: AfterInput | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and is_foreground(stdin)
@@ -53,6 +56,7 @@ class HostTerminal:
         self._expectations = expectations
         self._status = status
         self._log = log
+        self._after = after
         self._left = False
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
@@ -126,11 +130,13 @@ class HostTerminal:
     @property
     def exhausted(self) -> bool:
         """No more input can come."""
-        return self._stdin is None
+        return self._stdin is None and not self._typed
 
     def check(self) -> Outcome | None:
         """Why to stop: a signal, Ctrl-], or every expectation met."""
         self._status.progress("running")
+        if self._after and self.exhausted:
+            self._typed += self._after.look()
         if self.signum:
             return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
         if self._left:
@@ -153,6 +159,8 @@ class HostTerminal:
             if output is not None:
                 self.put(output, data)
         self._status.printed(data)
+        if self._after:
+            self._after.spoke()
         self._expectations.feed(data)
 
     def put(self, output: Output, data: bytes) -> None:
@@ -197,7 +205,9 @@ class HostTerminal:
             data = b""
         if not data:
             self._close_input()
-        elif self.interactive:
+        elif self._after:
+            self._after.typed(data)
+        if self.interactive:
             self._status.typed()
             data, ctrl_bracket, _ = data.partition(LEAVE)
             self._left = bool(ctrl_bracket)

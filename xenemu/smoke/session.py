@@ -7,6 +7,7 @@ instruction in every run, one in the host's time is not.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import time
@@ -94,15 +95,24 @@ class Session:
 
     # What to do with the guest.
 
-    def run(self, steps: Sequence[Step], timeout: float | None, to_end: bool = True) -> Outcome:
-        """Run until each of `steps` is met in turn; with `to_end`, until the guest ends."""
+    def run(
+        self,
+        steps: Sequence[Step],
+        timeout: float | None,
+        to_end: bool = True,
+        started: float = math.nan,
+    ) -> Outcome:
+        """Run until each of `steps` is met in turn; with `to_end`, until the guest ends.
+
+        `timeout` counts from `started`, or from now.
+        """
         if self.ended and self.outcome:
             return self.outcome
         self._steps = [(step, re.compile(step.pattern, re.MULTILINE)) for step in steps]
         self._to_end = to_end
         self.matches = []
         self._advance()
-        self.outcome = self.machine.run(self, Limits(timeout, self.clock))
+        self.outcome = self.machine.run(self, Limits(timeout, self.clock, started))
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
             self.outcome = replace(self.outcome, reason=reason)
@@ -114,7 +124,8 @@ class Session:
     def run_plan(self) -> list[Finding]:
         """Run the boot as its plan has it; return what speaks against it."""
         boot = self.boot
-        outcome = self.run(boot.expect, boot.timeout, to_end=bool(boot.exit) or not boot.expect)
+        to_end = bool(boot.exit) or not boot.expect
+        outcome = self.run(boot.expect, boot.timeout, to_end, self._started)
         return self.judge(outcome)
 
     def send(self, data: bytes) -> None:

@@ -1,0 +1,60 @@
+"""What a run does when its input has ended, and the guest goes on.
+
+Xen's console has no end of file, and a guest with a timer, as every Linux has, is never seen to
+wait for ever: it might be sleeping. So the guest goes on. A shell of xenemu's own making gets the
+Ctrl-D that a person would type; of any other guest, the person is told, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+PATIENCE_NS: Final = 1_000_000_000  # of the guest's time, without output, before Ctrl-D is typed
+TOLD_NS: Final = 60_000_000_000  # and before the person is told
+CTRL_D: Final = b"\x04"
+
+
+class AfterInput:
+    """Watches a guest whose input has ended; `clock` is the guest's, in ns.
+
+    `ends_by_ctrl_d`: a shell reads the console. A program of its own, or a terminal that is in
+    another mode by then, may take a Ctrl-D, so that it is typed again, each time after a longer
+    wait. `tell` gets a sentence, at most once.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], int],
+        ends_by_ctrl_d: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._clock, self._tell = clock, tell
+        self._ends_by_ctrl_d = ends_by_ctrl_d
+        self._mid_line = False
+        self.spoke()
+
+    def spoke(self) -> None:
+        """Note that the guest has printed something, or that input came."""
+        self._since_ns = self._clock()
+        self._next_ns = self._since_ns + PATIENCE_NS
+
+    def typed(self, data: bytes) -> None:
+        """Note what input came."""
+        self._mid_line = not data.endswith(b"\n")
+        self.spoke()
+
+    def look(self) -> bytes:
+        """What to type, now that no more input can come; tells the person if it is time."""
+        now_ns = self._clock()
+        if self._tell and now_ns - self._since_ns >= TOLD_NS:
+            self._tell(
+                "the input has ended, and the guest has printed nothing for a minute of its time;"
+                " if it waits for more input, Ctrl-C or --timeout ends the run"
+            )
+            self._tell = None
+        if not self._ends_by_ctrl_d or now_ns < self._next_ns:
+            return b""
+        self._next_ns = now_ns + 2 * (self._next_ns - self._since_ns)
+        line_end, self._mid_line = b"\n" if self._mid_line else b"", False
+        return line_end + CTRL_D
