@@ -8,7 +8,7 @@ import pytest
 
 import elfwriter
 from btfwriter import Types, module_types
-from fakes import make_current
+from fakes import make_current, make_pvh_current
 from xenemu import image
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
@@ -26,9 +26,9 @@ HIGH = {8: 1 << 63, 4: 1 << 31}
 class Kernel:
     """A kernel of one log ring with 4 descriptors and 128 bytes of text."""
 
-    def __init__(self, tmp_path, width=8, names=NAMES, tail=0, gap=False):
+    def __init__(self, tmp_path, width=8, names=NAMES, tail=0, gap=False, make=make_current):
         self.width, self.gap, self.names = width, gap, names
-        self.current = make_current()
+        self.current = make()
         self.mapped = True
         self.path = tmp_path / "kernel"
         self.tail, self.head, self.at = tail, tail - 1, tail * 32
@@ -78,7 +78,7 @@ class Kernel:
         place = HIGH[self.width] | VARIABLES
         addresses = {name: place + 16 * NAMES.index(name) for name in self.names}
         sections = elfwriter.symbol_table(addresses, 8 * self.width)
-        segment = elfwriter.Phdr(b"\x90", vaddr=HIGH[self.width] | VARIABLES, memsz=0x1000)
+        segment = elfwriter.Phdr(b"\x90", paddr=VARIABLES, vaddr=place, memsz=0x1000)
         elf = elfwriter.elf([segment], sections, bits=8 * self.width, entry=segment.vaddr)
         self.path.write_bytes(elf)
         return Linux(self.current, image.load(self.path), self.read)
@@ -186,6 +186,19 @@ def test_panic_cpu_tells_of_a_panic(tmp_path, cpu, panicked):
     kernel = Kernel(tmp_path)
     kernel.variable(PANIC_CPU, cpu)
     assert kernel.linux().panicked is panicked
+
+
+@pytest.mark.parametrize(("mapped", "panicked"), [(VARIABLES, False), (0x20000, None), (0, None)])
+def test_another_kernel_in_other_memory_tells_nothing_of_the_first(tmp_path, mapped, panicked):
+    """As after kexec for a dump."""
+    kernel = Kernel(tmp_path, width=4, make=make_pvh_current)
+    cpu, root, table = kernel.current.cpu, 0x30000, 0x31000
+    cpu.cr0, cpu.cr3 = 0x8000_0011, root
+    kernel.words(root + (HIGH[4] >> 22) * 4, table | 3)
+    kernel.words(table + (VARIABLES >> 12) * 4, mapped | 3 if mapped else 0)
+    linux = kernel.linux()
+    assert linux.panicked is panicked
+    assert linux.taint == (None if panicked is None else 0)
 
 
 @pytest.mark.parametrize(("called_from", "panicked"), [(PANIC + 5, True), (PRB + 8, None)])

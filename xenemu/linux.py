@@ -30,7 +30,8 @@ from xenemu.hv.domain import Current
 from xenemu.image import Image
 from xenemu.image.elf import text
 from xenemu.image.orc import Read
-from xenemu.peek import Code, peek
+from xenemu.peek import Code, kernel_tables, locate, machine_frame, peek
+from xenemu.x86.paging import PAGE_SHIFT
 
 # Bits of tainted_mask (Documentation/admin-guide/tainted-kernels.rst).
 TAINT_DIE: Final = 1 << 7
@@ -90,12 +91,12 @@ class Linux:
 
     @property
     def taint(self) -> int | None:
-        """``tainted_mask``; None if it cannot be read."""
+        """``tainted_mask``; None if it cannot be read, or is another kernel's by now."""
         return self._variable("tainted_mask", self._width)
 
     @property
     def panicked(self) -> bool | None:
-        """Whether panic() was entered; None if memory does not tell.
+        """Whether panic() was entered; None if memory does not tell, or is another kernel's by now.
 
         Without its variable the stack can say so, but not deny it: panic() never returns, so that
         an address within it is on a stack only after it was called.
@@ -163,9 +164,24 @@ class Linux:
         if address is None:
             return None
         try:
+            if self._is_anothers(address):
+                return None
             return int.from_bytes(self._read(address, size), "little")
         except XenError:
             return None
+
+    def _is_anothers(self, address: int) -> bool:
+        """Whether another kernel has an address of this one's by now, as after kexec for a dump.
+
+        That kernel is in memory of its own, apart from where this one was loaded and stays. PV has
+        no kexec. EFAULT where nothing is mapped. In Linux: kernel/crash_core.c
+        """
+        current, image = self._current, self._image
+        part = next((s for s in image.segments if 0 <= address - s.vaddr < s.memsz), None)
+        if current.domain.p2m is None or part is None:
+            return False
+        home = machine_frame(current, part.paddr + address - part.vaddr)
+        return locate(current, address, kernel_tables(current, image)) >> PAGE_SHIFT != home
 
     def _words(self, address: int, count: int) -> tuple[int, ...]:
         letter = {8: "Q", 4: "I"}[self._width]

@@ -23,6 +23,9 @@ def stamped(*lines):
     return [f"[    1.234567] {line}" for line in (BANNER, *lines)]
 
 
+DUMPED = stamped(PANIC) + stamped()  # a panic, and another kernel after it
+
+
 def verdicts(ended=End.POWEROFF, exits=(), tolerate=(), **facts):
     found = judge(Facts(ended, "it ended", **facts), exits, tolerate)
     return [finding.verdict for finding in found]
@@ -67,7 +70,8 @@ def test_the_machine_comes_first(ended, expected):
         ({"ended": End.TIMEOUT, "panicked": None, "console": stamped()}, [Verdict.TIMEOUT]),
         ({"ended": End.TIMEOUT, "panicked": None, "console": [PANIC]}, [Verdict.TIMEOUT]),
         ({"ended": End.TIMEOUT, "console": stamped(PANIC)}, [Verdict.TIMEOUT]),
-        ({"ended": End.REBOOT, "console": stamped(PANIC) + stamped()}, [Verdict.PANIC]),
+        ({"ended": End.REBOOT, "panicked": None, "console": DUMPED}, [Verdict.PANIC]),
+        ({"ended": End.REBOOT, "console": DUMPED}, []),
     ],
 )
 def test_what_a_crash_was(facts, expected):

@@ -197,12 +197,13 @@ def _machine(facts: Facts) -> list[Finding]:
 def crash(facts: Facts) -> Finding | None:
     """What the kernel died of by its own account, however the domain ended; None if it did not.
 
-    Memory decides. The console does where memory does not tell, or is another kernel's by now.
+    Memory decides. The console does where memory does not tell, as when it is another kernel's by
+    now, and gives the words of a crash.
     """
     words = f"panic: {facts.panic_message}" if facts.panic_message else ""
     words = words or _panic_message(_kernel_lines(facts))
     panicked = bool(words) if facts.panicked is None else facts.panicked
-    if panicked or (words and facts.ended is End.GUEST_CRASH) or _is_succeeded(facts.console):
+    if panicked or (words and facts.ended is End.GUEST_CRASH):
         kind = Verdict.INIT_EXIT if INIT_EXIT.match(words) else Verdict.PANIC
         return Finding(kind, words or "the kernel panicked, and what it said is not known")
     if facts.ended is End.GUEST_CRASH:
@@ -229,13 +230,6 @@ def _panic_message(lines: Sequence[str]) -> str:
     """The first panic in the kernel's own lines; nothing if there is none."""
     pattern = BSD_PANIC if any(BSD_BANNER.match(line) for line in lines) else PANIC
     return next((line for line in lines if pattern.match(line)), "")
-
-
-def _is_succeeded(console: Sequence[str]) -> bool:
-    """Whether another kernel has started after a panic, for the dump."""
-    lines = kernel_lines(console)
-    panic = next((at for at, line in enumerate(lines) if PANIC.match(line)), len(lines))
-    return any(BANNER.match(line) for line in lines[panic:])
 
 
 def _kernel(facts: Facts) -> list[Finding]:
