@@ -9,7 +9,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.abi.features import pvh_features
 from xenemu.errors import XenError
 from xenemu.hv.console import Console
-from xenemu.hv.cpu import Seg, Segment, Undefined
+from xenemu.hv.cpu import Delivered, Seg, Segment, Undefined
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
@@ -209,6 +209,7 @@ class FakeNativeCpu(FakeCpu):
     rflags: int = 0x2
     halted: bool = False
     triple_fault: bool = False
+    delivered: Delivered | None = None
     apic_vector: int | None = None
     accepted: int | None = None
     nmi_pending: bool = False

@@ -12,7 +12,7 @@ import pytest
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, EngineGaveUp, NotModelled
-from xenemu.hv.cpu import Msr, Reg, Seg, Segment
+from xenemu.hv.cpu import Delivered, Event, Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
@@ -231,6 +231,28 @@ def test_an_idt_where_no_memory_is_means_a_triple_fault():
     guest.run()
     assert guest.engine.triple_fault
     assert guest.engine.rip == CODE
+
+
+NO_GATES = bytes.fromhex("0f011d00a00000")  # lidt 0xa000, where there are zeros
+TRAPS = {
+    "cc": Delivered(Event.INT_N, 3),
+    "cd80": Delivered(Event.INT_N, 0x80),
+    "f7f1": Delivered(Event.EXCEPTION, 0),  # div %ecx
+    "0f0b": Delivered(Event.EXCEPTION, 6),
+    "f4": Delivered(Event.INTERRUPT),  # hlt
+}
+
+
+@pytest.mark.parametrize("code", TRAPS)
+def test_a_triple_fault_has_what_it_began_with_and_where(code):
+    guest = Guest(b"\xfb" + NO_GATES + bytes.fromhex(code), {UNDEFINED: IRET})  # sti
+    guest.run()
+    if guest.engine.halted:
+        guest.engine.apic_vector = APIC
+        guest.run()
+    assert guest.engine.triple_fault
+    assert guest.engine.delivered == TRAPS[code]
+    assert guest.engine.rip == CODE + 8 + (code == "f4")
 
 
 def test_a_frame_elsewhere_is_the_same_memory():

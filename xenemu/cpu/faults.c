@@ -58,7 +58,7 @@ void helper_into_x86_64(void *env, int length)
 void begin_interrupt(void)
 {
     wrap_rip();
-    delivering = AN_INTERRUPT;
+    delivering = G.delivered_kind = AN_INTERRUPT;
     restart = FIELD(G.env, ENV_EIP, uint64_t);
 }
 
@@ -81,7 +81,12 @@ static void deliver(uint32_t vector, uint64_t rip)
     if (vector == DB)
         FIELD(G.env, ENV_DR + 7 * 8, uint64_t) &= ~(uint64_t)DR7_GD;
     FIELD(G.cpu, CPU_EXCEPTION_INDEX, int32_t) = vector;
+    enum delivering before = delivering;
     delivering = soft ? A_SOFTWARE_INTERRUPT : AN_EXCEPTION;
+    if (before == NOTHING) {
+        G.delivered_kind = delivering;
+        G.delivered_vector = vector;
+    }
     restart = rip;
     FIELD(G.env, ENV_HFLAGS, uint32_t) &= ~HF_INHIBIT_IRQ; /* of the instruction before */
     U.do_interrupt(G.cpu);

@@ -12,7 +12,7 @@ from typing import Any
 from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
 from xenemu.errors import EngineError, NotModelled
-from xenemu.hv.cpu import Msr, NativeExitHandler
+from xenemu.hv.cpu import Delivered, Event, Msr, NativeExitHandler
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
@@ -133,6 +133,11 @@ class NativeEngine(Engine):
     @property
     def triple_fault(self) -> bool:
         return self._old_exception.value == DOUBLE_FAULT
+
+    @property
+    def delivered(self) -> Delivered:
+        event = Event(self._state.delivered_kind)
+        return Delivered(event, 0 if event is Event.INTERRUPT else self._state.delivered_vector)
 
     @property
     def apic_vector(self) -> int | None:

@@ -63,6 +63,8 @@ extern struct shared {
     int32_t callback_vector;  /* raised while that byte is set */
     int32_t apic_vector;      /* the local APIC's next interrupt */
     int32_t apic_accepted;    /* the last of them that the CPU took */
+    uint32_t delivered_vector; /* of what was to be delivered last, but for faults in doing so */
+    uint32_t delivered_kind;   /* an enum delivering */
     /* For the debugger. */
     uint32_t stepping;        /* leave after one instruction, or where an exit or interrupt leads */
     uint32_t debug_stop;      /* why the debugger has the guest */
@@ -117,7 +119,7 @@ struct access {
     uint64_t vaddr, cr2; /* CR2 as it was before */
 };
 extern struct access missed;
-enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT };
+enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT }; /* as hv/cpu.py's Event */
 extern enum delivering delivering;
 void begin_interrupt(void);
 bool take_ts_back(bool faults);

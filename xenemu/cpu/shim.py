@@ -82,6 +82,8 @@ class State(ctypes.Structure):
         ("callback_vector", ctypes.c_int32),
         ("apic_vector", ctypes.c_int32),
         ("apic_accepted", ctypes.c_int32),
+        ("delivered_vector", ctypes.c_uint32),
+        ("delivered_kind", ctypes.c_uint32),
         ("stepping", ctypes.c_uint32),
         ("debug_stop", ctypes.c_uint32),
         ("debug_access", ctypes.c_uint32),

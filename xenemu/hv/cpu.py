@@ -150,6 +150,22 @@ class ExitHandler(Protocol):
         """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""
 
 
+class Event(Enum):
+    """What a CPU enters a handler for."""
+
+    INT_N = 1  # INT n, INT3 and INTO
+    EXCEPTION = 2
+    INTERRUPT = 3
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An event, and its vector; that of an interrupt is not kept."""
+
+    event: Event
+    vector: int = 0
+
+
 class Msr(Enum):
     """Answers to RDMSR and WRMSR other than a value."""
 
@@ -177,6 +193,10 @@ class NativeCpu(Cpu, Protocol):
     @property
     def triple_fault(self) -> bool:
         """The guest faulted while a double fault was being delivered."""
+
+    @property
+    def delivered(self) -> Delivered:
+        """What was to be delivered last; of a triple fault, what that began with."""
 
     def request_interrupt(self) -> None:
         """Take `apic_vector`, or the event upcall, as soon as the guest allows interrupts."""

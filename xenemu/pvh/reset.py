@@ -3,8 +3,9 @@
 It takes the gates away and traps. FreeBSD, Linux with ``reboot=t`` and Xen itself load an IDT with
 the limit 0, and execute INT3; NetBSD clears every gate before INT3, OpenBSD before a division by
 zero. A kernel that merely faults before it has an IDT looks much the same, since a vcpu starts
-with the limit 0. So a reset must be a trap that a kernel makes on purpose, under an IDT without a
-gate; and either an IDT with gates was seen before, or the instruction before the trap is LIDT.
+with the limit 0. So a reset must begin with a trap that a kernel makes on purpose, which UD2 is
+not (Linux's BUG() has it), under an IDT without a gate; and either an IDT with gates was seen
+before, or the instruction before the trap is LIDT.
 
 In FreeBSD: sys/x86/x86/cpu_machdep.c (cpu_reset_real). In Linux: arch/x86/kernel/reboot.c
 (BOOT_TRIPLE). In NetBSD and OpenBSD: sys/arch/amd64/amd64/machdep.c (cpu_reset).
@@ -16,22 +17,17 @@ import re
 from typing import Final
 
 from xenemu.errors import XenError
-from xenemu.hv.cpu import Seg
+from xenemu.hv.cpu import Event, Seg
 from xenemu.hv.domain import Current
+from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
 
 LONGEST_LIDT: Final = 16  # bytes, with its prefixes
 EXCEPTIONS: Final = 32 * 8  # bytes of the first gates, that a kernel fills before all others
+DE: Final = 0
 
-# INT3, INT n, UD2, or a division by a register.
-_TRAP: Final = rb"(?:\xcc|\xcd.|\x0f\x0b|[\x40-\x4f]?[\xf6\xf7][\xf0-\xff])"
-TRAP: Final = re.compile(_TRAP, re.DOTALL)
-# RIP is on a trap that faults by itself, but behind one that has no gate (Intel SDM volume 2, INT).
-TRAP_BEFORE: Final = re.compile(_TRAP + rb"\Z", re.DOTALL)
 # LIDT m (0F 01 /3), and what its address takes.
-LIDT_BEFORE: Final = re.compile(
-    rb"\x0f\x01[\x18-\x1f\x58-\x5f\x98-\x9f].{0,5}" + _TRAP + rb"?\Z", re.DOTALL
-)
+LIDT_BEFORE: Final = re.compile(rb"\x0f\x01[\x18-\x1f\x58-\x5f\x98-\x9f].{0,5}\Z", re.DOTALL)
 
 
 def look_at_idt(current: Current) -> None:
@@ -43,10 +39,11 @@ def look_at_idt(current: Current) -> None:
 
 def is_reset(current: Current) -> bool:
     """Whether the triple fault that the current vcpu has met was meant."""
-    rip = current.cpu.segment(Seg.CS).base + current.cpu.rip
-    before, after = _read(current, rip - LONGEST_LIDT, LONGEST_LIDT), _read(current, rip, 3)
-    if not (TRAP.match(after) or TRAP_BEFORE.search(before)):
+    cpu = cpu_of(current)
+    event, vector = cpu.delivered.event, cpu.delivered.vector
+    if event is not Event.INT_N and (event, vector) != (Event.EXCEPTION, DE):
         return False
+    before = _read(current, cpu.segment(Seg.CS).base + cpu.rip - LONGEST_LIDT, LONGEST_LIDT)
     had_idt = pvh_domain(current).had_idt or LIDT_BEFORE.search(before)
     return bool(had_idt) and not _has_gates(current, whole=True)
 
