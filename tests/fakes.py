@@ -9,7 +9,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.abi.features import pvh_features
 from xenemu.errors import XenError
 from xenemu.hv.console import Console
-from xenemu.hv.cpu import Delivered, Seg, Segment, Undefined
+from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
@@ -199,6 +199,9 @@ def protect(current: Current, *mfns: int) -> None:
         domain.frames.mod_entry((L1 << 12) + 8 * mfn, entry, domain.domid)
 
 
+PAGE_FAULT = Delivered(Event.EXCEPTION, 14)
+
+
 @dataclass
 class FakeNativeCpu(FakeCpu):
     """A CPU for a PVH guest, as it starts: flat, without paging."""
@@ -209,7 +212,7 @@ class FakeNativeCpu(FakeCpu):
     rflags: int = 0x2
     halted: bool = False
     triple_fault: bool = False
-    delivered: Delivered | None = None
+    delivered: Delivered = PAGE_FAULT
     apic_vector: int | None = None
     accepted: int | None = None
     nmi_pending: bool = False
