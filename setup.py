@@ -36,7 +36,7 @@ class BuildShim(build_ext):
 SHIM = Extension(
     "xenemu.cpu._shim",
     sources=sorted(glob("xenemu/cpu/*.c")),
-    depends=sorted(glob("xenemu/cpu/*.h")),
+    depends=sorted(glob("xenemu/cpu/*.h") + glob("xenemu/cpu/*.def")),
     libraries=["dl"],
     # A field of Unicorn's is read as more than one type.
     extra_compile_args=[

@@ -34,7 +34,7 @@ class Impatient:
         return b""
 
     def leaves(self) -> bool:
-        self.machine.engine._state.looked_ns = 0
+        self.machine.engine._clock.looked_ns = 0
         self.looks += 1
         return self.looks >= LOOKS
 

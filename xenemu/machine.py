@@ -26,7 +26,6 @@ from xenemu.abi.sched import (
 )
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
-from xenemu.cpu.native import NativeEngine
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
@@ -143,7 +142,7 @@ class Machine:
         self.domain: Domain = (build_pvh if native else build_pv)(image, config)
         image.forget_pages()
         self.personality: Personality = PERSONALITIES[self.mode]
-        self.engine: Engine = self._native_engine() if native else Engine(self.domain.memory)
+        self.engine = Engine(self.domain.memory, self.domain.p2m, PORTS)
         self.current = Current(
             self.domain,
             self.domain.vcpus[0],
@@ -162,11 +161,6 @@ class Machine:
             self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
         self.engine.set_task_switched(False)
         self.personality.start(self.current)
-
-    def _native_engine(self) -> NativeEngine:
-        p2m = self.domain.p2m
-        assert p2m is not None
-        return NativeEngine(self.domain.memory, p2m, PORTS)
 
     def run(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from xenemu.cpu.debug import DebugPort
-from xenemu.cpu.native import NativeEngine
+from xenemu.cpu.engine import Engine
 from xenemu.hv.cpu import Msr, Reg, Seg, Segment
 from xenemu.hv.debug import Access, Cause, Halt, Watch
 from xenemu.hv.memory import Memory
@@ -83,7 +83,7 @@ class Guest:
 
     def __init__(self, code: bytes, handler: bytes = INC_EAX) -> None:
         self.memory = Memory(FRAMES)
-        self.engine = NativeEngine(self.memory, P2m(bytearray(b"\1" * FRAMES)), frozenset())
+        self.engine = Engine(self.memory, P2m(bytearray(b"\1" * FRAMES)), frozenset())
         self.handler = Handler()
         self.engine.attach(self.handler)
         self.write(CODE, code)

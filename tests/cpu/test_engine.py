@@ -752,8 +752,8 @@ def test_time_that_was_spent_ends_the_slice_and_moves_no_deadline(engine: Engine
 
 def look_always(engine: Engine, looks: list[int]) -> None:
     def look() -> None:
-        looks.append(engine._state.blocks_translated)
-        engine._state.looked_ns = 0
+        looks.append(engine._counters.blocks_translated)
+        engine._clock.looked_ns = 0
 
     engine.look = look
 
@@ -792,7 +792,7 @@ def test_a_look_that_raises_ends_the_run(engine: Engine) -> None:
 
 
 def test_an_abort_of_unicorns_ends_the_run(engine: Engine) -> None:
-    engine._state.code = None  # where the shim notes what was fetched
+    engine._shim.physical.code = None  # where the shim notes what was fetched
     with pytest.raises(EngineGaveUp, match=r"gave up at 0x[0-9a-f]+: Segmentation fault"):
         run(engine, LOOP)
 

@@ -1,4 +1,4 @@
-"""cpu/native: a guest in ring 0, its physical address space, its interrupts.
+"""cpu/engine with a p2m: a guest in ring 0, its physical address space, its interrupts.
 
 A guest here is a few instructions of flat 32-bit code in 16 frames of RAM.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from xenemu.cpu.debug import DebugPort
-from xenemu.cpu.native import NativeEngine
+from xenemu.cpu.engine import Engine
 from xenemu.errors import DomainCrash, EngineGaveUp, NotModelled
 from xenemu.hv.cpu import Delivered, Event, Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
@@ -83,7 +83,7 @@ class Guest:
         populated = bytearray(b"\1" * FRAMES)
         populated[HOLE_FRAME >> 12] = 0
         self.p2m = P2m(populated)
-        self.engine = NativeEngine(self.memory, self.p2m, frozenset({0xE9}))
+        self.engine = Engine(self.memory, self.p2m, frozenset({0xE9}))
         self.handler = Handler()
         self.engine.attach(self.handler)
         self.write(CODE, code)
@@ -150,7 +150,7 @@ def test_the_host_is_looked_at_where_no_block_begins():
     looks: list[int] = []
 
     def look() -> None:
-        guest.engine._state.looked_ns = 0
+        guest.engine._clock.looked_ns = 0
         looks.append(guest.engine.rip)
         if len(looks) == 50:
             guest.engine.stop()

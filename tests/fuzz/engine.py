@@ -16,7 +16,6 @@ from fuzz.furnish import furnish_pv, furnish_pvh
 from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
-from xenemu.cpu.native import NativeEngine
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue
@@ -118,13 +117,13 @@ class EngineWorld:
     def _forget(self) -> None:
         """Let nothing be left of an earlier life in the engine: time, translations, interrupts."""
         engine, memory = self.machine.engine, self.current.domain.memory
-        state = engine._state
-        state.left = state.end = 0
-        state.skipped_ns = self._now_ns
+        clock = engine._clock
+        clock.left = clock.end = 0
+        clock.skipped_ns = self._now_ns
         engine._shim.set_breakpoints(None, 0)  # which drops all translations
         memory.code[:] = engine._written[:] = bytes(memory.nr_frames)
         memory.stale_code.clear()
-        if isinstance(engine, NativeEngine):
+        if self.current.domain.p2m is not None:
             engine.apic_vector = None
             engine.take_accepted()
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Collection
 
-from xenemu.cpu import shim
 from xenemu.cpu.engine import Engine
 from xenemu.hv.debug import Access, Cause, Halt, Watch
 
-ENV_KERNEL_GS_BASE = 4864
 MAX_RETRIES = 8  # how often an instruction can fault, be helped by the hypervisor, and start anew
 FLOAT_NAMES = {"fctrl": "FPCW", "fstat": "FPSW", "ftag": "FPTAG"}
 FLOAT_NAMES |= {f"st{n}": f"FP{n}" for n in range(8)}
@@ -24,8 +22,9 @@ class DebugPort:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._state = engine._state
-        self._shim = engine._shim
+        self._shim = shim = engine._shim
+        self._clock, self._exit, self._debug = shim.clock, shim.exit, shim.debug
+        self._constants = shim.constants
         self._breakpoints: frozenset[int] = frozenset()
         self._watches: frozenset[Watch] = frozenset()
         self.over = True
@@ -33,7 +32,7 @@ class DebugPort:
     def begin(self, deadline_ns: int) -> None:
         """Begin a slice that ends at virtual time `deadline_ns`."""
         self._engine.set_deadline(deadline_ns)
-        self.over = self._state.left <= 0
+        self.over = self._clock.left <= 0
 
     def run(self) -> Halt | None:
         """Run to the end of the slice, or to a halt."""
@@ -51,33 +50,33 @@ class DebugPort:
         return halt
 
     def _step(self) -> Halt | None:
-        engine, state = self._engine, self._state
-        engine.put_off = max(0, state.left - 1)
-        state.end -= engine.put_off
-        state.left -= engine.put_off
-        state.stepping = 1
+        engine, clock, debug = self._engine, self._clock, self._debug
+        engine.put_off = max(0, clock.left - 1)
+        clock.end -= engine.put_off
+        clock.left -= engine.put_off
+        debug.stepping = 1
         try:
             engine.resume()
         finally:
-            state.stepping = 0
-            state.end += engine.put_off
-            state.left += engine.put_off
+            debug.stepping = 0
+            clock.end += engine.put_off
+            clock.left += engine.put_off
             engine.put_off = 0
         return self._take_halt()
 
     def _take_halt(self) -> Halt | None:
-        state = self._state
+        debug = self._debug
         self.over = self._engine.slice_over
-        stop, state.debug_stop = state.debug_stop, 0
-        if stop == shim.STOP_WATCHPOINT:
-            return Halt(Cause.WATCHPOINT, state.debug_address, Access(state.debug_access))
-        if stop == shim.STOP_FAULT:
-            return Halt(Cause.FAULT, vector=state.debug_access)
+        stop, debug.stop = debug.stop, 0
+        if stop == self._constants.STOP_WATCHPOINT:
+            return Halt(Cause.WATCHPOINT, debug.address, Access(debug.access))
+        if stop == self._constants.STOP_FAULT:
+            return Halt(Cause.FAULT, vector=debug.access)
         return Halt(Cause.BREAKPOINT) if stop else None
 
     def request_halt(self) -> None:
         """Leave `run` before the next instruction of the guest."""
-        self._state.stop |= shim.STOP_DEBUGGER
+        self._exit.stop |= self._constants.STOP_DEBUGGER
 
     def set_breakpoints(self, vaddrs: Collection[int]) -> bool:
         """Halt before these instructions. A change drops all translated code."""
@@ -105,12 +104,13 @@ class DebugPort:
 
     def catch_faults(self, vectors: Collection[int]) -> None:
         """Halt at these faults, before the guest has them."""
-        self._state.caught_faults = sum(1 << vector for vector in set(vectors))
+        self._debug.caught_faults = sum(1 << vector for vector in set(vectors))
 
     @property
     def kernel_gs_base(self) -> int:
         """The MSR of that name."""
-        return int(ctypes.c_uint64.from_address(self._state.env + ENV_KERNEL_GS_BASE).value)
+        place = self._shim.env() + self._constants.ENV_KERNEL_GS_BASE
+        return int(ctypes.c_uint64.from_address(place).value)
 
     def float_register(self, name: str) -> bytes:
         """See `DebugCpu.float_register`."""

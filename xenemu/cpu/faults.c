@@ -17,20 +17,20 @@ static uint64_t restart;    /* the RIP of what is delivered, if that fails */
 static bool debugger_catches(uint32_t vector)
 {
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
-    bool comes_again = rip == G.let_fault;
+    bool comes_again = rip == G.debug.let_fault;
 
-    if (!(G.caught_faults >> vector & 1) || delivering == AN_INTERRUPT)
+    if (!(G.debug.caught_faults >> vector & 1) || delivering == AN_INTERRUPT)
         return false;
-    G.let_fault = comes_again ? NOWHERE : rip;
+    G.debug.let_fault = comes_again ? NOWHERE : rip;
     if (comes_again)
         return false;
     if (left_to_run() != left_at_refund) /* an instruction that always faults was counted */
-        G.left++;
+        G.clock.left++;
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     delivering = NOTHING;
-    G.debug_stop = STOP_FAULT;
-    G.debug_access = vector;
-    G.stop |= STOP_DEBUGGER;
+    G.debug.stop = STOP_FAULT;
+    G.debug.access = vector;
+    G.exit.stop |= STOP_DEBUGGER;
     U.emu_stop(G.uc);
     return true;
 }
@@ -58,7 +58,7 @@ void helper_into_x86_64(void *env, int length)
 void begin_interrupt(void)
 {
     wrap_rip();
-    delivering = G.delivered_kind = AN_INTERRUPT;
+    delivering = G.vcpu.delivered_kind = AN_INTERRUPT;
     restart = FIELD(G.env, ENV_EIP, uint64_t);
 }
 
@@ -76,7 +76,7 @@ static void deliver(uint32_t vector, uint64_t rip)
         *error = (*error - 2) / 2 + 2;
     if (delivering >= AN_EXCEPTION && vector >= TS && vector <= GP)
         *error |= 1; /* EXT */
-    spend(G.prices[DELIVERY]);
+    spend(G.clock.prices[EXIT_DELIVERY]);
     look_between_blocks();
     if (vector == DB)
         FIELD(G.env, ENV_DR + 7 * 8, uint64_t) &= ~(uint64_t)DR7_GD;
@@ -84,15 +84,15 @@ static void deliver(uint32_t vector, uint64_t rip)
     enum delivering before = delivering;
     delivering = soft ? A_SOFTWARE_INTERRUPT : AN_EXCEPTION;
     if (before == NOTHING) {
-        G.delivered_kind = delivering;
-        G.delivered_vector = vector;
+        G.vcpu.delivered_kind = delivering;
+        G.vcpu.delivered_vector = vector;
     }
     restart = rip;
     FIELD(G.env, ENV_HFLAGS, uint32_t) &= ~HF_INHIBIT_IRQ; /* of the instruction before */
     U.do_interrupt(G.cpu);
     delivering = NOTHING;
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
-    if (G.stepping)
+    if (G.debug.stepping)
         U.emu_stop(G.uc);
 }
 
@@ -116,7 +116,7 @@ static int64_t executed_without_ts; /* the count when CR0.TS was hidden for one 
 
 static int64_t executed(void)
 {
-    return G.end - left_to_run();
+    return G.clock.end - left_to_run();
 }
 
 /* Run the instruction at RIP, which the engine has not, as if CR0.TS were clear. */
@@ -125,7 +125,7 @@ static void run_whatever_ts(void)
     FIELD(G.env, ENV_HFLAGS, uint32_t) &= ~HF_TS;
     FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_TS_BACK;
     FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ONE_INSTRUCTION;
-    G.left++;
+    G.clock.left++;
     executed_without_ts = executed();
 }
 
@@ -151,7 +151,7 @@ static uint32_t fault_of_ts(void)
         run_whatever_ts();
         return 0;
     }
-    return G.native && no_such_simd(&in) ? UD : NM;
+    return G.vcpu.native && no_such_simd(&in) ? UD : NM;
 }
 
 struct access missed; /* the last that was not in the TLB */
@@ -238,16 +238,16 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
         take_ts_back(true);
     if (UNLIKELY(vector == NM) && !soft && !(vector = fault_of_ts()))
         return;
-    if (UNLIKELY(G.caught_faults) && !soft && debugger_catches(vector))
+    if (UNLIKELY(G.debug.caught_faults) && !soft && debugger_catches(vector))
         return;
-    if (G.native) {
+    if (G.vcpu.native) {
         if (soft)
             *rip = soft_rip; /* the engine knows where it goes on */
         deliver(vector, *rip);
         return;
     }
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
-    G.size = soft_length;
+    G.exit.size = soft_length;
     enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
     look_between_blocks();
 }
@@ -269,7 +269,7 @@ static bool is_icebp(uint64_t rip)
     if (!decode(&in) || in.opcode != 0xf1)
         return false;
     FIELD(G.env, ENV_EIP, uint64_t) = code64() ? rip + in.modrm : (uint32_t)(rip + in.modrm);
-    if (G.native)
+    if (G.vcpu.native)
         deliver(DB, rip);
     else
         enter_hypervisor(EXIT_EXCEPTION, DB);
@@ -279,17 +279,17 @@ static bool is_icebp(uint64_t rip)
 /* Remember an undefined instruction for the report, if it is not one of those that are to be that. */
 static void note_undefined(uint64_t at)
 {
-    uint8_t code[sizeof G.undefined_code];
+    uint8_t code[sizeof G.vcpu.undefined_code];
     unsigned n = peek_code(at, code, 2);
     bool meant = n == 2 && code[0] == 0x0f &&
                  (code[1] == 0x0b || code[1] == 0xb9 || code[1] == 0xff); /* UD2, UD1, UD0 */
 
     if (n < 2 || meant)
         return;
-    G.undefined_bytes = peek_code(at, code, sizeof code);
-    memcpy(G.undefined_code, code, sizeof code);
-    G.undefined_rip = FIELD(G.env, ENV_EIP, uint64_t);
-    G.undefined_bits = code64() ? 64 : FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32 ? 32 : 16;
+    G.vcpu.undefined_bytes = peek_code(at, code, sizeof code);
+    memcpy(G.vcpu.undefined_code, code, sizeof code);
+    G.vcpu.undefined_rip = FIELD(G.env, ENV_EIP, uint64_t);
+    G.vcpu.undefined_bits = code64() ? 64 : FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32 ? 32 : 16;
 }
 
 static bool on_undefined(void *uc, void *data)
@@ -299,7 +299,7 @@ static bool on_undefined(void *uc, void *data)
 
     (void)uc, (void)data;
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    if (G.native && is_vmcall(cs_base + rip)) {
+    if (G.vcpu.native && is_vmcall(cs_base + rip)) {
         FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
         enter_hypervisor(EXIT_VMCALL, 0);
         if ((FIELD(G.env, ENV_EFLAGS, uint64_t) & EFLAGS_TF) &&
@@ -311,7 +311,7 @@ static bool on_undefined(void *uc, void *data)
         return true;
     } else {
         note_undefined(cs_base + rip);
-        if (G.native)
+        if (G.vcpu.native)
             deliver(UD, rip);
         else
             enter_hypervisor(EXIT_UNDEFINED, UD);

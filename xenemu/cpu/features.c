@@ -11,7 +11,7 @@
  */
 uint64_t helper_rdrand_x86_64(void *env)
 {
-    uint64_t mixed = G.random += 0x9e3779b97f4a7c15;
+    uint64_t mixed = G.vcpu.random += 0x9e3779b97f4a7c15;
 
     mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9;
     mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111eb;

@@ -79,14 +79,14 @@ void helper_write_crN_x86_64(void *env, int which, uint64_t value)
 {
     uintptr_t pc = RETURN_ADDRESS;
 
-    if (G.native) {
+    if (G.vcpu.native) {
         value = operand(value);
         refuse(which == 0 ? bad_cr0(value) : which == 3 ? bad_cr3(value) :
                which == 4 ? bad_cr4(value) : which == 8 ? value > 15 : false, 0, pc);
         if (which == 0)
             value &= CR0_DEFINED;
         if (which == 8) {
-            G.value = value;
+            G.exit.value = value;
             enter_hypervisor(EXIT_WRITE_CR8, 0);
             return;
         }
@@ -96,10 +96,10 @@ void helper_write_crN_x86_64(void *env, int which, uint64_t value)
 
 uint64_t helper_read_crN_x86_64(void *env, int which)
 {
-    if (!G.native || which != 8)
+    if (!G.vcpu.native || which != 8)
         return U.read_cr(env, which);
     enter_hypervisor(EXIT_READ_CR8, 0);
-    return G.value;
+    return G.exit.value;
 }
 
 /* ---- debug registers ---- */
@@ -126,7 +126,7 @@ void helper_set_dr_x86_64(void *env, int which, uint64_t value)
 {
     uintptr_t pc = RETURN_ADDRESS;
 
-    if (G.native) {
+    if (G.vcpu.native) {
         value = operand(value);
         check_debug_register(which, pc);
         refuse(which >= 4 && value >> 32, 0, pc);
@@ -140,7 +140,7 @@ void helper_set_dr_x86_64(void *env, int which, uint64_t value)
 
 uint64_t helper_get_dr_x86_64(void *env, int which)
 {
-    if (G.native)
+    if (G.vcpu.native)
         check_debug_register(which, RETURN_ADDRESS);
     return U.get_dr(env, which);
 }

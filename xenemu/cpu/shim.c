@@ -31,7 +31,7 @@ struct unicorn U;
 /* ---- time ---- */
 
 /*
- * What is left until the deadline is in two places: `G.left`, and what of it is lent to the
+ * What is left until the deadline is in two places: `G.clock.left`, and what of it is lent to the
  * generated code, the low half of QEMU's icount_decr. Each block begins by taking its length from
  * there. If that is not enough, or a request to leave has made the high half negative, it calls
  * helper_check_exit_request. Outside of generated code nothing is lent.
@@ -42,7 +42,7 @@ void settle(void)
 {
     uint16_t *lent = &FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
 
-    G.left += *lent;
+    G.clock.left += *lent;
     *lent = 0;
 }
 
@@ -50,9 +50,9 @@ void settle(void)
 void spend(uint32_t ns)
 {
     settle(); /* so that the next block looks at what is left */
-    G.left -= ns;
-    G.end -= ns;
-    G.skipped_ns += ns;
+    G.clock.left -= ns;
+    G.clock.end -= ns;
+    G.clock.skipped_ns += ns;
 }
 
 /* ---- calling the hypervisor ------------------------------------------------------------- */
@@ -65,9 +65,9 @@ enum { FLAGS_RUNNING = 0x00277f00 & ~0xcd5, FLAGS_ALL = 0x00277fd5 };
 
 static void sync_rflags(uint32_t mask)
 {
-    if (G.rflags_dirty)
-        U.write_eflags(G.env, G.rflags, mask);
-    G.rflags_dirty = 0;
+    if (G.vcpu.rflags_dirty)
+        U.write_eflags(G.env, G.vcpu.rflags, mask);
+    G.vcpu.rflags_dirty = 0;
 }
 
 void shim_sync_rflags(void)
@@ -78,11 +78,11 @@ void shim_sync_rflags(void)
 static void apply_requests(void)
 {
     sync_rflags(FLAGS_RUNNING);
-    if (G.flush) {
-        G.flush = 0;
+    if (G.exit.flush) {
+        G.exit.flush = 0;
         U.tlb_flush(G.cpu);
     }
-    if (G.stop)
+    if (G.exit.stop)
         U.emu_stop(G.uc);
 }
 
@@ -93,26 +93,26 @@ void enter_hypervisor(enum exit_kind kind, uint32_t vector)
     if (UNLIKELY(FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_HELD_DEBUG) &&
         (kind <= EXIT_SYSCALL || kind == EXIT_SYSENTER))
         drop_held_debug_exception();
-    G.exits++;
-    spend(G.prices[kind]);
+    G.counters.exits++;
+    spend(G.clock.prices[kind]);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1; /* or the next fault arrives as #DF */
-    G.kind = kind;
-    G.vector = vector;
-    G.answer = ANSWERED;
-    G.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
-    G.rflags = U.read_eflags(G.env);
+    G.exit.kind = kind;
+    G.exit.vector = vector;
+    G.exit.answer = ANSWERED;
+    G.exit.error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
+    G.vcpu.rflags = U.read_eflags(G.env);
     uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t);
-    call_python(G.enter);
+    call_python(G.exit.enter);
     if (FIELD(G.env, ENV_EIP, uint64_t) != rip)
         forget_branch();
-    if (G.stepping)
-        G.stop |= STOP_DEBUGGER;
+    if (G.debug.stepping)
+        G.exit.stop |= STOP_DEBUGGER;
     apply_requests();
 }
 
 int64_t left_to_run(void)
 {
-    return G.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
+    return G.clock.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
 }
 
 int64_t left_at_refund; /* what was left after the last block that was left early */
@@ -154,14 +154,14 @@ static void native_syscall(void *env, int length, uintptr_t pc)
 
 void helper_syscall_x86_64(void *env, int next_eip_addend)
 {
-    if (G.native) {
+    if (G.vcpu.native) {
         native_syscall(env, next_eip_addend, RETURN_ADDRESS);
         return;
     }
     FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
-    G.by_iret = 0;
+    G.exit.by_iret = 0;
     enter_hypervisor(EXIT_SYSCALL, 0);
-    if (G.by_iret) /* the block that called would trap at once if TF is set, as a SYSRET does */
+    if (G.exit.by_iret) /* the block that called would trap at once for TF, as a SYSRET does */
         U.loop_exit_restore(G.cpu, 0);
 }
 
@@ -169,7 +169,7 @@ void helper_sysenter_x86_64(void *env, int next_eip_addend)
 {
     uint32_t selector = FIELD(env, ENV_SYSENTER_CS, uint32_t);
 
-    if (!G.native) {
+    if (!G.vcpu.native) {
         FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
         enter_hypervisor(EXIT_SYSENTER, 0);
         U.loop_exit_restore(G.cpu, 0); /* the block that called would trap for a TF that it had */
@@ -185,7 +185,7 @@ void helper_sysenter_x86_64(void *env, int next_eip_addend)
 void helper_cpuid_x86_64(void *env)
 {
     enter_hypervisor(EXIT_CPUID, 0);
-    if (G.answer == REFUSED)
+    if (G.exit.answer == REFUSED)
         U.raise(env, GP, 0, RETURN_ADDRESS);
 }
 
@@ -239,13 +239,13 @@ int64_t unfinished(uintptr_t pc)
 static __attribute__((noinline, cold)) void leave_before_block(uint32_t instructions, uintptr_t pc)
 {
     if (FIELD(G.cpu, CPU_ICOUNT_DECR, int32_t) >= 0) { /* nobody else asked: the deadline */
-        if (G.left <= 0)
+        if (G.clock.left <= 0)
             U.emu_stop(G.uc);
         else /* then a block of exactly what is left */
-            FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = (uint32_t)G.left;
+            FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = (uint32_t)G.clock.left;
     }
     FIELD(G.cpu, CPU_TCG_EXIT_REQ, uint32_t) = 0;
-    G.left -= instructions;
+    G.clock.left -= instructions;
     U.loop_exit_restore(G.cpu, pc); /* refunds the block */
 }
 
@@ -261,11 +261,11 @@ static void look_at_host(void)
 
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
     int64_t now_ns = now.tv_sec * 1000000000ll + now.tv_nsec;
-    if (now_ns - G.looked_ns < LOOK_EVERY_NS)
+    if (now_ns - G.clock.looked_ns < LOOK_EVERY_NS)
         return;
-    G.looked_ns = now_ns;
-    call_python(G.look);
-    if (G.stop)
+    G.clock.looked_ns = now_ns;
+    call_python(G.exit.look);
+    if (G.exit.stop)
         U.emu_stop(G.uc);
 }
 
@@ -292,10 +292,10 @@ void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
     *decr += instructions;
     settle();
     look_at_host();
-    if ((int32_t)*decr < 0 || G.left < instructions)
+    if ((int32_t)*decr < 0 || G.clock.left < instructions)
         leave_before_block(instructions, RETURN_ADDRESS);
-    *decr = (G.left < MAX_LENT ? G.left : MAX_LENT);
-    G.left -= *decr;
+    *decr = (G.clock.left < MAX_LENT ? G.clock.left : MAX_LENT);
+    G.clock.left -= *decr;
     *decr -= instructions;
 }
 
@@ -319,7 +319,7 @@ void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int 
     void *guests = show_breakpoints(tb);
     translate_block(ops, db, cpu, tb, max_insns);
     hide_breakpoints(guests);
-    G.blocks_translated++;
+    G.counters.blocks_translated++;
     settle(); /* what only translates is slow: the next block looks at the host's clock */
     void *op = FIELD(G.tcg, TCG_FIRST_OP, void *);
     if (FIELD(op, OP_ARG1, void *) != G.uc)
@@ -346,7 +346,7 @@ int tcg_gen_code_x86_64(void *tcg_ctx, void *tb)
     if (size < 0) /* no room: Unicorn starts afresh */
         return size;
     if (memcmp(code, "\x48\xbf", 2) || memcmp(code + 2, &PATTERN, 8) || code[10] != 0xbe) {
-        G.uncounted++;
+        G.counters.uncounted++;
         return size;
     }
     int call = code[15] == 0xff ? 6 : 5;
@@ -478,7 +478,7 @@ uint64_t shim_came_from(void)
 bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
 {
     if (will_exit) {
-        G.left += unfinished(pc);
+        G.clock.left += unfinished(pc);
         left_at_refund = left_to_run();
     }
     return U.restore_state(cpu, pc, will_exit);
@@ -486,9 +486,9 @@ bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit)
 
 static int64_t now_ns(uintptr_t pc)
 {
-    int64_t left = G.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
+    int64_t left = G.clock.left + FIELD(G.cpu, CPU_ICOUNT_DECR, uint16_t);
 
-    return G.end - left - unfinished(pc) + G.skipped_ns;
+    return G.clock.end - left - unfinished(pc) + G.clock.skipped_ns;
 }
 
 /* ---- instructions that Unicorn gets wrong ------------------------------------------------- */
@@ -518,21 +518,21 @@ static void check_port(void *env, uint32_t port, int log_size, uintptr_t pc)
 {
     if ((FIELD(env, ENV_HFLAGS, uint32_t) & 3) <= ((FIELD(env, ENV_EFLAGS, uint64_t) >> 12) & 3))
         return;
-    if (!G.native)
+    if (!G.vcpu.native)
         U.raise(env, GP, 0, pc);
     AT_INSTRUCTION(pc, U.check_io[log_size](env, port));
 }
 
 static uint32_t port_exit(enum exit_kind kind, uint32_t port, int log_size, uint32_t value)
 {
-    G.port = port;
-    G.size = 1u << log_size;
-    G.value = value;
-    if (G.ports && G.ports[port & 0xffff])
+    G.exit.port = port;
+    G.exit.size = 1u << log_size;
+    G.exit.value = value;
+    if (G.vcpu.ports && G.vcpu.ports[port & 0xffff])
         enter_hypervisor(kind, 0);
     else
-        spend(G.prices[kind]);
-    return G.value;
+        spend(G.clock.prices[kind]);
+    return G.exit.value;
 }
 
 #define PORT_IO(suffix, log_size, ones)                                                          \
@@ -553,7 +553,7 @@ PORT_IO(l, 2, 0xffffffffu)
 /* A CPU's PAUSE takes its time, and loops that delay count on it. */
 void helper_pause_x86_64(void *env, int next_eip_addend)
 {
-    spend(G.prices[PAUSE]);
+    spend(G.clock.prices[EXIT_PAUSE]);
     U.pause(env, next_eip_addend);
 }
 
@@ -564,18 +564,18 @@ void helper_rdmsr_x86_64(void *env)
 {
     uint64_t *regs = &FIELD(env, ENV_REGS, uint64_t);
 
-    if (!G.native) { /* Unicorn's own API; a PV guest's has faulted */
+    if (!G.vcpu.native) { /* Unicorn's own API; a PV guest's has faulted */
         U.rdmsr(env);
         return;
     }
     enter_hypervisor(EXIT_RDMSR, 0);
-    if (G.answer == REFUSED)
+    if (G.exit.answer == REFUSED)
         U.raise(env, GP, 0, RETURN_ADDRESS);
-    if (G.answer == NATIVE) {
+    if (G.exit.answer == NATIVE) {
         U.rdmsr(env);
     } else {
-        regs[0] = (uint32_t)G.value;
-        regs[2] = G.value >> 32;
+        regs[0] = (uint32_t)G.exit.value;
+        regs[2] = G.exit.value >> 32;
     }
 }
 
@@ -584,21 +584,21 @@ void helper_wrmsr_x86_64(void *env)
     uint64_t *regs = &FIELD(env, ENV_REGS, uint64_t);
     uint32_t number = regs[1];
 
-    G.value = (uint32_t)regs[0] | regs[2] << 32;
-    if (!G.native) {
+    G.exit.value = (uint32_t)regs[0] | regs[2] << 32;
+    if (!G.vcpu.native) {
         U.wrmsr(env);
         return;
     }
     if (number >= MSR_FS_BASE && number <= MSR_KERNEL_GS_BASE) {
-        if (!canonical(G.value))
+        if (!canonical(G.exit.value))
             U.raise(env, GP, 0, RETURN_ADDRESS);
         U.wrmsr(env);
         return;
     }
     enter_hypervisor(EXIT_WRMSR, 0);
-    if (G.answer == REFUSED)
+    if (G.exit.answer == REFUSED)
         U.raise(env, GP, 0, RETURN_ADDRESS);
-    if (G.answer == NATIVE)
+    if (G.exit.answer == NATIVE)
         U.wrmsr(env);
 }
 
@@ -691,10 +691,10 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uin
         if (watchpoint->flags & OF_DEBUGGER) {
             if (in_company(pc))
                 run_again_alone(cpu, pc);
-            G.debug_stop = STOP_WATCHPOINT;
-            G.debug_address = watchpoint->vaddr;
-            G.debug_access = watchpoint->flags & WATCH_ACCESS;
-            G.stop |= STOP_DEBUGGER;
+            G.debug.stop = STOP_WATCHPOINT;
+            G.debug.address = watchpoint->vaddr;
+            G.debug.access = watchpoint->flags & WATCH_ACCESS;
+            G.exit.stop |= STOP_DEBUGGER;
             U.emu_stop(G.uc);
             continue;
         }
@@ -793,11 +793,11 @@ void breakpoint_handler_x86_64(void *cpu)
         if (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ)
             hold_debug_exception(cpu);
     } else {
-        G.left++;
-        for (unsigned i = 0; i < breakpoint_count && !G.stepping; i++)
+        G.clock.left++;
+        for (unsigned i = 0; i < breakpoint_count && !G.debug.stepping; i++)
             if (breakpoints[i].pc == pc) {
-                G.debug_stop = STOP_BREAKPOINT;
-                G.stop |= STOP_DEBUGGER;
+                G.debug.stop = STOP_BREAKPOINT;
+                G.exit.stop |= STOP_DEBUGGER;
                 U.emu_stop(G.uc);
                 return;
             }
@@ -816,7 +816,7 @@ void shim_set_dr7(uint64_t value)
 /* A step that an interrupt forestalls ends at its handler. */
 static void stop_at_handler(void)
 {
-    if (!G.stepping)
+    if (!G.debug.stepping)
         return;
     FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ANY_BLOCK;
     U.emu_stop(G.uc);
@@ -842,8 +842,9 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
             stop_at_handler();
         return taken;
     }
-    bool callback = G.callback_vector != NO_VECTOR && G.upcall_pending && *G.upcall_pending;
-    int vector = callback ? G.callback_vector : G.apic_vector;
+    bool callback =
+        G.vcpu.callback_vector != NO_VECTOR && G.vcpu.upcall_pending && *G.vcpu.upcall_pending;
+    int vector = callback ? G.vcpu.callback_vector : G.vcpu.apic_vector;
     if (vector == NO_VECTOR) {
         *requested &= ~INTERRUPT_VIRQ;
         return false;
@@ -852,8 +853,8 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ))
         return false;
     if (!callback) {
-        G.apic_accepted = vector;
-        G.apic_vector = NO_VECTOR;
+        G.vcpu.apic_accepted = vector;
+        G.vcpu.apic_vector = NO_VECTOR;
     }
     begin_interrupt();
     U.hard_interrupt(G.env, vector, 1);
@@ -874,8 +875,8 @@ void shim_request_interrupt(uint32_t kind)
 /*
  * Unicorn makes every store to a page that is mapped executable slow, for the sake of
  * self-modifying code. So a mapping gets its execute permission only when something is fetched
- * through it. A frame once fetched from (G.code) keeps slow stores, whatever it is mapped by;
- * when a frame that may have fast mappings becomes one, all mappings are dropped.
+ * through it. A frame once fetched from (G.physical.code) keeps slow stores, whatever it is mapped
+ * by; when a frame that may have fast mappings becomes one, all mappings are dropped.
  */
 static int filling_for;
 static uint64_t dirty_frame;
@@ -885,20 +886,20 @@ static uint64_t machine_address(uint64_t paddr)
 {
     uint64_t gfn = paddr >> 12;
 
-    if (gfn < G.frames && G.populated[gfn])
+    if (gfn < G.physical.frames && G.physical.populated[gfn])
         return paddr;
-    for (uint64_t i = 0; i < G.overrides; i++)
-        if (G.override_gfn[i] == gfn)
-            return G.override_maddr[i];
-    return G.hole;
+    for (uint64_t i = 0; i < G.physical.overrides; i++)
+        if (G.physical.override_gfn[i] == gfn)
+            return G.physical.override_maddr[i];
+    return G.physical.hole;
 }
 
 /* A word of RAM at an address of the guest's, or NULL where there is none. */
 uint64_t *machine_entry(uint64_t paddr)
 {
-    if (G.populated)
+    if (G.physical.populated)
         paddr = machine_address(paddr & ~0xfffull) | (paddr & 0xfff);
-    return paddr >> 12 < G.frames ? (uint64_t *)(G.ram + paddr) : NULL;
+    return paddr >> 12 < G.physical.frames ? (uint64_t *)(G.physical.ram + paddr) : NULL;
 }
 
 void tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
@@ -961,7 +962,7 @@ static bool walk(uint64_t vaddr, int access, int mode)
 bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
                              uintptr_t pc)
 {
-    G.fills++;
+    G.counters.fills++;
     filling_for = access;
     if (walk(vaddr, access, mode))
         return true;
@@ -978,29 +979,29 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, in
 void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
                                     int prot, int mode, uint64_t size)
 {
-    if (G.populated)
+    if (G.physical.populated)
         paddr = machine_address(paddr);
     uint64_t frame = paddr >> 12;
 
-    if (frame >= G.frames) { /* where no memory is, ones are fetched: an undefined instruction */
+    if (frame >= G.physical.frames) { /* no memory: ones are fetched, an undefined instruction */
         if (filling_for == ACCESS_FETCH) {
-            paddr = G.ones;
+            paddr = G.physical.ones;
             prot = PAGE_EXEC;
         } else {
             prot &= ~PAGE_EXEC;
         }
-    } else if (!(G.code[frame] & FRAME_FETCHED)) {
+    } else if (!(G.physical.code[frame] & FRAME_FETCHED)) {
         if (filling_for == ACCESS_FETCH) {
-            G.code[frame] |= FRAME_FETCHED;
-            G.code_frames++;
-            if (G.written[frame]) {
-                G.written[frame] = 0;
+            G.physical.code[frame] |= FRAME_FETCHED;
+            G.counters.code_frames++;
+            if (G.physical.written[frame]) {
+                G.physical.written[frame] = 0;
                 U.tlb_flush(cpu);
             }
         } else {
             prot &= ~PAGE_EXEC;
             if (prot & PAGE_WRITE)
-                G.written[frame] = 1;
+                G.physical.written[frame] = 1;
         }
     }
     U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
@@ -1010,13 +1011,13 @@ void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, u
 void tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t ram, int size, uintptr_t pc)
 {
     dirty_frame = ram >> 12;
-    if (dirty_frame >= G.frames || (G.code[dirty_frame] & FRAME_FETCHED))
+    if (dirty_frame >= G.physical.frames || (G.physical.code[dirty_frame] & FRAME_FETCHED))
         U.invalidate_fast(uc, pages, ram, size, pc);
 }
 
 void tlb_set_dirty_x86_64(void *cpu, uint64_t vaddr)
 {
-    if (dirty_frame >= G.frames || !(G.code[dirty_frame] & FRAME_FETCHED))
+    if (dirty_frame >= G.physical.frames || !(G.physical.code[dirty_frame] & FRAME_FETCHED))
         U.tlb_set_dirty(cpu, vaddr);
 }
 
@@ -1043,7 +1044,7 @@ void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length)
 void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
 {
     char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
-    bool expired = ++G.flushes % TLB_FLUSHES_PER_WINDOW == 0;
+    bool expired = ++G.counters.flushes % TLB_FLUSHES_PER_WINDOW == 0;
 
     generation++;
     for (int mode = 0; mode < MMU_MODES; mode++)
@@ -1058,18 +1059,18 @@ void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
 static uint64_t access_beyond_ram(enum exit_kind kind, uint64_t address, unsigned size,
                                   uint64_t value)
 {
-    spend(G.prices[kind]);
-    if (address - G.apic >= 4096)
+    spend(G.clock.prices[kind]);
+    if (address - G.physical.apic >= 4096)
         return value;
-    G.exits++;
-    G.kind = kind;
-    G.port = address - G.apic;
-    G.size = size;
-    G.value = value;
-    call_python(G.enter);
-    if (G.stop)
+    G.counters.exits++;
+    G.exit.kind = kind;
+    G.exit.port = address - G.physical.apic;
+    G.exit.size = size;
+    G.exit.value = value;
+    call_python(G.exit.enter);
+    if (G.exit.stop)
         U.emu_stop(G.uc);
-    return G.value;
+    return G.exit.value;
 }
 
 static uint64_t load_beyond_ram(void *uc, uint64_t offset, unsigned size, void *start)
@@ -1094,10 +1095,61 @@ int shim_map_beyond_ram(uint64_t start, uint64_t end)
 
 /* ---- Python's side ------------------------------------------------------------------------- */
 
-void *shim_state(void)
+/* A table of each subject that is shared, with its place; the last entry has the struct's size. */
+struct member {
+    const char *name, *type;
+    uint32_t offset, count; /* of elements, if it is an array */
+};
+#define SUBJECT(name)                                                                             \
+    const struct member *shim_##name(void **place)                                                \
+    {                                                                                             \
+        typedef struct name subject;                                                              \
+        *place = &G.name;                                                                         \
+        static const struct member members[] = {
+#define MEMBER(type, name, array)                                                                 \
+    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
+#define END(name)                                                                                 \
+            {NULL, NULL, sizeof(subject), 0}};                                                    \
+        return members;                                                                           \
+    }
+#include "shared.def"
+
+/* The constants that Python uses: the exits, and what else is named here; the last has no name. */
+struct constant {
+    const char *name;
+    int64_t value;
+};
+
+const struct constant *shim_constants(void)
 {
-    return &G;
+#define EXIT_CONSTANT(name) {"EXIT_" #name, EXIT_##name},
+#define CONSTANT(name) {#name, name},
+    static const struct constant constants[] = {
+        EXITS(EXIT_CONSTANT)
+        CONSTANT(ANSWERED) CONSTANT(REFUSED) CONSTANT(NATIVE)
+        CONSTANT(STOP_HYPERVISOR) CONSTANT(STOP_DEBUGGER)
+        CONSTANT(STOP_BREAKPOINT) CONSTANT(STOP_WATCHPOINT) CONSTANT(STOP_FAULT)
+        CONSTANT(GAVE_UP) CONSTANT(NO_VECTOR) CONSTANT(MAX_OVERRIDES)
+        CONSTANT(INTERRUPT_VIRQ) CONSTANT(INTERRUPT_NMI)
+        CONSTANT(UC_NO_EXIT_REQUEST)
+        CONSTANT(CPU_INTERRUPT_REQUEST) CONSTANT(CPU_HALTED) CONSTANT(CPU_EXCEPTION_INDEX)
+        CONSTANT(ENV_REGS) CONSTANT(ENV_EIP) CONSTANT(ENV_HFLAGS) CONSTANT(ENV_SEGS)
+        CONSTANT(ENV_CR0) CONSTANT(ENV_CR2) CONSTANT(ENV_EFER) CONSTANT(ENV_DR)
+        CONSTANT(ENV_FPSTT) CONSTANT(ENV_FPUS) CONSTANT(ENV_FPUC) CONSTANT(ENV_MXCSR) CONSTANT(ENV_XMM)
+        CONSTANT(ENV_SYSENTER_CS) CONSTANT(ENV_SYSENTER_ESP) CONSTANT(ENV_SYSENTER_EIP)
+        CONSTANT(ENV_STAR) CONSTANT(ENV_LSTAR) CONSTANT(ENV_CSTAR) CONSTANT(ENV_FMASK)
+        CONSTANT(ENV_KERNEL_GS_BASE) CONSTANT(ENV_TSC_AUX) CONSTANT(ENV_PAT)
+        CONSTANT(ENV_OLD_EXCEPTION) CONSTANT(ENV_FEATURES) CONSTANT(ENV_SAVED)
+        CONSTANT(SEG_BASE) CONSTANT(SEG_LIMIT) CONSTANT(SEG_SIZE) CONSTANT(XMM_SIZE)
+        CONSTANT(HF_CS64) CONSTANT(HF_TS)
+        {NULL, 0},
+    };
+    return constants;
 }
+
+/* Where the engine's CPUX86State and CPUState are. */
+void *shim_env(void) { return G.env; }
+void *shim_cpu(void) { return G.cpu; }
 
 /* Find Unicorn's originals; returns the name of the first one missing, or NULL. */
 const char *shim_bind(void *unicorn)
@@ -1170,10 +1222,10 @@ void shim_attach(void *uc)
     G.tcg = FIELD(uc, UC_TCG_CTX, void *);
     memset(jumps, 0, sizeof jumps);
     jump_block = 0;
-    G.callback_vector = G.apic_vector = G.apic_accepted = NO_VECTOR;
-    G.rflags = U.read_eflags(G.env);
-    G.stepping = G.debug_stop = G.caught_faults = 0;
-    G.let_fault = NOWHERE;
+    G.vcpu.callback_vector = G.vcpu.apic_vector = G.vcpu.apic_accepted = NO_VECTOR;
+    G.vcpu.rflags = U.read_eflags(G.env);
+    G.debug.stepping = G.debug.stop = G.debug.caught_faults = 0;
+    G.debug.let_fault = NOWHERE;
     breakpoint_count = 0;
     for (int i = 0; i < MAX_WATCHPOINTS; i++)
         watchpoints[i].length = 0;
@@ -1182,27 +1234,49 @@ void shim_attach(void *uc)
 /* Run from `rip` until the deadline or a stop; returns a uc_err, or GAVE_UP. */
 int shim_run(uint64_t rip)
 {
-    G.stop = 0;
+    G.exit.stop = 0;
     shim_sync_rflags();
     apply_requests();
-    if (G.native && G.apic_vector != NO_VECTOR)
+    if (G.vcpu.native && G.vcpu.apic_vector != NO_VECTOR)
         shim_request_interrupt(INTERRUPT_VIRQ);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     delivering = NOTHING;
     missed.faults = false;
-    FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
+    FIELD(G.cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = G.debug.stepping ? ONE_INSTRUCTION : ANY_BLOCK;
     int error = run_or_give_up(rip);
     settle();
     wrap_rip();
-    G.rflags = U.read_eflags(G.env);
+    G.vcpu.rflags = U.read_eflags(G.env);
     return error;
 }
 
 /* Read the RFLAGS of registers that were loaded behind the CPU's back. */
 void shim_reload_rflags(void)
 {
-    G.rflags = U.read_eflags(G.env);
-    G.rflags_dirty = 0;
+    G.vcpu.rflags = U.read_eflags(G.env);
+    G.vcpu.rflags_dirty = 0;
+}
+
+/* Make the CPU's mode what CS, SS, DS and ES say. */
+void shim_update_mode(void)
+{
+    char *segments = (char *)G.env + ENV_SEGS;
+    uint32_t cs = FIELD(segments, SEG_SIZE * CS + SEG_FLAGS, uint32_t);
+    uint32_t ss = FIELD(segments, SEG_SIZE * SS + SEG_FLAGS, uint32_t);
+    uint32_t *hflags = &FIELD(G.env, ENV_HFLAGS, uint32_t);
+    uint32_t mode = cs >> 13 & HF_CPL;
+
+    if (cs & SEGMENT_L) {
+        mode |= HF_CS64 | HF_CS32 | HF_SS32;
+    } else {
+        mode |= (cs & SEGMENT_B ? HF_CS32 : 0) | (ss & SEGMENT_B ? HF_SS32 : 0);
+        if (!(mode & HF_CS32) || FIELD(segments, SEG_SIZE * SS + SEG_BASE, uint64_t) ||
+            FIELD(segments, SEG_SIZE * DS + SEG_BASE, uint64_t) ||
+            FIELD(segments, SEG_SIZE * ES + SEG_BASE, uint64_t))
+            mode |= HF_ADDSEG;
+    }
+    *hflags &= ~(HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_CS64);
+    *hflags |= mode;
 }
 
 void shim_flush_page(uint64_t vaddr)

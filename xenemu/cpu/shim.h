@@ -9,69 +9,26 @@
 enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
 enum { FRAME_FETCHED = 1 };
 #define NOWHERE UINT64_MAX
-enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.stop: who wants to leave */
-enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug_stop */
+enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.exit.stop: who wants to leave */
+enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug.stop */
 
-enum exit_kind {
-    EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID,
-    EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER,
-    EXIT_READ_CR8, EXIT_WRITE_CR8, EXIT_LOAD, EXIT_STORE,
-    PAUSE, DELIVERY, /* no exits, but they have prices */
-    PRICES
-};
-enum { ANSWERED, REFUSED, NATIVE }; /* G.answer to CPUID (not NATIVE), RDMSR and WRMSR */
+/* Kinds of exits, by whose names prices go; PAUSE and DELIVERY are no exits. */
+#define EXITS(F)                                                                                  \
+    F(EXCEPTION) F(SOFT_INT) F(UNDEFINED) F(SYSCALL) F(CPUID)                                     \
+    F(VMCALL) F(RDMSR) F(WRMSR) F(IN) F(OUT) F(SYSENTER)                                          \
+    F(READ_CR8) F(WRITE_CR8) F(LOAD) F(STORE) F(PAUSE) F(DELIVERY)
+#define EXIT_KIND(name) EXIT_##name,
+enum exit_kind { EXITS(EXIT_KIND) PRICES };
+enum { ANSWERED, REFUSED, NATIVE }; /* G.exit.answer to CPUID (not NATIVE), RDMSR and WRMSR */
 
-/* What Python and these files share; the same in cpu/shim.py. */
+typedef void (*function)(void);
+
 extern struct shared {
-    int64_t left;         /* instructions until the deadline */
-    int64_t end;          /* the deadline, in instructions since start */
-    int64_t skipped_ns;   /* time that passed without instructions: idle, or a price */
-    uint64_t rflags;      /* valid while the hypervisor is called and between runs */
-    uint32_t rflags_dirty, flush, stop;
-    uint32_t kind, vector, error;
-    uint32_t answer;      /* what became of a CPUID, RDMSR or WRMSR */
-    uint32_t by_iret;     /* the hypervisor leaves by IRET, whose target runs before TF traps */
-    uint32_t native;      /* the guest has its own IDT and ring 0 */
-    uint32_t port;        /* of EXIT_IN and EXIT_OUT; of EXIT_LOAD and EXIT_STORE, the offset */
-    uint32_t size;        /* in bytes, of such an access, or of the instruction of EXIT_SOFT_INT */
-    uint64_t value;       /* written to or read from the port, MSR, CR8 or local APIC */
-    uint32_t prices[PRICES]; /* nanoseconds that each exit takes of the guest's time */
-    uint8_t *code;        /* a byte per frame: ever fetched from */
-    uint8_t *written;     /* a byte per frame: ever mapped for fast stores */
-    uint64_t frames;
-    uint8_t *ram;         /* machine memory */
-    void (*enter)(void);  /* the hypervisor */
-    void (*look)(void);   /* whether the host wants the guest to stop; it reads no registers */
-    int64_t looked_ns;    /* when that was last asked, by the host's clock */
-    uint64_t random;      /* the state of what RDRAND and RDSEED read */
-    uint64_t exits, flushes, fills, blocks_translated, code_frames;
-    uint64_t uncounted;   /* blocks that do not begin as expected */
-    void *uc, *cpu, *env, *tcg;
-    /* The last undefined instruction, but for UD2 and the like. */
-    uint64_t undefined_rip;
-    uint32_t undefined_bits; /* of its code: 16, 32, 64; 0 if there was none */
-    uint8_t undefined_bytes, undefined_code[15];
-    /* For native guests. */
-    uint8_t *ports;           /* a byte per port: whether the hypervisor wants to know */
-    uint8_t *populated;       /* a byte per frame: guest frame n is machine frame n */
-    uint64_t hole;            /* machine address that answers for guest frames without memory */
-    uint64_t ones;            /* machine address of what is fetched from there */
-    uint64_t apic;            /* machine address of the local APIC's page */
-    uint64_t overrides;       /* how many guest frames lie elsewhere */
-    uint64_t override_gfn[MAX_OVERRIDES], override_maddr[MAX_OVERRIDES];
-    uint8_t *upcall_pending;  /* the vcpu's byte in its vcpu_info, or NULL */
-    int32_t callback_vector;  /* raised while that byte is set */
-    int32_t apic_vector;      /* the local APIC's next interrupt */
-    int32_t apic_accepted;    /* the last of them that the CPU took */
-    uint32_t delivered_vector; /* of what was to be delivered last, but for faults in doing so */
-    uint32_t delivered_kind;   /* an enum delivering */
-    /* For the debugger. */
-    uint32_t stepping;        /* leave after one instruction, or where an exit or interrupt leads */
-    uint32_t debug_stop;      /* why the debugger has the guest */
-    uint32_t debug_access;    /* of STOP_WATCHPOINT: read or write; of STOP_FAULT: the vector */
-    uint64_t debug_address;   /* of STOP_WATCHPOINT: what was accessed */
-    uint32_t caught_faults;   /* a bit per vector whose faults stop the guest before it has them */
-    uint64_t let_fault;       /* where the fault that stopped it comes again, and is the guest's */
+    void *uc, *cpu, *env, *tcg; /* Unicorn's structs; these are not Python's */
+#define SUBJECT(name) struct name {
+#define MEMBER(type, name, array) type name array;
+#define END(name) } name;
+#include "shared.def"
 } G;
 
 /* shim.c */
@@ -90,10 +47,10 @@ uint64_t *machine_entry(uint64_t paddr);
  */
 #define AT_INSTRUCTION(pc, call)                                                                 \
     do {                                                                                         \
-        G.left += unfinished(pc);                                                                \
+        G.clock.left += unfinished(pc);                                                          \
         U.restore_state(G.cpu, pc, true);                                                        \
         call;                                                                                    \
-        G.left -= unfinished(pc);                                                                \
+        G.clock.left -= unfinished(pc);                                                          \
     } while (0)
 
 /* abort.c */
@@ -119,7 +76,8 @@ struct access {
     uint64_t vaddr, cr2; /* CR2 as it was before */
 };
 extern struct access missed;
-enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT }; /* as hv/cpu.py's Event */
+/* As hv/cpu.py's Event. */
+enum delivering { NOTHING, A_SOFTWARE_INTERRUPT, AN_EXCEPTION, AN_INTERRUPT };
 extern enum delivering delivering;
 void begin_interrupt(void);
 bool take_ts_back(bool faults);

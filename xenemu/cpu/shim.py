@@ -1,4 +1,4 @@
-"""Load the native shim, then Unicorn behind it; declare what they share.
+"""Load the native shim, then Unicorn after it; learn from it what C and Python share.
 
 The order matters: the shim's functions replace Unicorn's only if the dynamic linker meets
 them first.
@@ -8,89 +8,55 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from xenemu.errors import EngineError
 
 UNICORN_VERSION = "2.1.4"
 
-EXIT_EXCEPTION, EXIT_SOFT_INT, EXIT_UNDEFINED, EXIT_SYSCALL, EXIT_CPUID = range(5)
-EXIT_VMCALL, EXIT_RDMSR, EXIT_WRMSR, EXIT_IN, EXIT_OUT, EXIT_SYSENTER = range(5, 11)
-EXIT_READ_CR8, EXIT_WRITE_CR8, EXIT_LOAD, EXIT_STORE, PAUSE, DELIVERY, PRICES = range(11, 18)
-ANSWERED, REFUSED, NATIVE = range(3)
-INTERRUPT_VIRQ, INTERRUPT_NMI = 0x100, 0x200
-STOP_HYPERVISOR, STOP_DEBUGGER = 1, 2
-GAVE_UP = -1
-STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT = 1, 2, 3
-MAX_OVERRIDES = 512
+NAMES = ("uint8", "int32", "uint32", "int64", "uint64")
+C_TYPES: dict[str, Any] = {f"{name}_t": getattr(ctypes, f"c_{name}") for name in NAMES}
 
 
-class State(ctypes.Structure):
-    """`G` of shim.h."""
+class _Member(ctypes.Structure):
+    """A row of the shim's table of a struct: bind.c, `struct member`."""
 
+    name: bytes
+    type: bytes
+    offset: int
+    count: int
     _fields_ = (
-        ("left", ctypes.c_int64),
-        ("end", ctypes.c_int64),
-        ("skipped_ns", ctypes.c_int64),
-        ("rflags", ctypes.c_uint64),
-        ("rflags_dirty", ctypes.c_uint32),
-        ("flush", ctypes.c_uint32),
-        ("stop", ctypes.c_uint32),
-        ("kind", ctypes.c_uint32),
-        ("vector", ctypes.c_uint32),
-        ("error", ctypes.c_uint32),
-        ("answer", ctypes.c_uint32),
-        ("by_iret", ctypes.c_uint32),
-        ("native", ctypes.c_uint32),
-        ("port", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("value", ctypes.c_uint64),
-        ("prices", ctypes.c_uint32 * PRICES),
-        ("code", ctypes.c_void_p),
-        ("written", ctypes.c_void_p),
-        ("frames", ctypes.c_uint64),
-        ("ram", ctypes.c_void_p),
-        ("enter", ctypes.c_void_p),
-        ("look", ctypes.c_void_p),
-        ("looked_ns", ctypes.c_int64),
-        ("random", ctypes.c_uint64),
-        ("exits", ctypes.c_uint64),
-        ("flushes", ctypes.c_uint64),
-        ("fills", ctypes.c_uint64),
-        ("blocks_translated", ctypes.c_uint64),
-        ("code_frames", ctypes.c_uint64),
-        ("uncounted", ctypes.c_uint64),
-        ("uc", ctypes.c_void_p),
-        ("cpu", ctypes.c_void_p),
-        ("env", ctypes.c_void_p),
-        ("tcg", ctypes.c_void_p),
-        ("undefined_rip", ctypes.c_uint64),
-        ("undefined_bits", ctypes.c_uint32),
-        ("undefined_bytes", ctypes.c_uint8),
-        ("undefined_code", ctypes.c_uint8 * 15),
-        ("ports", ctypes.c_void_p),
-        ("populated", ctypes.c_void_p),
-        ("hole", ctypes.c_uint64),
-        ("ones", ctypes.c_uint64),
-        ("apic", ctypes.c_uint64),
-        ("overrides", ctypes.c_uint64),
-        ("override_gfn", ctypes.c_uint64 * MAX_OVERRIDES),
-        ("override_maddr", ctypes.c_uint64 * MAX_OVERRIDES),
-        ("upcall_pending", ctypes.c_void_p),
-        ("callback_vector", ctypes.c_int32),
-        ("apic_vector", ctypes.c_int32),
-        ("apic_accepted", ctypes.c_int32),
-        ("delivered_vector", ctypes.c_uint32),
-        ("delivered_kind", ctypes.c_uint32),
-        ("stepping", ctypes.c_uint32),
-        ("debug_stop", ctypes.c_uint32),
-        ("debug_access", ctypes.c_uint32),
-        ("debug_address", ctypes.c_uint64),
-        ("caught_faults", ctypes.c_uint32),
-        ("let_fault", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_char_p),
+        ("offset", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
     )
+
+
+class _Constant(ctypes.Structure):
+    """A row of the shim's table of constants: bind.c, `struct constant`."""
+
+    name: bytes
+    value: int
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_int64))
+
+
+def struct_of(name: str, members: Iterable[_Member]) -> type[ctypes.Structure]:
+    """Make the struct that C has, of its table; EngineError if ctypes lays it out otherwise."""
+    *rows, end = members
+    fields: list[tuple[str, Any]] = []
+    for row in rows:
+        kind = C_TYPES.get(row.type.decode(), ctypes.c_void_p)  # all others are pointers
+        fields.append((row.name.decode(), kind * row.count if row.count > 1 else kind))
+    made = type(name, (ctypes.Structure,), {"_fields_": tuple(fields)})
+    places = [getattr(made, field).offset for field, _ in fields] + [ctypes.sizeof(made)]
+    if places != [row.offset for row in (*rows, end)]:
+        raise EngineError(f"the shim's struct {name} is laid out as ctypes does not know")
+    return made
 
 
 class Shim:
@@ -123,6 +89,7 @@ class Shim:
         self.invalidate = self._function("shim_invalidate", None, ctypes.c_uint64)
         self.sync_rflags = self._function("shim_sync_rflags", None)
         self.reload_rflags = self._function("shim_reload_rflags", None)
+        self.update_mode = self._function("shim_update_mode", None)
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.set_dr7 = self._function("shim_set_dr7", None, ctypes.c_uint64)
@@ -140,13 +107,36 @@ class Shim:
         self.unwatch_all = self._function("shim_unwatch_all", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()
-        self.state = State.from_address(self._function("shim_state", ctypes.c_void_p)())
+        self.env = self._function("shim_env", ctypes.c_void_p)
+        self.cpu = self._function("shim_cpu", ctypes.c_void_p)
+        # What C and Python share, by subject: see shared.def.
+        self.clock = self._shared("clock")
+        self.exit = self._shared("exit")
+        self.vcpu = self._shared("vcpu")
+        self.physical = self._shared("physical")
+        self.debug = self._shared("debug")
+        self.counters = self._shared("counters")
+        rows = _rows(self._function("shim_constants", ctypes.POINTER(_Constant))())
+        self.constants: Any = SimpleNamespace(**{row.name.decode(): row.value for row in rows})
+
+    def _shared(self, name: str) -> Any:
+        """A struct that is shared, in place."""
+        place = ctypes.c_void_p()
+        describe = self._function(f"shim_{name}", ctypes.POINTER(_Member), ctypes.c_void_p)
+        table = describe(ctypes.byref(place))
+        rows = [*_rows(table)]
+        return struct_of(name, [*rows, table[len(rows)]]).from_address(place.value or 0)
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         function = getattr(self._library, name)
         function.restype = result
         function.argtypes = arguments
         return function  # type: ignore[no-any-return]
+
+
+def _rows(table: Any) -> Iterator[Any]:
+    """The rows of a table of the shim's, but for the last, which has no name."""
+    return takewhile(lambda row: row.name is not None, (table[n] for n in count()))
 
 
 def _library() -> Path:

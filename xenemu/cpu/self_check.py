@@ -1,0 +1,117 @@
+"""Is everything where the shim looks for it? Asked of Unicorn's public API, once for each engine.
+
+It writes a register through the API and looks for the value at the offset that unicorn.h has. What
+the API does not show (blocks, the TLB, pending interrupts) cannot be asked for; a build of Unicorn
+that had those elsewhere would have the rest elsewhere, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+from xenemu.cpu.shim import UNICORN_VERSION, Shim
+from xenemu.errors import EngineError
+from xenemu.hv.cpu import Reg, Seg
+from xenemu.x86 import msr
+
+MAGIC = 0x5EED_0000_1234_5678  # canonical
+NR_XMM = 16
+FPSW, FPSW_TOP = 0x5678, 0x3800
+Place = tuple[str, int, int]  # name, offset in CPUX86State, size
+
+
+def check(loaded: Shim, uc: Any) -> None:
+    """EngineError if a register is not where it should be; all keep their values."""
+    from unicorn import x86_const  # noqa: PLC0415 (after the shim)
+
+    def api(name: str) -> int:
+        return int(getattr(x86_const, f"UC_X86_REG_{name}"))
+
+    at = loaded.constants
+    for name, offset, size in _registers(at):
+        _check_register(loaded, uc, api(name), (offset, size), name)
+    before = uc.reg_read(api("FPSW"))
+    uc.reg_write(api("FPSW"), FPSW)
+    found = (_at(loaded, at.ENV_FPUS, 2), _at(loaded, at.ENV_FPSTT, 4))
+    uc.reg_write(api("FPSW"), before)
+    _expect(found == (FPSW & ~FPSW_TOP, (FPSW & FPSW_TOP) >> 11), "FPSW")
+    for name, offset, size in _read_only(at):
+        _expect(_at(loaded, offset, size) == uc.reg_read(api(name)), name)
+    for which in (Seg.LDTR, Seg.TR, Seg.GDTR, Seg.IDTR):
+        place = at.ENV_SEGS + at.SEG_SIZE * which
+        before = uc.reg_read(api(which.name))
+        uc.reg_write(api(which.name), (0x28, 0x12345678, 0x4321, 0x8B00))
+        found = (_at(loaded, place + at.SEG_BASE, 8), _at(loaded, place + at.SEG_LIMIT, 4))
+        uc.reg_write(api(which.name), before)
+        _expect(found == (0x12345678, 0x4321), which.name)
+    for number, offset, size in _msrs(at):
+        before, value = uc.msr_read(number), _cut(MAGIC, size)
+        uc.msr_write(number, value)
+        seen = _at(loaded, offset, size)
+        uc.msr_write(number, before)
+        _expect(seen == value, f"MSR {number:#x}")
+
+
+def _check_register(loaded: Shim, uc: Any, number: int, place: tuple[int, int], name: str) -> None:
+    before, value = uc.reg_read(number), _cut(MAGIC, place[1])
+    uc.reg_write(number, value)
+    found = _at(loaded, *place)
+    uc.reg_write(number, before)
+    _expect(found == value, name)
+
+
+def _cut(value: int, size: int) -> int:
+    return value & ((1 << 8 * size) - 1)
+
+
+def _registers(at: Any) -> Iterator[Place]:
+    """What may be written at will."""
+    for reg in Reg:
+        yield reg.name, at.ENV_REGS + 8 * reg, 8
+    for name in ("FS", "GS"):
+        yield f"{name}_BASE", at.ENV_SEGS + at.SEG_SIZE * Seg[name] + at.SEG_BASE, 8
+    for number in range(4):
+        yield f"DR{number}", at.ENV_DR + 8 * number, 8
+    for number in range(NR_XMM):
+        yield f"XMM{number}", at.ENV_XMM + at.XMM_SIZE * number, 16
+    yield "RIP", at.ENV_EIP, 8
+    yield "CR2", at.ENV_CR2, 8
+    yield "FPCW", at.ENV_FPUC, 2
+    yield "MXCSR", at.ENV_MXCSR, 2
+
+
+def _read_only(at: Any) -> Iterator[Place]:
+    """What decides about the mode, and is only read."""
+    for number in (0, 3, 4):
+        yield f"CR{number}", at.ENV_CR0 + 8 * number, 8
+    for number in (6, 7):
+        yield f"DR{number}", at.ENV_DR + 8 * number, 8
+    for which in range(Seg.GS + 1):
+        yield Seg(which).name, at.ENV_SEGS + at.SEG_SIZE * which, 4
+
+
+def _msrs(at: Any) -> Iterator[tuple[int, int, int]]:
+    yield msr.IA32_SYSENTER_CS, at.ENV_SYSENTER_CS, 2
+    yield msr.IA32_SYSENTER_ESP, at.ENV_SYSENTER_ESP, 8
+    yield msr.IA32_SYSENTER_EIP, at.ENV_SYSENTER_EIP, 8
+    yield msr.IA32_CR_PAT, at.ENV_PAT, 8
+    yield msr.STAR, at.ENV_STAR, 8
+    yield msr.LSTAR, at.ENV_LSTAR, 8
+    yield msr.CSTAR, at.ENV_CSTAR, 8
+    yield msr.FMASK, at.ENV_FMASK, 8
+    yield msr.KERNEL_GS_BASE, at.ENV_KERNEL_GS_BASE, 8
+    yield msr.TSC_AUX, at.ENV_TSC_AUX, 8
+
+
+def _at(loaded: Shim, offset: int, size: int) -> int:
+    return int.from_bytes(ctypes.string_at(loaded.env() + offset, size), "little")
+
+
+def _expect(found: bool, what: str) -> None:
+    if not found:
+        raise EngineError(
+            f"this build of unicorn {UNICORN_VERSION} keeps {what} elsewhere:"
+            " xenemu supports the x86-64 Linux wheel from the Python index"
+        )
