@@ -43,6 +43,24 @@ def test_a_link_to_nothing_makes_the_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_a_link_to_nothing_leads_to_nothing_again_if_the_command_fails(tmp_path):
+    os.symlink("next", tmp_path / "link")
+    os.symlink(tmp_path / "file", tmp_path / "next")
+    with pytest.raises(ZeroDivisionError), Outputs() as outputs:
+        outputs.open("--log", tmp_path / "link")
+        assert (tmp_path / "file").exists()
+        raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path)) == ["link", "next"]
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    for link, target in (("round", "round"), ("far", "no/folder")):
+        os.symlink(target, tmp_path / link)
+        with pytest.raises(UsageError, match=f"^--log {tmp_path / link}: "):
+            written(tmp_path / link)
+    assert sorted(os.listdir(tmp_path)) == ["far", "round"]
+
+
 @pytest.mark.parametrize("other", ["same", "link", "./same"])
 def test_two_outputs_are_never_one_file(tmp_path, monkeypatch, other):
     monkeypatch.chdir(tmp_path)

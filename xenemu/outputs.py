@@ -106,11 +106,13 @@ class Outputs:
         return Folder(option, path)
 
     def _descriptor(self, path: Path) -> int:
+        is_link_to_nothing = path.is_symlink() and not path.exists()
+        new = Path(os.path.realpath(path)) if is_link_to_nothing else path
         with suppress(FileExistsError):
-            descriptor = os.open(path, FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-            self._created.append(path)
+            descriptor = os.open(new, FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+            self._created.append(new)
             return descriptor
-        return os.open(path, FLAGS | os.O_CREAT, 0o666)  # also through a link to nothing
+        return os.open(path, FLAGS)
 
     def _claim(self, output: Output) -> None:
         status = os.fstat(output.descriptor)

@@ -115,6 +115,21 @@ def test_a_link_is_not_followed(file, cache):
     assert not file.is_symlink() and elsewhere.exists()
 
 
+def test_a_link_in_the_directorys_place_is_not_followed(file, cache, tmp_path):
+    """Nothing is kept, and what it leads to stays as it is."""
+    elsewhere = tmp_path / "elsewhere"
+    cache.rename(elsewhere)
+    for target in (elsewhere, tmp_path / "nothing"):
+        cache.unlink(missing_ok=True)
+        cache.symlink_to(target)
+        elsewhere.chmod(0o755)
+        assert is_unpacked_again()
+        assert is_unpacked_again()
+        assert elsewhere.stat().st_mode & 0o777 == 0o755
+        assert os.listdir(elsewhere) == [file.name]
+        assert sorted(os.listdir(tmp_path)) == ["elsewhere", "xenemu"]
+
+
 # How much is kept.
 
 

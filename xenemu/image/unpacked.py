@@ -4,7 +4,7 @@ A file each in the cache directory, ``$XDG_CACHE_HOME/xenemu/unpacked``, named b
 compressed bytes: what they unpack to, and then a digest of both. It may be removed at any time.
 Where there can be no such directory, nothing is kept.
 
-Nothing there is taken on trust. The directory is its owner's alone; a file counts only if it is
+Nothing there is taken on trust. The directory is its owner's alone, and no link to another; a file counts only if it is
 that user's, nobody else can write it, and its digest is right for these compressed bytes. So a
 damaged file, and one that was put in another's place, are unpacked again.
 """
@@ -78,7 +78,7 @@ def _find(path: Path, key: bytes) -> memoryview | None:
 
     A page that is never read again is not kept in memory: `forget`.
     """
-    if not _is_mine(path.parent.stat(), stat.S_IFDIR):
+    if not _is_mine(path.parent.lstat(), stat.S_IFDIR):
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -110,9 +110,13 @@ def _keep(path: Path, key: bytes, data: bytes | bytearray) -> None:
 
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():  # root in a user's home, for one
-        return
-    folder.chmod(0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():  # root in a user's home, for one
+            return
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f"{path.name}.new-")
     try:
         with os.fdopen(descriptor, "wb") as file:
