@@ -190,6 +190,29 @@ def run(*arguments: str) -> None:
     cli.main(["run", *arguments])
 
 
+def run_with(*arguments: str) -> None:
+    """`xenemu`, as a process of its own, which tells of a descriptor when its guest begins."""
+
+    def instead(*_: object) -> Outcome:
+        print(json.dumps(is_open(int(arguments[0]))))
+        return Outcome(End.POWEROFF, "")
+
+    from xenemu.__main__ import main  # noqa: PLC0415 (as above)
+
+    Machine.run = instead
+    sys.argv[1:] = arguments[1:]
+    main()
+
+
+def is_open(descriptor: int) -> bool:
+    """Whether this process has it."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def run_late(*arguments: str) -> None:
     """`xenemu run`, which tells of late imports where it would be confined."""
 
@@ -215,6 +238,13 @@ def _import_late() -> None:
 def boot(boot: object, connection: object, errors: str) -> None:
     """A worker that tries system calls where it would run the guest."""
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(attempts()))]
+    worker.main(boot, connection, errors)
+
+
+def boot_with(boot: object, connection: object, errors: str) -> None:
+    """A worker that tells of a descriptor, whose number is the boot's name."""
+    found = is_open(int(boot.name))
+    Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(found))]
     worker.main(boot, connection, errors)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,11 +27,14 @@ HERE = Path(__file__).parent
 CLOCK = re.compile(rb"[\d.]+ s here")
 
 
-def python(code, *arguments):
-    """What a new Python prints that runs `code`."""
+def python(code, *arguments, keep=None):
+    """What a new Python prints that runs `code`; it inherits the descriptor to `keep`."""
     path = f"import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}; "
     command = [sys.executable, "-c", path + code, *map(str, arguments)]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    kept = () if keep is None else (keep,)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, pass_fds=kept
+    )
 
 
 def answer(function, *arguments, **options):
@@ -85,14 +90,46 @@ class Nobody:
         pass
 
 
-def smoke(path, main):
-    (result,) = runner.run([Boot("boot", path)], 1, Nobody(), main=main)
+def smoke(path, main, name="boot"):
+    (result,) = runner.run([Boot(name, path)], 1, Nobody(), main=main)
     (finding,) = result.findings
     return json.loads(finding.reason)
 
 
 def test_workers_of_smoke_are_confined(guest):
     assert smoke(guest(SPIN), confined.boot) == REFUSED
+
+
+# What it was started with.
+
+
+@pytest.fixture
+def inherited():
+    """An inheritable descriptor, beyond those that a worker opens."""
+    with open(os.devnull) as file:
+        descriptor = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD, 200)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(("how", "is_open"), [("auto", False), ("off", True)])
+def test_what_run_inherited_is_closed_when_its_guest_begins(guest, inherited, how, is_open):
+    arguments = (inherited, "run", guest(SPIN), "--confine", how)
+    found = python("import confined; confined.run_with(*sys.argv[1:])", *arguments, keep=inherited)
+    assert (found.returncode, json.loads(found.stdout)) == (0, is_open), found.stderr
+
+
+def test_what_run_inherited_may_name_its_files(guest, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        arguments = ("run", guest(say(b"hello\n") + shutdown(POWEROFF)), "--confine", "must")
+        arguments += ("--log", f"/dev/fd/{log.fileno()}")
+        code = "from xenemu.__main__ import main; sys.exit(main())"
+        assert python(code, *arguments, keep=log.fileno()).returncode == 0
+    assert (tmp_path / "log").read_bytes() == b"hello\n"
+
+
+def test_workers_of_smoke_inherit_nothing(guest, inherited):
+    assert smoke(guest(SPIN), confined.boot_with, name=str(inherited)) is False
 
 
 # What it refuses from which version on.

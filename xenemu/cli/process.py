@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TextIO
 
-from xenemu.cli import main
+from xenemu.cli import inherited, main
 from xenemu.cli.signals import Interrupted, handled, interrupt
 from xenemu.errors import OutputError
 
@@ -25,6 +25,7 @@ STDERR: Final = 2
 
 def command() -> int:
     """Run the command with this process's arguments, and return its exit code."""
+    inherited.note()
     _fill_standard_descriptors()
     sys.stdout = _stream(sys.stdout, _is_an_error)
     sys.stderr = _stream(sys.stderr, lambda error: None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 import typer
 
 from xenemu import image
+from xenemu.cli import inherited
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.expect import Expectations
 from xenemu.cli.screen import is_terminal, redraws
@@ -408,6 +409,7 @@ def _ask_the_kernel(outcome: Outcome, headlines: Sequence[str], witness: Witness
 def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:
     if wanted is Confine.OFF:
         return
+    inherited.close()
     confinement = confine(debugger)
     if confinement.trouble and wanted is Confine.MUST:
         raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")

@@ -4,9 +4,9 @@ A file each in the cache directory, ``$XDG_CACHE_HOME/xenemu/unpacked``, named b
 compressed bytes: what they unpack to, and then a digest of both. It may be removed at any time.
 Where there can be no such directory, nothing is kept.
 
-Nothing there is taken on trust. The directory is its owner's alone, and no link to another; a file counts only if it is
-that user's, nobody else can write it, and its digest is right for these compressed bytes. So a
-damaged file, and one that was put in another's place, are unpacked again.
+Nothing there is taken on trust. The directory is its owner's alone, and no link to another; a file
+counts only if it is that user's, nobody else can write it, and its digest is right for these
+compressed bytes. So a damaged file, and one that was put in another's place, are unpacked again.
 """
 
 from __future__ import annotations

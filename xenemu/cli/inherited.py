@@ -1,0 +1,34 @@
+"""What this process was started with, besides its standard streams: descriptors of others'.
+
+They may name files (``--log /dev/fd/3``), and are of no use any more when those are open.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final
+
+STDERR: Final = 2
+FOLDER: Final = "/proc/self/fd"
+_inherited: list[int] = []
+
+
+def note() -> None:
+    """Note them; to be called before this process opens anything that a program it starts has."""
+    with suppress(OSError):  # no /proc
+        _inherited[:] = filter(_is_inherited, map(int, os.listdir(FOLDER)))
+
+
+def close() -> None:
+    """Close what was noted, so that a guest that breaks out cannot have it."""
+    while _inherited:
+        with suppress(OSError):
+            os.close(_inherited.pop())
+
+
+def _is_inherited(descriptor: int) -> bool:
+    try:  # what Python opens is closed by exec, so that it did not come through one
+        return descriptor > STDERR and os.get_inheritable(descriptor)
+    except OSError:  # it was that of the listing
+        return False
