@@ -23,7 +23,7 @@ help:
 setup: $(STAMP)
 
 # Debian splits venv's own installer from python3; only root can do something about that.
-$(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/*.[ch] xenemu/cpu/*.def)
+$(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "xenemu needs Python 3.11 or later: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \

@@ -35,8 +35,8 @@ class BuildShim(build_ext):
 
 SHIM = Extension(
     "xenemu.cpu._shim",
-    sources=sorted(glob("xenemu/cpu/*.c")),
-    depends=sorted(glob("xenemu/cpu/*.h") + glob("xenemu/cpu/*.def")),
+    sources=sorted(glob("xenemu/cpu/native/*.c")),
+    depends=sorted(glob("xenemu/cpu/native/*.[hd]*")),
     libraries=["dl"],
     # A field of Unicorn's is read as more than one type.
     extra_compile_args=[

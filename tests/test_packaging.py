@@ -21,8 +21,8 @@ SHIM_C = "int shim_answer(void) { return 42; }\n"
 def setup_py(tree, *arguments, **environment):
     """Run setup.py, as the build backend does, in a tree that holds nothing but a shim."""
     shutil.copy(ROOT / "setup.py", tree)
-    (tree / "xenemu/cpu").mkdir(parents=True)
-    (tree / "xenemu/cpu/shim.c").write_text(SHIM_C)
+    (tree / "xenemu/cpu/native").mkdir(parents=True)
+    (tree / "xenemu/cpu/native/shim.c").write_text(SHIM_C)
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *arguments],
         cwd=tree,

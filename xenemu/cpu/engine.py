@@ -3,7 +3,7 @@
 One instruction is one nanosecond, and an exit has its price (hv/prices.py); idle time is skipped,
 not spent. The guest runs until a deadline in that time, or until the hypervisor, called through an
 `ExitHandler`, stops it, or until the host does (`look`).
-No hook sees blocks or memory accesses: see cpu/shim.c for what is counted where.
+No hook sees blocks or memory accesses: see cpu/native/count.c for what is counted where.
 """
 
 from __future__ import annotations

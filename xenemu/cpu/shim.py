@@ -23,7 +23,7 @@ C_TYPES: dict[str, Any] = {f"{name}_t": getattr(ctypes, f"c_{name}") for name in
 
 
 class _Member(ctypes.Structure):
-    """A row of the shim's table of a struct: bind.c, `struct member`."""
+    """A row of the shim's table of a struct: native/bind.c, `struct member`."""
 
     name: bytes
     type: bytes
@@ -38,7 +38,7 @@ class _Member(ctypes.Structure):
 
 
 class _Constant(ctypes.Structure):
-    """A row of the shim's table of constants: bind.c, `struct constant`."""
+    """A row of the shim's table of constants: native/bind.c, `struct constant`."""
 
     name: bytes
     value: int

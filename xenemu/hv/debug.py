@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from xenemu.outcome import Outcome
 
-MAX_BREAKPOINTS: Final = 256  # as in cpu/shim.c
+MAX_BREAKPOINTS: Final = 256  # as in cpu/native/debug.c
 MAX_WATCHPOINTS: Final = 16
 
 

@@ -1,4 +1,12 @@
-/* What the files of the shim share with each other and with Python (cpu/shim.py). */
+/*
+ * The native part of the engine: what must not be Python. Policy stays there.
+ *
+ * This library is loaded globally before Unicorn, so that its definitions of some of Unicorn's
+ * internal functions take precedence over Unicorn's own (the wheel is not linked -Bsymbolic).
+ * The originals are found with dlsym() on Unicorn's own handle. unicorn.h has Unicorn's functions
+ * and offsets, shared.def what is shared with Python, and this file what the shim's files share
+ * with each other.
+ */
 #ifndef SHIM_H
 #define SHIM_H
 
@@ -31,15 +39,19 @@ extern struct shared {
 #include "shared.def"
 } G;
 
-/* shim.c */
-extern int64_t left_at_refund;
+/* exits.c */
+void enter_hypervisor(enum exit_kind kind, uint32_t vector);
+
+/* count.c */
+extern int64_t left_at_refund; /* what was left after the last block that was left early */
 int64_t left_to_run(void);
+int64_t now_ns(uintptr_t pc);
 void settle(void);
 void spend(uint32_t ns);
 void look_between_blocks(void);
-void enter_hypervisor(enum exit_kind kind, uint32_t vector);
+int64_t sleb128(const uint8_t **at);
+void *block_at(uintptr_t pc);
 int64_t unfinished(uintptr_t pc);
-uint64_t *machine_entry(uint64_t paddr);
 
 /*
  * Call a function of Unicorn's that raises with its own return address, which is here: what it
@@ -58,9 +70,20 @@ enum { GAVE_UP = -1 };
 int run_or_give_up(uint64_t rip);
 void call_python(void (*function)(void));
 
+/* jumps.c */
+void age_jumps(void);
+void forget_jumps(void);
 void forget_branch(void); /* what shim_came_from() would say */
-
 uintptr_t code_addend(void *env, uint64_t pc, uint32_t flags);
+
+/* debug.c */
+void *show_breakpoints(void *tb);
+void hide_breakpoints(void *guests);
+void drop_held_debug_exception(void);
+void forget_debugging(void);
+
+/* tlb.c */
+uint64_t *machine_entry(uint64_t paddr);
 
 /* translate.c */
 bool wrap_rip(void);
@@ -116,5 +139,8 @@ static inline bool canonical(uint64_t address)
 /* Python calls them, too. */
 void shim_request_interrupt(uint32_t kind);
 uint64_t shim_came_from(void);
+
+/* Unicorn calls it, too. */
+void tb_flush_x86_64(void *cpu);
 
 #endif

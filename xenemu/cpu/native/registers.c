@@ -197,3 +197,27 @@ void helper_rdpmc_x86_64(void *env)
 {
     U.raise(env, GP, 0, 0); /* as what always faults, it counts */
 }
+
+/* ---- the mode ---- */
+
+/* Make the CPU's mode what CS, SS, DS and ES say. */
+void shim_update_mode(void)
+{
+    char *segments = (char *)G.env + ENV_SEGS;
+    uint32_t cs = FIELD(segments, SEG_SIZE * CS + SEG_FLAGS, uint32_t);
+    uint32_t ss = FIELD(segments, SEG_SIZE * SS + SEG_FLAGS, uint32_t);
+    uint32_t *hflags = &FIELD(G.env, ENV_HFLAGS, uint32_t);
+    uint32_t mode = cs >> 13 & HF_CPL;
+
+    if (cs & SEGMENT_L) {
+        mode |= HF_CS64 | HF_CS32 | HF_SS32;
+    } else {
+        mode |= (cs & SEGMENT_B ? HF_CS32 : 0) | (ss & SEGMENT_B ? HF_SS32 : 0);
+        if (!(mode & HF_CS32) || FIELD(segments, SEG_SIZE * SS + SEG_BASE, uint64_t) ||
+            FIELD(segments, SEG_SIZE * DS + SEG_BASE, uint64_t) ||
+            FIELD(segments, SEG_SIZE * ES + SEG_BASE, uint64_t))
+            mode |= HF_ADDSEG;
+    }
+    *hflags &= ~(HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_CS64);
+    *hflags |= mode;
+}

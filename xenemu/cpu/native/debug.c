@@ -1,0 +1,221 @@
+/*
+ * Breakpoints and watchpoints: the guest's own, in its debug registers, and the debugger's.
+ */
+#include "shim.h"
+
+/* Unicorn calls these functions and leaves them empty; `flags` tell whose a watchpoint is. */
+enum { GUEST_WATCHPOINTS = 4, MAX_WATCHPOINTS = GUEST_WATCHPOINTS + 16 };
+enum { WATCH_HIT_READ = 0x40, WATCH_ACCESS = 3, OF_DEBUGGER = 0x10 };
+
+struct watchpoint {  /* as CPUWatchpoint begins */
+    uint64_t vaddr, length, hit_address;
+    uint32_t attributes;
+    int flags;
+};
+static struct watchpoint watchpoints[MAX_WATCHPOINTS];
+
+static bool covers(const struct watchpoint *watchpoint, uint64_t vaddr, uint64_t length)
+{
+    return watchpoint->length && watchpoint->vaddr < vaddr + length &&
+           vaddr < watchpoint->vaddr + watchpoint->length;
+}
+
+int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t page, uint64_t length)
+{
+    int flags = 0;
+
+    (void)cpu;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+        if (covers(&watchpoints[i], page, length))
+            flags |= watchpoints[i].flags;
+    return flags;
+}
+
+int cpu_watchpoint_insert_x86_64(void *cpu, uint64_t vaddr, uint64_t length, int flags, void **out)
+{
+    for (int i = flags & OF_DEBUGGER ? GUEST_WATCHPOINTS : 0; i < MAX_WATCHPOINTS; i++)
+        if (!watchpoints[i].length) {
+            watchpoints[i] = (struct watchpoint){.vaddr = vaddr, .length = length, .flags = flags};
+            *out = &watchpoints[i];
+            U.tlb_flush_page(cpu, vaddr);
+            U.tlb_flush_page(cpu, vaddr + length - 1);
+            return 0;
+        }
+    return -1;
+}
+
+void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *reference)
+{
+    struct watchpoint *watchpoint = reference;
+
+    U.tlb_flush_page(cpu, watchpoint->vaddr);
+    U.tlb_flush_page(cpu, watchpoint->vaddr + watchpoint->length - 1);
+    watchpoint->length = 0;
+}
+
+/* DR6 tells of the last debug exception only. */
+static void forget_hits(void)
+{
+    for (int i = 0; i < GUEST_WATCHPOINTS; i++)
+        watchpoints[i].flags &= ~(WATCH_ACCESS * WATCH_HIT_READ);
+}
+
+/* Whether the instruction at host address `pc` shares its block with others. */
+static bool in_company(uintptr_t pc)
+{
+    void *tb = block_at(pc);
+
+    return tb && FIELD(tb, TB_ICOUNT, uint16_t) > 1;
+}
+
+/* Run the instruction at host address `pc` again, as a block of its own; does not return. */
+static void run_again_alone(void *cpu, uintptr_t pc)
+{
+    FIELD(cpu, CPU_CFLAGS_NEXT_TB, uint32_t) = ONE_INSTRUCTION;
+    U.loop_exit_restore(cpu, pc);
+}
+
+/*
+ * An access to a watched page. If it hits, the instruction is run again as a block of its own,
+ * and behind that the CPU raises #DB, or the debugger has the guest.
+ */
+void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
+                                 int flags, uintptr_t pc)
+{
+    (void)attributes;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++) {
+        struct watchpoint *watchpoint = &watchpoints[i];
+        if (!(watchpoint->flags & flags & WATCH_ACCESS) || !covers(watchpoint, vaddr, length))
+            continue;
+        if (watchpoint->flags & OF_DEBUGGER) {
+            if (in_company(pc))
+                run_again_alone(cpu, pc);
+            G.debug.stop = STOP_WATCHPOINT;
+            G.debug.address = watchpoint->vaddr;
+            G.debug.access = watchpoint->flags & WATCH_ACCESS;
+            G.exit.stop |= STOP_DEBUGGER;
+            U.emu_stop(G.uc);
+            continue;
+        }
+        if (in_company(pc))
+            run_again_alone(cpu, pc);
+        if (!FIELD(cpu, CPU_WATCHPOINT_HIT, void *))
+            forget_hits();
+        watchpoint->flags |= (flags & WATCH_ACCESS) * WATCH_HIT_READ;
+        FIELD(cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
+        shim_request_interrupt(INTERRUPT_DEBUG);
+    }
+}
+
+/*
+ * The debugger's breakpoints. Only while a block is translated do they stand in the CPU's list,
+ * before the guest's, so that the guest's debug registers do not meet them.
+ */
+enum { MAX_BREAKPOINTS = 256 };
+
+struct breakpoint {  /* as CPUBreakpoint begins */
+    uint64_t pc;
+    int flags;
+    struct breakpoint *next;
+    void *previous;
+};
+static struct breakpoint breakpoints[MAX_BREAKPOINTS];
+static unsigned breakpoint_count;
+
+void *show_breakpoints(void *tb)
+{
+    void **list = &FIELD(G.cpu, CPU_BREAKPOINTS, void *), *guests = *list;
+
+    if (breakpoint_count && !(FIELD(tb, TB_CFLAGS, uint32_t) & HIDES_BREAKPOINTS)) {
+        breakpoints[breakpoint_count - 1].next = guests;
+        *list = breakpoints;
+    }
+    return guests;
+}
+
+void hide_breakpoints(void *guests)
+{
+    FIELD(G.cpu, CPU_BREAKPOINTS, void *) = guests;
+}
+
+/* Of another engine: the guest's, too. */
+void forget_debugging(void)
+{
+    G.debug.stepping = G.debug.stop = G.debug.caught_faults = 0;
+    G.debug.let_fault = NOWHERE;
+    breakpoint_count = 0;
+    for (int i = 0; i < MAX_WATCHPOINTS; i++)
+        watchpoints[i].length = 0;
+}
+
+/* Set the linear addresses at which the debugger gets the guest; false if there are too many. */
+bool shim_set_breakpoints(const uint64_t *pcs, unsigned count)
+{
+    if (count > MAX_BREAKPOINTS)
+        return false;
+    for (unsigned i = 0; i < count; i++)
+        breakpoints[i] = (struct breakpoint){pcs[i], OF_DEBUGGER, &breakpoints[i + 1], NULL};
+    breakpoint_count = count;
+    tb_flush_x86_64(G.cpu);
+    return true;
+}
+
+/* Watch `length` bytes at a linear address for the debugger; false if there are too many. */
+bool shim_watch(uint64_t vaddr, uint64_t length, int access)
+{
+    void *reference;
+
+    return !cpu_watchpoint_insert_x86_64(G.cpu, vaddr, length, access | OF_DEBUGGER, &reference);
+}
+
+void shim_unwatch_all(void)
+{
+    for (int i = GUEST_WATCHPOINTS; i < MAX_WATCHPOINTS; i++)
+        if (watchpoints[i].length)
+            cpu_watchpoint_remove_by_ref_x86_64(G.cpu, &watchpoints[i]);
+}
+
+/*
+ * What MOV SS or POP SS hits traps after the next instruction, or where that leads. Xen drops what
+ * traps in Xen.
+ */
+static void hold_debug_exception(void *cpu)
+{
+    FIELD(cpu, CPU_INTERRUPT_REQUEST, uint32_t) |= INTERRUPT_HELD_DEBUG;
+    FIELD(cpu, CPU_EXCEPTION_INDEX, int32_t) = -1;
+    U.loop_exit_restore(cpu, 0);
+}
+
+void drop_held_debug_exception(void)
+{
+    FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) &= ~INTERRUPT_HELD_DEBUG;
+    FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *) = NULL;
+}
+
+/* The engine counts the instruction that a breakpoint keeps from running. */
+void breakpoint_handler_x86_64(void *cpu)
+{
+    uint64_t pc = FIELD(G.env, ENV_SEGS + SEG_SIZE * CS + SEG_BASE, uint64_t) +
+                  FIELD(G.env, ENV_EIP, uint64_t);
+
+    if (FIELD(cpu, CPU_WATCHPOINT_HIT, void *)) {
+        if (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_INHIBIT_IRQ)
+            hold_debug_exception(cpu);
+    } else {
+        G.clock.left++;
+        for (unsigned i = 0; i < breakpoint_count && !G.debug.stepping; i++)
+            if (breakpoints[i].pc == pc) {
+                G.debug.stop = STOP_BREAKPOINT;
+                G.exit.stop |= STOP_DEBUGGER;
+                U.emu_stop(G.uc);
+                return;
+            }
+    }
+    U.breakpoint(cpu);
+}
+
+/* Load DR7 as MOV does, arming what it enables. */
+void shim_set_dr7(uint64_t value)
+{
+    U.update_dr7(G.env, value);
+}

@@ -1,0 +1,235 @@
+/*
+ * The TLB, and memory as a guest sees it.
+ *
+ * Unicorn makes every store to a page that is mapped executable slow, for the sake of
+ * self-modifying code. So a mapping gets its execute permission only when something is fetched
+ * through it. A frame once fetched from (G.physical.code) keeps slow stores, whatever it is mapped
+ * by; when a frame that may have fast mappings becomes one, all mappings are dropped.
+ */
+#include "shim.h"
+
+static int filling_for;
+static uint64_t dirty_frame;
+
+/* Where a native guest's frame lies in the machine. */
+static uint64_t machine_address(uint64_t paddr)
+{
+    uint64_t gfn = paddr >> 12;
+
+    if (gfn < G.physical.frames && G.physical.populated[gfn])
+        return paddr;
+    for (uint64_t i = 0; i < G.physical.overrides; i++)
+        if (G.physical.override_gfn[i] == gfn)
+            return G.physical.override_maddr[i];
+    return G.physical.hole;
+}
+
+/* A word of RAM at an address of the guest's, or NULL where there is none. */
+uint64_t *machine_entry(uint64_t paddr)
+{
+    if (G.physical.populated)
+        paddr = machine_address(paddr & ~0xfffull) | (paddr & 0xfff);
+    return paddr >> 12 < G.physical.frames ? (uint64_t *)(G.physical.ram + paddr) : NULL;
+}
+
+void tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
+
+/* Code that is not 64-bit goes on at 0 after 4 GiB; the engine fetches from beyond. */
+static bool wraps(int access, uint64_t vaddr)
+{
+    return access == ACCESS_FETCH && UNLIKELY(vaddr >> 32) && !code64();
+}
+
+/*
+ * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place; false, with nothing
+ * but accessed bits changed, where that must do it: faults, other kinds of tables, holes.
+ */
+static bool walk(uint64_t vaddr, int access, int mode)
+{
+    uint64_t cr0 = FIELD(G.env, ENV_CR0, uint64_t), efer = FIELD(G.env, ENV_EFER, uint64_t);
+    uint64_t address = FIELD(G.env, ENV_CR3, uint64_t), all = PTE_RW | PTE_US, any = 0, *entry;
+    uint64_t size = 1ull << 48, linear = vaddr;
+
+    if (wraps(access, vaddr))
+        linear = (uint32_t)vaddr;
+    if (!(efer & EFER_LMA) || !(cr0 & CR0_PG) || mode == MMU_KSMAP || !canonical(vaddr) ||
+        (FIELD(G.env, ENV_CR4, uint64_t) & ~(uint64_t)CR4_OFFERED))
+        return false;
+    for (int level = 4;; level--) {
+        address &= PTE_ADDRESS;
+        size >>= 9;
+        entry = machine_entry(address + linear / size % 512 * 8);
+        if (!entry || !(*entry & PTE_P) || (*entry & PTE_RESERVED))
+            return false;
+        all &= *entry;
+        any |= *entry;
+        address = *entry;
+        bool large = *entry & PTE_PS;
+        if (level == 1 || (large && level < 4))
+            break;
+        if (large)
+            return false;
+        if (!(*entry & PTE_A))
+            *entry |= PTE_A;
+    }
+    bool user = mode == MMU_USER;
+    bool writable = (all & PTE_RW) || !(user || (cr0 & CR0_WP));
+    bool large = size > 4096;
+    if ((user && !(all & PTE_US)) || (access == ACCESS_WRITE && !writable) ||
+        ((any & PTE_NX) && (access == ACCESS_FETCH || !(efer & EFER_NXE))) ||
+        (large && (address & PTE_ADDRESS & (size - 1) & ~(uint64_t)PTE_LARGE_PAT)))
+        return false;
+    uint64_t seen = PTE_A | (access == ACCESS_WRITE ? PTE_D : 0);
+    if ((*entry & seen) != seen)
+        *entry |= seen;
+    int prot = PAGE_READ | (any & PTE_NX ? 0 : PAGE_EXEC) |
+               (writable && (*entry & PTE_D) ? PAGE_WRITE : 0);
+    uint64_t page = ((address & PTE_ADDRESS & ~(size - 1)) | (linear & (size - 1))) & ~0xfffull;
+    tlb_set_page_with_attrs_x86_64(G.cpu, vaddr & ~0xfffull, page, 0, prot, mode, size);
+    return true;
+}
+
+bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
+                             uintptr_t pc)
+{
+    G.counters.fills++;
+    filling_for = access;
+    if (walk(vaddr, access, mode))
+        return true;
+    if (!probe)
+        missed = (struct access){true, access, size, vaddr, FIELD(G.env, ENV_CR2, uint64_t)};
+    bool filled = (!wraps(access, vaddr) || /* for its fault, if it has one */
+                   U.tlb_fill(cpu, (uint32_t)vaddr, size, access, mode, probe, pc)) &&
+                  U.tlb_fill(cpu, vaddr, size, access, mode, probe, pc);
+    if (!probe)
+        missed.faults = false;
+    return filled;
+}
+
+void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
+                                    int prot, int mode, uint64_t size)
+{
+    if (G.physical.populated)
+        paddr = machine_address(paddr);
+    uint64_t frame = paddr >> 12;
+
+    if (frame >= G.physical.frames) { /* no memory: ones are fetched, an undefined instruction */
+        if (filling_for == ACCESS_FETCH) {
+            paddr = G.physical.ones;
+            prot = PAGE_EXEC;
+        } else {
+            prot &= ~PAGE_EXEC;
+        }
+    } else if (!(G.physical.code[frame] & FRAME_FETCHED)) {
+        if (filling_for == ACCESS_FETCH) {
+            G.physical.code[frame] |= FRAME_FETCHED;
+            G.counters.code_frames++;
+            if (G.physical.written[frame]) {
+                G.physical.written[frame] = 0;
+                U.tlb_flush(cpu);
+            }
+        } else {
+            prot &= ~PAGE_EXEC;
+            if (prot & PAGE_WRITE)
+                G.physical.written[frame] = 1;
+        }
+    }
+    U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
+}
+
+/* A store on the slow path: first this one, with the frame, then tlb_set_dirty. */
+void tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t ram, int size, uintptr_t pc)
+{
+    dirty_frame = ram >> 12;
+    if (dirty_frame >= G.physical.frames || (G.physical.code[dirty_frame] & FRAME_FETCHED))
+        U.invalidate_fast(uc, pages, ram, size, pc);
+}
+
+void tlb_set_dirty_x86_64(void *cpu, uint64_t vaddr)
+{
+    if (dirty_frame >= G.physical.frames || !(G.physical.code[dirty_frame] & FRAME_FETCHED))
+        U.tlb_set_dirty(cpu, vaddr);
+}
+
+/* Unicorn walks the whole TLB for each block it translates; one slot and the victims will do. */
+void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length)
+{
+    char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+
+    for (uint64_t page = start; page < start + length; page += 4096)
+        for (int mode = 0; mode < MMU_MODES; mode++) {
+            char *fast = tlb + TLB_FAST + 16 * mode;
+            char *victims = tlb + TLB_DESC + TLB_DESC_SIZE * mode + TLB_VICTIMS;
+            char *slot = FIELD(fast, 8, char *) + ((page >> 6) & FIELD(fast, 0, uint64_t));
+            for (int i = -1; i < VICTIMS; i++) {
+                char *entry = i < 0 ? slot : victims + TLB_ENTRY_SIZE * i;
+                uint64_t *write = &FIELD(entry, TLB_ADDR_WRITE, uint64_t);
+                if ((*write & ~0xfffull) == page && !(*write & TLB_NOT_PLAIN_RAM))
+                    *write |= TLB_NOTDIRTY;
+            }
+        }
+}
+
+/* The TLB is resized by a host clock's window; make that a number of flushes instead. */
+void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
+{
+    char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+    bool expired = ++G.counters.flushes % TLB_FLUSHES_PER_WINDOW == 0;
+
+    age_jumps();
+    for (int mode = 0; mode < MMU_MODES; mode++)
+        FIELD(tlb, TLB_DESC + TLB_DESC_SIZE * mode + TLB_WINDOW_BEGIN, int64_t) =
+            expired ? 0 : INT64_MAX / 2;
+    U.tlb_flush_by_mmuidx(cpu, modes);
+}
+
+/* ---- guest frames without memory ---------------------------------------------------------- */
+
+/* They read as ones; but the local APIC's page answers for itself. */
+static uint64_t access_beyond_ram(enum exit_kind kind, uint64_t address, unsigned size,
+                                  uint64_t value)
+{
+    spend(G.clock.prices[kind]);
+    if (address - G.physical.apic >= 4096)
+        return value;
+    G.counters.exits++;
+    G.exit.kind = kind;
+    G.exit.port = address - G.physical.apic;
+    G.exit.size = size;
+    G.exit.value = value;
+    call_python(G.exit.enter);
+    if (G.exit.stop)
+        U.emu_stop(G.uc);
+    return G.exit.value;
+}
+
+static uint64_t load_beyond_ram(void *uc, uint64_t offset, unsigned size, void *start)
+{
+    (void)uc;
+    return access_beyond_ram(EXIT_LOAD, (uintptr_t)start + offset, size, -1ull >> (64 - 8 * size));
+}
+
+static void store_beyond_ram(void *uc, uint64_t offset, unsigned size, uint64_t value, void *start)
+{
+    (void)uc;
+    access_beyond_ram(EXIT_STORE, (uintptr_t)start + offset, size, value);
+}
+
+/* Have accesses to these machine addresses, at which no memory is, come here; returns a uc_err. */
+int shim_map_beyond_ram(uint64_t start, uint64_t end)
+{
+    void *first = (void *)(uintptr_t)start;
+
+    return U.mmio_map(G.uc, start, end - start, load_beyond_ram, first, store_beyond_ram, first);
+}
+
+void shim_flush_page(uint64_t vaddr)
+{
+    U.tlb_flush_page(G.cpu, vaddr);
+}
+
+/* Drop the translations of a frame that the hypervisor wrote to. */
+void shim_invalidate(uint64_t frame)
+{
+    U.invalidate_range(G.uc, frame << 12, (frame + 1) << 12);
+}
