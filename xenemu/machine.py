@@ -7,9 +7,11 @@ moved to the next timer.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -25,7 +27,7 @@ from xenemu.abi.sched import (
     SHUTDOWN_watchdog,
 )
 from xenemu.cpu.debug import DebugPort
-from xenemu.cpu.engine import Engine
+from xenemu.cpu.engine import Engine, EngineState
 from xenemu.errors import DomainCrash, ImageError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
@@ -34,6 +36,7 @@ from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
 from xenemu.hv.prices import PRICES_NS
+from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.vcpu import RunState, Vcpu
 from xenemu.image import Image, modes
 from xenemu.image import Mode as ImageMode
@@ -131,6 +134,23 @@ def choose_mode(image: Image, mode: Mode) -> ImageMode:
 PERSONALITIES = {ImageMode.PV64: PV64, ImageMode.PV32: PV32, ImageMode.PVH: PVH}
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A machine as it was once: all that decides how its run goes on.
+
+    A machine that is restored and runs on does to the byte what it did when it was not stopped.
+    What belongs to the caller is not in it: the terminal, a debugger, what observers have noted.
+    It is of use to the machine that took it, and to no other.
+    """
+
+    domain: DomainSnapshot
+    vcpu_id: int  # who was in the CPU,
+    environment: str
+    engine: EngineState  # and what was there
+    samples: Samples
+    next_audit_ns: float
+
+
 class Machine:
     """A domain on an engine."""
 
@@ -154,6 +174,7 @@ class Machine:
         self.engine.set_prices(PRICES_NS)
         self.engine.seed_random(config.rng_seed)
         self.samples = Samples()
+        self.next_audit_ns = math.inf
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
         if not native:
@@ -161,6 +182,42 @@ class Machine:
             self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
         self.engine.set_task_switched(False)
         self.personality.start(self.current)
+
+    def snapshot(self) -> Snapshot:
+        """Keep what the machine is now; not while it runs."""
+        with self._unwatched():
+            domain = DomainSnapshot(self.domain)
+        return Snapshot(
+            domain,
+            self.current.vcpu.vcpu_id,
+            self.current.environment,
+            self.engine.keep(),
+            copy.deepcopy(self.samples),
+            self.next_audit_ns,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the machine what it was at a snapshot that it took; not while it runs."""
+        current = self.current
+        with self._unwatched():
+            self.domain = current.domain = snapshot.domain.restore(self.domain)
+        current.vcpu = self.domain.vcpus[snapshot.vcpu_id]
+        current.environment = snapshot.environment
+        self.engine.put_back(snapshot.engine)
+        self.exits = self.personality.exits(current)
+        self.engine.attach(self.exits)
+        self.samples = copy.deepcopy(snapshot.samples)
+        self.next_audit_ns = snapshot.next_audit_ns
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Without observers; after it they watch what the domain is then."""
+        watch = self.current.watch
+        if watch is not None:
+            watch.pause()
+        yield
+        if watch is not None:
+            watch.resume()
 
     def run(
         self,
@@ -224,10 +281,10 @@ class Machine:
         engine.look = lambda: self._look_at_host(terminal, limits, debugger)
         run = debugger.run if debugger else engine.run
         every_ns = math.inf if audit_ns is None else audit_ns
-        next_audit_ns = every_ns
+        self.next_audit_ns = min(self.next_audit_ns, engine.now_ns + every_ns)
         while True:
-            if engine.now_ns >= next_audit_ns:
-                next_audit_ns = engine.now_ns + every_ns
+            if engine.now_ns >= self.next_audit_ns:
+                self.next_audit_ns = engine.now_ns + every_ns
                 if wrong := self._audit():
                     return wrong
             for key in domain.timers.pop_due(engine.now_ns):

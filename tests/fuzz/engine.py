@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fuzz.furnish import furnish_pv, furnish_pvh
-from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
+from fuzz.world import MASK64, CountingTable, Ended, Step
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
 from xenemu.errors import XenError
@@ -87,45 +87,24 @@ class EngineWorld:
         self.current.table = self.table
         self._run()
         (furnish_pv if kind.mode == "pv" else furnish_pvh)(self)
-        self._registers = self.machine.engine.save()
-        self._now_ns = self.machine.engine.now_ns
-        self._snapshot = Snapshot(self.machine.domain)
+        self._snapshot = self.machine.snapshot()
         self.restart()  # so that the first life begins as all others do
 
     # ---- World ----
 
     def restart(self) -> None:
         """Make everything as it was when the guest had made itself at home."""
-        current, engine = self.current, self.machine.engine
-        old = current.domain
-        domain = self._snapshot.restore()
-        if old.p2m is not None and domain.p2m is not None:  # the engine looks at these bytes
-            populated = old.p2m.populated
-            populated[:] = domain.p2m.populated
-            vars(old.p2m).update(vars(domain.p2m) | {"populated": populated, "changed": True})
-            domain.p2m = old.p2m
-        self.machine.domain = current.domain = domain
-        current.vcpu = domain.vcpus[0]
+        self.machine.restore(self._snapshot)
         self.table.work = 0
-        current.environment = self.environment
-        engine.load(self._registers)
-        self.machine.exits = self.machine.personality.exits(current)
-        engine.attach(self.machine.exits)
         self._forget()
         self._pending, self._asked, self._input = None, False, b""
 
     def _forget(self) -> None:
-        """Let nothing be left of an earlier life in the engine: time, translations, interrupts."""
+        """Let nothing be left of an earlier life's translations: each life finds the same."""
         engine, memory = self.machine.engine, self.current.domain.memory
-        clock = engine._clock
-        clock.left = clock.end = 0
-        clock.skipped_ns = self._now_ns
-        engine._shim.set_breakpoints(None, 0)  # which drops all translations
+        engine._shim.set_breakpoints(None, 0)  # which drops all of them
         memory.code[:] = engine._written[:] = bytes(memory.nr_frames)
         memory.stale_code.clear()
-        if self.current.domain.p2m is not None:
-            engine.apic_vector = None
-            engine.take_accepted()
 
     def audit(self) -> list[str]:
         """What the hypervisor has wrong."""

@@ -14,7 +14,7 @@ from typing import Any
 import elfwriter
 from fakes import FakeCpu, FakeNativeCpu, enter_long_mode, make_pvh_current
 from fuzz.furnish import furnish_pv, furnish_pvh
-from fuzz.world import MASK64, CountingTable, Ended, Snapshot, Step
+from fuzz.world import MASK64, CountingTable, Ended, Step
 from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig
@@ -22,6 +22,7 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.personality import Personality
+from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.image import load
 from xenemu.pv.builder import CODE32, DATA32, build_pv
 from xenemu.pv.entry import HYPERCALL_VECTOR
@@ -61,7 +62,7 @@ class ModelWorld:
         self.current.table = self.table
         self.exits: Any = self.personality.exits(self.current)
         self._furnish()
-        self._snapshot = Snapshot(self.current.domain)
+        self._snapshot = DomainSnapshot(self.current.domain)
         self._cpu = {key: _copied(value) for key, value in vars(self.current.cpu).items()}
 
     def _build(self) -> Current:
@@ -73,7 +74,7 @@ class ModelWorld:
     def restart(self) -> None:
         """Make everything as it was at first."""
         current = self.current
-        current.domain = self._snapshot.restore()
+        current.domain = self._snapshot.restore(current.domain)
         current.vcpu = current.domain.vcpus[0]
         self.table.work = 0
         current.cpu.__dict__.update(

@@ -23,8 +23,6 @@ steps does the same each time it is performed.
 
 from __future__ import annotations
 
-import io
-import pickle
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,10 +31,7 @@ from typing import Any, Protocol
 from hypercalls import TABLE
 from xenemu.errors import DomainCrash
 from xenemu.hv.dispatch import Continue, HypercallTable
-from xenemu.hv.domain import Current, Domain
-from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.hv.memory import Memory
-from xenemu.x86.paging import PAGE_SHIFT
+from xenemu.hv.domain import Current
 
 Step = dict[str, Any]
 MASK64 = (1 << 64) - 1
@@ -106,53 +101,3 @@ class World(Protocol):
 
     def audit(self) -> list[str]:
         """What the hypervisor has wrong."""
-
-
-class _Pickler(pickle.Pickler):
-    """All of a domain but its memory, which is copied as bytes."""
-
-    def persistent_id(self, value: object) -> str | None:
-        return "memory" if isinstance(value, Memory) else None
-
-
-def _used(domain: Domain) -> list[tuple[int, int]]:
-    """The ranges of memory where anything can be: a PVH guest's has a hole of gigabytes."""
-    frames, size = domain.frames, domain.memory.nr_frames
-    if size < 1 << 16:
-        return [(0, size << PAGE_SHIFT)]
-    used = bytearray(owner != DOMID_NONE for owner in frames.owner)
-    for mfn in frames.heap:
-        used[mfn] = 1
-    ranges, at = [], used.find(1)
-    while at >= 0:
-        end = used.find(0, at)
-        end = size if end < 0 else end
-        ranges.append((at << PAGE_SHIFT, end << PAGE_SHIFT))
-        at = used.find(1, end)
-    return ranges
-
-
-class Snapshot:
-    """A domain as it was once, to go back to."""
-
-    def __init__(self, domain: Domain) -> None:
-        buffer = io.BytesIO()
-        _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(domain)
-        self._plain = buffer.getvalue()
-        self._memory = memory = domain.memory
-        self._pieces = [(at, bytes(memory.bytes[at:end])) for at, end in _used(domain)]
-
-    def restore(self) -> Domain:
-        """The domain again, in the same memory."""
-        memory = self._memory
-
-        class Unpickler(pickle.Unpickler):
-            def persistent_load(self, _pid: object) -> Memory:
-                return memory
-
-        for at, data in self._pieces:
-            memory.bytes[at : at + len(data)] = data
-        memory.stale_code.update(n for n, was_code in enumerate(memory.code) if was_code)
-        domain = Unpickler(io.BytesIO(self._plain)).load()
-        assert isinstance(domain, Domain)
-        return domain

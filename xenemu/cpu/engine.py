@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from xenemu.abi.arch_x86.cpufeatureset import (
@@ -42,6 +43,20 @@ NR_FEATURE_WORDS = 8
 DOUBLE_FAULT = 8
 
 MAX_RUN_NS = 1 << 62
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What `Engine.keep` found: registers, and what the shim has of the guest's own.
+
+    There are addresses of this process in it, so that it is for the same engine only.
+    """
+
+    registers: bytes
+    subjects: tuple[bytes, ...]  # the clock, the vcpu and the counters (cpu/shared.def)
+    by_iret: int
+    stop: int
+    let_fault: int
 
 
 class Engine(Registers):
@@ -285,6 +300,27 @@ class Engine(Registers):
         self._shim.reload_rflags()
         self._shim.set_dr7(int.from_bytes(saved[-8:], "little"))
         self.flush_tlb()
+
+    def keep(self) -> EngineState:
+        """All of the guest's that the engine has, for `put_back`; between runs."""
+        registers = self.save()
+        subjects = tuple(map(bytes, self._guests_own()))
+        loaded = self._shim
+        return EngineState(
+            registers, subjects, loaded.exit.by_iret, loaded.exit.stop, loaded.debug.let_fault
+        )
+
+    def put_back(self, kept: EngineState) -> None:
+        """Go on from what this engine has kept."""
+        self.load(kept.registers)
+        for place, data in zip(self._guests_own(), kept.subjects, strict=True):
+            ctypes.memmove(ctypes.addressof(place), data, len(data))
+        loaded = self._shim
+        loaded.exit.by_iret, loaded.exit.stop = kept.by_iret, kept.stop
+        loaded.debug.let_fault = kept.let_fault
+
+    def _guests_own(self) -> tuple[ctypes.Structure, ...]:
+        return (self._shim.clock, self._shim.vcpu, self._shim.counters)
 
     # ---- Cpu ----
 

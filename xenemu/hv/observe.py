@@ -83,6 +83,16 @@ class Watch:
     def __iter__(self) -> Iterator[Observer]:
         return iter(self.observers)
 
+    def pause(self) -> None:
+        """Watch nothing for now: the domain is to be replaced."""
+        if self.observers:
+            self._uninstall()
+
+    def resume(self) -> None:
+        """Watch again what is there now."""
+        if self.observers:
+            self._install()
+
     def _install(self) -> None:
         current, domain = self.current, self.current.domain
         current.watch, self._table = self, current.table

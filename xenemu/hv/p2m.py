@@ -32,6 +32,11 @@ class P2m:
     granted: set[int] = field(default_factory=set)
     changed: bool = False
 
+    def become(self, other: P2m) -> None:
+        """Have what `other` has, at the same place in the host's memory: the engine looks there."""
+        self.populated[:] = other.populated
+        self.elsewhere, self.granted, self.changed = other.elsewhere, other.granted, True
+
     def get(self, gfn: int) -> Mfn | None:
         """The machine frame behind a guest frame, or None for a hole."""
         if 0 <= gfn < len(self.populated) and self.populated[gfn]:

@@ -1,0 +1,147 @@
+"""Restored and continued equals never stopped: console, time, registers and memory, to the byte."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from guests.build import ENVIRONMENTS, build, guests
+from guests.initramfs import DEFAULT_INIT
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.cpu import Seg
+from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.observe import Observer, Watch
+from xenemu.image import load
+from xenemu.machine import SLICE_NS, Machine, Mode
+from xenemu.outcome import End, Outcome
+from xenemu.smoke.initramfs import build as build_initramfs
+
+OWN = [(name, kind) for name, guest in guests().items() for kind in guest.environments]
+MOST_SLICES = 100_000
+SHORT_SLICE_NS = 20_000  # of the first SHORT_SLICES, so that small guests have some
+SHORT_SLICES = 20
+
+
+@dataclass
+class Script:
+    """A terminal without a person, which stops the run after each of some numbers of slices."""
+
+    machine: Machine
+    stops: tuple[int, ...] = ()
+    slices: int = 0
+    shown: bytearray = field(default_factory=bytearray)
+    interactive = False
+    exhausted = True
+
+    def write(self, data: bytes) -> None:
+        self.shown += data
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        return b""
+
+    def leaves(self) -> bool:
+        return False
+
+    def check(self) -> Outcome | None:
+        self.slices += 1
+        if self.slices == SHORT_SLICES:
+            self.machine.slice_ns = SLICE_NS
+        if self.slices in (*self.stops, MOST_SLICES):
+            return Outcome(End.STOPPED, f"after slice {self.slices}")
+        return None
+
+
+def registers(machine: Machine) -> list[object]:
+    """Every register by name; Unicorn's own bytes have flags that it has yet to work out."""
+    engine = machine.engine
+    names = [f"xmm{n}" for n in range(16)] + [f"st{n}" for n in range(8)]
+    return [
+        *engine.regs,
+        *(engine.rip, engine.rflags, engine.cr0, engine.cr2, engine.cr3, engine.cr4, engine.efer),
+        *map(engine.segment, Seg),
+        *map(engine.debug_register, range(8)),
+        *map(machine.debug.float_register, [*names, "fctrl", "fstat", "ftag", "mxcsr"]),
+        machine.debug.kernel_gs_base,
+    ]
+
+
+def end_of(machine: Machine, terminal: Script) -> tuple[object, ...]:
+    """Run a machine to its end: all that can be compared."""
+    outcome = machine.run(terminal)
+    engine = machine.engine
+    return (
+        outcome,
+        bytes(terminal.shown),
+        engine.instructions,
+        engine.now_ns,
+        registers(machine),
+        [(record.name, record.at_ns, record.result) for record in machine.domain.calls],
+        hashlib.sha256(machine.domain.memory.bytes[: 64 << 20]).hexdigest(),
+    )
+
+
+def assert_the_same(make, stops: tuple[int, ...]) -> int:
+    """Compare a run to its end with runs that are stopped, and taken back; how often it was."""
+    machine = make()
+    whole = Script(machine)
+    straight = end_of(machine, whole)
+    stops = tuple(stop for stop in stops if stop < whole.slices)  # the last may be a crash's
+    machine = make()
+    terminal = Script(machine, stops)
+    slice_ns, kept = machine.slice_ns, []
+    while machine.run(terminal).end is End.STOPPED and terminal.slices in stops:
+        # The slice that was stopped begins with a look at the terminal, which comes again.
+        terminal.slices -= 1
+        terminal.stops = tuple(stop for stop in terminal.stops if stop > terminal.slices + 1)
+        kept.append((machine.snapshot(), terminal.slices, bytes(terminal.shown)))
+    for snapshot, slices, shown in reversed(kept):
+        machine.restore(snapshot)
+        machine.slice_ns = slice_ns if slices < SHORT_SLICES else SLICE_NS
+        assert end_of(machine, Script(machine, (), slices, bytearray(shown))) == straight
+    return len(kept)
+
+
+@pytest.mark.parametrize(("name", "kind"), OWN)
+def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
+    def make() -> Machine:
+        machine = Machine(kernel, config, Mode(environment.mode))
+        machine.slice_ns = SHORT_SLICE_NS
+        return machine
+
+    guest, environment = guests()[name], ENVIRONMENTS[kind]
+    kernel = load(build(guest, environment, tmp_path / name))
+    initrd = (guest.folder / guest.initrd).read_bytes() if guest.initrd else b""
+    config = DomainConfig(64 << 20, guest.cmdline.encode(), initrd)
+    assert assert_the_same(make, (1, 4, 9)) > 0
+
+
+@pytest.mark.parametrize("mode", [Mode.PV, Mode.PVH])
+def test_debian(guest_image, mode: Mode) -> None:
+    initrd = build_initramfs(guest_image("busybox").read_bytes(), DEFAULT_INIT.read_bytes())
+    kernel = load(guest_image("debian-cloud-amd64"))
+    config = DomainConfig(128 << 20, b"console=hvc0", initrd)
+    assert assert_the_same(lambda: Machine(kernel, config, mode), (40, 100, 160)) == 3
+
+
+def test_a_restored_machine_is_watched(tmp_path: Path) -> None:
+    class Calls(Observer):
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def call_begins(self, current: Current, row: object, record: CallRecord) -> None:
+            self.names.append(record.name)
+
+    kernel = load(build(guests()["hello"], ENVIRONMENTS["pv64"], tmp_path / "hello"))
+    machine = Machine(kernel, DomainConfig(64 << 20), Mode.PV)
+    calls = Calls()
+    Watch.of(machine.current).add(calls)
+    start = machine.snapshot()
+    machine.run(Script(machine))
+    once = list(calls.names)
+    machine.restore(start)
+    machine.run(Script(machine))
+    assert once
+    assert calls.names == once + once

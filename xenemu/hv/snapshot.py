@@ -1,0 +1,95 @@
+"""A domain as it was once, to go back to: its plain data, and what its memory held.
+
+A snapshot lives in the process that took it, and is of one domain. It is taken while nobody watches
+the domain (`Watch.pause`), for a watched one is not of the usual classes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Final
+
+from xenemu.hv.domain import Domain
+from xenemu.hv.frame_table import DOMID_NONE
+from xenemu.hv.memory import Memory
+from xenemu.x86.paging import PAGE_SHIFT
+
+PIECE: Final = bytes(1 << 20)  # memory is kept in pieces of this size, without those of zeroes
+ZEROES: Final = memoryview(PIECE)
+
+
+class DomainSnapshot:
+    """A domain as it is when this is made."""
+
+    def __init__(self, domain: Domain) -> None:
+        buffer = io.BytesIO()
+        _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(domain)
+        self._plain = buffer.getvalue()  # a pickle that never leaves the process
+        self._pieces = _content(domain)
+
+    def restore(self, now: Domain) -> Domain:
+        """The domain as it was, in the memory of what has become of it, which ends here."""
+        domain = _Unpickler(self._plain, now.memory).load()
+        assert isinstance(domain, Domain)
+        _put_content(now.memory, self._pieces)
+        if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
+            now.p2m.become(domain.p2m)
+            domain.p2m = now.p2m
+        return domain
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: object) -> str | None:
+        return "memory" if isinstance(value, Memory) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, memory: Memory) -> None:
+        super().__init__(io.BytesIO(data))
+        self._memory = memory
+
+    def persistent_load(self, _pid: object) -> Memory:
+        return self._memory
+
+
+def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:
+    """Where memory can be, piece by piece: machine address, size, bytes; None for zeroes."""
+    ram = domain.memory.bytes
+    pieces = []
+    for start, end in _used(domain):
+        for at in range(start, end, len(PIECE)):
+            size = min(len(PIECE), end - at)
+            piece = ram[at : at + size]
+            pieces.append((at, size, None if piece == ZEROES[:size] else bytes(piece)))
+    return pieces
+
+
+def _put_content(memory: Memory, pieces: list[tuple[int, int, bytes | None]]) -> None:
+    """Make memory hold these pieces again. No frame is ever in use that was not one of theirs."""
+    for at, size, data in pieces:
+        if data is not None:
+            memory.bytes[at : at + size] = data
+        elif memory.bytes[at : at + size] != ZEROES[:size]:
+            memory.bytes[at : at + size] = ZEROES[:size]
+    memory.stale_code.update(mfn for mfn, was_code in enumerate(memory.code) if was_code)
+
+
+def _used(domain: Domain) -> list[tuple[int, int]]:
+    """Where anything can be, as ranges.
+
+    A PVH guest's memory has a hole of gigabytes; in a PV guest's, Xen has frames that are nobody's.
+    """
+    frames = domain.frames
+    if domain.p2m is None:
+        return [(0, domain.memory.nr_frames << PAGE_SHIFT)]
+    used = bytearray(owner != DOMID_NONE for owner in frames.owner)
+    for mfn in frames.heap:
+        used[mfn] = 1
+    ranges, at = [], used.find(1)
+    while at >= 0:
+        end = used.find(0, at)
+        end = len(used) if end < 0 else end
+        ranges.append((at << PAGE_SHIFT, end << PAGE_SHIFT))
+        at = used.find(1, end)
+    return ranges
