@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elfwriter import (
+    ENTRY,
     KERNEL,
     PT_NOTE,
     PV_NOTES,
@@ -23,6 +24,7 @@ from elfwriter import (
     elf,
     kernel,
     note,
+    symbol_table,
 )
 from xenemu import image
 from xenemu.errors import ImageError
@@ -112,6 +114,32 @@ def test_a_sparse_file_of_64_gib_costs_nothing(tmp_path):
         file.write(kernel())
         file.truncate(1 << 36)
     assert image.load(path).notes.guest_os == "linux"
+
+
+def test_a_file_that_is_cut_short_later_was_copied(tmp_path):
+    path = tmp_path / "kernel"
+    debug = bytes(range(1, 101)) * 100
+    sections = [*symbol_table({"name": ENTRY}), Shdr(".debug_info", debug), Shdr(".x", b"kept")]
+    for data in (elf([KERNEL], sections), bzimage(kernel())):
+        path.write_bytes(data)
+        found = image.load(path)
+        os.truncate(path, 0)  # now to touch a map of it is SIGBUS
+        assert next(bytes(piece) for _, piece in found.contents()) == KERNEL.data
+        assert found.payload or found.symbols.address("name") == ENTRY
+        assert found.payload or bytes(found.elf) == data.replace(debug, bytes(len(debug)))
+
+
+def test_debug_information_that_is_loaded_too_is_copied(load):
+    data = elf([Phdr(b"abc" * 100)], [Shdr(".debug_info", size=300, offset=120)])
+    assert bytes(load(data).elf) == data
+
+
+def test_a_huge_elf_is_one_line(tmp_path):
+    path = tmp_path / "huge"
+    path.write_bytes(elf([KERNEL], [Shdr(".x", size=1 << 36)]))
+    os.truncate(path, 1 << 36)
+    with pytest.raises(ImageError, match="bytes besides debug information, over 0x40000000"):
+        image.load(path)
 
 
 NOTES = Phdr(b"".join(PV_NOTES) + note(11, "yes"), PT_NOTE)

@@ -21,6 +21,7 @@ from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.btf import Btf
 from xenemu.image.notes import XenNotes, read_notes
 from xenemu.image.orc import Orc
+from xenemu.image.ownfile import own
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import forget, unpacked
 
@@ -52,7 +53,10 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A kernel, unpacked and checked; nothing in it is copied out of `elf`."""
+    """A kernel, unpacked and checked; nothing in it is copied out of `elf`.
+
+    What is in it stays, whatever becomes of the file at `path`.
+    """
 
     path: str
     format: Literal["bzImage", "ELF"]
@@ -106,8 +110,9 @@ class Image:
             yield from self.bsd_symbols.pieces
 
     def forget_pages(self) -> None:
-        """Let the host take back the memory of `elf`, which has been loaded."""
-        forget(self.elf)
+        """Let the host take back the memory of `elf`, which has been loaded, if a file has it."""
+        if self.payload:
+            forget(self.elf)
 
 
 def load(path: Path) -> Image:
@@ -145,6 +150,8 @@ def _load(path: Path) -> Image:
     if bytes(view[:4]) != elf.MAGIC:
         raise ImageError(_not_a_kernel(view, payload))
     parsed = elf.parse(view)
+    if payload is None:
+        parsed = own(parsed)
     segments, notes = _segments(parsed), read_notes(parsed)
     return Image(
         str(path),
@@ -156,7 +163,7 @@ def _load(path: Path) -> Image:
         parsed.interpreter,
         parsed.entry,
         segments,
-        view,
+        parsed.view,
         notes,
         _bsd_symbols(parsed, segments) if notes.bsd_symtab else None,
     )
