@@ -15,8 +15,7 @@ from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SHIFT
 
-PIECE: Final = bytes(1 << 20)  # memory is kept in pieces of this size, without those of zeroes
-ZEROES: Final = memoryview(PIECE)
+PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
 
 
 class DomainSnapshot:
@@ -58,10 +57,10 @@ def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:
     ram = domain.memory.bytes
     pieces = []
     for start, end in _used(domain):
-        for at in range(start, end, len(PIECE)):
-            size = min(len(PIECE), end - at)
-            piece = ram[at : at + size]
-            pieces.append((at, size, None if piece == ZEROES[:size] else bytes(piece)))
+        for at in range(start, end, PIECE_SIZE):
+            size = min(PIECE_SIZE, end - at)
+            data = bytes(ram[at : at + size])  # bytes compare much faster than views do
+            pieces.append((at, size, None if data == bytes(size) else data))
     return pieces
 
 
@@ -70,8 +69,8 @@ def _put_content(memory: Memory, pieces: list[tuple[int, int, bytes | None]]) ->
     for at, size, data in pieces:
         if data is not None:
             memory.bytes[at : at + size] = data
-        elif memory.bytes[at : at + size] != ZEROES[:size]:
-            memory.bytes[at : at + size] = ZEROES[:size]
+        elif bytes(memory.bytes[at : at + size]) != bytes(size):
+            memory.bytes[at : at + size] = bytes(size)
     memory.stale_code.update(mfn for mfn, was_code in enumerate(memory.code) if was_code)
 
 
