@@ -29,7 +29,7 @@ from xenemu.abi.sched import (
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine, EngineState
 from xenemu.errors import DomainCrash, ImageError
-from xenemu.hv import scheduler
+from xenemu.hv import scheduler, timers
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
@@ -174,6 +174,7 @@ class Machine:
         self.engine.set_prices(PRICES_NS)
         self.engine.seed_random(config.rng_seed)
         self.samples = Samples()
+        self.timers = timers.join(scheduler.TIMERS, self.personality.timers)
         self.next_audit_ns = math.inf
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
@@ -287,9 +288,7 @@ class Machine:
                 self.next_audit_ns = engine.now_ns + every_ns
                 if wrong := self._audit():
                     return wrong
-            for key in domain.timers.pop_due(engine.now_ns):
-                if not self.exits.timer(key):
-                    scheduler.fire_timer(domain, engine.now_ns, key)
+            timers.fire_due(self.current, self.timers)
             self._pump(terminal)
             ended = self._ended(terminal, limits)
             if ended:

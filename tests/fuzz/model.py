@@ -23,6 +23,7 @@ from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.timers import fire_due, join
 from xenemu.image import load
 from xenemu.pv.builder import CODE32, DATA32, build_pv
 from xenemu.pv.entry import HYPERCALL_VECTOR
@@ -106,9 +107,7 @@ class ModelWorld:
         current = self.current
         domain, cpu = current.domain, current.cpu
         cpu.now_ns += ns  # type: ignore[misc]
-        for key in domain.timers.pop_due(cpu.now_ns):
-            if not self.exits.timer(key):
-                scheduler.fire_timer(domain, cpu.now_ns, key)
+        fire_due(current, join(scheduler.TIMERS, self.personality.timers))
         domain.console.pump(domain)
         domain.xenstore.pump(domain)
         domain.output.clear()

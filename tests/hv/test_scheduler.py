@@ -36,7 +36,7 @@ def times(current: Current) -> list[int]:
 
 
 def fire(current: Current, kind: str, number: int = 0) -> None:
-    scheduler.fire_timer(current.domain, current.cpu.now_ns, (kind, number))
+    scheduler.TIMERS[kind](current, number)
 
 
 # Blocking.

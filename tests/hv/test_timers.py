@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xenemu.hv.timers import NEVER_NS, Timers
+from fakes import make_current
+from xenemu.hv.timers import NEVER_NS, Timers, fire_due, join
 
 A, B, C = ("a", 0), ("b", 0), ("b", 1)
 
@@ -68,3 +69,22 @@ def test_a_deadline_behind_the_end_of_time_never_comes(timers: Timers) -> None:
     assert timers.next_ns() is None
     timers.set(A, NEVER_NS - 1)
     assert timers.next_ns() == NEVER_NS - 1
+
+
+def test_what_a_due_timer_is_for_its_owner_says() -> None:
+    current, fired = make_current(), []
+    owners = join(
+        {"a": lambda _, number: fired.append(("a", number))},
+        {"b": lambda _, number: fired.append(("b", number))},
+    )
+    for when, key in ((30, A), (20, C), (41, B)):
+        current.domain.timers.set(key, when)
+    current.cpu.now_ns = 40
+    fire_due(current, owners)
+    assert fired == [C, A]
+    assert current.domain.timers.next_ns() == 41
+
+
+def test_a_kind_of_timer_has_one_owner() -> None:
+    with pytest.raises(ValueError, match="two owners"):
+        join({"a": print}, {"a": print})

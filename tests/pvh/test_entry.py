@@ -8,12 +8,14 @@ from fakes import FakeNativeCpu, enter_long_mode, make_pvh_current
 from hypercalls import TABLE
 from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.abi.version import XEN_VERSION
+from xenemu.hv import scheduler
 from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue, Hypercall, HypercallTable
 from xenemu.hv.domain import Current
 from xenemu.pvh.callbacks import set_callback_via
 from xenemu.pvh.entry import PvhExits, TripleFault
+from xenemu.pvh.personality import PVH
 from xenemu.pvh.state import pvh
 from xenemu.x86.flags import IF, VM
 
@@ -196,7 +198,8 @@ def test_a_vcpu_info_that_moved_is_where_the_cpu_looks(exits):
     assert cpu_of(exits).upcall == (exits.current.vcpu.info, None)
 
 
-def test_timers_are_the_apics_or_nobodys(exits):
-    assert not exits.timer(("singleshot", 0))
-    assert exits.timer(("lapic", 0))
+def test_the_local_apics_timers_are_the_personalitys(exits):
+    current = exits.current
+    assert current is not None and PVH.timers.keys().isdisjoint(scheduler.TIMERS)
+    PVH.timers["lapic"](current, 0)
     assert pvh(exits.current).lapic.irr == 0

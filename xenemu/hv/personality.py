@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from xenemu.hv.domain import Current, Domain, Translate
-from xenemu.hv.timers import Key
+from xenemu.hv.timers import Owners
 
 
 class Exits(Protocol):
@@ -15,9 +15,6 @@ class Exits(Protocol):
 
     def deliver_events(self) -> None:
         """Call the current vcpu for its events, if any are pending and it lets itself be."""
-
-    def timer(self, key: Key) -> bool:
-        """A timer is due; False if it is none of the personality's own."""
 
     def stopped(self) -> None:
         """The engine returned from the guest."""
@@ -29,7 +26,7 @@ class Personality:
 
     `environment` is its name in the hypercall table; `start` loads a fresh vcpu's registers
     into the CPU; `address_space` is the root of the tables that the vcpu runs on; `audit` says what
-    of the hypervisor's books is not true (`hv.audit`).
+    of the hypervisor's books is not true (`hv.audit`); `timers` are those of its own.
     """
 
     environment: str
@@ -38,3 +35,4 @@ class Personality:
     exits: Callable[[Current], Exits]
     address_space: Callable[[Current], int]
     audit: Callable[[Domain], list[str]]
+    timers: Owners = field(default_factory=dict)

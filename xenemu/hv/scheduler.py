@@ -1,7 +1,7 @@
 """Blocking and waking vcpus, their runstate accounting, and what their timers do.
 
 The loop that picks a vcpu and runs it is the machine's. It calls `run` when a vcpu gets the CPU,
-`preempt` when it loses it though it could go on, and `fire_timer` for each timer that is due.
+`preempt` when it loses it though it could go on, and what `TIMERS` has for a timer that is due.
 
 In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 """
@@ -15,7 +15,7 @@ from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv.shared_info import event_pending
-from xenemu.hv.timers import Key
+from xenemu.hv.timers import Owners
 from xenemu.hv.vcpu import RunState, Vcpu
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(current: Current) -> None:
     update_runstate_area(current)
     # The periodic timer does not tick while its vcpu is blocked: a tick missed is due now.
     if vcpu.periodic_ns and (PERIODIC, vcpu.vcpu_id) not in current.domain.timers.deadlines_ns:
-        fire_timer(current.domain, now_ns, (PERIODIC, vcpu.vcpu_id))
+        _periodic(current, vcpu.vcpu_id)
 
 
 def preempt(current: Current) -> None:
@@ -132,22 +132,32 @@ def _account_for_woken(domain: Domain, now_ns: int) -> None:
 # Timers and the end.
 
 
-def fire_timer(domain: Domain, now_ns: int, key: Key) -> None:
-    """Do what a timer that is due is for."""
-    kind, number = key
-    if kind == SINGLESHOT:
-        domain.events.send_virq(domain, Virq.TIMER, number)
-    elif kind == PERIODIC:
-        vcpu = domain.vcpus[number]
-        if not vcpu.blocked and vcpu.periodic_ns:
-            domain.events.send_virq(domain, Virq.TIMER, number)
-            domain.timers.set(key, now_ns + vcpu.periodic_ns)
-    elif kind == POLL:
-        wake(domain, domain.vcpus[number])
-    elif kind == WATCHDOG:
-        shutdown(domain, SHUTDOWN_watchdog)
-    else:
-        raise ValueError(f"no timer is called {kind}")
+def _singleshot(current: Current, vcpu_id: int) -> None:
+    current.domain.events.send_virq(current.domain, Virq.TIMER, vcpu_id)
+
+
+def _periodic(current: Current, vcpu_id: int) -> None:
+    domain = current.domain
+    vcpu = domain.vcpus[vcpu_id]
+    if not vcpu.blocked and vcpu.periodic_ns:
+        domain.events.send_virq(domain, Virq.TIMER, vcpu_id)
+        domain.timers.set((PERIODIC, vcpu_id), current.cpu.now_ns + vcpu.periodic_ns)
+
+
+def _end_poll(current: Current, vcpu_id: int) -> None:
+    wake(current.domain, current.domain.vcpus[vcpu_id])
+
+
+def _watchdog(current: Current, _number: int) -> None:
+    shutdown(current.domain, SHUTDOWN_watchdog)
+
+
+TIMERS: Final[Owners] = {
+    SINGLESHOT: _singleshot,
+    PERIODIC: _periodic,
+    POLL: _end_poll,
+    WATCHDOG: _watchdog,
+}
 
 
 def shutdown(domain: Domain, reason: int, why: str = "") -> None:

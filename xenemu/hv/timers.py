@@ -5,12 +5,20 @@ In Xen: common/timer.c.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xenemu.hv.domain import Current
 
 SIGN = 1 << 63
 NEVER_NS = 1 << 61  # 73 years: so far away that idle time is not skipped to it
 
-Key = tuple[str, int]  # what the deadline is for, and its vcpu (or 0)
+Key = tuple[str, int]  # what the deadline is for, and which of those: mostly a vcpu
+
+# What to do when a timer of a kind is due; it is given the number, the second half of the key.
+Owners = Mapping[str, Callable[["Current", int], None]]
 
 
 @dataclass
@@ -50,3 +58,17 @@ class Timers:
         for key in due:
             del self.deadlines_ns[key]
         return due
+
+
+def join(*tables: Owners) -> Owners:
+    """One table of several; ValueError if two own the same kind of timer."""
+    owners = {kind: due for table in tables for kind, due in table.items()}
+    if len(owners) != sum(map(len, tables)):
+        raise ValueError("a kind of timer has two owners")
+    return owners
+
+
+def fire_due(current: Current, owners: Owners) -> None:
+    """Do what each timer is for that is due."""
+    for kind, number in current.domain.timers.pop_due(current.cpu.now_ns):
+        owners[kind](current, number)

@@ -14,7 +14,6 @@ from xenemu.hv.domain import Current
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.prices import EMULATION_NS
 from xenemu.hv.shared_info import event_pending
-from xenemu.hv.timers import Key
 from xenemu.pv import cpuid, traps
 from xenemu.pv.bounce32 import in_kernel_mode
 from xenemu.pv.callgate import emulate_gate_op
@@ -86,10 +85,6 @@ class PvExits:
     def deliver_events(self) -> None:
         """Enter the guest's handler if an NMI, or events that are not masked, are pending."""
         self._deliver_events()
-
-    def timer(self, key: Key) -> bool:
-        """A PV guest has no timers but Xen's."""
-        return False
 
     def stopped(self) -> None:
         """A PV guest leaves its vcpu only through hypercalls."""

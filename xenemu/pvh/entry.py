@@ -17,7 +17,6 @@ from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import Convention, issue, look_at_timers
 from xenemu.hv.domain import Current
 from xenemu.hv.msr import cpuid_faults
-from xenemu.hv.timers import Key
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
@@ -117,13 +116,6 @@ class PvhExits:
             self.info_seen = current.vcpu.info
             callbacks.update_upcall(current)
         callbacks.deliver_event(current)
-
-    def timer(self, key: Key) -> bool:
-        """A timer is due; False if it is not one of the local APICs'."""
-        if key[0] != lapic_glue.TIMER:
-            return False
-        lapic_glue.fire_timer(self.current, key[1])
-        return True
 
     def stopped(self) -> None:
         """The engine returned: see whether the guest halted, or died."""

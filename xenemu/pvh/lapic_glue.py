@@ -6,10 +6,13 @@ occasion. In Xen: arch/x86/hvm/vlapic.c, arch/x86/hvm/irq.c
 
 from __future__ import annotations
 
+from typing import Final
+
 from xenemu.errors import DomainCrash, NotModelled
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
+from xenemu.hv.timers import Owners
 from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
@@ -181,3 +184,6 @@ def send_nmi(current: Current, vcpu: Vcpu) -> None:
     if current.watch is not None:
         for observer in current.watch:
             observer.entered(current, "NMI", None)
+
+
+TIMERS: Final[Owners] = {TIMER: fire_timer}

@@ -8,6 +8,7 @@ from xenemu.hv.personality import Personality
 from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
 from xenemu.pvh.entry import PvhExits
+from xenemu.pvh.lapic_glue import TIMERS
 from xenemu.pvh.paging import translate
 from xenemu.pvh.state import pvh
 from xenemu.x86 import flags
@@ -46,4 +47,5 @@ PVH = Personality(
     exits=PvhExits,
     address_space=lambda current: mfn_of(current.cpu.cr3),
     audit=audit,
+    timers=TIMERS,
 )
