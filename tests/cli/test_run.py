@@ -485,3 +485,19 @@ def test_a_panic_for_want_of_a_root(guest_image, xenemu_run):
     assert result.returncode == 4, stderr
     assert "Kernel panic - not syncing: VFS: Unable to mount root fs" in stderr.splitlines()[-1]
     assert "panic+0x" in stderr and "mount_block_root+0x" in stderr
+
+
+# Symbols in a file beside the kernel.
+
+
+def test_a_report_has_the_names_of_the_file_beside_the_kernel(boot, tmp_path):
+    vmlinux = tmp_path / "vmlinux"
+    vmlinux.write_bytes(kernel(UNDEFINED, {"beside": elfwriter.ENTRY}))
+    result = boot(UNDEFINED, "--symbols", vmlinux)
+    assert result.returncode == 5
+    assert b"beside+0x0" in result.stderr
+    told = [line for line in result.stderr.splitlines() if b"unchecked" in line]
+    assert told == [
+        b"xenemu: --symbols %b: taken unchecked, as neither it nor the kernel has a build id: if it"
+        b" is of another build, names are wrong" % bytes(vmlinux)
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
+import elfwriter
 from gdbtools import TIMEOUT_S, gdb_command, run_gdb, waiting, write_script
 from guests import initramfs
 from guests.build import ENVIRONMENTS, build, guests
@@ -15,6 +17,7 @@ from moduleguest import MODULES, module_initramfs
 from xenemu import image
 from xenemu.image.elf import EI_OSABI
 from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.outcome import EXIT_IMAGE
 
 STEPS = 1000
 CMDLINE = "console=hvc0"
@@ -110,6 +113,33 @@ def test_a_bsd_kernel_of_which_gdb_knows_only_the_name(tmp_path):
         assert "guest_main" in frames[0] and "_start" in frames[-1]
         assert not [line for line in lines if "??" in line or "not built" in line]
     assert "the kernel's file is FreeBSD's" in told
+
+
+def test_a_stripped_kernel_has_the_debug_information_of_the_file_beside_it(tmp_path):
+    """gdb knows lines and types, the report knows names, and a kernel of another build is none."""
+    vmlinux = build(guests()["hello"], ENVIRONMENTS["pv64"], tmp_path / "built")
+    kernel, beside, other = (tmp_path / name for name in ("kernel", "vmlinux", "other"))
+    for path, number, options in ((kernel, 1, ["-S"]), (beside, 1, []), (other, 2, [])):
+        note = tmp_path / "note"
+        note.write_bytes(elfwriter.note(3, bytes([number]) * 20, "GNU"))
+        add = f"--add-section=.note.gnu.build-id={note}"
+        command = ["objcopy", *options, add, vmlinux, path]
+        subprocess.run(command, check=True)
+    with waiting(kernel, "--symbols", beside) as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", "tbreak guest_main", "continue", "info source",
+            "info line", "bt", "kill",
+        )  # fmt: skip
+    assert "Source language is c." in lines
+    line_with(lines, "guest_main () at ")
+    refused = subprocess.run(
+        [sys.executable, "-m", "xenemu", "run", kernel, "--symbols", other],
+        capture_output=True, timeout=TIMEOUT_S, check=False, text=True,
+    )  # fmt: skip
+    assert refused.returncode == EXIT_IMAGE and not refused.stdout
+    (line,) = refused.stderr.splitlines()
+    assert f"--symbols {other}: is of another build" in line
+    assert "01" * 20 in line and "02" * 20 in line
 
 
 # From there on.

@@ -25,7 +25,7 @@ from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.confine import confine, obstacle
-from xenemu.errors import UsageError
+from xenemu.errors import ImageError, UsageError
 from xenemu.machine import DomainConfig, Limits, Machine, Mode
 from xenemu.options import format_size, parse_memory, parse_module, parse_seed, read_module
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
@@ -215,6 +215,14 @@ def run(
             " auto where this host can, off never; must ends the run where it cannot.",
         ),
     ] = Confine.AUTO,
+    symbols: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the kernel's symbols, and for gdb its debug information, from this ELF: the"
+            " vmlinux of the same build.",
+            metavar="FILE",
+        ),
+    ] = None,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -253,6 +261,7 @@ def run(
         traced = outputs.open("--trace-file", trace_file) if trace_file else None
         code = _run(
             kernel,
+            symbols,
             mode,
             config,
             busybox is not None and init is None and rootfs is None,
@@ -291,6 +300,7 @@ def _initrd(
 
 def _run(
     kernel: Path,
+    symbols: Path | None,
     mode: Mode,
     config: DomainConfig,
     is_shell: bool,
@@ -313,7 +323,7 @@ def _run(
     )
     try:
         status.phase(f"xenemu: loading {kernel}")
-        loaded = image.load(kernel)
+        loaded = _load(kernel, symbols, status)
         status.phase("xenemu: building the domain")
         machine = _build(loaded, config, mode)
         engine = machine.engine
@@ -364,6 +374,22 @@ def _run(
         f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
     )
     return code
+
+
+def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
+    loaded = image.load(kernel)
+    if symbols is None:
+        return loaded
+    try:
+        found = image.with_symbols(loaded, symbols)
+    except ImageError as error:
+        raise UsageError(f"--symbols {error}") from None
+    if found.unchecked:
+        _tell_amid(status)(
+            f"--symbols {symbols}: taken unchecked, as {found.unchecked}: if it is of another"
+            " build, names are wrong"
+        )
+    return found.image
 
 
 def _build(loaded: image.Image, config: DomainConfig, mode: Mode) -> Machine:

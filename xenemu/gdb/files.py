@@ -28,7 +28,7 @@ class Files:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._path = str(Path(target.image.path).absolute())
+        self._path = str(Path(target.image.symbol_file.path).absolute())
         self._open: dict[int, memoryview] = {}
         self._contents: dict[bool, memoryview] = {}  # by whether it is of physical addresses
 

@@ -88,21 +88,22 @@ class Piece:
 
 
 def symbol_file(image: Image, physical: bool = False) -> memoryview:
-    """The kernel's own ELF if gdb finds names in it; else one with the names that kallsyms has.
+    """The ELF with the kernel's symbols, its own or a separate one; else one made of kallsyms.
 
     With `physical`, one of 32 bits, whose names are where the kernel was loaded. A BSD kernel's
     ELF loses its mark: most gdbs know nothing of that system, and go wrong at its mere name.
     """
-    headers = parse(image.elf)
+    elf = image.symbol_file.elf
+    headers = parse(elf)
     if headers.section(".symtab") and not physical:
         if headers.os_abi is None:
-            return image.elf
-        unmarked = bytearray(image.elf)
+            return elf
+        unmarked = bytearray(elf)
         unmarked[EI_OSABI] = ELFOSABI_STANDALONE
         return memoryview(unmarked)
     names = list(image.symbols.items())
     if not names and not physical:
-        return image.elf
+        return elf
     pieces = []
     for part in image.segments:
         linked = range(part.vaddr, part.vaddr + part.memsz)

@@ -69,7 +69,7 @@ class Target:
     @property
     def os_abi(self) -> str | None:
         """The system whose mark the kernel's file bears: gdb may lack a handler for it."""
-        return parse(self.image.elf).os_abi
+        return parse(self.image.symbol_file.elf).os_abi
 
     @cached_property
     def code(self) -> Code:

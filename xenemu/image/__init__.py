@@ -1,6 +1,6 @@
 """From a kernel file's bytes to an `Image`: what it is, what it wants, how it can boot."""
 
-from xenemu.image.loader import Image, Payload, Segment, load
+from xenemu.image.loader import Image, Payload, Segment, SymbolFile, load
 from xenemu.image.modes import (
     Mode,
     PvhParameters,
@@ -11,6 +11,7 @@ from xenemu.image.modes import (
     pvh_parameters,
 )
 from xenemu.image.notes import Feature, Note, XenNotes
+from xenemu.image.separate import Separated, build_id, with_symbols
 
 __all__ = [
     "Feature",
@@ -21,10 +22,14 @@ __all__ = [
     "PvParameters",
     "PvhParameters",
     "Segment",
+    "Separated",
+    "SymbolFile",
     "Verdict",
     "XenNotes",
+    "build_id",
     "load",
     "modes",
     "pv_parameters",
     "pvh_parameters",
+    "with_symbols",
 ]

@@ -6,9 +6,6 @@ In Xen: tools/libs/guest/xg_dom_elfloader.c, common/libelf/libelf-loader.c
 from __future__ import annotations
 
 import itertools
-import mmap
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +16,7 @@ from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
 from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.btf import Btf
+from xenemu.image.files import map_file
 from xenemu.image.notes import XenNotes, read_notes
 from xenemu.image.orc import Orc
 from xenemu.image.ownfile import own
@@ -52,6 +50,14 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
+class SymbolFile:
+    """An ELF with a kernel's symbols, which may have debug information, too."""
+
+    path: str
+    elf: memoryview
+
+
+@dataclass(frozen=True, eq=False)
 class Image:
     """A kernel, unpacked and checked; nothing in it is copied out of `elf`.
 
@@ -70,6 +76,7 @@ class Image:
     elf: memoryview
     notes: XenNotes
     bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
+    separate: SymbolFile | None = None  # symbols that the kernel's own file has not
 
     @property
     def is_program(self) -> bool:
@@ -86,10 +93,15 @@ class Image:
         """The end of the kernel by p_paddr: of the highest segment, or of the symbols after it."""
         return self.bsd_symbols.end if self.bsd_symbols else _end(self.segments)
 
+    @property
+    def symbol_file(self) -> SymbolFile:
+        """The file to take names from: the separate one, else the kernel itself."""
+        return self.separate or SymbolFile(self.path, self.elf)
+
     @cached_property
     def symbols(self) -> Symbols:
         """The names of its addresses, read at the first question."""
-        return load_symbols(self.elf, self.segments)
+        return load_symbols(self.symbol_file.elf, self.segments)
 
     @cached_property
     def orc(self) -> Orc | None:
@@ -130,7 +142,7 @@ def load(path: Path) -> Image:
 
 
 def _load(path: Path) -> Image:
-    view = _map(path)
+    view = map_file(path)
     payload = None
     is_bzimage = bzimage.is_bzimage(view)
     if is_bzimage:
@@ -167,17 +179,6 @@ def _load(path: Path) -> Image:
         notes,
         _bsd_symbols(parsed, segments) if notes.bsd_symtab else None,
     )
-
-
-def _map(path: Path) -> memoryview:
-    """Map a file; ImageError unless it is a regular one with something in it."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        if status.st_size == 0:
-            raise ImageError("the file is empty")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
