@@ -125,13 +125,12 @@ def test_a_stripped_kernel_has_the_debug_information_of_the_file_beside_it(tmp_p
         add = f"--add-section=.note.gnu.build-id={note}"
         command = ["objcopy", *options, add, vmlinux, path]
         subprocess.run(command, check=True)
-    with waiting(kernel, "--symbols", beside) as guest:
-        lines = run_gdb(
-            f"target remote {guest.address}", "tbreak guest_main", "continue", "info source",
-            "info line", "bt", "kill",
-        )  # fmt: skip
-    assert "Source language is c." in lines
-    line_with(lines, "guest_main () at ")
+    for arguments in ((kernel, "--symbols", beside), (beside,)):
+        with waiting(*arguments) as guest:
+            connect = f"target remote {guest.address}"
+            lines = run_gdb(connect, "tbreak guest_main", "continue", "info source", "kill")
+        assert "Source language is c." in lines
+        line_with(lines, "guest_main () at ")
     refused = subprocess.run(
         [sys.executable, "-m", "xenemu", "run", kernel, "--symbols", other],
         capture_output=True, timeout=TIMEOUT_S, check=False, text=True,

@@ -9,8 +9,9 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from xenemu.gdb.ondisk import OnDisk, find
 from xenemu.gdb.rsp import PACKET_SIZE, number
-from xenemu.gdb.symbolfile import module_file, symbol_file
+from xenemu.gdb.symbolfile import has_own, module_file, symbol_file
 from xenemu.gdb.target import Target
 
 ENOENT, EBADF, EINVAL, EROFS = 2, 9, 22, 30  # gdb's own numbers, which are Linux's
@@ -19,6 +20,7 @@ REGULAR_READABLE: Final = 0o100444
 STAT: Final = struct.Struct(">7I3Q3I")
 MAX_READ: Final = PACKET_SIZE // 2  # escaped, it may be twice as long
 BLOCK: Final = 4096
+Content = memoryview | OnDisk
 PHYSICAL_SUFFIX: Final = ".physical"
 MODULES_SUFFIX: Final = ".modules"
 
@@ -29,8 +31,8 @@ class Files:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._path = str(Path(target.image.symbol_file.path).absolute())
-        self._open: dict[int, memoryview] = {}
-        self._contents: dict[bool, memoryview] = {}  # by whether it is of physical addresses
+        self._open: dict[int, Content] = {}
+        self._contents: dict[bool, Content] = {}  # by whether it is of physical addresses
 
     @property
     def path(self) -> str:
@@ -42,7 +44,7 @@ class Files:
         """What the file with the modules' names is called."""
         return self._path + MODULES_SUFFIX
 
-    def prepare(self) -> memoryview:
+    def prepare(self) -> Content:
         """Make the file, which takes longer than a gdb is willing to wait for an answer."""
         return self._prepare(self._target.shows_physical)
 
@@ -52,9 +54,13 @@ class Files:
         if self._target.image.elf_class == 64:
             self._prepare(True)
 
-    def _prepare(self, physical: bool) -> memoryview:
+    def _prepare(self, physical: bool) -> Content:
         if physical not in self._contents:
-            self._contents[physical] = symbol_file(self._target.image, physical)
+            image = self._target.image
+            content: Content = symbol_file(image, physical)
+            if has_own(image, physical):  # all of it: the copy here has no debug information
+                content = find(image.symbol_file.path, content) or content
+            self._contents[physical] = content
         return self._contents[physical]
 
     def close_all(self) -> None:
@@ -89,7 +95,7 @@ class Files:
 
     def _open_file(self, path: str) -> bytes:
         if path == self.path:
-            content = self.prepare()
+            content: Content = self.prepare()
         elif path == self.modules_path:  # those that are loaded by now
             content = module_file(self._target.image.elf_class, self._target.modules)
         else:

@@ -93,17 +93,9 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
     With `physical`, one of 32 bits, whose names are where the kernel was loaded. A BSD kernel's
     ELF loses its mark: most gdbs know nothing of that system, and go wrong at its mere name.
     """
-    elf = image.symbol_file.elf
-    headers = parse(elf)
-    if headers.section(".symtab") and not physical:
-        if headers.os_abi is None:
-            return elf
-        unmarked = bytearray(elf)
-        unmarked[EI_OSABI] = ELFOSABI_STANDALONE
-        return memoryview(unmarked)
+    if has_own(image, physical):
+        return _unmarked(image.symbol_file.elf)
     names = list(image.symbols.items())
-    if not names and not physical:
-        return elf
     pieces = []
     for part in image.segments:
         linked = range(part.vaddr, part.vaddr + part.memsz)
@@ -111,6 +103,21 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
         pieces.append(Piece(linked, offset, [entry for entry in names if entry[0] in linked]))
     frames = debug_frame(image.orc) if image.orc and not physical else b""
     return _names_only(32 if physical else image.elf_class, image.entry, pieces, frames)
+
+
+def has_own(image: Image, physical: bool = False) -> bool:
+    """Whether gdb is given an ELF that there is, and none that is made."""
+    if physical:
+        return False
+    return parse(image.symbol_file.elf).section(".symtab") is not None or not len(image.symbols)
+
+
+def _unmarked(elf: memoryview) -> memoryview:
+    if parse(elf).os_abi is None:
+        return elf
+    unmarked = bytearray(elf)
+    unmarked[EI_OSABI] = ELFOSABI_STANDALONE
+    return memoryview(unmarked)
 
 
 def module_file(bits: int, modules: Sequence[Module]) -> memoryview:

@@ -51,7 +51,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class SymbolFile:
-    """An ELF with a kernel's symbols, which may have debug information, too."""
+    """An ELF with a kernel's symbols; the file at `path` may have debug information, too."""
 
     path: str
     elf: memoryview

@@ -17,6 +17,7 @@ from xenemu.errors import ImageError
 from xenemu.image import elf
 from xenemu.image.files import map_file
 from xenemu.image.loader import Image, SymbolFile
+from xenemu.image.ownfile import own
 
 MAX_NOTES_SIZE: Final = 1 << 20
 # NT_GNU_BUILD_ID: sizes of the owner and of the id, the type, the owner.
@@ -32,20 +33,19 @@ class Separated:
 
 
 def with_symbols(image: Image, path: Path) -> Separated:
-    """The kernel with the symbols and the debug information of the ELF at `path`.
+    """The kernel with the symbols of the ELF at `path`.
 
     ImageError, which names the file and what to do, if that is none, has no symbols, or is of
     another build.
     """
     try:
-        view = map_file(path)
-        parsed = _parse(view)
+        parsed = own(_parse(map_file(path)))
         unchecked = _compare(image, parsed)
     except ImageError as fault:
         raise ImageError(f"{path}: {fault}") from None
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    return Separated(replace(image, separate=SymbolFile(str(path), view)), unchecked)
+    return Separated(replace(image, separate=SymbolFile(str(path), parsed.view)), unchecked)
 
 
 def build_id(parsed: elf.Elf) -> str | None:
