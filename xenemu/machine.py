@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
@@ -110,6 +110,12 @@ class Limits:
     def __post_init__(self) -> None:
         if math.isnan(self.started):
             self.started = self.clock()
+
+    def left_s(self) -> float | None:
+        """Seconds until `expired`; None if that is never."""
+        if self.timeout_s is None:
+            return None
+        return max(0.0, self.timeout_s - (self.clock() - self.started))
 
     def expired(self) -> bool:
         return self.timeout_s is not None and self.clock() - self.started > self.timeout_s
@@ -240,7 +246,7 @@ class Machine:
             if debugger:
                 debugger.ended(outcome)
         except RunEnded as ended:
-            outcome = ended.outcome
+            outcome = replace(ended.outcome, held=True)
         return outcome
 
     def _run_to_end(
@@ -367,9 +373,10 @@ class Machine:
             engine.skip_to(next_ns)
             return True
         wait_ns = None if next_ns is None else next_ns - engine.now_ns
-        if limits.timeout_s is not None:
-            left = max(0.0, limits.timeout_s - (limits.clock() - limits.started))
-            wait_ns = min(int(left * 1e9), wait_ns if wait_ns is not None else int(left * 1e9))
+        left_s = limits.left_s()
+        if left_s is not None:
+            left_ns = int(left_s * 1e9)
+            wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
         before = limits.clock()
         data = terminal.read(domain.console.input_room, wait_ns)
         passed = int((limits.clock() - before) * 1e9)

@@ -49,11 +49,16 @@ EXIT_CODES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the `End`, one sentence for the person, and what to do if that is known."""
+    """How a run ended: the `End`, one sentence for the person, and what to do if that is known.
+
+    `held`: it ended where a debugger held the guest, or was waited for. What the guest did before
+    is then not why.
+    """
 
     end: End
     reason: str
     advice: str = ""
+    held: bool = False
 
     @property
     def exit_code(self) -> int:

@@ -270,6 +270,27 @@ def test_what_is_typed_meanwhile_is_kept_for_the_guest(keyboard, pipe):
         assert ours.read(1, 0) + ours.read(ROOM, 0) == b"ls"
 
 
+def test_ctrl_c_ends_a_wait_only_where_nobody_else_is(keyboard, pipe):
+    """Else it is the guest's, who is still held."""
+    master, slave = keyboard
+    ours = terminal(slave)
+    ours.interactive = True
+    with ours:
+        os.write(master, b"a\x03")
+        while b"\x03" not in ours._typed:
+            assert ours.wait([pipe.stdin], "held", None, alone=False)
+        os.write(master, b"\x03")
+        assert not ours.wait([pipe.stdin], "waiting", None, alone=True)
+    assert ours.signum == signal.SIGINT
+    assert ours.check().reason == "stopped by SIGINT"
+
+
+def test_a_wait_ends_when_its_time_has_passed(pipe):
+    ours = terminal()
+    assert ours.wait([pipe.stdin], "waiting", 0, alone=True)
+    assert ours.wait([pipe.stdin], "waiting", 1e-3, alone=True)
+
+
 def test_ctrl_bracket_leaves_while_the_guest_is_held(keyboard, pipe):
     master, slave = keyboard
     ours = terminal(slave)

@@ -61,7 +61,10 @@ def test_a_unix_socket_that_somebody_has_stays(tmp_path, kind):
     with socket.socket(socket.AF_UNIX, kind) as theirs:
         theirs.bind(path)
         before = os.lstat(path)
-        with pytest.raises(UsageError, match=f"^--gdb unix:{path}: Address already in use$"):
+        with pytest.raises(
+            UsageError,
+            match=f"^--gdb unix:{path}: a program has this socket; give a path where nothing is$",
+        ):
             listen(f"unix:{path}")
         assert os.lstat(path).st_ino == before.st_ino
 
@@ -74,7 +77,7 @@ def test_a_unix_socket_that_is_too_busy_to_answer_stays(tmp_path, kind):
         theirs.bind(path)
         theirs.listen(0)
         one.connect(path)
-        with pytest.raises(UsageError, match="Address already in use"):
+        with pytest.raises(UsageError, match="a program has this socket"):
             listen(f"unix:{path}")
         assert os.path.exists(path)
 
@@ -97,7 +100,7 @@ def test_a_link_in_the_way_stays(tmp_path):
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(tmp_path / "gdb"))
     path.symlink_to(tmp_path / "gdb")
-    with pytest.raises(UsageError, match="in use"):
+    with pytest.raises(UsageError, match="a symbolic link is there already; give a path where"):
         listen(f"unix:{path}")
     assert path.is_symlink()
 
@@ -118,9 +121,13 @@ def test_what_is_no_place_for_a_unix_socket(path):
 def test_a_file_in_the_way_stays(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(UsageError):
+    wanted = f"^--gdb unix:{path}: a file is there already; give a path where nothing is$"
+    with pytest.raises(UsageError, match=wanted):
         listen(f"unix:{path}")
     assert path.read_text() == "mine"
+    with pytest.raises(UsageError, match="a directory is there already"):
+        listen(f"unix:{tmp_path}")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # Standard streams.

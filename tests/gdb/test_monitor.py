@@ -15,8 +15,9 @@ from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import KASLR_STEP, find_offset
 from xenemu.hv.cpu import Seg, Segment
+from xenemu.image import SymbolFile
 from xenemu.image.kernel_modules import Module
-from xenemu.image.notes import XenNotes
+from xenemu.image.notes import ElfNote, Note, XenNotes
 from xenemu.image.symbols import Symbols
 from xenemu.machine import TABLE
 from xenemu.x86 import flags
@@ -36,8 +37,8 @@ def target():
     part = SimpleNamespace(vaddr=CODE, paddr=CODE, memsz=0x1000, data=memoryview(BANNER))
     names = [(CODE, "start", True), (CODE + 8, "next", True)]
     image = SimpleNamespace(
-        elf_class=64, segments=(part,), path="kernel", elf=memoryview(b""), notes=XenNotes(),
-        symbols=Symbols(lambda: names, [range(1 << 20)]), orc=None,
+        elf_class=64, segments=(part,), symbol_file=SymbolFile("kernel", memoryview(b"")),
+        notes=XenNotes(), symbols=Symbols(lambda: names, [range(1 << 20)]), orc=None,
     )  # fmt: skip
     caught = []
     debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
@@ -105,6 +106,25 @@ def test_what_cannot_be_answered_is_one_line(monitor, line, words):
 )
 def test_what_is_shown(monitor, line, words):
     assert words in monitor.run(line)
+
+
+def test_notes_are_shown_as_a_person_writes_them(monitor, target):
+    target.image.notes = XenNotes(
+        raw=(
+            Note("Xen", ElfNote.GUEST_OS, "GUEST_OS", "linux", 6),
+            Note("Xen", ElfNote.ENTRY, "ENTRY", CODE, 8),
+            Note("Xen", ElfNote.L1_MFN_VALID, "L1_MFN_VALID", ((1, 1), (4, 0)), 32),
+            Note("Xen", ElfNote.PHYS32_RELOC, "PHYS32_RELOC", (0x200000, 0, 0x3FFFFFFF), 12),
+            Note("GNU", 3, "type 0x3", b"\x12\xab", 2),
+        )
+    )
+    assert monitor.run("info notes").splitlines() == [
+        "Xen GUEST_OS linux",
+        f"Xen ENTRY {CODE:#x}",
+        "Xen L1_MFN_VALID 0x1/0x1 0x4/0x0",
+        "Xen PHYS32_RELOC 0x200000 0x0 0x3fffffff",
+        "GNU type 0x3 12ab",
+    ]
 
 
 @pytest.mark.parametrize(

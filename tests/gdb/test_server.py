@@ -5,12 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import elfwriter
 from gdbtools import Client, waiting
+from xenemu.cli.expect import Expectations
+from xenemu.cli.run import judge
+from xenemu.gdb.channel import listen
 from xenemu.gdb.rsp import PACKET_SIZE, Decoder, Packet, encode
+from xenemu.gdb.server import Server
+from xenemu.hv.debug import RunEnded
+from xenemu.machine import Limits
+from xenemu.outcome import End, Outcome
 
 INC_RAX = b"\x48\xff\xc0"
 SPIN = INC_RAX + b"\xeb\xfb"
@@ -149,7 +157,7 @@ def test_kill_ends_the_run(held):
         client.send(encode(b"k"))
         _, err = guest.finish()
         assert guest.process.returncode == 0
-        assert b"killed by gdb" in err
+        assert b"stopped, exit 0: killed by gdb; virtual time" in err
 
 
 def test_a_detached_guest_runs_on_alone(held):
@@ -212,6 +220,57 @@ def test_a_signal_ends_a_run_that_gdb_holds(held):
         guest.process.send_signal(signal.SIGINT)
         guest.finish()
         assert guest.process.returncode == 128 + signal.SIGINT
+
+
+def test_a_run_that_no_gdb_comes_to_ends_with_its_timeout(held):
+    with held(SPIN, "--timeout", "0.5") as guest:
+        out, err = guest.finish()
+        assert (guest.process.returncode, out) == (6, b"")
+        assert b"timeout, exit 6: no gdb let the guest go within 0.5 s; virtual time 0.000 s" in err
+
+
+class Waits:
+    """A person who only waits, while the clock goes on by a minute each time."""
+
+    def __init__(self):
+        self.now, self.allowed = 0.0, []
+
+    def wait(self, descriptors, phase, seconds, alone):
+        self.allowed.append((phase, seconds, alone))
+        self.now += 60
+        return len(self.allowed) < 9
+
+    def check(self):
+        return None
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_time_counts_where_no_gdb_is(attached):
+    person = Waits()
+    limits = Limits(90, lambda: person.now)
+    listener = listen(":0")
+    server = Server.__new__(Server)
+    server.person, server.limits, server.listener = person, limits, listener
+    server.target = SimpleNamespace(pc=0)
+    server._channel = SimpleNamespace(fileno=listener.fileno) if attached else None
+    server._going, server._listen = None, lambda held: None
+    with pytest.raises(RunEnded) as ended:
+        server._hold()
+    listener.close()
+    if attached:  # as long as he likes
+        assert ended.value.outcome.end is End.STOPPED
+        assert set(person.allowed) == {("held by gdb", None, False)}
+        assert not limits.expired()
+    else:
+        assert ended.value.outcome.end is End.TIMEOUT
+        assert person.allowed == [("waiting for gdb", 90, True), ("waiting for gdb", 30, True)]
+
+
+def test_what_the_guest_did_before_is_no_reason_for_gdbs_end():
+    witness = SimpleNamespace(pattern=", in a loop in f", doubts=lambda outcome, headlines: False)
+    for held, reason in ((True, "killed by gdb"), (False, "killed by gdb, in a loop in f")):
+        outcome = Outcome(End.STOPPED, "killed by gdb", held=held)
+        assert judge(outcome, Expectations([]), witness).reason == reason
 
 
 # Packets that are not as they should be.

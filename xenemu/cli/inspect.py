@@ -88,24 +88,12 @@ def _payload(found: Image) -> dict[str, Any] | None:
 
 
 def _note(note: Note, ignored: str | None) -> dict[str, Any]:
-    match note.value:
-        case bytes(data):
-            value: Any = data.hex()
-        case tuple(words):
-            value = [
-                [hex(part) for part in word] if isinstance(word, tuple) else hex(word)
-                for word in words
-            ]
-        case int(number):
-            value = hex(number)
-        case _:
-            value = note.value
     return {
         "owner": note.owner,
         "type": note.type,
         "name": note.name,
         "size": note.size,
-        "value": value,
+        "value": note.words,
         "ignored": ignored,
     }
 

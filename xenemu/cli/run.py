@@ -408,7 +408,7 @@ def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Out
     Unmet expectations count unless something graver happened.
     """
     outcome = _ask_the_kernel(outcome, expectations.headlines.lines, witness)
-    if outcome.end in (End.TIMEOUT, End.STOPPED):
+    if outcome.end in (End.TIMEOUT, End.STOPPED) and not outcome.held:
         outcome = replace(outcome, reason=outcome.reason + witness.pattern)
     if not expectations.unmet:
         return outcome

@@ -24,6 +24,7 @@ from xenemu.outcome import End, Outcome
 from xenemu.outputs import Output
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
+CTRL_C: Final = b"\x03"
 MAX_TYPED_AHEAD: Final = 64 << 10  # bytes that the guest has yet to take
 MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
 
@@ -110,20 +111,28 @@ class HostTerminal:
             return []
         return readable + writable
 
-    def wait(self, descriptors: list[int], phase: str) -> bool:
-        """Wait for what is not the console's; False if the person leaves, or a signal came.
+    def wait(
+        self,
+        descriptors: list[int],
+        phase: str,
+        seconds: float | None = None,
+        alone: bool = False,
+    ) -> bool:
+        """Wait for what is not the console's, or `seconds`; False if the person or a signal ends.
 
-        What is typed meanwhile is kept for the guest.
+        What is typed ends the wait, too, and is kept for the guest; but `alone`, where nobody but
+        the person is there, Ctrl-C is SIGINT.
         """
         self._status.phase(phase)
-        while not (self.signum or self._left):
-            typing = [self._stdin] if self.interactive and self._stdin is not None else []
-            ready = self._wait([*descriptors, *typing], [], None)
-            if set(ready) & set(typing):
-                self._typed += self._read_input(select.PIPE_BUF)
-            if set(ready) & set(descriptors):
-                return True
-        return False
+        typing = [self._stdin] if self.interactive and self._stdin is not None else []
+        if not (self.signum or self._left):
+            bounded = None if seconds is None else min(seconds, MAX_WAIT_S)
+            if set(self._wait([*descriptors, *typing], [], bounded)) & set(typing):
+                typed = self._read_input(select.PIPE_BUF)
+                self._typed += typed
+                if alone and CTRL_C in typed:
+                    self.signum = signal.SIGINT
+        return not (self.signum or self._left)
 
     # Terminal.
 

@@ -8,6 +8,7 @@ import re
 import select
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,12 @@ CHUNK: Final = 1 << 16
 HOST_PORT: Final = re.compile(
     r"(?:tcp:)?(?:\[(?P<six>[^]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})"
 )
+KINDS: Final[dict[Callable[[int], bool], str]] = {
+    stat.S_ISREG: "a file",
+    stat.S_ISDIR: "a directory",
+    stat.S_ISLNK: "a symbolic link",
+    stat.S_ISFIFO: "a pipe",
+}
 FORMS: Final = ":PORT, HOST:PORT, unix:PATH or stdio"
 
 
@@ -233,7 +240,21 @@ def _listen_unix(path: Path) -> SocketListener:
         return SocketListener(listening, str(path), path)
     except OSError as error:
         listening.close()
-        raise UsageError(f"--gdb unix:{path}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        if error.errno == errno.EADDRINUSE:
+            reason = f"{_in_the_way(path)}; give a path where nothing is"
+        raise UsageError(f"--gdb unix:{path}: {reason}") from None
+
+
+def _in_the_way(path: Path) -> str:
+    """What is there already, and stays."""
+    with suppress(FileNotFoundError):  # by now
+        mode = path.lstat().st_mode
+        if stat.S_ISSOCK(mode):
+            return "a program has this socket"
+        kind = next((name for test, name in KINDS.items() if test(mode)), "something")
+        return f"{kind} is there already"
+    return "something was there"
 
 
 def _is_left_behind(path: Path) -> bool:

@@ -57,10 +57,11 @@ class Files:
     def _prepare(self, physical: bool) -> Content:
         if physical not in self._contents:
             image = self._target.image
-            content: Content = symbol_file(image, physical)
-            if has_own(image, physical):  # all of it: the copy here has no debug information
-                content = find(image.symbol_file.path, content) or content
-            self._contents[physical] = content
+            made = symbol_file(image, physical)
+            whole = None
+            if has_own(image, physical):  # of which the copy here has no debug information
+                whole = find(image.symbol_file.path, made)
+            self._contents[physical] = whole or made
         return self._contents[physical]
 
     def close_all(self) -> None:

@@ -33,8 +33,12 @@ BUSY: Final = b"E.another gdb is attached; detach it first"
 class Person(Protocol):
     """The terminal of whoever started this process."""
 
-    def wait(self, descriptors: list[int], phase: str) -> bool:
-        """Wait for one of the descriptors; False if the person, or a signal, ends the run."""
+    def wait(self, descriptors: list[int], phase: str, seconds: float | None, alone: bool) -> bool:
+        """Wait for one of the descriptors, or something else, or so long; False if a person, or a
+        signal, ends the run.
+
+        `alone`: no gdb is there, so that Ctrl-C is meant for xenemu.
+        """
 
     def check(self) -> Outcome | None:
         """Why the run ends."""
@@ -103,7 +107,7 @@ class Server:
         """Wait for gdb, where the guest waits for nothing; False if there is no gdb."""
         if self._channel is None:
             return False
-        self._wait("the guest is idle; waiting for gdb")
+        self._wait("the guest is idle; waiting for gdb", self.limits.left_s())
         return True
 
     def ended(self, outcome: Outcome) -> None:
@@ -189,13 +193,21 @@ class Server:
             self._send(redescription or self._packets.stop_reply(stop))
 
     def _hold(self) -> None:
-        """Answer gdb until it lets the guest go; neither its time passes nor that of limits."""
-        before = self.limits.clock()
+        """Answer gdb until it lets the guest go. Its time stands still; that of limits, for gdb."""
+        limits = self.limits
         while self._going is None:
-            self._wait("held by gdb" if self._channel else "waiting for gdb")
+            before, attached = limits.clock(), self._channel is not None
+            if attached:
+                self._wait("held by gdb", None)
+            else:
+                self._wait("waiting for gdb", limits.left_s())
+                if limits.expired():
+                    reason = f"no gdb let the guest go within {limits.timeout_s:g} s"
+                    raise RunEnded(Outcome(End.TIMEOUT, reason))
             self._listen(held=True)
+            if attached:
+                limits.started += limits.clock() - before
         self._stepped_from = self.target.pc
-        self.limits.started += self.limits.clock() - before
 
     # The wire.
 
@@ -204,8 +216,9 @@ class Server:
         found = [self.listener.fileno(), self._channel.fileno() if self._channel else None]
         return [descriptor for descriptor in found if descriptor is not None]
 
-    def _wait(self, phase: str) -> None:
-        if not self.person.wait(self.descriptors(), phase):
+    def _wait(self, phase: str, seconds: float | None) -> None:
+        alone = self._channel is None
+        if not self.person.wait(self.descriptors(), phase, seconds, alone):
             ended = self.person.check()
             raise RunEnded(ended or Outcome(End.STOPPED, "left while gdb held the guest"))
 

@@ -116,8 +116,7 @@ def notes(target: Target) -> list[str]:
     """The Xen notes of the kernel's image."""
     lines = []
     for note in target.image.notes.raw:
-        value = f"{note.value:#x}" if isinstance(note.value, int) else str(note.value)
-        lines.append(f"{note.owner} {note.name} {value}")
+        lines.append(f"{note.owner} {note.name} {note.text}")
     return lines or ["the image has none"]
 
 

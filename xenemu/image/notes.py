@@ -125,6 +125,28 @@ class Note:
     def is_xen(self) -> bool:
         return self.owner in ("Xen", "__xen_guest")
 
+    @property
+    def words(self) -> str | list[str | list[str]]:
+        """The value as text; that of several numbers, or of pairs of them, in lists."""
+        match self.value:
+            case bytes(data):
+                return data.hex()
+            case int(number):
+                return hex(number)
+            case str(text):
+                return text
+        return [
+            [hex(part) for part in word] if isinstance(word, tuple) else hex(word)
+            for word in self.value
+        ]
+
+    @property
+    def text(self) -> str:
+        """The value on a line: numbers after each other, a pair with a slash between its two."""
+        if isinstance(self.words, str):
+            return self.words
+        return " ".join(word if isinstance(word, str) else "/".join(word) for word in self.words)
+
 
 @dataclass(frozen=True)
 class LostNotes:
