@@ -220,10 +220,13 @@ class Machine:
     def _unwatched(self) -> Iterator[None]:
         """Without observers; after it they watch what the domain is then."""
         watch = self.current.watch
-        if watch is not None:
-            watch.pause()
-        yield
-        if watch is not None:
+        if watch is None:
+            yield
+            return
+        watch.pause()
+        try:
+            yield
+        finally:
             watch.resume()
 
     def run(
@@ -288,7 +291,10 @@ class Machine:
         engine.look = lambda: self._look_at_host(terminal, limits, debugger)
         run = debugger.run if debugger else engine.run
         every_ns = math.inf if audit_ns is None else audit_ns
-        self.next_audit_ns = min(self.next_audit_ns, engine.now_ns + every_ns)
+        if audit_ns is None:  # nor one that an earlier run wanted
+            self.next_audit_ns = math.inf
+        else:
+            self.next_audit_ns = min(self.next_audit_ns, engine.now_ns + audit_ns)
         while True:
             if engine.now_ns >= self.next_audit_ns:
                 self.next_audit_ns = engine.now_ns + every_ns
