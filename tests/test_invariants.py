@@ -8,6 +8,7 @@ import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
+from unattended import Unattended
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.pagecheck import recount, writable_tables
 from xenemu.image import load
@@ -25,30 +26,18 @@ OWN = [
 ]
 
 
-class Checker:
+class Checker(Unattended):
     """A terminal without a person, which checks the domain every so many slices of its run.
 
     After `most` of them it leaves: GRUB waits at its prompt for ever.
     """
 
-    interactive = False
-    exhausted = True
-
     def __init__(self, machine: Machine, every: int, most: int) -> None:
+        super().__init__()
         self.machine = machine
         self.every = every
         self.most = most
         self.slices = self.checks = 0
-        self.shown = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self.shown += data
-
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        return b""
-
-    def leaves(self) -> bool:
-        return False
 
     def check(self) -> Outcome | None:
         self.slices += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import elfwriter
+from unattended import Unattended
 from xenemu.hv.cpu import Reg
 from xenemu.image.loader import load
 from xenemu.machine import DomainConfig, Machine, Mode
@@ -13,25 +14,6 @@ from xenemu.outcome import End, Outcome
 # mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $0; mov %rsp, %rsi; syscall
 POWER_OFF = bytes.fromhex("b81d000000 bf02000000 6a00 4889e6 0f05")
 SPIN = b"\xeb\xfe"
-
-
-class Silence:
-    """A terminal without a person."""
-
-    interactive = False
-    exhausted = True
-
-    def write(self, data: bytes) -> None:
-        pass
-
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        return b""
-
-    def leaves(self) -> bool:
-        return False
-
-    def check(self) -> Outcome | None:
-        return None
 
 
 @pytest.fixture
@@ -48,18 +30,18 @@ def machine(tmp_path):
 def test_an_audit_on_the_way_ends_the_run(machine):
     spinning = machine(SPIN)
     spinning.domain.frames.count[-1] += 1
-    outcome = spinning.run(Silence(), audit_ns=20_000_000)
+    outcome = spinning.run(Unattended(), audit_ns=20_000_000)
     assert (outcome.end, outcome.exit_code) == (End.INCONSISTENT, 70)
     assert outcome.reason.startswith("bug in xenemu: the audit at 0.020 s: mfn ")
 
 
 def test_an_audit_in_the_end_overrides_how_it_ended(machine):
     ending = machine(POWER_OFF)
-    assert ending.run(Silence(), audit_ns=10**12).end is End.POWEROFF
+    assert ending.run(Unattended(), audit_ns=10**12).end is End.POWEROFF
     ending = machine(POWER_OFF)
     ending.domain.frames.tot_pages[1] += 1
     ending.domain.frames.count[-1] += 1
-    outcome = ending.run(Silence(), audit_ns=10**12)
+    outcome = ending.run(Unattended(), audit_ns=10**12)
     assert outcome.end is End.INCONSISTENT
     assert outcome.reason.endswith("; and 2 more faults")
 
@@ -67,18 +49,26 @@ def test_an_audit_in_the_end_overrides_how_it_ended(machine):
 def test_nobody_who_does_not_ask_pays_for_audits(machine):
     ending = machine(POWER_OFF)
     ending.domain.frames.count[-1] += 1
-    assert ending.run(Silence()).end is End.POWEROFF
+    assert ending.run(Unattended()).end is End.POWEROFF
 
 
-class Deadline(Silence):
+class Deadline(Unattended):
     """Ends a run at a time of the guest's."""
 
     def __init__(self, machine: Machine, end_ns: int) -> None:
+        super().__init__()
         self.machine, self.end_ns = machine, end_ns
 
     def check(self) -> Outcome | None:
         over = self.machine.engine.now_ns >= self.end_ns
         return Outcome(End.STOPPED, "it is time") if over else None
+
+
+def test_a_run_that_asks_for_no_audit_gets_none_of_the_last_runs(machine):
+    spinning = machine(SPIN)
+    assert spinning.run(Deadline(spinning, 5_000_000), audit_ns=30_000_000).end is End.STOPPED
+    spinning.domain.frames.count[-1] += 1
+    assert spinning.run(Deadline(spinning, 60_000_000)).end is End.STOPPED
 
 
 def test_where_a_guest_was_is_the_same_in_each_run(machine):
@@ -97,6 +87,6 @@ def test_the_seed_decides_what_the_guest_draws(machine):
     drawn = []
     for config in ({}, {"rng_seed": 0}, {"rng_seed": (1 << 64) - 1}):
         ending = machine(rdrand_rbx + POWER_OFF, **config)
-        assert ending.run(Silence()).end is End.POWEROFF
+        assert ending.run(Unattended()).end is End.POWEROFF
         drawn.append(ending.engine.regs[Reg.RBX])
     assert drawn[0] == drawn[1] != drawn[2]

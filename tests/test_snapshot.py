@@ -10,6 +10,7 @@ import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
+from unattended import Unattended
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Seg
 from xenemu.hv.domain import CallRecord, Current
@@ -26,24 +27,13 @@ SHORT_SLICES = 20
 
 
 @dataclass
-class Script:
+class Script(Unattended):
     """A terminal without a person, which stops the run after each of some numbers of slices."""
 
     machine: Machine
     stops: tuple[int, ...] = ()
     slices: int = 0
     shown: bytearray = field(default_factory=bytearray)
-    interactive = False
-    exhausted = True
-
-    def write(self, data: bytes) -> None:
-        self.shown += data
-
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        return b""
-
-    def leaves(self) -> bool:
-        return False
 
     def check(self) -> Outcome | None:
         self.slices += 1

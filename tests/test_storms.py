@@ -9,6 +9,7 @@ import pytest
 
 from bench.storms import GUEST, STORMS
 from guests.build import ENVIRONMENTS, build, guests
+from unattended import Unattended
 from xenemu.image import load
 from xenemu.machine import DomainConfig, Machine, Mode
 from xenemu.outcome import End, Outcome
@@ -17,21 +18,13 @@ LOOKS = 300  # enough that the guest has begun to do nothing else
 LEFT = Outcome(End.STOPPED, "left")
 
 
-class Impatient:
+class Impatient(Unattended):
     """A terminal whose person leaves at the `LOOKS`th look; all looks are due at once."""
 
-    interactive = False
-    exhausted = True
-
     def __init__(self, machine: Machine) -> None:
+        super().__init__()
         self.machine = machine
         self.looks = 0
-
-    def write(self, data: bytes) -> None:
-        pass
-
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        return b""
 
     def leaves(self) -> bool:
         self.machine.engine._clock.looked_ns = 0

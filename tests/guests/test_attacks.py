@@ -13,36 +13,16 @@ from fnmatch import fnmatchcase
 import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
+from unattended import Unattended
 from xenemu import image
 from xenemu.hv.dispatch import Hypercall, format_result
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.observe import Observer, Watch
 from xenemu.machine import DomainConfig, Machine, Mode
 from xenemu.options import parse_memory
-from xenemu.outcome import Outcome
 
 GUESTS = {name: guest for name, guest in guests().items() if guest.attacks}
 RUNS = [(name, env) for name, guest in GUESTS.items() for env in guest.environments]
-
-
-@dataclass
-class NobodyThere:
-    """A terminal without a person."""
-
-    interactive, exhausted = False, True
-    shown: bytes = b""
-
-    def write(self, data: bytes) -> None:
-        self.shown += data
-
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        return b""
-
-    def leaves(self) -> bool:
-        return False
-
-    def check(self) -> Outcome | None:
-        return None
 
 
 @dataclass
@@ -68,7 +48,7 @@ def test_attack(name, environment, tmp_path):
     machine = Machine(kernel, config, Mode.PV)
     journal = Journal()
     Watch.of(machine.current).add(journal)
-    terminal = NobodyThere()
+    terminal = Unattended()
     outcome = machine.run(terminal)
 
     assert terminal.shown.decode() == guest.expected(environment)

@@ -12,8 +12,7 @@ from typing import Any
 
 from xenemu.cpu.shim import Shim
 from xenemu.hv.cpu import Seg, Segment
-
-ATTRIBUTES = 0x00F0FF00
+from xenemu.x86 import msr, segment
 
 CR0_PV = 0x80050033  # PG AM WP NE ET MP PE
 CR0_PE, CR0_PE_PG, CR0_ENTRY = 1, 0x80000001, 0x11
@@ -23,8 +22,6 @@ CR4_PAE = 1 << 5
 CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
 CR4_FSGSBASE = 1 << 16
-EFER_MSR = 0xC0000080
-EFER_SCE_LME_LMA_NX = 0xD01
 EFER_SCE_NX = 0x801
 BREAKPOINTS = 4  # DR0 to DR3
 
@@ -123,7 +120,7 @@ class Registers:
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
         s = self._segs[which]
-        return Segment(s.selector, s.base, s.limit, s.flags & ATTRIBUTES)
+        return Segment(s.selector, s.base, s.limit, s.flags & segment.ATTRIBUTES)
 
     def selector(self, which: Seg) -> int:
         """Read a segment register's selector."""
@@ -173,7 +170,7 @@ class Registers:
         uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE_PG)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PE)
-        uc.msr_write(EFER_MSR, 0)
+        uc.msr_write(msr.EFER, 0)
         uc.reg_write(x86.UC_X86_REG_CR4, 0)
 
     def enter_pvh_mode(self) -> None:
@@ -188,7 +185,7 @@ class Registers:
         uc = self._uc
         if not long_mode:
             self.leave_long_mode()
-        uc.msr_write(EFER_MSR, EFER_SCE_LME_LMA_NX if long_mode else EFER_SCE_NX)
+        uc.msr_write(msr.EFER, msr.EFER_SCE_LME_LMA_NX if long_mode else EFER_SCE_NX)
         uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT)
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)

@@ -281,19 +281,23 @@ class HypercallTable:
 
 WORD: Final = (1 << 64) - 1
 RAX: Final = Reg.RAX
+ARGUMENTS: Final = {  # Header: public/arch-x86/xen-x86_64.h, xen-x86_32.h
+    8: (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9),
+    4: (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP),
+}
 _MASKS = dict.fromkeys(Arg, WORD) | {Arg.INT: 0xFFFFFFFF}
 
 
 class Convention:
-    """How code passes a hypercall's arguments: in which registers, and which bits of them count.
+    """How code of a width passes a hypercall's arguments: in which registers, which bits of them.
 
     `length` is that of the instruction that makes the call, in bytes.
     """
 
-    def __init__(self, width: int, registers: Sequence[Reg], length: int) -> None:
-        self.registers, self.length = registers, length
+    def __init__(self, width: int, length: int) -> None:
+        self.registers, self.length = ARGUMENTS[width], length
         self.mask = (1 << 8 * width) - 1
-        self._pick = itemgetter(*map(int, registers))
+        self._pick = itemgetter(*map(int, self.registers))
 
     def arguments(self, regs: Sequence[int]) -> Sequence[int]:
         """The arguments, out of a vcpu's general registers."""

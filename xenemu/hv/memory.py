@@ -1,17 +1,13 @@
-"""Machine memory: one private mapping that the guest, the engine and the hypervisor share.
-
-The mapping is allocated lazily by the host, and private, so that a fork keeps a copy.
-"""
+"""Machine memory: one private mapping that the guest, the engine and the hypervisor share."""
 
 from __future__ import annotations
 
-import mmap
 from typing import Final
 
+from xenemu.mapping import anonymous
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 ZERO_PAGE: Final = bytes(PAGE_SIZE)
-MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Python 3.13
 
 
 class Memory:
@@ -24,9 +20,8 @@ class Memory:
     """
 
     def __init__(self, nr_frames: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self.nr_frames = nr_frames
-        self.mapping = mmap.mmap(-1, nr_frames << PAGE_SHIFT, flags=flags)
+        self.mapping = anonymous(nr_frames << PAGE_SHIFT)
         self.bytes = memoryview(self.mapping)
         self.words = self.bytes.cast("Q")
         self.code = bytearray(nr_frames)

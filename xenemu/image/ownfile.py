@@ -7,18 +7,17 @@ asks for, stay out: they are most of a kernel developer's vmlinux.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import EHDR, SHF_ALLOC, SHT_NOBITS, Elf, parse
+from xenemu.mapping import anonymous
 
 MAX_COPY: Final = 1 << 30  # bytes
 MAX_LEFT_OUT: Final = 256  # sections
 LEFT_OUT: Final = (b".debug_", b".zdebug_", b".rel.", b".rela.")  # how the sections' names begin
-MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Python 3.13
 
 
 def own(parsed: Elf) -> Elf:
@@ -32,8 +31,7 @@ def own(parsed: Elf) -> Elf:
         raise ImageError(
             f"the ELF has {size:#x} bytes besides debug information, over {MAX_COPY:#x}"
         )
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-    copy = memoryview(mmap.mmap(-1, len(view), flags=flags))
+    copy = memoryview(anonymous(len(view)))
     for part in kept:
         copy[part.start : part.stop] = view[part.start : part.stop]
     return parse(copy.toreadonly())

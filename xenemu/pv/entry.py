@@ -32,10 +32,8 @@ HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
-CONVENTION64 = Convention(8, (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9), HYPERCALL_LENGTH)
-CONVENTION32 = Convention(
-    4, (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP), HYPERCALL_LENGTH
-)
+CONVENTION64 = Convention(8, HYPERCALL_LENGTH)
+CONVENTION32 = Convention(4, HYPERCALL_LENGTH)
 INT80 = 0x80
 LDT_BYTES = 0x10000
 

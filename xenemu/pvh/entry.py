@@ -23,8 +23,8 @@ from xenemu.pvh.state import pvh_domain
 from xenemu.x86 import flags, segment
 
 VMCALL_LENGTH = 3
-CONVENTION64 = Convention(8, (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9), VMCALL_LENGTH)
-CONVENTION32 = Convention(4, (Reg.RBX, Reg.RCX, Reg.RDX, Reg.RSI, Reg.RDI, Reg.RBP), VMCALL_LENGTH)
+CONVENTION64 = Convention(8, VMCALL_LENGTH)
+CONVENTION32 = Convention(4, VMCALL_LENGTH)
 DEBUG_PORT = 0xE9  # XEN_HVM_DEBUGCONS_IOPORT
 PORTS = frozenset({DEBUG_PORT})
 CR0_PE = 1 << 0
