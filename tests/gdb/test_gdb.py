@@ -144,6 +144,24 @@ def test_a_stripped_kernel_has_the_debug_information_of_the_file_beside_it(tmp_p
 # From there on.
 
 
+@pytest.mark.parametrize("environment", ["pv64", "pv32"])
+def test_a_pv_guest_is_held_for_the_faults_that_it_gets(tmp_path, environment):
+    """Of its many stores to page tables, Xen does all but one itself."""
+    path = build(guests()["pv-writable-pt"], ENVIRONMENTS[environment], tmp_path / "kernel")
+    with waiting(path, "--mode", "pv", "--memory", "64M") as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", "monitor break-on fault PF",
+            "continue", "continue",
+        )  # fmt: skip
+        out = guest.finish()[0].decode()
+    said = [line for line in lines if "#PF on" in line]
+    assert len(said) == 1 and " at guest_main+" in said[0]
+    assert said[0].endswith(", error code 0x3: the guest is where its handler begins")
+    line_with(lines, "trap_stubs () at ")
+    line_with(lines, "exited normally")
+    assert "Test result: SUCCESS" in out
+
+
 def test_a_32_bit_kernel_is_stopped_by_name_from_before_paging_on(guest_image):
     path = guest_image("debian-686-pae")
     with waiting(path, "--mode", "pvh", "--cmdline", CMDLINE) as guest:

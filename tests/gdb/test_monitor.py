@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fakes import CODE, CODE64, make_pv_current
+from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.gdb.breaks import Breaks
@@ -14,12 +15,15 @@ from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import KASLR_STEP, find_offset
-from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.p2m import P2m
 from xenemu.image import SymbolFile
 from xenemu.image.kernel_modules import Module
 from xenemu.image.notes import ElfNote, Note, XenNotes
 from xenemu.image.symbols import Symbols
 from xenemu.machine import TABLE
+from xenemu.pv.state import Trap, pv
+from xenemu.pv.traps import inject, inject_page_fault
 from xenemu.x86 import flags
 from xenemu.x86.paging import Maddr
 
@@ -187,15 +191,43 @@ def test_an_event_holds_the_guest(breaks, target, said):
     assert said == [f"an event was raised on port {port}"]
 
 
+@pytest.fixture
+def native(target, said):
+    """Those of a PVH guest."""
+    target.machine.domain.p2m = P2m([])
+    return Breaks(target.machine, said.append)
+
+
 @pytest.mark.parametrize("text", ["14", "0xe", "#PF", "pf"])
-def test_a_fault_is_named_or_numbered(breaks, target, text):
-    breaks.on_fault(text)
+def test_a_fault_is_named_or_numbered(native, target, text):
+    native.on_fault(text)
     assert target.machine.caught[-1] == [flags.PAGE_FAULT]
 
 
-def test_the_first_fault_can_be_caught(breaks, target):
-    breaks.on_fault("#DE")
+def test_the_first_fault_can_be_caught(native, target):
+    native.on_fault("#DE")
     assert target.machine.caught[-1] == [0]
+
+
+def test_a_pv_guest_is_held_at_its_handler_of_a_fault(target, said):
+    """And not for what Xen does itself: the CPU is not to stop at faults."""
+    breaks = Breaks(target.machine, said.append, target.code.format)
+    breaks.on_fault("PF")
+    current = target.machine.current
+    handler = Trap(FLAT_RING3_CS64, CODE + 8)
+    pv(current).traps = {flags.PAGE_FAULT: handler, flags.GP: handler}
+    assert target.machine.caught == []
+    current.cpu.regs[Reg.RSP] = AT + 0x800
+    inject(current, flags.GP)
+    assert said == []
+    current.cpu.rip = CODE + 2
+    inject_page_fault(current, AT, 2)
+    at = "start+0x2/0x8, error code 0x2: the guest is where its handler begins"
+    assert said == [f"#PF on {AT:#x} at {at}"]
+    assert current.cpu.rip == CODE + 8
+    breaks.clear()
+    inject_page_fault(current, AT, 2)
+    assert len(said) == 1 and current.watch is None
 
 
 def test_once_cleared_it_holds_on_nothing(breaks, target, said):

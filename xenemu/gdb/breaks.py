@@ -18,12 +18,19 @@ VECTORS = 32
 class Breaks(Observer):
     """Asks to hold the guest, with a sentence, when what was asked for happens.
 
-    A hypercall holds it after the call, with the result; an event where it was raised; a fault
-    before the guest has it.
+    A hypercall holds it after the call, with the result; an event where it was raised; a fault of
+    a PVH guest before the guest has it. A PV guest's goes to Xen, which may deal with it unseen: it
+    holds the guest at its handler, if it gets there. `name` writes an address.
     """
 
-    def __init__(self, machine: Machine, request: Callable[[str], None]) -> None:
-        self._machine, self._request = machine, request
+    def __init__(
+        self,
+        machine: Machine,
+        request: Callable[[str], None],
+        name: Callable[[int], str] = hex,
+    ) -> None:
+        self._machine, self._request, self._name = machine, request, name
+        self._native = machine.domain.p2m is not None
         self._calls: set[str] = set()
         self._ports: set[int] = set()
         self._vectors: set[int] = set()
@@ -68,8 +75,10 @@ class Breaks(Observer):
         return [f"holds on {line}" for line in lines] or ["holds on nothing"]
 
     def _update(self) -> None:
-        self._machine.debug.catch_faults(self._vectors)
-        if bool(self._calls or self._ports) == (self._watch is not None):
+        if self._native:
+            self._machine.debug.catch_faults(self._vectors)
+        watches = bool(self._calls or self._ports or (self._vectors and not self._native))
+        if watches == (self._watch is not None):
             return
         if self._watch is None:
             self._watch = Watch.of(self._machine.current)
@@ -92,6 +101,15 @@ class Breaks(Observer):
             call = self._begun.pop()
             args = format_args(call.args, call.changes(current))
             self._request(format_call(record, args).strip())
+
+    def entered(self, current: Current, what: str, error_code: int | None) -> None:
+        """Hold a PV guest where its handler of a fault begins."""
+        kind = what.partition(" ")[0]
+        if self._native or kind not in map(flags.vector_name, self._vectors):
+            return
+        code = "" if error_code is None else f", error code {error_code:#x}"
+        where = self._name(current.cpu.rip)
+        self._request(f"{what} at {where}{code}: the guest is where its handler begins")
 
     def raised(self, current: Current, port: int, was_pending: bool) -> None:
         """Hold the guest where an event was raised."""

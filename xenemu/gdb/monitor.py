@@ -62,7 +62,7 @@ class Monitor:
     ) -> None:
         self._target, self._files = target, files
         self._code = target.code
-        self._breaks = Breaks(target.machine, request)
+        self._breaks = Breaks(target.machine, request, target.code.format)
         self._say = say
         self._tracer: Tracer | None = None
         self._run = {
