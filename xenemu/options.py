@@ -16,6 +16,7 @@ from xenemu.hv.building import Module
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
+MAX_SECONDS: Final = 1_000_000
 MAX_SEED: Final = (1 << 64) - 1
 
 
@@ -30,6 +31,17 @@ def parse_memory(option: str, text: str) -> int:
             f"{option} {text}: give whole pages of 4K, up to {format_size(MAX_MEMORY)}"
         )
     return size
+
+
+def parse_seconds(option: str, text: str) -> float:
+    """A time in seconds; UsageError if it is none, or none to wait for."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise UsageError(f"{option} {text}: give seconds, above 0 and up to {MAX_SECONDS}")
+    return seconds
 
 
 def parse_seed(option: str, text: str) -> int:

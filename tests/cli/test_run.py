@@ -226,6 +226,26 @@ def test_a_silent_panic_hints_at_the_console(cmdline, console, hints):
         assert ("put console=hvc0 on" in outcome.advice) == hints
 
 
+@pytest.mark.parametrize(
+    ("lines", "console", "hints"),
+    [
+        (["Command line: ro"], b"", True),
+        (["Command line: console=hvc0 ro"], b"", False),
+        (["Command line: ro", "printk: console [hvc0] enabled"], b"", False),
+        (["Command line: ro"], b"hello\n", False),
+        ([], b"", False),
+    ],
+)
+def test_a_linux_that_prints_nothing_hints_at_the_console(lines, console, hints):
+    expectations = Expectations(["login:"])
+    expectations.feed(console)
+    log = [LogLine(0, 0, text) for text in lines]
+    for end in (End.POWEROFF, End.TIMEOUT):
+        outcome = judge(Outcome(end, "it ended"), expectations, FakeWitness(log=log))
+        assert outcome.reason.startswith("it ended")
+        assert ("put console=hvc0 on" in outcome.advice) == hints
+
+
 def test_no_kernel_is_asked_for_a_good_end():
     outcome = judge(Outcome(End.POWEROFF, "it ended"), Expectations([]), FakeWitness(doubts=False))
     assert outcome == Outcome(End.POWEROFF, "it ended")
@@ -352,6 +372,8 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
         (("--cmdline", "x" * 2000), "the command line has 2000 bytes"),
         (("--timeout", "0"), "--timeout 0: give seconds, above 0"),
         (("--timeout", "nan"), "--timeout nan: "),
+        (("--timeout", "abc"), "--timeout abc: give seconds, above 0"),
+        (("--rootfs", "/no/dir"), "--rootfs /no/dir: there is no such directory"),
         (("--timeout", "inf"), "--timeout inf: "),
         (("--expect", "("), "--expect '(' is no regular expression"),
         (("--log", "/nonexistent/log"), "--log /nonexistent/log: No such file"),

@@ -107,7 +107,7 @@ def test_a_jump_into_nothing_shows_where_it_went(boot):
 def test_hlt_with_interrupts_off_is_a_power_off_that_says_so(boot):
     result = boot(HLT)
     assert (result.returncode, result.stdout) == (0, b"")
-    words = b"xenemu: poweroff, exit 0: the guest's last vcpu halted with interrupts off; virtual"
+    words = b"xenemu: poweroff, exit 0: the guest powered off: its last vcpu halted "
     assert result.stderr.startswith(words)
 
 

@@ -19,6 +19,7 @@ from rich.live import Live
 
 from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu import cli
+from xenemu.cli import matrix
 from xenemu.cli.matrix import _Display
 from xenemu.smoke.plan import Boot
 
@@ -151,8 +152,9 @@ def test_dry_run_minds_what_the_user_has(smoke, place):
     ("shard", "names"), [("1/2", ["good", "refused"]), ("2/2", ["crash"]), ("4/4", [])]
 )
 def test_a_shard_is_a_part(smoke, shard, names):
-    _, out, _ = smoke("good", "crash", "refused", "--list", "--shard", shard)
-    assert out.splitlines() == names
+    code, out, err = smoke("good", "crash", "refused", "--list", "--shard", shard)
+    assert (code, out.splitlines()) == (0, names)
+    assert err == ("" if names else "xenemu: --shard 4/4: nothing to boot, of 3 in all\n")
 
 
 @pytest.mark.parametrize(
@@ -162,13 +164,20 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--shard", "x"), "--shard x: give a part"),
         (("--memory", "x"), "--memory: x: give a number and a unit"),
         (("--init", "none"), "--init: none: there is no such file"),
-        (("--timeout", "0"), "--timeout: 0.0: give seconds, above 0"),
-        (("--quiet-timeout", "0"), "--quiet-timeout: 0.0: give seconds, above 0"),
+        (("--timeout", "0"), "--timeout 0: give seconds, above 0"),
+        (("--quiet-timeout", "abc"), "--quiet-timeout abc: give seconds, above 0"),
+        (("--rng-seed", "abc"), "--rng-seed abc: give a number from 0 to"),
+        (("--mode", "pv", "--mode", "pv"), "--mode: 'pv' is there twice"),
+        (("sub/good",), "kernel: two would be named 'good'; a plan can name each"),
+        (("plan.toml",), "plan.toml: a plan stands alone; put the other kernels into it"),
+        (("--rootfs", "none"), "--rootfs: none: there is no such file"),
         (("--junit", "none/x"), "--junit none/x: No such file"),
         (("--log-dir", "good"), "--log-dir good: File exists"),
     ],
 )
-def test_what_cannot_be_honoured_is_one_line_and_7(smoke, options, words):
+def test_what_cannot_be_honoured_is_one_line_and_7(smoke, place, options, words):
+    (place / "sub").mkdir()
+    (place / "sub" / "good").write_bytes(b"")
     code, out, err = smoke("good", *options)
     assert (code, out) == (7, "")
     assert err.startswith(f"xenemu: {words}")
@@ -392,3 +401,12 @@ def test_lines_that_live_are_cropped_where_the_terminal_ends():
         lines = console.render_lines(live.renderable, pad=False)
     assert len(lines) == 1
     assert "".join(segment.text for segment in lines[0]).endswith("…")
+
+
+def test_each_lost_output_is_named_as_far_as_they_are_few(capfd):
+    lost = [f"--log-dir {number}.log: No space left on device" for number in range(7)]
+    assert matrix._exit_code([], lost[:2], 0) == 7
+    assert capfd.readouterr().err.splitlines() == [f"xenemu: {words}" for words in lost[:2]]
+    matrix._exit_code([], lost, 0)
+    *_, last, more = capfd.readouterr().err.splitlines()
+    assert (last, more) == (f"xenemu: {lost[4]}", "xenemu: 2 more outputs are lost")

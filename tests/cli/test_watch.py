@@ -70,6 +70,11 @@ def test_a_filter_that_nothing_passes_says_so(hello, xenemu_run):
     assert last.startswith("xenemu: poweroff, exit 0")
 
 
+def test_a_filter_may_leave_out(hello, xenemu_run):
+    stderr = xenemu_run(hello, "--trace", "hypercalls", "--trace-filter", "^(?!console_io)").stderr
+    assert b"sched_op(shutdown" in stderr and b"console_io" not in stderr
+
+
 def test_a_trace_in_a_file_is_json_line_by_line(hello, xenemu_run, tmp_path):
     path = tmp_path / "trace"
     result = xenemu_run(hello, "--trace", ALL_KINDS, "--trace-format", "json", "--trace-file", path)

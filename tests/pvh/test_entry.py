@@ -146,7 +146,8 @@ def test_hlt_with_interrupts_off_ends_the_domain(exits):
     halt(exits, 0)
     assert not exits.current.vcpu.online
     assert exits.current.domain.shutdown_code == 0
-    assert exits.current.domain.shutdown_why == "the guest's last vcpu halted with interrupts off"
+    why = "the guest powered off: its last vcpu halted with interrupts off"
+    assert exits.current.domain.shutdown_why == why
 
 
 def test_hlt_with_an_interrupt_due_does_not_wait(exits):

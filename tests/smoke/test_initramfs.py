@@ -167,6 +167,13 @@ def test_no_busybox_is_told(file, monkeypatch):
         initramfs.make(file("script", b"#!/bin/sh\n"), None, None)
 
 
+def test_a_directory_that_is_none_is_refused(file, tmp_path):
+    refused = {file("x", b""): "not a directory", tmp_path / "no": "there is no such directory"}
+    for path, words in refused.items():
+        with pytest.raises(UsageError, match=f"rootfs {path}: {words}"):
+            initramfs.make(None, path, None)
+
+
 def test_a_directory_without_init_is_refused(tmp_path):
     with pytest.raises(UsageError, match="has no /init"):
         initramfs.make(None, tmp_path, None)

@@ -238,3 +238,17 @@ def test_verdicts_are_in_the_order_of_their_exit_codes():
     codes = [verdict.exit_code for verdict in Verdict]
     assert codes == sorted(codes, key=CODES.index)
     assert set(codes) == set(CODES)
+
+
+def test_an_unmet_expectation_names_the_panic_that_came_instead():
+    facts = Facts(End.STOPPED, "it stands still", console=stamped(PANIC), unmet=["Oops"])
+    facts.panicked = True
+    (finding,) = judge(facts, exits=("panic",))
+    assert finding == Finding(Verdict.UNMET, f"{PANIC}; never seen: 'Oops'")
+
+
+def test_an_unmet_expectation_of_a_silent_linux_hints_at_the_console():
+    log = [LogLine(0, 0, BANNER), LogLine(0, 0, "Command line: ro")]
+    (finding,) = judge(Facts(End.POWEROFF, "it ended", log=log, unmet=["login:"]))
+    hint = "the console shows nothing: put console=hvc0 on the kernel's command line"
+    assert finding == Finding(Verdict.UNMET, f"it ended; never seen: 'login:' ({hint})")

@@ -21,7 +21,9 @@ from xenemu.outcome import EXIT_IMAGE
 
 
 def inspect(
-    kernel: Annotated[Path, typer.Argument(help="bzImage, ELF, or compressed ELF.")],
+    kernel: Annotated[
+        Path, typer.Argument(metavar="KERNEL", help="bzImage, ELF, or compressed ELF.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show a kernel's format, its Xen notes, and the modes it can boot in.

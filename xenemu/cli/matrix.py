@@ -30,6 +30,7 @@ from xenemu.smoke.worker import Progress
 Format = Callable[[Sequence[Result]], str | bytes]
 
 TAIL: Final = 20  # lines of a failed boot's console that are shown
+LOST: Final = 5  # outputs that are lost, each told of
 REFRESHES: Final = 4  # per second
 
 
@@ -122,8 +123,9 @@ def _check_scratch() -> None:
 def _exit_code(results: Sequence[Result], lost: Sequence[str], signum: int) -> int:
     """Tell of outputs that were lost; the exit code."""
     if lost:
-        more = f", and {len(lost) - 1} more outputs are lost" if lost[1:] else ""
-        typer.echo(f"xenemu: {lost[0]}{more}", err=True)
+        more = [f"{len(lost) - LOST} more outputs are lost"] if lost[LOST:] else []
+        for sentence in [*lost[:LOST], *more]:
+            typer.echo(f"xenemu: {sentence}", err=True)
     if signum:
         return 128 + signum
     return min(worst(results), EXIT_IMAGE if lost else 0, key=CODES.index)
@@ -135,6 +137,9 @@ def _boots(what: Sequence[Path], described: dict[str, Any]) -> list[Boot]:
             option = _option(next(iter(described)))
             raise UsageError(f"{option}: {what[0]} says that; change it there")
         return load_plan(what[0])
+    for path in what:
+        if path.suffix == ".toml":
+            raise UsageError(f"{path}: a plan stands alone; put the other kernels into it")
     table = {k: str(v) if isinstance(v, Path) else v for k, v in described.items()}
     return make_boots(table | {"kernel": [str(path) for path in what]}, spell=_option)
 
@@ -150,7 +155,10 @@ def _shard(boots: list[Boot], shard: str | None) -> list[Boot]:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--shard {shard}: give a part and their number, as in 2/4")
-    return boots[int(found[1]) - 1 :: int(found[2])]
+    part = boots[int(found[1]) - 1 :: int(found[2])]
+    if not part:
+        typer.echo(f"xenemu: --shard {shard}: nothing to boot, of {len(boots)} in all", err=True)
+    return part
 
 
 def describe(boot: Boot) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from xenemu.options import parse_seconds, parse_seed
+
 HELP_EPILOG: Final = """\b
 Examples:
   xenemu smoke matrix.toml --jobs 4 --junit results.xml
@@ -58,16 +60,17 @@ def smoke(
         Texts, _option("What the kernel may do: warning, oops, bug, lockup.", "WORD")
     ] = None,
     rng_seed: Annotated[
-        int | None, _option("What RDRAND and RDSEED begin with; 0.", "NUMBER")
+        str | None, _option("What RDRAND and RDSEED begin with; 0.", "NUMBER")
     ] = None,
     timeout: Annotated[
-        float | None, _option("Give up after this many seconds of real time; 300.", "SECONDS")
+        str | None,
+        _option("Give up after as many seconds of real time, loading included; 300.", "SECONDS"),
     ] = None,
     virtual_timeout: Annotated[
-        float | None, _option("Give up after this many seconds of the guest's time.", "SECONDS")
+        str | None, _option("Give up after this many seconds of the guest's time.", "SECONDS")
     ] = None,
     quiet_timeout: Annotated[
-        float | None,
+        str | None,
         _option("Give up after as many of the guest's seconds without output; 20.", "SECONDS"),
     ] = None,
     jobs: Annotated[
@@ -100,13 +103,22 @@ def smoke(
     described = {
         "mode": mode, "cmdline": cmdline, "memory": memory, "initrd": initrd, "init": init,
         "rootfs": rootfs, "busybox": busybox, "expect": expect, "reject": reject, "exit": exit,
-        "tolerate": tolerate, "timeout": timeout, "virtual_timeout": virtual_timeout,
-        "quiet_timeout": quiet_timeout, "rng_seed": rng_seed,
+        "tolerate": tolerate,
+    }  # fmt: skip
+    times = {
+        "timeout": timeout, "virtual_timeout": virtual_timeout, "quiet_timeout": quiet_timeout,
     }  # fmt: skip
     from xenemu.cli import github, matrix  # noqa: PLC0415 (nobody else pays for them)
 
     with github.told():
-        given = {key: value for key, value in described.items() if value not in (None, [])}
+        given: dict[str, Any] = {
+            key: value for key, value in described.items() if value not in (None, [])
+        }
+        for key, text in times.items():
+            if text is not None:
+                given[key] = parse_seconds(f"--{key.replace('_', '-')}", text)
+        if rng_seed is not None:
+            given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
         boots = matrix.boots(what, given, shard)
         files = matrix.Files(junit, json, tap, log_dir)
         if list_only:

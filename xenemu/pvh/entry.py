@@ -155,6 +155,5 @@ class PvhExits:
         domain, vcpu = self.current.domain, self.current.vcpu
         vcpu.online = False
         if not any(other.online for other in domain.vcpus):
-            scheduler.shutdown(
-                domain, SHUTDOWN_poweroff, "the guest's last vcpu halted with interrupts off"
-            )
+            why = "the guest powered off: its last vcpu halted with interrupts off"
+            scheduler.shutdown(domain, SHUTDOWN_poweroff, why)

@@ -121,6 +121,9 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
         if not program.startswith(b"#!"):
             raise UsageError(f"init {init}: neither a script that begins with #! nor an ELF")
         return build(_busybox(busybox), program)
+    if not rootfs.is_dir():
+        wrong = "not a directory" if rootfs.exists() else "there is no such directory"
+        raise UsageError(f"rootfs {rootfs}: {wrong}")
     members = {entry.name: entry for entry in NODES}
     members["dev"] = Entry("dev", stat.S_IFDIR | 0o755)
     if busybox is not None:

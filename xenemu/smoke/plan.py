@@ -19,16 +19,17 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from xenemu.errors import UsageError
 from xenemu.machine import Mode
-from xenemu.options import MAX_SEED, parse_memory
+from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory
 from xenemu.smoke.verdict import Verdict
 
+STEP: Final = ("pattern", "send")
 VARIED: Final = ("kernel", "mode", "cmdline", "memory")
 ENDS: Final = (
     "poweroff",
@@ -36,10 +37,10 @@ ENDS: Final = (
     "suspend",
     *(v.value for v in Verdict if v not in (Verdict.SKIPPED, Verdict.PASS)),
 )
-MAX_SECONDS: Final = 1_000_000
 BARE: Final = re.compile(
     r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""
 )
+UNCLOSED: Final = "a string has no quote at its end"
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
 
 
@@ -140,10 +141,15 @@ def make_boots(
 
 
 def _toml_error(file: str, text: str, problem: str) -> PlanError:
+    if re.match("Expected \"'|Unterminated string", problem):
+        *_, (number, _) = _statements(text)
+        return PlanError(Place(file, number), UNCLOSED)
     found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", problem)
     if not found:
         return PlanError(Place(file), problem)
     number = int(found[2])
+    if found[1] == "Illegal character '\\n'":
+        return PlanError(Place(file, number), UNCLOSED)
     bare = BARE.fullmatch(text.split("\n")[number - 1])
     if bare:
         wanted = json.dumps(bare[2], ensure_ascii=False)
@@ -180,6 +186,9 @@ class _Reader:
             for boot in self.combinations(*self.merge(defaults, table, place), place):
                 other = found.setdefault(boot.slug, boot)
                 if other is not boot:
+                    if not self.file:  # where boots have no names of their own
+                        problem = f"two would be named {other.name!r}; a plan can name each"
+                        raise self.error(("kernel",), problem)
                     raise self.error((*place, "name"), f"another boot is named {other.name!r}")
         return list(found.values())
 
@@ -187,9 +196,7 @@ class _Reader:
         known = [key for key in READERS if key not in barred]
         for key in table:
             if key not in known:
-                meant = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {meant[0]}? There" if meant else "there"
-                raise self.error((*place, key), f"unknown key; {hint} are {', '.join(known)}")
+                raise self.error((*place, key), _unknown(key, known))
 
     def merge(
         self, defaults: dict[str, Any], table: dict[str, Any], place: tuple[Any, ...]
@@ -215,6 +222,8 @@ class _Reader:
         for key, values in lists.items():
             if not values:
                 raise self.error((*where[key], key), "the list is empty")
+            if again := next((value for i, value in enumerate(values) if value in values[:i]), ""):
+                raise self.error((*where[key], key), f"{again!r} is there twice")
         for values in itertools.product(*lists.values()):
             one = table | dict(zip(lists, values, strict=True))
             known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
@@ -304,7 +313,14 @@ def _line(text: str, place: tuple[Any, ...]) -> int | None:
 
 
 def _boot_lines(text: str) -> Iterator[int]:
-    """The line on which each boot begins.
+    """The line on which each boot begins."""
+    for start, statement in _statements(text):
+        tables = statement.get("boot")
+        yield from (start for _ in tables) if isinstance(tables, list) else ()
+
+
+def _statements(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The line on which each statement begins, and what it says; of one without an end, nothing.
 
     The lines from the end of a statement that are TOML are the next statement.
     """
@@ -312,11 +328,19 @@ def _boot_lines(text: str) -> Iterator[int]:
     for end, line in enumerate(io.StringIO(text), 1):
         statement += line
         try:
-            tables = tomllib.loads(statement).get("boot")
+            said = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
             continue  # inside a value of several lines
-        yield from (start for _ in tables) if isinstance(tables, list) else ()
+        yield start, said
         statement, start = "", end + 1
+    if statement:
+        yield start, {}
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    meant = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {meant[0]}? There" if meant else "there"
+    return f"unknown key; {hint} are {', '.join(known)}"
 
 
 def _string(value: Any) -> str:
@@ -346,7 +370,10 @@ def _regex(value: Any) -> str:
 def _step(value: Any) -> Step:
     if not isinstance(value, dict):
         return Step(_regex(value))
-    if not {"pattern"} <= set(value) <= {"pattern", "send"}:
+    for key in value:
+        if key not in STEP:
+            raise ValueError(f"{key}: {_unknown(key, STEP)}")
+    if "pattern" not in value:
         raise ValueError(
             'give a table with pattern and, maybe, send: {pattern = "...", send = "..."}'
         )

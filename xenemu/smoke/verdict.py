@@ -116,7 +116,10 @@ PATTERNS: Final = [
     (Verdict.BUG, 0, re.compile(r"BUG: (?!unable to handle |kernel NULL pointer)\S")),
 ]
 BANNER: Final = re.compile(r"Linux version \d")
-CMDLINE: Final = re.compile(r"(?:Kernel c|C)ommand line: .*\bconsole=")
+# Of a Linux whose console is shown, or might be.
+CONSOLE: Final = re.compile(
+    r"(?:Kernel c|C)ommand line: .*\bconsole=|(?:printk: )?console \[hvc0\] enabled"
+)
 BSD_BANNER: Final = re.compile(r"(?:Free|Net|Open|DragonFly )BSD \d|Copyright \(c\) .*BSD")
 TAINTED: Final = {
     TAINT_DIE: (Verdict.OOPS, "the kernel's taint says that it oopsed (D)"),
@@ -169,7 +172,8 @@ def judge(
     found = [*ends, *_kernel(facts), *_tests(facts.cases)]
     spared = {*exits, *(verdict.value for verdict in tolerate)}
     is_said = any(finding.verdict.value not in spared for finding in ends)
-    end = "" if is_said else f"{facts.reason}; "
+    died = crash(facts)
+    end = "" if is_said else f"{died.reason if died else facts.reason}; "
     if facts.unmet:
         found.append(Finding(Verdict.UNMET, f"{end}{_unmet(facts)}"))
         end = ""
@@ -215,15 +219,15 @@ def crash(facts: Facts) -> Finding | None:
 
 
 def advice(facts: Facts) -> str:
-    """What to do if a Linux has died and its console shows nothing of it; else nothing.
+    """What to do if a Linux ran and its console shows nothing; else nothing.
 
     A PVH kernel prints nothing there unless its command line says so; a PV kernel does anyway.
     """
     own = [line.text for line in facts.log if line.facility == 0]
     told = any(line.strip() for line in facts.console)
-    if not own or told or any(CMDLINE.match(line) for line in own) or not crash(facts):
+    if not own or told or any(CONSOLE.match(line) for line in own):
         return ""
-    return "the console shows nothing of this: put console=hvc0 on the kernel's command line"
+    return "the console shows nothing: put console=hvc0 on the kernel's command line"
 
 
 def _panic_message(lines: Sequence[str]) -> str:
@@ -279,6 +283,8 @@ def _unmet(facts: Facts) -> str:
     """The first expectation that was not met; none of the others has had its turn."""
     first, *others = facts.unmet
     words = facts.too_early or f"never seen: {first!r}"
+    hint = advice(facts)
+    words += f" ({hint})" if hint else ""
     return f"{words}; not looked for: {', '.join(map(repr, others))}" if others else words
 
 
