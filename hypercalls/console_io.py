@@ -11,9 +11,8 @@ from typing import Final
 from xenemu.abi.errno import EPERM
 from xenemu.abi.xen import CONSOLEIO_write, Nr
 from xenemu.errors import XenError
-from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import OUTPUT_LIMIT, Current
 
 PIECE: Final = 127  # bytes copied in at a time: those before one that faults are shown
 PER_CALL: Final = 32 * PIECE  # bytes, then the guest issues the rest of the call again

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.features import pvh_features
+from xenemu.dom0.console import Console
+from xenemu.dom0.toolstack import create
+from xenemu.dom0.xenstore import XenstoreRing
+from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
-from xenemu.hv.console import Console
+from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
-from xenemu.hv.domain import Current, Domain
-from xenemu.hv.event_channel import EventChannels
+from xenemu.hv.domain import Current, Domain, Ring
+from xenemu.hv.event_channel import DOM0, EventChannels
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames, PGT_l4_page_table
 from xenemu.hv.vcpu import Vcpu
-from xenemu.hv.xenstore import XenstoreRing
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
 from xenemu.pv.paging import translate
 from xenemu.pv.state import PvDomain, PvVcpu
@@ -147,8 +150,8 @@ def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Console(CONSOLE_RING, port=2),
-        xenstore=XenstoreRing(XENSTORE_RING, port=1),
+        console=Ring(CONSOLE_RING, port=2),
+        xenstore=Ring(XENSTORE_RING, port=1),
         shared_info=SHARED_INFO,
         max_pages=pages,
         vcpus=[Vcpu(i, Maddr((SHARED_INFO << 12) + 64 * i), online=i == 0) for i in range(vcpus)],
@@ -157,6 +160,19 @@ def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
     for mfn in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages):
         frames.assign(Mfn(mfn), domain.domid)
     return domain
+
+
+def connect_to_dom0(domain: Domain, name: str) -> int:
+    """A port of the domain's that is connected to dom0's backend `name`."""
+    port = domain.events.alloc_unbound(domain, DOM0)
+    domain.events.bind_from_dom0(domain, port, name)
+    return port
+
+
+def connect_backends(domain: Domain, config: DomainConfig) -> None:
+    """Give a domain that was built a console and a store, as the machine does."""
+    store = Store()
+    create(domain, config, store, [XenstoreRing(store=store), Console()])
 
 
 def make_current(width: int = 8, pages: int = 64, vcpus: int = 1) -> Current:

@@ -1,7 +1,7 @@
 """The composition root: an image, a personality, a CPU and the hypercalls make a machine.
 
-`Machine.run` alternates between the guest and what waits for it: due timers, the console, the
-xenstore. Virtual time passes with the guest's instructions; when every vcpu is blocked, it is
+`Machine.run` alternates between the guest and what waits for it: due timers, the console, dom0's
+backends. Virtual time passes with the guest's instructions; when every vcpu is blocked, it is
 moved to the next timer.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -28,8 +28,13 @@ from xenemu.abi.sched import (
 )
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine, EngineState
+from xenemu.dom0 import toolstack
+from xenemu.dom0.console import Console
+from xenemu.dom0.xenstore import XenstoreRing
+from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import DomainCrash, ImageError
-from xenemu.hv import scheduler, timers
+from xenemu.hv import backend, scheduler, timers
+from xenemu.hv.backend import Backend
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
@@ -162,11 +167,22 @@ class Machine:
 
     slice_ns = SLICE_NS
 
-    def __init__(self, image: Image, config: DomainConfig, mode: Mode = Mode.AUTO) -> None:
+    def __init__(
+        self,
+        image: Image,
+        config: DomainConfig,
+        mode: Mode = Mode.AUTO,
+        backends: Iterable[Backend] = (),
+    ) -> None:
+        """Build the domain; `backends` are what dom0 has for it besides a console and the store."""
         self.mode = choose_mode(image, mode)
         native = self.mode is ImageMode.PVH
         self.domain: Domain = (build_pvh if native else build_pv)(image, config)
         image.forget_pages()
+        store, self.console = Store(), Console()
+        toolstack.create(
+            self.domain, config, store, [XenstoreRing(store=store), self.console, *backends]
+        )
         self.personality: Personality = PERSONALITIES[self.mode]
         self.engine = Engine(self.domain.memory, self.domain.p2m, PORTS)
         self.current = Current(
@@ -180,7 +196,9 @@ class Machine:
         self.engine.set_prices(PRICES_NS)
         self.engine.seed_random(config.rng_seed)
         self.samples = Samples()
-        self.timers = timers.join(scheduler.TIMERS, self.personality.timers)
+        self.timers = timers.join(
+            scheduler.TIMERS, self.personality.timers, backend.timers(self.domain)
+        )
         self.next_audit_ns = math.inf
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
@@ -265,7 +283,7 @@ class Machine:
             crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
         except DomainCrash as crash:
             crashed = Outcome(End.REFUSED, str(crash), crash.advice)
-        self.domain.console.pump(self.domain)
+        self.console.pump(self.domain)
         self._show_output(terminal)
         return terminal.check() or crashed
 
@@ -373,7 +391,7 @@ class Machine:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
         domain, engine = self.domain, self.engine
         next_ns = domain.timers.next_ns()
-        if next_ns is None and (terminal.exhausted or not domain.console.input_room):
+        if next_ns is None and (terminal.exhausted or not self.console.input_room):
             return False
         if next_ns is not None and not terminal.interactive:
             engine.skip_to(next_ns)
@@ -384,10 +402,10 @@ class Machine:
             left_ns = int(left_s * 1e9)
             wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
         before = limits.clock()
-        data = terminal.read(domain.console.input_room, wait_ns)
+        data = terminal.read(self.console.input_room, wait_ns)
         passed = int((limits.clock() - before) * 1e9)
         if data:
-            domain.console.feed(domain, data)
+            self.console.feed(domain, data)
             if terminal.interactive:
                 engine.skip_to(engine.now_ns + passed)
         elif debugger and debugger.calls():
@@ -397,16 +415,16 @@ class Machine:
         return True
 
     def _pump(self, terminal: Terminal) -> None:
-        """Move console bytes both ways, and xenstore answers that did not fit before."""
+        """Move console bytes both ways, and let each backend do what it could not before."""
         domain = self.domain
         self._show_output(terminal)
-        room = domain.console.input_room
+        room = self.console.input_room
         if room and not terminal.exhausted:
             data = terminal.read(room, 0)
             if data:
-                domain.console.feed(domain, data)
-        domain.console.pump(domain)
-        domain.xenstore.pump(domain)
+                self.console.feed(domain, data)
+        for served in domain.backends.values():
+            served.pump(domain)
         self._show_output(terminal)
 
     def _show_output(self, terminal: Terminal) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import elfwriter
-from fakes import FakeCpu, FakeNativeCpu, enter_long_mode, make_pvh_current
+from fakes import FakeCpu, FakeNativeCpu, connect_backends, enter_long_mode, make_pvh_current
 from fuzz.furnish import furnish_pv, furnish_pvh
 from fuzz.world import MASK64, CountingTable, Ended, Step
+from xenemu.dom0.console import Console
 from xenemu.errors import XenError
 from xenemu.hv import scheduler
-from xenemu.hv.building import DomainConfig
+from xenemu.hv.building import DomainConfig, give_rings
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import DOMID, Current
-from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due, join
@@ -108,8 +108,8 @@ class ModelWorld:
         domain, cpu = current.domain, current.cpu
         cpu.now_ns += ns  # type: ignore[misc]
         fire_due(current, join(scheduler.TIMERS, self.personality.timers))
-        domain.console.pump(domain)
-        domain.xenstore.pump(domain)
+        for backend in domain.backends.values():
+            backend.pump(domain)
         domain.output.clear()
         if domain.shutdown_code is not None:
             raise Ended(f"shut down for reason {domain.shutdown_code}")
@@ -127,7 +127,9 @@ class ModelWorld:
 
     def _time(self, step: Step) -> None:
         typed = bytes.fromhex(step.get("input", ""))
-        self.current.domain.console.feed(self.current.domain, typed)
+        console = self.current.domain.backends["console"]
+        assert isinstance(console, Console)
+        console.feed(self.current.domain, typed)
         self._pass_time(step["ns"])
 
     def _set_registers(self, step: Step) -> None:
@@ -174,7 +176,9 @@ class PvWorld(ModelWorld):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel"
             path.write_bytes(_pv_kernel(self.virt_base, self.code, width))
-            domain = build_pv(load(path), DomainConfig(4 * MIB, vcpus=2))
+            config = DomainConfig(4 * MIB, vcpus=2)
+            domain = build_pv(load(path), config)
+            connect_backends(domain, config)
         current = Current(
             domain,
             domain.vcpus[0],
@@ -339,8 +343,8 @@ class PvhWorld(ModelWorld):
         current.domain.frames.add_to_heap(range(7, 16))
         current.domain.max_pages += 8
         current.domain.console.mfn, current.domain.xenstore.mfn = Mfn(RINGS), Mfn(RINGS + 1)
-        for mfn in (RINGS, RINGS + 1):  # as `connect` does
-            current.domain.frames.get_page_and_type(mfn, DOMID, PGT_writable_page)
+        give_rings(current.domain)
+        connect_backends(current.domain, DomainConfig(MIB, vcpus=2))
         self.code, self.stack, self.arena = 0x20000, 0x30000, 0x31000
         self.handler = self.code
         if self.environment == "pvh64":

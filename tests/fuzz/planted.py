@@ -110,7 +110,7 @@ FAULTS = (
     ),
     Fault(
         "a node of the xenstore is removed without those below it",
-        "xenemu.hv.xenstore_tree:Store.rm",
+        "xenemu.dom0.xenstore_tree:Store.rm",
         "in self._subtree(conn, path, tx):",
         "in [path]:",
         recipes_any.store_tree,

@@ -37,6 +37,7 @@ from xenemu.abi.grant_table import (
 from xenemu.abi.io.xs_wire import XS, xenstore_domain_interface
 from xenemu.abi.sched import SCHEDOP_block, SCHEDOP_poll, SCHEDOP_yield, sched_poll
 from xenemu.abi.xen import DOMID_SELF, Nr, Virq
+from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.hv.domain import DOMID
 from xenemu.x86.paging import PAGE_SHIFT
 
@@ -190,7 +191,8 @@ def store_request(steps: Steps) -> Iterator[Step]:
 
 def store_tree(steps: Steps) -> Iterator[Step]:
     """Nodes of the guest's own that come and go, in transactions and out of them."""
-    random, ring = steps.random, steps.world.current.domain.xenstore
+    random, ring = steps.random, steps.world.current.domain.backends["xenstore"]
+    assert isinstance(ring, XenstoreRing)
     for n in range(random.randrange(2, 10)):
         running = [0, *ring.connection.transactions]
         kind, rest = random.choice(TREE_REQUESTS)

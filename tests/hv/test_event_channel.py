@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from fakes import make_domain
+from fakes import connect_to_dom0, make_domain
 from xenemu.abi.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
 from xenemu.abi.event_channel import (
     EVTCHNSTAT_closed,
@@ -34,7 +34,7 @@ class Backend:
 
     told: int = 0
 
-    def notify(self, domain: Domain) -> None:
+    def notify(self, domain: Domain, port: int) -> None:
         self.told += 1
 
 
@@ -226,8 +226,8 @@ def test_a_port_that_is_opened_during_a_reset_stays(domain: Domain) -> None:
 
 def test_an_event_to_dom0_reaches_its_backend(domain: Domain) -> None:
     backend = Backend()
-    domain.console = backend  # type: ignore[assignment]
-    port = domain.events.connect_to_dom0(domain, "console")
+    domain.backends["console"] = backend  # type: ignore[assignment]
+    port = connect_to_dom0(domain, "console")
     domain.events.send(domain, port)
     assert backend.told == 1
     assert domain.events.status(port).remote_domid == DOM0
@@ -235,8 +235,8 @@ def test_an_event_to_dom0_reaches_its_backend(domain: Domain) -> None:
 
 def test_a_closed_backend_port_can_be_bound_again(domain: Domain) -> None:
     backend = Backend()
-    domain.xenstore = backend  # type: ignore[assignment]
-    port = domain.events.connect_to_dom0(domain, "xenstore")
+    domain.backends["xenstore"] = backend  # type: ignore[assignment]
+    port = connect_to_dom0(domain, "xenstore")
     dom0_port = domain.events.status(port).remote_port
     refused(domain, EINVAL, lambda: domain.events.bind_interdomain(domain, DOM0, dom0_port))
     domain.events.close(domain, port)
@@ -247,6 +247,27 @@ def test_a_closed_backend_port_can_be_bound_again(domain: Domain) -> None:
 
 def test_dom0_has_no_other_port_to_bind(domain: Domain) -> None:
     refused(domain, EINVAL, lambda: domain.events.bind_interdomain(domain, DOM0, 32))
+
+
+def test_dom0_binds_only_to_a_port_that_waits_for_it(domain: Domain) -> None:
+    for port in (domain.events.alloc_unbound(domain, STRANGER), domain.events.bind_ipi(domain, 0)):
+        refused(domain, EINVAL, lambda port=port: domain.events.bind_from_dom0(domain, port, "x"))
+    assert not domain.events.dom0_ports
+
+
+def test_dom0_tells_whatever_port_the_guest_has_bound_to_its_own(domain: Domain) -> None:
+    events = domain.events
+    port = connect_to_dom0(domain, "console")
+    dom0_port = events.status(port).remote_port
+    events.close(domain, port)
+    assert events.bind_ipi(domain, 0) == port
+    events.notify_from_dom0(domain, dom0_port)  # lost: nobody is there
+    assert word(domain, "evtchn_pending") == 0
+    other = events.bind_interdomain(domain, DOM0, dom0_port)
+    events.unmask(domain, other)
+    assert not events.is_pending(domain, port)
+    events.notify_from_dom0(domain, dom0_port)
+    assert events.is_pending(domain, other) and not events.is_pending(domain, port)
 
 
 # Sending.

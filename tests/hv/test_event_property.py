@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes import FIRST_GUEST_FRAME, make_domain
+from fakes import CONSOLE_RING, FIRST_GUEST_FRAME, connect_to_dom0, make_domain
 from xenemu.abi.event_channel import (
     EVTCHN_FIFO_LINK_MASK,
     EVTCHN_FIFO_LINKED,
@@ -26,6 +26,7 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_virq,
 )
 from xenemu.abi.xen import Virq
+from xenemu.dom0.console import Console
 from xenemu.errors import XenError
 from xenemu.hv.domain import DOMID
 from xenemu.hv.event_channel import DOM0, FIRST_DOM0_PORT, PER_VCPU_VIRQS, Channel
@@ -70,7 +71,8 @@ class EventChannels(RuleBasedStateMachine):
         # The guest's own copy of what it has read.
         self.ready = [0] * VCPUS
         self.heads: dict[tuple[int, int], int] = {}
-        self.opened(self.events.connect_to_dom0(self.domain, "console"))
+        self.domain.backends["console"] = Console(CONSOLE_RING)
+        self.opened(connect_to_dom0(self.domain, "console"))
 
     # ---- the model ----
 

@@ -9,9 +9,8 @@ from hypercalls.console_io import PER_CALL, PIECE, console_io
 from xenemu.abi.errno import EFAULT, EPERM
 from xenemu.abi.xen import CONSOLEIO_read, CONSOLEIO_write
 from xenemu.errors import XenError
-from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import OUTPUT_LIMIT, Current
 
 BUFFER = 0x20000
 

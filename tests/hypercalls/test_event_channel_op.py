@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import FIRST_GUEST_FRAME, make_current
+from fakes import FIRST_GUEST_FRAME, connect_to_dom0, make_current
 from hypercalls.event_channel_op import event_channel_op, event_channel_op_compat
 from xenemu.abi import event_channel as abi
 from xenemu.abi.errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
@@ -84,7 +84,7 @@ def test_the_status_of_an_unbound_port_is_who_may_bind(current: Current) -> None
 
 
 def test_the_status_of_a_connected_port_is_its_peer(current: Current) -> None:
-    port = current.domain.events.connect_to_dom0(current.domain, "console")
+    port = connect_to_dom0(current.domain, "console")
     result = status(current, port)
     assert result.status == abi.EVTCHNSTAT_interdomain
     assert result.u == b"\0\0\xff\xff" + (32).to_bytes(4, "little")

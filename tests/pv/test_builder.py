@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elfwriter import KERNEL, PT_NOTE, PV_NOTES, VIRT_BASE, Phdr, elf, kernel, note
-from fakes import FakeCpu
+from fakes import FakeCpu, connect_backends
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
 from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import DomainConfig
@@ -34,7 +34,9 @@ INITRD = b"initrd" * 1000
 def build(tmp_path: Path, image: bytes | None = None, **config: object) -> Current:
     path = tmp_path / "vmlinux"
     path.write_bytes(kernel() if image is None else image)
-    domain = build_pv(load(path), DomainConfig(**{"memory": MEMORY} | config))  # type: ignore[arg-type]
+    settings = DomainConfig(**{"memory": MEMORY} | config)  # type: ignore[arg-type]
+    domain = build_pv(load(path), settings)
+    connect_backends(domain, settings)
     current = Current(domain, domain.vcpus[0], FakeCpu(), translate)
     current.cpu.cr3 = PV64.address_space(current) << 12
     PV64.start(current)

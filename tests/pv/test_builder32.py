@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elfwriter import PT_NOTE, PV32_NOTES, Phdr, elf, note
-from fakes import FakeCpu
+from fakes import FakeCpu, connect_backends
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3, start_info
@@ -35,7 +35,9 @@ def build(tmp_path: Path, *more: bytes, notes: tuple[bytes, ...] = PV32_NOTES) -
     segments = [KERNEL, Phdr(b"".join([*notes, *more]), PT_NOTE, paddr=0, vaddr=0)]
     path = tmp_path / "kernel"
     path.write_bytes(elf(segments, bits=32))
-    domain = build_pv(load(path), DomainConfig(MEMORY, cmdline=b"quiet"))
+    config = DomainConfig(MEMORY, cmdline=b"quiet")
+    domain = build_pv(load(path), config)
+    connect_backends(domain, config)
     current = Current(domain, domain.vcpus[0], FakeCpu(), translate32, "pv32")
     current.cpu.cr3 = PV32.address_space(current) << 12
     PV32.start(current)

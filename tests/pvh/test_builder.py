@@ -10,6 +10,7 @@ import pytest
 
 from elfwriter import kernel as pv_kernel
 from elfwriter import note
+from fakes import connect_backends
 from xenemu import image
 from xenemu.abi.hvm import params
 from xenemu.errors import ImageError, UsageError
@@ -25,7 +26,10 @@ MEMORY = 32 * MIB
 
 
 def build(kernel, memory=MEMORY, **more):
-    return build_pvh(kernel, DomainConfig(memory, **more))
+    config = DomainConfig(memory, **more)
+    domain = build_pvh(kernel, config)
+    connect_backends(domain, config)
+    return domain
 
 
 def start_info(domain):

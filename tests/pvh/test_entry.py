@@ -9,10 +9,9 @@ from hypercalls import TABLE
 from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv import scheduler
-from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.dispatch import Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import OUTPUT_LIMIT, Current
 from xenemu.pvh.callbacks import set_callback_via
 from xenemu.pvh.entry import PvhExits, TripleFault
 from xenemu.pvh.personality import PVH

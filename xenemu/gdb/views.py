@@ -18,7 +18,7 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED
 from xenemu.abi.xen import Virq
 from xenemu.gdb.target import Refused, Target
-from xenemu.hv.event_channel import Channel
+from xenemu.hv.event_channel import DOM0, Channel
 from xenemu.hv.frame_table import TYPE_NAMES
 from xenemu.hv.shared_info import event_pending
 from xenemu.peek import Code, in_kernel, locate, tables, walk
@@ -145,7 +145,8 @@ def _peer(target: Target, channel: Channel) -> str:
     if channel.state == EVTCHNSTAT_virq:
         return f"{state} {VIRQS.get(channel.virq, channel.virq)}"
     if channel.state == EVTCHNSTAT_interdomain:
-        backend = target.machine.domain.events.dom0_ports.get(channel.remote_port, "")
+        end = target.machine.domain.events.dom0_ports.get(channel.remote_port)
+        backend = end.backend if end and channel.remote_domid == DOM0 else ""
         return f"{state} with d{channel.remote_domid} port {channel.remote_port} {backend}".rstrip()
     if channel.state == EVTCHNSTAT_unbound:
         return f"{state} for d{channel.remote_domid}"

@@ -17,7 +17,6 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_virq,
 )
-from xenemu.hv import storecheck
 from xenemu.hv.domain import Domain
 from xenemu.hv.event_channel import DOM0
 from xenemu.hv.event_fifo import Fifo
@@ -42,7 +41,7 @@ def audit(domain: Domain, held: Held = ()) -> list[str]:
         *_grants(domain),
         *_physmap(domain),
         *_waiting(domain),
-        *storecheck.check(domain.xenstore),
+        *(fault for backend in domain.backends.values() for fault in backend.check(domain)),
     ]
 
 
@@ -51,9 +50,8 @@ def references(domain: Domain) -> Iterator[tuple[int, int]]:
 
     PGT_none stands for a general reference alone.
     """
-    for ring in (domain.console, domain.xenstore):
-        if domain.frames.owner[ring.mfn] == domain.domid:
-            yield ring.mfn, PGT_writable_page
+    for backend in domain.backends.values():
+        yield from backend.held(domain)
     for vcpu in domain.vcpus:
         if vcpu.info_registered:
             yield vcpu.info >> PAGE_SHIFT, PGT_writable_page
@@ -108,6 +106,11 @@ def _events(domain: Domain) -> Iterator[str]:
         channel = events.channels[port]
         if (channel.state, channel.virq) != (EVTCHNSTAT_virq, virq):
             yield f"VIRQ {virq} of vcpu {vcpu_id} has port {port}, which is not its own"
+    for dom0_port, end in events.dom0_ports.items():
+        channel = events.channels[end.peer]
+        ends = (channel.state, channel.remote_domid, channel.remote_port)
+        if end.peer and ends != (EVTCHNSTAT_interdomain, DOM0, dom0_port):
+            yield f"dom0's port {dom0_port} is connected to {end.peer}, which is not to it"
     if events.channels[0].state != EVTCHNSTAT_closed:
         yield "port 0 is in use"
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from xenemu.errors import ImageError
 from xenemu.hv.clock import update_wallclock, write_time
 from xenemu.hv.domain import Domain
-from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.event_channel import DOM0
 from xenemu.hv.vcpu import RunState
-from xenemu.hv.xenstore_nodes import populate
 from xenemu.image import compression
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
 
@@ -69,32 +68,12 @@ def unpack_module(data: Data) -> Data:
         return data
 
 
-def connect(domain: Domain, config: DomainConfig) -> None:
-    """Give the domain its two channels to dom0, and the store its nodes.
-
-    dom0's backends map the rings: as long as they do, a ring is writable memory and nothing else,
-    and its frame stays the domain's.
-    """
-    store, console = domain.xenstore, domain.console
-    for ring in (store, console):
-        domain.frames.get_page_and_type(ring.mfn, domain.domid, PGT_writable_page)
-    store.port = domain.events.connect_to_dom0(domain, "xenstore")
-    console.port = domain.events.connect_to_dom0(domain, "console")
-    console_frame, store_frame = domain.mfn_to_gfn(console.mfn), domain.mfn_to_gfn(store.mfn)
-    populate(
-        store.store,
-        domain.domid,
-        config.name,
-        domain.uuid,
-        config.memory >> 10,
-        config.vcpus,
-        console_frame,
-        console.port,
-        store_frame,
-        store.port,
-    )
-    domain.grants.seed(domain, 0, console_frame)
-    domain.grants.seed(domain, 1, store_frame)
+def give_rings(domain: Domain) -> None:
+    """Give the domain ports that wait for dom0, for its two rings, and let dom0 map these."""
+    for ref, ring in enumerate((domain.console, domain.xenstore)):
+        domain.grants.seed(domain, ref, domain.mfn_to_gfn(ring.mfn))
+    for ring in (domain.xenstore, domain.console):
+        ring.port = domain.events.alloc_unbound(domain, DOM0)
 
 
 def make_ready(domain: Domain) -> None:

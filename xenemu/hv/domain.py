@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from xenemu.abi.layout import Struct
 from xenemu.hv.cpu import Cpu
@@ -18,18 +18,18 @@ from xenemu.hv.vcpu import Vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.console import Console
+    from xenemu.hv.backend import Backend
     from xenemu.hv.dispatch import HypercallTable
     from xenemu.hv.event_channel import EventChannels
     from xenemu.hv.grant_table import GrantTable
     from xenemu.hv.observe import Watch
     from xenemu.hv.p2m import P2m
     from xenemu.hv.pagetype import Frames
-    from xenemu.hv.xenstore import XenstoreRing
 
 S = TypeVar("S", bound=Struct)
 
 DOMID = 1  # what the first domU is called; dom0 serves its console and xenstore
+OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's console/limit
 
 
 @dataclass(slots=True, eq=False)
@@ -54,16 +54,27 @@ class CallRecord:
 
 
 @dataclass
+class Ring:
+    """A page that a domain is built with to talk to dom0, and the domain's port for it."""
+
+    mfn: Mfn
+    port: int = 0
+
+
+@dataclass
 class Domain:
-    """A guest. Plain data: no closures, no engine handles."""
+    """A guest. Plain data: no closures, no engine handles.
+
+    What its `backends` know is theirs to save and restore.
+    """
 
     width: int  # bytes of unsigned long, 8 or 4; a native guest's may change call by call
     memory: Memory
     frames: Frames
     events: EventChannels
     grants: GrantTable
-    console: Console
-    xenstore: XenstoreRing
+    console: Ring
+    xenstore: Ring
     shared_info: Mfn
     max_pages: int
     vcpus: list[Vcpu]
@@ -80,6 +91,7 @@ class Domain:
     shutdown_code: int | None = None  # None while it runs
     shutdown_why: str = ""  # how it came to that, where the guest did not ask for it
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
+    backends: dict[str, Backend] = field(default_factory=dict)  # by name, in the order of attaching
     timers: Timers = field(default_factory=Timers)
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))

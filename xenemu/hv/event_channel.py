@@ -5,9 +5,9 @@ A port is free (``closed``), waits for a peer (``unbound``), is one end of a con
 among the domain's own vcpus (``ipi``). How an event is shown to the guest is the business of the
 ABI in use: `TwoLevel`, or `Fifo` once the guest has asked for it.
 
-dom0 is not modelled, but its ends are: `connect_to_dom0` makes a connection whose other end
-is the console's or the xenstore's backend. If the guest closes its end, dom0's waits for the
-guest to bind to it again.
+dom0 has no event channels of its own, only ends of this domain's: `bind_from_dom0` connects a
+backend to a port that waits for it. If the guest closes its end, dom0's waits for the guest to
+bind to it again.
 
 In Xen: common/event_channel.c
 """
@@ -48,9 +48,7 @@ from xenemu.hv.event_fifo import Fifo
 from xenemu.x86.paging import Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.console import Console
     from xenemu.hv.domain import Domain
-    from xenemu.hv.xenstore import XenstoreRing
 
 DOM0: Final = 0
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
@@ -80,6 +78,14 @@ class Channel:
 
 
 @dataclass
+class Dom0Port:
+    """dom0's end of a connection: whose it is, and the guest's port, 0 while there is none."""
+
+    backend: str
+    peer: int
+
+
+@dataclass
 class EventChannels:
     """A domain's event channels. Port 0 is reserved and stays closed."""
 
@@ -88,7 +94,7 @@ class EventChannels:
     abi: TwoLevel | Fifo = field(default_factory=TwoLevel)
     virqs: dict[tuple[int, int], int] = field(default_factory=dict)  # (vcpu id, virq): port
     pirqs: dict[int, int] = field(default_factory=dict)  # pirq: port
-    dom0_ports: dict[int, str] = field(default_factory=dict)  # dom0's port: its backend
+    dom0_ports: dict[int, Dom0Port] = field(default_factory=dict)
     free_pirqs_given: set[int] = field(default_factory=set)  # PHYSDEVOP_get_free_pirq
     next_reset: int = 0  # the port at which a reset that was interrupted goes on
     pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written
@@ -103,13 +109,18 @@ class EventChannels:
         channel.remote_domid = remote_domid
         return port
 
-    def connect_to_dom0(self, domain: Domain, name: str) -> int:
-        """Allocate a port that is connected to dom0's backend `name` (an attribute of Domain)."""
-        port = self.alloc_unbound(domain, DOM0)
+    def bind_from_dom0(self, domain: Domain, port: int, backend: str) -> int:
+        """Connect a backend of the domain's to `port`; return dom0's new port.
+
+        EINVAL: the port does not wait for dom0.
+        """
+        channel = self._channel(port)
+        if channel.state != EVTCHNSTAT_unbound or channel.remote_domid != DOM0:
+            raise XenError(EINVAL, f"port {port} does not wait for dom0")
         dom0_port = FIRST_DOM0_PORT + len(self.dom0_ports)
-        self.dom0_ports[dom0_port] = name
+        self.dom0_ports[dom0_port] = Dom0Port(backend, port)
         self._connect(port, DOM0, dom0_port)
-        return port
+        return dom0_port
 
     def bind_interdomain(self, domain: Domain, remote_domid: int, remote_port: int) -> int:
         """Connect a new port to an unbound one of this domain's own, or of dom0's.
@@ -118,8 +129,10 @@ class EventChannels:
         """
         port = self._free_port(domain)
         if remote_domid == DOM0:
-            if remote_port not in self.dom0_ports or self._dom0_peer(remote_port):
+            end = self.dom0_ports.get(remote_port)
+            if end is None or end.peer:
                 raise XenError(EINVAL, f"dom0's port {remote_port} does not wait for a peer")
+            end.peer = port
         else:
             remote = self._channel(remote_port)
             if remote.state != EVTCHNSTAT_unbound or remote.remote_domid != domain.domid:
@@ -188,13 +201,16 @@ class EventChannels:
             self.virqs = {key: bound for key, bound in self.virqs.items() if bound != port}
         if channel.state == EVTCHNSTAT_pirq:
             del self.pirqs[channel.pirq]
-        if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == domain.domid:
+        if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == DOM0:
+            self.dom0_ports[channel.remote_port].peer = 0
+        elif channel.state == EVTCHNSTAT_interdomain:
             peer = self.channels[channel.remote_port]
             peer.state = EVTCHNSTAT_unbound
             peer.remote_domid = domain.domid
         self.abi.clear_pending(domain, port)  # or a later owner of the port would be told
         channel.state = EVTCHNSTAT_closed
         channel.notify_vcpu = 0
+        channel.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
 
     def reset(self, domain: Domain, resuming: bool, interrupted: Callable[[], bool]) -> bool:
         """Close every port, and go back to the two-level ABI; False: `interrupted` on the way.
@@ -233,13 +249,20 @@ class EventChannels:
         channel = self._channel(port)
         if channel.state == EVTCHNSTAT_interdomain:
             if channel.remote_domid == DOM0:
-                self._notify_dom0(domain, channel.remote_port)
+                backend = self.dom0_ports[channel.remote_port].backend
+                domain.backends[backend].notify(domain, channel.remote_port)
             else:
                 self.set_pending(domain, channel.remote_port)
         elif channel.state == EVTCHNSTAT_ipi:
             self.set_pending(domain, port)
         elif channel.state != EVTCHNSTAT_unbound:
             raise XenError(EINVAL, f"nothing can be sent on port {port}")
+
+    def notify_from_dom0(self, domain: Domain, dom0_port: int) -> None:
+        """Send an event from a port of dom0's; it is lost while the guest has no end of it."""
+        end = self.dom0_ports.get(dom0_port)
+        if end is not None and end.peer:
+            self.set_pending(domain, end.peer)
 
     def set_pending(self, domain: Domain, port: int) -> None:
         """Raise an event on a port of this domain, unless it is closed, and wake who waits."""
@@ -336,7 +359,6 @@ class EventChannels:
         for port in range(1, min(limit, len(self.channels))):
             free = self.channels[port].state == EVTCHNSTAT_closed
             if free and not self.abi.is_busy(domain, port):
-                self.channels[port].priority = EVTCHN_FIFO_PRIORITY_DEFAULT
                 return port
         if len(self.channels) >= limit:
             raise XenError(ENOSPC, f"all {limit - 1} ports are in use")
@@ -348,21 +370,6 @@ class EventChannels:
         channel.state = EVTCHNSTAT_interdomain
         channel.remote_domid = remote_domid
         channel.remote_port = remote_port
-
-    def _dom0_peer(self, dom0_port: int) -> int | None:
-        """The port that one of dom0's is connected to."""
-        for port, channel in enumerate(self.channels):
-            connected = channel.state == EVTCHNSTAT_interdomain
-            if connected and (channel.remote_domid, channel.remote_port) == (DOM0, dom0_port):
-                return port
-        return None
-
-    def _notify_dom0(self, domain: Domain, dom0_port: int) -> None:
-        backends: dict[str, Console | XenstoreRing] = {
-            "console": domain.console,
-            "xenstore": domain.xenstore,
-        }
-        backends[self.dom0_ports[dom0_port]].notify(domain)
 
 
 def _check_vcpu(domain: Domain, vcpu_id: int) -> None:

@@ -16,6 +16,7 @@ from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SHIFT
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
+MEMORY: Final = ""  # where backends have their names
 
 
 class DomainSnapshot:
@@ -23,14 +24,17 @@ class DomainSnapshot:
 
     def __init__(self, domain: Domain) -> None:
         buffer = io.BytesIO()
-        _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(domain)
+        _Pickler(buffer, domain).dump(domain)
         self._plain = buffer.getvalue()  # a pickle that never leaves the process
+        self._backends = {name: backend.save() for name, backend in domain.backends.items()}
         self._pieces = _content(domain)
 
     def restore(self, now: Domain) -> Domain:
         """The domain as it was, in the memory of what has become of it, which ends here."""
-        domain = _Unpickler(self._plain, now.memory).load()
+        domain = _Unpickler(self._plain, now).load()
         assert isinstance(domain, Domain)
+        for name, state in self._backends.items():
+            domain.backends[name].restore(state)
         _put_content(now.memory, self._pieces)
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
@@ -39,17 +43,27 @@ class DomainSnapshot:
 
 
 class _Pickler(pickle.Pickler):
+    """Leaves out the memory, and the backends, which save themselves."""
+
+    def __init__(self, buffer: io.BytesIO, domain: Domain) -> None:
+        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
+        self._names = {id(backend): name for name, backend in domain.backends.items()}
+        self._names[id(domain.memory)] = MEMORY
+
     def persistent_id(self, value: object) -> str | None:
-        return "memory" if isinstance(value, Memory) else None
+        return self._names.get(id(value))
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, memory: Memory) -> None:
-        super().__init__(io.BytesIO(data))
-        self._memory = memory
+    """Has those of a domain of now in their places."""
 
-    def persistent_load(self, _pid: object) -> Memory:
-        return self._memory
+    def __init__(self, data: bytes, now: Domain) -> None:
+        super().__init__(io.BytesIO(data))
+        self._parts = {MEMORY: now.memory, **now.backends}
+
+    def persistent_load(self, name: object) -> object:
+        assert isinstance(name, str)
+        return self._parts[name]
 
 
 def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:

@@ -25,14 +25,13 @@ from xenemu.hv.building import (
     MAX_PAGES_SLACK,
     XEN_FRAMES,
     DomainConfig,
-    connect,
+    give_rings,
     make_ready,
     pages,
     unpack_module,
 )
-from xenemu.hv.console import Console
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import DOMID, Current, Domain
+from xenemu.hv.domain import DOMID, Current, Domain, Ring
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.grant_table import GrantTable
@@ -42,7 +41,6 @@ from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.vcpu import Vcpu
-from xenemu.hv.xenstore import XenstoreRing
 from xenemu.image import Image, PvParameters, pv_parameters
 from xenemu.pv import descriptors, perdomain
 from xenemu.pv.hypercall_page import hypercall_page
@@ -124,8 +122,8 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Console(Mfn(base + layout.console), port=0),
-        xenstore=XenstoreRing(Mfn(base + layout.xenstore), port=0),
+        console=Ring(Mfn(base + layout.console)),
+        xenstore=Ring(Mfn(base + layout.xenstore)),
         shared_info=shared_info,
         max_pages=nr_pages + MAX_PAGES_SLACK,
         vcpus=[
@@ -146,7 +144,7 @@ def build_pv(image: Image, config: DomainConfig) -> Domain:
         arch=private,
     )
     _load(domain, image, parameters, layout, config, base)
-    connect(domain, config)
+    give_rings(domain)
     root = Mfn(base + layout.page_tables)
     _write_page_tables(memory, layout, base)
     frames.pin(root, DOMID, frames.rules.root_type)

@@ -19,13 +19,12 @@ from xenemu.hv.building import (
     XEN_FRAMES,
     DomainConfig,
     Module,
-    connect,
+    give_rings,
     make_ready,
     pages,
     unpack_module,
 )
-from xenemu.hv.console import Console
-from xenemu.hv.domain import DOMID, Domain
+from xenemu.hv.domain import DOMID, Domain, Ring
 from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
@@ -33,7 +32,6 @@ from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.vcpu import Vcpu
-from xenemu.hv.xenstore import XenstoreRing
 from xenemu.image import Image, pvh_parameters
 from xenemu.pvh import acpi, start_info
 from xenemu.pvh.acpi import AcpiTables
@@ -100,8 +98,8 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Console(p2m.lookup(SpecialPage.CONSOLE.gfn), port=0),
-        xenstore=XenstoreRing(p2m.lookup(SpecialPage.XENSTORE.gfn), port=0),
+        console=Ring(p2m.lookup(SpecialPage.CONSOLE.gfn)),
+        xenstore=Ring(p2m.lookup(SpecialPage.XENSTORE.gfn)),
         shared_info=shared_info,
         max_pages=pages(memory_size) + MAX_PAGES_SLACK,
         vcpus=[
@@ -127,7 +125,7 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
     info = _start_info(layout, config, modules, rsdp, e820)
     memory.write(Maddr(layout.start_info), info)
     _write(memory, p2m, SpecialPage.IDENT_PT.gfn << PAGE_SHIFT, _identity_map())
-    connect(domain, config)
+    give_rings(domain)
     private.params[params.HVM_PARAM_STORE_EVTCHN] = domain.xenstore.port
     private.params[params.HVM_PARAM_CONSOLE_EVTCHN] = domain.console.port
     make_ready(domain)

@@ -12,10 +12,9 @@ from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
 from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
-from xenemu.hv.console import OUTPUT_LIMIT
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.dispatch import Convention, issue, look_at_timers
-from xenemu.hv.domain import Current
+from xenemu.hv.domain import OUTPUT_LIMIT, Current
 from xenemu.hv.msr import cpuid_faults
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of

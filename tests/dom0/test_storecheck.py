@@ -1,4 +1,4 @@
-"""hv/storecheck: a sentence for each thing that is wrong in the xenstore, and none otherwise."""
+"""dom0/storecheck: a sentence for each thing that is wrong in the xenstore, and none otherwise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from fakes import make_domain
-from xenemu.hv.storecheck import check
-from xenemu.hv.xenstore import XenstoreRing
-from xenemu.hv.xenstore_model import MAX_WATCHES, Access, Connection, Permission, Watch
+from xenemu.dom0.xenstore import XenstoreRing
+from xenemu.dom0.xenstore_model import MAX_WATCHES, Access, Connection, Permission, Watch
 
+DOMAIN = make_domain()
 DOM0 = Connection(0)
 HOME = "/local/domain/1"
 
 
 def busy_ring() -> XenstoreRing:
     """A store with nodes of both domains, in which a guest has a watch whose event waits."""
-    ring = make_domain().xenstore
+    ring = XenstoreRing()
+    ring.connection = ring.store.connect(1)
     ring.store.mkdir(DOM0, HOME)
     ring.store.set_perms(DOM0, HOME, (Permission(1, Access.NONE),))
     ring.store.write(ring.connection, "data/a", b"1")
@@ -28,9 +29,9 @@ def busy_ring() -> XenstoreRing:
 def test_a_busy_store_is_in_order() -> None:
     ring = busy_ring()
     assert ring.connection.undelivered
-    assert list(check(ring)) == []
+    assert list(ring.check(DOMAIN)) == []
     ring.store.rm(ring.connection, "data")
-    assert list(check(ring)) == []
+    assert list(ring.check(DOMAIN)) == []
 
 
 def orphan(ring: XenstoreRing) -> None:
@@ -71,4 +72,4 @@ def watch_too_much(ring: XenstoreRing) -> None:
 def test_what_is_wrong_is_said(damage: Callable[[XenstoreRing], None], words: str) -> None:
     ring = busy_ring()
     damage(ring)
-    assert any(words in fault for fault in check(ring)), list(check(ring))
+    assert any(words in fault for fault in ring.check(DOMAIN)), list(ring.check(DOMAIN))

@@ -1,4 +1,4 @@
-"""xenemu/hv/xenstore.py"""
+"""xenemu/dom0/xenstore.py"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xenemu.abi.io.xs_wire import (
     xenstore_domain_interface,
     xsd_sockmsg,
 )
+from xenemu.dom0.xenstore import REQ, RSP, XenstoreRing
+from xenemu.dom0.xenstore_model import MAX_OUTSTANDING
+from xenemu.dom0.xenstore_nodes import populate
 from xenemu.hv.memory import Memory
-from xenemu.hv.xenstore import REQ, RSP, XenstoreRing
-from xenemu.hv.xenstore_model import MAX_OUTSTANDING
-from xenemu.hv.xenstore_nodes import populate
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 MFN = Mfn(1)
@@ -32,12 +32,13 @@ class Guest:
     def __init__(self) -> None:
         self.memory = Memory(2)
         self.raised: list[int] = []
-        self.events = SimpleNamespace(set_pending=lambda _, port: self.raised.append(port))
+        self.events = SimpleNamespace(notify_from_dom0=lambda _, port: self.raised.append(port))
         self.ring = XenstoreRing(MFN, PORT)
+        self.ring.connection = self.ring.store.connect(1)
         populate(self.ring.store, 1, "guest", bytes(16), 65536, 1, Mfn(2), 2, MFN, PORT)
 
     def notify(self) -> None:
-        self.ring.notify(self)  # type: ignore[arg-type]
+        self.ring.notify(self, PORT)  # type: ignore[arg-type]
 
     def put(self, data: bytes) -> None:
         assert REQ.put(self.memory, MFN, data) == len(data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -27,10 +27,10 @@ from xenemu.abi.io.xs_wire import (
     xenstore_domain_interface,
     xsd_sockmsg,
 )
-from xenemu.errors import XenError
-from xenemu.hv.byte_ring import ByteRing
-from xenemu.hv.domain import DOMID
-from xenemu.hv.xenstore_model import (
+from xenemu.dom0 import storecheck
+from xenemu.dom0.backend import RingBackend
+from xenemu.dom0.byte_ring import ByteRing
+from xenemu.dom0.xenstore_model import (
     MAX_OUTSTANDING,
     Access,
     Connection,
@@ -39,8 +39,9 @@ from xenemu.hv.xenstore_model import (
     Permissions,
     Transaction,
 )
-from xenemu.hv.xenstore_tree import Store
-from xenemu.x86.paging import PAGE_SHIFT, Maddr, Mfn
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.errors import XenError
+from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 if TYPE_CHECKING:
     from xenemu.hv.domain import Domain
@@ -60,24 +61,22 @@ class Outgoing:
 
 
 @dataclass
-class XenstoreRing:
-    """A domain's connection to the store: its page, its event channel, messages under way."""
+class XenstoreRing(RingBackend):
+    """A domain's connection to the store, and messages under way."""
 
-    mfn: Mfn
-    port: int
     store: Store = field(default_factory=Store)
-    domid: int = DOMID
-    connection: Connection = field(init=False)
+    connection: Connection = field(init=False)  # from `connect` on
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: deque[Outgoing] = field(default_factory=deque)
     error: int = 0  # XENSTORE_ERROR_*: the domain is ignored
 
-    def __post_init__(self) -> None:
-        self.connection = self.store.connect(self.domid)
+    @property
+    def name(self) -> str:
+        return "xenstore"
 
-    def notify(self, domain: Domain) -> None:
-        """The guest sent an event: it made requests, or room for answers."""
-        self.pump(domain)
+    def connect(self, domain: Domain) -> None:
+        self.connect_ring(domain, domain.xenstore)
+        self.connection = self.store.connect(domain.domid)
 
     def pump(self, domain: Domain) -> None:
         """Serve what can be served now, and tell the guest if anything moved."""
@@ -90,7 +89,14 @@ class XenstoreRing:
             self._collect_events()
             self._send(domain)
         if self._indices(domain) != before:
-            domain.events.set_pending(domain, self.port)
+            self.tell(domain)
+
+    def check(self, domain: Domain) -> Iterator[str]:
+        """See `storecheck`."""
+        waits = [*self.connection.events]
+        waits += [message.event for message in self.outgoing if message.event is not None]
+        # After an error, what waited is forgotten.
+        return storecheck.check(self.store, self.connection, None if self.error else waits)
 
     def _indices(self, domain: Domain) -> tuple[int, int]:
         """The two indices that are ours to move."""

@@ -1,14 +1,14 @@
-"""xenemu/hv/xenstore_nodes.py"""
+"""xenemu/dom0/xenstore_nodes.py"""
 
 from __future__ import annotations
 
 import pytest
 
 from xenemu.abi.errno import EACCES
+from xenemu.dom0.xenstore_model import Connection
+from xenemu.dom0.xenstore_nodes import populate
+from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
-from xenemu.hv.xenstore_model import Connection
-from xenemu.hv.xenstore_nodes import populate
-from xenemu.hv.xenstore_tree import Store
 
 UUID = bytes(range(16))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from xenemu.hv.console import OUTPUT_LIMIT
-from xenemu.hv.xenstore_model import Access, Connection, Permission
-from xenemu.hv.xenstore_tree import Store
+from xenemu.dom0.xenstore_model import Access, Connection, Permission
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.hv.domain import OUTPUT_LIMIT
 
 # Directories that the domain may only read, and nodes that are its own.
 READ_ONLY: Final = ("cpu", "memory", "device", "control")

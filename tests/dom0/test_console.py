@@ -1,4 +1,4 @@
-"""xenemu/hv/console.py"""
+"""xenemu/dom0/console.py"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenemu.hv.console import IN, INPUT_LIMIT, OUT, OUTPUT_LIMIT, Console
+from xenemu.dom0.console import IN, INPUT_LIMIT, OUT, OUTPUT_LIMIT, Console
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
@@ -24,7 +24,7 @@ class Guest:
         self.memory = Memory(2)
         self.output = bytearray()
         self.raised: list[int] = []
-        self.events = SimpleNamespace(set_pending=lambda _, port: self.raised.append(port))
+        self.events = SimpleNamespace(notify_from_dom0=lambda _, port: self.raised.append(port))
         self.console = Console(MFN, PORT)
 
     def write_index(self, offset: int, value: int) -> None:
@@ -32,7 +32,7 @@ class Guest:
 
     def print(self, data: bytes) -> None:
         assert OUT.put(self.memory, MFN, data) == len(data)
-        self.console.notify(self)  # type: ignore[arg-type]
+        self.console.notify(self, PORT)  # type: ignore[arg-type]
 
     def type(self, data: bytes) -> int:
         return self.console.feed(self, data)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_input_waits_until_the_guest_makes_room(guest: Guest) -> None:
     assert guest.type(b"a" * 1024 + b"b") == 1025
     assert guest.console.input == b"b"
     assert IN.take(guest.memory, MFN, 1024) == b"a" * 1024
-    guest.console.notify(guest)  # type: ignore[arg-type]
+    guest.console.notify(guest, PORT)  # type: ignore[arg-type]
     assert IN.take(guest.memory, MFN, 99) == b"b"
 
 

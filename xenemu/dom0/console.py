@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.io.console import xencons_interface
-from xenemu.hv.byte_ring import ByteRing
-from xenemu.x86.paging import Mfn
+from xenemu.dom0.backend import RingBackend
+from xenemu.dom0.byte_ring import ByteRing
+from xenemu.hv.domain import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
     from xenemu.hv.domain import Domain
 
-OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet shown; libxl's console/limit
 INPUT_LIMIT: Final = 64 << 10  # bytes typed that the guest has not made room for
 
 _at = xencons_interface.layout(8).offsets  # the same in both widths
@@ -28,12 +28,17 @@ OUT: Final = ByteRing(_at["out"], 2048, _at["out_cons"], _at["out_prod"])
 
 
 @dataclass
-class Console:
-    """A domain's console: its ring page, its event channel and the input not yet delivered."""
+class Console(RingBackend):
+    """A domain's console, and the input not yet delivered."""
 
-    mfn: Mfn
-    port: int
     input: bytearray = field(default_factory=bytearray)
+
+    @property
+    def name(self) -> str:
+        return "console"
+
+    def connect(self, domain: Domain) -> None:
+        self.connect_ring(domain, domain.console)
 
     @property
     def input_room(self) -> int:
@@ -47,10 +52,6 @@ class Console:
         self.pump(domain)
         return accepted
 
-    def notify(self, domain: Domain) -> None:
-        """The guest sent an event: it produced output, or it made room for input."""
-        self.pump(domain)
-
     def pump(self, domain: Domain) -> None:
         """Move bytes both ways, and tell the guest if any moved.
 
@@ -61,4 +62,4 @@ class Console:
         typed = IN.put(domain.memory, self.mfn, self.input)
         del self.input[:typed]
         if shown or typed:
-            domain.events.set_pending(domain, self.port)
+            self.tell(domain)

@@ -1,10 +1,10 @@
-"""xenemu/hv/byte_ring.py"""
+"""xenemu/dom0/byte_ring.py"""
 
 from __future__ import annotations
 
 import pytest
 
-from xenemu.hv.byte_ring import ByteRing
+from xenemu.dom0.byte_ring import ByteRing
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import Maddr, Mfn
 

@@ -31,8 +31,7 @@ from xenemu.abi.errno import (
     EPERM,
 )
 from xenemu.abi.io.xs_wire import XENSTORE_PAYLOAD_MAX, XENSTORE_REL_PATH_MAX
-from xenemu.errors import XenError
-from xenemu.hv.xenstore_model import (
+from xenemu.dom0.xenstore_model import (
     MAX_ENTRIES,
     MAX_ENTRY_SIZE,
     MAX_PATH,
@@ -50,6 +49,7 @@ from xenemu.hv.xenstore_model import (
     Transaction,
     Watch,
 )
+from xenemu.errors import XenError
 
 # DIVERGES: no write rate limit and no time limit on unread watch events, as xenstored measures
 # both with the host's clock.

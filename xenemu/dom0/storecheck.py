@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from xenemu.hv.xenstore import XenstoreRing
-from xenemu.hv.xenstore_model import (
+from xenemu.dom0.xenstore_model import (
     MAX_MEMORY,
     MAX_TRANSACTIONS,
     MAX_WATCHES,
     Connection,
+    Event,
     event_size,
 )
-from xenemu.hv.xenstore_tree import Store
+from xenemu.dom0.xenstore_tree import Store
 
 
-def check(ring: XenstoreRing) -> Iterator[str]:
-    """A sentence for each thing that is not as it should be; none if all is well."""
-    yield from _tree(ring.store)
-    for connection in ring.store.connections:
+def check(store: Store, session: Connection, waits: Iterable[Event] | None) -> Iterator[str]:
+    """A sentence for each thing that is not as it should be; none if all is well.
+
+    `waits` are the events that are on their way to the guest whose `session` it is, if known.
+    """
+    yield from _tree(store)
+    for connection in store.connections:
         yield from _connection(connection)
-    if not ring.error:  # else what waited is forgotten
-        waits = {*ring.connection.events, *(m.event for m in ring.outgoing if m.event is not None)}
-        if ring.connection.undelivered != waits:
-            yield "the events that wait in the xenstore are not those that are to be delivered"
+    if waits is not None and session.undelivered != {*waits}:
+        yield "the events that wait in the xenstore are not those that are to be delivered"
 
 
 def _tree(store: Store) -> Iterator[str]:

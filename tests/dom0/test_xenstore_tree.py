@@ -1,4 +1,4 @@
-"""xenemu/hv/xenstore_tree.py"""
+"""xenemu/dom0/xenstore_tree.py"""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.abi import errno
-from xenemu.errors import XenError
-from xenemu.hv.xenstore_model import (
+from xenemu.dom0.xenstore_model import (
     MAX_ENTRIES,
     MAX_TRANSACTION_NODES,
     Access,
@@ -21,7 +20,8 @@ from xenemu.hv.xenstore_model import (
     Permission,
     Transaction,
 )
-from xenemu.hv.xenstore_tree import Store
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.errors import XenError
 
 READ_ONLY = (Permission(0, Access.NONE), Permission(1, Access.READ))
 OWN = (Permission(1, Access.NONE),)

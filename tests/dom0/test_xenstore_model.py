@@ -1,12 +1,11 @@
-"""xenemu/hv/xenstore_model.py"""
+"""xenemu/dom0/xenstore_model.py"""
 
 from __future__ import annotations
 
 import pytest
 
 from xenemu.abi.errno import ENOENT
-from xenemu.errors import XenError
-from xenemu.hv.xenstore_model import (
+from xenemu.dom0.xenstore_model import (
     MAX_MEMORY,
     Access,
     Connection,
@@ -14,6 +13,7 @@ from xenemu.hv.xenstore_model import (
     Permission,
     Watch,
 )
+from xenemu.errors import XenError
 
 ALL = Access.READ | Access.WRITE | Access.OWNER
 

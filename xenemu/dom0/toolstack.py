@@ -1,0 +1,31 @@
+"""What xl does for a domain that has been built, before it runs.
+
+In Xen: tools/libs/light/libxl_create.c
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xenemu.dom0.xenstore_nodes import populate
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.hv.backend import Backend, attach
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.domain import Domain
+
+
+def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterable[Backend]) -> None:
+    """Make the domain's nodes in the store, and connect it to dom0's backends."""
+    populate(
+        store,
+        domain.domid,
+        config.name,
+        domain.uuid,
+        config.memory >> 10,
+        config.vcpus,
+        domain.mfn_to_gfn(domain.console.mfn),
+        domain.console.port,
+        domain.mfn_to_gfn(domain.xenstore.mfn),
+        domain.xenstore.port,
+    )
+    attach(domain, backends)
