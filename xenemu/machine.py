@@ -206,6 +206,7 @@ class Machine:
             root = self.personality.address_space(self.current)
             self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
         self.engine.set_task_switched(False)
+        self._untouched = self.engine.store()  # how each vcpu finds the CPU
         self.personality.start(self.current)
 
     def snapshot(self) -> Snapshot:
@@ -377,9 +378,10 @@ class Machine:
         if vcpu is not current.vcpu:
             if current.vcpu.runnable:
                 scheduler.preempt(current)
-            current.vcpu.saved = engine.save()
+            current.vcpu.saved = engine.store()
             current.vcpu = vcpu
             if vcpu.saved is None:
+                engine.load(self._untouched)
                 self.personality.start(current)
             else:
                 engine.load(vcpu.saved)

@@ -509,7 +509,7 @@ def test_a_changed_entry_counts_once_the_tlb_forgets_it(engine: Engine, whole: b
 
 def test_a_saved_vcpu_goes_on_where_it_was(engine: Engine) -> None:
     run(engine, LOOP, 10)
-    saved, where = engine.save(), engine.rip
+    saved, where = engine.store(), engine.rip
     engine.cr3, engine.rip = OTHER_ROOT << 12, CODE + 0x500
     engine.regs[Reg.RAX], engine.rflags = 1000, 0x202
     engine.set_segment(Seg.GS, Segment(0, 0x999))
@@ -524,7 +524,7 @@ def test_a_saved_vcpu_goes_on_where_it_was(engine: Engine) -> None:
 def test_a_saved_vcpu_keeps_its_flags(engine: Engine, bits: int) -> None:
     engine.regs[Reg.RBX] = 0x202 | bits
     run(engine, PUSH_RBX_POPF + SYSCALL)
-    saved = engine.save()
+    saved = engine.store()
     engine.regs[Reg.RBX] = 0x202
     run(engine, PUSH_RBX_POPF + SYSCALL)
     engine.load(saved)
@@ -536,14 +536,14 @@ def test_a_saved_vcpu_keeps_its_flags(engine: Engine, bits: int) -> None:
 def test_a_saved_vcpu_keeps_flags_that_were_set_for_it(engine: Engine) -> None:
     run(engine, LOOP, 10)
     engine.rflags = 0x202 | CF
-    saved = engine.save()
+    saved = engine.store()
     engine.rflags = 0x202
     engine.load(saved)
     assert engine.rflags == 0x202 | CF
 
 
 def test_time_is_not_a_vcpus_own(engine: Engine) -> None:
-    saved = engine.save()
+    saved = engine.store()
     run(engine, LOOP, 100)
     engine.load(saved)
     assert engine.now_ns == 100
@@ -838,10 +838,10 @@ def test_an_armed_breakpoint_can_be_moved(engine: Engine, dr7: int, offset: int)
 def test_breakpoints_are_a_vcpus_own(engine: Engine, dr7: int) -> None:
     code = b"\x89\x07" + INC_RAX * 3 + SYSCALL
     engine.regs[Reg.RDI] = DATA
-    without = engine.save()
+    without = engine.store()
     engine.set_debug_register(0, CODE + 2 if dr7 == 0x401 else DATA)
     engine.set_debug_register(7, dr7)
-    armed = engine.save()
+    armed = engine.store()
     for _ in range(2):
         for saved, expected in ((without, "syscall"), (armed, "#DB")):
             engine.load(saved)
@@ -855,7 +855,7 @@ def test_breakpoints_are_a_vcpus_own(engine: Engine, dr7: int) -> None:
 
 def test_another_vcpus_watchpoint_costs_nothing(engine: Engine) -> None:
     engine.regs[Reg.RDI] = DATA
-    other = engine.save()
+    other = engine.store()
     engine.set_debug_register(0, DATA)
     engine.set_debug_register(7, 0x401 | 0xD << 16)
     engine.load(other)
@@ -867,14 +867,14 @@ def test_another_vcpus_watchpoint_costs_nothing(engine: Engine) -> None:
 def test_a_watched_store_traps_wherever_its_vcpu_leaves_the_cpu(engine: Engine) -> None:
     store, elsewhere = b"\x89\x07", CODE + 0x1000
     engine.regs[Reg.RDI] = DATA
-    other = engine.save()
+    other = engine.store()
     engine.set_debug_register(0, DATA)
     engine.set_debug_register(7, 0x401 | 0xD << 16)
-    first = engine.save()
+    first = engine.store()
     for slice_ns in range(1, 5):
         engine.load(first)
         run(engine, INC_RAX + store + INC_RAX * 3 + SYSCALL, engine.now_ns + slice_ns)
-        mine = engine.save()
+        mine = engine.store()
         engine.load(other)
         run(engine, store + INC_RAX + UD2, engine.now_ns + 9, elsewhere)
         engine.load(mine)

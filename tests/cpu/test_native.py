@@ -403,6 +403,15 @@ def test_cpuid_that_is_refused_is_gp():
 # Faults.
 
 TS, EM = 8, 4  # of CR0
+
+
+def test_pushf_stores_no_rf():
+    # pushl $0x10002; push %cs; push $target; iret; target: pushf; pop %eax; hlt
+    guest = Guest(bytes.fromhex("6802000100 0e 680c200000 cf 9c 58 f4"))
+    guest.run()
+    assert guest[EAX] == 2
+
+
 SKIP = "83042404 cf"  # addl $4,(%esp); iret
 
 

@@ -201,7 +201,7 @@ def test_threads_are_vcpus_that_were_brought_up():
 def test_another_vcpus_registers_are_loaded_for_a_while():
     target = make_target(make_pv_current(vcpus=2))
     cpu, (first, second) = target.machine.engine, target.machine.domain.vcpus
-    cpu.save = lambda: cpu.rip.to_bytes(8, "little")
+    cpu.store = lambda: cpu.rip.to_bytes(8, "little")
     cpu.load = lambda saved: setattr(cpu, "rip", int.from_bytes(saved, "little"))
     cpu.rip, second.saved = 0x1111, (0x2222).to_bytes(8, "little")
     with target.loaded(2):

@@ -23,6 +23,7 @@ from xenemu.abi.arch_x86.cpufeatureset import (
     word_of,
 )
 from xenemu.cpu import self_check, shim
+from xenemu.cpu.context import Context
 from xenemu.cpu.exits import native_exits, pv_exits
 from xenemu.cpu.guest_physical import GuestPhysical
 from xenemu.cpu.registers import Registers
@@ -52,7 +53,7 @@ class EngineState:
     There are addresses of this process in it, so that it is for the same engine only.
     """
 
-    registers: bytes
+    registers: Context
     subjects: tuple[bytes, ...]  # the clock, the vcpu and the counters (cpu/shared.def)
     by_iret: int
     stop: int
@@ -91,12 +92,8 @@ class Engine(Registers):
         handle, at = uc._uch.value, loaded.constants
         ctypes.c_uint8.from_address(handle + at.UC_NO_EXIT_REQUEST).value = 1
         loaded.attach(handle)
-        super().__init__(loaded, uc)
-        env, cpu = loaded.env(), loaded.cpu()
-        self._interrupt_request = ctypes.c_uint32.from_address(cpu + at.CPU_INTERRUPT_REQUEST)
-        self._halted = ctypes.c_uint32.from_address(cpu + at.CPU_HALTED)
-        self._exception_index = ctypes.c_int32.from_address(cpu + at.CPU_EXCEPTION_INDEX)
-        self._old_exception = ctypes.c_int32.from_address(env + at.ENV_OLD_EXCEPTION)
+        super().__init__(loaded, uc, self._ram)
+        env = loaded.env()
         self._vcpu.native = 0  # or the last engine's guest would be asked about MSRs
         self_check.check(loaded, uc)
         features = (ctypes.c_uint64 * NR_FEATURE_WORDS).from_address(env + at.ENV_FEATURES)
@@ -278,32 +275,11 @@ class Engine(Registers):
         names = ("exits", "flushes", "fills", "blocks_translated", "code_frames")
         return {name: getattr(self._counters, name) for name in names}
 
-    # ---- several vcpus ----
-
-    def save(self) -> bytes:
-        """The loaded vcpu's registers, as bytes for `load`."""
-        self._shim.sync_rflags()
-        extra = (self._interrupt_request.value, self._halted.value, self._exception_index.value)
-        dr7 = self._disarm()
-        saved = bytes(self._saved) + b"".join((v & 0xFFFFFFFF).to_bytes(4, "little") for v in extra)
-        self._shim.set_dr7(dr7)
-        return saved + dr7.to_bytes(8, "little")
-
-    def load(self, saved: bytes) -> None:
-        """Load another vcpu's registers, as `save` returned them."""
-        self._disarm()
-        size = len(self._saved)
-        ctypes.memmove(self._saved, saved, size)
-        words = [int.from_bytes(saved[size + i : size + i + 4], "little") for i in (0, 4)]
-        self._interrupt_request.value, self._halted.value = words
-        self._exception_index.value = -1
-        self._shim.reload_rflags()
-        self._shim.set_dr7(int.from_bytes(saved[-8:], "little"))
-        self.flush_tlb()
+    # ---- snapshots ----
 
     def keep(self) -> EngineState:
         """All of the guest's that the engine has, for `put_back`; between runs."""
-        registers = self.save()
+        registers = self.store()
         subjects = tuple(map(bytes, self._guests_own()))
         loaded = self._shim
         return EngineState(

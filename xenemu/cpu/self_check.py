@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
+from xenemu.cpu.registers import msr_offsets
 from xenemu.cpu.shim import UNICORN_VERSION, Shim
 from xenemu.errors import EngineError
 from xenemu.hv.cpu import Reg, Seg
@@ -46,7 +47,8 @@ def check(loaded: Shim, uc: Any) -> None:
         found = (_at(loaded, place + at.SEG_BASE, 8), _at(loaded, place + at.SEG_LIMIT, 4))
         uc.reg_write(api(which.name), before)
         _expect(found == (0x12345678, 0x4321), which.name)
-    for number, offset, size in _msrs(at):
+    for number, offset in msr_offsets(at).items():
+        size = 2 if number == msr.IA32_SYSENTER_CS else 8
         before, value = uc.msr_read(number), _cut(MAGIC, size)
         uc.msr_write(number, value)
         seen = _at(loaded, offset, size)
@@ -79,6 +81,9 @@ def _registers(at: Any) -> Iterator[Place]:
     yield "RIP", at.ENV_EIP, 8
     yield "CR2", at.ENV_CR2, 8
     yield "FPCW", at.ENV_FPUC, 2
+    yield "FOP", at.ENV_FPOP, 2
+    yield "FIP", at.ENV_FPIP, 8
+    yield "FDP", at.ENV_FPDP, 8
     yield "MXCSR", at.ENV_MXCSR, 2
 
 
@@ -90,19 +95,6 @@ def _read_only(at: Any) -> Iterator[Place]:
         yield f"DR{number}", at.ENV_DR + 8 * number, 8
     for which in range(Seg.GS + 1):
         yield Seg(which).name, at.ENV_SEGS + at.SEG_SIZE * which, 4
-
-
-def _msrs(at: Any) -> Iterator[tuple[int, int, int]]:
-    yield msr.IA32_SYSENTER_CS, at.ENV_SYSENTER_CS, 2
-    yield msr.IA32_SYSENTER_ESP, at.ENV_SYSENTER_ESP, 8
-    yield msr.IA32_SYSENTER_EIP, at.ENV_SYSENTER_EIP, 8
-    yield msr.IA32_CR_PAT, at.ENV_PAT, 8
-    yield msr.STAR, at.ENV_STAR, 8
-    yield msr.LSTAR, at.ENV_LSTAR, 8
-    yield msr.CSTAR, at.ENV_CSTAR, 8
-    yield msr.FMASK, at.ENV_FMASK, 8
-    yield msr.KERNEL_GS_BASE, at.ENV_KERNEL_GS_BASE, 8
-    yield msr.TSC_AUX, at.ENV_TSC_AUX, 8
 
 
 def _at(loaded: Shim, offset: int, size: int) -> int:

@@ -124,12 +124,12 @@ class Target:
             yield
             return
         assert vcpu.saved is not None
-        was.saved, current.vcpu = engine.save(), vcpu
+        was.saved, current.vcpu = engine.store(), vcpu
         engine.load(vcpu.saved)
         try:
             yield
         finally:
-            vcpu.saved, current.vcpu = engine.save(), was
+            vcpu.saved, current.vcpu = engine.store(), was
             engine.load(was.saved)
             was.saved = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 from xenemu.x86.paging import Maddr
 
@@ -28,8 +28,8 @@ class Vcpu:
     """One virtual CPU.
 
     `info` is the machine address of its vcpu_info. `arch` belongs to the personality that
-    built the domain, and is opaque to `hv`. `saved` holds its registers, as bytes that only
-    the engine understands, while another vcpu is in the CPU.
+    built the domain, and is opaque to `hv`. `saved` holds its registers while another
+    vcpu is in the CPU: a `cpu.context.Context`, which `hv` only hands on.
     """
 
     vcpu_id: int
@@ -49,7 +49,7 @@ class Vcpu:
     areas_stale: bool = False  # one of the two could not be written (pv.paging.toggle_guest_mode)
     periodic_ns: int = 0  # period, 0 if stopped
     msrs: dict[int, int] = field(default_factory=dict)  # those that hv/msr.py keeps, if written
-    saved: bytes | None = None
+    saved: Any = None
     remarks: list[str] = field(default_factory=list)  # see `remark`
 
     @property

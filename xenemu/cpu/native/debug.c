@@ -219,3 +219,44 @@ void shim_set_dr7(uint64_t value)
 {
     U.update_dr7(G.env, value);
 }
+
+/* The watchpoint that DR0 + n has armed, or NULL: DR7 may arm a breakpoint, or nothing. */
+static struct watchpoint *armed(int n)
+{
+    uint64_t dr7 = FIELD(G.env, ENV_DR + 7 * 8, uint64_t);
+    bool enabled = dr7 >> 2 * n & 3, of_data = dr7 >> (16 + 4 * n) & 1;
+
+    return enabled && of_data ? FIELD(G.env, ENV_WATCHPOINTS + 8 * n, struct watchpoint *) : NULL;
+}
+
+/* A bit for each of DR0 to DR3 that has been hit, if a #DB for that waits to be raised. */
+uint32_t shim_debug_hits(void)
+{
+    uint32_t hits = 0;
+
+    if (!FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *))
+        return 0;
+    for (int n = 0; n < GUEST_WATCHPOINTS; n++) {
+        struct watchpoint *watchpoint = armed(n);
+        if (watchpoint && (watchpoint->flags & WATCH_ACCESS * WATCH_HIT_READ))
+            hits |= 1u << n;
+    }
+    return hits;
+}
+
+/* Load all debug registers, of which hits may wait, in place of those that are armed. */
+void shim_load_debug(const uint64_t *registers, uint32_t hits)
+{
+    U.update_dr7(G.env, 0);
+    FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *) = NULL;
+    for (int n = 0; n < 7; n++)
+        FIELD(G.env, ENV_DR + 8 * n, uint64_t) = registers[n];
+    U.update_dr7(G.env, registers[7]);
+    for (int n = 0; n < GUEST_WATCHPOINTS; n++) {
+        struct watchpoint *watchpoint = armed(n);
+        if (!watchpoint || !(hits >> n & 1))
+            continue;
+        watchpoint->flags |= (watchpoint->flags & WATCH_ACCESS) * WATCH_HIT_READ;
+        FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *) = watchpoint;
+    }
+}

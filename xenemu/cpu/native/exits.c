@@ -11,7 +11,7 @@
  * Put the RFLAGS that Python set into the CPU. While the guest runs, the arithmetic flags and DF
  * live elsewhere in env; between runs, all of them are in env->eflags.
  */
-enum { FLAGS_RUNNING = 0x00277f00 & ~0xcd5, FLAGS_ALL = 0x00277fd5 };
+enum { FLAGS_RUNNING = 0x00277f00 & ~0xcd5 };
 
 static void sync_rflags(uint32_t mask)
 {
@@ -22,7 +22,7 @@ static void sync_rflags(uint32_t mask)
 
 void shim_sync_rflags(void)
 {
-    sync_rflags(FLAGS_ALL);
+    sync_rflags(RFLAGS_ALL);
 }
 
 static void apply_requests(void)
@@ -147,11 +147,4 @@ int shim_run(uint64_t rip)
     wrap_rip();
     G.vcpu.rflags = U.read_eflags(G.env);
     return error;
-}
-
-/* Read the RFLAGS of registers that were loaded behind the CPU's back. */
-void shim_reload_rflags(void)
-{
-    G.vcpu.rflags = U.read_eflags(G.env);
-    G.vcpu.rflags_dirty = 0;
 }

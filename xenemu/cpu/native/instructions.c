@@ -1,5 +1,5 @@
 /*
- * Instructions that Unicorn gets wrong: RDTSC, port I/O, PAUSE, RDMSR and WRMSR.
+ * Instructions that Unicorn gets wrong: RDTSC, PUSHF, port I/O, PAUSE, RDMSR and WRMSR.
  *
  * Intel SDM volume 2, under their names.
  */
@@ -23,6 +23,14 @@ void helper_rdtscp_x86_64(void *env)
 {
     rdtsc(env, RETURN_ADDRESS);
     FIELD(env, ENV_REGS + 1 * 8, uint64_t) = (uint32_t)FIELD(env, ENV_TSC_AUX, uint64_t);
+}
+
+/*
+ * PUSHF. The engine would store RF, which it clears with the end of a block only.
+ */
+uint64_t helper_read_eflags_x86_64(void *env)
+{
+    return U.read_eflags(env) & ~(uint64_t)(EFLAGS_RF | EFLAGS_VM);
 }
 
 /* #GP unless the guest may use the port: by IOPL, or natively by its TSS's bitmap. */

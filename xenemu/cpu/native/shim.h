@@ -137,6 +137,7 @@ static inline bool canonical(uint64_t address)
 #pragma GCC visibility pop
 
 /* Python calls them, too. */
+void shim_sync_rflags(void);
 void shim_request_interrupt(uint32_t kind);
 uint64_t shim_came_from(void);
 

@@ -23,15 +23,16 @@ enum { /* CPUState */
     CPU_BREAKPOINTS = 0x8148,
 };
 enum { /* CPUX86State */
-    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_CC_SRC = 152, ENV_HFLAGS = 176, ENV_SEGS = 184,
+    ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_CC_SRC = 152, ENV_HFLAGS = 176, ENV_HFLAGS2 = 180, ENV_SEGS = 184,
     ENV_CR0 = 424, ENV_CR2 = 424 + 2 * 8, ENV_CR3 = 424 + 3 * 8, ENV_CR4 = 424 + 4 * 8,
-    ENV_EFER = 592, ENV_FPSTT = 604, ENV_FPUS = 608, ENV_FPUC = 610, ENV_MXCSR = 816, ENV_XMM = 824,
+    ENV_EFER = 592, ENV_FPSTT = 604, ENV_FPUS = 608, ENV_FPUC = 610, ENV_FPTAGS = 612, ENV_FPREGS = 624,
+    ENV_FPOP = 752, ENV_FPIP = 760, ENV_FPDP = 768, ENV_MXCSR = 816, ENV_XMM = 824,
     ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808, ENV_SYSENTER_EIP = 4816,
     ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848,
     ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864, ENV_TSC_AUX = 4896,
     ENV_EXCEPTION_ERROR = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_DR = 5400, ENV_DR6 = 5400 + 6 * 8,
+    ENV_WATCHPOINTS = 5464, /* pointers, for DR0 to DR3; breakpoints, where DR7 says that */
     ENV_OLD_EXCEPTION = 5496, ENV_PAT = 5280, ENV_FEATURES = 5632,
-    ENV_SAVED = 5568, /* everything up to here is a vcpu's own */
 };
 enum { XMM_SIZE = 64 };
 enum { SEG_BASE = 8, SEG_LIMIT = 16, SEG_FLAGS = 20, SEG_SIZE = 24 };
@@ -72,7 +73,9 @@ enum { PHYSICAL_BITS = 40 };
 #define PTE_NX (1ull << 63)
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_TS = 1 << 11, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };
+enum { HF_OF_EFLAGS = 0x23100, HF2_NMI = 1 << 2 }; /* TF, IOPL, VM: blocks have them anyway */
 enum { EFLAGS_CF = 1, EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_NT = 1 << 14 };
+enum { EFLAGS_RF = 1 << 16, EFLAGS_VM = 1 << 17, RFLAGS_ALL = 0x00277fd5 };
 enum { DR6_BD = 1 << 13, DR6_BS = 1 << 14, DR7_GD = 1 << 13 };
 enum { EFLAGS_OF_BLOCK = 0x73100 }; /* TF, IOPL, RF, VM, AC: what translation depends on */
 enum { INTERRUPT_VIRQ = 0x100, INTERRUPT_NMI = 0x200, INTERRUPT_DEBUG = 0x80 };
@@ -128,6 +131,9 @@ extern struct unicorn {
     void (*iret)(void *env, int log_size, int next_eip);
     void (*update_dr7)(void *env, uint64_t value);
     void (*breakpoint)(void *cpu);
+    void (*update_hflags)(void *env);
+    void (*update_fp_status)(void *env);
+    void (*update_mxcsr_status)(void *env);
     void (*pause)(void *env, int next_eip_addend);
     int (*mmio_map)(void *uc, uint64_t address, size_t size, void *read, void *read_data,
                     void *write, void *write_data);
