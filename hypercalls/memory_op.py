@@ -192,8 +192,8 @@ def _allocate(
     """
     domain = current.domain
     order = reservation.extent_order
-    if domain.frames.tot_pages.get(domain.domid, 0) + (1 << order) > domain.max_pages:
-        raise XenError(ENOMEM, f"the domain may have no more than {domain.max_pages} pages")
+    if domain.pages.tot_pages + (1 << order) > domain.pages.max_pages:
+        raise XenError(ENOMEM, f"the domain may have no more than {domain.pages.max_pages} pages")
     if wanted is not None and not order and domain.frames.alloc_frame_at(wanted, domain.domid):
         return Mfn(wanted)
     below = mfn_limit(current, reservation.mem_flags)
@@ -292,14 +292,15 @@ def _own_domid(current: Current, pointer: int) -> int:
 @ops.sub(XENMEM_current_reservation)
 def current_reservation(current: Current, pointer: int) -> int:
     """How many pages the domain has."""
-    return current.domain.frames.tot_pages.get(_own_domid(current, pointer), 0)
+    _own_domid(current, pointer)
+    return current.domain.pages.tot_pages
 
 
 @ops.sub(XENMEM_maximum_reservation)
 def maximum_reservation(current: Current, pointer: int) -> int:
     """How many pages the domain may have."""
     _own_domid(current, pointer)
-    return current.domain.max_pages
+    return current.domain.pages.max_pages
 
 
 @ops.sub(XENMEM_maximum_gpfn)

@@ -341,7 +341,7 @@ class PvhWorld(ModelWorld):
     def _build(self) -> Current:
         current = make_pvh_current(pages=240, vcpus=2)
         current.domain.frames.add_to_heap(range(7, 16))
-        current.domain.max_pages += 8
+        current.domain.pages.max_pages += 8
         current.domain.console.mfn, current.domain.xenstore.mfn = Mfn(RINGS), Mfn(RINGS + 1)
         give_rings(current.domain)
         connect_backends(current.domain, DomainConfig(MIB, vcpus=2))

@@ -60,7 +60,7 @@ def free_a_frame_in_use(domain: Domain) -> None:
 
 
 def miscount_the_pages(domain: Domain) -> None:
-    domain.frames.tot_pages[domain.domid] += 1
+    domain.pages.tot_pages += 1
 
 
 def cut_a_connection(domain: Domain) -> None:

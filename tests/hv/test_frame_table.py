@@ -6,7 +6,13 @@ import pytest
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
-from xenemu.hv.frame_table import DESCRIBED, DOMID_NONE, INVALID_M2P_ENTRY, PGT_writable_page
+from xenemu.hv.frame_table import (
+    DESCRIBED,
+    DOMID_NONE,
+    INVALID_M2P_ENTRY,
+    PageCounts,
+    PGT_writable_page,
+)
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
 from xenemu.x86.paging import Maddr, Mfn
@@ -23,7 +29,7 @@ def frames() -> Frames:
 
 def test_an_assigned_frame_has_its_owners_reference(frames: Frames) -> None:
     assert (frames.owner[16], frames.count[16], frames.type_count[16]) == (GUEST, 1, 0)
-    assert frames.tot_pages == {GUEST: 8}
+    assert frames.pages == {GUEST: PageCounts(8)}
 
 
 def test_a_frame_is_not_given_twice(frames: Frames) -> None:
@@ -34,7 +40,11 @@ def test_a_frame_is_not_given_twice(frames: Frames) -> None:
 
 def test_a_released_frame_goes_to_the_heap(frames: Frames) -> None:
     frames.release(Mfn(17))
-    assert (frames.owner[17], list(frames.heap), frames.tot_pages) == (DOMID_NONE, [17], {GUEST: 7})
+    assert (frames.owner[17], list(frames.heap), frames.pages) == (
+        DOMID_NONE,
+        [17],
+        {GUEST: PageCounts(7)},
+    )
 
 
 def test_a_released_frame_stays_while_it_is_referenced(frames: Frames) -> None:
@@ -59,7 +69,11 @@ def test_a_shared_frame_never_returns_to_the_heap(frames: Frames) -> None:
     frames.share_with_guest(Mfn(2), GUEST, writable=True)
     assert (frames.type[2], frames.type_count[2]) == (PGT_writable_page, 1)
     frames.release(Mfn(2))
-    assert (frames.owner[2], list(frames.heap), frames.tot_pages) == (DOMID_NONE, [], {GUEST: 8})
+    assert (frames.owner[2], list(frames.heap), frames.pages) == (
+        DOMID_NONE,
+        [],
+        {GUEST: PageCounts(8)},
+    )
 
 
 def test_the_heap_is_used_in_the_order_it_was_given(frames: Frames) -> None:
@@ -84,7 +98,7 @@ def test_a_frame_of_xens_is_given_back(frames: Frames, shared: bool) -> None:
         frames.share_with_guest(mfn, GUEST, writable=True)
     frames.free_xen_frame(mfn)
     assert (list(frames.heap), frames.owner[30], frames.count[30]) == ([31, 30], DOMID_NONE, 0)
-    assert frames.tot_pages == {GUEST: 8}
+    assert frames.pages == {GUEST: PageCounts(8)}
 
 
 def test_an_extent_is_aligned_and_contiguous(frames: Frames) -> None:
@@ -107,7 +121,7 @@ def test_no_extent_leaves_the_heap_alone(frames: Frames) -> None:
         frames.alloc_frames(GUEST, order=1, nr_extents=2)
     assert refusal.value.errno == ENOMEM
     assert list(frames.heap) == [41, 40, 32, 31]
-    assert frames.tot_pages == {GUEST: 8}
+    assert frames.pages == {GUEST: PageCounts(8)}
 
 
 def test_a_freed_frame_has_no_pfn(frames: Frames) -> None:

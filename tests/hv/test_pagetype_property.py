@@ -229,7 +229,7 @@ class PageTables(RuleBasedStateMachine):
         frames = self.frames
         owned = sum(bool(count) for count in frames.count[4:12])
         assert owned + len(frames.heap) == len(GUEST_FRAMES)
-        assert frames.tot_pages[GUEST] == owned
+        assert frames.pages[GUEST].tot_pages == owned
         assert all(frames.flags[mfn] & PGC_allocated == 0 for mfn in frames.heap)
 
     @invariant()

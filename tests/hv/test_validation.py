@@ -257,7 +257,7 @@ def test_a_domain_that_is_gone_leaves_nothing(frames: Frames) -> None:
     frames.unpin(L2, GUEST)
     assert frames.relinquish(GUEST) == []
     assert recount(frames) == []
-    assert (len(frames.heap), frames.tot_pages[GUEST]) == (16, 0)
+    assert (len(frames.heap), frames.pages[GUEST].tot_pages) == (16, 0)
 
 
 def test_relinquishing_tells_of_what_is_still_held(frames: Frames) -> None:

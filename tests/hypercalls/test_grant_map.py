@@ -363,12 +363,12 @@ def test_a_frame_may_be_mapped_in_two_places(pvh: Current) -> None:
 
 
 def test_ram_behind_a_mapping_stays_the_domains(pvh: Current) -> None:
-    pages = pvh.domain.frames.tot_pages[DOMID]
+    pages = pvh.domain.pages.tot_pages
     mapped(pvh, BY_ADDRESS | READONLY, OTHER << 12)
     assert pvh.domain.p2m is not None
     assert pvh.domain.p2m.get(OTHER) == PAGE
     assert pvh.domain.frames.owner[OTHER] == DOMID
-    assert pvh.domain.frames.tot_pages[DOMID] == pages
+    assert pvh.domain.pages.tot_pages == pages
 
 
 def test_a_frame_may_be_mapped_where_it_is(pvh: Current) -> None:

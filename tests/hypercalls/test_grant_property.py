@@ -65,7 +65,7 @@ class Grants(RuleBasedStateMachine):
         super().__init__()
         self.current = self.make_current()
         self.domain, self.grants = self.current.domain, self.current.domain.grants
-        self.pages = sum(self.domain.frames.tot_pages.values())
+        self.pages = self.domain.pages.tot_pages
 
     def make_current(self) -> Current:
         return granting_current(8)
@@ -185,7 +185,7 @@ class Grants(RuleBasedStateMachine):
     def frames_are_the_guests_or_in_the_heap(self) -> None:
         frames, grants = self.domain.frames, self.grants
         shared = len(grants.frames) + len(grants.status_frames)
-        lost = self.pages - frames.tot_pages[DOMID]
+        lost = self.pages - self.domain.pages.tot_pages
         assert len(frames.heap) + shared == len(HEAP) + lost
         assert len(grants.status_frames) == (grants.version - 1)
 

@@ -34,12 +34,12 @@ def transfer(current: Current, mfn: int, domid: int, ref: int) -> int:
 def test_a_domain_may_accept_its_own_page(current: Current) -> None:
     domain = current.domain
     current.write(OTHER << 12, b"kept")
-    pages = domain.frames.tot_pages[DOMID]
+    pages = domain.pages.tot_pages
     assert transfer(current, OTHER, DOMID, ACCEPTS) == abi.GNTST_okay
     entry = domain.grants.entry(domain, ACCEPTS)
     done = abi.GTF_transfer_committed | abi.GTF_transfer_completed
     assert entry == abi.grant_entry_v1(abi.GTF_accept_transfer | done, DOMID, OTHER)
-    assert (domain.frames.get_m2p(OTHER), domain.frames.tot_pages[DOMID]) == (5, pages)
+    assert (domain.frames.get_m2p(OTHER), domain.pages.tot_pages) == (5, pages)
     assert current.read(OTHER << 12, 4) == b"kept"
 
 
@@ -64,9 +64,12 @@ def test_a_page_that_nobody_accepts_is_gone(
     current: Current, domid: int, ref: int, expected: int
 ) -> None:
     frames = current.domain.frames
-    pages, table = frames.tot_pages[DOMID], current.domain.grants.entry(current.domain, ACCEPTS)
+    pages, table = (
+        current.domain.pages.tot_pages,
+        current.domain.grants.entry(current.domain, ACCEPTS),
+    )
     assert transfer(current, OTHER, domid, ref) == expected
-    assert (frames.owner[OTHER], frames.tot_pages[DOMID]) == (DOMID_NONE, pages - 1)
+    assert (frames.owner[OTHER], current.domain.pages.tot_pages) == (DOMID_NONE, pages - 1)
     assert current.domain.grants.entry(current.domain, ACCEPTS) == table
 
 

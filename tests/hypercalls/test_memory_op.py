@@ -47,7 +47,7 @@ def make(width: int = 8) -> Current:
     for mfn in reversed(HEAP):
         frames.release(Mfn(mfn))
     frames.m2p_base = Maddr(8 << 12)
-    current.domain.max_pages = PAGES + 8
+    current.domain.pages.max_pages = PAGES + 8
     return current
 
 
@@ -84,7 +84,7 @@ def listed(current: Current, count: int, at: int = EXTENTS) -> list[int]:
 
 
 def total(current: Current) -> int:
-    return current.domain.frames.tot_pages[current.domain.domid]
+    return current.domain.pages.tot_pages
 
 
 # Reservations.
@@ -116,7 +116,7 @@ def test_an_extent_of_an_order_is_contiguous(current: Current) -> None:
 
 def test_a_domain_gets_no_more_than_its_maximum(current: Current) -> None:
     assert call(current, abi.XENMEM_populate_physmap, extents(current, *range(12))) == 8
-    assert total(current) == current.domain.max_pages
+    assert total(current) == current.domain.pages.max_pages
     assert listed(current, 9)[8] == 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -24,6 +25,7 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
+from xenemu.hv.frame_table import PageCounts
 from xenemu.hv.p2m import MAX_GFN
 
 RAM = FIRST_GUEST_FRAME  # the first of 64
@@ -39,7 +41,7 @@ def current() -> Current:
     current = make_pvh_current(PAGES)
     frames = current.domain.frames
     frames.add_to_heap(range(8, 16))
-    current.domain.max_pages = PAGES + 4
+    current.domain.pages.max_pages = PAGES + 4
     return current
 
 
@@ -51,14 +53,14 @@ def add(current: Current, space: int, index: int, gfn: int, **more: int) -> int 
     return ops(current, abi.XENMEM_add_to_physmap | more.get("start", 0) << 6, POINTER)
 
 
-def state(current: Current) -> tuple[bytes, dict[int, int], dict[int, int], bytes]:
+def state(current: Current) -> tuple[bytes, dict[int, int], PageCounts, bytes]:
     domain = current.domain
     assert domain.p2m is not None
     memory = bytes(domain.memory.bytes[:POINTER])
     return (
         bytes(domain.p2m.populated),
         dict(domain.p2m.elsewhere),
-        dict(domain.frames.tot_pages),
+        copy.copy(domain.pages),
         memory,
     )
 
@@ -72,10 +74,10 @@ def refused(current: Current, errno: int, *what: int, **more: int) -> None:
 
 
 def test_shared_info_replaces_ram_which_goes_back(current):
-    pages = current.domain.frames.tot_pages[current.domain.domid]
+    pages = current.domain.pages.tot_pages
     add(current, SHARED_INFO_SPACE, 0, RAM)
     assert current.domain.p2m.get(RAM) == SHARED_INFO
-    assert current.domain.frames.tot_pages[current.domain.domid] == pages - 1
+    assert current.domain.pages.tot_pages == pages - 1
     assert RAM in current.domain.frames.heap
 
 
@@ -194,10 +196,10 @@ def remove(current: Current, gfn: int) -> None:
 
 
 def test_a_removed_page_stays_the_domains(current):
-    pages = current.domain.frames.tot_pages[current.domain.domid]
+    pages = current.domain.pages.tot_pages
     remove(current, RAM)
     assert current.domain.p2m.get(RAM) is None
-    assert current.domain.frames.tot_pages[current.domain.domid] == pages
+    assert current.domain.pages.tot_pages == pages
     with pytest.raises(XenError) as error:
         remove(current, RAM)
     assert error.value.errno == ENOENT
@@ -227,11 +229,11 @@ def test_a_hole_cannot_be_given_back(current):
 
 
 def test_ram_that_new_memory_replaces_stays_the_domains(current):
-    pages = current.domain.frames.tot_pages[current.domain.domid]
+    pages = current.domain.pages.tot_pages
     assert reservation(current, abi.XENMEM_populate_physmap, [RAM]) == 1
     assert current.domain.p2m.get(RAM) != RAM
     assert current.domain.frames.owner[RAM] == current.domain.domid
-    assert current.domain.frames.tot_pages[current.domain.domid] == pages + 1
+    assert current.domain.pages.tot_pages == pages + 1
 
 
 def test_new_memory_where_a_grant_is_mapped_ends_the_domain(current):

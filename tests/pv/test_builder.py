@@ -12,7 +12,7 @@ from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
 from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
@@ -162,8 +162,8 @@ def test_the_hypercall_page_is_filled(tmp_path: Path) -> None:
 
 
 def test_all_memory_is_the_guests(current: Current) -> None:
-    assert current.domain.frames.tot_pages[DOMID] == MEMORY >> 12
-    assert current.domain.max_pages == (MEMORY >> 12) + 256
+    assert current.domain.pages.tot_pages == MEMORY >> 12
+    assert current.domain.pages.max_pages == (MEMORY >> 12) + 256
 
 
 def test_only_vcpu_0_runs_and_events_are_masked(tmp_path: Path) -> None:

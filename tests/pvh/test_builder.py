@@ -76,7 +76,7 @@ def read(domain, paddr, size):
 def test_only_ram_acpi_and_special_pages_are_populated(kernel):
     domain = build(kernel())
     assert populated(domain) == [(0, 0x2000), (0xFC000, 0xFC003), (0xFEFF8, 0xFF000)]
-    assert domain.frames.tot_pages[domain.domid] == 0x2000 + 3 + 8
+    assert domain.pages.tot_pages == 0x2000 + 3 + 8
     assert domain.frames.owner[0x2000] == domain.domid  # shared_info
     assert len(domain.frames.owner) < 0x2000 + 1000
 

@@ -54,7 +54,7 @@ def domain(target: Target) -> list[str]:
         f"{found.name}, domain {found.domid}, booted as {machine.mode.value}, now"
         f" {machine.current.environment}",
         f"virtual time {engine.now_ns / 1e9:.9f} s, {engine.instructions} instructions",
-        f"{found.max_pages} pages, {len(found.vcpus)} vcpus; shared_info is mfn"
+        f"{found.pages.max_pages} pages, {len(found.vcpus)} vcpus; shared_info is mfn"
         f" {found.shared_info:#x}",
         f"console port {found.console.port}, xenstore port {found.xenstore.port}",
     ]

@@ -80,9 +80,9 @@ def _frames(domain: Domain) -> Iterator[str]:
         for mfn, owner in enumerate(frames.owner)
         if owner != DOMID_NONE and not frames.is_xen_heap(mfn)  # type: ignore[arg-type]
     )
-    for domid, pages in frames.tot_pages.items():
-        if owned[domid] != pages:
-            yield f"d{domid} is counted {pages} pages, and has {owned[domid]}"
+    for domid, pages in frames.pages.items():
+        if owned[domid] != pages.tot_pages:
+            yield f"d{domid} is counted {pages.tot_pages} pages, and has {owned[domid]}"
 
 
 def _events(domain: Domain) -> Iterator[str]:

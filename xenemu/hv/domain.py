@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from xenemu.abi.layout import Struct
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xenemu.hv.backend import Backend
     from xenemu.hv.dispatch import HypercallTable
     from xenemu.hv.event_channel import EventChannels
+    from xenemu.hv.frame_table import PageCounts
     from xenemu.hv.grant_table import GrantTable
     from xenemu.hv.observe import Watch
     from xenemu.hv.p2m import P2m
@@ -76,9 +77,10 @@ class Domain:
     console: Ring
     xenstore: Ring
     shared_info: Mfn
-    max_pages: int
+    max_pages: InitVar[int]
     vcpus: list[Vcpu]
     domid: int = DOMID
+    pages: PageCounts = field(init=False)
     name: str = "guest"
     uuid: bytes = bytes(range(16))
     features: int = 0  # XENFEAT_* bits of submap 0 that this guest sees
@@ -97,7 +99,9 @@ class Domain:
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, max_pages: int) -> None:
+        self.pages = self.frames.pages[self.domid]
+        self.pages.max_pages = max_pages
         self.shared_info_width = self.shared_info_width or self.width
         self.frames.calls = self.calls
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.errno import EINVAL, ENOMEM
@@ -66,6 +67,14 @@ DOMID_NONE: Final = 0xFFFF  # owner of a frame that no domain has
 INVALID_M2P_ENTRY: Final = (1 << 64) - 1
 
 
+@dataclass(slots=True)
+class PageCounts:
+    """How many pages a domain has, Xen's own that it shares not counted, and may have."""
+
+    tot_pages: int = 0
+    max_pages: int = 0
+
+
 class FrameTable:
     """One entry per frame of `memory`, as parallel lists indexed by mfn.
 
@@ -89,7 +98,8 @@ class FrameTable:
         self.partial: dict[int, int] = {}
         # What this hypercall may still do before it is continued: units of about 2 us.
         self.work_left = UNLIMITED
-        self.tot_pages: dict[int, int] = {}  # frames of each domain, Xen's own not counted
+        # Each domain's own: `Domain.pages` is the record that is here under its id.
+        self.pages: defaultdict[int, PageCounts] = defaultdict(PageCounts)
         self.heap = Heap(nr_frames)  # frames that a domain may be given
         self.m2p_base: Maddr | None = None  # the machine-to-physical table,
         self.m2p_width = 8  # and the bytes of an entry
@@ -127,7 +137,7 @@ class FrameTable:
         self.count[first:end] = [1] * nr_frames
         self.type[first:end] = [PGT_writable_page] * nr_frames
         self.flags[first:end] = bytes([PGC_allocated]) * nr_frames
-        self.tot_pages[domid] = self.tot_pages.get(domid, 0) + nr_frames
+        self.pages[domid].tot_pages += nr_frames
 
     def release(self, mfn: Mfn) -> None:
         """Drop the reference that `assign` took, if not yet done: the last one frees the frame.
@@ -170,7 +180,7 @@ class FrameTable:
         if self.count[mfn]:
             return
         if not self.flags[mfn] & PGC_xen_heap:
-            self.tot_pages[self.owner[mfn]] -= 1
+            self.pages[self.owner[mfn]].tot_pages -= 1
             self.heap.put(mfn)
         self.owner[mfn] = DOMID_NONE
         self.type[mfn] = PGT_none

@@ -251,7 +251,7 @@ def _load(
         offset = parameters.virt_hypercall - parameters.virt_base
         memory.write(Maddr(start + offset), hypercall_page(domain.width))
     memory.write(Maddr(start + (layout.initrd << PAGE_SHIFT)), config.initrd)
-    nr_pages = domain.frames.tot_pages[DOMID]
+    nr_pages = domain.pages.tot_pages
     p2m = array({8: "Q", 4: "I"}[domain.width], range(base, base + nr_pages))
     memory.write(Maddr(start + (layout.p2m << PAGE_SHIFT)), memoryview(p2m).cast("B"))
 
