@@ -378,6 +378,7 @@ class Machine:
         if vcpu is not current.vcpu:
             if current.vcpu.runnable:
                 scheduler.preempt(current)
+            self.personality.leave(current)
             current.vcpu.saved = engine.store()
             current.vcpu = vcpu
             if vcpu.saved is None:
@@ -386,6 +387,7 @@ class Machine:
             else:
                 engine.load(vcpu.saved)
                 vcpu.saved = None
+            self.personality.enter(current)
         if vcpu.runstate is not RunState.RUNNING:
             scheduler.run(current)
 

@@ -25,13 +25,18 @@ class Personality:
     """A kind of guest.
 
     `environment` is its name in the hypercall table; `start` loads a fresh vcpu's registers
-    into the CPU; `address_space` is the root of the tables that the vcpu runs on; `audit` says what
-    of the hypervisor's books is not true (`hv.audit`); `timers` are those of its own.
+    into the CPU. `leave` takes from the CPU what it knows of the current vcpu besides its
+    registers, before another comes; `enter` tells the CPU this of the vcpu that has come, for
+    others may have changed it meanwhile. `address_space` is the root of the tables that the vcpu
+    runs on; `audit` says what of the hypervisor's books is not true (`hv.audit`); `timers` are
+    those of its own.
     """
 
     environment: str
     translate: Translate
     start: Callable[[Current], None]
+    leave: Callable[[Current], None]
+    enter: Callable[[Current], None]
     exits: Callable[[Current], Exits]
     address_space: Callable[[Current], int]
     audit: Callable[[Domain], list[str]]

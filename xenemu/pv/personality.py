@@ -16,10 +16,16 @@ def _address_space(current: Current) -> int:
     return state.kernel_root if state.kernel_mode else state.user_root
 
 
+def _hand_over(current: Current) -> None:
+    """A PV vcpu has nothing in the CPU but its registers."""
+
+
 PV64 = Personality(
     environment="pv64",
     translate=translate,
     start=start_vcpu,
+    leave=_hand_over,
+    enter=_hand_over,
     exits=PvExits,
     address_space=_address_space,
     audit=audit,
@@ -29,6 +35,8 @@ PV32 = Personality(
     environment="pv32",
     translate=translate32,
     start=start_vcpu,
+    leave=_hand_over,
+    enter=_hand_over,
     exits=Pv32Exits,
     address_space=_address_space,
     audit=audit,

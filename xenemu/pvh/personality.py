@@ -5,10 +5,10 @@ from __future__ import annotations
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
+from xenemu.pvh import lapic_glue
 from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
 from xenemu.pvh.entry import PvhExits
-from xenemu.pvh.lapic_glue import TIMERS
 from xenemu.pvh.paging import translate
 from xenemu.pvh.state import pvh
 from xenemu.x86 import flags
@@ -40,12 +40,25 @@ def start_vcpu(current: Current) -> None:
     update_upcall(current)
 
 
+def leave(current: Current) -> None:
+    """Let the current vcpu's local APIC know what its CPU has taken."""
+    lapic_glue.sync(current)
+
+
+def enter(current: Current) -> None:
+    """Tell the CPU what waits for the current vcpu, which others may have changed."""
+    lapic_glue.update(current)
+    update_upcall(current)
+
+
 PVH = Personality(
     environment="pvh32",
     translate=translate,
     start=start_vcpu,
+    leave=leave,
+    enter=enter,
     exits=PvhExits,
     address_space=lambda current: mfn_of(current.cpu.cr3),
     audit=audit,
-    timers=TIMERS,
+    timers=lapic_glue.TIMERS,
 )
