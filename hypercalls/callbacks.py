@@ -58,8 +58,8 @@ def _check_canonical(address: int) -> None:
 def _set_trap_table(current: Current, traps: int) -> None:
     """Set trap handlers up to an entry with address 0; a null pointer clears all of them.
 
-    EFAULT where the table cannot be read, EINVAL for a non-canonical handler; the entries before
-    it are set.
+    EFAULT where the table cannot be read, EINVAL for a handler that is not canonical. The entries
+    before that are set.
     """
     table = pv(current).traps
     if not traps:
@@ -85,7 +85,7 @@ def _register(
 ) -> None:
     """Register one callback; ENOSYS for a kind that does not exist, EINVAL for its address.
 
-    `cs` is a 32-bit guest's choice.
+    `cs` is for a 32-bit guest, which chooses its own.
     """
     _check_canonical(address)
     state, width = pv(current), current.domain.width
@@ -109,7 +109,8 @@ def _has_callback(kind: int, width: int) -> bool:
 def _set_callbacks(current: Current, *arguments: int) -> None:
     """Register the classic callbacks; one with a non-canonical address is ignored.
 
-    A 64-bit guest's are three addresses; a 32-bit guest's two, each behind its code segment.
+    A 64-bit guest passes three addresses. A 32-bit guest passes two, and a code segment before
+    each.
     """
     if current.domain.width == 4:
         event_cs, event, failsafe_cs, failsafe = arguments

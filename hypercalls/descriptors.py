@@ -43,8 +43,8 @@ def _set_gdt(current: Current, frame_list: int, entries: int) -> None:
 def _update_descriptor(current: Current, maddr: int, descriptor: int) -> None:
     """Write one descriptor into a descriptor page or a writable page.
 
-    EINVAL if the address is not aligned, the frame not the guest's, or the descriptor is one
-    that it may not have.
+    EINVAL if the address is not aligned, if the frame is not the guest's, or if the guest may not
+    have such a descriptor.
     """
     domain, mfn = current.domain, mfn_of(maddr)
     if maddr & 7:

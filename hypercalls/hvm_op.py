@@ -104,8 +104,8 @@ TSS_MIN_SIZE, TSS_MAX_SIZE = 104, 104 + 0x100 // 8 + 0x10000 // 8 + 1
 def _hvm_params(current: Current, op: xen_hvm_param, allowed: frozenset[int]) -> dict[int, int]:
     """The parameters that a guest may reach.
 
-    EINVAL: there is none such, or no longer; another domain: dom0 is a PV domain. ESRCH: no such
-    domain. EPERM: it is the toolstack's.
+    EINVAL: no such parameter, or no longer; or another domain, because dom0 is a PV domain. ESRCH:
+    no such domain. EPERM: the parameter is the toolstack's.
     """
     if op.index >= HVM_NR_PARAMS:
         raise XenError(EINVAL, f"there is no HVM parameter {op.index}")
@@ -123,8 +123,8 @@ def _hvm_params(current: Current, op: xen_hvm_param, allowed: frozenset[int]) ->
 def set_param(current: Current, op: xen_hvm_param) -> None:
     """Set one of the parameters that are the guest's own.
 
-    EINVAL, ESRCH, EPERM: see `_hvm_params`; EINVAL also: an x87 width that is none. ENODEV: a
-    PVH domain has no PM timer to move.
+    EINVAL, ESRCH, EPERM: see `_hvm_params`. EINVAL also for an x87 width that does not exist.
+    ENODEV: a PVH domain has no PM timer to move.
     """
     params = _hvm_params(current, op, GUEST_SETS)
     index, value = op.index, op.value
@@ -180,14 +180,14 @@ def get_time(current: Current, op: xen_hvm_get_time) -> None:
 
 @ops.sub(HVMOP_xentrace, xen_hvm_xentrace)
 def xentrace(current: Current, op: xen_hvm_xentrace) -> None:
-    """Accept a record for the trace buffer, which is off; EINVAL: it has no such form."""
+    """Accept a record for the trace buffer, which is off; EINVAL: this is no form of a record."""
     if op.extra_bytes > 4 * TRACE_EXTRA_MAX or op.event >> TRC_SUBCLS_SHIFT:
         raise XenError(EINVAL, f"a trace record {op.event:#x} of {op.extra_bytes} bytes")
 
 
 @ops.sub(HVMOP_get_mem_type, xen_hvm_get_mem_type, copy_back=True)
 def get_mem_type(current: Current, op: xen_hvm_get_mem_type) -> None:
-    """Tell RAM from what is none. ESRCH; EPERM: dom0's memory; EINVAL: this is a PV guest."""
+    """Tell RAM from what is not RAM. ESRCH; EPERM: dom0's memory; EINVAL: this is a PV guest."""
     check_target(current, lock_domain_by_any_id(current, op.domid))
     if current.domain.p2m is None:
         raise XenError(EINVAL, "this is not an HVM domain")
@@ -214,7 +214,7 @@ def set_evtchn_upcall_vector(current: Current, op: xen_hvm_evtchn_upcall_vector)
 
 @ops.sub(HVMOP_guest_request_vm_event)
 def guest_request_vm_event(current: Current, pointer: int) -> None:
-    """Tell a monitor, which there is none; EINVAL: the pointer is not null."""
+    """Tell a monitor, but there is none; EINVAL: the pointer is not null."""
     if pointer:
         raise XenError(EINVAL, "HVMOP_guest_request_vm_event takes no argument")
 

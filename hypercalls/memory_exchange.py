@@ -45,11 +45,12 @@ def mfn_limit(current: Current, mem_flags: int) -> int | None:
 def exchange(current: Current, pointer: int) -> int:
     """Give back the pages listed by `in_`, and get as many for the pfns listed by `out`.
 
-    A chunk, one extent of the larger kind, is exchanged wholly or not at all; `nr_exchanged` says
-    how far it went. EPERM: extents too large, or another's. EINVAL: sizes that do not match, or
-    an input page that is not only the domain's own unmapped memory. EFAULT: a list, or the part
-    of it to go on with, is not in the guest's addresses. ENOMEM: none to be had.
-    EOPNOTSUPP: a translated guest.
+    A chunk is one extent of the larger kind. It is exchanged as a whole or not at all.
+    `nr_exchanged` says how far the call went.
+
+    EPERM: extents are too large, or another domain's. EINVAL: the sizes do not match, or an input
+    page is not the domain's own, or is mapped. EFAULT: a list, or the part of it to go on with, is
+    not in the guest's addresses. ENOMEM: there is no memory. EOPNOTSUPP: a translated guest.
     """
     if current.domain.p2m is not None:
         raise XenError(EOPNOTSUPP, "only a PV guest exchanges pages")
@@ -107,7 +108,7 @@ def _check(
 
 
 def _check_list(current: Current, reservation: xen_memory_reservation, done: int) -> None:
-    """EFAULT if what is left of a list begins where the guest has nothing."""
+    """EFAULT if the rest of a list begins outside of the guest's addresses."""
     start = reservation.extent_start + done * current.domain.width
     if not in_guest_range(start, current.domain.width):
         raise XenError(EFAULT, f"a list that goes on at {start:#x}, which is not the guest's")

@@ -123,7 +123,7 @@ WHOLE: Final = (
 
 
 class MemoryOps(SubOps):
-    """Sub-operations whose command may have the first extent of a continuation above it."""
+    """Sub-operations whose command may hold a continuation's first extent in its upper bits."""
 
     def find(self, command: int) -> SubOp | None:
         """The sub-operation below the extent."""
@@ -214,7 +214,7 @@ def _set_frame_at(
 def increase_reservation(current: Current, pointer: int, start: int = 0) -> int:
     """Get extents of memory; list their first mfns if there is a list. Returns how many.
 
-    A translated guest gets them without a place for them, and is not told.
+    A translated guest gets them without a place in its physmap, and is not told where they are.
     """
 
     def do_extent(current: Current, reservation: xen_memory_reservation, index: int) -> None:

@@ -1,10 +1,9 @@
 """Batches of requests that change page tables, and how they are preempted.
 
 A preempted call is issued again with the requests that are left, and with MMU_UPDATE_PREEMPTED in
-its count. When there are none left, but tables still to be dropped, it is issued again with no
-requests at all: then its last argument is the result that it shall return in the end.
+its count. All requests may be done while tables still have to be dropped. Then the call is issued
+again with no requests at all, and its last argument is the result that it shall return in the end.
 
-Header: public/xen.h (MMU_UPDATE_PREEMPTED)
 In Xen: arch/x86/mm.c (do_mmu_update, do_mmuext_op)
 """
 
@@ -24,9 +23,9 @@ NO_REQUESTS = 0
 class Batch:
     """The requests of a call: `count` of `size` bytes at guest address `start`; `done` are done.
 
-    A context: at its end it tells the guest, at the call's `pdone`, how many were done. It raises
-    `Continue` if the guest is to issue the call again. (Not a generator: half of a boot's
-    hypercalls come through here.)
+    A batch is a context. At its end, it tells the guest at the call's `pdone` how many requests
+    were done. It raises `Continue` if the guest is to issue the call again. It is not a generator,
+    because half of a boot's hypercalls come through here.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Batch:
         return self.start + self.done * self.size
 
     def more(self) -> bool:
-        """Whether there is another request; `Restart` if it is not for this call to do."""
+        """Whether there is another request; `Restart` if a later call must do it."""
         frames = self.frames
         if self.done == self.count:
             return False
@@ -77,9 +76,9 @@ class Batch:
 def finish_earlier(
     current: Current, requests: int, count: int, pdone: int, foreigndom: int
 ) -> int | None:
-    """Go on with what an earlier call left to do; its result, if that was all that was left.
+    """Go on with what an earlier call left to do; its result, if nothing else is left.
 
-    What the earlier call was refused for is raised only now.
+    If the earlier call was refused, that refusal is raised only now.
     """
     frames = current.domain.frames
     if not frames.put_old_tables():

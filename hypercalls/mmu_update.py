@@ -36,10 +36,12 @@ COMMAND: Final = 7  # in `ptr`: an entry is 8 bytes
 def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreigndom: int) -> int:
     """Do `count` requests at `ureqs`, in order; at `pdone`, if given, store how many were done.
 
-    The low half of `foreigndom` is whose frames the new entries point to; the high half, if not
-    0, is 1 + the domain whose tables they are in. ESRCH: no such domain. EPERM: not the caller's.
-    EFAULT: a request cannot be read. ENOSYS: unknown command. EINVAL: not the domain's frame, in
-    use as something that cannot be updated, and whatever `Frames.mod_entry` says.
+    The low half of `foreigndom` names the domain whose frames the new entries point to. The high
+    half, if not 0, is 1 + the domain whose tables are changed.
+
+    ESRCH: no such domain. EPERM: a domain that is not the caller's to change. EFAULT: a request
+    cannot be read. ENOSYS: unknown command. EINVAL: the frame is not the domain's, or is in use as
+    something that cannot be updated. Other errnos are those of `Frames.mod_entry`.
     """
     result = finish_earlier(current, ureqs, count, pdone, foreigndom)
     if result is not None:

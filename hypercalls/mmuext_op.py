@@ -171,7 +171,7 @@ def invlpg_local(current: Current, op: mmuext_op_t) -> None:
 
 @ops.sub(MMUEXT_TLB_FLUSH_MULTI)
 def tlb_flush_multi(current: Current, op: mmuext_op_t) -> None:
-    """Flush the TLBs of some vcpus: one that is not in the CPU has nothing in a TLB."""
+    """Flush the TLBs of some vcpus: a vcpu that is not in the CPU has nothing in a TLB."""
     if _multi(current, op):
         current.cpu.flush_tlb()
 
@@ -221,7 +221,7 @@ def clear_page(current: Current, op: mmuext_op_t) -> None:
 
 @ops.sub(MMUEXT_COPY_PAGE)
 def copy_page(current: Current, op: mmuext_op_t) -> None:
-    """Copy frame `arg2` to `arg1`; EINVAL as for clear_page, and for another's source."""
+    """Copy frame `arg2` to `arg1`; EINVAL as for clear_page, and for another domain's source."""
     domain = current.domain
     domain.frames.get_page(op.arg2, domain.domid)
     try:

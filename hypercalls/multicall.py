@@ -27,10 +27,12 @@ POISON: Final = b"\xaa"
 def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     """Call each entry in turn, storing its result; EFAULT where an entry cannot be accessed.
 
-    A list at one of Xen's addresses is refused even if it is empty; where it ends is not looked at.
-    Between entries it stops, to be continued, when an event is to be delivered, the vcpu may not
-    go on, or the entries have been work enough. A multicall in it gets EINVAL as its result. An
-    iret in it ends it: the result is the RAX that the guest goes on with.
+    A list at one of Xen's addresses is refused even if it is empty. The end of the list is not
+    looked at.
+
+    The call stops between two entries, to be continued, when an event is to be delivered, when the
+    vcpu may not go on, or when the entries have been work enough. A multicall inside it gets EINVAL
+    as its result. An iret inside it ends it, and the result is the RAX that the guest goes on with.
     """
     width = current.domain.width
     size = multicall_entry.sizeof(width)

@@ -1,9 +1,8 @@
 """Physical device operations, as a domU without devices has them.
 
-What is left for it is I/O privilege, which Xen emulates, and questions about interrupts that it
-does not have.
+Two kinds are left: I/O privilege, which Xen emulates, and questions about interrupts, which the
+domain does not have.
 
-Header: public/physdev.h
 In Xen: arch/x86/physdev.c
 """
 
@@ -101,7 +100,7 @@ def eoi(current: Current, op: physdev_eoi) -> None:
 
 @ops.sub(PHYSDEVOP_irq_status_query, physdev_irq_status_query, copy_back=True)
 def irq_status_query(current: Current, op: physdev_irq_status_query) -> None:
-    """Say that an interrupt needs an EOI, as Xen says of all; EINVAL: the number is too big."""
+    """Say that an interrupt needs an EOI, as Xen says of all; EINVAL: the number is too large."""
     if op.irq >= NR_PIRQS:
         raise XenError(EINVAL, f"there is no pirq {op.irq}")
     op.flags = XENIRQSTAT_needs_eoi
@@ -109,9 +108,9 @@ def irq_status_query(current: Current, op: physdev_irq_status_query) -> None:
 
 @ops.sub(PHYSDEVOP_pirq_eoi_gmfn_v2, physdev_pirq_eoi_gmfn)
 def pirq_eoi_gmfn_v2(current: Current, op: physdev_pirq_eoi_gmfn) -> None:
-    """Take a page for the marks of interrupts that need an EOI: none ever will.
+    """Take a page for the marks of interrupts that need an EOI; no interrupt ever will.
 
-    EINVAL: the page is not the guest's, or not writable; EBUSY: there is a page already.
+    EINVAL: the page is not the guest's, or not writable. EBUSY: there is a page already.
     """
     domain = current.domain
     try:
@@ -140,7 +139,7 @@ def set_iopl(current: Current, op: physdev_set_iopl) -> None:
 
 @ops.sub(PHYSDEVOP_set_iobitmap, physdev_set_iobitmap)
 def set_iobitmap(current: Current, op: physdev_set_iobitmap) -> None:
-    """Set where the map of ports that user mode may use is; EINVAL: more than 65536 ports."""
+    """Set the address of the map of ports that user mode may use; EINVAL: over 65536 ports."""
     if op.nr_ports > MAX_PORTS:
         raise XenError(EINVAL, f"a map of {op.nr_ports} ports")
     state = pv(current)
@@ -166,7 +165,7 @@ def unmap_pirq(current: Current, op: physdev_unmap_pirq) -> None:
 
 @ops.sub(PHYSDEVOP_get_free_pirq, physdev_get_free_pirq, copy_back=True)
 def get_free_pirq(current: Current, op: physdev_get_free_pirq) -> None:
-    """Give out a pirq, with nothing behind it; ENOSPC: all are given."""
+    """Give out a pirq, which stands for nothing; ENOSPC: all are given."""
     given = current.domain.events.free_pirqs_given
     lines = range(FIRST_FREE_GSI, NR_GSIS if op.type == MAP_PIRQ_TYPE_GSI else 0)
     for pirq in (*lines, *range(NR_PIRQS - 1, NR_GSIS - 1, -1)):

@@ -1,6 +1,5 @@
-"""The physmap of a translated guest: what add_to_physmap puts into it, and takes out again.
+"""The physmap of a translated guest: what add_to_physmap puts there, and how it leaves again.
 
-Header: public/memory.h (XENMAPSPACE_*)
 In Xen: arch/x86/mm.c (xenmem_add_to_physmap_one), common/memory.c, common/grant_table.c
 (gnttab_map_frame)
 """
@@ -37,8 +36,8 @@ def check_gfn(gfn: int) -> None:
 def add(current: Current, space: int, index: int, gfn: int) -> None:
     """Put the frame that `space` and `index` name at `gfn`; what was there is given back.
 
-    EINVAL: no such frame, no such space, no such `gfn`. EPERM: another domain's. EXDEV: it is
-    there as a grant.
+    EINVAL: no such frame, no such space, no such `gfn`. EPERM: another domain's. EXDEV: the frame
+    is there as a grant.
     """
     check_gfn(gfn)
     p2m = p2m_of(current)

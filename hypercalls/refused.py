@@ -1,4 +1,4 @@
-"""Hypercalls that Xen 4.17, as it comes, refuses to every domU before it looks at anything.
+"""Hypercalls that an ordinary Xen 4.17 refuses to every domU before it looks at anything.
 
 In Xen: include/xsm/dummy.h and each hypercall's own check.
 """

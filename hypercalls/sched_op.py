@@ -52,7 +52,8 @@ def yield_(current: Current, pointer: int) -> None:
 def block(current: Current, pointer: int) -> None:
     """Unmask upcalls, and wait for one unless one is due.
 
-    A PVH guest that does not let interrupts in waits even if one is pending, for another.
+    A PVH guest may not let interrupts in at present. Then it waits even if one is pending, for
+    another.
     """
     set_upcall_mask(current.domain, current.vcpu, False)
     if not _upcall_due(current):
@@ -101,7 +102,7 @@ def poll(current: Current, op: sched_poll) -> None:
     SCHEDOP_remote_shutdown, sched_remote_shutdown, answer=EPERM, note="for the control domain"
 )
 def remote_shutdown(current: Current, op: sched_remote_shutdown) -> None:
-    """Refuse: only a control domain may. ESRCH: no such domain; EPERM: not even itself."""
+    """Refuse: only a control domain may. ESRCH: no such domain; EPERM: not even oneself."""
     if op.domain_id not in (DOM0, current.domain.domid):
         raise XenError(ESRCH, f"there is no domain {op.domain_id}")
     raise XenError(EPERM, "only a control domain shuts down others")

@@ -18,10 +18,10 @@ SIGN: Final = 1 << 63
 
 
 def set_timer(current: Current, timeout_ns: int) -> int:
-    """Raise VIRQ_TIMER at a system time; one that is past, at once; 0 stops the timer.
+    """Raise VIRQ_TIMER at a system time; a past time, at once; 0 stops the timer.
 
-    A time that is negative as a signed number, or more than 13 days ahead, is what old kernels
-    ask for when their own arithmetic wraps: Xen takes it for 100 ms from now.
+    Old kernels ask for absurd times when their own arithmetic wraps: a time that is negative as a
+    signed number, or more than 13 days ahead. Xen takes such a time for 100 ms from now.
     """
     key = (scheduler.SINGLESHOT, current.vcpu.vcpu_id)
     now_ns = current.cpu.now_ns

@@ -1,9 +1,8 @@
 """What dom0 and its tools ask of Xen: refused to a domU, for the first reason that Xen finds.
 
-Xen looks at the version of the interface, and for the domain in question, before it asks whether
-the caller may; the command itself does not matter.
+Xen looks at the version of the interface, and looks for the domain in question. Only then it asks
+whether the caller may make the call. The command itself does not matter.
 
-Header: public/platform.h, public/sysctl.h, public/domctl.h, public/hvm/dm_op.h
 In Xen: arch/x86/platform_hypercall.c, common/sysctl.c, common/domctl.c, common/dm.c,
 arch/x86/mm/paging.c (do_paging_domctl_cont)
 """

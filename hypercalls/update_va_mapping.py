@@ -28,8 +28,8 @@ from xenemu.x86.paging import PAGE_SHIFT, Mfn, walk
 def do_update_va_mapping(current: Current, va: int, value: int, flags: int) -> int:
     """Map the page at `va` by the L1 entry `value`, then flush as `flags` (UVMF_*) say.
 
-    EINVAL: no L1 table is there for `va` in the tables in use, or as `Frames.mod_entry` has it
-    and its other errnos. EFAULT: the vcpu mask of the flush cannot be read.
+    EINVAL: the tables in use have no L1 table for `va`. EFAULT: the vcpu mask of the flush cannot
+    be read. Other errnos are those of `Frames.mod_entry`.
     """
     return _update(current, va, value, flags, current.domain.domid)
 

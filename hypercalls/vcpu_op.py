@@ -170,10 +170,10 @@ def stop_singleshot_timer(current: Current, vcpu: Vcpu, pointer: int) -> None:
 
 @ops.sub(VCPUOP_register_vcpu_info, vcpu_register_vcpu_info)
 def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info) -> None:
-    """Move a vcpu's vcpu_info, for good; everything becomes pending, that nothing be lost.
+    """Move a vcpu's vcpu_info, for good; everything becomes pending, so that no event is lost.
 
-    EINVAL: it would cross a page, it has been done, the vcpu is another one that is up, or the
-    page is not the guest's, or not writable.
+    EINVAL: it would cross a page, it has been done, the vcpu is another one that is up, or the page
+    is not the guest's, or not writable.
     """
     domain = current.domain
     if op.offset > PAGE_SIZE - VCPU_INFO_SIZE:
@@ -202,7 +202,7 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
 def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
     """Send an NMI; EINVAL: the pointer is not null.
 
-    It does not wake a PV guest's vcpu, and is lost if that has no handler for it.
+    An NMI does not wake a PV guest's vcpu, and is lost if the vcpu has no handler for it.
     """
     if pointer:
         raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")

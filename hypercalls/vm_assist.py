@@ -38,7 +38,7 @@ PV64_VALID: Final = PV32_VALID | {VMASST_TYPE_m2p_strict}
 
 
 def set_assist(current: Current, command: int, assist: int) -> int:
-    """Turn an assist on or off; EINVAL: there is none such; ENOSYS: no such command."""
+    """Turn an assist on or off; EINVAL: no such assist; ENOSYS: no such command."""
     domain = current.domain
     if assist not in valid_assists(domain):
         raise XenError(EINVAL, f"there is no assist {assist} for this guest")

@@ -1,8 +1,7 @@
-"""What Xen says about itself, and which of its features this guest has.
+"""What Xen says about itself, and which features it offers to this guest.
 
-xenemu calls itself 4.17.7, whose interface it models; the build information is xenemu's own.
+xenemu calls itself 4.17.7, because it models that interface. The build information is xenemu's own.
 
-Header: public/version.h, public/features.h
 In Xen: common/kernel.c (do_xen_version), include/xsm/dummy.h (xsm_xen_version)
 """
 

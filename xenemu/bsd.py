@@ -1,6 +1,6 @@
 """What a BSD kernel's own memory says of it: whether it panicked, and with which words.
 
-All of them, and GNU Mach, keep a pointer `panicstr` that is null until the first panic.
+All BSDs have a pointer `panicstr`, which is null until the first panic. GNU Mach has it, too.
 
 In FreeBSD: sys/kern/kern_shutdown.c (vpanic). In NetBSD and OpenBSD: sys/kern/subr_prf.c.
 """
@@ -31,7 +31,7 @@ class Bsd:
 
     @property
     def panic_message(self) -> str:
-        """What it panicked with; nothing if it has not, or if the words cannot be read."""
+        """The words with which the kernel panicked; nothing if there are none to be read."""
         pointer, text = self._panicstr(), b""
         while pointer and len(text) < MAX_MESSAGE and b"\0" not in text:
             try:

@@ -1,20 +1,20 @@
 """Give up what a run does not need, once the image, the initrd and the outputs are open.
 
-Unicorn is a large C program that was not written to contain a guest. What a guest that broke out
-of it could do is what this process may do: so it may do little. It can read and write what is
-open already, have memory, look at the clock, take signals, and end.
+Unicorn is a large C program that was not written to contain a guest. A guest that breaks out of
+Unicorn can do whatever this process may do. So this process may do little. It can read and write
+what is open already, allocate memory, look at the clock, take signals, and end.
 
 Three locks hold for the rest of the process's life, each without the others:
 
-* A seccomp filter: every system call but those declared here fails with EPERM. It fails and does
-  not kill, because libraries try things that they can do without, and that must not end a run.
+* A seccomp filter: every system call fails with EPERM, except those that are declared here. A
+  refused call does not kill the process, because libraries try calls that they can do without, and
+  such an attempt must not end a run.
 * Landlock: no file is opened, made or removed, no TCP port bound or called, no abstract socket
   called, no other process signalled.
 * Limits: no core file, no new process, no new descriptor.
 
-libseccomp makes the filter. Landlock takes two system calls, as nothing is excepted from it.
-
-Header: seccomp.h of libseccomp; linux/landlock.h.
+libseccomp makes the filter. Landlock takes only two system calls, because no file or port is
+excepted from it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def obstacle() -> str:
 def confine(debugger: bool = False) -> Confinement:
     """Confine this process, which has one thread; with `debugger`, one may come and go.
 
-    What this host cannot do is left out, and told: nothing is raised.
+    If this host lacks one of the locks, that lock is left out, and the answer says so. No exception
+    is raised.
     """
     for module in IMPORTED_LATE:
         importlib.import_module(module)
@@ -133,8 +134,8 @@ def confine(debugger: bool = False) -> Confinement:
 class Errand:
     """Something to be done in the end, by a process that stays free.
 
-    It is done when this process says so, and also when it is killed. `action` tells nobody of its
-    errors.
+    That process does it when this one says so, and also when this one is killed. Nobody hears of
+    the errors of `action`.
     """
 
     def __init__(self, action: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """A console's bytes as the text that a person sees.
 
-UTF-8 with what is none replaced, without carriage returns, colours and cursor movements.
+The bytes are UTF-8, and bytes that are not valid UTF-8 are replaced. Carriage returns, colours and
+cursor movements are left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A hypercall's arguments by name, and the structs that its pointers lead to.
 
-Everything comes from where it is declared: arguments from the handler's signature, structs from
-`SubOps` and `Points`, fields from `xenemu.abi`. What is here is which constants a field holds.
-
-Values are integers, strings, lists and dicts: what JSON knows.
+Each fact comes from the place that declares it: arguments from the handler's signature, structs
+from `SubOps` and `Points`, fields from `xenemu.abi`. This module adds only which constants a field
+may hold. Values are integers, strings, lists and dicts, as JSON has them.
 """
 
 from __future__ import annotations
@@ -162,8 +161,8 @@ def _sub_op(row: Hypercall, record: CallRecord) -> SubOp | None:
 class Call:
     """A hypercall that begins: what it is, and its arguments with what they lead to.
 
-    `args` is by name; a pointer that leads to structs is the struct, or a list of them. `name` is
-    the hypercall's, and `op` its sub-operation's, or empty.
+    `args` has the arguments by name. A pointer to structs appears as the struct, or as a list of
+    structs. `name` is the hypercall's name. `op` is the name of its sub-operation, or empty.
     """
 
     def __init__(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
@@ -270,7 +269,7 @@ def _points(row: Hypercall, op: SubOp) -> Points | None:
 
 
 def format_args(args: dict[str, Value], out: dict[str, Value]) -> str:
-    """Arguments as strace shows them; ``=>`` leads to what the call changed behind a pointer."""
+    """Arguments as strace shows them; ``=>`` leads to what the call changed at a pointer."""
     return ", ".join(
         ("" if name in UNNAMED else f"{name}=")
         + format_value(value, name)

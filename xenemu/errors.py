@@ -1,14 +1,15 @@
 """Who is at fault: the guest, its image, the person at the terminal, or xenemu.
 
-An exception's type alone decides what happens to it:
+The type of an exception alone decides what happens to it:
 
-* `XenError` goes to the guest as ``-errno``; its reason goes to the log.
+* `XenError` goes to the guest as ``-errno``. Its reason goes to the log.
 * `DomainCrash` ends the guest, as Xen's ``domain_crash()`` does.
-* `ImageError`, `FitError`, `UsageError` and `OutputError` end the command with one line and an
-  exit code.
+* `ImageError`, `FitError`, `UsageError` and `OutputError` end the command with one line and an exit
+  code.
 * `NotModelled` and `EngineError` say that xenemu cannot do what is needed here.
 
-Anything else that escapes is a bug of xenemu's, unless the host has no more of something.
+Any other exception that escapes is a bug of xenemu's. The one exception is a host that has run out
+of something.
 """
 
 import errno
@@ -32,7 +33,7 @@ class UsageError(XenemuError):
 
 
 class OutputError(XenemuError):
-    """What there is to write cannot be written, for one to a full disk; it names the file."""
+    """An output cannot be written, for example because the disk is full; it names the file."""
 
 
 class EngineError(XenemuError):
@@ -63,7 +64,7 @@ class DomainCrash(Exception):
 
 
 class EngineGaveUp(DomainCrash):
-    """The CPU engine met what it was not made for, and cannot go on: its own words."""
+    """The CPU engine met a state that it was not made for, and cannot go on: its own words."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -86,7 +87,7 @@ EXHAUSTION: Final = {
 def exhaustion(error: Exception) -> str:
     """A sentence if the host has no more of something, be it disk, files, processes or memory.
 
-    Else empty. Whatever part of xenemu meets that, it is no bug.
+    Else empty. Such an error is no bug, whatever part of xenemu meets it.
     """
     if not isinstance(error, OSError) or error.errno not in EXHAUSTION:
         return ""

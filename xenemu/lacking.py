@@ -1,6 +1,8 @@
-"""What an undefined instruction would have needed: a feature that the host's CPU does not have.
+"""Which feature an undefined instruction would have needed, if the host's CPU does not have it.
 
-Intel SDM volume 2. Which instructions belong to a feature is capstone's knowledge, where it has it.
+capstone knows which instructions belong to a feature, for the features that it has.
+
+Intel SDM volume 2.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """What a Linux kernel's own memory says of it: its log, its taint, and whether it panicked.
 
-The console may show nothing of a kernel that died early, and whatever a program prints; memory
-does not err. All of it is found by symbols that kallsyms has where CONFIG_KALLSYMS_ALL is set
-(Debian's amd64 kernels). Without them, the note that Linux keeps for crash dumps has the log's
-address, once it is past its first initcalls; else the answer is None, or an empty log.
+The console may show nothing of a kernel that died early. It also shows whatever a program prints.
+Memory does not err. All of it is found by symbols, which kallsyms has if CONFIG_KALLSYMS_ALL is set
+(Debian's amd64 kernels have it). Without these symbols there is the note that Linux keeps for crash
+dumps. It has the log's address, once the kernel is past its first initcalls. If there is neither,
+the answer is None, or an empty log.
 
-The log is a ring of descriptors beside a ring of text. A descriptor's first word is the state of
-its record in the top two bits and the record's id below; its text begins with the id again, at
-a position that is given modulo the ring's size, and does not wrap: what does not fit before the
-ring's end starts at its beginning.
+The log is a ring of descriptors beside a ring of text. The first word of a descriptor has the state
+of its record in the top two bits, and the record's id below. The text of a record begins with the
+id again. Its position is given modulo the size of the text ring. A text does not wrap: if it does
+not fit before the ring's end, it starts at the ring's beginning.
 
 In Linux: kernel/printk/printk_ringbuffer.[ch] (since 5.10), kernel/panic.c,
 Documentation/admin-guide/kdump/vmcoreinfo.rst.
@@ -79,7 +80,8 @@ class Task:
 class Linux:
     """The Linux in a domain, if it is one, seen through the vcpu that is current.
 
-    `read` is of its memory, by virtual addresses; unless given, one that leaves no trace there.
+    `read` reads the kernel's memory by virtual addresses. If no `read` is given, one is used that
+    leaves no trace there.
     """
 
     def __init__(self, current: Current, image: Image, read: Read | None = None) -> None:
@@ -98,8 +100,8 @@ class Linux:
     def panicked(self) -> bool | None:
         """Whether panic() was entered; None if memory does not tell, or is another kernel's by now.
 
-        Without its variable the stack can say so, but not deny it: panic() never returns, so that
-        an address within it is on a stack only after it was called.
+        Without its variable, the stack can show a panic, but cannot rule one out. panic() never
+        returns. So an address within panic() is on a stack only after a call of panic().
         """
         cpu = self._variable("panic_cpu", 4)
         if cpu is not None:
@@ -108,9 +110,11 @@ class Linux:
 
     @property
     def died_early(self) -> bool:
-        """Whether it halted for an exception before its trap handlers were set up.
+        """Whether the kernel halted for an exception before its trap handlers were set up.
 
-        It tells that by early_printk alone. In Linux: arch/x86/mm/extable.c
+        Such a kernel tells so by early_printk alone.
+
+        In Linux: arch/x86/mm/extable.c
         """
         return self._is_inside("early_fixup_exception")
 
@@ -121,9 +125,9 @@ class Linux:
         return any(line.strip(" ?").startswith(f"{function}+") for line in lines)
 
     def task(self, vcpu_id: int) -> Task | None:
-        """What a vcpu runs; None if the kernel does not say where that is to be found.
+        """The task that a vcpu runs; None if the kernel does not say where to find it.
 
-        Linux numbers its CPUs as Xen does the vcpus. In Linux: arch/x86/include/asm/current.h
+        Linux numbers its CPUs as Xen numbers the vcpus. In Linux: arch/x86/include/asm/current.h
         """
         symbols, place = self.code.symbols, self._image.btf.place
         pid, comm = place("task_struct", "pid"), place("task_struct", "comm")
@@ -171,10 +175,12 @@ class Linux:
             return None
 
     def _is_anothers(self, address: int) -> bool:
-        """Whether another kernel has an address of this one's by now, as after kexec for a dump.
+        """Whether an address of this kernel's belongs to another kernel by now.
 
-        That kernel is in memory of its own, apart from where this one was loaded and stays. PV has
-        no kexec. EFAULT where nothing is mapped. In Linux: kernel/crash_core.c
+        That is so after kexec for a dump. The other kernel is in memory of its own, apart from
+        where this one was loaded and stays. PV has no kexec. EFAULT where nothing is mapped.
+
+        In Linux: kernel/crash_core.c
         """
         current, image = self._current, self._image
         part = next((s for s in image.segments if 0 <= address - s.vaddr < s.memsz), None)

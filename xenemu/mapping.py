@@ -1,6 +1,6 @@
 """Memory of the host's, as a mapping of its own.
 
-The host allocates a page where it is written, and a fork keeps a copy.
+The host allocates a page when the page is first written, and a fork gets a copy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a person asks of a guest, as text: sizes, and files to load with the kernel.
 
-Errors begin with the option, or whatever else was asked with.
+An error begins with the name of the option, or of whatever else held the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_SEED: Final = (1 << 64) - 1
 
 
 def parse_memory(option: str, text: str) -> int:
-    """Bytes of a size such as ``256M``; UsageError if it is none, or none that a guest can have."""
+    """Bytes of a size such as ``256M``; UsageError if this is no size, or no size for a guest."""
     match = re.fullmatch(r"([0-9]{1,15})([KMGT])(?:i?B)?", text, re.IGNORECASE | re.ASCII)
     if not match:
         raise UsageError(f"{option} {text}: give a number and a unit, as in 256M, 1G or 65536K")

@@ -51,8 +51,8 @@ EXIT_CODES = {
 class Outcome:
     """How a run ended: the `End`, one sentence for the person, and what to do if that is known.
 
-    `held`: it ended where a debugger held the guest, or was waited for. What the guest did before
-    is then not why.
+    `held`: the run ended while a debugger held the guest, or while xenemu waited for a debugger. In
+    that case, what the guest did before is not the reason.
     """
 
     end: End

@@ -1,9 +1,9 @@
-"""The files that a command writes, by one rule.
+"""The one rule for the files that a command writes.
 
-An output must be new or empty, or a pipe or a device, but no disk: what has something in it is
-somebody's, and stays. Two outputs are never one file, whether of one process or of two. All are
-opened before anything runs; where one is refused, or the command comes to nothing, none is left
-behind empty.
+An output must be new or empty, or a pipe or a device, but no disk. A file that has something in it
+belongs to somebody, and stays. Two outputs are never one file, even if two processes write them.
+All are opened before anything runs. If one is refused, or if the command fails before it begins, no
+empty file is left.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Identity = tuple[int, int]  # a device and an inode
 class Output:
     """What is open for writing; `name` is what the person calls it.
 
-    `is_file`: nobody reads at the other end, who might be slow.
+    `is_file`: it is a file, so there is no reader at the other end who might be slow.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -171,7 +171,7 @@ class Outputs:
 
 
 def encode(text: str) -> bytes:
-    """Text as the bytes of a file; what is no character, as in a file's name, is escaped."""
+    """Text as the bytes of a file; what is no character, say in a file's name, is escaped."""
     return text.encode(errors="backslashreplace")
 
 

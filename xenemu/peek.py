@@ -1,7 +1,7 @@
 """Look at a guest from outside: its memory through its own tables, its code by name.
 
-Nothing here leaves a trace in the guest: no accessed bit is set, and no right is checked, so that
-what is looked at runs on as if nobody had looked.
+A look leaves no trace in the guest. It sets no accessed bit and checks no right. So the guest runs
+on as if nobody had looked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TWO_LEVEL: Final = (22, 12)
 MAX_READS: Final = 1 << 18  # of a guest's memory, for one report
 MAX_PAGES: Final = 1 << 12  # of it that are kept
 
-# What is left of a hypercall page's stub behind the call: it may pop two words, and returns.
+# What is left of a hypercall page's stub after the call: it may pop two words, and returns.
 # Linux has stubs of its own, whose RET may be a jump to a return thunk.
 POPS: Final = b"\x41\x5b\x59"
 RETURNS: Final = (0xC3, 0xE9)
@@ -73,7 +73,7 @@ def tables(current: Current) -> Tables | None:
 
 
 def machine_frame(current: Current, paddr: int) -> Mfn | None:
-    """The frame behind what the guest has in its tables; None if that is no RAM."""
+    """The machine frame of a frame number in the guest's tables; None if it is no RAM."""
     domain, frame = current.domain, Mfn(paddr >> PAGE_SHIFT)
     if domain.p2m is not None:
         return domain.p2m.get(frame)
@@ -132,8 +132,10 @@ def locate(current: Current, vaddr: int, found: Tables | None = None) -> Maddr:
 def kernel_tables(current: Current, image: Image) -> Tables | None:
     """Tables that map the kernel: those in use, unless a program runs that sees less of it.
 
-    Then the kernel's own: Xen knows those of a PV guest, and Linux with page-table isolation has
-    them in the page before the program's, which have the kernel's code at most.
+    In that case the kernel's own tables are taken. Xen knows them for a PV guest. A Linux with
+    page-table isolation has them in the page before the program's tables, which map the kernel's
+    code at most.
+
     In Linux: arch/x86/mm/pti.c
     """
     found = tables(current)
@@ -154,11 +156,11 @@ def kernel_tables(current: Current, image: Image) -> Tables | None:
 
 
 class Pages:
-    """A guest's memory while it stands still, for whoever follows what the guest has put there.
+    """A guest's memory while it stands still, for code that follows pointers of the guest's.
 
-    To be called like `peek`, but by other tables if some are given. A page is looked up once. After
-    `reads` reads nothing is mapped any more, so that whoever follows a hostile guest's pointers
-    comes to an end.
+    It is called like `peek`, and also takes other tables than those in use. A page is looked up
+    only once. After `reads` reads nothing is mapped any more. So code that follows a hostile
+    guest's pointers comes to an end.
     """
 
     def __init__(
@@ -202,7 +204,7 @@ def in_kernel(current: Current) -> bool:
 
 
 def caller(current: Current) -> int:
-    """Who makes the hypercall that is under way: where its stub returns to, or RIP if it has none.
+    """The address that called the hypercall: where its stub returns to, or RIP if it has no stub.
 
     In Xen: arch/x86/pv/hypercall.c has the stubs of the hypercall page.
     """
@@ -221,7 +223,8 @@ def caller(current: Current) -> int:
 class Code:
     """A kernel's code by name; its tables are read when the first question comes.
 
-    With `current`, that of the modules that it has loaded, too, as far as it says where they are.
+    With `current`, the code of the kernel's loaded modules is named, too, if the kernel's memory
+    tells where the modules are.
     """
 
     def __init__(self, image: Image, current: Current | None = None) -> None:

@@ -1,16 +1,17 @@
 """Where a guest spends its time, from a look at each vcpu now and then.
 
-A slice of a vcpu's ends somewhere in its code. `Samples` keeps where, as long as the last look at
-the same vcpu is 10 ms of virtual time ago, so that short slices count for no more than long ones.
-What is kept is bounded, and, like all that follows virtual time alone, the same in each run. It
-is read only when somebody asks; then four patterns have a name:
+A slice ends somewhere in the vcpu's code. `Samples` keeps that place, if the last look at the same
+vcpu is at least 10 ms of virtual time ago. So short slices count for no more than long ones. What
+is kept is bounded. It follows virtual time alone, so it is the same in each run.
+
+It is read only when somebody asks. Then four patterns have a name:
 
 * *waiting*: nearly every look finds the vcpu blocked
 * *a program*: nearly every look finds it in user space
 * *a loop*: nearly every look finds it in one of a few functions
 * *a livelock*: the same, while it makes the same few hypercalls all the time
 
-and none of them counts before the guest has been silent for some looks.
+A pattern counts only after the guest has been silent for some looks.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class Samples:
         return found
 
     def pattern(self, current: Current, code: Code) -> str:
-        """What the domain has been doing since it fell silent, to be put after a sentence.
+        """What the domain has been doing since it fell silent, as words to put after a sentence.
 
-        Nothing if that is not clear, or if its vcpus do different things.
+        Nothing if the pattern is not clear, or if the vcpus do different things.
         """
         patterns = {self._pattern(kept, current, code) for kept in self.of_vcpu.values()}
         return patterns.pop() if len(patterns) == 1 else ""

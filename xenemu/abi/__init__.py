@@ -1,5 +1,5 @@
-"""Xen's public interface: one module per public header, under the header's own path and names.
+"""Xen's public interface: a module for each public header, with the header's path and names.
 
-`xenemu.abi.layout` declares structs whose ``unsigned long`` and pointers follow the guest's
-width. Field and struct names are the header's, so that a grep works in both trees.
+`xenemu.abi.layout` declares structs whose ``unsigned long`` and pointers have the guest's width.
+Structs and fields have the header's names, so one grep works in both trees.
 """

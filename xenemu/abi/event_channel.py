@@ -112,7 +112,7 @@ class evtchn_send(Struct, size=(4, 4)):
 
 @dataclass
 class evtchn_status(Struct, size=(24, 24)):
-    """What a port is; everything behind `port` is OUT."""
+    """What a port is; everything after `port` is OUT."""
 
     dom: U16
     port: U32

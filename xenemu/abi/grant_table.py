@@ -84,10 +84,11 @@ class grant_entry_v1(Struct, size=(8, 8)):
 
 @dataclass
 class grant_entry_v2(Struct, size=(16, 16)):
-    """The same in version 2: a union, of which only the first two fields are always there.
+    """An entry in version 2: a union, of which only the first two fields are always there.
 
-    `page_off` and `length` are those of a sub-page grant. A transitive one, which stands for a
-    grant of another domain's, has `trans_domid` and `gref` in their place and in `frame`'s.
+    `page_off` and `length` belong to a sub-page grant. A transitive grant stands for a grant that
+    another domain made. It has `trans_domid` and `gref` in their place, and in the place of
+    `frame`.
     """
 
     flags: U16

@@ -8,11 +8,13 @@
         remote_dom: U16
         port: U32
 
-`size` is (64-bit, 32-bit) `sizeof`; a wrong one raises when the struct is first used, and in a
-test of all of them: laying out all at import would take a fifth of the start-up. In the 32-bit
-ABI a ``uint64_t`` is aligned to 4 bytes, as i386's psABI has it; `U64A` is Xen's
-``uint64_aligned_t``, aligned to 8 in both. A union is declared as `blob(size, align)` and taken
-apart by the code that knows which arm is live.
+`size` is the struct's `sizeof`, for 64-bit and for 32-bit guests. A wrong size raises an exception
+when the struct is first used, and in a test of all structs. It does not do so at import, because
+laying out all structs there would take a fifth of the start-up.
+
+In the 32-bit ABI a ``uint64_t`` is aligned to 4 bytes, as in i386's psABI. `U64A` is Xen's
+``uint64_aligned_t``, which is aligned to 8 in both. Declare a union as `blob(size, align)`. The
+code that knows which member of the union is in use takes it apart.
 """
 
 from __future__ import annotations

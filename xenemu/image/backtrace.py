@@ -1,8 +1,8 @@
 """How a kernel came to where it is: a backtrace with names, like the one Linux prints.
 
-With ORC tables every line is certain. Without them, and where they end, saved frame pointers are
-followed as far as they are plausible; then whatever on the stack looks like a return address is
-listed, marked ``?`` as Linux does.
+With ORC tables, every line is certain. Where there are none, or where they end, saved frame
+pointers are followed as long as they are plausible. After that, each word on the stack that looks
+like a return address is listed, and marked ``?`` as in Linux.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def backtrace(
 ) -> list[BacktraceLine]:
     """Return at most `limit` lines, the innermost first; it starts with `pc` itself.
 
-    `read(vaddr, size)` raises XenError where nothing is mapped; `width` is the bytes of a
-    pointer. Looks at no more than 16 KiB of stack, and never past the end of the address space.
+    `read(vaddr, size)` raises XenError where nothing is mapped. `width` is the size of a pointer in
+    bytes. At most 16 KiB of the stack are looked at, and nothing past the end of the address space.
     """
     mask = (1 << 8 * width) - 1
     start = Frame(pc & mask, sp & mask, bp & mask)

@@ -1,7 +1,8 @@
 """The symbols that a kernel with the note BSD_SYMTAB finds in memory after its last segment.
 
-Four bytes with a size, then an ELF file of that size: an ELF header, three section headers, the
-symbol table, and the table of its strings. BSD kernels have their debugger's names from there.
+They begin with four bytes that have a size. An ELF file of that size follows: an ELF header, three
+section headers, the symbol table, and the table of its strings. The debugger in a BSD kernel takes
+its names from there.
 
 In Xen: common/libelf/libelf-loader.c (elf_init, elf_parse_bsdsyms, elf_load_bsdsyms)
 """
@@ -38,8 +39,8 @@ class BsdSymbols:
 def bsd_symbols(elf: Elf, pstart: int, pend: int) -> BsdSymbols | None:
     """Lay out the symbols of a kernel that takes the memory from `pstart` to `pend`.
 
-    None if the ELF has no symbol table with strings: then Xen loads nothing either. Sizes are the
-    file's own word, which may be anything: check `end` before memory is made for it.
+    None if the ELF has no symbol table with strings: then Xen loads nothing either. The sizes are
+    what the file says, and may be anything. Check `end` before you allocate memory for them.
     """
     tables = _find(elf)
     if tables is None:

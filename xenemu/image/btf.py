@@ -1,8 +1,8 @@
 """Where a Linux kernel's structs have their members, by its own type information.
 
-A kernel with CONFIG_DEBUG_INFO_BTF, as distributions have it, brings the section `.BTF`: types by
-number, each of which has a kind, a name, and what belongs to the kind. Only what leads to a
-member's offset is read, at the first question.
+A kernel with CONFIG_DEBUG_INFO_BTF has the section `.BTF`; kernels of distributions do. The section
+has types by number. Each type has a kind, a name, and what belongs to the kind. The first question
+reads only what leads to a member's offset.
 
 In Linux: Documentation/bpf/btf.rst, include/uapi/linux/btf.h
 """
@@ -40,7 +40,7 @@ MAX_NAME: Final = 256
 
 @dataclass(frozen=True)
 class Place:
-    """Where a member is in its struct, and what it takes there; bytes."""
+    """Where a member is in its struct, and how much room it takes there; in bytes."""
 
     offset: int
     size: int
@@ -51,7 +51,7 @@ class _Unsound(Exception):
 
 
 class Btf:
-    """The types of one kernel; without the section, or if it is unsound, nothing is found."""
+    """The types of one kernel; if there is no section, or an unsound one, nothing is found."""
 
     def __init__(self, elf: Elf) -> None:
         self._width = elf.elf_class // 8
@@ -69,10 +69,10 @@ class Btf:
             self._strings = bytes(data[header + strings_at :][:strings])
 
     def place(self, name: str, *path: str | int) -> Place | None:
-        """Find a member of the struct `name`, by its name; an element of an array by its number.
+        """Find a member of the struct `name`, or an element of an array.
 
-        A path of several leads to a member of the member; without one, it is the struct itself.
-        None if there is no such thing.
+        A member goes by its name, and an element by its number. A path of several steps leads to a
+        member of a member. An empty path is the struct itself. None if there is no such thing.
         """
         number = self._structs.get(name)
         if number is None:

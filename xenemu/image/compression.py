@@ -1,7 +1,7 @@
 """Unpack a compressed kernel, whichever of Linux's seven ways it was compressed.
 
-Every way goes through `decompress`, which never holds more than the limit, nor lets a
-decoder take more than `DECODER_MEMORY` for its dictionary, whatever the stream says.
+Every way goes through `decompress`. It never holds more than the limit, and never lets a decoder
+take more than `DECODER_MEMORY` for its dictionary, whatever the stream says.
 """
 
 from __future__ import annotations

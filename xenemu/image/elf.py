@@ -1,8 +1,10 @@
 """ELF headers, for images that may be anything.
 
-Only what a loader reads. Every offset and count is checked against the file before use,
-so that a hostile header costs a sentence, neither memory nor an exception.
+Only what a loader needs is read. Every offset and count is checked against the file before its use.
+So a hostile header costs a sentence, and neither memory nor an exception.
+
 Layouts: System V ABI, chapter 4 (object files) and 5 (program loading).
+
 In Xen: common/libelf/libelf-loader.c, libelf-tools.c.
 """
 
@@ -98,7 +100,7 @@ class Elf:
 
     @property
     def interpreter(self) -> str | None:
-        """The dynamic linker that this asks for; BSD kernels ask, too, and mean nothing by it."""
+        """The dynamic linker that this asks for; a BSD kernel asks, and means nothing by it."""
         for header in self.program_headers:
             if header.type == PT_INTERP:
                 data = self.view[header.offset : header.offset + min(header.filesz, 256)]

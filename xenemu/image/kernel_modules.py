@@ -1,10 +1,11 @@
 """The modules that a running Linux has loaded, with their names and unwind tables.
 
-A kernel has a list of its modules, `modules`, the newest first. Where its structs have what is
-said by its own type information: without that, as without the list, there are no modules. A
-module's symbols are those that /proc/kallsyms has.
+A kernel has a list of its modules, `modules`, with the newest first. The kernel's own type
+information says where its structs have their members. If there is no type information, or no list,
+there are no modules. A module has the symbols that /proc/kallsyms shows.
 
-All of it is the guest's memory, and may be anything: what is counted there is bounded here.
+All of this lies in the guest's memory, and may be anything. So every count found there is bounded
+here.
 
 In Linux: include/linux/module.h, kernel/module/kallsyms.c, arch/x86/include/asm/module.h
 """
@@ -57,9 +58,9 @@ class Module:
 
 
 class Modules:
-    """The modules of one running kernel; read anew when the newest one is another.
+    """The modules of one running kernel; they are read anew when the newest one has changed.
 
-    `reader` gives what reads the guest's memory as it is now.
+    `reader` gives a function that reads the guest's memory as it is now.
     """
 
     def __init__(self, image: Image, reader: Callable[[], Read]) -> None:
@@ -79,7 +80,7 @@ class Modules:
         return _Layout.of(self._image.btf)
 
     def loaded(self) -> tuple[Module, ...]:
-        """All modules, the newest first; those last seen, if nothing of the kernel is mapped."""
+        """All modules, the newest first; if nothing of the kernel is mapped, those last seen."""
         head = self._image.symbols.address("modules")
         layout = self._layout if head else None
         if head is None or layout is None:

@@ -130,8 +130,8 @@ class Image:
 def load(path: Path) -> Image:
     """Read and unpack the kernel at `path`.
 
-    Raises `ImageError`, one line that names the file and its fault, for whatever is not a
-    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: `modes`.
+    Raises `ImageError`, one line that names the file and its fault, unless the file is a
+    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: ask `modes`.
     """
     try:
         return _load(path)

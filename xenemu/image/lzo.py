@@ -1,8 +1,9 @@
 """LZO1X and lzop's container, for which the standard library has nothing.
 
-The stream is a series of instructions; each copies bytes from what was already written
-(a match) and then up to three literal bytes from the input, and the number of those
-(the state) changes the meaning of the next instruction.
+The stream is a series of instructions. Each instruction copies bytes from what was already written
+(a match), and then up to three literal bytes from the input. The number of literal bytes is called
+the state. It changes the meaning of the next instruction.
+
 Described in Linux's Documentation/staging/lzo.rst; the container in lzop's own source.
 """
 

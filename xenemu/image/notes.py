@@ -1,10 +1,13 @@
 """What a kernel tells Xen about itself: ELF notes, or the older `__xen_guest` string.
 
-Xen looks for notes in PT_NOTE segments; if it finds none of its own there, in SHT_NOTE
-sections, allocated or not; and then for the section `__xen_guest`, which only a PV
-builder reads. A note that is given twice counts the last time; FEATURES add up.
+Xen looks in three places, and stops at the first that has a note for Xen:
 
-Header: public/elfnote.h, public/features.h
+* PT_NOTE segments;
+* SHT_NOTE sections, allocated or not;
+* the section `__xen_guest`, which only a PV builder reads.
+
+If a note is given twice, the last one counts; FEATURES add up.
+
 In Xen: common/libelf/libelf-dominfo.c
 """
 
@@ -150,8 +153,10 @@ class Note:
 
 @dataclass(frozen=True)
 class LostNotes:
-    """Notes of Xen's that Xen does not find; `astray` is the file offset where it takes others'
-    bytes for a note, None if it merely steps over them.
+    """Notes of Xen's that Xen does not find.
+
+    `astray` is the file offset where Xen takes the bytes of other notes for a note. It is None if
+    Xen merely steps over its own notes.
     """
 
     notes: tuple[Note, ...]
@@ -205,8 +210,8 @@ class XenNotes:
 def read_notes(elf: Elf) -> XenNotes:
     """Read the notes where Xen would.
 
-    Raises `ImageError` for a note of Xen's that runs out of the file, a number that is none, or a
-    string without end.
+    Raises `ImageError` for a note of Xen's that runs past the end of the file, for a number that is
+    not one, and for a string without an end.
     """
     reader = _Reader(elf.view)
     # Old linkers left p_offset at 0: such a segment says nothing.

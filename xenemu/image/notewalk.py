@@ -1,8 +1,9 @@
 """How Xen goes from one ELF note to the next, and which notes it thereby misses.
 
-Xen steps by 4 bytes, whatever the alignment. A linker that puts notes aligned to 8 among others
-(`.note.gnu.property` is such a note) fills up with zeros, which Xen takes for a note's beginning:
-what it then takes for sizes leads anywhere, mostly out of the file. It never complains.
+Xen steps by 4 bytes, whatever the alignment. A linker may put notes that are aligned to 8 among
+others; `.note.gnu.property` is such a note. It then fills the gaps with zeros, and Xen takes the
+zeros for the beginning of a note. The sizes that Xen then reads lead anywhere, mostly out of the
+file. Xen never complains.
 
 In Xen: common/libelf/libelf-dominfo.c (elf_xen_parse_notes), libelf-tools.c (elf_note_name,
 elf_note_desc, elf_note_next)
@@ -27,7 +28,8 @@ XEN_NOTE: Final = re.compile(rb"\x04\0\0\0.{8}Xen\0", re.DOTALL)
 class FoundNote:
     """A note as it lies in the file, or what Xen takes for one.
 
-    `owner` goes by the string, `desc_at` by its size; `desc_size` may reach beyond the file.
+    `owner` is the string up to its NUL. `desc_at` follows from the size that is given for the
+    string. `desc_size` may reach beyond the file.
     """
 
     offset: int
@@ -51,7 +53,7 @@ def walk(view: memoryview, start: int, size: int) -> Iterator[FoundNote]:
 
 
 def missed(view: memoryview, start: int, size: int, seen: set[int]) -> Iterator[FoundNote]:
-    """Yield the notes of Xen's that lie there, but not at one of the offsets `seen`."""
+    """Yield the notes of Xen's that lie there, but at none of the offsets `seen`."""
     for match in XEN_NOTE.finditer(view[start:][: min(size, MAX_SCAN)]):
         offset = start + match.start()
         if offset not in seen:

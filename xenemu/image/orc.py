@@ -1,12 +1,13 @@
 """ORC: how x86-64 Linux finds the caller of any instruction, from two tables of the kernel.
 
-``.orc_unwind_ip`` holds the start of each stretch of code, as an ascending s32 relative to
-its own place; ``.orc_unwind`` one 6-byte entry for each: s16 SP offset, s16 BP offset, and u16
-with the SP register (4 bits), the BP register (4 bits) and the type. The numbers changed twice:
+``.orc_unwind_ip`` has the start of each stretch of code. The starts ascend, and each is an s32
+relative to its own place. ``.orc_unwind`` has one entry of 6 bytes for each stretch: s16 SP offset,
+s16 BP offset, and u16 with the SP register (4 bits), the BP register (4 bits) and the type. The
+numbers changed twice:
 
-* 6.4 added ``.orc_header`` and a third bit of type; bits 10 and 11 had marked the stack's end
-* by 7.2 the registers are counted in the CPU's order; the table tells, as most of it is
-  relative to SP
+* 6.4 added ``.orc_header`` and a third bit of type. Bits 10 and 11 had marked the stack's end.
+* By 7.2 the registers are counted in the CPU's order. The table itself tells which order it has,
+  because most of it is relative to SP.
 
 In Linux: arch/x86/include/asm/orc_types.h, arch/x86/kernel/unwind_orc.c (since 4.14).
 """
@@ -39,7 +40,7 @@ _IRET = struct.Struct("<5Q")
 
 
 class Reg(Enum):
-    """What an offset is relative to. `OTHER` ones have values that nobody has saved."""
+    """What an offset is relative to. Those under `OTHER` have values that nobody has saved."""
 
     UNDEFINED = "undefined"  # of BP: unchanged
     PREV_SP = "previous SP"
@@ -135,7 +136,7 @@ class Orc:
                 self._regs, self._count = regs, ips.size // 4
 
     def of_module(self, vaddr: int, ips: bytes, entries: bytes) -> Orc:
-        """The tables of a module of this kernel's, of which the first is at `vaddr`."""
+        """The tables of a module of this kernel's; the first table is at `vaddr`."""
         module = copy(self)
         module._vaddr, module._ips, module._entries = vaddr, memoryview(ips), memoryview(entries)
         module._count = min(len(ips) // 4, len(entries) // ENTRY_SIZE)

@@ -1,7 +1,7 @@
 """Names for a kernel's addresses: from the ELF's .symtab, else from Linux's kallsyms tables.
 
-Reading them takes some tenths of a second, and nobody needs them until a guest crashes; so
-`load_symbols` reads nothing, and the first question to `Symbols` does.
+It takes some tenths of a second to read them, and nobody needs them until a guest crashes. So
+`load_symbols` reads nothing. The first question to `Symbols` reads them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Names(Protocol):
 class Symbols:
     """The names of one image, read at the first question.
 
-    `read` gives (address, name, whether it is code) in any order; of several names for one
-    address the first counts. `image` is where the kernel lies: no other address gets a name, but
+    `read` gives (address, name, whether it is code) in any order. If an address has several names,
+    the first counts. `image` is where the kernel lies. Only an address in there gets a name, but
     any symbol can be asked for its address.
     """
 
@@ -95,8 +95,8 @@ class Symbols:
     def format(self, vaddr: int, is_return: bool = False) -> str:
         """Write `vaddr` as Linux does, ``name+0x1a/0x400``; in hex where it has no name.
 
-        With `is_return` it follows a call, which may have been its function's last
-        instruction: the name is then that of the call.
+        With `is_return`, `vaddr` follows a call. The call may have been the last instruction of its
+        function. So the name is that of the function with the call.
         """
         symbol = self.lookup(vaddr - is_return)
         if symbol is None:

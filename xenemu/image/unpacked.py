@@ -1,12 +1,13 @@
 """Keep what compressed kernels unpack to, so that the next run need not do it again.
 
-A file each in the cache directory, ``$XDG_CACHE_HOME/xenemu/unpacked``, named by a digest of the
-compressed bytes: what they unpack to, and then a digest of both. It may be removed at any time.
-Where there can be no such directory, nothing is kept.
+The cache directory ``$XDG_CACHE_HOME/xenemu/unpacked`` has a file for each kernel. The file's name
+is a digest of the compressed bytes. The file has what they unpack to, and then a digest of both. It
+may be removed at any time. If the directory cannot be made, nothing is kept.
 
-Nothing there is taken on trust. The directory is its owner's alone, and no link to another; a file
-counts only if it is that user's, nobody else can write it, and its digest is right for these
-compressed bytes. So a damaged file, and one that was put in another's place, are unpacked again.
+Nothing there is taken on trust. The directory must belong to its owner alone, and must not be a
+link. A file counts only if it is that user's, nobody else can write it, and its digest is right for
+these compressed bytes. So a kernel is unpacked again if its file is damaged, or was put in another
+file's place.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def unpacked(
 ) -> memoryview:
     """What `unpack` makes of `compressed`: from the cache, or kept there from now on.
 
-    `size` is how many bytes that must be, if it is known. Errors of `unpack` are the caller's;
-    those of the cache only cost time.
+    `size` is how many bytes that must be, if it is known. The caller gets the errors of `unpack`.
+    Errors of the cache only cost time.
     """
     if len(compressed) < WORTH_KEEPING:
         return memoryview(unpack()).toreadonly()
@@ -56,7 +57,7 @@ def unpacked(
 
 
 def forget(view: memoryview) -> None:
-    """Let the host take back the memory of a mapped file; what is read again is there again."""
+    """Let the host take back the memory of a mapped file; a later read brings a page back."""
     if isinstance(view.obj, mmap.mmap):
         view.obj.madvise(mmap.MADV_DONTNEED)
 
@@ -74,9 +75,9 @@ def _digest(key: bytes, data: bytes | bytearray | memoryview) -> bytes:
 
 
 def _find(path: Path, key: bytes) -> memoryview | None:
-    """Map what is kept at `path`; None if that is not to be trusted, OSError if there is nothing.
+    """Map the file at `path`; None if it is not to be trusted, OSError if there is none.
 
-    A page that is never read again is not kept in memory: `forget`.
+    A page that is never read again is not kept in memory: see `forget`.
     """
     if not _is_mine(path.parent.lstat(), stat.S_IFDIR):
         return None
@@ -96,7 +97,7 @@ def _find(path: Path, key: bytes) -> memoryview | None:
 
 
 def _is_mine(status: os.stat_result, kind: int) -> bool:
-    """Whether it is of that kind, this user's, and nobody else can write it."""
+    """Whether a file is of this kind and this user's, and nobody else can write it."""
     return (
         stat.S_IFMT(status.st_mode) == kind
         and status.st_uid == os.geteuid()
@@ -105,7 +106,7 @@ def _is_mine(status: os.stat_result, kind: int) -> bool:
 
 
 def _keep(path: Path, key: bytes, data: bytes | bytearray) -> None:
-    """Write the file under another name first: it is there wholly, or not at all."""
+    """Write the file under another name first, so that it is there as a whole or not at all."""
     import tempfile  # noqa: PLC0415 (with all that it imports, rarely needed)
 
     folder = path.parent

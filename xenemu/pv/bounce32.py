@@ -1,10 +1,11 @@
 """Bounce frames of 32-bit PV kernels, which run in ring 1, and the way back by iret.
 
-An entry from ring 2 or 3 switches to the kernel's stack; one from ring 1 stays on its own. In the
-CS slot, bits 23:16 are the event mask as it was; in the EFLAGS slot, IF is its inverse.
+An entry from ring 2 or 3 switches to the kernel's stack. An entry from ring 1 stays on its own
+stack. In the CS slot, bits 23:16 are the event mask as it was. In the EFLAGS slot, IF is the
+inverse of that mask.
 
-Whatever the vcpu is to go on with, Xen leaves by an IRET, which checks the code and the stack
-segment. Where it refuses them, the guest gets the fault, as if it came from the target.
+Xen goes back to the guest by an IRET, which checks the code and the stack segment. If IRET refuses
+one of them, the guest gets the fault, as if it came from the target.
 
 In Xen: arch/x86/x86_64/compat/entry.S (compat_create_bounce_frame, compat_restore_all_guest),
 arch/x86/pv/iret.c (compat_iret).
@@ -37,7 +38,7 @@ VM86_FRAME = 9  # words: EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS
 
 
 def in_kernel_mode(current: Current) -> bool:
-    """Whether the vcpu is in ring 1; the engine also executes VM86 code, which is not."""
+    """Whether the vcpu is in ring 1; VM86 code, which the engine also executes, is not."""
     cs = current.cpu.selector(Seg.CS)
     return cs & segment.SEL_RPL == KERNEL_RING and not current.cpu.rflags & flags.VM
 
@@ -45,9 +46,9 @@ def in_kernel_mode(current: Current) -> bool:
 def bounce32(current: Current, trap: Trap, what: str, error_code: int | None = None) -> None:
     """Enter the guest's kernel at `trap`, with a frame for what it interrupts.
 
-    A Fault if the handler's code or stack segment is not fit: it belongs to the handler's first
-    instruction. Crashes the domain where Xen does: no handler, or a stack that cannot take the
-    frame.
+    A Fault if the handler's code or stack segment is not fit; the fault belongs to the handler's
+    first instruction. The domain is crashed where Xen does so: if there is no handler, or if a
+    stack cannot take the frame.
     """
     if not trap.cs & SELECTOR:
         raise no_handler(current, what)
@@ -95,8 +96,8 @@ def _stack_base(current: Current, selector: int) -> int:
 def iret32(current: Current) -> None:
     """HYPERVISOR_iret of a 32-bit guest: leave the kernel by the frame on its stack.
 
-    A Fault of the target if the CPU's IRET refuses the frame. Crashes the domain if there is none,
-    or if it leads to ring 0. Like Xen, it takes ESP for a linear address.
+    A Fault of the target if the CPU's IRET refuses the frame. The domain is crashed if there is no
+    frame, or if the frame leads to ring 0. Like Xen, this takes ESP for a linear address.
     """
     cpu, state = current.cpu, pv(current)
     regs = cpu.regs

@@ -1,8 +1,8 @@
 """Call gates of a 32-bit PV guest: a far call or jump through one.
 
-Xen keeps the gates in a guest's tables at DPL 0, with the guest's DPL in the selector's RPL, so
-that the CPU faults on each use and Xen does what the CPU would have done. Through a 64-bit
-guest's gates nothing leads.
+Xen keeps the gates in a guest's tables at DPL 0, and the guest's DPL in the selector's RPL. So the
+CPU faults on each use, and Xen does what the CPU would have done. The gates of a 64-bit guest lead
+nowhere.
 
 In Xen: arch/x86/pv/emul-gate-op.c.
 """
@@ -35,7 +35,7 @@ CALL_FAR_M, JUMP_FAR_M = 3, 5  # GROUP_5's reg field
 
 @dataclass(frozen=True)
 class Gate:
-    """A call gate: where it leads, from which ring on, and with how many parameters."""
+    """A call gate: where it leads, which rings may use it, and how many parameters it passes."""
 
     selector: int
     offset: int

@@ -1,4 +1,4 @@
-"""Why a PV guest is crashed as its kernel is entered or left, and what its author can do.
+"""Why a PV guest is crashed when its kernel is entered or left, and what its author can do.
 
 In Xen: arch/x86/x86_64/entry.S and arch/x86/x86_64/compat/entry.S (asm_domain_crash_synchronous),
 arch/x86/pv/iret.c

@@ -33,8 +33,8 @@ def get_debugreg(current: Current, index: int) -> int:
 def set_debugreg(current: Current, index: int, value: int) -> None:
     """Write DR0-3, 6 or 7.
 
-    EPERM for a breakpoint on Xen's own addresses, for GD, and for an I/O breakpoint without
-    CR4.DE; EINVAL for bits over 31 of DR6 and DR7; ENODEV for a register that does not exist.
+    EPERM for a breakpoint on Xen's own addresses, for GD, and for an I/O breakpoint without CR4.DE.
+    EINVAL for bits above 31 of DR6 and DR7. ENODEV for a register that does not exist.
     """
     if index in BREAKPOINTS:
         if not in_guest_range(value):

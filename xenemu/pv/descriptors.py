@@ -1,4 +1,4 @@
-"""A PV guest's GDT and LDT: the frames it offers, mapped where only Xen writes.
+"""A PV guest's GDT and LDT: frames of the guest's, mapped where only Xen writes.
 
 In Xen: arch/x86/pv/descriptor-tables.c, arch/x86/pv/mm.c (pv_map_ldt_shadow_page).
 """
@@ -85,7 +85,7 @@ def load_gdt_register(current: Current) -> None:
 
 
 def map_initial_gdt(current: Current) -> None:
-    """Map an empty GDT with Xen's page behind it, as a new vcpu has it."""
+    """Map an empty GDT and Xen's page after it, as a new vcpu has them."""
     shared = pv_domain(current)
     for page in range(FIRST_RESERVED_GDT_PAGE):
         map_page(current, page, shared.zero_page << PAGE_SHIFT | HYPERVISOR_RO)
@@ -123,9 +123,9 @@ def set_gdt(current: Current, frames: list[int], entries: int) -> None:
 def set_ldt(current: Current, base: int, entries: int) -> None:
     """Set the LDT to `entries` descriptors at linear address `base` (MMUEXT_SET_LDT).
 
-    EINVAL if it is not page-aligned, too long, or at an address that is Xen's or not canonical.
-    For a 32-bit guest those begin beyond its reach: an LDT in what looks like Xen's to it faults
-    when it is used.
+    EINVAL if it is not page-aligned, too long, or at an address that is Xen's or not canonical. For
+    a 32-bit guest, such addresses are all out of reach. If its LDT lies where Xen seems to be for
+    it, the fault comes when the LDT is used.
     """
     if base & 0xFFF:
         raise XenError(EINVAL, f"an LDT begins on a page boundary, not at {base:#x}")
@@ -178,7 +178,8 @@ def map_ldt_page(current: Current, offset: int, error_code: int = 0) -> None:
 def mark_accessed(current: Current, vaddr: int) -> bool:
     """Set the accessed bit that the CPU could not, in the descriptor mapped at `vaddr`.
 
-    False if it is set already, or there is no code or data descriptor: then it was not the CPU.
+    False if the bit is set already, or if there is no code or data descriptor. Then it was not the
+    CPU that wrote.
     """
     memory = current.domain.memory
     words, levels = memory.words, current.domain.frames.rules.root_type
@@ -208,7 +209,7 @@ def _ldt_frame(current: Current, linear: int) -> Mfn | None:
 def read_descriptor(current: Current, selector: int) -> int:
     """The descriptor that a selector names; a Fault where the CPU would raise one.
 
-    #GP beyond the table; for a page of the LDT that the guest does not have, #PF.
+    #GP if the selector lies beyond the table; #PF if the guest does not have the page of the LDT.
     """
     state, memory = pv(current), current.domain.memory
     index = selector >> 3

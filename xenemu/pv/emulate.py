@@ -53,7 +53,7 @@ class Refused(Exception):
 class Instruction:
     """What the decoder found: the opcode (0x0Fxx for two-byte ones) and where it ends.
 
-    Sizes are in bytes. `breakpoints` gathers the I/O breakpoints that it hits.
+    Sizes are in bytes. `breakpoints` collects the I/O breakpoints that the instruction hits.
     """
 
     code: bytes
@@ -68,7 +68,7 @@ class Instruction:
 
     @property
     def next_byte(self) -> int:
-        """The byte behind the opcode: ModRM or an immediate; Refused if the code ends there."""
+        """The byte after the opcode: ModRM or an immediate; Refused if the code ends there."""
         if self.length == len(self.code):
             raise Refused
         return self.code[self.length]
@@ -102,7 +102,7 @@ def fetch(current: Current) -> bytes:
 
 
 def decode(code: bytes, bits: int) -> Instruction:
-    """Find the opcode behind prefixes; raises Refused if there is none."""
+    """Find the opcode after prefixes; raises Refused if there is none."""
     at, rex, repeat, segment = 0, 0, False, None
     operand_override = address_override = False
     for byte in code:
@@ -163,7 +163,7 @@ def emulate_privileged_op(current: Current) -> bool:
 
 
 def emulate_invalid_op(current: Current) -> bool:
-    """Emulate an instruction behind the forced-emulation prefix; False: it is a plain #UD."""
+    """Emulate an instruction after the forced-emulation prefix; False: it is a plain #UD."""
     state, rip = pv(current), current.cpu.rip
     behind = (rip + len(FORCED_EMULATION_PREFIX)) & WORD
     try:
@@ -230,7 +230,7 @@ def _bitmap_allows(current: Current, port: int, size: int) -> bool:
 
 
 def _bitmap_byte(current: Current, vaddr: int) -> int:
-    """A byte of the bitmap, which lies in the kernel's address space; not mapped, it forbids."""
+    """A byte of the bitmap in the kernel's address space; if it is not mapped, it forbids."""
     try:
         gate = translate if current.domain.width == 8 else translate32
         maddr = gate(current, vaddr, False, pv(current).kernel_root)

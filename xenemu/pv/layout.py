@@ -1,9 +1,16 @@
 """Where the pieces of a PV domain lie: pseudo-physical pages in libxenguest's order.
 
-From the kernel's first page up: the kernel, the initrd (unless the kernel takes it unmapped),
-the p2m list (unless the kernel says where it wants it), start_info, the xenstore and console
-rings, the page tables, the boot stack; all of it mapped, to the next 4 MiB boundary that leaves
-512 KiB of room. Behind that, unmapped, the initrd and the p2m list of kernels that asked so.
+These pages are mapped, in this order, from the kernel's first page up:
+
+* the kernel;
+* the initrd, unless the kernel takes it unmapped;
+* the p2m list, unless the kernel says where it wants it;
+* start_info, the xenstore ring and the console ring;
+* the page tables;
+* the boot stack.
+
+The mapping ends at the next 4 MiB boundary that leaves 512 KiB of room. After it, unmapped, are the
+initrd and the p2m list of kernels that asked for that.
 
 In Xen: tools/libs/guest/xg_dom_core.c (xc_dom_build_image), xg_dom_x86.c.
 """
@@ -28,8 +35,8 @@ LAST_GIB = 0xC0000000
 class Tables:
     """The page tables of the initial mappings: the pfn of each, by (level, covered range).
 
-    A table of level n covers the addresses that agree above bit 12 + 9 * n; `ranges` are what
-    is mapped: first virtual address, pages, first pfn.
+    A table of level n covers the addresses that agree above bit 12 + 9 * n. `ranges` are what is
+    mapped: first virtual address, number of pages, first pfn.
     """
 
     root_level: int
@@ -73,7 +80,7 @@ class Layout:
     p2m_pages: int  # with the tables that map it, if it is mapped apart
     p2m_vaddr: int
     tables: Tables
-    end: int  # pfn behind everything
+    end: int  # pfn after everything
 
     def vaddr(self, pfn: int) -> int:
         """Where a page of the first mapping is mapped."""

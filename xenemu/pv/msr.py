@@ -29,14 +29,14 @@ XEN_MSRS = HYPERCALL_MSR >> 16
 
 
 def fixup_guest_cr4(value: int) -> int:
-    """The CR4 that a guest asking for `value` gets: TSD, DE and FSGSBASE its own, others Xen's."""
+    """The CR4 for a guest that asks for `value`: TSD, DE and FSGSBASE are its own, others Xen's."""
     return value & CR4_GUEST_OWNED | CR4_XEN
 
 
 def read(current: Current, number: int) -> int | None:
     """RDMSR of a PV kernel, or None for #GP.
 
-    A kernel without a handler for #GP yet is spared it, where the host has the register.
+    A kernel that has no handler for #GP yet gets no #GP, if the host has the register.
     """
     value = table.read(table.PV, current.vcpu, number)
     if not isinstance(value, How):

@@ -1,4 +1,4 @@
-"""Operands in memory of instructions that Xen emulates: decoded by capstone, found by registers."""
+"""Memory operands of instructions that Xen emulates: capstone decodes, registers locate them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""I/O ports as a domU without devices sees them: nothing there.
+"""I/O ports as a domU without devices sees them: no port has anything.
 
-Only the index register of the CMOS and the address register of PCI's configuration space
-remember what was written to them. There is no PIT: libxl gives a PV domU no emulated devices.
+Two registers remember what was written to them: the index register of the CMOS, and the address
+register of PCI's configuration space. There is no PIT, because libxl gives a PV domU no emulated
+devices.
 
 In Xen: arch/x86/pv/emul-priv-op.c (guest_io_read, guest_io_write).
 """

@@ -1,4 +1,4 @@
-"""What the hypervisor holds of a PV domain's frames, and how it lets go when the domain ends.
+"""Let go of a PV domain's frames when the domain ends: what the hypervisor itself holds of them.
 
 In Xen: arch/x86/domain.c (domain_relinquish_resources), arch/x86/mm.c (vcpu_destroy_pagetables).
 """
@@ -19,7 +19,7 @@ def references(domain: Domain) -> list[tuple[int, int]]:
 def relinquish_resources(domain: Domain) -> list[str]:
     """Let go of all frames of a domain that will not run again.
 
-    Returns a sentence for each frame that is in use even then: a reference was lost.
+    Returns a sentence for each frame that is still in use after that: a reference was lost.
     """
     frames = domain.frames
     frames.work_left = UNLIMITED

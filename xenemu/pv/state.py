@@ -42,8 +42,8 @@ class Entry:
 class PvDomain:
     """What Xen keeps for a PV domain as a whole.
 
-    `perdomain_l1` are the frames that map each vcpu's GDT and LDT, 16 vcpus a frame;
-    `xen_gdt` is Xen's own page of descriptors, behind the guest's in each GDT.
+    `perdomain_l1` are the frames that map each vcpu's GDT and LDT, 16 vcpus in a frame. `xen_gdt`
+    is Xen's own page of descriptors, which follows the guest's part of each GDT.
     """
 
     perdomain_l1: list[Mfn]
@@ -55,15 +55,15 @@ class PvDomain:
 
 @dataclass
 class PvVcpu:
-    """What Xen keeps for a PV vcpu beyond its registers.
+    """What Xen keeps for a PV vcpu in addition to its registers.
 
-    `kernel_root` and `user_root` (0 if none) are the two address spaces of a 64-bit guest;
-    `kernel_mode` says in which it is. `inactive_gs` is the GS base of the other mode, what the
-    hardware's KERNEL_GS_BASE would hold.
+    A 64-bit guest has two address spaces, `kernel_root` and `user_root` (0 if there is none).
+    `kernel_mode` says which of them the vcpu is in. `inactive_gs` is the GS base of the other mode;
+    on hardware, KERNEL_GS_BASE would hold it.
 
-    Two callbacks are kept and never entered: `failsafe_callback`, which Xen enters when it
-    cannot load a data segment of a vcpu that it switches to, because here vcpus keep the hidden
-    parts of theirs; and that of 32-bit SYSCALL, which Intel's CPUs do not have.
+    Two callbacks are kept and never entered. Xen enters `failsafe_callback` when it cannot load a
+    data segment of a vcpu that it switches to; here a vcpu keeps the hidden parts of its segments.
+    The callback of 32-bit SYSCALL is never entered, because Intel's CPUs do not have that SYSCALL.
     """
 
     kernel_root: Mfn

@@ -1,10 +1,10 @@
 """The ACPI tables of a PVH domain, as Xen's libacpi makes them with libxl's choices for PVH.
 
-There is no device model, so that nearly nothing is left: a local APIC for each vcpu, and an FADT
-that says what is missing. It has no PM timer, no VGA, no 8042 and no CMOS clock; power and sleep
-buttons are not fixed hardware. Xen does not set HW_REDUCED_ACPI: it still names an SCI and PM1
-registers, where a guest finds nothing but ones. The RSDT, for ACPI 1.0 systems, has an FADT of
-its own.
+There is no device model, so little is left: a local APIC for each vcpu, and an FADT that says what
+is missing. The FADT has no PM timer, no VGA, no 8042 and no CMOS clock. Power and sleep buttons are
+not fixed hardware. Xen does not set HW_REDUCED_ACPI. So the FADT still names an SCI and PM1
+registers, where a guest reads nothing but ones. The RSDT is for ACPI 1.0 systems, and has an FADT
+of its own.
 
 In Xen: tools/libacpi/build.c, static_tables.c, mk_dsdt.c, tools/libs/light/libxl_x86_acpi.c
 """
@@ -19,7 +19,7 @@ from typing import Final
 from xenemu.x86.paging import PAGE_SIZE
 
 LAPIC_BASE_ADDRESS: Final = 0xFEE00000
-RSDP_SIZE: Final = 64  # bytes that libxl copies; the rest behind the structure is zero
+RSDP_SIZE: Final = 64  # bytes that libxl copies; the rest after the structure is zero
 NUM_ACPI_PAGES: Final = 16  # the most that the tables may take
 
 _HEADER: Final = struct.Struct("<4sIBB6s8sI4sI")
@@ -52,9 +52,9 @@ _LOCAL_APIC_ENABLED: Final = 1 << 0
 
 @dataclass(frozen=True)
 class AcpiTables:
-    """What goes where: `info` to the base, `tables` to the pages behind it.
+    """What goes where: `info` to the base, `tables` to the pages after it.
 
-    The RSDP points to `tables`, and nothing to the RSDP: it may lie anywhere.
+    The RSDP points to `tables`. Nothing points to the RSDP, so it may lie anywhere.
     """
 
     info: bytes
@@ -68,7 +68,7 @@ def apic_id(vcpu_id: int) -> int:
 
 
 def build(base: int, vcpus: int) -> AcpiTables:
-    """Make the tables for a page of `acpi_info` at `base` and whole pages of tables behind it."""
+    """Make the tables for a page of `acpi_info` at `base` and whole pages of tables after it."""
     heap = _Heap(base + PAGE_SIZE)
     facs = heap.put(struct.pack("<4sI24xB31x", b"FACS", 64, 1))
     dsdt = heap.put(_table(b"DSDT", 5, _processors(vcpus)))
@@ -121,12 +121,12 @@ def _rsdp(rsdt: int, xsdt: int) -> bytes:
 
 
 def _fadt_1_0(facs: int, dsdt: int) -> bytes:
-    """ACPI 1.0's FADT behind its header. As in Xen it does name a PM timer."""
+    """ACPI 1.0's FADT after its header. It does name a PM timer, as in Xen."""
     return _fadt_head(facs, dsdt, pm_timer=True, boot_arch=0, flags=_FLAGS)
 
 
 def _fadt_5_0(facs: int, dsdt: int) -> bytes:
-    """ACPI 5.0's FADT behind its header (ACPI 6.4, 5.2.9)."""
+    """ACPI 5.0's FADT after its header (ACPI 6.4, 5.2.9)."""
     flags = _FLAGS | _PWR_BUTTON | _SLP_BUTTON
     body = _fadt_head(facs, dsdt, pm_timer=False, boot_arch=_NO_VGA | _NO_CMOS_RTC, flags=flags)
     body += _port(_RESET_PORT, 8) + struct.pack("<B3xQQ", 6, facs, dsdt)

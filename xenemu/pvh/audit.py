@@ -1,4 +1,4 @@
-"""Audit a PVH domain: each local APIC has its timer, and serves what a CPU would have taken."""
+"""Audit a PVH domain: each local APIC's timer is right, and it serves what a CPU would take."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ TYPE_SHIFT = 56
 def set_callback_via(current: Current, via: int) -> None:
     """Set HVM_PARAM_CALLBACK_IRQ.
 
-    Any type but a vector needs an interrupt controller that a PVH domain has not: Xen then leaves
-    all as it is.
+    Every type but a vector needs an interrupt controller, and a PVH domain has none. Xen then
+    changes nothing.
     """
     if via >> TYPE_SHIFT == HVM_PARAM_CALLBACK_TYPE_VECTOR:
         pvh_domain(current).callback_vector = via & 0xFF
@@ -34,7 +34,7 @@ def set_callback_via(current: Current, via: int) -> None:
 
 
 def latch_shared_info_width(current: Current) -> None:
-    """Lay shared_info out for the code that runs: a guest's first calls show what it is.
+    """Lay shared_info out for the width of the running code, which a guest's first calls show.
 
     In Xen: arch/x86/hvm/hvm.c (hvm_latch_shinfo_size)
     """
@@ -43,16 +43,17 @@ def latch_shared_info_width(current: Current) -> None:
 
 
 def update_upcall(current: Current) -> None:
-    """Tell the CPU by which vector, and on which byte, the current vcpu is called.
+    """Tell the CPU which vector calls the current vcpu, and which byte says that a call is due.
 
-    Xen raises that vector even if the vcpu has one of its local APIC's, too (irq.c:
-    hvm_vcpu_has_pending_irq); guests with the latter set HVM_PARAM_CALLBACK_IRQ to another type.
+    Xen raises that vector even if the vcpu also has a vector of its local APIC (irq.c:
+    hvm_vcpu_has_pending_irq). Guests that use the local APIC's vector set HVM_PARAM_CALLBACK_IRQ to
+    another type.
     """
     cpu_of(current).set_upcall(current.vcpu.info, pvh_domain(current).callback_vector)
 
 
 def assert_upcall(current: Current, vcpu: Vcpu) -> None:
-    """Tell a vcpu of events: by its local APIC's vector, if it has one, or by making it look."""
+    """Tell a vcpu of events: by its local APIC's vector if it has one, else by making it look."""
     vector = pvh_vcpu(vcpu).upcall_vector
     if current.watch is not None:
         how = f"vector {vector:#x} of the local APIC" if vector else "callback vector"

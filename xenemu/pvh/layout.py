@@ -1,8 +1,8 @@
 """Where the pieces of a PVH domain lie in its guest-physical memory.
 
 RAM fills the addresses from 0 to the hole, and goes on at 4 GiB. In the hole are the ACPI tables,
-the local APIC and Xen's special pages. The kernel lies where it is linked; behind it, in
-libxenguest's order, the modules and start_info.
+the local APIC and Xen's special pages. The kernel lies where it is linked. After the kernel, in
+libxenguest's order, come the modules and start_info.
 
 In Xen: tools/libs/guest/xg_dom_x86.c, xg_dom_core.c (xc_dom_build_image),
 tools/libs/light/libxl_dom.c (libxl__build_hvm), libxl_x86.c (domain_construct_memmap)
@@ -69,7 +69,7 @@ def high_ram(memory: int) -> range:
 
 
 def rsdp_address(image: Image, acpi_tables_size: int) -> int:
-    """Where libxl puts the RSDP: behind the tables, or where an old Linux looks for it."""
+    """Where libxl puts the RSDP: after the tables, or where an old Linux looks for it."""
     unrestricted = Feature.linux_rsdp_unrestricted in image.notes.supported
     if image.notes.guest_os == "linux" and not unrestricted:
         return BIOS_END - RSDP_SIZE
@@ -103,9 +103,9 @@ def lay_out(
 ) -> Layout:
     """Place everything in `ram`; FitError if it does not fit.
 
-    A kernel with a PHYS32_RELOC note is moved if need be. Xen's tools do not do that, Xen itself
-    does for dom0 (hvm/dom0_build.c): as high as the note and the RAM allow, but here with all
-    that belongs behind it.
+    A kernel with a PHYS32_RELOC note is moved if need be. Xen's tools do not do that, but Xen
+    itself does so for dom0 (hvm/dom0_build.c): as high as the note and the RAM allow. Here
+    everything that comes after the kernel must fit there, too.
     """
     modules = {f"module {n}": size for n, size in enumerate(module_sizes)}
     start_info = {"start_info": start_info_size}
@@ -132,7 +132,7 @@ def lay_out(
 
 
 def _place(start: int, pieces: dict[str, int]) -> dict[str, range]:
-    """Put pieces of these sizes one behind another, each but the first at a page's start."""
+    """Put pieces of these sizes one after another, each but the first at a page's start."""
     places = {}
     for name, size in pieces.items():
         places[name] = range(start, start + size)

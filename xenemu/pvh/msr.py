@@ -89,7 +89,7 @@ def _native_okay(current: Current, number: int, value: int) -> bool:
 
 
 def _install_hypercall_page(current: Current, value: int) -> Msr | None:
-    """Fill the page that the guest names; bits 11:0 are the page's number, of which there is 1."""
+    """Fill the page that the guest names; bits 11:0 number the page, and there is only one."""
     if value & 0xFFF:
         return Msr.REFUSED
     try:

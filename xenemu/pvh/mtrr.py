@@ -1,4 +1,4 @@
-"""Memory type range registers: a PVH guest may read and write them, and no memory heeds them.
+"""Memory type range registers: a PVH guest may read and write them; they have no effect.
 
 libxenguest starts a domain with all memory write-back. Intel SDM volume 3, "Memory Type Range
 Registers". In Xen: arch/x86/hvm/mtrr.c, tools/libs/guest/xg_dom_x86.c (vcpu_hvm)

@@ -1,4 +1,4 @@
-"""The gate to a native guest's memory: its own page tables, in whichever mode it is.
+"""The gate to a native guest's memory: its own page tables, in the mode that it is in.
 
 Intel SDM volume 3, "Paging". In Xen: arch/x86/mm/hap/guest_walk.c
 """
@@ -38,7 +38,7 @@ def cpu_of(current: Current) -> NativeCpu:
 
 
 def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
-    """Find the machine address behind `vaddr` in the guest's tables.
+    """Find the machine address of `vaddr` by the guest's tables.
 
     EFAULT: not mapped, not writable, not canonical, or mapped to no memory.
     """
@@ -52,9 +52,10 @@ def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
 
 
 def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
-    """Walk the guest's page tables, and mark its entries accessed and dirty; EFAULT as `translate`.
+    """Walk the guest's page tables, and mark its entries accessed and dirty.
 
-    Only kernels make hypercalls: without CR0.WP they may write to read-only pages.
+    EFAULT as for `translate`. Only kernels make hypercalls, so without CR0.WP they may write to
+    read-only pages.
     """
     cpu = cpu_of(current)
     if not cpu.cr0 & CR0_PG:

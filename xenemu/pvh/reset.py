@@ -1,11 +1,15 @@
-"""Resets by a triple fault: how a kernel that knows no other way reboots.
+"""Resets by a triple fault: how a kernel reboots that knows no other way.
 
-It takes the gates away and traps. FreeBSD, Linux with ``reboot=t`` and Xen itself load an IDT with
-the limit 0, and execute INT3; NetBSD clears every gate before INT3, OpenBSD before a division by
-zero. A kernel that merely faults before it has an IDT looks much the same, since a vcpu starts
-with the limit 0. So a reset must begin with a trap that a kernel makes on purpose, which UD2 is
-not (Linux's BUG() has it), under an IDT without a gate; and either an IDT with gates was seen
-before, or the instruction before the trap is LIDT.
+Such a kernel takes the gates away and then traps:
+
+* FreeBSD, Linux with ``reboot=t`` and Xen itself load an IDT with the limit 0, and execute INT3.
+* NetBSD clears every gate before INT3.
+* OpenBSD clears every gate before a division by zero.
+
+A kernel that merely faults before it has an IDT looks much the same, because a vcpu starts with the
+limit 0. So three things make a reset. The first exception is a trap that a kernel makes on purpose;
+UD2 is not such a trap, because Linux's BUG() has it. The IDT has no gate. And either an IDT with
+gates was seen before, or the instruction before the trap is LIDT.
 
 In FreeBSD: sys/x86/x86/cpu_machdep.c (cpu_reset_real). In Linux: arch/x86/kernel/reboot.c
 (BOOT_TRIPLE). In NetBSD and OpenBSD: sys/arch/amd64/amd64/machdep.c (cpu_reset).
@@ -31,7 +35,7 @@ LIDT_BEFORE: Final = re.compile(rb"\x0f\x01[\x18-\x1f\x58-\x5f\x98-\x9f].{0,5}\Z
 
 
 def look_at_idt(current: Current) -> None:
-    """Note whether the kernel has an IDT with gates; to be asked now and then, as it runs."""
+    """Note whether the kernel has an IDT with gates; call this now and then, as the kernel runs."""
     state = pvh_domain(current)
     if not state.had_idt:
         state.had_idt = _has_gates(current)
@@ -51,7 +55,7 @@ def is_reset(current: Current) -> bool:
 def _has_gates(current: Current, whole: bool = False) -> bool:
     """Whether the IDT has a gate for an exception, or, if the `whole` is to be read, any gate.
 
-    Of one that cannot be read, it is not the gates that were taken away.
+    If an IDT cannot be read, its gates were not taken away.
     """
     idt = current.cpu.segment(Seg.IDTR)
     if not idt.limit:

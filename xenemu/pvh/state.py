@@ -25,8 +25,8 @@ class Entry:
 class PvhDomain:
     """What Xen keeps for a PVH domain: HVM_PARAM_* by index, and the way it hears of events.
 
-    `callback_vector` is HVM_PARAM_CALLBACK_IRQ's, None unless it names a vector. `had_idt` says
-    that its kernel was once seen with gates in its IDT (pvh/reset.py).
+    `callback_vector` is the vector of HVM_PARAM_CALLBACK_IRQ, or None if that names no vector.
+    `had_idt` says that the kernel was once seen with gates in its IDT (pvh/reset.py).
     """
 
     params: dict[int, int] = field(default_factory=dict)

@@ -1,8 +1,9 @@
 """The host's CPU, as its CPUID names it; its features are in hv/cpu_policy.py.
 
-It calls itself a family 15 processor, for which Linux neither assumes fast ``rep stos`` nor
-enhanced ``rep movsb``: one iteration of those costs the engine a whole block. Leaf 0x16 names the
-clock, 1 GHz, so that kernels do not measure it against a PIT.
+The CPU calls itself a family 15 processor. For family 15, Linux assumes neither fast ``rep stos``
+nor enhanced ``rep movsb``. That is wanted, because one iteration of these costs the engine as much
+as a whole block. Leaf 0x16 says that the clock has 1 GHz, so kernels do not measure it against a
+PIT.
 
 Intel SDM volume 2, CPUID.
 """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class Fault(Exception):
-    """What the guest shall get instead of an instruction's effect.
+    """An exception that the guest shall get instead of an instruction's effect.
 
-    `vaddr` is the address of a page fault, whose error code lacks the U bit.
+    `vaddr` is the address of a page fault. The error code of that page fault lacks the U bit.
     """
 
     def __init__(self, vector: int, error_code: int = 0, vaddr: int = 0) -> None:

@@ -74,8 +74,8 @@ class WalkStep:
 def walk(q: Sequence[int], root: Mfn, vaddr: int, levels: int = 4) -> list[WalkStep]:
     """Follow `vaddr` from the table in frame `root`; the last step is where the walk ended.
 
-    `q` is machine memory as 64-bit words. `levels` is 4, or 3 for PAE. The walk ends at the
-    first entry that is not present or is a leaf, or whose table lies outside memory.
+    `q` is machine memory as 64-bit words. `levels` is 4, or 3 for PAE. The walk ends at the first
+    entry that is a leaf or not present, or whose table lies outside memory.
     """
     steps = []
     table = int(root)

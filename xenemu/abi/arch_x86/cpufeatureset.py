@@ -17,8 +17,8 @@ WORD_ARCH_CAPS, WORD_ARCH_CAPS_HIGH = 16, 17  # of MSR_ARCH_CAPABILITIES
 class Feature(Enum):
     """A bit of a word, and its marks.
 
-    ``A``: for all guests. ``S``: for HVM guests. ``H``: for those of them with paging by the
-    hardware, as all of ours. ``!``: Xen decides itself.
+    ``A``: Xen offers it to all guests. ``S``: to HVM guests. ``H``: to HVM guests with paging by
+    the hardware, and all of ours are such. ``!``: Xen decides by itself.
     """
 
     FPU = WORD_1D, 0, "A"
