@@ -268,8 +268,7 @@ def make_pvh_current(pages: int = 64, vcpus: int = 1) -> Current:
     """
     domain = make_domain(4, pages, vcpus)
     domain.features, domain.shared_info_width = pvh_features(), 8
-    populated = bytearray(FIRST_GUEST_FRAME) + bytearray(b"\1") * pages
-    domain.p2m = P2m(populated)
+    domain.p2m = P2m(range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages))
     domain.arch = PvhDomain()
     for vcpu in domain.vcpus:
         vcpu.arch = PvhVcpu(Lapic(apic_id(vcpu.vcpu_id)))

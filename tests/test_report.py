@@ -178,7 +178,7 @@ def test_page_walk_ends_where_there_is_no_memory(current, kernel):
 
 
 def test_native_guest_without_paging(current, kernel):
-    current.domain.p2m = P2m(bytearray([1]) * current.domain.memory.nr_frames)
+    current.domain.p2m = P2m(range(current.domain.memory.nr_frames))
     current.cpu.cr0 = 0x11
     current.cpu.rip = 0xC000_0000
     text = report(current, kernel)
@@ -192,7 +192,8 @@ def test_native_guest_without_paging(current, kernel):
 )
 def test_native_guest_has_the_tables_of_its_mode(current, kernel, cr4, efer, size, levels):
     domain, cpu = current.domain, current.cpu
-    domain.p2m = P2m(bytearray(domain.memory.nr_frames), elsewhere={0x1234: Mfn(ROOT)})
+    domain.p2m = P2m()
+    domain.p2m.set(0x1234, Mfn(ROOT))
     cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer = 0, 0x1234000, cr4, efer
     domain.memory.write_uint(ROOT << 12, size, 0x1234000 | P)
     lines = section(report(current, kernel), "Page walk of cr2")

@@ -113,7 +113,7 @@ class Host:
 
     def __init__(self) -> None:
         self.memory = Memory(FRAMES)
-        self.engine = Engine(self.memory, P2m(bytearray(b"\1" * FRAMES)))
+        self.engine = Engine(self.memory, P2m(range(FRAMES)))
         for n, descriptor in enumerate(FLAT_GDT):
             self.memory.write_uint(Maddr(GDT + 8 * n), 8, descriptor)
         for n, entry in enumerate((TABLES + 0x1000, TABLES + 0x2000, PS)):

@@ -83,7 +83,7 @@ class Guest:
 
     def __init__(self, code: bytes, handler: bytes = INC_EAX) -> None:
         self.memory = Memory(FRAMES)
-        self.engine = Engine(self.memory, P2m(bytearray(b"\1" * FRAMES)), frozenset())
+        self.engine = Engine(self.memory, P2m(range(FRAMES)), frozenset())
         self.handler = Handler()
         self.engine.attach(self.handler)
         self.write(CODE, code)

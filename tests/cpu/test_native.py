@@ -11,7 +11,7 @@ import pytest
 
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
-from xenemu.errors import DomainCrash, EngineGaveUp, NotModelled
+from xenemu.errors import DomainCrash, EngineGaveUp
 from xenemu.hv.cpu import Delivered, Event, Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
@@ -80,9 +80,8 @@ class Guest:
 
     def __init__(self, code: bytes, handlers: dict[int, bytes] | None = None) -> None:
         self.memory = Memory(FRAMES)
-        populated = bytearray(b"\1" * FRAMES)
-        populated[HOLE_FRAME >> 12] = 0
-        self.p2m = P2m(populated)
+        hole = HOLE_FRAME >> 12
+        self.p2m = P2m(range(hole), range(hole + 1, FRAMES))
         self.engine = Engine(self.memory, self.p2m, frozenset({0xE9}))
         self.handler = Handler()
         self.engine.attach(self.handler)
@@ -280,11 +279,26 @@ def test_a_changed_physmap_is_seen_at_once():
     assert (guest[EAX], guest[EBX]) == (1, 2)
 
 
-def test_too_many_frames_elsewhere_are_not_modelled():
-    guest = Guest(bytes.fromhex("0f01c1 f4"))  # vmcall; hlt
-    guest.handler.on_vmcall = lambda: [guest.p2m.set(FAR_GFN + n, Mfn(8)) for n in range(512)]
-    with pytest.raises(NotModelled):
-        guest.run()
+def test_any_number_of_frames_can_be_elsewhere():
+    # vmcall; mov 0x12345000,%eax; mov 0x22344000,%ebx; mov 0x22345000,%ecx; hlt
+    guest = Guest(bytes.fromhex("0f01c1 a100503412 8b1d00403422 8b0d00503422 f4"))
+
+    def move_many() -> None:
+        for n in range(0x10000):
+            guest.p2m.set(FAR_GFN + n, Mfn(8 + n % 2))
+
+    guest.handler.on_vmcall = move_many
+    guest.write(0x8000, b"\1")
+    guest.write(0x9000, b"\2")
+    guest.run()
+    assert (guest[EAX], guest[EBX], guest[ECX]) == (1, 2, 0xFFFFFFFF)
+
+
+def test_the_local_apic_is_not_replaced():
+    guest = Guest(bytes.fromhex("a12000e0fe f4"))  # mov 0xfee00020,%eax; hlt
+    guest.p2m.set(0xFEE00, Mfn(8))
+    guest.run()
+    assert guest.handler.exits == [("load", 0x20, 4)]
 
 
 def test_code_that_the_hypervisor_wrote_is_run():

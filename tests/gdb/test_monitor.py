@@ -194,7 +194,7 @@ def test_an_event_holds_the_guest(breaks, target, said):
 @pytest.fixture
 def native(target, said):
     """Those of a PVH guest."""
-    target.machine.domain.p2m = P2m([])
+    target.machine.domain.p2m = P2m()
     return Breaks(target.machine, said.append)
 
 

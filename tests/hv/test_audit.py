@@ -132,12 +132,13 @@ def test_a_physmap_shows_only_the_domains_frames_and_each_once() -> None:
     domain = make_pvh_current().domain
     assert audit(domain) == []
     assert domain.p2m is not None
-    domain.p2m.elsewhere[0x1000] = GRANTED
+    domain.p2m.set(0x1000, GRANTED)
     assert "in the physmap 2 times" in audit(domain)[0]
     domain.p2m.granted.add(0x1000)
     assert "guest frame 0x1000 is said to map a grant" in audit(domain)[0]
     domain.grants.active[9] = Active(GRANTED)
     assert [fault for fault in audit(domain) if "physmap" in fault or "said" in fault] == []
-    domain.p2m.elsewhere[0x1000] = Mfn(5)
+    domain.p2m.remove(0x1000)
+    domain.p2m.set(0x1000, Mfn(5))
     domain.frames.owner[5] = DOMID_NONE
     assert "is in the domain's physmap" in audit(domain)[0]

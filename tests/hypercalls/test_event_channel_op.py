@@ -107,7 +107,7 @@ def test_a_pv_guest_binds_no_physical_interrupt(current: Current, pirq: int, err
 
 
 def test_a_translated_guest_binds_one_that_never_comes(current: Current) -> None:
-    current.domain.p2m = P2m(bytearray(b"\1") * 80)
+    current.domain.p2m = P2m(range(80))
     call(current, abi.EVTCHNOP_bind_pirq, abi.evtchn_bind_pirq(40, 0, 0))
     assert current.read_struct(abi.evtchn_bind_pirq, ARGUMENT).port == 1
     result = status(current, 1)

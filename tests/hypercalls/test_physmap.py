@@ -53,13 +53,12 @@ def add(current: Current, space: int, index: int, gfn: int, **more: int) -> int 
     return ops(current, abi.XENMEM_add_to_physmap | more.get("start", 0) << 6, POINTER)
 
 
-def state(current: Current) -> tuple[bytes, dict[int, int], PageCounts, bytes]:
+def state(current: Current) -> tuple[dict[int, int], PageCounts, bytes]:
     domain = current.domain
     assert domain.p2m is not None
     memory = bytes(domain.memory.bytes[:POINTER])
     return (
-        bytes(domain.p2m.populated),
-        dict(domain.p2m.elsewhere),
+        {gfn: int(mfn) for gfn, mfn in domain.p2m.places()},
         copy.copy(domain.pages),
         memory,
     )

@@ -105,7 +105,7 @@ class Engine(Registers):
         physical.code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
         physical.written = ctypes.addressof(ctypes.c_char.from_buffer(self._written))
         physical.frames, physical.ram = memory.nr_frames, self._ram
-        physical.populated = physical.overrides = 0
+        physical.p2m = physical.gfns = 0
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = 0
@@ -121,12 +121,11 @@ class Engine(Registers):
         self._exit.look = ctypes.cast(self._look, ctypes.c_void_p).value
         self._add_hook(unicorn.UC_HOOK_INTR, loaded.hook_interrupt)
         self._add_hook(unicorn.UC_HOOK_INSN_INVALID, loaded.hook_undefined)
-        self._guest_physical: GuestPhysical | None = None
+        self._p2m = p2m
         if p2m is not None:
             self._guest_physical = GuestPhysical(loaded, memory, p2m, ports)
             self._guest_physical.map_beyond_ram(uc)
             self.enter_pvh_mode()
-            self._sync_p2m()
             self._vcpu.native = 1
 
     def _add_hook(self, kind: int, function: int) -> None:
@@ -146,7 +145,7 @@ class Engine(Registers):
     def attach(self, handler: Any) -> None:
         """Set who handles the exits: an `ExitHandler`, or with a p2m a `NativeExitHandler`."""
         self.handler = handler
-        if self._guest_physical:
+        if self._p2m is not None:
             self._exits = native_exits(self._shim, handler, lambda: self.regs[1] & 0xFFFFFFFF)
         else:
             self._exits = pv_exits(self._shim, handler)
@@ -158,8 +157,8 @@ class Engine(Registers):
             self._exits[self._exit.kind]()
             if self._memory.stale_code:
                 self._drop_stale_code()
-            if self._guest_physical and self._guest_physical.changed:
-                self._sync_p2m()
+            if self._p2m is not None and self._p2m.changed:
+                self._forget_places()
         except BaseException as error:
             self._error = error
             self.stop()
@@ -176,9 +175,10 @@ class Engine(Registers):
             self._shim.invalidate(mfn)
         self._memory.stale_code.clear()
 
-    def _sync_p2m(self) -> None:
-        assert self._guest_physical
-        self._guest_physical.sync()
+    def _forget_places(self) -> None:
+        """The TLB has addresses of machine memory, where the p2m had it."""
+        assert self._p2m is not None
+        self._p2m.changed = False
         self.flush_tlb()
 
     def run(self, deadline_ns: int) -> None:
@@ -198,9 +198,9 @@ class Engine(Registers):
 
         A guest in ring 0 also leaves by HLT, and by a triple fault.
         """
-        if self._guest_physical:
-            if self._guest_physical.changed:
-                self._sync_p2m()
+        if self._p2m is not None:
+            if self._p2m.changed:
+                self._forget_places()
             self._halted.value = 0
         if self._clock.left <= 0:
             return
@@ -253,7 +253,7 @@ class Engine(Registers):
         """Whether the guest has reached its deadline, or what stopped it was not the debugger."""
         if self._clock.left <= 0 or self._exit.stop & self._constants.STOP_HYPERVISOR:
             return True
-        return bool(self._guest_physical) and (self.halted or self.triple_fault)
+        return self._p2m is not None and (self.halted or self.triple_fault)
 
     def skip_to(self, when_ns: int) -> None:
         """Let idle time pass: move virtual time forward to `when_ns`."""

@@ -10,12 +10,11 @@ import ctypes
 from typing import Any
 
 from xenemu.cpu.shim import Shim
-from xenemu.errors import EngineError, NotModelled
+from xenemu.errors import EngineError
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
-APIC_GFN = 0xFEE00
 ONES_OFFSET = 2 * PAGE_SIZE  # after the page of holes and the APIC's
 READ_EXECUTE = 5
 BEYOND_RAM = 1 << 40  # bytes of address space that answer with ones
@@ -27,7 +26,6 @@ class GuestPhysical:
 
     def __init__(self, loaded: Shim, memory: Memory, p2m: P2m, ports: frozenset[int]) -> None:
         self._shim, self._physical = loaded, loaded.physical
-        self._p2m = p2m
         physical, top = loaded.physical, memory.nr_frames << PAGE_SHIFT
         physical.hole, physical.apic, physical.ones = top, top + PAGE_SIZE, top + ONES_OFFSET
         self._ones = ctypes.create_string_buffer(b"\xff" * PAGE_SIZE, PAGE_SIZE)
@@ -35,8 +33,8 @@ class GuestPhysical:
         for port in ports:
             self._watched[port] = 1
         loaded.vcpu.ports = ctypes.addressof(ctypes.c_char.from_buffer(self._watched))
-        physical.populated = ctypes.addressof(ctypes.c_char.from_buffer(p2m.populated))
-        p2m.changed = True
+        physical.p2m = ctypes.addressof(ctypes.c_uint32.from_buffer(p2m.table))
+        physical.gfns = len(p2m.table)
 
     def map_beyond_ram(self, uc: Any) -> None:
         """The page that answers for holes, the local APIC's, one of ones to fetch, and holes."""
@@ -46,20 +44,3 @@ class GuestPhysical:
             if error:
                 raise EngineError(f"unicorn refused a mapping beyond RAM: error {error}")
         uc.mem_map_ptr(ones, PAGE_SIZE, READ_EXECUTE, ctypes.addressof(self._ones))
-
-    @property
-    def changed(self) -> bool:
-        """Whether the shim knows less than the p2m."""
-        return self._p2m.changed
-
-    def sync(self) -> None:
-        """Tell the shim which guest frames lie elsewhere."""
-        physical, p2m = self._physical, self._p2m
-        places = [(APIC_GFN, physical.apic)]
-        places += [(gfn, mfn << PAGE_SHIFT) for gfn, mfn in sorted(p2m.elsewhere.items())]
-        if len(places) > self._shim.constants.MAX_OVERRIDES:
-            raise NotModelled(f"{len(places)} frames of the guest's are not where RAM is")
-        for n, (gfn, maddr) in enumerate(places):
-            physical.override_gfn[n], physical.override_maddr[n] = gfn, maddr
-        physical.overrides = len(places)
-        p2m.changed = False

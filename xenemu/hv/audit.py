@@ -24,7 +24,7 @@ from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.scheduler import POLL
-from xenemu.x86.paging import PAGE_SHIFT, Mfn
+from xenemu.x86.paging import PAGE_SHIFT
 
 Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
 
@@ -138,11 +138,7 @@ def _physmap(domain: Domain) -> Iterator[str]:
     if domain.p2m is None:
         return
     frames, p2m = domain.frames, domain.p2m
-    places = dict(p2m.elsewhere)
-    gfn = p2m.populated.find(1)
-    while gfn >= 0:
-        places[gfn] = Mfn(gfn)
-        gfn = p2m.populated.find(1, gfn + 1)
+    places = dict(p2m.places())
     seen = Counter(mfn for gfn, mfn in places.items() if gfn not in p2m.granted)
     for mfn in dict.fromkeys(places.values()):
         if frames.owner[mfn] != domain.domid:

@@ -1,47 +1,77 @@
 """The physmap of a guest whose frame numbers Xen translates: guest frame to machine frame.
 
-RAM lies at its own number: guest frame n is machine frame n, as long as it is populated. Special
-pages, frames of Xen's own that the guest asked for (shared_info, grant tables), and memory in other
-places are listed.
+RAM lies at its own number: guest frame n is machine frame n. Special pages, frames of Xen's own
+that the guest asked for (shared_info, grant tables) and memory that was moved lie elsewhere.
+
+`P2m.table` is a flat array, indexed by guest frame, that the engine reads, too, when it fills the
+TLB. It reaches as far as an address of the guest's. A hypercall may put a frame further out, where
+no access gets: such frames are in a dict.
 
 In Xen: arch/x86/mm/p2m.c
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import mmap
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import DomainCrash, XenError
-from xenemu.x86.paging import Mfn
+from xenemu.mapping import anonymous
+from xenemu.x86.cpuid import PHYSICAL_ADDRESS_BITS
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
 MAX_GFN: Final = (1 << 36) - 1  # as far as four levels of tables reach
+NR_GFNS: Final = 1 << PHYSICAL_ADDRESS_BITS - PAGE_SHIFT  # as far as an address does
+ENTRY_SIZE: Final = 4
+PER_PAGE: Final = PAGE_SIZE // ENTRY_SIZE
 
 
 @dataclass
-class P2m:
-    """`populated` has a byte per machine frame; `elsewhere` has what is not at its own number.
+class _State:
+    """A P2m as plain data: the pages of its table that have entries, and what else there is."""
 
-    `granted` are the guest frames where a grant is mapped. `changed` tells the engine to look at
-    `elsewhere` again.
+    pages: dict[int, bytes]
+    far: dict[int, Mfn]
+    moved: dict[Mfn, int]
+    granted: set[int]
+
+
+class P2m:
+    """At first, the guest frames of `ram` are the machine frames of the same numbers.
+
+    `table` has a machine frame's number plus one, or 0 for a hole: a page of it that has no entry
+    costs the host no memory. `granted` are the guest frames where a grant is mapped. `changed`
+    tells the engine to forget what it has translated.
     """
 
-    populated: bytearray
-    elsewhere: dict[int, Mfn] = field(default_factory=dict)
-    granted: set[int] = field(default_factory=set)
-    changed: bool = False
+    def __init__(self, *ram: range) -> None:
+        self._mapping = anonymous(NR_GFNS * ENTRY_SIZE)
+        self.table = memoryview(self._mapping).cast("I")
+        self._entries: dict[int, int] = {}  # by number of a page of the table, if it has any
+        self._far: dict[int, Mfn] = {}  # what is beyond the table
+        self._moved: dict[Mfn, int] = {}  # the way back, for frames that are not at their number
+        self.granted: set[int] = set()
+        self.changed = False
+        for frames in ram:
+            self.table[frames.start : frames.stop] = array("I", (mfn + 1 for mfn in frames))
+            for page in range(frames.start // PER_PAGE, -(-frames.stop // PER_PAGE)):
+                self._entries[page] = PER_PAGE - self._page(page).count(0)
 
-    def become(self, other: P2m) -> None:
-        """Have what `other` has, at the same place in the host's memory: the engine looks there."""
-        self.populated[:] = other.populated
-        self.elsewhere, self.granted, self.changed = other.elsewhere, other.granted, True
+    def _page(self, page: int) -> list[int]:
+        return self.table[page * PER_PAGE : (page + 1) * PER_PAGE].tolist()
+
+    # Looking.
 
     def get(self, gfn: int) -> Mfn | None:
         """The machine frame behind a guest frame, or None for a hole."""
-        if 0 <= gfn < len(self.populated) and self.populated[gfn]:
-            return Mfn(gfn)
-        return self.elsewhere.get(gfn)
+        if 0 <= gfn < NR_GFNS:
+            entry = self.table[gfn]
+            return Mfn(entry - 1) if entry else None
+        return self._far.get(gfn)
 
     def lookup(self, gfn: int) -> Mfn:
         """The machine frame behind a guest frame; EINVAL for a hole."""
@@ -50,25 +80,40 @@ class P2m:
             raise XenError(EINVAL, f"there is no memory at guest frame {gfn:#x}")
         return mfn
 
+    def find(self, mfn: Mfn) -> int | None:
+        """The guest frame where a machine frame is, its grants' mappings not counted."""
+        if self.get(mfn) == mfn and mfn not in self.granted:
+            return mfn
+        return self._moved.get(mfn)
+
+    def places(self) -> Iterator[tuple[int, Mfn]]:
+        """All guest frames that have memory, from the lowest, each with its machine frame."""
+        for page in sorted(self._entries):
+            for gfn, entry in enumerate(self._page(page), page * PER_PAGE):
+                if entry:
+                    yield gfn, Mfn(entry - 1)
+        yield from sorted(self._far.items())
+
+    @property
+    def elsewhere(self) -> dict[int, Mfn]:
+        """The guest frames whose memory is not the machine frame of that number."""
+        return {gfn: mfn for gfn, mfn in self.places() if gfn != mfn}
+
     @property
     def highest(self) -> int:
         """The highest guest frame that has memory; -1 if none has."""
-        return max(self.populated.rfind(1), max(self.elsewhere, default=-1))
+        if self._far or not self._entries:
+            return max(self._far, default=-1)
+        page = max(self._entries)
+        return max(gfn for gfn, entry in enumerate(self._page(page), page * PER_PAGE) if entry)
 
-    def find(self, mfn: Mfn) -> int | None:
-        """The guest frame where a machine frame is, its grants' mappings not counted."""
-        if self.populated[mfn] and mfn not in self.granted:
-            return mfn
-        places = (gfn for gfn, there in self.elsewhere.items() if there == mfn)
-        return next((gfn for gfn in places if gfn not in self.granted), None)
+    # Changing.
 
     def set(self, gfn: int, mfn: Mfn) -> None:
         """Put a machine frame at a guest frame that is a hole."""
-        if gfn == mfn:
-            self.populated[gfn] = 1
-        else:
-            self.elsewhere[gfn] = mfn
-        self.changed = True
+        self._put(gfn, mfn)
+        if gfn != mfn:
+            self._moved[mfn] = gfn
 
     def map_grant(self, gfn: int, mfn: Mfn) -> None:
         """Map a grant of the guest's own frame: it leaves its place, as does what was at `gfn`.
@@ -79,7 +124,7 @@ class P2m:
         for place in (gfn, self.find(mfn)):
             if place is not None:
                 self.remove(place)
-        self.set(gfn, mfn)
+        self._put(gfn, mfn)
         self.granted.add(gfn)
 
     def check_no_grant(self, gfn: int) -> None:
@@ -92,10 +137,64 @@ class P2m:
         mfn = self.get(gfn)
         if mfn is None:
             return None
-        if mfn == gfn:
-            self.populated[gfn] = 0
+        if gfn < NR_GFNS:
+            self.table[gfn] = 0
+            self._count(gfn // PER_PAGE, -1)
         else:
-            del self.elsewhere[gfn]
+            del self._far[gfn]
+        if self._moved.get(mfn) == gfn:
+            del self._moved[mfn]
         self.granted.discard(gfn)
         self.changed = True
         return mfn
+
+    def _put(self, gfn: int, mfn: Mfn) -> None:
+        if gfn < NR_GFNS:
+            self.table[gfn] = mfn + 1
+            self._count(gfn // PER_PAGE, 1)
+        else:
+            self._far[gfn] = mfn
+        self.changed = True
+
+    def _count(self, page: int, change: int) -> None:
+        """Count the entries of a page of the table; one without any goes back to the host."""
+        self._entries[page] = self._entries.get(page, 0) + change
+        if not self._entries[page]:
+            del self._entries[page]
+            self._mapping.madvise(mmap.MADV_DONTNEED, page * PAGE_SIZE, PAGE_SIZE)
+
+    # Snapshots.
+
+    def become(self, other: P2m) -> None:
+        """Have what `other` has, at the same place in the host's memory: the engine looks there."""
+        for page in [*self._entries]:
+            self._count(page, -self._entries[page])
+        self._load(other._state())
+
+    def _state(self) -> _State:
+        starts = {page: page * PAGE_SIZE for page in sorted(self._entries)}
+        pages = {page: self._mapping[at : at + PAGE_SIZE] for page, at in starts.items()}
+        return _State(pages, self._far.copy(), self._moved.copy(), self.granted.copy())
+
+    def _load(self, state: _State) -> None:
+        """Take over a state, which is given away; the table must be empty."""
+        for page, entries in state.pages.items():
+            self._mapping[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = entries
+            self._entries[page] = PER_PAGE - self._page(page).count(0)
+        self._far, self._moved, self.granted = state.far, state.moved, state.granted
+        self.changed = True
+
+    def __reduce__(self) -> tuple[Callable[[_State], P2m], tuple[_State]]:
+        return _loaded, (self._state(),)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, P2m) and self._state() == other._state()
+
+    def __hash__(self) -> int:
+        raise TypeError("a P2m changes: it has no hash")
+
+
+def _loaded(state: _State) -> P2m:
+    p2m = P2m()
+    p2m._load(state)
+    return p2m

@@ -165,11 +165,11 @@ def _special_gfns(tables: AcpiTables, rsdp: int) -> list[int]:
 
 def _populate(frames: Frames, memory_size: int, special: list[int], first: int) -> P2m:
     """Give the domain its RAM, and machine frames from `first` on for the `special` ones."""
-    p2m = P2m(bytearray(frames.memory.nr_frames))
-    for ram in (low_ram(memory_size), high_ram(memory_size)):
-        start, count = ram.start >> PAGE_SHIFT, pages(len(ram))
-        frames.assign(Mfn(start), DOMID, count)
-        p2m.populated[start : start + count] = b"\1" * count
+    ranges = [low_ram(memory_size), high_ram(memory_size)]
+    ram = [range(at.start >> PAGE_SHIFT, at.stop >> PAGE_SHIFT) for at in ranges if at]
+    for mfns in ram:
+        frames.assign(Mfn(mfns.start), DOMID, len(mfns))
+    p2m = P2m(*ram)
     frames.assign(Mfn(first), DOMID, len(special))
     for mfn, gfn in enumerate(special, first):
         p2m.set(gfn, Mfn(mfn))

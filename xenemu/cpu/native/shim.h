@@ -14,7 +14,7 @@
 
 #pragma GCC visibility push(hidden)
 
-enum { MAX_OVERRIDES = 512, NO_VECTOR = -1 };
+enum { NO_VECTOR = -1 };
 enum { FRAME_FETCHED = 1 };
 #define NOWHERE UINT64_MAX
 enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.exit.stop: who wants to leave */

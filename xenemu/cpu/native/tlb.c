@@ -11,24 +11,24 @@
 static int filling_for;
 static uint64_t dirty_frame;
 
-/* Where a native guest's frame lies in the machine. */
+enum { APIC_GFN = 0xFEE00 };
+
+/* The machine address of a native guest's physical address. */
 static uint64_t machine_address(uint64_t paddr)
 {
-    uint64_t gfn = paddr >> 12;
+    uint64_t gfn = paddr >> 12, offset = paddr & 0xfff;
 
-    if (gfn < G.physical.frames && G.physical.populated[gfn])
-        return paddr;
-    for (uint64_t i = 0; i < G.physical.overrides; i++)
-        if (G.physical.override_gfn[i] == gfn)
-            return G.physical.override_maddr[i];
-    return G.physical.hole;
+    if (gfn == APIC_GFN)
+        return G.physical.apic | offset;
+    uint32_t entry = gfn < G.physical.gfns ? G.physical.p2m[gfn] : 0;
+    return (entry ? (uint64_t)(entry - 1) << 12 : G.physical.hole) | offset;
 }
 
 /* A word of RAM at an address of the guest's, or NULL where there is none. */
 uint64_t *machine_entry(uint64_t paddr)
 {
-    if (G.physical.populated)
-        paddr = machine_address(paddr & ~0xfffull) | (paddr & 0xfff);
+    if (G.physical.p2m)
+        paddr = machine_address(paddr);
     return paddr >> 12 < G.physical.frames ? (uint64_t *)(G.physical.ram + paddr) : NULL;
 }
 
@@ -109,7 +109,7 @@ bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, in
 void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs,
                                     int prot, int mode, uint64_t size)
 {
-    if (G.physical.populated)
+    if (G.physical.p2m)
         paddr = machine_address(paddr);
     uint64_t frame = paddr >> 12;
 
