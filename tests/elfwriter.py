@@ -157,7 +157,7 @@ def bzimage(
         payload = gzip.compress(image, 1, mtime=0)[:-4]
     payload += struct.pack("<I", len(image) if size is None else size)
     setup = bytearray(2 * 512)
-    setup[0x1F1] = 1  # one sector of set-up code behind the boot sector
+    setup[0x1F1] = 1  # one sector of set-up code after the boot sector
     struct.pack_into(
         "<H2x4sH6xH", setup, 0x1FE, 0xAA55, b"HdrS", header.get("version", 0x20F), 0x100
     )

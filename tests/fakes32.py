@@ -52,7 +52,7 @@ def make_pv32_current() -> Current:
 
 
 def install_gdt(current: Current, *descriptors: int) -> None:
-    """Give the guest a GDT of these, behind the null descriptor."""
+    """Give the guest a GDT of these, after the null descriptor."""
     data = array("Q", [0, *descriptors]).tobytes()
     current.domain.memory.write(GDT << 12, data)  # type: ignore[arg-type]
     set_gdt(current, [GDT], 512)

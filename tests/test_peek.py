@@ -104,7 +104,7 @@ def test_a_kernel_that_no_tables_show_is_not_seen(current: Current) -> None:
 
 
 def put_stub(current: Current, page: bytes, behind: bytes, popped: int) -> None:
-    """Leave RIP behind the call of the second stub, and a return address on the stack."""
+    """Leave RIP after the call of the second stub, and a return address on the stack."""
     memory, cpu = current.domain.memory, current.cpu
     memory.write(PAGE, page)
     cpu.rip = PAGE + 32 + page[32:64].index(behind) + len(behind)

@@ -18,7 +18,7 @@ def shutdown(reason: int) -> bytes:
 
 
 def say(text: bytes) -> bytes:
-    """console_io(CONSOLEIO_write, count, text), with the text behind a jump."""
+    """console_io(CONSOLEIO_write, count, text), with the text after a jump."""
     code = b"\xb8\x12\0\0\0\x31\xff\xbe" + len(text).to_bytes(4, "little")
     return code + b"\x48\x8d\x15\x04\0\0\0\x0f\x05\xeb" + bytes([len(text)]) + text
 

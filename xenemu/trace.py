@@ -10,7 +10,7 @@ An event is a dict, the same for both formats. Every one has::
 
 and by kind:
 
-* hypercalls: ``name``, with the sub-operation behind it if there is one; ``depth``, 1 in a
+* hypercalls: ``name``, with the sub-operation after it if there is one; ``depth``, 1 in a
   multicall; ``args``, by name, with what pointers lead to; ``out``, what the call changed of that;
   ``result``, null if it is to be continued or ended the guest; ``error``, the errno's name, and
   ``reason``, if it was refused, and ``standing`` if that is Xen's answer to whatever arguments.

@@ -1,5 +1,5 @@
 /*
- * Multicalls that change themselves. XSA-213: an iret in a batch left the calls behind it to run
+ * Multicalls that change themselves. XSA-213: an iret in a batch left the calls after it to run
  * in another mode (attack-iret has that one). The rule: each entry is read when its turn comes and
  * checked as a call of its own is, a batch in a batch is none, and a list that cannot be read, or
  * take a result, ends the batch. Success: no call runs that the list, as it then is, does not

@@ -51,7 +51,7 @@ void trap(struct frame *frame)
 		return;
 	}
 	for (const struct fixup *fixup = fixups; fixup < fixups_end; fixup++) {
-		if (frame->ip == fixup->to) /* INT has left its instruction behind */
+		if (frame->ip == fixup->to) /* INT: the frame's IP is after the instruction */
 			return;
 		if (frame->ip == fixup->from) {
 			frame->ip = fixup->to;

@@ -2,8 +2,8 @@
  * Exceptions and interrupts of a PVH guest. Each vector has a gate to a stub that calls
  *
  *   - the handler that was set for the vector, if any; or else
- *   - remembers the trap in last_trap and goes on: behind the instruction, if it was one of TRY's;
- *     behind run_user(), if it came from ring 3; anything else ends the test.
+ *   - remembers the trap in last_trap and goes on: after the instruction, if it was one of TRY's;
+ *     after run_user(), if it came from ring 3; anything else ends the test.
  */
 #ifndef TRAPS_H
 #define TRAPS_H

@@ -21,7 +21,7 @@
 struct machine {
 	unsigned long ss, cs, flags;
 };
-extern struct machine in_user, in_kernel; /* behind the way back, and at the kernel's entry */
+extern struct machine in_user, in_kernel; /* after the way back, and at the kernel's entry */
 extern unsigned long from_ip, from_sp;
 extern char sysenter_entry[], sysenter_stack[];
 void user_sysenter(void);

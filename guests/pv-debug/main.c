@@ -1,5 +1,5 @@
 /*
- * A PV guest's breakpoints: a store to watched data traps behind the instruction, as DR6 says, and
+ * A PV guest's breakpoints: a store to watched data traps after the instruction, as DR6 says, and
  * a watched instruction traps before it runs; nothing may be watched in Xen's own memory. A
  * debugger in the guest would otherwise wait for ever. Success: all of it.
  */

@@ -1,4 +1,4 @@
-/* One privileged instruction each; a trap at it goes on behind it. Called as C functions. */
+/* One privileged instruction each; a trap at it goes on after it. Called as C functions. */
 #include "x86.h"
 
 #ifdef __x86_64__

@@ -57,7 +57,7 @@ USER(user_prefixed_int80, PREFIX "int $0x80");
 
 #define INT 2 /* bytes that Xen steps over */
 
-/* To vector 0x21, which is let through: go on behind it, wherever RIP is. */
+/* To vector 0x21, which is let through: go on after it, wherever RIP is. */
 static void take_int21(struct frame *frame)
 {
 	extern char behind_int21[];

@@ -82,7 +82,7 @@ static void check_trap(const char *what, unsigned int times, unsigned long ip, u
 	status = 0;
 }
 
-/* Load SS from what is watched, and execute another instruction, behind which is 3. */
+/* Load SS from what is watched, and execute another instruction, which label 3 follows. */
 #define LOAD_SS(instruction, ...)                                                                  \
 	({                                                                                         \
 		unsigned long behind;                                                              \

@@ -135,7 +135,7 @@ def test_verbose_reports_however_it_ends(boot):
 def test_debug_xen_spoils_what_was_an_argument(boot, options, exit_code):
     version = bytes.fromhex("b811000000 31ff 31f6 0f05")  # xen_version(XENVER_version, 0)
     crash = shutdown(CRASH)
-    unless_spoilt = b"\x85\xff\x74" + bytes([len(crash)])  # test %edi, %edi; je behind the crash
+    unless_spoilt = b"\x85\xff\x74" + bytes([len(crash)])  # test %edi, %edi; je to after the crash
     code = version + unless_spoilt + crash + shutdown(POWEROFF)
     assert boot(code, *options).returncode == exit_code
 

@@ -49,7 +49,7 @@ def hypercall(world: World, number: int, *args: int, data: bytes = b"") -> None:
 
 
 def frame_at(world: World, vaddr: int) -> int:
-    """The machine frame behind an address of the guest's."""
+    """The machine frame at an address of the guest's."""
     return world.current.translate(world.current, vaddr, False) >> PAGE_SHIFT
 
 

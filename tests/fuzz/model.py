@@ -41,7 +41,7 @@ IMAGE_AT = 0x10000  # in the guest's memory
 IMAGE_PAGES = 48  # code, stack, and the arena
 MAX_AGAIN = 8  # times that a preempted hypercall is issued again in one step
 MAX_WAITS = 100
-RINGS = 250  # the frame of a PVH guest's console; its xenstore's is behind it
+RINGS = 250  # the frame of a PVH guest's console; its xenstore's is after it
 CALL_LENGTHS = {8: b"\x0f\x05", 4: b"\xcd\x82"}
 
 
@@ -348,7 +348,7 @@ class PvhWorld(ModelWorld):
         self.code, self.stack, self.arena = 0x20000, 0x30000, 0x31000
         self.handler = self.code
         if self.environment == "pvh64":
-            words, root = current.domain.memory.words, 0xE0  # behind the arena
+            words, root = current.domain.memory.words, 0xE0  # after the arena
             words[root << 9] = root + 1 << 12 | P | RW | US
             words[root + 1 << 9] = root + 2 << 12 | P | RW | US
             for n in range(512):

@@ -103,7 +103,7 @@ class Values:
             return 0
 
     def own_frame(self, vaddr: int) -> int:
-        """The frame behind an address, by the number that the guest has for it."""
+        """The frame at an address, by the number that the guest has for it."""
         return self.frame_at(vaddr) if self.world.current.domain.p2m is None else vaddr >> 12
 
     def _find_tables(self) -> list[int]:

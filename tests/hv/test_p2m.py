@@ -1,4 +1,4 @@
-"""hv/p2m: what is behind a guest's frame numbers."""
+"""hv/p2m: what a guest's frame numbers stand for."""
 
 from __future__ import annotations
 

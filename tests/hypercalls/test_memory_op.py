@@ -223,7 +223,7 @@ def exchange(
     get_order: int = 0,
     **more: int,
 ) -> abi.xen_memory_exchange:
-    """Lists at EXTENTS and one page behind."""
+    """Lists at EXTENTS and one page after."""
     width = current.domain.width
     halves = []
     for at, numbers, order in ((EXTENTS, give, give_order), (EXTENTS + 4096, get, get_order)):

@@ -23,7 +23,7 @@ def load(tmp_path: Path) -> Callable[[bytes], image.Image]:
 
 @pytest.fixture
 def fault(load: Callable[[bytes], image.Image], tmp_path: Path) -> Callable[[bytes], str]:
-    """Load bytes that must be refused; return the one line behind the file's name."""
+    """Load bytes that must be refused; return the one line after the file's name."""
 
     def fault(data: bytes) -> str:
         with pytest.raises(ImageError) as caught:

@@ -204,7 +204,7 @@ def test_a_hostile_segment_yields_nothing(data):
 
 
 def test_markers_among_zeros_are_not_searched_for_ever():
-    """A sound token table behind zeros, each of which could be the first marker."""
+    """A sound token table after zeros, each of which could be the first marker."""
     table = b"".join(token.encode() + b"\0" for token in TOKENS)
     index = [sum(len(token) + 1 for token in TOKENS[:i]) for i in range(256)]
     data = bytes(1 << 22) + table + bytes(-len(table) % 8) + struct.pack("<256H", *index)

@@ -21,7 +21,7 @@ END = b"\x11\0\0"
         (b"\x15abcd" + b"\xed\x00z" + END, b"abcdabcdabcdz"),  # 8 from 4, 1 literal
         (b"\x15abcd" + b"\x22\x0c\x00" + END, b"abcdabcd"),  # 4 from 4
         (b"\x13ab" + b"\x20\x01\x00\x00" + END, b"ab" + b"b" * 34),  # a length that goes on
-        (b"\x13ab" + b"\x04\x00" + END, b"abab"),  # 2 from 2 behind 2 literals
+        (b"\x13ab" + b"\x04\x00" + END, b"abab"),  # 2 from 2 after 2 literals
         (b"\x15abcd" + b"\x4d\x00Z" + b"\x00\x00" + END, b"abcdabcZZZ"),  # 2 from 1
     ],
 )

@@ -1,8 +1,8 @@
 """A vcpu's registers, by name, while another vcpu is in the CPU.
 
-Plain data: no pointer, nothing of the engine's own layout. What Unicorn derives of registers (the
-mode, armed breakpoints, rounding) is derived anew when a context is loaded. `Registers.store` makes
-one, `Registers.load` takes one.
+Plain data: there is no pointer in it, and nothing of the engine's own layout. Unicorn derives some
+state from registers: the mode, armed breakpoints, rounding. That state is derived anew when a
+context is loaded. `Registers.store` makes a context, `Registers.load` takes one.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from xenemu.hv.cpu import Segment
 class Interrupts:
     """What waits to be delivered, and what keeps it from that.
 
-    `shadow` is that of STI and MOV SS. `debug_hits` has a bit for each of DR0 to DR3 whose access
-    was met, while its #DB waits; it is `debug_held` until the instruction after MOV SS.
-    `apic_vector` is the local APIC's next interrupt, `apic_accepted` the last that the CPU took and
-    the APIC does not know of. `callback_vector` is Xen's callback, raised while the byte at the
-    machine address `upcall` is set.
+    * `shadow` is the shadow of STI and MOV SS.
+    * `debug_hits` has a bit for each of DR0 to DR3 whose access has happened while its #DB still
+      waits. With `debug_held`, the #DB waits until the instruction after MOV SS.
+    * `apic_vector` is the local APIC's next interrupt. `apic_accepted` is the last interrupt that
+      the CPU took and the APIC does not know of.
+    * `callback_vector` is Xen's callback. It is raised while the byte at the machine address
+      `upcall` is set.
     """
 
     halted: bool = False
@@ -40,10 +42,11 @@ class Interrupts:
 class Context:
     """All registers of a vcpu.
 
-    `general` are in the order of `hv.cpu.Reg`, `segments` in that of `Seg`, `debug` are DR0 to DR7.
-    `cpl` need not be the DPL of CS: a conforming segment has another. `msrs` are those that the CPU
-    keeps and no other field has, by number. `fpu` is the x87, MMX and SSE state as FXSAVE64 writes
-    it (Intel SDM volume 1, section 10.5.1), 512 bytes.
+    * `general` has the order of `hv.cpu.Reg`, and `segments` that of `Seg`. `debug` are DR0 to DR7.
+    * `cpl` need not be the DPL of CS, since a conforming segment has another.
+    * `msrs`, by number, are those MSRs that the CPU keeps and no other field has.
+    * `fpu` is the state of x87, MMX and SSE as FXSAVE64 writes it (Intel SDM volume 1, section
+      10.5.1), 512 bytes.
     """
 
     general: tuple[int, ...]

@@ -1,7 +1,7 @@
 """The engine for a debugger: slices in pieces, single steps, breakpoints that nobody else sees.
 
-A slice keeps its deadline however often it is interrupted. A step lends the guest a deadline one
-instruction away, and puts off the rest of the slice.
+A slice keeps its deadline, however often it is interrupted. For a step, the guest gets a deadline
+one instruction away, and the rest of the slice is put off.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class DebugPort:
         return True
 
     def set_watchpoints(self, watches: Collection[Watch]) -> bool:
-        """Halt behind these accesses; False, and none is watched for, if there are too many."""
+        """Halt after these accesses; False, and none is watched for, if there are too many."""
         wanted = frozenset(watches)
         if wanted == self._watches:
             return True

@@ -1,6 +1,6 @@
 """Which of a handler's methods answers which kind of exit.
 
-The shim says what happened in the struct `exit` that it shares with Python, and reads the answer
+C and Python share the struct `exit`. The shim writes there what happened, and reads the answer from
 there: see `shared.def`.
 """
 

@@ -1,7 +1,7 @@
 """The registers of the vcpu that is in the CPU, in place.
 
-Reads and writes go straight to Unicorn's own struct, whose layout unicorn.h has; what Unicorn keeps
-beside them (the mode, armed breakpoints) follows.
+Reads and writes go straight to Unicorn's own struct, whose layout is in unicorn.h. Unicorn keeps
+more state beside the registers (the mode, armed breakpoints), and that is brought up to date.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Is everything where the shim looks for it? Asked of Unicorn's public API, once for each engine.
 
-It writes a register through the API and looks for the value at the offset that unicorn.h has. What
-the API does not show (blocks, the TLB, pending interrupts) cannot be asked for; a build of Unicorn
-that had those elsewhere would have the rest elsewhere, too.
+The check writes a register through the API, and looks for the value at the offset that unicorn.h
+has. The API does not show blocks, the TLB and pending interrupts, so these cannot be checked. But a
+build of Unicorn that had those elsewhere would have the rest elsewhere, too.
 """
 
 from __future__ import annotations

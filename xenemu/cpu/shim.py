@@ -1,7 +1,7 @@
 """Load the native shim, then Unicorn after it; learn from it what C and Python share.
 
-The order matters: the shim's functions replace Unicorn's only if the dynamic linker meets
-them first.
+The order matters. The shim's functions replace Unicorn's only if the dynamic linker meets the
+shim's first.
 """
 
 from __future__ import annotations

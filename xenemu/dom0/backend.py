@@ -24,8 +24,8 @@ NO_FRAME: Final = Mfn(0)  # before it is connected
 class RingBackend:
     """A backend with one page, one port, and nothing but plain data: it is its own state.
 
-    It has the page mapped: as long as it does, the page is writable memory and nothing else, and
-    its frame stays the domain's.
+    It has the page mapped. As long as it does, the page is writable memory and nothing else, and
+    the frame stays the domain's.
     """
 
     mfn: Mfn = NO_FRAME

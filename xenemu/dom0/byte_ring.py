@@ -1,9 +1,7 @@
 """A byte stream through a shared page: the rings of the PV console and of xenstore.
 
-Both sides count bytes with free-running 32-bit indices; the ring's size is a power of two.
-The other side is the guest, which may store anything in the page, its own indices or ours.
-
-Header: public/io/console.h, public/io/xs_wire.h
+Both sides count bytes with free-running 32-bit indices. The size of a ring is a power of two. The
+other side is the guest, which may store anything in the page, even to our index.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ class ByteRing:
         return data
 
     def put(self, memory: Memory, mfn: Mfn, data: bytes | bytearray | memoryview) -> int:
-        """Produce as much of `data` as there is room for; return how many bytes that was."""
+        """Produce as much of `data` as there is room for; return the number of bytes."""
         count = min(len(data), self.room(memory, mfn))
         page = mfn << PAGE_SHIFT
         prod = memory.read_uint(Maddr(page + self.prod), 4)

@@ -1,9 +1,8 @@
 """The PV console: the backend that xenconsoled is on a real host.
 
-What the guest writes to the out ring goes to `Domain.output`; what the person types waits in
-a bounded queue until the in ring has room. A guest whose indices are nonsense is ignored.
+What the guest writes to the out ring goes to `Domain.output`. What the person types waits in a
+bounded queue until the in ring has room. If a guest's indices are nonsense, the guest is ignored.
 
-Header: public/io/console.h
 In Xen: tools/console/daemon/io.c
 """
 

@@ -1,4 +1,4 @@
-"""Check the xenstore against itself: the tree, what is counted against quotas, what waits."""
+"""Check the xenstore against itself: the tree, the counts for the quotas, and what waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xenemu.dom0.xenstore_tree import Store
 def check(store: Store, session: Connection, waits: Iterable[Event] | None) -> Iterator[str]:
     """A sentence for each thing that is not as it should be; none if all is well.
 
-    `waits` are the events that are on their way to the guest whose `session` it is, if known.
+    `waits` are the events on their way to the guest that has `session`, if they are known.
     """
     yield from _tree(store)
     for connection in store.connections:

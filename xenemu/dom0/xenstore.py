@@ -1,8 +1,8 @@
 """The xenstore service of one domain: xenstored's end of its ring.
 
-Requests are taken from the ring as they are complete, answered by the `Store`, and the answers
-wait here until the ring has room. While `MAX_OUTSTANDING` of them wait, no request is taken. A
-domain that breaks the protocol is told so in the page's `error` field and ignored from then on.
+A request is taken from the ring when it is complete, and the `Store` answers it. The answers wait
+here until the ring has room. While `MAX_OUTSTANDING` answers wait, no request is taken. If a domain
+breaks the protocol, the page's `error` field tells it so, and it is ignored from then on.
 
 Header: public/io/xs_wire.h
 In Xen: tools/xenstore/xenstored_core.c, xenstored_domain.c

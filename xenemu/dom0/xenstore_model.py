@@ -43,7 +43,7 @@ class Access(IntFlag):
 
 
 class Permission(NamedTuple):
-    """Of a node's list, the first names the owner, and what all others may do."""
+    """One of a node's permissions; the first names the owner, and what all others may do."""
 
     domid: int
     access: Access
@@ -124,8 +124,8 @@ class Transaction:
 class Connection:
     """A domain's session: its watches, its transactions, and its events not yet delivered.
 
-    `events` are those to be taken by the transport, which calls `delivered` when the domain has
-    them; until then an identical event is not posted again.
+    The transport takes `events`, and calls `delivered` when the domain has them. Until then an
+    identical event is not posted again.
     """
 
     domid: int
@@ -146,7 +146,7 @@ class Connection:
         return self.domid == 0
 
     def transaction(self, tx_id: int) -> Transaction | None:
-        """Find a transaction by its id, of which 0 means none; ENOENT if there is none such."""
+        """Find a transaction by its id; 0 means none; ENOENT if there is no such transaction."""
         if tx_id == 0:
             return None
         if tx_id not in self.transactions:

@@ -1,12 +1,12 @@
 """The xenstore itself: nodes, permissions, watches and transactions. No I/O.
 
-A `Store` holds the nodes of a host by absolute path, as xenstored does. Every operation is
-done for a `Connection` (a domain; domid 0 is privileged), perhaps within a `Transaction`, and
-raises XenError with the errno that xenstored would send. Paths are text in Latin-1, a
-character a byte; a relative one starts at the connection's ``/local/domain/<domid>``.
+A `Store` holds the nodes of a host by absolute path, as xenstored does. Every operation is done for
+a `Connection`, perhaps within a `Transaction`. A `Connection` is a domain's; domid 0 is privileged.
+An operation raises XenError with the errno that xenstored would send. Paths are text in Latin-1, a
+character for a byte. A relative path starts at the connection's ``/local/domain/<domid>``.
 
-Nodes are immutable, so that a transaction can hold those that it saw. It records each node
-that it touches; it commits if, of all these, none has changed meanwhile, else it gets EAGAIN.
+Nodes are immutable, so a transaction can hold the nodes that it saw. It records each node that it
+touches. It commits if none of these has changed meanwhile. Otherwise it gets EAGAIN.
 
 Header: public/io/xs_wire.h
 In Xen: tools/xenstore/xenstored_core.c, xenstored_watch.c, xenstored_transaction.c
@@ -108,10 +108,10 @@ class Store:
     def directory_part(
         self, conn: Connection, path: str, offset: int, tx: Transaction | None = None
     ) -> tuple[int, bytes]:
-        """Return the node's generation, and of its NUL-terminated list of names a part.
+        """Return the node's generation, and a part of its list of names, which end with NULs.
 
-        The part starts `offset` bytes in, holds whole names, and ends with an empty one if it
-        is the last. Errors as of `directory`.
+        The part starts `offset` bytes in the list, and holds whole names. The last part ends with
+        an empty name. Errors are those of `directory`.
         """
         node = self._readable(conn, path, tx)
         names = b"".join(name.encode("latin-1") + b"\0" for name in node.children)
@@ -148,9 +148,9 @@ class Store:
             self._fire(path, tx)
 
     def rm(self, conn: Connection, path: str, tx: Transaction | None = None) -> None:
-        """Remove a node and all below it.
+        """Remove a node and everything below it.
 
-        If there is none, but there is its parent, that is fine; else ENOENT. EINVAL, EACCES.
+        It is fine if there is no such node, but its parent is there. Else ENOENT. EINVAL, EACCES.
         """
         path = self._canonical(conn, path)
         if self._existing(conn, path, Access.WRITE, tx) is None:
@@ -217,9 +217,9 @@ class Store:
     def transaction_end(self, conn: Connection, tx: Transaction | None, commit: bool) -> None:
         """End a transaction, in any case.
 
-        ENOENT if there is none. To commit: EAGAIN if a node that it touched has changed
-        meanwhile, ENOMEM if one of its operations ran out of a quota, ENOSPC if it would exceed
-        the number of entries; then nothing changes.
+        ENOENT if there is none. A commit may get three errors, and then nothing changes: EAGAIN if
+        a node that it touched has changed meanwhile, ENOMEM if one of its operations ran out of a
+        quota, ENOSPC if it would exceed the number of entries.
         """
         if tx is None:
             raise XenError(ENOENT, "there is no transaction to end")
@@ -295,8 +295,8 @@ class Store:
     ) -> Node | None:
         """Find a node that the connection has all of `need` for.
 
-        None only if it may know that there is no such node: if it has some of `need` for the
-        nearest node above. EACCES otherwise.
+        None only if the connection may know that there is no such node. It may, if it has some of
+        `need` for the nearest node above. EACCES otherwise.
         """
         node = self._get(conn, path, tx)
         if node is not None:
@@ -391,8 +391,9 @@ class Store:
     ) -> None:
         """Fire the watches of a changed node and, unless `exact`, of those above it.
 
-        Only who may read the node now, or could under the permissions `before`, or may read its
-        parent, learns of it. In a transaction this waits for the commit.
+        A connection learns of the change only if it may read the node now, or could read it under
+        the permissions `before`, or may read the node's parent. In a transaction this waits for the
+        commit.
         """
         if tx is not None:
             tx.accessed[path].fires = True

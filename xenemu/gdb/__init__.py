@@ -1,1 +1,1 @@
-"""The debugger's side of a machine: gdb's remote serial protocol, and what is behind it."""
+"""The debugger's side of a machine: gdb's remote serial protocol, and what it asks."""

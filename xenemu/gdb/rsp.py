@@ -1,7 +1,7 @@
 """The packets of gdb's remote serial protocol, without anything that carries them.
 
 A packet is ``$payload#cs``, its checksum the payload's sum modulo 256. In a payload, ``}`` escapes
-the byte behind it, which is sent XORed with 0x20. Between packets come ``+`` and ``-``, until both
+the byte after it, which is sent XORed with 0x20. Between packets come ``+`` and ``-``, until both
 sides have agreed to do without, and 0x03: the person pressed Ctrl-C.
 
 gdb manual: Remote Protocol, Overview; Binary Data; Interrupts.
@@ -53,7 +53,7 @@ def escape(data: bytes) -> bytes:
 
 
 def unescape(data: bytes) -> bytes:
-    """Undo `escape`; an escape with nothing behind it is dropped."""
+    """Undo `escape`; an escape with nothing after it is dropped."""
     return ESCAPE_PAIR.sub(lambda pair: bytes([pair[1][0] ^ ESCAPED]) if pair[1] else b"", data)
 
 

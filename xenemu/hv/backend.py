@@ -1,11 +1,13 @@
 """A backend: a service of dom0's, as the hypervisor and the run loop see it.
 
-A domain has a list of them (`attach`). Each is a file of `dom0`, and nothing else knows its name.
+A domain has a list of backends (`attach`). Each is a file of `dom0`, and nothing else knows its
+name.
 
-Its life: `connect` finds the pages and ports that the guest shares with it. The guest sends an
-event on such a port, and `notify` is called at once. Between slices of the guest, `pump` is called.
-What takes a while is a timer: `domain.timers.set((name, number), ...)`, and `timer` is called
-when it is due. The backend tells the guest with `EventChannels.notify_from_dom0`.
+A backend's life begins with `connect`, which finds the pages and ports that the guest shares with
+it. When the guest sends an event on such a port, `notify` is called at once. Between slices of the
+guest, `pump` is called. Work that takes a while is a timer:
+`domain.timers.set((name, number), ...)` arms it, and `timer` is called when it is due. The backend
+tells the guest with `EventChannels.notify_from_dom0`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class DomainConfig:
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
     rng_seed: int = 0  # of what RDRAND and RDSEED read; 64 bits
-    modules: tuple[Module, ...] = ()  # behind the initrd; only a PVH guest can have them
+    modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
 
 
 def pages(size: int) -> int:

@@ -1,13 +1,13 @@
 """The time that a guest reads for itself: vcpu_time_info and the wall clock.
 
-The TSC counts virtual nanoseconds, so system time and TSC are the same number for ever, on every
-vcpu. Still, a record is rewritten when another second has begun, as Xen does when it has calibrated
-its clocks: some guests multiply in 32 bits, and others wait for the next version.
+The TSC counts virtual nanoseconds. So system time and TSC are the same number for ever, on every
+vcpu. Still, a record is rewritten when another second has begun, as Xen does after it has
+calibrated its clocks. Some guests need that: those that multiply in 32 bits, and those that wait
+for the next version.
 
-Where Xen 4.17 sets XEN_PVCLOCK_TSC_STABLE_BIT only with `clocksource=tsc`, it is always set
-here: it says that readings on different vcpus need no correction, which is the truth.
+XEN_PVCLOCK_TSC_STABLE_BIT says that readings on different vcpus need no correction. That is true
+here, so the bit is always set. Xen 4.17 sets it only with `clocksource=tsc`.
 
-Header: public/xen.h (struct vcpu_time_info)
 In Xen: arch/x86/time.c (__update_vcpu_system_time, update_secondary_system_time)
 """
 
@@ -36,7 +36,7 @@ WC_SEC_HI_32: Final = 24  # offset in a 32-bit guest's shared_info.arch
 
 
 def time_info(version: int, now_ns: int) -> vcpu_time_info:
-    """A complete record of the time `now_ns`; `version` is that of the record it replaces."""
+    """A complete record of the time `now_ns`; `version` is that of the record before it."""
     return vcpu_time_info(
         version=(version | 1) + 1,
         pad0=0,
@@ -52,8 +52,8 @@ def time_info(version: int, now_ns: int) -> vcpu_time_info:
 def write_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
     """Write a vcpu's time record into its vcpu_info.
 
-    The version is odd while a record is being written; no vcpu runs meanwhile, so that a guest
-    sees only even ones.
+    The version is odd while a record is being written. No vcpu runs meanwhile, so a guest sees only
+    even versions.
     """
     maddr = vcpu_field(domain, vcpu, "time")
     version = domain.memory.read_uint(maddr, VERSION_SIZE)
@@ -61,7 +61,7 @@ def write_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
 
 
 def refresh_time(current: Current) -> None:
-    """The current vcpu gets the CPU, or goes on: rewrite its record if that is not the newest."""
+    """The current vcpu gets the CPU, or goes on: rewrite its record if a newer one is due."""
     domain, vcpu = current.domain, current.vcpu
     newest = time_info(0, _epoch(current)).pack(domain.shared_info_width)
     record = domain.memory.read(vcpu_field(domain, vcpu, "time"), len(newest))

@@ -128,7 +128,7 @@ class ExitHandler(Protocol):
     """What the engine calls when the guest needs the hypervisor.
 
     RIP is on the instruction, except after a software interrupt and a SYSCALL, where it is
-    behind it. On return the guest goes on from the CPU's registers.
+    after it. On return the guest goes on from the CPU's registers.
     """
 
     def exception(self, vector: int, error_code: int) -> None:
@@ -141,10 +141,10 @@ class ExitHandler(Protocol):
         """An instruction that is undefined, or that xenemu forces to be (the 0f0b prefix)."""
 
     def syscall(self) -> None:
-        """SYSCALL: RIP is behind it; RCX, R11 and the mode are as before it."""
+        """SYSCALL: RIP is after it; RCX, R11 and the mode are as before it."""
 
     def sysenter(self) -> None:
-        """SYSENTER: RIP is behind it; nothing else has changed."""
+        """SYSENTER: RIP is after it; nothing else has changed."""
 
     def cpuid(self) -> bool:
         """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""
@@ -216,7 +216,7 @@ class NativeCpu(Cpu, Protocol):
 
 
 class NativeExitHandler(Protocol):
-    """What the engine calls for a guest that runs natively. RIP is behind a VMCALL."""
+    """What the engine calls for a guest that runs natively. RIP is after a VMCALL."""
 
     def cpuid(self) -> bool:
         """CPUID: fill RAX..RDX and return True; False raises #GP instead."""

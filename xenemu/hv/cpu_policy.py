@@ -1,8 +1,10 @@
 """One host CPU, and what each kind of guest is told of it.
 
-Xen begins with the host's features, keeps those whose mark in its featureset names the kind of
-guest, sets a few itself, and drops what depends on something dropped. libxl then changes a PVH
-guest's topology.
+Xen begins with the host's features. It keeps a feature if its mark in the featureset names the kind
+of guest. It sets a few features itself. Then it drops each feature that depends on a dropped one.
+libxl then changes a PVH guest's topology.
+
+For example, a 32-bit PV guest does not get LM. CX16 depends on LM, so it does not get CX16.
 
 In Xen: arch/x86/cpu-policy.c, tools/gen-cpuid.py, tools/libs/guest/xg_cpuid_x86.c
 (xc_cpuid_apply_policy).
@@ -48,10 +50,10 @@ DEPENDENTS: Final[dict[Feature, Features]] = {
 
 @dataclass(frozen=True)
 class CpuPolicy:
-    """What a CPU has, and what its leaves say: without what depends on the vcpu or its state.
+    """What a CPU has, and what its leaves say, except for what depends on the vcpu or its state.
 
-    `leaves` has all but leaf 4, whose subleaves are `caches`. No other leaf has more than its
-    subleaf 0, or minds which is asked for.
+    `leaves` has all leaves but leaf 4, whose subleaves are `caches`. Every other leaf has only
+    subleaf 0, or gives the same answer for each subleaf.
     """
 
     features: Features

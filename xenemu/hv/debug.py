@@ -1,7 +1,7 @@
 """What a debugger may ask of a CPU and of a machine, and what the machine asks of a debugger.
 
-A debugger holds the guest between two instructions. Nothing of the guest's changes meanwhile, its
-time included, so that a run with a debugger prints and counts what a run without one does.
+A debugger holds the guest between two instructions. Meanwhile nothing of the guest's changes, not
+even its time. So a run with a debugger prints and counts the same as a run without one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Cause(Enum):
     """Why the CPU gave the guest to the debugger."""
 
     BREAKPOINT = "breakpoint"  # before the instruction at RIP
-    WATCHPOINT = "watchpoint"  # behind the instruction that made the access
+    WATCHPOINT = "watchpoint"  # after the instruction that made the access
     FAULT = "fault"  # before the guest has it: the instruction is at RIP, and will fault again
 
 
@@ -60,8 +60,8 @@ class Watch:
 class DebugCpu(Protocol):
     """The verbs of a CPU that only a debugger needs.
 
-    A slice of the guest's time is begun once, and then run and stepped to its end: only there does
-    the machine look at the console and at other vcpus, as it would without a debugger.
+    A slice of the guest's time is begun once, and then run and stepped to its end. The machine
+    looks at the console and at other vcpus only at that end, as it would without a debugger.
     """
 
     over: bool  # the slice has ended: its time is up, or the vcpu blocked, halted or died
@@ -82,7 +82,7 @@ class DebugCpu(Protocol):
         """Halt before the instructions at these linear addresses; False if there are too many."""
 
     def set_watchpoints(self, watches: Collection[Watch]) -> bool:
-        """Halt behind these accesses; False if there are too many."""
+        """Halt after these accesses; False if there are too many."""
 
     def catch_faults(self, vectors: Collection[int]) -> None:
         """Halt at these faults, before the guest has them."""
@@ -95,9 +95,9 @@ class DebugCpu(Protocol):
 
 
 class Debugger(Protocol):
-    """Who may hold the guest still.
+    """An object that may hold the guest still.
 
-    Each method may hold it for as long as it likes, and may raise `RunEnded`.
+    Each method may hold the guest for as long as it likes, and may raise `RunEnded`.
     """
 
     def run(self, deadline_ns: int) -> None:

@@ -1,8 +1,8 @@
 """Declare hypercalls, and call them.
 
-A hypercall is declared once: its number, its name, who may call it and the types of its
-arguments. One with sub-operations is a `SubOps`, whose handlers are registered by decorator
-with the struct that the guest's pointer leads to::
+A hypercall is declared once: its number, its name, who may call it and the types of its arguments.
+A hypercall with sub-operations is a `SubOps`. A decorator registers a handler there, with the
+struct that the guest's pointer leads to::
 
     ops = SubOps("event_channel_op")
 
@@ -11,8 +11,8 @@ with the struct that the guest's pointer leads to::
 
     event_channel_op = Hypercall(32, "event_channel_op", ALL, (INT, PTR), ops)
 
-`call` copies in (EFAULT), calls, copies back on success, and turns XenError into ``-errno``
-with the reason logged.
+`call` copies the struct in (EFAULT), calls the handler, and copies the struct back on success. It
+turns XenError into ``-errno``, and logs the reason.
 
 Where an answer knowingly differs from Xen's, `diverges` says how, and `xenemu hypercalls` shows it.
 
@@ -77,10 +77,10 @@ class StandingAnswer(XenError):
 
 @dataclass(frozen=True)
 class Points:
-    """What a pointer leads to, where the handler itself copies it in: for who watches.
+    """What a pointer leads to if the handler itself copies it in, so that a trace can show it.
 
-    `pointer` and `count` are positions among the arguments; without a `count`, it is one struct,
-    or an array up to the one whose field `until` is 0.
+    `pointer` and `count` are positions among the arguments. Without a `count`, the pointer leads to
+    one struct, or to an array up to the struct whose field `until` is 0.
     """
 
     pointer: int
@@ -93,10 +93,10 @@ class Points:
 class Hypercall:
     """A row of the hypercall table.
 
-    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. What Xen
-    refuses to such a domain has a `note` that says why, and ``-answer``, which is Xen's: it needs
-    no handler, or one that makes the checks which Xen makes before. `batch_of` are the
-    sub-operations of a hypercall that takes a list of them.
+    `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. If Xen
+    refuses the hypercall to such a domain, `note` says why, and the guest gets Xen's own
+    ``-answer``. Such a row needs no handler; a handler there makes the checks that Xen makes before
+    it refuses. `batch_of` are the sub-operations of a hypercall that takes a list of them.
     """
 
     number: int
@@ -121,9 +121,10 @@ class Hypercall:
 class SubOp:
     """A sub-operation: its struct is copied in, and copied back on success if asked.
 
-    `shows` is the struct of one whose handler takes the pointer, for who watches.
-    `answer`, `note` and `diverges` are as in `Hypercall`; without a handler, `copies` bytes are
-    read first (EFAULT), where Xen reads its argument before it refuses.
+    A handler may take the pointer instead of a struct. `shows` is then the struct at the pointer,
+    so that a trace can show it. `answer`, `note` and `diverges` are as in `Hypercall`. If there is
+    no handler, `copies` bytes are read first (EFAULT), because Xen reads its argument before it
+    refuses.
     """
 
     command: int
@@ -291,7 +292,7 @@ _MASKS = dict.fromkeys(Arg, WORD) | {Arg.INT: 0xFFFFFFFF}
 class Convention:
     """How code of a width passes a hypercall's arguments: in which registers, which bits of them.
 
-    `length` is that of the instruction that makes the call, in bytes.
+    `length` is the length of the instruction that makes the call, in bytes.
     """
 
     def __init__(self, width: int, length: int) -> None:
@@ -329,7 +330,7 @@ def issue(current: Current, number: int, convention: Convention) -> None:
 
 
 def look_at_timers(current: Current) -> None:
-    """Let the guest run no further than to the next timer, if any was moved."""
+    """Let the guest run no further than to the next timer, if a timer has moved."""
     timers = current.domain.timers
     if timers.moved:
         timers.moved = False
@@ -339,7 +340,7 @@ def look_at_timers(current: Current) -> None:
 def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:
     """Spoil the argument registers of a hypercall that is done, as a debug build of Xen does.
 
-    A guest must not rely on them. Those of a hypercall that there is not (ENOSYS) stay.
+    A guest must not rely on them. They stay if there is no such hypercall (ENOSYS).
     """
     assert current.table is not None
     row = current.table.rows.get(number)

@@ -37,7 +37,7 @@ OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's 
 class CallRecord:
     """One hypercall: for the log that a crash prints, and for what came of it.
 
-    It is in the log from its beginning; `result` is None until it ends. `rip` is behind the
+    It is in the log from its beginning; `result` is None until it ends. `rip` is after the
     instruction that made it, mostly in a stub; `caller` is whoever called that, if an observer
     looked. `standing` says that the refusal is Xen's declared answer, whatever
     the arguments.

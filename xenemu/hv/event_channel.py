@@ -1,12 +1,18 @@
 """Event channels: a domain's ports, and everything that can be done with them.
 
-A port is free (``closed``), waits for a peer (``unbound``), is one end of a connection
-(``interdomain``), or stands for a virtual or physical interrupt (``virq``, ``pirq``) or an event
-among the domain's own vcpus (``ipi``). How an event is shown to the guest is the business of the
-ABI in use: `TwoLevel`, or `Fifo` once the guest has asked for it.
+A port is in one of these states:
 
-dom0 has no event channels of its own, only ends of this domain's: `bind_from_dom0` connects a
-backend to a port that waits for it. If the guest closes its end, dom0's waits for the guest to
+* ``closed``: it is free.
+* ``unbound``: it waits for a peer.
+* ``interdomain``: it is one end of a connection.
+* ``virq`` or ``pirq``: it stands for a virtual or physical interrupt.
+* ``ipi``: it stands for an event among the domain's own vcpus.
+
+The ABI in use decides how the guest sees an event: `TwoLevel`, or `Fifo` once the guest has asked
+for it.
+
+dom0 has no event channels of its own, only ends of this domain's. `bind_from_dom0` connects a
+backend to a port that waits for it. If the guest closes its end, dom0's end waits for the guest to
 bind to it again.
 
 In Xen: common/event_channel.c
@@ -79,7 +85,7 @@ class Channel:
 
 @dataclass
 class Dom0Port:
-    """dom0's end of a connection: whose it is, and the guest's port, 0 while there is none."""
+    """dom0's end of a connection: which backend it belongs to, and the guest's port, or 0."""
 
     backend: str
     peer: int
@@ -215,8 +221,8 @@ class EventChannels:
     def reset(self, domain: Domain, resuming: bool, interrupted: Callable[[], bool]) -> bool:
         """Close every port, and go back to the two-level ABI; False: `interrupted` on the way.
 
-        Then it is to be called again, `resuming`. EBUSY: a reset is under way, or none is that
-        could be resumed; EAGAIN: ports were opened meanwhile.
+        After False, call it again, with `resuming`. EBUSY: a reset is under way, or there is none
+        to be resumed. EAGAIN: ports were opened meanwhile.
         """
         if resuming == (not self.next_reset):
             raise XenError(EBUSY, "no reset is under way" if resuming else "a reset is under way")

@@ -1,7 +1,7 @@
 """The FIFO event channel ABI: an array of event words, and 16 queues per vcpu.
 
-A queue is a list linked through the words themselves. Its head is in the vcpu's control
-block, which the guest reads; its tail is the hypervisor's own.
+A queue is a list that is linked through the words themselves. Its head is in the vcpu's control
+block, which the guest reads. Its tail is the hypervisor's own.
 
 In Xen: common/event_fifo.c, docs/designs/event-channels (the FIFO ABI's design)
 """

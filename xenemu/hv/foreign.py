@@ -1,6 +1,6 @@
 """Whose memory a memory-management hypercall is about: a domU's own, or nobody's.
 
-The machine has one domU beside dom0, which a domU may name but has no rights to.
+The machine has one domU and dom0. The domU may name dom0, but has no rights to it.
 
 In Xen: common/page_alloc.c (get_pg_owner), common/domain.c (rcu_lock_domain_by_id),
 include/xsm/dummy.h.
@@ -21,7 +21,7 @@ DOM0: Final = 0
 def get_pg_owner(current: Current, domid: int) -> int:
     """The domain that a "foreign domain" argument means: DOMID_SELF, or truly another one.
 
-    ESRCH if there is none such, or the caller names itself by its own id.
+    ESRCH if there is no such domain, or if the caller names itself by its own id.
     """
     if domid == DOMID_SELF:
         return current.domain.domid

@@ -67,14 +67,14 @@ class P2m:
     # Looking.
 
     def get(self, gfn: int) -> Mfn | None:
-        """The machine frame behind a guest frame, or None for a hole."""
+        """The machine frame of a guest frame, or None for a hole."""
         if 0 <= gfn < NR_GFNS:
             entry = self.table[gfn]
             return Mfn(entry - 1) if entry else None
         return self._far.get(gfn)
 
     def lookup(self, gfn: int) -> Mfn:
-        """The machine frame behind a guest frame; EINVAL for a hole."""
+        """The machine frame of a guest frame; EINVAL for a hole."""
         mfn = self.get(gfn)
         if mfn is None:
             raise XenError(EINVAL, f"there is no memory at guest frame {gfn:#x}")

@@ -31,7 +31,7 @@ class Timers:
     def set(self, key: Key, deadline_ns: int) -> None:
         """Arm, or move, the timer of `key`.
 
-        As in Xen a deadline is signed: a guest's of 2^63 or more is long past. One behind NEVER_NS
+        As in Xen a deadline is signed: a guest's of 2^63 or more is long past. One after NEVER_NS
         only disarms the timer.
         """
         self.deadlines_ns.pop(key, None)

@@ -34,7 +34,7 @@ def in_guest_range(vaddr: int, width: int = 8) -> bool:
 
 
 def translate(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
-    """Find the machine address behind `vaddr`, as Xen's own access would.
+    """Find the machine address of `vaddr`, as Xen's own access would.
 
     Without a `root`, in the tables in use. EFAULT where the access would fault: not mapped, not
     writable, not canonical, or Xen's.

@@ -207,7 +207,7 @@ def complete_instruction(current: Current, length: int, breakpoints: int = 0) ->
 
 
 def syscall_from_user(current: Current) -> None:
-    """SYSCALL in user mode: enter the guest's callback; RIP is behind the instruction.
+    """SYSCALL in user mode: enter the guest's callback; RIP is after the instruction.
 
     #UD without a callback.
     """

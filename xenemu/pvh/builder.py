@@ -60,7 +60,7 @@ TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
 def build_pvh(image: Image, config: DomainConfig) -> Domain:
     """Build a PVH domain; ImageError if the image will not do, FitError if its memory will not.
 
-    Guest frame n of RAM is machine frame n. Behind the last are two of Xen's own, the special
+    Guest frame n of RAM is machine frame n. After the last are two of Xen's own, the special
     pages and the ACPI tables, and what Xen and the guest may still be given.
     """
     kernel = pvh_parameters(image)
@@ -133,7 +133,7 @@ def build_pvh(image: Image, config: DomainConfig) -> Domain:
 
 
 def _modules(config: DomainConfig) -> list[Module]:
-    """The initrd, if there is one, and what is behind it, unpacked."""
+    """The initrd, if there is one, and the modules after it, unpacked."""
     initrd = [Module(config.initrd)] if config.initrd else []
     return [
         Module(unpack_module(module.data), module.cmdline) for module in [*initrd, *config.modules]

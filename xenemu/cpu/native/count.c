@@ -151,7 +151,7 @@ void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
  * a pattern and the block's length; the code that loads the first becomes the inline count:
  *
  *     48 bf PATTERN   movabs $PATTERN, %rdi         81 6d f0 LENGTH   subl $length, -0x10(%rbp)
- *                                                   79 xx             jns  behind the call
+ *                                                   79 xx             jns  after the call
  *                                                   90                nop
  *     be LENGTH       mov $length, %esi             the same
  *     ff 15 or e8     call                          the same

@@ -77,7 +77,7 @@ static void run_again_alone(void *cpu, uintptr_t pc)
 
 /*
  * An access to a watched page. If it hits, the instruction is run again as a block of its own,
- * and behind that the CPU raises #DB, or the debugger has the guest.
+ * and after that the CPU raises #DB, or the debugger has the guest.
  */
 void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
                                  int flags, uintptr_t pc)

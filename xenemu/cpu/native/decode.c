@@ -82,7 +82,7 @@ bool decode(struct instruction *in)
     return true;
 }
 
-/* A byte behind the opcode; 0 where there is none. */
+/* A byte after the opcode; 0 where there is none. */
 uint8_t behind_opcode(const struct instruction *in, unsigned n)
 {
     return in->modrm + n < in->available ? in->bytes[in->modrm + n] : 0;

@@ -261,7 +261,7 @@ static bool is_vmcall(uint64_t at)
     return operand == 0xc1 || operand == 0xd9;
 }
 
-/* ICEBP, which the engine does not know, is a #DB behind itself, whatever its gate's DPL. */
+/* ICEBP, which the engine does not know, is a #DB after itself, whatever its gate's DPL. */
 static bool is_icebp(uint64_t rip)
 {
     struct instruction in;
