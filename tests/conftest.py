@@ -23,7 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("xenemu")
 
-# A shell starts what it runs in the background deaf to SIGINT, and so would all be that tests start.
+# A shell starts its background jobs deaf to SIGINT. What tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
