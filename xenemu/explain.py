@@ -1,8 +1,8 @@
 """Why the hypervisor refused something: the rule, the frames it is about, and who came to it.
 
 A refusal's sentence names the rule, the level, the entry and what the frame is. `facts` adds what
-is looked for only when somebody asks: who made the frame what it is, and where it is mapped
-writable. An `Explainer` prints refusals as they happen.
+is looked for only when somebody asks: who gave the frame its type, and where it is mapped writable.
+An `Explainer` prints refusals as they happen.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ MAPS_RW: Final = P | RW
 
 
 def facts(current: Current, text: str, code: Code) -> list[str]:
-    """What else is to be said of the frames and addresses in refusals' sentences, a line each.
+    """More on the frames and addresses in the sentences of refusals, a line for each.
 
-    Looks once at each of the guest's page tables, if a frame that is mapped writable is among them.
+    If one of the frames is mapped writable, each of the guest's page tables is looked at once.
     """
     frames = current.domain.frames
     lines = [_walk_to(current, int(found, 16)) for found in FAULTED.findall(text)]
@@ -138,8 +138,8 @@ def _canonical(current: Current, vaddr: int) -> int:
 class Explainer(Observer):
     """Prints each refusal once per place and rule; `close` says how many there were of each.
 
-    Xen's standing answers, which every kernel asks for as it looks at what there is, are a line;
-    what else is refused comes with `facts` and the backtrace.
+    A standing answer of Xen's is printed as one line. Every kernel gets some of these, as it tries
+    what there is. Any other refusal is printed with `facts` and the backtrace.
     """
 
     def __init__(self, code: Code, write: Callable[[str], None]) -> None:
@@ -175,7 +175,7 @@ class Explainer(Observer):
             self._explain(current, sentence)
 
     def close(self) -> None:
-        """Say what was not printed because it had been before, or because there was too much."""
+        """Say what was not printed, because it had been printed before or there was too much."""
         for (rip, rule), count in self._seen.items():
             if count > 1:
                 again = f"{count - 1} times more" if count > 2 else "once more"

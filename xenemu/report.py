@@ -47,11 +47,12 @@ def report(
 ) -> str:
     """Say all that there is to say of a guest that ended: log, calls, registers, stack, walks.
 
-    `reason` is why it ended, if its frames or addresses are to be looked at, too; `samples` are
-    those of a guest that did not end by itself, and `shown` the lines of the kernel's log that the
-    reader has before him.
-    Changes nothing of the guest's, and comes to an end whatever the guest has in its registers
-    and its memory: `Pages` and `facts` read only so much.
+    `reason` is why the guest ended, if the frames and addresses in it are to be looked at, too.
+    `samples` are those of a guest that did not end by itself. `shown` are the lines of the kernel's
+    log that the reader has seen already.
+
+    This changes nothing of the guest's. It comes to an end whatever the guest has in its registers
+    and its memory, because `Pages` and `facts` read only so much.
     """
     read = Pages(current)
     linux = Linux(current, image, Pages(current, kernel_tables(current, image)))

@@ -10,17 +10,17 @@ An event is a dict, the same for both formats. Every one has::
 
 and by kind:
 
-* hypercalls: ``name``, with the sub-operation after it if there is one; ``depth``, 1 in a
-  multicall; ``args``, by name, with what pointers lead to; ``out``, what the call changed of that;
-  ``result``, null if it is to be continued or ended the guest; ``error``, the errno's name, and
-  ``reason``, if it was refused, and ``standing`` if that is Xen's answer to whatever arguments.
-  The calls of a multicall come before it.
+* hypercalls: ``name``, and after it the sub-operation if there is one; ``depth``, 1 in a multicall;
+  ``args``, by name, with what pointers lead to; ``out``, the part of that which the call changed;
+  ``result``, null if the call is to be continued or ended the guest. A call that was refused also
+  has ``error``, the errno's name, and ``reason``; and ``standing`` if Xen gives that answer for any
+  arguments. The calls of a multicall come before the multicall.
 * mmu: ``entry`` (``level``, ``table``, ``index``, ``old``, ``new``, ``emulated`` if by a store),
   ``pin`` (``level``, ``mfn``), ``unpin``, ``baseptr`` and ``user_baseptr`` (``mfn``).
 * events: ``raised`` (``port``, ``what`` it is, ``vcpu_notified``, ``pending`` if it was already,
   ``masked``) and ``upcall`` (``how``, ``masked`` if the vcpu masked its upcalls).
 * traps: the vector's name and what goes with it, ``error_code``, and the ``mode`` that is
-  interrupted; or ``iret``, which is no hypercall here, ``to`` an address in a ``mode``.
+  interrupted. Or ``iret``, which is no hypercall here, ``to`` an address in a ``mode``.
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ class Tracer(Observer):
         self._tell("events", "upcall", _place(current), event)
 
     def entered(self, current: Current, what: str, error_code: int | None) -> None:
-        """Tell why the guest's kernel is entered; an upcall is told once, if both are asked for."""
+        """Tell why the guest's kernel is entered; an upcall is told once if both kinds are asked
+        for.
+        """
         if what == UPCALL and "events" in self._kinds:
             return
         event: Event = {"mode": "kernel" if in_kernel(current) else "user"}
@@ -244,7 +246,8 @@ def _what(channel: Channel) -> str:
 def format_event(event: Event, depth: int = 0) -> str:
     """One line: the time, the vcpu, what happened, and where the guest was.
 
-    `depth` is how many calls it is in: what a call did comes before it, and further right.
+    `depth` is the number of calls that the event is in. What a call did comes before the call, and
+    further right.
     """
     what = "  " * event.get("depth", depth) + _FORMATS[event["kind"]](event)
     return f"{event['at_ns'] / 1e9:12.6f} v{event['vcpu']} {what}  <{event['from']}>"

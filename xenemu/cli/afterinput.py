@@ -1,8 +1,8 @@
 """What a run does when its input has ended, and the guest goes on.
 
-Xen's console has no end of file, and a guest with a timer, as every Linux has, is never seen to
-wait for ever: it might be sleeping. So the guest goes on. A shell of xenemu's own making gets the
-Ctrl-D that a person would type; of any other guest, the person is told, once.
+Xen's console has no end of file. A guest with a timer might be sleeping, so it is never taken to
+wait for ever; and every Linux has a timer. So the guest goes on. A shell of xenemu's own making
+gets the Ctrl-D that a person would type. For any other guest, the person is told, once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ CTRL_D: Final = b"\x04"
 class AfterInput:
     """Watches a guest whose input has ended; `clock` is the guest's, in ns.
 
-    `ends_by_ctrl_d`: a shell reads the console. A program of its own, or a terminal that is in
-    another mode by then, may take a Ctrl-D, so that it is typed again, each time after a longer
-    wait. `tell` gets a sentence, at most once.
+    `ends_by_ctrl_d`: a shell reads the console. A Ctrl-D may get lost: a program that the shell
+    runs may take it, or the terminal may be in another mode by then. So Ctrl-D is typed again, each
+    time after a longer wait. `tell` gets a sentence, at most once.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Expectations: regular expressions that what the guest prints must meet, in any order.
 
-They see the console as a person does (`xenemu.console_text`). ``^`` and ``$`` match at line ends,
-and ``$`` also at the end of what is printed so far, so that a prompt can be expected.
+They see the console as a person does (`xenemu.console_text`). ``^`` and ``$`` match at line ends.
+``$`` also matches at the end of what is printed so far, so that a prompt can be expected.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Puts a terminal in order again if xenemu dies in raw mode, by SIGKILL or a crash of the engine.
 
-`Guard` starts this file as a process of its own, with the terminal as its standard input and a
-pipe as its standard output, of which it reads the terminal's attributes, before and raw. When the
-pipe ends, xenemu has ended. It imports nothing of xenemu's, so that it is there at once.
+`Guard` starts this file as a process of its own. The process has the terminal as its standard
+input, and a pipe as its standard output. From the pipe it reads the terminal's attributes, before
+and raw. When the pipe ends, xenemu has ended. The file imports nothing of xenemu's, so that the
+process is there at once.
 """
 
 import marshal

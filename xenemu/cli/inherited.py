@@ -1,6 +1,7 @@
-"""What this process was started with, besides its standard streams: descriptors of others'.
+"""Descriptors that this process was started with, besides its standard streams.
 
-They may name files (``--log /dev/fd/3``), and are of no use any more when those are open.
+They belong to others. They may name files (``--log /dev/fd/3``), and are of no use any more when
+those files are open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _inherited: list[int] = []
 
 
 def note() -> None:
-    """Note them; to be called before this process opens anything that a program it starts has."""
+    """Note the descriptors. Call this before this process opens anything of its own."""
     with suppress(OSError):  # no /proc
         _inherited[:] = filter(_is_inherited, map(int, os.listdir(FOLDER)))
 

@@ -1,4 +1,4 @@
-"""What `xenemu smoke` does: its boots, their progress, and what is told of them."""
+"""What `xenemu smoke` does: its boots, their progress, and what it prints about them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The command as a process: its signals, its standard streams and its exit code.
 
-Standard output is what was asked for: if it takes no more, that is an error. Standard error is
-what is told besides: if it takes no more, nobody can be told, and nothing else changes.
+Standard output has what was asked for. If it takes no more, that is an error. Standard error has
+everything else. If it takes no more, nobody can be told, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def command() -> int:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open what was closed when this process began, lest a file of somebody's is taken for it."""
+    """Open the standard descriptors that are closed, lest a file gets one of their numbers."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         pass
     os.close(descriptor)
@@ -68,7 +68,7 @@ class _Stream(io.FileIO):
 
 
 def _stream(before: TextIO | None, failed: Callable[[OSError], None]) -> TextIO | None:
-    """A standard stream that has `failed` called when it can be written no more.
+    """A standard stream that calls `failed` when it can be written no more.
 
     What its encoding lacks is escaped. None: it was closed when this process began.
     """

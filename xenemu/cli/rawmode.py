@@ -1,6 +1,6 @@
 """A terminal in raw mode, whatever ends or stops this process.
 
-A signal that ends the process at once does so after the terminal is in order; for those that
+If a signal ends the process at once, the terminal is put in order before that. For signals that
 cannot be caught there is `Guard`. While the process is stopped, the terminal is as it was.
 """
 
@@ -73,7 +73,7 @@ def is_foreground(descriptor: int) -> bool:
 def _raw(attributes: list[Any]) -> list[Any]:
     """Terminal attributes that pass every key on as it is; output is still processed.
 
-    Guests that print bare line feeds are so readable, and others do not notice.
+    So a guest that prints bare line feeds is readable, and other guests do not notice.
     """
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes
     iflag &= ~(

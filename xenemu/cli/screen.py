@@ -1,7 +1,8 @@
 """What the place can do that a command's messages go to: one answer for all commands.
 
-It is no terminal (a file, a pipe, a job's log), a terminal that only goes on (an editor's shell,
-a serial line: ``TERM=dumb``), or one on which a line can be drawn anew.
+There are three kinds of place. One is no terminal: a file, a pipe, a job's log. One is a terminal
+that only goes on: an editor's shell, a serial line (``TERM=dumb``). On the third, a line can be
+drawn anew.
 """
 
 from __future__ import annotations

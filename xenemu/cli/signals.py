@@ -1,7 +1,7 @@
 """Signals that end a command, and when.
 
-While a command starts, a signal is raised as `Interrupted`, wherever that is. A run or a matrix of
-boots, which has more to put in order, notes it instead.
+While a command starts, a signal is raised as `Interrupted`, wherever the command is. A run, or a
+matrix of boots, has more to put in order. It notes the signal instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def handled(
 
 
 class Noted:
-    """A context in which signals are noted: `signum` is the first, or 0; to be waited for."""
+    """A context in which signals are noted, and can be waited for; `signum` is the first, or 0."""
 
     def __init__(self) -> None:
         self.signum = 0

@@ -1,8 +1,8 @@
 """The status line: what a run does now, kept in place on the person's terminal.
 
-The guest's console may be on the same terminal, and comes first: the line is drawn only where the
-console is at the start of a line, is taken away before the console goes on, and is gone for
-good once the person types to the guest.
+The guest's console may be on the same terminal, and comes first. The line is drawn only where the
+console is at the start of a line. It is taken away before the console goes on. It is gone for good
+once the person types to the guest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ERASE: Final = "\r\x1b[K"
 
 
 class Status:
-    """A line on `stream`, or nothing at all if that is None; `shared` with the console or not.
+    """A line on `stream`, or nothing if that is None; `shared`: the console is there, too.
 
-    `measure` tells the guest's virtual time in ns and its instructions so far.
+    `measure` tells the guest's virtual time in ns, and its instructions so far.
     """
 
     def __init__(

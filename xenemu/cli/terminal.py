@@ -1,8 +1,8 @@
 """The person's side of the guest's console: this process's standard input and output.
 
 What the guest prints goes to standard output, and to the log, byte for byte. Input comes from a
-terminal, which is then in raw mode, or from a pipe or a file. Nothing here changes how a
-descriptor blocks, as other processes may share it.
+terminal, which is then in raw mode, or from a pipe or a file. This module never changes how a
+descriptor blocks, because other processes may share the descriptor.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
 
 
 class HostTerminal:
-    """Implements `xenemu.machine.Terminal`; to be entered as a context around the run.
+    """Implements `xenemu.machine.Terminal`; enter it as a context around the run.
 
-    What else may end a wait for input, such as a debugger, is in `callers`.
-
-    Once input has ended, `after` says what is typed. `stdin` and `stdout` are descriptors, or None
-    for what there is not. `signum` is the signal that ended the run, or 0; SIGPIPE means that
-    nobody reads the console any more.
+    * `callers` are others that may end a wait for input, such as a debugger.
+    * `after` says what is typed once input has ended.
+    * `stdin` and `stdout` are descriptors, or None if there is no such stream.
+    * `signum` is the signal that ended the run, or 0. SIGPIPE means that nobody reads the console
+      any more.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class HostTerminal:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Note the signal; the run ends at its next look, or now if this process waits.
 
-        Raising it always would not do: Python swallows what is raised as the engine calls in.
+        To raise an exception each time would not do: Python swallows what is raised while the
+        engine calls in.
         """
         self.signum = signum
         if self._waiting:

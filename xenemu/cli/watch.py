@@ -29,7 +29,7 @@ class TraceFormat(Enum):
 
 @dataclass(frozen=True)
 class Watching:
-    """What is asked for: `kinds` of events to trace, of which `only` those with such a name."""
+    """What is asked for: `kinds` of events to trace; `only` those that have this in their name."""
 
     explain: bool = False
     kinds: tuple[str, ...] = ()
@@ -59,10 +59,10 @@ class Watching:
 
 
 class Sink:
-    """Lines to an output, or to nowhere; one that nobody reads any more ends the run.
+    """Lines to an output, or to nowhere; if nobody reads the output any more, the run ends.
 
-    With `status`, it is standard error: on a terminal, the status line makes room, and if it takes
-    no more, the guest goes on.
+    With `status`, the output is standard error. On a terminal, the status line then makes room. If
+    standard error takes no more, the guest goes on.
     """
 
     def __init__(

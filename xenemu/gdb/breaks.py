@@ -18,9 +18,10 @@ VECTORS = 32
 class Breaks(Observer):
     """Asks to hold the guest, with a sentence, when what was asked for happens.
 
-    A hypercall holds it after the call, with the result; an event where it was raised; a fault of
-    a PVH guest before the guest has it. A PV guest's goes to Xen, which may deal with it unseen: it
-    holds the guest at its handler, if it gets there. `name` writes an address.
+    A hypercall holds the guest after the call, with the result. An event holds it where the event
+    was raised. A fault of a PVH guest holds it before the guest gets the fault. A PV guest's fault
+    goes to Xen, which may deal with it unseen. If the fault gets to the guest's handler, the guest
+    is held there. `name` writes an address.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Breaks(Observer):
             self._begun.append(Call(current, row, record))
 
     def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """Hold the guest after a call that was asked for, unless it was while the call ran."""
+        """Hold the guest after a call that was asked for, unless it was held during the call."""
         if record.name in self._calls and self._begun:
             call = self._begun.pop()
             args = format_args(call.args, call.changes(current))

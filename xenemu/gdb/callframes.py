@@ -1,8 +1,8 @@
 """A kernel's ORC tables as DWARF call frame information, so that gdb finds callers by them.
 
-ORC says the same things of each stretch of code as DWARF does: where the caller's stack pointer is
-(DWARF's CFA), and where the return address and RBP are. A stretch that an interrupt or exception
-interrupted has them in saved registers.
+For each stretch of code, ORC says the same things as DWARF: where the caller's stack pointer is
+(DWARF's CFA), and where the return address and RBP are. Where an interrupt or exception came in,
+they are in saved registers.
 
 DWARF 4, section 6.4; System V ABI for x86-64, "DWARF Register Number Mapping".
 """

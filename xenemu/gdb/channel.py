@@ -50,10 +50,10 @@ class Channel(Protocol):
 
 
 class Listener(Protocol):
-    """Where gdbs come from.
+    """The place where gdbs connect.
 
-    `address` is what to tell gdb's `target remote`; `takes_stdio`: this process's standard input
-    and output are gdb's; `ended`: no gdb can come any more.
+    `address` is what to tell gdb's `target remote`. `takes_stdio`: gdb has this process's standard
+    input and output. `ended`: no gdb can come any more.
     """
 
     address: str
@@ -108,9 +108,9 @@ class SocketChannel:
 
 
 class SocketListener:
-    """Listens on a socket; `path` is that of a Unix socket, removed at the end if still ours.
+    """Listens on a socket; `path` is that of a Unix socket.
 
-    A process that is not confined removes it.
+    The socket is removed at the end if it is still ours, by a process that is not confined.
     """
 
     takes_stdio = False
@@ -177,7 +177,7 @@ class StreamChannel:
 
 
 class StreamListener:
-    """One gdb, which is there already. Once it has hung up, all that can come is the pipe's end."""
+    """One gdb, which is there already. After it has hung up, only the pipe's end can come."""
 
     address, takes_stdio = "stdio", True
 
@@ -260,8 +260,9 @@ def _in_the_way(path: Path) -> str:
 def _is_left_behind(path: Path) -> bool:
     """Whether it is a socket that no process has any more.
 
-    A datagram tells: it is refused only where nobody is bound, of whatever type that is and
-    whatever it does; nothing is sent, nobody notices, and it does not wait.
+    A datagram tells. It is refused only where no process is bound to the socket, whatever the type
+    of the socket and whatever that process does. Nothing is sent, nobody notices, and the call does
+    not wait.
 
     In Linux: net/unix/af_unix.c, unix_find_bsd()
     """

@@ -1,8 +1,8 @@
 """What gdb is told of the CPU: its registers in order, in a 64-bit or a 32-bit layout.
 
-The layout follows the kernel's file, not the CPU's mode, since gdb takes one description for a
-connection and rejects one that is not the file's: a 64-bit kernel has 64-bit registers also in its
-32-bit entry code.
+The layout follows the kernel's file, and not the CPU's mode. gdb takes one description for a
+connection, and rejects a description that does not match the file. So a 64-bit kernel has 64-bit
+registers in its 32-bit entry code, too.
 
 gdb manual: Target Descriptions; i386 Features.
 """

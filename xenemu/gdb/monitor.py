@@ -48,9 +48,9 @@ COMMANDS: Final = {
 
 
 class Monitor:
-    """Runs one line at a time, on the vcpu that is loaded.
+    """Runs one command line at a time, on the vcpu that is loaded.
 
-    `say` shows the person a text at once; `request` holds the guest, with the reason.
+    `say` shows the person a text at once. `request` holds the guest, and gives the reason.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The kernel's ELF as it is on disk, debug information included.
 
-A run keeps no copy of that, as it may be large. It is read when gdb asks: a file that is cut short
-meanwhile only gives less.
+A run keeps no copy of the file, because the file may be large. It is read when gdb asks. If the
+file is cut short meanwhile, gdb gets less.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each packet of gdb's means, while the guest is held.
 
 A handler returns the answer's payload: ``OK``, ``E.`` and a sentence, data, or empty for what is
-not supported; `Go` lets the guest run; None kills it.
+not supported. `Go` lets the guest run; None kills it.
 
 gdb manual: Packets; General Query Packets; Host I/O Packets.
 """

@@ -1,8 +1,8 @@
 """The packets of gdb's remote serial protocol, without anything that carries them.
 
-A packet is ``$payload#cs``, its checksum the payload's sum modulo 256. In a payload, ``}`` escapes
-the byte after it, which is sent XORed with 0x20. Between packets come ``+`` and ``-``, until both
-sides have agreed to do without, and 0x03: the person pressed Ctrl-C.
+A packet is ``$payload#cs``; its checksum is the payload's sum modulo 256. In a payload, ``}``
+escapes the byte after it, which is sent XORed with 0x20. Two things may come between packets. ``+``
+and ``-`` do, until both sides have agreed to do without. And 0x03 does: the person pressed Ctrl-C.
 
 gdb manual: Remote Protocol, Overview; Binary Data; Interrupts.
 """

@@ -1,10 +1,11 @@
 """A debugger on the wire: holds the guest while gdb asks, and lets it run while gdb waits.
 
-There is no thread. The machine calls in at each slice of the guest's time, which is when a Ctrl-C
-or a new connection is seen; while the guest is held, this waits for gdb.
+There is no thread. The machine calls in at each slice of the guest's time. That is when a Ctrl-C or
+a new connection is seen. While the guest is held, this waits for gdb.
 
-A gdb that vanishes without a word leaves the guest held, for another to go on from there; only
-`detach` lets it run on. Where gdb is at a pipe, the run ends with that, even after `detach`.
+A gdb that vanishes without a word leaves the guest held, and another gdb can go on from there. Only
+`detach` lets the guest run on. If gdb is at a pipe, the run ends with the pipe, even after
+`detach`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Person(Protocol):
 class Server:
     """Implements `xenemu.hv.debug.Debugger` for one machine.
 
-    `tell` takes a line for the person at the terminal; `judge` adds to an end what the console says
-    of it. The guest is held from its first instruction on, until a gdb lets it go.
+    `tell` takes a line for the person at the terminal. When the guest has ended, `judge` adds what
+    the console says of that. The guest is held from its first instruction on, until a gdb lets it
+    go.
     """
 
     target: Target
@@ -143,7 +145,7 @@ class Server:
             self._halt(Stop(SIGTRAP))
 
     def _arm(self) -> None:
-        """Set what gdb asks for, as late as possible: it takes all back at each stop."""
+        """Set what gdb asks for, as late as possible: gdb takes everything back at each stop."""
         debug = self.target.machine.debug
         if not self._steps_here():
             debug.set_breakpoints(self._packets.breakpoints)

@@ -40,7 +40,7 @@ def stop_of(halt: Halt, hardware: set[int], pc: int) -> Stop:
 
 @dataclass(frozen=True)
 class Go:
-    """How the guest goes on: freely, by an instruction, or while it is in a range of them.
+    """How the guest goes on: freely, by an instruction, or while it is in a range of addresses.
 
     `thread` is the one that steps; None: whichever runs. A detached guest runs on alone.
     """

@@ -1,11 +1,11 @@
 """An ELF with a kernel's symbols, for a kernel that has them only in its own tables.
 
-A distribution's kernel has neither `.symtab` nor debug information. Its kallsyms make a symbol
-table of sections without contents, which is all that gdb wants to know names; its ORC tables make
-call frame information, by which it finds callers.
+A distribution's kernel has neither `.symtab` nor debug information. Its kallsyms become a symbol
+table, with sections without contents. gdb needs nothing more to know names. Its ORC tables become
+call frame information, by which gdb finds callers.
 
-gdb takes a symbol for a function or for a variable by the flags of its section alone. So each
-segment is cut where code ends and data begins, and the other way round.
+The flags of a symbol's section alone tell gdb whether the symbol is a function or a variable. So
+each segment is cut wherever code ends and data begins, and the other way round.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Run:
 class Piece:
     """A segment of the kernel, or a part of a module: where it is linked, and its names there.
 
-    `offset` leads from there to where the file has it.
+    `offset` leads from that address to the address in the file.
     """
 
     linked: range
@@ -90,8 +90,9 @@ class Piece:
 def symbol_file(image: Image, physical: bool = False) -> memoryview:
     """The ELF with the kernel's symbols, its own or a separate one; else one made of kallsyms.
 
-    With `physical`, one of 32 bits, whose names are where the kernel was loaded. A BSD kernel's
-    ELF loses its mark: most gdbs know nothing of that system, and go wrong at its mere name.
+    With `physical`, a 32-bit ELF, whose names are where the kernel was loaded. A BSD kernel's ELF
+    loses its mark: most gdbs know nothing of that system, and go wrong as soon as they see the
+    mark.
     """
     if has_own(image, physical):
         return _unmarked(image.symbol_file.elf)

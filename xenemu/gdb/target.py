@@ -1,7 +1,8 @@
 """What gdb sees of a machine: its vcpus as threads, their registers, and the guest's memory.
 
-Looking changes nothing. Writing changes what the person says, but not what would break Xen's own
-rules: a frame that a PV guest uses as a page table or descriptor table stays as it is.
+Looking changes nothing. Writing changes what the person says, unless that would break Xen's own
+rules. For example, a frame that a PV guest uses as a page table cannot be written, and neither can
+a descriptor table.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Target:
 
     @property
     def misread(self) -> bool:
-        """Whether gdb, by its description, takes the code that runs for that of another mode."""
+        """Whether gdb, by its description, takes the running code for code of another mode."""
         return self.layout is LAYOUT64 and self.code_bits != 64 and not self.follows_mode
 
     @property
@@ -223,8 +224,8 @@ class Target:
     def _locate(self, vaddr: int) -> Maddr:
         """Where an address is in the machine.
 
-        Addresses of the kernel's are found also before it has turned paging on, where it was
-        loaded, and while a PV guest runs a program.
+        The kernel's addresses are found even before it has turned paging on, where it was loaded,
+        and even while a PV guest runs a program.
         """
         current = self.machine.current
         if vaddr >> 64:

@@ -1,6 +1,6 @@
 """Boot many kernels, judge each, and tell machines and people: ``xenemu smoke``.
 
-`plan` reads what to boot, `runner` gives each boot a process of its own, where `session` drives
-the guest; `verdict` says what became of it, and `results` and its formats tell. `pytest_plugin`
-hands the same sessions to a person's own tests.
+`plan` reads what to boot. `runner` gives each boot a process of its own, where `session` drives the
+guest. `verdict` says what became of it. `results` and its formats tell that. `pytest_plugin` offers
+the same sessions to a person's own tests.
 """

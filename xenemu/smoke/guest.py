@@ -1,6 +1,7 @@
-"""A guest in a process of its own, for a program to talk to: what the pytest fixtures hand out.
+"""A guest in a process of its own, for a program to talk to: what the pytest fixtures return.
 
-Its time stands still while nobody waits for it, so that a test is as deterministic as a boot.
+The guest's time stands still while nobody waits for the guest. So a test is as repeatable as a
+boot.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ class Guest:
         self.send(f"{text}\n")
 
     def finish(self, check: bool = True) -> Result:
-        """Run as the boot's plan has it, without a plan to the end; what became of the guest.
+        """Run as the boot's plan says, or without a plan to the end; what became of the guest.
 
-        GuestFailed if something speaks against it, unless told not to `check`.
+        GuestFailed if something speaks against the guest, unless `check` is False.
         """
         result = self._ask("finish", None)
         assert isinstance(result, Result)

@@ -105,10 +105,11 @@ def pack(members: list[Entry]) -> bytes:
 def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
     """Return the archive that these ask for; at least one is given.
 
-    With a `busybox` alone, /init is a shell. `init` becomes /init: a script, which brings busybox
-    along, or a static program. `rootfs` is a directory to take as it is; with `busybox`, it gets
-    that and its commands where it has none of the name. Without a `busybox`, a script uses the one
-    in PATH. UsageError for what cannot be read, or what cannot run.
+    With a `busybox` alone, /init is a shell. `init` becomes /init: a script, which also gets
+    busybox, or a static program. `rootfs` is a directory that is taken as it is. If `busybox` is
+    given, too, the archive gets busybox and its commands, except where the directory has a file of
+    that name. If no `busybox` is given, a script uses the one in PATH. UsageError for what cannot
+    be read, or what cannot run.
     """
     program = _read("init", init) if init is not None else None
     if rootfs is None and init is None:

@@ -1,8 +1,8 @@
 """KTAP on a console: the results of KUnit and of kselftest, as test cases.
 
-A document begins with its version line. What is indented below it is a subtest's document, which
-comes before the subtest's own result; KUnit indents by spaces, kselftest's runner by ``# ``. All
-lines that are no KTAP, such as the kernel's other messages, are passed over.
+A document begins with its version line. A subtest has a document of its own, which is indented and
+comes before the subtest's result. KUnit indents by spaces, kselftest's runner by ``# ``. Lines that
+are not KTAP, such as the kernel's other messages, are passed over.
 
 In Linux: Documentation/dev-tools/ktap.rst
 """
@@ -41,8 +41,10 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """A test that has no subtests, or a fault of a test that has; `path` is its names from the
-    outermost in."""
+    """A test without subtests, or a fault of a test that has some.
+
+    `path` has the names of the tests around it, from the outermost to its own.
+    """
 
     path: tuple[str, ...]
     status: Status

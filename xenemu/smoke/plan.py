@@ -1,12 +1,12 @@
 """What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
 
-``kernel``, ``mode``, ``cmdline`` and ``memory`` may each be a list; a table then stands for each
+``kernel``, ``mode``, ``cmdline`` and ``memory`` may each be a list. A table then stands for each
 combination, named after what varies. ``[defaults]`` has keys for every table. A table's own initial
-ramdisk, in whichever way it says one, takes the place of the defaults'. Paths are relative to the
-file, and may begin with ``~`` or have environment variables in them; an empty one is none.
+ramdisk takes the place of the defaults', in whichever way each is given. Paths are relative to the
+file. They may begin with ``~``, and may have environment variables in them. An empty path means
+none.
 
-The first thing that is wrong raises `PlanError` with the file, the line and the key, before
-anything has run.
+The first fault raises `PlanError` with the file, the line and the key, before anything has run.
 """
 
 from __future__ import annotations
@@ -293,8 +293,8 @@ class _Reader:
 def _line(text: str, place: tuple[Any, ...]) -> int | None:
     """The line on which the statement begins that gives `place` a value.
 
-    tomllib does not tell; but a prefix of the file that is TOML has `place` or has it not, and
-    the first that has it ends with that statement.
+    tomllib does not tell. But a beginning of the file that is itself TOML either has `place` or
+    does not. The first beginning that has it ends with that statement.
     """
     lines, start = list(io.StringIO(text)), 1
     for end in range(1, len(lines) + 1):
@@ -320,7 +320,7 @@ def _boot_lines(text: str) -> Iterator[int]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line on which each statement begins, and what it says; of one without an end, nothing.
+    """The line on which each statement begins, and what it says; nothing for one without an end.
 
     The lines from the end of a statement that are TOML are the next statement.
     """

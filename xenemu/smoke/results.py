@@ -1,4 +1,4 @@
-"""The result of a boot: all that its process hands back, as plain data."""
+"""The result of a boot: everything that its process hands back, as plain data."""
 
 from __future__ import annotations
 

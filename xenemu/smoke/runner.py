@@ -73,8 +73,8 @@ def run(
 ) -> list[Result]:
     """Run every boot; the results in the order of `boots`.
 
-    With `fail_fast`, everything stops after the first that does not pass, and else when an
-    interruption comes: what has not ended by then is skipped. `main` is what each process calls.
+    With `fail_fast`, everything stops after the first boot that does not pass. An interruption
+    stops everything, too. What has not ended by then is skipped. `main` is what each process calls.
     """
     waiting, running = list(reversed(boots)), dict[str, _Running]()
     results: dict[str, Result] = {}

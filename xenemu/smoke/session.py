@@ -1,7 +1,7 @@
 """A guest under test: what is expected of its console, what is typed, and when to give up.
 
-Time that is the guest's own decides wherever it can: a limit in virtual time is met at the same
-instruction in every run, one in the host's time is not.
+Wherever possible, the guest's own time decides. A limit in virtual time is met at the same
+instruction in every run. A limit in the host's time is not.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Phase:
 class Session:
     """A guest, driven to what is expected of it next. Implements `xenemu.machine.Terminal`.
 
-    `step` is a look at the guest between its slices, for whoever shows progress. `is_to_stop` ends
-    a slice, so that `step` comes soon.
+    `step` looks at the guest between its slices, to show progress. `is_to_stop` ends a slice, so
+    that `step` comes soon.
     """
 
     boot: Boot

@@ -1,10 +1,13 @@
 """What became of a boot, told from what is certain first.
 
-First comes how the machine ended: the shutdown reason, the hypervisor's refusal, a triple fault, a
-wait for nothing. Then what the kernel's memory says: panic_cpu and the taint. What is printed
-comes last. It gives the words for what the first two say, and counts by itself only where they
-say nothing; then a line must begin as the kernel's do, with a time stamp unless the kernel prints
-none. So a program that prints ``Kernel panic - not syncing`` raises no alarm.
+1. How the machine ended: the shutdown reason, the hypervisor's refusal, a triple fault, a wait for
+   nothing.
+2. What the kernel's memory says: panic_cpu and the taint.
+3. What is printed. It gives the words for what the first two say, and counts by itself only where
+   they say nothing. Then a line must begin as the kernel's lines do, with a time stamp unless the
+   kernel prints none.
+
+So a program that prints ``Kernel panic - not syncing`` raises no alarm.
 """
 
 from __future__ import annotations
@@ -140,9 +143,10 @@ class Finding:
 class Facts:
     """What is known of a boot that has ended.
 
-    `ended` and `reason` are the machine's; `findings` those of whoever watched it. `panicked`,
-    `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not tell).
-    `unmet` are patterns; `too_early` is where the console has the first of them before its turn.
+    `ended` and `reason` are the machine's. `findings` are those of the code that watched the boot.
+    `panicked`, `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not
+    tell). `unmet` are patterns. `too_early` is where the console has the first of them before its
+    turn.
     """
 
     ended: End
@@ -165,8 +169,8 @@ def judge(
 ) -> list[Finding]:
     """Everything that speaks against a boot, the gravest first; nothing if it has passed.
 
-    `exits` are the ends that it should have one of: a clean end's word, or a verdict's, which
-    then does not speak against it.
+    `exits` are the ends that are allowed: the word of a clean end, or a verdict. Such a verdict
+    then does not speak against the boot.
     """
     ends = [*facts.findings, *_machine(facts)]
     found = [*ends, *_kernel(facts), *_tests(facts.cases)]
@@ -201,8 +205,8 @@ def _machine(facts: Facts) -> list[Finding]:
 def crash(facts: Facts) -> Finding | None:
     """What the kernel died of by its own account, however the domain ended; None if it did not.
 
-    Memory decides. The console does where memory does not tell, as when it is another kernel's by
-    now, and gives the words of a crash.
+    Memory decides. If memory does not tell, because it belongs to another kernel by now for one,
+    the console decides. The console also gives the words of a crash.
     """
     words = f"panic: {facts.panic_message}" if facts.panic_message else ""
     words = words or _panic_message(_kernel_lines(facts))
@@ -221,7 +225,7 @@ def crash(facts: Facts) -> Finding | None:
 def advice(facts: Facts) -> str:
     """What to do if a Linux ran and its console shows nothing; else nothing.
 
-    A PVH kernel prints nothing there unless its command line says so; a PV kernel does anyway.
+    A PVH kernel prints nothing there unless its command line says so. A PV kernel prints anyway.
     """
     own = [line.text for line in facts.log if line.facility == 0]
     told = any(line.strip() for line in facts.console)
@@ -264,7 +268,8 @@ def _kernel_lines(facts: Facts) -> list[str]:
 def kernel_lines(console: Iterable[str]) -> list[str]:
     """The lines of a console that are the kernel's, without their stamps.
 
-    A kernel's banner shows whether it stamps its lines; one that was never seen, does.
+    A kernel's banner shows whether the kernel stamps its lines. Without a banner, stamps are
+    expected.
     """
     stamped, found = True, []
     for line in console:

@@ -1,7 +1,7 @@
 """What a guest's process says to its parent: data of the kinds that the parent expects.
 
-That process is confined, and its parent is not. Should a guest have taken it over, the parent must
-not follow: it unpickles nothing, and never waits for the rest of a message.
+The guest's process is confined, and its parent is not. A guest that has taken over its process must
+not get any further. So the parent unpickles nothing, and never waits for the rest of a message.
 
 A message is its length, and JSON: the name of its kind, and its fields.
 """

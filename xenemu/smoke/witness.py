@@ -42,10 +42,10 @@ class Witness:
         return f", {found}" if found else ""
 
     def doubts(self, outcome: Outcome, headlines: Sequence[str]) -> bool:
-        """Whether to ask for `facts`; after a good end, which never speaks of a panic, nobody need.
+        """Whether to ask for `facts`; after a good end that never goes with a panic, nobody need.
 
-        Reading a kernel's names takes a quarter of a second. Linux powers a PVH domain off by
-        halting, as it also does when it meets an exception too early for its console to work.
+        It takes a quarter of a second to read a kernel's names. Linux powers a PVH domain off by
+        halting. It also halts when it meets an exception too early for its console to work.
         """
         if outcome.end not in (End.POWEROFF, End.SUSPEND):
             return True

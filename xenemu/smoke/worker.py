@@ -1,4 +1,4 @@
-"""A boot in a process of its own, so that whatever happens to it happens to it alone."""
+"""A boot in a process of its own, so that whatever happens there harms no other boot."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def boot_once(
 ) -> Result:
     """Boot, to a result whatever happens; only a crash of this process gives none.
 
-    With `confined`, this process can do little else from then on, where the host can do that.
+    With `confined`, this process gives up nearly everything else from then on, if the host can do
+    that.
     """
     result = Result(boot, started=time.time())
     began, cpu_began = time.monotonic(), time.process_time()
