@@ -10,7 +10,7 @@ from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import INT, PV, ULONG, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.segdesc import fixup_guest_selector
-from xenemu.pv import debug, traps
+from xenemu.pv import debug_registers, traps
 from xenemu.pv.emulate import set_guest_ts
 from xenemu.pv.state import pv
 
@@ -28,11 +28,11 @@ def _fpu_taskswitch(current: Current, set_ts: int) -> None:
 
 
 def _set_debugreg(current: Current, index: int, value: int) -> None:
-    debug.set_debugreg(current, index, value)
+    debug_registers.set_debugreg(current, index, value)
 
 
 def _get_debugreg(current: Current, index: int) -> int:
-    return debug.get_debugreg(current, index)
+    return debug_registers.get_debugreg(current, index)
 
 
 def _iret(current: Current) -> int:

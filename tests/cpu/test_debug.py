@@ -12,7 +12,7 @@ import pytest
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.hv.cpu import Msr, Reg, Seg, Segment
-from xenemu.hv.debug import Access, Cause, Halt, Watch
+from xenemu.hv.debug import Access, Cause, Halt, Watchpoint
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.pvh.personality import CODE32, DATA32
@@ -280,7 +280,7 @@ def test_interruptions_change_nothing() -> None:
 )
 def test_a_watchpoint_stops_behind_the_access(access: Access, stops: list[int]) -> None:
     guest = Guest(INC_EAX + STORE + LOAD + LOOP)
-    guest.debug.set_watchpoints([Watch(DATA + 1, 2, access)])
+    guest.debug.set_watchpoints([Watchpoint(DATA + 1, 2, access)])
     seen = []
     while not guest.debug.over:
         if halt := guest.debug.run():
@@ -292,13 +292,13 @@ def test_a_watchpoint_stops_behind_the_access(access: Access, stops: list[int]) 
 
 def test_a_store_beside_what_is_watched_is_none() -> None:
     guest = Guest(STORE + LOOP)
-    guest.debug.set_watchpoints([Watch(DATA + 4, 4, Access.WRITE)])
+    guest.debug.set_watchpoints([Watchpoint(DATA + 4, 4, Access.WRITE)])
     assert guest.debug.run() is None
 
 
 def test_a_watchpoint_on_a_stepped_instruction_is_told() -> None:
     guest = Guest(STORE + INC_EAX)
-    guest.debug.set_watchpoints([Watch(DATA, 4, Access.WRITE)])
+    guest.debug.set_watchpoints([Watchpoint(DATA, 4, Access.WRITE)])
     assert guest.debug.step() == Halt(Cause.WATCHPOINT, DATA, Access.WRITE)
     assert guest.at == 5
 
@@ -306,7 +306,7 @@ def test_a_watchpoint_on_a_stepped_instruction_is_told() -> None:
 def test_a_breakpoint_at_a_watched_access_is_hit_once() -> None:
     guest = Guest(INC_EAX + STORE + LOOP)
     guest.debug.set_breakpoints({CODE + 1})
-    guest.debug.set_watchpoints([Watch(DATA, 4, Access.WRITE)])
+    guest.debug.set_watchpoints([Watchpoint(DATA, 4, Access.WRITE)])
     assert guest.debug.run() == BREAKPOINT
     assert guest.debug.step() == Halt(Cause.WATCHPOINT, DATA, Access.WRITE)
     assert guest.debug.run() is None
@@ -314,7 +314,7 @@ def test_a_breakpoint_at_a_watched_access_is_hit_once() -> None:
 
 def test_too_many_watchpoints_are_refused() -> None:
     guest = Guest(STORE + LOOP)
-    watches = [Watch(DATA + 4 * i, 4, Access.WRITE) for i in range(17)]
+    watches = [Watchpoint(DATA + 4 * i, 4, Access.WRITE) for i in range(17)]
     assert not guest.debug.set_watchpoints(watches)
     assert guest.debug.run() is None
 
@@ -351,7 +351,7 @@ def test_the_debugger_comes_before_the_guests_breakpoint_at_the_same_place() -> 
 def test_both_watch_the_same_data() -> None:
     guest = Guest(INC_EAX + STORE + LOOP, handler=HLT)
     arm_own(guest, DATA, 0xD0402)
-    guest.debug.set_watchpoints([Watch(DATA, 4, Access.WRITE)])
+    guest.debug.set_watchpoints([Watchpoint(DATA, 4, Access.WRITE)])
     assert guest.debug.run() == Halt(Cause.WATCHPOINT, DATA, Access.WRITE)
     assert (guest.engine.rip, guest.engine.debug_register(6) & 0xF) == (HANDLER, 1)
     assert guest.memory.read_uint(Maddr(guest.engine.regs[Reg.RSP]), 4) == CODE + 6

@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 
 import elfwriter
 from xenemu import image
-from xenemu.gdb.features import LAYOUT32, LAYOUT64, describe
+from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64, describe
 from xenemu.gdb.symbolfile import module_file, symbol_file
 from xenemu.image.elf import EI_OSABI, ELFOSABI_STANDALONE
 from xenemu.image.kernel_modules import Module
@@ -161,17 +161,17 @@ def test_call_frames_say_what_orc_says(kernel, written):
     assert compared > 20
 
 
-@pytest.mark.parametrize("layout", [LAYOUT64, LAYOUT32])
-def test_the_description_names_each_register_once(layout):
-    root = ElementTree.fromstring(describe(layout))
+@pytest.mark.parametrize("description", [DESCRIPTION64, DESCRIPTION32])
+def test_the_description_names_each_register_once(description):
+    root = ElementTree.fromstring(describe(description))
     names = [register.get("name") for register in root.iter("reg")]
-    assert names == [register.name for register in layout.registers]
+    assert names == [register.name for register in description.registers]
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("layout", [LAYOUT64, LAYOUT32])
-def test_the_description_declares_the_types_that_it_uses(layout):
-    root = ElementTree.fromstring(describe(layout))
+@pytest.mark.parametrize("description", [DESCRIPTION64, DESCRIPTION32])
+def test_the_description_declares_the_types_that_it_uses(description):
+    root = ElementTree.fromstring(describe(description))
     known = {"int", "int32", "int64", "code_ptr", "data_ptr", "i387_ext"}
     known |= {element.get("id") for element in root.iter() if element.get("id")}
     assert {register.get("type") for register in root.iter("reg")} <= known

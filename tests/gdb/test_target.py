@@ -14,7 +14,7 @@ from fakes import (
     make_pv_current,
     make_pvh_current,
 )
-from xenemu.gdb.features import LAYOUT32, LAYOUT64
+from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.pvh.paging import EFER_LMA
@@ -51,25 +51,25 @@ def pvh_target():
 
 
 def named(target, name):
-    return next(register for register in target.layout.registers if register.name == name)
+    return next(register for register in target.description.registers if register.name == name)
 
 
 # Registers.
 
 
-def test_the_layout_is_the_kernels_own(pv_target):
-    assert pv_target.layout is LAYOUT64
-    assert make_target(make_pvh_current(), elf_class=32).layout is LAYOUT32
+def test_the_description_is_the_kernels_own(pv_target):
+    assert pv_target.description is DESCRIPTION64
+    assert make_target(make_pvh_current(), elf_class=32).description is DESCRIPTION32
 
 
 def test_all_registers_have_the_length_that_is_described(pv_target):
-    sizes = sum(register.size for register in LAYOUT64.registers)
+    sizes = sum(register.size for register in DESCRIPTION64.registers)
     assert len(pv_target.registers()) == sizes
 
 
 @pytest.mark.parametrize(("number", "name"), [(RSP, "rsp"), (RIP, "rip"), (EFLAGS, "eflags")])
 def test_gdbs_own_numbers(number, name):
-    assert LAYOUT64.registers[number].name == name
+    assert DESCRIPTION64.registers[number].name == name
 
 
 def test_registers_are_in_gdbs_order_not_the_cpus(pv_target):
@@ -173,10 +173,10 @@ def test_another_mode_is_another_description_only_on_request(pvh_target):
     assert not pvh_target.describe_now()
     pvh_target.follows_mode = True
     assert pvh_target.describe_now()
-    assert (pvh_target.layout, pvh_target.shows_physical) == (LAYOUT32, True)
+    assert (pvh_target.description, pvh_target.shows_physical) == (DESCRIPTION32, True)
     enter_long_mode(pvh_target.machine.current, 0)
     assert pvh_target.describe_now()
-    assert (pvh_target.layout, pvh_target.shows_physical) == (LAYOUT64, False)
+    assert (pvh_target.description, pvh_target.shows_physical) == (DESCRIPTION64, False)
 
 
 def test_a_breakpoint_where_the_kernel_was_loaded_is_also_where_it_will_run(pvh_target):

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Collection
 
 from xenemu.cpu.engine import Engine
-from xenemu.hv.debug import Access, Cause, Halt, Watch
+from xenemu.hv.debug import Access, Cause, Halt, Watchpoint
 
 MAX_RETRIES = 8  # how often an instruction can fault, be helped by the hypervisor, and start anew
 FLOAT_NAMES = {"fctrl": "FPCW", "fstat": "FPSW", "ftag": "FPTAG"}
@@ -26,7 +26,7 @@ class DebugPort:
         self._clock, self._exit, self._debug = shim.clock, shim.exit, shim.debug
         self._constants = shim.constants
         self._breakpoints: frozenset[int] = frozenset()
-        self._watches: frozenset[Watch] = frozenset()
+        self._watches: frozenset[Watchpoint] = frozenset()
         self.over = True
 
     def begin(self, deadline_ns: int) -> None:
@@ -88,7 +88,7 @@ class DebugPort:
             self._breakpoints = wanted
         return True
 
-    def set_watchpoints(self, watches: Collection[Watch]) -> bool:
+    def set_watchpoints(self, watches: Collection[Watchpoint]) -> bool:
         """Halt after these accesses; False, and none is watched for, if there are too many."""
         wanted = frozenset(watches)
         if wanted == self._watches:

@@ -30,7 +30,7 @@ class Register:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Description:
     """A description: the architecture, and the features with their registers."""
 
     architecture: str
@@ -114,7 +114,7 @@ XEN: Final = (
 )
 BASES: Final = (Register("fs_base", 64, "int64"), Register("gs_base", 64, "int64"))
 
-LAYOUT64: Final = Layout(
+DESCRIPTION64: Final = Description(
     "i386:x86-64",
     {
         "org.gnu.gdb.i386.core": tuple(_core(GENERAL64, "rip", 64)),
@@ -124,7 +124,7 @@ LAYOUT64: Final = Layout(
         "org.xenemu.xen": XEN,
     },
 )
-LAYOUT32: Final = Layout(
+DESCRIPTION32: Final = Description(
     "i386",
     {
         "org.gnu.gdb.i386.core": tuple(_core(GENERAL32, "eip", 32)),
@@ -135,15 +135,15 @@ LAYOUT32: Final = Layout(
 )
 
 
-def describe(layout: Layout) -> str:
+def describe(description: Description) -> str:
     """The target description, in XML."""
     lines = [
         '<?xml version="1.0"?>',
         '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
         "<target>",
-        f"<architecture>{layout.architecture}</architecture>",
+        f"<architecture>{description.architecture}</architecture>",
     ]
-    for name, registers in layout.features.items():
+    for name, registers in description.features.items():
         lines.append(f'<feature name="{name}">')
         lines += _types(registers)
         lines += [_describe(register) for register in registers]

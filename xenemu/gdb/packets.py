@@ -18,7 +18,7 @@ from xenemu.gdb.monitor import Monitor
 from xenemu.gdb.rsp import PACKET_SIZE, hex_text, number
 from xenemu.gdb.stops import CONTINUE, DETACHED, Go, Stop
 from xenemu.gdb.target import Refused, Target
-from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watch
+from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watchpoint
 
 Answer = bytes | Go | None
 
@@ -66,7 +66,7 @@ class Packets:
         self._follows_exec = False
         self.hardware: set[int] = set()
         self.software: set[int] = set()
-        self.watches: set[Watch] = set()
+        self.watches: set[Watchpoint] = set()
         self._thread = self._target.current_thread
         self._monitor.reset()
         self._files.close_all()
@@ -131,7 +131,7 @@ class Packets:
         """A stop, with the registers that gdb asks for each time."""
         fields = [
             f"{index:x}:{self._target.read_register(register).hex()}"
-            for index, register in enumerate(self._target.layout.registers)
+            for index, register in enumerate(self._target.description.registers)
             if register.name in EXPEDITED
         ]
         if stop.reason:
@@ -175,7 +175,7 @@ class Packets:
     # Registers.
 
     def _register(self, text: bytes) -> Register:
-        return self._target.layout.registers[number(text)]
+        return self._target.description.registers[number(text)]
 
     def read_registers(self, _rest: bytes) -> Answer:
         """``g``."""
@@ -270,7 +270,7 @@ class Packets:
         elif kind in WATCH_TYPES:
             if not 0 < size <= 4096:
                 raise Refused(f"a watchpoint of {size} bytes: 1 to 4096 can be watched")
-            change(self.watches, Watch(vaddr, size, WATCH_TYPES[kind]))
+            change(self.watches, Watchpoint(vaddr, size, WATCH_TYPES[kind]))
         else:
             return b""
         if len(self.watches) > MAX_WATCHPOINTS or len(self.breakpoints) > MAX_BREAKPOINTS:
@@ -338,7 +338,7 @@ class Packets:
     def _document(self, name: str, annex: str) -> bytes | None:
         target = self._target
         if name == "features" and annex == "target.xml":
-            return describe(target.layout).encode()
+            return describe(target.description).encode()
         if name == "exec-file":
             return self._files.path.encode()
         if name == "memory-map":

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Final
 
 from xenemu.errors import XenError
-from xenemu.gdb.features import LAYOUT32, LAYOUT64, SEGMENTS, Layout, Register
+from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64, SEGMENTS, Description, Register
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
 from xenemu.hv.vcpu import Vcpu
@@ -37,35 +37,35 @@ class Refused(Exception):
 
 @dataclass
 class Target:
-    """The machine for one gdb. `layout` is the description that gdb has been given."""
+    """The machine for one gdb. `description` is the one that gdb has been given."""
 
     machine: Machine
     image: Image
 
     def __post_init__(self) -> None:
-        self.follows_mode = False  # gdb is given another layout where the CPU's mode is another
-        self.layout: Layout = self._wanted_layout()
+        self.follows_mode = False  # gdb gets another description when the CPU's mode changes
+        self.description: Description = self._wanted_description()
 
     # The description.
 
-    def _wanted_layout(self) -> Layout:
+    def _wanted_description(self) -> Description:
         bits = self.image.elf_class if not self.follows_mode else self.code_bits
-        return LAYOUT64 if bits == 64 else LAYOUT32
+        return DESCRIPTION64 if bits == 64 else DESCRIPTION32
 
     def describe_now(self) -> bool:
-        """Make the layout what it is to be; whether it was another."""
-        was, self.layout = self.layout, self._wanted_layout()
-        return was is not self.layout
+        """Set the description that gdb should have now; whether it was another."""
+        was, self.description = self.description, self._wanted_description()
+        return was is not self.description
 
     @property
     def shows_physical(self) -> bool:
         """Whether a 64-bit kernel is shown in its 32-bit code, where it was loaded."""
-        return self.image.elf_class == 64 and self.layout is LAYOUT32
+        return self.image.elf_class == 64 and self.description is DESCRIPTION32
 
     @property
     def misread(self) -> bool:
         """Whether gdb, by its description, takes the running code for code of another mode."""
-        return self.layout is LAYOUT64 and self.code_bits != 64 and not self.follows_mode
+        return self.description is DESCRIPTION64 and self.code_bits != 64 and not self.follows_mode
 
     @property
     def os_abi(self) -> str | None:
@@ -137,8 +137,8 @@ class Target:
     # Registers of the vcpu that is loaded.
 
     def registers(self) -> bytes:
-        """All of them, in the layout's order."""
-        return b"".join(self.read_register(register) for register in self.layout.registers)
+        """All of them, in the description's order."""
+        return b"".join(self.read_register(register) for register in self.description.registers)
 
     def read_register(self, register: Register) -> bytes:
         """A register's bytes."""
@@ -181,7 +181,7 @@ class Target:
     def write_registers(self, data: bytes) -> None:
         """Set all of them; Refused before the first that may not change."""
         at = 0
-        for register in self.layout.registers:
+        for register in self.description.registers:
             piece = data[at : at + register.size]
             at += register.size
             if len(piece) == register.size and self.read_register(register) != piece:

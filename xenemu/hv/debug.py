@@ -49,7 +49,7 @@ class Halt:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watchpoint:
     """A watchpoint: `size` bytes at a linear address."""
 
     vaddr: int
@@ -81,7 +81,7 @@ class DebugCpu(Protocol):
     def set_breakpoints(self, vaddrs: Collection[int]) -> bool:
         """Halt before the instructions at these linear addresses; False if there are too many."""
 
-    def set_watchpoints(self, watches: Collection[Watch]) -> bool:
+    def set_watchpoints(self, watches: Collection[Watchpoint]) -> bool:
         """Halt after these accesses; False if there are too many."""
 
     def catch_faults(self, vectors: Collection[int]) -> None:

@@ -16,7 +16,7 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.pagetype import Restart
-from xenemu.pv import cpuid, debug, msr, ports
+from xenemu.pv import cpuid, debug_registers, msr, ports
 from xenemu.pv.paging import (
     cr3_to_mfn,
     first_fault,
@@ -217,7 +217,7 @@ def _port_access(current: Current, insn: Instruction, port: int, size: int) -> N
     """Check the guest's own permission, its IOPL and then its I/O bitmap; note breakpoints."""
     if not (iopl_ok(current) or _bitmap_allows(current, port, size)):
         raise Refused
-    insn.breakpoints = debug.io_breakpoints(current, port, size)
+    insn.breakpoints = debug_registers.io_breakpoints(current, port, size)
 
 
 def _bitmap_allows(current: Current, port: int, size: int) -> bool:
@@ -388,7 +388,7 @@ def _write_cr(current: Current, insn: Instruction) -> int:
 def _read_dr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
     try:
-        value = debug.get_debugreg(current, insn.reg)
+        value = debug_registers.get_debugreg(current, insn.reg)
     except XenError:
         raise Fault(flags.UD) from None
     current.cpu.regs[insn.rm] = value & _width(current)
@@ -398,7 +398,7 @@ def _read_dr(current: Current, insn: Instruction) -> int:
 def _write_dr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
     try:
-        debug.set_debugreg(current, insn.reg, current.cpu.regs[insn.rm] & _width(current))
+        debug_registers.set_debugreg(current, insn.reg, current.cpu.regs[insn.rm] & _width(current))
     except XenError as error:
         raise Fault(flags.UD if error.errno == ENODEV else flags.GP) from None
     return insn.length + 1

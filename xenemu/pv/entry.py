@@ -17,7 +17,7 @@ from xenemu.hv.shared_info import event_pending
 from xenemu.pv import cpuid, traps
 from xenemu.pv.bounce32 import in_kernel_mode
 from xenemu.pv.callgate import emulate_gate_op
-from xenemu.pv.debug import take_debug_status
+from xenemu.pv.debug_registers import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page, mark_accessed
 from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
