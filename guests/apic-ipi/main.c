@@ -1,8 +1,10 @@
 /*
- * Interrupts that a local APIC sends to itself wait for their priority, and stay in service until
- * their EOI; an NMI waits for nothing (SDM volume 3, chapter 11). An order that is not kept, or an
- * EOI that does nothing, hangs a kernel. Success: vectors come by their priority, none below the
- * task's, in xAPIC as in x2APIC mode, and what x2APIC reserves is #GP.
+ * A local APIC sends interrupts to itself. They wait for their priority, and stay in service until
+ * their EOI. An NMI waits for nothing (SDM volume 3, chapter 11). If the order is not kept, or an
+ * EOI does nothing, a kernel hangs.
+ *
+ * Success: vectors come in the order of their priority, and none comes below the task's priority.
+ * This holds in xAPIC and in x2APIC mode. What x2APIC reserves is #GP.
  */
 #include "apic.h"
 #include "pvh.h"

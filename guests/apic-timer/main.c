@@ -1,8 +1,10 @@
 /*
  * The timer of a PVH guest's local APIC counts at the rate of its divider, once or again and again
- * (SDM volume 3, chapter 11). A timer that is off makes a kernel's clock wrong or its calibration
- * fail; one tick too many confuses its scheduler. Success: the count keeps time with the TSC, and
- * each interrupt comes when it is due, in xAPIC as in x2APIC mode.
+ * (SDM volume 3, chapter 11). If the timer is off, a kernel's clock is wrong, or its calibration
+ * fails. One tick too many confuses the kernel's scheduler.
+ *
+ * Success: the count keeps time with the TSC, and each interrupt comes when it is due, in xAPIC and
+ * in x2APIC mode.
  */
 #include "apic.h"
 #include "pvh.h"

@@ -1,9 +1,10 @@
 /*
- * Callbacks, stacks and segment bases that lead out of the guest. XSA-215: a failsafe callback,
- * entered with a frame that reached out of the guest's address space, made Xen overwrite its own.
- * XSA-193: segment bases that are not canonical, which crash the host where they are loaded. The
- * rule: what is kept for later is canonical and of the guest's ring, and a handler in Xen's part is
- * entered as the guest, so that it faults. Success: refusals, and page faults with the U bit.
+ * Callbacks, stacks and segment bases that lead out of the guest. XSA-215: Xen entered a failsafe
+ * callback with a frame that reached out of the guest's address space, and overwrote its own
+ * memory. XSA-193: the host crashes when it loads a segment base that is not canonical.
+ *
+ * The rule: what Xen keeps for later is canonical and of the guest's ring. A handler in Xen's part
+ * is entered as the guest, so it faults. Success: refusals, and page faults with the U bit.
  */
 #include "attack.h"
 

@@ -1,9 +1,11 @@
 /*
- * Descriptors that lead into Xen, or that change after they were checked. XSA-298: Xen looked up
- * descriptors without regard to their table's limit. XSA-241: a stale writable mapping of a page
- * that became something else. The rule: a GDT ends before Xen's own entries, a page of descriptors
- * is never mapped writable while it is loaded, and none of its entries is a system segment, or a
- * gate to Xen's code. Success: each such table is refused, or faults where it is used.
+ * Descriptors that lead into Xen, or that change after their check. XSA-298: Xen looked up
+ * descriptors without regard to the limit of their table. XSA-241: a page became something else
+ * while a stale mapping of it was still writable.
+ *
+ * The rule: a GDT ends before Xen's own entries. A page of descriptors is never mapped writable
+ * while it is loaded. None of its entries is a system segment, or a gate to Xen's code. Success:
+ * each such table is refused, or faults when it is used.
  */
 #include "attack.h"
 

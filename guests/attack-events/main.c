@@ -1,10 +1,12 @@
 /*
- * Event channels that are used after they are gone. XSA-338: a port that had once been valid was
- * no longer. XSA-342: ports beyond what a 32-bit guest has were taken for good ones. XSA-107: the
- * FIFO's control blocks were used before they were there. The rule: a port is looked up each time,
- * under the limit of the guest's own width; what was pending goes when it closes; and the pages of
- * the FIFO are writable memory of the guest's, for as long as Xen writes them. Success: refusals,
- * and no event that belongs to a port's former owner.
+ * Event channels that are used after they are gone. XSA-338: a port that had once been valid was no
+ * longer valid. XSA-342: Xen took ports beyond what a 32-bit guest has for good ones. XSA-107: the
+ * FIFO's control blocks were used before they were there.
+ *
+ * The rule: a port is looked up each time, under the limit of the guest's own width. What was
+ * pending goes when the port closes. The pages of the FIFO are the guest's writable memory for as
+ * long as Xen writes to them. Success: refusals, and no event that belongs to a port's former
+ * owner.
  */
 #include "attack.h"
 

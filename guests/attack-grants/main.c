@@ -1,10 +1,12 @@
 /*
- * Mappings of grants that are not what Xen wrote down. XSA-227: a mapping named by its entry took
- * an entry that was not aligned. XSA-234: an unmapping looked at which frame the entry maps, not
- * at whether it may be written. XSA-224: a mapping for both CPU and device that was undone by
- * halves lost count. The rule: a grant is mapped as ordinary memory is, its entry must be the one
- * that was made when it goes, and what is left can no longer be reached. Success: each mismatch has
- * a status, and a frame whose grants are gone is free for another use.
+ * Mappings of grants that differ from what Xen wrote down. XSA-227: a mapping is named by its
+ * entry, and the entry was not aligned. XSA-234: an unmapping looked at the frame that the entry
+ * maps, and not at whether the entry is writable. XSA-224: a mapping for both CPU and device was
+ * undone in two halves, and the counts went wrong.
+ *
+ * The rule: a grant is mapped as ordinary memory is. When the mapping goes, its entry must be the
+ * one that was made. What is left can no longer be reached. Success: each mismatch has a status,
+ * and a frame without grants is free for another use.
  */
 #include "attack.h"
 

@@ -1,8 +1,10 @@
 /*
- * An iret by a frame that is not the guest's to use: in 64-bit mode it is where the guest can read,
- * and Xen must not for it; in 32-bit mode it leads to ring 0. XSA-7 is what comes of a return that
- * Xen makes without looking where to. The rule: the frame is read as the guest's own memory is, and
- * its selectors are of the guest's rings. Success: the guest is crashed.
+ * An iret by a frame that the guest may not use. In 64-bit mode the frame is where the guest can
+ * read, but where Xen must not read for it. In 32-bit mode the frame leads to ring 0. XSA-7 shows
+ * what happens when Xen returns without looking where to.
+ *
+ * The rule: Xen reads the frame as the guest's own memory, and its selectors are of the guest's
+ * rings. Success: the guest is crashed.
  */
 #include "attack.h"
 

@@ -2,9 +2,11 @@
  * Leaving the kernel to where nothing may go. XSA-7: SYSRET to an address that is not canonical
  * faults in ring 0, on the guest's stack. XSA-136: an iret to VM86 mode kept Xen busy. XSA-213: an
  * iret in a multicall changed the mode for the calls after it, which then changed page tables by
- * the wrong ones. The rule: IRET's own checks hold, with the guest's ring put into each selector
- * and IOPL and VM taken out of the flags; what they refuse is the guest's fault; and an iret is
- * the last call of its batch. Success: each fault is the guest's, at the target.
+ * the wrong ones.
+ *
+ * The rule: IRET's own checks hold, after the guest's ring is put into each selector, and IOPL and
+ * VM are taken out of the flags. What these checks refuse is the guest's fault. An iret is the last
+ * call of its batch. Success: each fault is the guest's, at the target.
  */
 #include "attack.h"
 

@@ -1,7 +1,9 @@
 /*
- * A kernel stack in Xen's part of the address space, where Xen would write the frame of the next
- * trap for the guest. XSA-215 had such a frame end up over Xen's own. The rule: no frame is written
- * but to the guest's memory, and a guest without a place for one cannot go on. Success: it crashes.
+ * A kernel stack in Xen's part of the address space. Xen would write the frame of the guest's next
+ * trap there. In XSA-215, such a frame overwrote Xen's own memory.
+ *
+ * The rule: Xen writes a frame only to the guest's memory, and a guest without a place for a frame
+ * cannot go on. Success: the guest crashes.
  */
 #include "attack.h"
 

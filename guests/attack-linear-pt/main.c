@@ -1,11 +1,13 @@
 /*
- * Linear page tables: an entry of a table that points to a table of the same level, so that the
- * tables themselves are seen as memory. XSA-182: such an entry was checked when it was made, and
- * not when only its RW bit was added. XSA-240: tables of one level that point to each other in a
- * chain made Xen recurse without limit when the last of them went. XSA-185: a recursive L3 of a
- * 32-bit guest, where Xen keeps more than four entries. The rule: no such entry may be writable,
- * and a table has linear entries or is pointed to by some, but not both. Success: reading is
- * possible, each writable, chained or looped entry is refused.
+ * Linear page tables: an entry of a table points to a table of the same level, so that the tables
+ * themselves are seen as memory. XSA-182: such an entry was checked when it was made, but not when
+ * only its RW bit was added. XSA-240: tables of one level pointed to each other in a chain, and Xen
+ * recursed without limit when the last of them went. XSA-185: a recursive L3 of a 32-bit guest,
+ * where Xen keeps more than four entries.
+ *
+ * The rule: no such entry may be writable. A table has linear entries, or linear entries point to
+ * it, but not both. Success: reading is possible, and each writable, chained or looped entry is
+ * refused.
  */
 #include "attack.h"
 

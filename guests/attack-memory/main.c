@@ -1,10 +1,12 @@
 /*
- * Memory given back while it is in use, and lists of it that lie. XSA-29, XSA-212: where an exchange
- * goes on was taken from the guest, so that Xen wrote what it got at an address of the guest's
- * choice. XSA-31: extents of an order that no memory has. XSA-217: a page given away that still was
- * of a type. The rule: lists are the guest's own memory, sizes are checked before they are added
- * to, and a frame that anything refers to is not another's, or the heap's. Success: refusals, and
- * counts that say how little was done.
+ * Memory that is given back while it is in use, and lists of memory that lie. XSA-29, XSA-212: an
+ * exchange goes on where the guest said, and Xen wrote its result at an address of the guest's
+ * choice. XSA-31: extents of an impossible order. XSA-217: a page was given away while it still had
+ * a type.
+ *
+ * The rule: lists are the guest's own memory. Sizes are checked before anything is added to them. A
+ * frame that anything refers to goes neither to another domain nor to the heap. Success: refusals,
+ * and counts that say how little was done.
  */
 #include "attack.h"
 

@@ -1,9 +1,11 @@
 /*
- * Multicalls that change themselves. XSA-213: an iret in a batch left the calls after it to run
- * in another mode (attack-iret has that one). The rule: each entry is read when its turn comes and
- * checked as a call of its own is, a batch in a batch is none, and a list that cannot be read, or
- * take a result, ends the batch. Success: no call runs that the list, as it then is, does not
- * have, and none is spared its checks.
+ * Multicalls that change themselves. XSA-213: after an iret in a batch, the calls after it ran in
+ * another mode (attack-iret has that one).
+ *
+ * The rule: an entry is read when its turn comes, and is checked like a call of its own. A batch
+ * within a batch is refused. A list that cannot be read, or cannot take a result, ends the batch.
+ * Success: a call runs only if the list has it when its turn comes, and no call is spared its
+ * checks.
  */
 #include "attack.h"
 

@@ -1,9 +1,11 @@
 /*
  * Hypercalls that are told to read or write where the guest itself could not. XSA-212 is of this
- * kind, and so are all that forgot to look at a pointer: Xen's code, its memory, the table of
- * machine addresses (which the guest may read, but Xen must not write for it), addresses that are
- * not canonical, ranges that wrap around. The rule: Xen reaches for a guest only what is the
- * guest's. Success: each is -EFAULT, and nothing changes.
+ * kind, and so is every case where Xen forgot to look at a pointer. The pointers lead to Xen's
+ * code, to its memory, or to the table of machine addresses. (The guest may read that table, but
+ * Xen must not write it for the guest.) Or they are not canonical, or the range wraps around.
+ *
+ * The rule: for a guest, Xen touches only what is the guest's. Success: each call is -EFAULT, and
+ * nothing changes.
  */
 #include "attack.h"
 

@@ -1,9 +1,11 @@
 /*
  * Entries of page tables that are in use, pinned, and walked by the CPU. XSA-148, XSA-182: entries
- * were let through, unchecked, where only flags changed. XSA-109: commands that are for other
- * kinds of guests. Also what such an entry must never lead to or replace: Xen's slots, Xen's
- * frames, I/O memory. The rule: every change of a table is validated as its making was. Success:
- * each such entry is refused and the old one stays.
+ * were let through unchecked when only flags changed. XSA-109: commands that are for other kinds of
+ * guests. The guest also tries what such an entry must never lead to or replace: Xen's slots, Xen's
+ * frames, I/O memory.
+ *
+ * The rule: every change of a table is validated like the table itself. Success: each such entry is
+ * refused, and the old one stays.
  */
 #include "attack.h"
 

@@ -1,9 +1,10 @@
 /*
- * A page table that the guest can write: with one it maps what it likes. XSA-148: the large-page
- * bit of an L2 entry, a writable mapping of all below it, was not looked at where only flags
- * changed. XSA-241, XSA-401: a page became a table while a TLB still had it writable. The rule: a
- * frame is mapped writable, or is a page table, never both. Success: each way to have both is
- * refused, and no store reaches a table.
+ * A page table that the guest can write. With it, the guest maps what it likes. XSA-148: the
+ * large-page bit of an L2 entry makes everything below it writable, and was not looked at when only
+ * flags changed. XSA-241, XSA-401: a page became a table while a TLB still had it writable.
+ *
+ * The rule: a frame is mapped writable, or it is a page table, and never both. Success: each way to
+ * have both is refused, and no store reaches a table.
  */
 #include "attack.h"
 

@@ -1,7 +1,7 @@
 /*
- * A kernel with the note BSD_SYMTAB finds its symbols in memory, after its last segment: a size,
- * and a small ELF file whose section headers lead to the symbol table and its strings. What else
- * Xen puts there (start_info, the p2m list, modules) follows.
+ * A kernel with the note BSD_SYMTAB finds its symbols in memory, after its last segment. There is a
+ * size, and then a small ELF file, whose section headers lead to the symbol table and its strings.
+ * What else Xen puts there (start_info, the p2m list, modules) follows.
  */
 #include "guest.h"
 #ifndef GUEST_PV

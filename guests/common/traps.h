@@ -1,9 +1,10 @@
 /*
- * Exceptions and interrupts of a PVH guest. Each vector has a gate to a stub that calls
+ * Exceptions and interrupts of a PVH guest. Each vector has a gate to a stub. The stub calls the
+ * handler that was set for the vector. If there is none, it remembers the trap in last_trap:
  *
- *   - the handler that was set for the vector, if any; or else
- *   - remembers the trap in last_trap and goes on: after the instruction, if it was one of TRY's;
- *     after run_user(), if it came from ring 3; anything else ends the test.
+ *   - if the instruction was one of TRY's, the guest goes on after it;
+ *   - if the trap came from ring 3, the guest goes on after run_user();
+ *   - anything else ends the test.
  */
 #ifndef TRAPS_H
 #define TRAPS_H

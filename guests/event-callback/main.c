@@ -1,8 +1,10 @@
 /*
- * A PVH guest hears of events by an interrupt: by a vector that Xen raises while the vcpu's pending
- * byte is set (HVM_PARAM_CALLBACK_IRQ), or by one of its local APIC's, which wants an EOI
- * (HVMOP_set_evtchn_upcall_vector). An upcall that is lost, doubled or let through a mask hangs or
- * confuses a kernel much later. Success: each event arrives once, when it may.
+ * A PVH guest hears of events by an interrupt. Xen may raise a vector while the vcpu's pending byte
+ * is set (HVM_PARAM_CALLBACK_IRQ). Or the local APIC has a vector of its own for it, which wants an
+ * EOI (HVMOP_set_evtchn_upcall_vector). If an upcall is lost, comes twice, or gets through a mask,
+ * a kernel hangs or goes wrong much later.
+ *
+ * Success: each event arrives once, when it may.
  */
 #include "pvh.h"
 #include "traps.h"

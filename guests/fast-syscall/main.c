@@ -1,8 +1,10 @@
 /*
- * SYSCALL, SYSRET, SYSENTER and SYSEXIT load CS and SS from MSRs, not from descriptors, and change
- * RFLAGS, RIP and RSP each in its own way (SDM volume 2). An engine without them, or one that gets
- * a selector or a flag wrong, breaks user mode in ways that look like the kernel's. Success: both
- * round trips from ring 3 load what the MSRs say, and are refused where they are not set up.
+ * SYSCALL, SYSRET, SYSENTER and SYSEXIT load CS and SS from MSRs, and not from descriptors. Each
+ * changes RFLAGS, RIP and RSP in its own way (SDM volume 2). If an engine lacks them, or gets a
+ * selector or a flag wrong, user mode breaks in ways that look like the kernel's fault.
+ *
+ * Success: both round trips from ring 3 load what the MSRs say, and are refused where they are not
+ * set up.
  */
 #include "pvh.h"
 #include "traps.h"

@@ -1,8 +1,9 @@
 /*
- * What CPUID offers beyond the basic instructions: RDRAND and RDSEED, which unikernels do not start
- * without; RDTSCP with its auxiliary value; and RDFSBASE and the like, which are undefined until
- * CR4 allows them, and refuse an address that no segment's base can be. Success: all work, in the
- * kernel and in user mode.
+ * What CPUID offers beyond the basic instructions. Unikernels do not start without RDRAND and
+ * RDSEED. RDTSCP has an auxiliary value. RDFSBASE and the like are undefined until CR4 allows them,
+ * and refuse an address that no segment's base can be.
+ *
+ * Success: all work, in the kernel and in user mode.
  */
 #ifdef GUEST_PV
 #include "pv.h"

@@ -1,8 +1,10 @@
 /*
- * A 64-bit PV kernel may run on segments of its own, but SYSCALL forgets them: after a hypercall CS
- * and SS are Xen's flat ones. After a trap that the kernel returned from, or an instruction that
- * Xen emulated, they are the kernel's again. A debugger inside the guest shows them, and the
- * kernel's next trap saves them. Success: each of them.
+ * A 64-bit PV kernel may run on segments of its own, but SYSCALL forgets them. After a hypercall,
+ * CS and SS are Xen's flat ones. They are the kernel's again after a trap from which the kernel
+ * returned, and after an instruction that Xen emulated. A debugger inside the guest shows them, and
+ * the kernel's next trap saves them.
+ *
+ * Success: each of these.
  */
 #include "pv.h"
 #include "selectors.h"

@@ -1,6 +1,6 @@
 /*
- * A guest that does what its driver says: `python -m fuzz --backend engine`. It asks by a hypercall
- * that Xen does not have, and so goes on without a driver only as far as this.
+ * A guest that does what its driver says: `python -m fuzz --backend engine`. It asks the driver by
+ * a hypercall that Xen does not have. So without a driver it gets only as far as this call.
  */
 #include "guest.h"
 #include "traps.h"

@@ -1,7 +1,9 @@
 /*
- * Grant tables say which of a guest's frames another domain may use. A guest may grant to itself,
- * which takes the same ways through Xen. Success: in both versions of the table, grants do what
- * their entries say and no more, the status shows their use, and what is refused changes nothing.
+ * Grant tables say which of a guest's frames another domain may use. A guest may also grant to
+ * itself, and such a grant takes the same ways through Xen.
+ *
+ * Success: in both versions of the table, a grant does what its entry says and no more. The status
+ * shows that the grant is in use. A refused operation changes nothing.
  */
 #include "grants.h"
 

@@ -1,7 +1,7 @@
 /*
- * The smallest guest: Xen built the domain, passed start_info or hvm_start_info, filled the
- * hypercall page, and answers on both consoles. Anything missing shows as a crash or as a
- * different line.
+ * The smallest guest. Xen has built the domain, passed start_info or hvm_start_info, and filled the
+ * hypercall page. It answers on both consoles. If anything is missing, the guest crashes or prints
+ * a different line.
  */
 #include "guest.h"
 

@@ -1,8 +1,9 @@
 /*
- * A PVH guest takes exceptions by its own IDT: vector, error code, and the instruction are as the
- * SDM says (volume 3, chapter 6). A software CPU that leaves delivery to its host gets error codes
- * wrong, and a kernel that looks at them sees faults that are none. Success: every exception here
- * arrives as announced, and the guest goes on after it.
+ * A PVH guest takes exceptions by its own IDT. The vector, the error code and the instruction are
+ * as the SDM says (volume 3, chapter 6). A software CPU that leaves delivery to its host gets error
+ * codes wrong, and a kernel that looks at them sees faults that did not happen.
+ *
+ * Success: every exception here arrives as announced, and the guest goes on after it.
  */
 #include "pvh.h"
 #include "traps.h"

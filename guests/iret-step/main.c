@@ -1,9 +1,12 @@
 /*
- * Single step by TF. An IRET that sets TF is not stepped itself: the first #DB comes when one
- * instruction of its target has run (SDM volume 3, 17.3.1.4), and so it is after the iret hypercall.
- * Only where Xen leaves by SYSRET, as if SYSCALL had just completed, does it come before. Without
- * this a debugger inside the guest sees the same address for ever, or misses an instruction.
- * Success: the kernel, 64- and 32-bit user code, and a hypercall are stepped at the right addresses.
+ * Single step by TF. An IRET that sets TF is not stepped itself. The first #DB comes after one
+ * instruction of its target (SDM volume 3, 17.3.1.4). The same holds for the iret hypercall. There
+ * is one exception: if Xen leaves by SYSRET, as if SYSCALL had just completed, the #DB comes before
+ * that instruction. If this is wrong, a debugger inside the guest sees the same address for ever,
+ * or misses an instruction.
+ *
+ * Success: the kernel, 64- and 32-bit user code, and a hypercall are stepped at the right
+ * addresses.
  */
 #include "guest.h"
 #include "traps.h"

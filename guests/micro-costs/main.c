@@ -1,7 +1,8 @@
 /*
- * What single operations cost, for `make bench`, which notes the host's time at each line: it says
- * how often the operation was done since the line before. The command line is a factor. Success:
- * everything was done.
+ * What single operations cost, for `make bench`, which notes the host's time at each line. A line
+ * says how often the operation was done since the line before. The command line is a factor.
+ *
+ * Success: everything was done.
  */
 #include "guest.h"
 #include "traps.h"

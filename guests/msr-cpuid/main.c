@@ -1,8 +1,9 @@
 /*
- * A PVH guest finds Xen by CPUID leaves of its own. An MSR that Xen does not know is #GP, to read
- * and to write: kernels probe for them. Where an emulator lets them pass, a kernel uses what is
- * not there. Success: each leaf says what Xen's says, known MSRs can be read, and everything else
- * is refused.
+ * A PVH guest finds Xen by CPUID leaves of Xen's own. An MSR that Xen does not know is #GP, to read
+ * and to write, and kernels probe for such MSRs. If an emulator lets a probe pass, the kernel uses
+ * what is not there.
+ *
+ * Success: each leaf says what Xen's says, known MSRs can be read, and everything else is refused.
  */
 #include "pvh.h"
 #include "traps.h"

@@ -1,9 +1,10 @@
 /*
  * What a PV guest is told of its CPU, and which model-specific registers its kernel may read and
- * write. Xen derives both from the host, for each kind of guest: a PV guest sees nothing of large
- * pages, MTRRs or the x2APIC, a 32-bit one nothing of long mode. Kernels read MSRs of an Intel CPU
- * without asking, and an emulator that refuses them makes each boot begin with a warning. Success:
- * each leaf and register is as on Xen 4.17 on an Intel CPU, whatever else that has.
+ * write. Xen derives both from the host, for each kind of guest. A PV guest sees nothing of large
+ * pages, MTRRs or the x2APIC. A 32-bit PV guest sees nothing of long mode. Kernels read MSRs of an
+ * Intel CPU without asking. If an emulator refuses them, each boot begins with a warning.
+ *
+ * Success: each leaf and register is as on Xen 4.17 on an Intel CPU, whatever else that CPU has.
  */
 #include "pv.h"
 #include "traps.h"

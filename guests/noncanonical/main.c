@@ -1,9 +1,12 @@
 /*
- * An address that is not canonical is a fault of the segment it was meant by: #SS for the stack's, by
- * instruction or by base register, #GP for any other; FS and GS override that, the other prefixes do
- * not (SDM volume 1, section 3.3.7.1, table 3-5; volume 3, chapter 6). A branch to such an address
- * faults itself, with the stack as before (volume 2, CALL, RET, IRET, SYSRET). A kernel's handlers
- * differ, and blame the wrong instruction otherwise. Success: the right vector, at the instruction.
+ * An address that is not canonical is a fault of the segment through which it was used. For the
+ * stack's segment, chosen by instruction or by base register, this is #SS. For any other it is #GP.
+ * FS and GS override the choice, and the other prefixes do not (SDM volume 1, section 3.3.7.1,
+ * table 3-5; volume 3, chapter 6). A branch to such an address faults at the branch, with the stack
+ * as before (volume 2, CALL, RET, IRET, SYSRET). With the wrong vector or address, a kernel runs
+ * the wrong handler, or blames the wrong instruction.
+ *
+ * Success: the right vector, at the instruction.
  */
 #ifdef GUEST_PV
 #include "pv.h"

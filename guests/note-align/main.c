@@ -1,7 +1,7 @@
 /*
- * Xen steps through notes by 4 bytes, whatever their alignment: after a note that is aligned to 8
- * it takes the padding for a note, and finds none of those that follow. The last one asks for
- * symbols (see bsd-symtab), and there are none.
+ * Xen steps through notes by 4 bytes, whatever their alignment. After a note that is aligned to 8,
+ * it takes the padding for a note, and finds none of the notes that follow. The last of them asks
+ * for symbols (see bsd-symtab), and there are none.
  */
 #include "guest.h"
 

@@ -1,8 +1,11 @@
 /*
- * A page fault tells the address in CR2 and the reason in its error code: whether the page was
- * there, whether for a write, from ring 3, by a reserved bit (SDM volume 3, chapter 4). A kernel
- * that is told wrong loops on the fault, or kills a program that did nothing. Success: every reason
- * that is possible here is told, and nothing else; NX is paging-modes' business.
+ * A page fault tells the address in CR2. Its error code tells the reason: whether the page was
+ * there, whether it was a write, whether it came from ring 3, whether a reserved bit was set (SDM
+ * volume 3, chapter 4). With a wrong reason, a kernel loops on the fault, or kills a program that
+ * did nothing.
+ *
+ * Success: every reason that is possible here is told, and nothing else. The guest paging-modes has
+ * NX.
  */
 #include "pvh.h"
 #include "traps.h"

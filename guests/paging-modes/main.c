@@ -1,8 +1,10 @@
 /*
  * A PVH guest pages as it likes: not at all, by 32-bit entries with or without 4 MiB pages, by PAE
- * entries, by four levels. The CPU and Xen walk its tables, Xen for the pointers of hypercalls; a
- * walk in the wrong format, or one that ignores a bit, reads or overwrites other memory. Success:
- * in each mode, memory is where the tables say and no further, for the CPU and for Xen.
+ * entries, by four levels. The CPU walks its tables, and Xen walks them for the pointers of
+ * hypercalls. A walk in the wrong format, or one that ignores a bit, reads or overwrites other
+ * memory.
+ *
+ * Success: in each mode, memory is where the tables say and no further, for the CPU and for Xen.
  */
 #include "pvh.h"
 #include "traps.h"

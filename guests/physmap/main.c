@@ -1,8 +1,10 @@
 /*
- * A PVH guest has Xen put frames into its physical memory, and is told where those of its console
- * and xenstore are by HVM parameters. A frame in two places, or RAM that stays behind one, lets a
- * guest read what it should not; a parameter that it may set breaks the toolstack. Success: each
- * frame is at one place, the last that was asked for, and refusals change nothing.
+ * A PVH guest has Xen put frames into its physical memory. HVM parameters tell it where the frames
+ * of its console and xenstore are. If a frame is in two places, or if RAM stays there under another
+ * frame, a guest can read what it should not. If the guest may set such a parameter, it breaks the
+ * toolstack.
+ *
+ * Success: each frame is at one place, the last that was asked for, and refusals change nothing.
  */
 #include "pvh.h"
 

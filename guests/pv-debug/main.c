@@ -1,7 +1,9 @@
 /*
- * A PV guest's breakpoints: a store to watched data traps after the instruction, as DR6 says, and
- * a watched instruction traps before it runs; nothing may be watched in Xen's own memory. A
- * debugger in the guest would otherwise wait for ever. Success: all of it.
+ * A PV guest's breakpoints. A store to watched data traps after the instruction, as DR6 says. A
+ * watched instruction traps before it runs. Nothing may be watched in Xen's own memory. If this is
+ * wrong, a debugger in the guest waits for ever.
+ *
+ * Success: all of it.
  */
 #include "pv.h"
 #include "traps.h"

@@ -1,8 +1,10 @@
 /*
- * Descriptors of a PV guest: Xen checks each one that gets into a GDT or LDT, and raises its DPL to
- * the kernel's ring; the CPU refuses to load what is not there. Descriptors that Xen lets through
- * could lead into Xen itself. Success: good ones load, bad ones are refused, by the right errno
- * or exception, and change nothing.
+ * Descriptors of a PV guest. Xen checks each descriptor that gets into a GDT or LDT, and raises its
+ * DPL to the kernel's ring. The CPU refuses to load what is not there. A descriptor that Xen lets
+ * through could lead into Xen itself.
+ *
+ * Success: good descriptors load. Bad ones are refused by the right errno or exception, and change
+ * nothing.
  */
 #include "pv.h"
 #include "traps.h"

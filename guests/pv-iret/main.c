@@ -1,8 +1,10 @@
 /*
- * The iret hypercall of a 32-bit guest. Xen leaves by the CPU's IRET; where that refuses the code
- * or the stack segment, the kernel gets the fault as if the target's first instruction had caused
- * it. VM86 mode does not exist under 64-bit Xen: that is #GP(0), too. Without this a kernel is
- * killed by any program's bad selector. Success: each fault has the right frame, on the right stack.
+ * The iret hypercall of a 32-bit guest. Xen leaves by the CPU's IRET. If IRET refuses the code or
+ * the stack segment, the kernel gets the fault as if the target's first instruction had caused it.
+ * VM86 mode does not exist under 64-bit Xen, and is #GP(0), too. If this is wrong, any program's
+ * bad selector kills the kernel.
+ *
+ * Success: each fault has the right frame, on the right stack.
  */
 #include "pv.h"
 #include "traps.h"

@@ -1,7 +1,9 @@
 /*
- * Privileged instructions, in the kernel and in user mode. Xen emulates some for the kernel and
- * gives #GP for the rest; unprivileged ones just work. An emulator that lets one through, or that
- * emulates one for user mode, gives a program the kernel's rights. Success: each ends as said.
+ * Privileged instructions, in the kernel and in user mode. Xen emulates some of them for the
+ * kernel, and gives #GP for the rest. Unprivileged ones just work. If an emulator lets a privileged
+ * one through, or emulates one for user mode, a program gets the kernel's rights.
+ *
+ * Success: each instruction ends as said.
  */
 #include "pv.h"
 #include "traps.h"

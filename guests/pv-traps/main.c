@@ -1,8 +1,10 @@
 /*
- * Traps of a PV guest: INT n goes by the guest's own gate and its DPL, from user mode to the stack
- * that stack_switch set; int 0x80 and int3 need no DPL; events are masked if the gate says so, and
- * iret restores them, and lets the next NMI in. A wrong ring, stack or mask corrupts a kernel
- * silently. Success: all of it.
+ * Traps of a PV guest. INT n goes by the guest's own gate and its DPL, from user mode to the stack
+ * that stack_switch set. int 0x80 and int3 need no DPL. If the gate says so, events are masked.
+ * iret restores the mask, and lets the next NMI in. A wrong ring, stack or mask corrupts a kernel
+ * silently.
+ *
+ * Success: all of it.
  */
 #include "pv.h"
 #include "traps.h"

@@ -1,8 +1,10 @@
 /*
- * Writable page tables: a kernel stores to its own L1 table, which it has mapped read-only, and Xen
- * makes the change, if it may be. Kernels do this with every instruction that compilers use on a
- * PTE; a 32-bit one writes an entry in two halves, in either order. Success: each store maps what
- * it says, and one that would make a page table writable is a page fault that changes nothing.
+ * Writable page tables. A kernel stores to its own L1 table, which it has mapped read-only, and Xen
+ * makes the change if it is allowed. Kernels do this with every instruction that compilers use on a
+ * PTE. A 32-bit kernel writes an entry in two halves, in either order.
+ *
+ * Success: each store maps what it says. A store that would make a page table writable is a page
+ * fault, and changes nothing.
  */
 #include "pv.h"
 #include "traps.h"

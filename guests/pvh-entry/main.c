@@ -1,9 +1,10 @@
 /*
- * The state in which a PVH guest starts is promised by Xen's docs/misc/pvh.pandoc, and what it is
- * told by hvm_start_info and ACPI. A guest has nothing else to go by, and most do not check: what
- * is wrong here shows much later. Success: each promise is kept, the memory map of start_info is
- * XENMEM_memory_map's, and the sums of the ACPI tables are right. Not seen: segment limits, TR's
- * base and limit.
+ * Xen's docs/misc/pvh.pandoc promises the state in which a PVH guest starts, and what
+ * hvm_start_info and ACPI tell it. A guest has nothing else to go by, and most guests do not check.
+ * So an error here shows much later.
+ *
+ * Success: each promise is kept, the memory map of start_info is XENMEM_memory_map's, and the sums
+ * of the ACPI tables are right. Not seen: segment limits, TR's base and limit.
  */
 #include "pvh.h"
 

@@ -1,8 +1,10 @@
 /*
  * A trap from ring 3 finds ring 0's stack in the TSS, and INT may only use a gate of ring 3 (SDM
- * volume 3, chapter 6). On a wrong stack, user mode could overwrite what the kernel returns to; by
- * a gate that is let through it could fake any exception. Success: every way out of ring 3 arrives
- * in ring 0, on its stack, with the right error code, or is refused.
+ * volume 3, chapter 6). On a wrong stack, user mode could overwrite what the kernel returns to. By
+ * a gate that is let through, user mode could fake any exception.
+ *
+ * Success: every way out of ring 3 arrives in ring 0, on ring 0's stack, with the right error code,
+ * or is refused.
  */
 #include "pvh.h"
 #include "traps.h"

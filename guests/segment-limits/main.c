@@ -1,8 +1,10 @@
 /*
- * In 32-bit code a CPU looks at the segment before it looks at the page: beyond its limit, through
- * none at all, or against its rights, an access is #GP(0), and #SS(0) on the stack; CR2 stays (SDM
- * volume 3, sections 5.3 to 5.5). Programs with small segments, and kernels that guard themselves
- * by them, tell the one fault from the other. Success: both kinds, where no page is mapped.
+ * In 32-bit code a CPU looks at the segment before it looks at the page. If an access is beyond the
+ * segment's limit, through no segment, or against its rights, it is #GP(0), and #SS(0) on the
+ * stack. CR2 stays (SDM volume 3, sections 5.3 to 5.5). Programs with small segments, and kernels
+ * that guard themselves by segments, tell this fault from a page fault.
+ *
+ * Success: both kinds, where no page is mapped.
  */
 #ifdef GUEST_PV
 #include "pv.h"

@@ -1,9 +1,11 @@
 /*
- * Where an INT n, INT3, INTO or ICEBP is said to stand: what its delivery faults with has the RIP of
- * the instruction, prefixes included; what it leads to has the RIP after it (SDM volume 2, INT n;
- * volume 3, section 6.13). A kernel that fixes such a fault up, or emulates the instruction, goes on
- * in the middle of another otherwise. Xen delivers most of a PV guest's by itself, and takes each to
- * be two bytes long. Success: each exception, and how far from the instruction its RIP is.
+ * Where an INT n, INT3, INTO or ICEBP is said to stand. If its delivery faults, the fault has the
+ * RIP of the instruction, prefixes included. What it leads to has the RIP after the instruction
+ * (SDM volume 2, INT n; volume 3, section 6.13). A kernel may fix such a fault up, or emulate the
+ * instruction. With a wrong RIP, it goes on in the middle of another instruction. Xen delivers most
+ * of a PV guest's by itself, and takes each to be two bytes long.
+ *
+ * Success: each exception, and how far from the instruction its RIP is.
  */
 #ifdef GUEST_PV
 #include "pv.h"

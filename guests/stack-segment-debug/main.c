@@ -1,8 +1,10 @@
 /*
  * A data breakpoint that MOV SS hits traps after the next instruction, so that a kernel can load SS
- * and RSP together (SDM volume 3, section 6.8.3). If that enters a handler, the trap comes there, and
- * if it enters Xen, Xen drops it: CVE-2018-8897 was about both. And DR6 names what was hit this time,
- * not before. Success: the trap is where it belongs, once.
+ * and RSP together (SDM volume 3, section 6.8.3). If the next instruction enters a handler, the
+ * trap comes there. If it enters Xen, Xen drops the trap. CVE-2018-8897 was about both. DR6 names
+ * what was hit this time, and not what was hit before.
+ *
+ * Success: the trap is where it belongs, once.
  */
 #ifdef GUEST_PV
 #include "pv.h"

@@ -1,8 +1,10 @@
 /*
- * In 64-bit mode a gate may name a stack of the TSS (IST), and an exception that finds no stack is
- * a double fault (SDM volume 3, chapter 6). Kernels rely on both to survive a bad stack pointer;
- * where they fail, an overflow is a triple fault, which tells nothing. Success: gates with an IST
- * use it from either ring, and a guest without a stack goes on after the double fault.
+ * In 64-bit mode a gate may name a stack of the TSS (IST). An exception that finds no stack is a
+ * double fault (SDM volume 3, chapter 6). Kernels rely on both to survive a bad stack pointer.
+ * Without them, an overflow is a triple fault, which tells nothing.
+ *
+ * Success: gates with an IST use it from either ring, and a guest without a stack goes on after the
+ * double fault.
  */
 #include "pvh.h"
 #include "traps.h"

@@ -1,8 +1,9 @@
 /*
- * Things that take the host longer than they take the guest, again and again. Whatever a guest does,
- * a limit, a signal or a debugger must get through to xenemu soon: the command line names the one
- * that is to go on for ever, for bench/storms.py. Without one, each is done for a moment. Success:
- * each was done.
+ * Things that take the host longer than they take the guest, again and again. Whatever a guest
+ * does, a limit, a signal or a debugger must soon get through to xenemu. The command line names the
+ * thing that is to go on for ever, for bench/storms.py. Without a name, each is done for a moment.
+ *
+ * Success: each was done.
  */
 #include "guest.h"
 #include "traps.h"

@@ -1,9 +1,10 @@
 /*
- * SYSENTER in a PV guest. Xen enters the callback that was registered for it on the kernel's stack.
- * SYSENTER tells nobody where it was, so that the frame has IP 0, SP 0, a null CS of ring 3, user
- * mode's flat SS, and the flags; without a callback the same frame, but of a #GP. A vdso for 32-bit
- * programs uses it, and without this each of them dies. Success: all of it, from user mode, 64- and
- * 32-bit code, with TF set, and from a 32-bit kernel.
+ * SYSENTER in a PV guest. Xen enters the callback that was registered for it, on the kernel's
+ * stack. SYSENTER tells nobody where it was. So the frame has IP 0, SP 0, a null CS of ring 3, user
+ * mode's flat SS, and the flags. Without a callback, the guest gets the same frame, but of a #GP. A
+ * vdso for 32-bit programs uses SYSENTER, and each of these programs dies if this is wrong.
+ *
+ * Success: all of it, from user mode, 64- and 32-bit code, with TF set, and from a 32-bit kernel.
  */
 #include "pv.h"
 #include "traps.h"

@@ -1,9 +1,10 @@
 /*
  * What a PVH guest's ring 0 must not load: reserved bits of control and debug registers, and system
  * segments that are null, absent, of another type, or beyond the GDT (SDM volume 2, MOV, LLDT, LTR;
- * volume 3, sections 2.5 and 4.4.1, chapter 17). A CPU that takes them hides a kernel's mistake
- * until it runs on another, and may lose its way by them. Success: each raises what the SDM says at
- * its instruction, and the register is what it was.
+ * volume 3, sections 2.5 and 4.4.1, chapter 17). A CPU that accepts them hides a kernel's mistake
+ * until the kernel runs on another CPU. Such a CPU may also lose its way.
+ *
+ * Success: each raises what the SDM says, at its instruction, and the register is what it was.
  */
 #ifdef __x86_64__
 #include "apic.h"

@@ -1,8 +1,10 @@
 /*
  * vcpu_time_info: Xen rewrites it each second while the vcpu runs, when the vcpu gets the CPU after
- * that, and when the guest names another place for it; the version moves on. Without this a guest
- * that waits for a new version waits for ever (NetBSD), and one that multiplies in 32 bits loses the
- * time after four seconds (Mini-OS). Success: each of them, and a second record that is the same.
+ * that, and when the guest names another place for it. The version moves on. Without this, a guest
+ * that waits for a new version waits for ever (NetBSD), and a guest that multiplies in 32 bits
+ * loses the time after four seconds (Mini-OS).
+ *
+ * Success: each of them, and a second record that is the same.
  */
 #ifdef GUEST_PV
 #include "pv.h"

@@ -1,7 +1,8 @@
 /*
- * VMCALL reaches Xen from ring 0 only, from any page; the hypercall page that an MSR fills is a
- * convenience, and may be anywhere. Programs that could call Xen would own their kernel. Success:
- * VMCALL does what the page does, ring 3 is refused, and the page's stubs are Xen's.
+ * VMCALL reaches Xen from ring 0 only, and from any page. The hypercall page that an MSR fills is a
+ * convenience, and may be anywhere. If programs could call Xen, they would own their kernel.
+ *
+ * Success: VMCALL does what the page does, ring 3 is refused, and the page's stubs are Xen's.
  */
 #include "pvh.h"
 #include "traps.h"
