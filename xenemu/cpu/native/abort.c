@@ -1,9 +1,10 @@
 /*
  * A way out of Unicorn.
  *
- * Where Unicorn meets what it was not made for, it calls abort(), or runs into memory that is not
- * there. A guest can bring that about. It ends the run, not this process: the signal's handler
- * leaves for `run_or_give_up`. Only Unicorn's own frames may be left so, never Python's.
+ * Unicorn may meet a state that it was not made for. Then it calls abort(), or touches memory that
+ * is not there. A guest can bring that about. It must end the run, and not this process. So the
+ * signal's handler leaves for `run_or_give_up`. Only Unicorn's own frames may be left in this way,
+ * never Python's.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>

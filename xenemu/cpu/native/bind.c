@@ -1,6 +1,6 @@
 /*
- * Where the shim meets Unicorn and Python: Unicorn's originals, the engine that is attached, and
- * tables of what Python shares (shared.def).
+ * Where the shim meets Unicorn and Python: Unicorn's original functions, the engine that is
+ * attached, and tables of what the shim shares with Python (shared.def).
  */
 #include <dlfcn.h>
 
@@ -9,7 +9,9 @@
 struct shared G;
 struct unicorn U;
 
-/* A table of each subject that is shared, with its place; the last entry has the struct's size. */
+/*
+ * A table of each shared subject, with the subject's place; the last entry has the struct's size.
+ */
 struct member {
     const char *name, *type;
     uint32_t offset, count; /* of elements, if it is an array */

@@ -1,8 +1,7 @@
 /*
- * Branches to where no code can be. A CPU finds that out at the branch, which then has not been
- * made; the engine fetches from there. The CPU that guests see is Intel's.
- *
- * Intel SDM volume 2, CALL, JMP, RET, IRET, SYSEXIT, SYSRET.
+ * Branches to where no code can be. A CPU faults at the branch, as if the branch had not been made.
+ * The engine branches, and faults at the fetch. The CPU that guests see is Intel's. Intel SDM
+ * volume 2, CALL, JMP, RET, IRET, SYSEXIT, SYSRET.
  */
 #include "shim.h"
 
@@ -30,7 +29,7 @@ static int64_t moved_stack_by(const struct instruction *in)
     }
 }
 
-/* Put RIP on the near branch that led to where it is, as if that had not been made. */
+/* Put RIP on the near branch that led to where RIP is, as if the branch had not been made. */
 void unmake_branch(void)
 {
     uint64_t at = shim_came_from(), *rsp = rsp_of(G.env);
@@ -56,8 +55,9 @@ void unmake_branch(void)
 }
 
 /*
- * The originals below raise with their own return address. As they are called last, that is the
- * address in the generated code: the compiler makes a jump of it, and a guest tests that it does.
+ * The originals below raise with their own return address. That must be the address in the
+ * generated code. It is, if the call comes last, because the compiler then makes a jump of it. A
+ * guest tests that it does.
  */
 
 void helper_sysret_x86_64(void *env, int log_size)

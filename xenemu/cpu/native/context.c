@@ -1,8 +1,7 @@
 /*
- * What of a vcpu's registers Unicorn keeps in another form: FPU and SSE, the mode, the breakpoints
- * that DR7 arms. cpu/context.py has the registers by name.
- *
- * Intel SDM volume 1, section 10.5.1 (the layout of FXSAVE64); volume 3, section 17.2.
+ * The part of a vcpu's registers that Unicorn keeps in another form: FPU and SSE, the mode, the
+ * breakpoints that DR7 arms. cpu/context.py has the registers by name. Intel SDM volume 1, section
+ * 10.5.1 (the layout of FXSAVE64); volume 3, section 17.2.
  */
 #include <string.h>
 

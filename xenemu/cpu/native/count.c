@@ -7,10 +7,14 @@
 #include "shim.h"
 
 /*
- * What is left until the deadline is in two places: `G.clock.left`, and what of it is lent to the
- * generated code, the low half of QEMU's icount_decr. Each block begins by taking its length from
- * there. If that is not enough, or a request to leave has made the high half negative, it calls
- * helper_check_exit_request. Outside of generated code nothing is lent.
+ * The instructions that are left until the deadline are in two places. One part is lent to the
+ * generated code, in the low half of QEMU's icount_decr. The rest is in `G.clock.left`. Each block
+ * begins by taking its length from the lent part. If too little is left there, or if a request to
+ * leave has made the high half negative, the block calls helper_check_exit_request. Outside of
+ * generated code nothing is lent.
+ *
+ * For example, the deadline is 100,000 instructions away. Then 65,535 are lent, and 34,465 are in
+ * `left`. A block of 10 instructions lowers the lent part to 65,525, without a call.
  */
 enum { MAX_LENT = 0xffff };
 
@@ -97,8 +101,8 @@ static __attribute__((noinline, cold)) void leave_before_block(uint32_t instruct
 }
 
 /*
- * Ask now and then, by the host's clock, whether the guest is to stop. Only that may depend on it.
- * This is a block's start, where registers are not all in place.
+ * Ask now and then, by the host's clock, whether the guest is to stop. Nothing else may depend on
+ * the answer. This is at a block's start, where not all registers are in place.
  */
 enum { LOOK_EVERY_NS = 50 * 1000 * 1000 };
 
@@ -117,8 +121,8 @@ static void look_at_host(void)
 }
 
 /*
- * What a block's start does, where none may begin: an exception whose handler cannot be fetched
- * is delivered again and again.
+ * Do what a block's start does, where no block may begin: an exception is delivered again and
+ * again, because its handler cannot be fetched.
  */
 void look_between_blocks(void)
 {
@@ -128,8 +132,9 @@ void look_between_blocks(void)
 }
 
 /*
- * The rare case at the start of a block, whose length has been taken and did not fit. It comes at
- * least every MAX_LENT instructions, and after each exit, access to a device, and translation.
+ * The rare case at the start of a block: its length has been taken, and did not fit. The case comes
+ * at least every MAX_LENT instructions. It also comes after each exit, each access to a device, and
+ * each translation.
  */
 void helper_check_exit_request_x86_64(void *unused, uint32_t instructions)
 {

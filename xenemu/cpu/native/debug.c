@@ -76,8 +76,8 @@ static void run_again_alone(void *cpu, uintptr_t pc)
 }
 
 /*
- * An access to a watched page. If it hits, the instruction is run again as a block of its own,
- * and after that the CPU raises #DB, or the debugger has the guest.
+ * An access to a watched page. If the access hits a watchpoint, the instruction is run again as a
+ * block of its own. After that the CPU raises #DB, or the debugger has the guest.
  */
 void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uint32_t attributes,
                                  int flags, uintptr_t pc)
@@ -108,8 +108,8 @@ void cpu_check_watchpoint_x86_64(void *cpu, uint64_t vaddr, uint64_t length, uin
 }
 
 /*
- * The debugger's breakpoints. Only while a block is translated do they stand in the CPU's list,
- * before the guest's, so that the guest's debug registers do not meet them.
+ * The debugger's breakpoints. They are in the CPU's list, before the guest's, only while a block is
+ * translated. So the guest's debug registers do not meet them.
  */
 enum { MAX_BREAKPOINTS = 256 };
 
@@ -176,8 +176,8 @@ void shim_unwatch_all(void)
 }
 
 /*
- * What MOV SS or POP SS hits traps after the next instruction, or where that leads. Xen drops what
- * traps in Xen.
+ * A breakpoint that MOV SS or POP SS hits traps after the next instruction, or where that leads. If
+ * that is in Xen, Xen drops the trap.
  */
 static void hold_debug_exception(void *cpu)
 {
@@ -220,7 +220,7 @@ void shim_set_dr7(uint64_t value)
     U.update_dr7(G.env, value);
 }
 
-/* The watchpoint that DR0 + n has armed, or NULL: DR7 may arm a breakpoint, or nothing. */
+/* The watchpoint that DR0 + n has armed. NULL if DR7 arms a breakpoint there, or nothing. */
 static struct watchpoint *armed(int n)
 {
     uint64_t dr7 = FIELD(G.env, ENV_DR + 7 * 8, uint64_t);
@@ -244,7 +244,9 @@ uint32_t shim_debug_hits(void)
     return hits;
 }
 
-/* Load all debug registers, of which hits may wait, in place of those that are armed. */
+/*
+ * Load all debug registers, in place of those that are armed. Hits of the new ones may be waiting.
+ */
 void shim_load_debug(const uint64_t *registers, uint32_t hits)
 {
     U.update_dr7(G.env, 0);

@@ -1,8 +1,7 @@
 /*
- * The instruction at RIP, as far as it decides about its exception: prefixes, opcode, and the
- * segment of each of its accesses.
- *
- * Intel SDM volume 2, chapter 2 and appendix A; volume 1, table 3-5 (default segments).
+ * Decode the instruction at RIP, as far as it decides about its exception: prefixes, opcode, and
+ * the segment of each access. Intel SDM volume 2, chapter 2 and appendix A; volume 1, table 3-5
+ * (default segments).
  */
 #include "shim.h"
 
@@ -10,8 +9,8 @@ static const uint8_t SEGMENT_PREFIXES[] = {[ES] = 0x26, [CS] = 0x2e, [SS] = 0x36
                                            [DS] = 0x3e, [FS] = 0x64, [GS] = 0x65};
 
 /*
- * Read code as the CPU fetches it, without a fault: how many bytes there were. The probe writes
- * down a fault that it does not raise.
+ * Read code as the CPU fetches it, without a fault; return how many bytes there were. The probe
+ * writes down a fault, but does not raise it.
  */
 unsigned peek_code(uint64_t at, uint8_t *bytes, unsigned wanted)
 {
@@ -145,8 +144,8 @@ static bool in_table(int which, uint64_t vaddr)
 }
 
 /*
- * The segment by which the instruction made an access: SS for what is on the stack, whatever its
- * base in 64-bit code; NO_SEGMENT for the CPU's own, to a descriptor.
+ * The segment by which the instruction made an access. It is SS for what is on the stack, whatever
+ * the stack's base in 64-bit code. It is NO_SEGMENT for the CPU's own access to a descriptor.
  */
 int segment_of_access(const struct instruction *in, int access, uint64_t vaddr)
 {

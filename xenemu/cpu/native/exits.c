@@ -1,15 +1,15 @@
 /*
- * From the guest to the hypervisor and back: the call of Python, with RFLAGS and TLB flushes
- * exchanged in `G`, and what each call takes of the guest's time; SYSCALL, SYSENTER and CPUID,
- * which are calls for every kind of guest; and the run itself.
+ * From the guest to the hypervisor and back.
  *
- * Intel SDM volume 2, SYSCALL, SYSENTER.
+ * This file has the call of Python. RFLAGS and TLB flushes are exchanged in `G`, and each call
+ * takes some of the guest's time. It has SYSCALL, SYSENTER and CPUID, which are such calls for
+ * every kind of guest. And it has the run itself. Intel SDM volume 2, SYSCALL, SYSENTER.
  */
 #include "shim.h"
 
 /*
  * Put the RFLAGS that Python set into the CPU. While the guest runs, the arithmetic flags and DF
- * live elsewhere in env; between runs, all of them are in env->eflags.
+ * live elsewhere in env. Between runs, all flags are in env->eflags.
  */
 enum { FLAGS_RUNNING = 0x00277f00 & ~0xcd5 };
 

@@ -1,6 +1,5 @@
 /*
- * Exceptions: to whom they go, and what the CPU does before that, which Unicorn does otherwise.
- *
+ * Exceptions: who gets them, and what the CPU does before that. Unicorn does some of it otherwise.
  * Intel SDM volume 3, chapter 6; volume 2, INT n.
  */
 #include <string.h>
@@ -11,8 +10,8 @@ enum delivering delivering; /* left as it is when delivery faults: then the faul
 static uint64_t restart;    /* the RIP of what is delivered, if that fails */
 
 /*
- * Whether the debugger wants to see a fault before the guest does. Its instruction is at RIP, has
- * had no effect, and faults again when it goes on; an interrupt would be lost.
+ * Whether the debugger wants to see a fault before the guest does. The fault's instruction is at
+ * RIP, and has had no effect. It faults again when the guest goes on. An interrupt would be lost.
  */
 static bool debugger_catches(uint32_t vector)
 {
@@ -64,14 +63,16 @@ void begin_interrupt(void)
 
 /*
  * Deliver an exception, or an INT n. If that faults, Unicorn calls on_interrupt anew, from outside
- * of this function. `rip` is that of the instruction, which may be a trap's.
+ * of this function. `rip` is the instruction's address. The instruction may be one that traps.
  */
 static void deliver(uint32_t vector, uint64_t rip)
 {
     uint32_t *error = &FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
     bool soft = FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t);
 
-    /* A refused gate in long mode: the engine gives n * 16 + 2 where the CPU gives n * 8 + 2. */
+    /*
+     * For a refused gate in long mode, the engine gives n * 16 + 2 where the CPU gives n * 8 + 2.
+     */
     if (vector >= 11 && vector <= GP && (*error & 2) && (FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_LMA))
         *error = (*error - 2) / 2 + 2;
     if (delivering >= AN_EXCEPTION && vector >= TS && vector <= GP)
@@ -97,8 +98,8 @@ static void deliver(uint32_t vector, uint64_t rip)
 }
 
 /*
- * Whether a #NM is rather a #UD: the engine looks at CR0.TS first, a CPU at CR0.EM, and for SSE at
- * CR4.OSFXSR. FXSAVE, FXRSTOR and the x87's instructions have #NM for both.
+ * Whether a #NM must be a #UD. The engine looks at CR0.TS first. A CPU looks at CR0.EM first, and
+ * for SSE also at CR4.OSFXSR. FXSAVE, FXRSTOR and the x87's instructions have #NM for both.
  */
 static bool no_such_simd(const struct instruction *in)
 {
@@ -140,7 +141,7 @@ bool take_ts_back(bool faults)
     return true;
 }
 
-/* What the engine calls a #NM: CRC32 and MOVBE have none; 0 if it was one of them. */
+/* The engine also has #NM for CRC32 and MOVBE, which have none; 0 if it was not one of them. */
 static uint32_t fault_of_ts(void)
 {
     struct instruction in;
@@ -157,8 +158,8 @@ static uint32_t fault_of_ts(void)
 struct access missed; /* the last that was not in the TLB */
 
 /*
- * The engine has #GP for each access to an address that is not canonical. A CPU has #SS for one by
- * the stack's segment, and faults at a branch, not at its target.
+ * The engine has #GP for each access to an address that is not canonical. A CPU has #SS if the
+ * access is by the stack's segment. For a branch, it faults at the branch, and not at the target.
  */
 static uint32_t fault_of_stray(void)
 {
@@ -195,8 +196,9 @@ static bool forbids(int which, int kind, uint64_t vaddr, uint32_t size)
 }
 
 /*
- * The engine does not look at segments' limits and rights. Where their violation shows, as a page
- * fault, it becomes what the CPU has instead, which looks at the segment first.
+ * The engine does not look at the limits and rights of segments. An access that violates them may
+ * show as a page fault. Such a page fault becomes what the CPU has instead, since a CPU looks at
+ * the segment first.
  */
 static uint32_t fault_of_miss(void)
 {
@@ -261,7 +263,7 @@ static bool is_vmcall(uint64_t at)
     return operand == 0xc1 || operand == 0xd9;
 }
 
-/* ICEBP, which the engine does not know, is a #DB after itself, whatever its gate's DPL. */
+/* The engine does not know ICEBP. It is a #DB after itself, whatever the DPL of its gate. */
 static bool is_icebp(uint64_t rip)
 {
     struct instruction in;
@@ -276,7 +278,9 @@ static bool is_icebp(uint64_t rip)
     return true;
 }
 
-/* Remember an undefined instruction for the report, if it is not one of those that are to be that. */
+/*
+ * Remember an undefined instruction for the report, unless it is meant to be undefined (UD2, say).
+ */
 static void note_undefined(uint64_t at)
 {
     uint8_t code[sizeof G.vcpu.undefined_code];

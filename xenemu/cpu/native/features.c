@@ -6,8 +6,8 @@
 #include "shim.h"
 
 /*
- * RDRAND and RDSEED: Unicorn's read the host's entropy, and no two runs would be the same. This is
- * splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+ * RDRAND and RDSEED. Unicorn's read the host's entropy, so no two runs would be the same. These
+ * read splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
  */
 uint64_t helper_rdrand_x86_64(void *env)
 {
@@ -19,7 +19,9 @@ uint64_t helper_rdrand_x86_64(void *env)
     return mixed ^ mixed >> 31;
 }
 
-/* What RDFSBASE and the like begin with. The engine would write bases that are not canonical. */
+/*
+ * What RDFSBASE and the like begin with. The engine would also write bases that are not canonical.
+ */
 void helper_cr4_testbit_x86_64(void *env, uint32_t bit)
 {
     uintptr_t pc = RETURN_ADDRESS;

@@ -25,9 +25,7 @@ void helper_rdtscp_x86_64(void *env)
     FIELD(env, ENV_REGS + 1 * 8, uint64_t) = (uint32_t)FIELD(env, ENV_TSC_AUX, uint64_t);
 }
 
-/*
- * PUSHF. The engine would store RF, which it clears with the end of a block only.
- */
+/* PUSHF. The engine would store RF, because it clears RF only at the end of a block. */
 uint64_t helper_read_eflags_x86_64(void *env)
 {
     return U.read_eflags(env) & ~(uint64_t)(EFLAGS_RF | EFLAGS_VM);

@@ -1,10 +1,10 @@
 /*
- * Indirect jumps: which block is next, and where the last jump stands.
+ * Indirect jumps: which block comes next, and where the last jump stands.
  *
- * Unicorn's helper_lookup_tb_ptr finds a block in two dependent loads, and forgets all of them at
- * each TLB flush. This table has what is needed in one cache line, and outlives flushes: an entry
- * of an older generation is good again if its block is still valid, and the TLB says that the same
- * frame is mapped for execution there.
+ * Unicorn's helper_lookup_tb_ptr finds a block in two dependent loads, and forgets all blocks at
+ * each TLB flush. This table has everything that is needed in one cache line, and it outlives
+ * flushes. An entry of an older generation is good again under two conditions: its block is still
+ * valid, and the TLB says that the same frame is mapped for execution there.
  */
 #include <string.h>
 
@@ -101,7 +101,7 @@ void forget_jumps(void)
     jump_block = 0;
 }
 
-/* All blocks are gone: this engine's, or those of one that is closed while this one runs. */
+/* All blocks are gone: this engine's, or those of another engine that is closed during a run. */
 void tb_flush_x86_64(void *cpu)
 {
     if (cpu == G.cpu)
@@ -110,8 +110,8 @@ void tb_flush_x86_64(void *cpu)
 }
 
 /*
- * Where the jump stands that led to RIP, a linear address; 0 if none did, or it is not known. A
- * jump within a page is not looked up, but there a fetch cannot fail either.
+ * The linear address of the jump that led to RIP; 0 if no jump did, or if it is not known. A jump
+ * within a page is not looked up. But a fetch within that page cannot fail either.
  */
 uint64_t shim_came_from(void)
 {

@@ -1,13 +1,12 @@
 /*
- * Loading control, debug and system segment registers: the engine takes what a CPU refuses. They
- * are a native guest's: a PV guest's fault, and the hypervisor judges.
- *
- * Intel SDM volume 2, LLDT, LTR, MOV to control registers, MOV to debug registers, RDPMC;
- * volume 3, sections 2.5 and 4.4.1, chapter 17.
+ * Loading control, debug and system segment registers. The engine accepts values that a CPU
+ * refuses. This is for native guests. A PV guest's load faults, and the hypervisor judges it. Intel
+ * SDM volume 2, LLDT, LTR, MOV to control registers, MOV to debug registers, RDPMC; volume 3,
+ * sections 2.5 and 4.4.1, chapter 17.
  */
 #include "shim.h"
 
-/* A register's value as the mode has it: outside 64-bit code the engine leaves old upper bits. */
+/* A register's value in the current mode. Outside 64-bit code the engine leaves old upper bits. */
 static uint64_t operand(uint64_t value)
 {
     return code64() ? value : (uint32_t)value;
@@ -25,7 +24,7 @@ enum {
     PDPTES = 4, PDPTE_RESERVED = 0x1e6, /* of one that is present, below the address */
 };
 
-/* Whether one of the four entries that a load of CR3 reads with PAE paging is not allowed. */
+/* With PAE paging, a load of CR3 reads four entries. Whether one of them is not allowed. */
 static bool bad_pdpte(uint64_t cr3)
 {
     uint64_t *entry = machine_entry(cr3 & 0xffffffe0);
@@ -152,8 +151,8 @@ enum {
 };
 
 /*
- * What the engine does not check of a system descriptor: in long mode, that its upper half has no
- * type and the base is canonical, and that a TSS is no 16-bit one.
+ * The checks of a system descriptor that the engine leaves out: in long mode, that the upper half
+ * has no type and the base is canonical, and that a TSS is not a 16-bit one.
  */
 static void check_system_descriptor(uint32_t selector, uint32_t type, uintptr_t pc)
 {

@@ -1,11 +1,11 @@
 /*
- * The native part of the engine: what must not be Python. Policy stays there.
+ * The native part of the engine: what must not be Python. Policy stays in Python.
  *
- * This library is loaded globally before Unicorn, so that its definitions of some of Unicorn's
- * internal functions take precedence over Unicorn's own (the wheel is not linked -Bsymbolic).
- * The originals are found with dlsym() on Unicorn's own handle. unicorn.h has Unicorn's functions
- * and offsets, shared.def what is shared with Python, and this file what the shim's files share
- * with each other.
+ * This library is loaded globally before Unicorn. So its definitions of some of Unicorn's internal
+ * functions take precedence over Unicorn's own (the wheel is not linked -Bsymbolic). dlsym() on
+ * Unicorn's own handle finds the originals. unicorn.h has Unicorn's functions and offsets.
+ * shared.def has what is shared with Python. This file has what the shim's files share with each
+ * other.
  */
 #ifndef SHIM_H
 #define SHIM_H
@@ -54,8 +54,8 @@ void *block_at(uintptr_t pc);
 int64_t unfinished(uintptr_t pc);
 
 /*
- * Call a function of Unicorn's that raises with its own return address, which is here: what it
- * raises is the fault of the instruction at host address `pc`.
+ * Call a function of Unicorn's that raises with its own return address, which is here. What it
+ * raises is then the fault of the instruction at host address `pc`.
  */
 #define AT_INSTRUCTION(pc, call)                                                                 \
     do {                                                                                         \

@@ -3,8 +3,9 @@
  *
  * Unicorn makes every store to a page that is mapped executable slow, for the sake of
  * self-modifying code. So a mapping gets its execute permission only when something is fetched
- * through it. A frame once fetched from (G.physical.code) keeps slow stores, whatever it is mapped
- * by; when a frame that may have fast mappings becomes one, all mappings are dropped.
+ * through it. A frame that was once fetched from (G.physical.code) keeps slow stores, whatever
+ * mapping leads to it. Such a frame may have fast mappings at its first fetch. Then all mappings
+ * are dropped.
  */
 #include "shim.h"
 
@@ -34,15 +35,16 @@ uint64_t *machine_entry(uint64_t paddr)
 
 void tlb_set_page_with_attrs_x86_64(void *, uint64_t, uint64_t, uint32_t, int, int, uint64_t);
 
-/* Code that is not 64-bit goes on at 0 after 4 GiB; the engine fetches from beyond. */
+/* Code that is not 64-bit goes on at 0 after 4 GiB. The engine would fetch from beyond. */
 static bool wraps(int access, uint64_t vaddr)
 {
     return access == ACCESS_FETCH && UNLIKELY(vaddr >> 32) && !code64();
 }
 
 /*
- * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place; false, with nothing
- * but accessed bits changed, where that must do it: faults, other kinds of tables, holes.
+ * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place. False for what is left
+ * to that function: faults, other kinds of tables, holes. Then nothing but accessed bits has
+ * changed.
  */
 static bool walk(uint64_t vaddr, int access, int mode)
 {
@@ -151,7 +153,9 @@ void tlb_set_dirty_x86_64(void *cpu, uint64_t vaddr)
         U.tlb_set_dirty(cpu, vaddr);
 }
 
-/* Unicorn walks the whole TLB for each block it translates; one slot and the victims will do. */
+/*
+ * Unicorn walks the whole TLB for each block that it translates. One slot and the victims will do.
+ */
 void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length)
 {
     char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
@@ -170,7 +174,7 @@ void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length)
         }
 }
 
-/* The TLB is resized by a host clock's window; make that a number of flushes instead. */
+/* Unicorn resizes the TLB in windows of the host's clock. Here a window is a number of flushes. */
 void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
 {
     char *tlb = FIELD(cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
@@ -215,7 +219,7 @@ static void store_beyond_ram(void *uc, uint64_t offset, unsigned size, uint64_t 
     access_beyond_ram(EXIT_STORE, (uintptr_t)start + offset, size, value);
 }
 
-/* Have accesses to these machine addresses, at which no memory is, come here; returns a uc_err. */
+/* Have accesses to these machine addresses come here. No memory is there. Returns a uc_err. */
 int shim_map_beyond_ram(uint64_t start, uint64_t end)
 {
     void *first = (void *)(uintptr_t)start;

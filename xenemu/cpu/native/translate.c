@@ -1,6 +1,6 @@
 /*
- * What Unicorn must not translate as it would: instructions that this CPU lacks, and code that goes
- * on after 4 GiB. Here something costs only once for each instruction that is translated.
+ * What Unicorn would translate wrongly: instructions that this CPU lacks, and code that goes on
+ * after 4 GiB. A check here costs something only once, when the instruction is translated.
  */
 #include <string.h>
 
@@ -26,7 +26,10 @@ static uint8_t code_byte(uint64_t at)
     return addend ? *(uint8_t *)(at + addend) : U.load_code(G.env, at);
 }
 
-/* Whether a VEX prefix, not LES or LDS, is in front of anything but the general registers' BMI. */
+/*
+ * Whether there is a VEX prefix, and not LES or LDS, before anything but the general registers'
+ * BMI.
+ */
 static bool is_avx(enum first_byte kind, uint64_t at)
 {
     uint8_t next = code_byte(at + 1), opcode;

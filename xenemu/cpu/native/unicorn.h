@@ -1,6 +1,6 @@
 /*
- * The inside of Unicorn 2.1.4 on x86-64 Linux: where its structs have what, and its own functions.
- * cpu/self_check.py compares the offsets at start, shim_bind() finds the functions.
+ * The inside of Unicorn 2.1.4 on x86-64 Linux: the offsets in its structs, and its own functions.
+ * At the start, cpu/self_check.py compares the offsets, and shim_bind() finds the functions.
  */
 #ifndef UNICORN_H
 #define UNICORN_H
