@@ -35,6 +35,18 @@ def code(tmp_path: Path) -> Code:
     return Code(image.load(path))
 
 
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[[bytes], image.Image]:
+    """Return a function that makes an image of a file's bytes."""
+
+    def load(data: bytes) -> image.Image:
+        path = tmp_path / "kernel"
+        path.write_bytes(data)
+        return image.load(path)
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> Callable[[str], Path]:
     """Return a function from the name of an image in guests/images.toml to its path.

@@ -9,10 +9,10 @@ from xenemu.abi.arch_x86.xen import FLAT_RING1_DS
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.hv.pagetype import PV32, PGT_l3_page_table
-from xenemu.pv.builder import CODE32, DATA32
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt, set_gdt
 from xenemu.pv.paging import translate32
 from xenemu.pv.perdomain import PERDOMAIN_L2_SLOT
+from xenemu.pv.personality import CODE32, DATA32
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.x86.paging import RW, US, Mfn, P
 

@@ -12,7 +12,7 @@ from unattended import Unattended
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.pagecheck import recount, writable_tables
 from xenemu.image import load
-from xenemu.machine import Limits, Machine, Mode
+from xenemu.machine import Limits, Machine
 from xenemu.outcome import End, Outcome
 from xenemu.pv.relinquish import references, relinquish_resources
 from xenemu.smoke.initramfs import build as build_initramfs
@@ -56,7 +56,7 @@ class Checker(Unattended):
 
 
 def run_checked(kernel: Path, config: DomainConfig, every: int, most: int = 10_000) -> Checker:
-    machine = Machine(load(kernel), config, Mode.PV)
+    machine = Machine(load(kernel), config, "pv")
     checker = Checker(machine, every, most)
     machine.run(checker, Limits(timeout_s=300))
     checker.assert_sound()

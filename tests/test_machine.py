@@ -8,7 +8,7 @@ import elfwriter
 from unattended import Unattended
 from xenemu.hv.cpu import Reg
 from xenemu.image.loader import load
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.outcome import End, Outcome
 
 # mov $29, %eax; mov $SCHEDOP_shutdown, %edi; push $0; mov %rsp, %rsi; syscall
@@ -22,7 +22,7 @@ def machine(tmp_path):
         notes = elfwriter.Phdr(b"".join(elfwriter.PV_NOTES), elfwriter.PT_NOTE, paddr=0, vaddr=0)
         path = tmp_path / "kernel"
         path.write_bytes(elfwriter.elf([elfwriter.Phdr(code, memsz=0x2000), notes]))
-        return Machine(load(path), DomainConfig(64 << 20, **config), Mode.PV)
+        return Machine(load(path), DomainConfig(64 << 20, **config), "pv")
 
     return machine
 

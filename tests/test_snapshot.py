@@ -16,7 +16,7 @@ from xenemu.hv.cpu import Seg
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.observe import Observer, Watch
 from xenemu.image import load
-from xenemu.machine import SLICE_NS, Machine, Mode
+from xenemu.machine import SLICE_NS, Machine
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as build_initramfs
 
@@ -97,7 +97,7 @@ def assert_the_same(make, stops: tuple[int, ...]) -> int:
 @pytest.mark.parametrize(("name", "kind"), OWN)
 def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
     def make() -> Machine:
-        machine = Machine(kernel, config, Mode(environment.mode))
+        machine = Machine(kernel, config, environment.mode)
         machine.slice_ns = SHORT_SLICE_NS
         return machine
 
@@ -108,8 +108,8 @@ def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
     assert assert_the_same(make, (1, 4, 9)) > 0
 
 
-@pytest.mark.parametrize("mode", [Mode.PV, Mode.PVH])
-def test_debian(guest_image, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", ["pv", "pvh"])
+def test_debian(guest_image, mode: str) -> None:
     initrd = build_initramfs(guest_image("busybox").read_bytes(), DEFAULT_INIT.read_bytes())
     kernel = load(guest_image("debian-cloud-amd64"))
     config = DomainConfig(128 << 20, b"console=hvc0", initrd)
@@ -125,7 +125,7 @@ def test_a_restored_machine_is_watched(tmp_path: Path) -> None:
             self.names.append(record.name)
 
     kernel = load(build(guests()["hello"], ENVIRONMENTS["pv64"], tmp_path / "hello"))
-    machine = Machine(kernel, DomainConfig(64 << 20), Mode.PV)
+    machine = Machine(kernel, DomainConfig(64 << 20), "pv")
     calls = Calls()
     Watch.of(machine.current).add(calls)
     start = machine.snapshot()

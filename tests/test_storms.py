@@ -11,7 +11,7 @@ from bench.storms import GUEST, STORMS
 from guests.build import ENVIRONMENTS, build, guests
 from unattended import Unattended
 from xenemu.image import load
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.outcome import End, Outcome
 
 LOOKS = 300  # enough that the guest has begun to do nothing else
@@ -41,7 +41,7 @@ def test_the_host_gets_through(environment, tmp_path):
     image = load(build(guests()[GUEST], kind, tmp_path / environment))
     for storm in STORMS[environment]:
         config = DomainConfig(64 << 20, storm.encode())
-        machine = Machine(image, config, Mode(kind.mode))
+        machine = Machine(image, config, kind.mode)
         terminal = Impatient(machine)
         assert machine.run(terminal) is LEFT, storm
         assert terminal.looks == LOOKS, storm

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
 from hypercalls import TABLE
+from xenemu import boot
 from xenemu.abi.sched import (
     SHUTDOWN_crash,
     SHUTDOWN_poweroff,
@@ -32,7 +32,7 @@ from xenemu.dom0 import toolstack
 from xenemu.dom0.console import Console
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
-from xenemu.errors import DomainCrash, ImageError
+from xenemu.errors import DomainCrash
 from xenemu.hv import backend, scheduler, timers
 from xenemu.hv.backend import Backend
 from xenemu.hv.building import DomainConfig
@@ -43,17 +43,12 @@ from xenemu.hv.personality import Personality
 from xenemu.hv.prices import PRICES_NS
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.vcpu import RunState, Vcpu
-from xenemu.image import Image, modes
-from xenemu.image import Mode as ImageMode
+from xenemu.image import Image
 from xenemu.outcome import End, Outcome
-from xenemu.pv.builder import build_pv
-from xenemu.pv.personality import PV32, PV64
-from xenemu.pvh.builder import build_pvh
 from xenemu.pvh.entry import PORTS, TripleFault
-from xenemu.pvh.personality import PVH
 from xenemu.sampling import Samples
 
-__all__ = ["TABLE", "DomainConfig", "Limits", "Machine", "Mode", "Terminal", "choose_mode"]
+__all__ = ["TABLE", "DomainConfig", "Limits", "Machine", "Terminal"]
 
 SLICE_NS = 10_000_000  # how long a guest runs before the console and other vcpus are looked at
 SHUTDOWNS = {
@@ -64,14 +59,6 @@ SHUTDOWNS = {
     SHUTDOWN_watchdog: (End.WATCHDOG, "a watchdog that the guest had set ran out"),
     SHUTDOWN_soft_reset: (End.REBOOT, "the guest asked for a soft reset"),
 }
-
-
-class Mode(Enum):
-    """What to boot an image as."""
-
-    AUTO = "auto"
-    PV = "pv"
-    PVH = "pvh"
 
 
 class Terminal(Protocol):
@@ -126,25 +113,6 @@ class Limits:
         return self.timeout_s is not None and self.clock() - self.started > self.timeout_s
 
 
-def choose_mode(image: Image, mode: Mode) -> ImageMode:
-    """Settle what an image is booted as; ImageError says why it cannot be."""
-    verdicts = modes(image)
-    wanted = {
-        Mode.AUTO: (ImageMode.PVH, ImageMode.PV64, ImageMode.PV32),
-        Mode.PV: (ImageMode.PV64, ImageMode.PV32),
-        Mode.PVH: (ImageMode.PVH,),
-    }[mode]
-    possible = [kind for kind in wanted if verdicts[kind].bootable]
-    if not possible:
-        mine = [kind for kind in wanted if verdicts[kind].reason]
-        reasons = "; ".join(f"{kind.value}: {verdicts[kind].reason}" for kind in mine)
-        raise ImageError(f"{image.path}: cannot boot as {mode.value}: {reasons}")
-    return possible[0]
-
-
-PERSONALITIES = {ImageMode.PV64: PV64, ImageMode.PV32: PV32, ImageMode.PVH: PVH}
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A machine as it was once: all that decides how its run goes on.
@@ -171,19 +139,21 @@ class Machine:
         self,
         image: Image,
         config: DomainConfig,
-        mode: Mode = Mode.AUTO,
+        mode: str = boot.AUTO,
         backends: Iterable[Backend] = (),
     ) -> None:
-        """Build the domain; `backends` are what dom0 has for it besides a console and the store."""
-        self.mode = choose_mode(image, mode)
-        native = self.mode is ImageMode.PVH
-        self.domain: Domain = (build_pvh if native else build_pv)(image, config)
+        """Build the domain by an entry of `mode`, the one that auto takes if it is not said.
+
+        `backends` are what dom0 has for the domain besides a console and the store.
+        """
+        self.entry = boot.choose(image, mode)
+        self.domain: Domain = self.entry.build(image, config)
         image.forget_pages()
         store, self.console = Store(), Console()
         toolstack.create(
             self.domain, config, store, [XenstoreRing(store=store), self.console, *backends]
         )
-        self.personality: Personality = PERSONALITIES[self.mode]
+        self.personality: Personality = self.entry.platform.personality
         self.engine = Engine(self.domain.memory, self.domain.p2m, PORTS)
         self.current = Current(
             self.domain,
@@ -202,12 +172,12 @@ class Machine:
         self.next_audit_ns = math.inf
         self.exits = self.personality.exits(self.current)
         self.engine.attach(self.exits)
-        if not native:
+        if self.entry.platform.paged:
             root = self.personality.address_space(self.current)
             self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
         self.engine.set_task_switched(False)
         self._untouched = self.engine.store()  # how each vcpu finds the CPU
-        self.personality.start(self.current)
+        self.entry.start(self.current)
 
     def snapshot(self) -> Snapshot:
         """Keep what the machine is now; not while it runs."""

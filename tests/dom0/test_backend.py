@@ -25,7 +25,7 @@ from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due
 from xenemu.image import load
-from xenemu.machine import Machine, Mode
+from xenemu.machine import Machine
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 PAGE = Mfn(FIRST_GUEST_FRAME + 3)
@@ -134,6 +134,6 @@ def test_no_two_backends_have_one_name(current: Current, echo: Echo) -> None:
 def test_a_machine_is_given_a_backend_by_a_list(tmp_path: Path) -> None:
     kind = ENVIRONMENTS["pvh64"]
     image = load(build(guests()["hello"], kind, tmp_path / "kernel"))
-    machine = Machine(image, DomainConfig(32 << 20), Mode(kind.mode), [Echo()])
+    machine = Machine(image, DomainConfig(32 << 20), kind.mode, [Echo()])
     assert list(machine.domain.backends) == ["xenstore", "console", "echo"]
     assert machine.timers.keys() >= {"echo", "xenstore", "console"}

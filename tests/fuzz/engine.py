@@ -22,7 +22,7 @@ from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import Current
 from xenemu.hv.memory import Memory
 from xenemu.image.symbols import load_symbols
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.outcome import End, Outcome
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.state import PvVcpu
@@ -81,7 +81,7 @@ class EngineWorld:
             }
         self.code, self.handler = self._addresses["code"], self._addresses["again"]
         self.arena, self.stack = self._addresses["arena"], self._addresses["stack_top"]
-        self.machine = Machine(loaded, DomainConfig(MEMORY[kind.mode]), Mode(kind.mode))
+        self.machine = Machine(loaded, DomainConfig(MEMORY[kind.mode]), kind.mode)
         self.machine.slice_ns = SLICE_NS
         self.current = self.machine.current
         self.current.table = self.table

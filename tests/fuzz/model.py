@@ -15,6 +15,7 @@ import elfwriter
 from fakes import FakeCpu, FakeNativeCpu, connect_backends, enter_long_mode, make_pvh_current
 from fuzz.furnish import furnish_pv, furnish_pvh
 from fuzz.world import MASK64, CountingTable, Ended, Step
+from xenemu.boot import ENTRIES
 from xenemu.dom0.console import Console
 from xenemu.errors import XenError
 from xenemu.hv import scheduler
@@ -25,10 +26,9 @@ from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due, join
 from xenemu.image import load
-from xenemu.pv.builder import CODE32, DATA32, build_pv
 from xenemu.pv.entry import HYPERCALL_VECTOR
 from xenemu.pv.paging import toggle_guest_mode
-from xenemu.pv.personality import PV32, PV64
+from xenemu.pv.personality import CODE32, DATA32, PV32, PV64
 from xenemu.pv.state import pv
 from xenemu.pv.traps import CS64, SS64
 from xenemu.pvh.paging import guest_physical
@@ -177,7 +177,7 @@ class PvWorld(ModelWorld):
             path = Path(folder) / "kernel"
             path.write_bytes(_pv_kernel(self.virt_base, self.code, width))
             config = DomainConfig(4 * MIB, vcpus=2)
-            domain = build_pv(load(path), config)
+            domain = ENTRIES[self.environment].build(load(path), config)
             connect_backends(domain, config)
         current = Current(
             domain,

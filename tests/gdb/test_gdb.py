@@ -16,7 +16,7 @@ from guests.build import ENVIRONMENTS, build, guests
 from moduleguest import MODULES, module_initramfs
 from xenemu import image
 from xenemu.image.elf import EI_OSABI
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.outcome import EXIT_IMAGE
 
 STEPS = 1000
@@ -225,10 +225,10 @@ def test_names_callers_and_variables(kernel, mode):
 @pytest.mark.parametrize(
     ("name", "mode", "pc"),
     [
-        ("debian-cloud-amd64", Mode.PV, "rip"),
-        ("debian-cloud-amd64", Mode.PVH, "rip"),
-        ("grub-i386-xen_pvh", Mode.PVH, "eip"),
-        ("grub-i386-xen", Mode.PV, "eip"),
+        ("debian-cloud-amd64", "pv", "rip"),
+        ("debian-cloud-amd64", "pvh", "rip"),
+        ("grub-i386-xen_pvh", "pvh", "eip"),
+        ("grub-i386-xen", "pv", "eip"),
     ],
 )
 def test_each_step_is_one_instruction(guest_image, tmp_path, name, mode, pc):

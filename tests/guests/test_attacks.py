@@ -18,7 +18,7 @@ from xenemu import image
 from xenemu.hv.dispatch import Hypercall, format_result
 from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.observe import Observer, Watch
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.options import parse_memory
 
 GUESTS = {name: guest for name, guest in guests().items() if guest.attacks}
@@ -45,7 +45,7 @@ def test_attack(name, environment, tmp_path):
     guest = GUESTS[name]
     kernel = image.load(build(guest, ENVIRONMENTS[environment], tmp_path / name))
     config = DomainConfig(parse_memory("memory", guest.memory), guest.cmdline.encode(), b"")
-    machine = Machine(kernel, config, Mode.PV)
+    machine = Machine(kernel, config, "pv")
     journal = Journal()
     Watch.of(machine.current).add(journal)
     terminal = Unattended()

@@ -12,16 +12,6 @@ from xenemu.errors import ImageError
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[bytes], image.Image]:
-    def load(data: bytes) -> image.Image:
-        path = tmp_path / "kernel"
-        path.write_bytes(data)
-        return image.load(path)
-
-    return load
-
-
-@pytest.fixture
 def fault(load: Callable[[bytes], image.Image], tmp_path: Path) -> Callable[[bytes], str]:
     """Load bytes that must be refused; return the one line after the file's name."""
 

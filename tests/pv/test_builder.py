@@ -9,6 +9,7 @@ import pytest
 from elfwriter import KERNEL, PT_NOTE, PV_NOTES, VIRT_BASE, Phdr, elf, kernel, note
 from fakes import FakeCpu, connect_backends
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
+from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
@@ -16,7 +17,6 @@ from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
-from xenemu.pv.builder import build_pv
 from xenemu.pv.descriptors import XEN_DESCRIPTORS
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.paging import translate
@@ -35,7 +35,7 @@ def build(tmp_path: Path, image: bytes | None = None, **config: object) -> Curre
     path = tmp_path / "vmlinux"
     path.write_bytes(kernel() if image is None else image)
     settings = DomainConfig(**{"memory": MEMORY} | config)  # type: ignore[arg-type]
-    domain = build_pv(load(path), settings)
+    domain = ENTRIES["pv64"].build(load(path), settings)
     connect_backends(domain, settings)
     current = Current(domain, domain.vcpus[0], FakeCpu(), translate)
     current.cpu.cr3 = PV64.address_space(current) << 12

@@ -11,13 +11,14 @@ from fakes import FakeCpu, connect_backends
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3, start_info
+from xenemu.boot import ENTRIES
 from xenemu.errors import XenError
+from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l3_page_table, PGT_pae_xen_l2, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
-from xenemu.pv.builder import DomainConfig, build_pv
 from xenemu.pv.descriptors import XEN_DESCRIPTORS
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.paging import translate32
@@ -36,7 +37,7 @@ def build(tmp_path: Path, *more: bytes, notes: tuple[bytes, ...] = PV32_NOTES) -
     path = tmp_path / "kernel"
     path.write_bytes(elf(segments, bits=32))
     config = DomainConfig(MEMORY, cmdline=b"quiet")
-    domain = build_pv(load(path), config)
+    domain = ENTRIES["pv32"].build(load(path), config)
     connect_backends(domain, config)
     current = Current(domain, domain.vcpus[0], FakeCpu(), translate32, "pv32")
     current.cpu.cr3 = PV32.address_space(current) << 12

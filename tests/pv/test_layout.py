@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.errors import ImageError
-from xenemu.image import PvParameters
-from xenemu.pv.layout import Layout, lay_out
+from xenemu.pv.layout import Layout, PvParameters, lay_out
 
 BASE = 0xFFFF_FFFF_8000_0000
 KERNEL_PAGES, NR_PAGES, INITRD_PAGES = 0x1200, 0x10000, 5

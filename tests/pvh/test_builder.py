@@ -13,10 +13,10 @@ from elfwriter import note
 from fakes import connect_backends
 from xenemu import image
 from xenemu.abi.hvm import params
+from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import DomainConfig, Module
 from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.pvh.builder import build_pvh
 from xenemu.pvh.state import Entry
 
 MIB = 1 << 20
@@ -27,7 +27,7 @@ MEMORY = 32 * MIB
 
 def build(kernel, memory=MEMORY, **more):
     config = DomainConfig(memory, **more)
-    domain = build_pvh(kernel, config)
+    domain = ENTRIES["pvh"].build(kernel, config)
     connect_backends(domain, config)
     return domain
 
@@ -193,7 +193,7 @@ def test_a_module_that_does_not_fit_is_refused(kernel):
 
 def test_an_image_without_the_note_is_refused(tmp_path):
     (tmp_path / "pv").write_bytes(pv_kernel())
-    with pytest.raises(ImageError, match="cannot boot as PVH: there is no PHYS32_ENTRY note"):
+    with pytest.raises(ImageError, match="cannot boot as pvh: there is no PHYS32_ENTRY note"):
         build(image.load(tmp_path / "pv"))
 
 

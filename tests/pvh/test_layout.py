@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from elfwriter import note
+from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError
-from xenemu.image import pvh_parameters
 from xenemu.pvh.layout import (
     Layout,
     SpecialPage,
@@ -28,7 +28,7 @@ def reloc(*words: int) -> bytes:
 
 
 def place(image, sizes=(), ram=range(64 * MIB), start_info=0x234):
-    return lay_out(image, pvh_parameters(image), sizes, start_info, ram)
+    return lay_out(image, ENTRIES["pvh"].judge(image), sizes, start_info, ram)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_memory_map_has_all_of_a_low_rsdps_page():
     ],
 )
 def test_only_an_old_linux_gets_the_rsdp_in_low_memory(kernel, notes, address):
-    assert rsdp_address(kernel(*notes), 0x1000) == address
+    assert rsdp_address(ENTRIES["pvh"].judge(kernel(*notes)).low_rsdp, 0x1000) == address
 
 
 def test_the_kernel_stays_and_the_modules_come_before_start_info(kernel):

@@ -8,7 +8,6 @@ import math
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.machine import Mode
 from xenemu.smoke.plan import Boot, Step, load_plan, make_boots
 from xenemu.smoke.verdict import Verdict
 
@@ -67,7 +66,7 @@ def test_everything(plan, tmp_path):
     assert boot == Boot(
         name="all",
         kernel=tmp_path / "k",
-        mode=Mode.PVH,
+        mode="pvh",
         cmdline="quiet",
         memory=64 << 20,
         init=tmp_path / "k2",

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from xenemu import image
+from xenemu import boot, image
 from xenemu.errors import ImageError
-from xenemu.image import Image, Mode, Note
+from xenemu.image import Image, Note
 from xenemu.image.notes import ignored as why_ignored
 from xenemu.outcome import EXIT_IMAGE
 
@@ -120,17 +120,12 @@ def _lost_notes(found: Image) -> dict[str, Any] | None:
 
 
 def _modes(found: Image) -> dict[str, Any]:
-    verdicts: dict[str, Any] = {}
-    for mode, verdict in image.modes(found).items():
-        entry = verdicts[mode.value] = dataclasses.asdict(verdict)
-        if verdict.bootable and mode is Mode.PVH:
-            pvh = image.pvh_parameters(found)
-            entry |= {"start": pvh.pstart, "end": pvh.pend, "entry": pvh.phys_entry}
-        elif verdict.bootable:
-            pv = image.pv_parameters(found)
-            entry |= {"start": pv.virt_kstart, "end": pv.virt_kend, "entry": pv.virt_entry}
-        entry.update({key: hex(entry[key]) for key in ("start", "end", "entry") if key in entry})
-    return verdicts
+    modes: dict[str, Any] = {}
+    for name, verdict in boot.verdicts(found).items():
+        modes[name] = {"bootable": verdict.bootable, "reason": verdict.reason}
+        if verdict.where:
+            modes[name] |= {key: hex(at) for key, at in verdict.where._asdict().items()}
+    return modes
 
 
 def _text(report: dict[str, Any]) -> str:

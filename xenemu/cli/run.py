@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
-from xenemu import image
+from xenemu import boot, image
 from xenemu.cli import inherited
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.expect import Expectations
@@ -26,7 +26,7 @@ from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
 from xenemu.confine import confine, obstacle
 from xenemu.errors import ImageError, UsageError
-from xenemu.machine import DomainConfig, Limits, Machine, Mode
+from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import (
     format_size,
     parse_memory,
@@ -87,13 +87,25 @@ also where the guest has spent its time.
 """
 
 
+def _known_mode(mode: str) -> str:
+    if mode not in boot.MODES:
+        choices = ", ".join(map(repr, boot.MODES))
+        raise typer.BadParameter(f"{mode!r} is not one of {choices}.")
+    return mode
+
+
 def run(
     kernel: Annotated[
         Path, typer.Argument(metavar="KERNEL", help="bzImage, ELF, or compressed ELF.")
     ],
     mode: Annotated[
-        Mode, typer.Option(help="What to boot it as; auto takes what the kernel offers.")
-    ] = Mode.AUTO,
+        str,
+        typer.Option(
+            help="What to boot it as; auto takes what the kernel offers.",
+            metavar=f"<{'|'.join(boot.MODES)}>",
+            callback=_known_mode,
+        ),
+    ] = boot.AUTO,
     cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
     initrd: Annotated[
         Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
@@ -305,7 +317,7 @@ def _initrd(
 def _run(
     kernel: Path,
     symbols: Path | None,
-    mode: Mode,
+    mode: str,
     config: DomainConfig,
     is_shell: bool,
     limits: Limits,
@@ -342,7 +354,7 @@ def _run(
         if told or verbose:
             leave = "; Ctrl-] leaves" if terminal.interactive else ""
             size = format_size(config.memory)
-            _tell(f"booting {kernel} as {machine.mode.value}, {size}{leave}")
+            _tell(f"booting {kernel} as {machine.entry.name}, {size}{leave}")
         errors = _descriptor(sys.stderr)
         told_to = None if errors is None else Output(errors, "standard error")
         stderr = Sink(told_to, terminal, status)
@@ -397,7 +409,7 @@ def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
     return found.image
 
 
-def _build(loaded: image.Image, config: DomainConfig, mode: Mode) -> Machine:
+def _build(loaded: image.Image, config: DomainConfig, mode: str) -> Machine:
     try:
         return Machine(loaded, config, mode)
     except OSError as error:

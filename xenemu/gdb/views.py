@@ -51,7 +51,7 @@ def domain(target: Target) -> list[str]:
     machine, found = target.machine, target.machine.domain
     engine = machine.engine
     lines = [
-        f"{found.name}, domain {found.domid}, booted as {machine.mode.value}, now"
+        f"{found.name}, domain {found.domid}, booted as {machine.entry.name}, now"
         f" {machine.current.environment}",
         f"virtual time {engine.now_ns / 1e9:.9f} s, {engine.instructions} instructions",
         f"{found.pages.max_pages} pages, {len(found.vcpus)} vcpus; shared_info is mfn"

@@ -6,6 +6,7 @@ In Xen: tools/libs/guest/xg_dom_core.c, tools/libs/light/libxl_dom.c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xenemu.errors import ImageError
 from xenemu.hv.clock import update_wallclock, write_time
@@ -31,6 +32,14 @@ class Module:
 
     data: Data
     cmdline: bytes | None = None
+
+
+class Where(NamedTuple):
+    """Where a kernel wants to be: virtual addresses if it is entered paged, else physical ones."""
+
+    start: int
+    end: int
+    entry: int
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def load(path: Path) -> Image:
     """Read and unpack the kernel at `path`.
 
     Raises `ImageError`, one line that names the file and its fault, unless the file is a
-    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: ask `modes`.
+    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: ask
+    `boot.verdicts`.
     """
     try:
         return _load(path)

@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xenemu.errors import FitError, ImageError
-from xenemu.hv.building import pages
-from xenemu.image import PvParameters
+from xenemu.hv.building import Where, pages
+from xenemu.image import Feature
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn, is_canonical
 
 PADDING_PAGES = (512 << 10) >> PAGE_SHIFT
@@ -29,6 +29,31 @@ ALIGNMENT = 4 << 20
 BOOT_STACK_PAGES = 1
 VADDR_MASKS = {4: (1 << 48) - 1, 3: (1 << 32) - 1}  # by the level of the root
 LAST_GIB = 0xC0000000
+
+
+@dataclass(frozen=True)
+class PvParameters:
+    """Where a PV kernel wants to be. Virtual addresses, except `elf_paddr_offset`.
+
+    A segment goes to the virtual address ``paddr + virt_offset``, and the domain's first
+    page to `virt_base`.
+    """
+
+    virt_base: int
+    elf_paddr_offset: int
+    virt_offset: int  # virt_base - elf_paddr_offset, modulo 2**64
+    virt_kstart: int
+    virt_kend: int
+    virt_entry: int
+    virt_hypercall: int | None  # the page to fill, if the kernel has one
+    p2m_base: int | None  # where the p2m list is mapped, if the kernel chooses
+    mod_start_pfn: bool  # the initrd may be left unmapped, and be named by its pfn
+    supported: frozenset[Feature]
+    required: frozenset[Feature]
+
+    @property
+    def where(self) -> Where:
+        return Where(self.virt_kstart, self.virt_kend, self.virt_entry)
 
 
 @dataclass

@@ -1,14 +1,45 @@
-"""The personalities of PV guests."""
+"""The personalities of PV guests.
+
+In Xen: tools/libs/guest/xg_dom_x86.c
+"""
 
 from __future__ import annotations
 
+from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
+from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.domain import Current
 from xenemu.hv.personality import Personality
+from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
-from xenemu.pv.builder import start_vcpu
 from xenemu.pv.entry import Pv32Exits, PvExits
 from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import pv
+from xenemu.pv.traps import CS64, SS64
+from xenemu.x86 import flags, segment
+
+CODE32 = Segment(FLAT_RING1_CS, 0, 0xFFFFFFFF, segment.CODE32_RING1)
+DATA32 = Segment(FLAT_RING1_DS, 0, 0xFFFFFFFF, segment.DATA_RING1)
+
+
+def start_vcpu(current: Current) -> None:
+    """Load the first registers that the vcpu's entry says (vcpu_x86_64, vcpu_x86_32)."""
+    state, cpu = pv(current), current.cpu
+    entry = state.entry
+    assert entry is not None
+    for register in range(16):
+        cpu.regs[register] = 0
+    cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RSI] = entry.rip, entry.rsp, entry.rsi
+    cpu.rflags = flags.IF | flags.FIXED
+    wide = current.domain.width == 8
+    for which in (Seg.DS, Seg.ES, Seg.FS, Seg.GS):
+        cpu.set_segment(which, Segment(0) if wide else DATA32)
+    cpu.set_segment(Seg.SS, SS64 if wide else DATA32)
+    cpu.set_segment(Seg.CS, CS64 if wide else CODE32)
+    descriptors.map_initial_gdt(current)
+    descriptors.load_gdt_register(current)
+    descriptors.load_ldt_register(current)
+    cpu.set_debug_register(6, state.dr6)
+    cpu.set_debug_register(7, state.dr7)
 
 
 def _address_space(current: Current) -> int:

@@ -1,4 +1,4 @@
-"""Build a PVH domain: memory, kernel, modules, ACPI tables, start_info, HVM parameters.
+"""Build a PVH domain: memory, ACPI tables, HVM parameters, and what a boot entry puts there.
 
 In Xen: tools/libs/guest/xg_dom_x86.c, tools/libs/light/libxl_dom.c, libxl_x86_acpi.c,
 arch/x86/hvm/hvm.c (hvm_domain_initialise)
@@ -7,6 +7,8 @@ arch/x86/hvm/hvm.c (hvm_domain_initialise)
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.features import pvh_features
@@ -17,12 +19,11 @@ from xenemu.errors import UsageError
 from xenemu.hv.building import (
     MAX_PAGES_SLACK,
     XEN_FRAMES,
+    Data,
     DomainConfig,
-    Module,
     give_rings,
     make_ready,
     pages,
-    unpack_module,
 )
 from xenemu.hv.domain import DOMID, Domain, Ring
 from xenemu.hv.event_channel import EventChannels
@@ -32,127 +33,119 @@ from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.vcpu import Vcpu
-from xenemu.image import Image, pvh_parameters
-from xenemu.pvh import acpi, start_info
+from xenemu.pvh import acpi
 from xenemu.pvh.acpi import AcpiTables
 from xenemu.pvh.lapic import Lapic
 from xenemu.pvh.layout import (
     ACPI_INFO_PHYSICAL_ADDRESS,
     BIOS_END,
+    E820,
     FIRST_SPECIAL_PAGE,
     X86_HVM_NR_SPECIAL_PAGES,
-    Layout,
+    Kernel,
     SpecialPage,
     high_ram,
-    lay_out,
     low_ram,
     memory_map,
     rsdp_address,
 )
-from xenemu.pvh.start_info import LoadedModule
-from xenemu.pvh.state import Entry, PvhDomain, PvhVcpu
+from xenemu.pvh.state import Entry, PvhDomain, PvhVcpu, pvh_vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128
 TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
 
 
-def build_pvh(image: Image, config: DomainConfig) -> Domain:
-    """Build a PVH domain; ImageError if the image will not do, FitError if its memory will not.
+@dataclass(frozen=True)
+class Room:
+    """The guest-physical memory of a PVH machine, before an entry puts a kernel into it."""
+
+    memory: int  # bytes of RAM
+    tables: AcpiTables
+    rsdp: int
+    e820: E820
+
+    @property
+    def ram(self) -> range:
+        """Where there is room, in one piece: an RSDP in low memory keeps everything else out."""
+        return low_ram(self.memory)[BIOS_END if self.rsdp < BIOS_END else 0 :]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What a boot entry puts into a PVH domain's RAM, by address, and how vcpu 0 begins."""
+
+    pieces: Sequence[tuple[int, Data]]
+    entry: Entry
+
+
+def make_room(config: DomainConfig, kernel: Kernel) -> Room:
+    """Settle where a domain has RAM, and what is not RAM."""
+    if config.vcpus > HVM_MAX_VCPUS:
+        raise UsageError(f"a PVH domain has at most {HVM_MAX_VCPUS} vcpus, not {config.vcpus}")
+    memory = config.memory & -PAGE_SIZE
+    tables = acpi.build(ACPI_INFO_PHYSICAL_ADDRESS, config.vcpus)
+    rsdp = rsdp_address(kernel.low_rsdp, len(tables.tables))
+    return Room(memory, tables, rsdp, memory_map(memory, len(tables.tables), rsdp))
+
+
+def build(config: DomainConfig, room: Room, placed: Placed) -> Domain:
+    """Build a PVH domain, with what an entry puts into it.
 
     Guest frame n of RAM is machine frame n. After the last are two of Xen's own, the special
     pages and the ACPI tables, and what Xen and the guest may still be given.
     """
-    kernel = pvh_parameters(image)
-    if config.vcpus > HVM_MAX_VCPUS:
-        raise UsageError(f"a PVH domain has at most {HVM_MAX_VCPUS} vcpus, not {config.vcpus}")
-    modules = _modules(config)
-    memory_size = config.memory & -PAGE_SIZE
-    tables = acpi.build(ACPI_INFO_PHYSICAL_ADDRESS, config.vcpus)
-    rsdp = rsdp_address(image, len(tables.tables))
-    e820 = memory_map(memory_size, len(tables.tables), rsdp)
-    layout = lay_out(
-        image,
-        kernel,
-        [len(module.data) for module in modules],
-        len(_start_info(Layout(0, (0,) * len(modules), 0), config, modules, rsdp, e820)),
-        # An RSDP in low memory keeps everything else out.
-        low_ram(memory_size)[BIOS_END if rsdp < BIOS_END else 0 :],
-    )
-
-    end = (high_ram(memory_size) or low_ram(memory_size)).stop >> PAGE_SHIFT
-    special = _special_gfns(tables, rsdp)
+    end = (high_ram(room.memory) or low_ram(room.memory)).stop >> PAGE_SHIFT
+    special = _special_gfns(room.tables, room.rsdp)
     memory = Memory(end + len(special) + XEN_FRAMES + MAX_PAGES_SLACK)
     frames = Frames(memory)
-    shared_info, dummy_vcpu_info = Mfn(end), Mfn(end + 1)
     frames.add_to_heap(range(end + 2 + len(special), memory.nr_frames))
-    frames.share_with_guest(shared_info, DOMID, writable=True)
-    p2m = _populate(frames, memory_size, special, end + 2)
-    _write(memory, p2m, ACPI_INFO_PHYSICAL_ADDRESS, tables.info + tables.tables)
-    _write(memory, p2m, rsdp, tables.rsdp)
-    private = PvhDomain(_params())
-    entry = Entry(kernel.phys_entry + layout.offset, layout.start_info)
-    domain = Domain(
+    frames.share_with_guest(Mfn(end), DOMID, writable=True)
+    p2m = _populate(frames, room.memory, special, end + 2)
+    _fill(memory, p2m, room)
+    for paddr, data in placed.pieces:
+        memory.write(Maddr(paddr), data)
+    domain = _make_domain(config, frames, p2m, room, Mfn(end))
+    pvh_vcpu(domain.vcpus[0]).entry = placed.entry
+    give_rings(domain)
+    domain.arch = PvhDomain(_params(domain.xenstore.port, domain.console.port))
+    make_ready(domain)
+    return domain
+
+
+def _make_domain(
+    config: DomainConfig, frames: Frames, p2m: P2m, room: Room, shared_info: Mfn
+) -> Domain:
+    """Make the domain's record; after `shared_info` is a frame for vcpu_infos without room."""
+    dummy_vcpu_info = Mfn(shared_info + 1)
+    return Domain(
         width=8,
-        memory=memory,
+        memory=frames.memory,
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
         console=Ring(p2m.lookup(SpecialPage.CONSOLE.gfn)),
         xenstore=Ring(p2m.lookup(SpecialPage.XENSTORE.gfn)),
         shared_info=shared_info,
-        max_pages=pages(memory_size) + MAX_PAGES_SLACK,
+        max_pages=pages(room.memory) + MAX_PAGES_SLACK,
         vcpus=[
-            Vcpu(
-                n,
-                _vcpu_info(n, shared_info, dummy_vcpu_info),
-                PvhVcpu(Lapic(acpi.apic_id(n)), None if n else entry),
-            )
+            Vcpu(n, _vcpu_info(n, shared_info, dummy_vcpu_info), PvhVcpu(Lapic(acpi.apic_id(n))))
             for n in range(config.vcpus)
         ],
         name=config.name,
         features=pvh_features(),
-        e820=e820,
-        arch=private,
+        e820=room.e820,
         p2m=p2m,
         wallclock_ns=config.wallclock_ns,
         debug_xen=config.debug_xen,
     )
-    for paddr, data in image.contents():
-        memory.write(Maddr(paddr + layout.offset), data)
-    for module, paddr in zip(modules, layout.modules, strict=True):
-        memory.write(Maddr(paddr), module.data)
-    info = _start_info(layout, config, modules, rsdp, e820)
-    memory.write(Maddr(layout.start_info), info)
+
+
+def _fill(memory: Memory, p2m: P2m, room: Room) -> None:
+    """Write what the machine brings along: the ACPI tables and the identity map."""
+    _write(memory, p2m, ACPI_INFO_PHYSICAL_ADDRESS, room.tables.info + room.tables.tables)
+    _write(memory, p2m, room.rsdp, room.tables.rsdp)
     _write(memory, p2m, SpecialPage.IDENT_PT.gfn << PAGE_SHIFT, _identity_map())
-    give_rings(domain)
-    private.params[params.HVM_PARAM_STORE_EVTCHN] = domain.xenstore.port
-    private.params[params.HVM_PARAM_CONSOLE_EVTCHN] = domain.console.port
-    make_ready(domain)
-    return domain
-
-
-def _modules(config: DomainConfig) -> list[Module]:
-    """The initrd, if there is one, and the modules after it, unpacked."""
-    initrd = [Module(config.initrd)] if config.initrd else []
-    return [
-        Module(unpack_module(module.data), module.cmdline) for module in [*initrd, *config.modules]
-    ]
-
-
-def _start_info(
-    layout: Layout,
-    config: DomainConfig,
-    modules: list[Module],
-    rsdp: int,
-    e820: list[tuple[int, int, int]],
-) -> bytes:
-    loaded = [
-        # As in Xen, a module is told to have whole pages.
-        LoadedModule(paddr, pages(len(module.data)) << PAGE_SHIFT, module.cmdline)
-        for paddr, module in zip(layout.modules, modules, strict=True)
-    ]
-    return start_info.encode(layout.start_info, config.cmdline, loaded, rsdp, e820)
 
 
 def _special_gfns(tables: AcpiTables, rsdp: int) -> list[int]:
@@ -182,9 +175,11 @@ def _write(memory: Memory, p2m: P2m, paddr: int, data: bytes) -> None:
     memory.write(Maddr((mfn << PAGE_SHIFT) + (paddr & PAGE_MASK)), data)
 
 
-def _params() -> dict[int, int]:
-    """The HVM parameters that Xen and libxenguest give a domain, but for its event channels."""
+def _params(xenstore_port: int, console_port: int) -> dict[int, int]:
+    """The HVM parameters that Xen and libxenguest give a domain."""
     return {
+        params.HVM_PARAM_STORE_EVTCHN: xenstore_port,
+        params.HVM_PARAM_CONSOLE_EVTCHN: console_port,
         params.HVM_PARAM_STORE_PFN: SpecialPage.XENSTORE.gfn,
         params.HVM_PARAM_CONSOLE_PFN: SpecialPage.CONSOLE.gfn,
         params.HVM_PARAM_IOREQ_PFN: SpecialPage.IOREQ.gfn,

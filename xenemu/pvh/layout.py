@@ -17,7 +17,8 @@ from typing import Final
 
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_RAM, E820_RESERVED
 from xenemu.errors import FitError
-from xenemu.image import Feature, Image, PvhParameters
+from xenemu.hv.building import Where
+from xenemu.image import Image
 from xenemu.pvh.acpi import RSDP_SIZE
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
@@ -27,6 +28,8 @@ HOLE_END: Final = 1 << 32
 X86_HVM_NR_SPECIAL_PAGES: Final = 8
 X86_HVM_END_SPECIAL_REGION: Final = 0xFF000
 FIRST_SPECIAL_PAGE: Final = X86_HVM_END_SPECIAL_REGION - X86_HVM_NR_SPECIAL_PAGES
+
+E820 = list[tuple[int, int, int]]  # address, size, type
 
 BIOS_END: Final = 1 << 20
 RELOC_DEFAULTS: Final = (2 << 20, 0, (1 << 32) - 1)
@@ -50,6 +53,20 @@ class SpecialPage(IntEnum):
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """Where a kernel wants to be, and whether it looks for the RSDP in low memory only."""
+
+    start: int
+    end: int
+    entry: int
+    low_rsdp: bool = False
+
+    @property
+    def where(self) -> Where:
+        return Where(self.start, self.end, self.entry)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Guest-physical addresses; `offset` is how far the kernel is from where it is linked."""
 
@@ -68,15 +85,14 @@ def high_ram(memory: int) -> range:
     return range(HOLE_END, HOLE_END + max(memory - HOLE_START, 0))
 
 
-def rsdp_address(image: Image, acpi_tables_size: int) -> int:
+def rsdp_address(low: bool, acpi_tables_size: int) -> int:
     """Where libxl puts the RSDP: after the tables, or where an old Linux looks for it."""
-    unrestricted = Feature.linux_rsdp_unrestricted in image.notes.supported
-    if image.notes.guest_os == "linux" and not unrestricted:
+    if low:
         return BIOS_END - RSDP_SIZE
     return ACPI_INFO_PHYSICAL_ADDRESS + PAGE_SIZE + acpi_tables_size
 
 
-def memory_map(memory: int, acpi_tables_size: int, rsdp: int) -> list[tuple[int, int, int]]:
+def memory_map(memory: int, acpi_tables_size: int, rsdp: int) -> E820:
     """The ranges that the guest is told, in libxl's order: address, size and type."""
     low, high = low_ram(memory), high_ram(memory)
     in_page = rsdp & PAGE_MASK
@@ -96,7 +112,7 @@ def memory_map(memory: int, acpi_tables_size: int, rsdp: int) -> list[tuple[int,
 
 def lay_out(
     image: Image,
-    kernel: PvhParameters,
+    kernel: Kernel,
     module_sizes: Sequence[int],
     start_info_size: int,
     ram: range,
@@ -110,9 +126,9 @@ def lay_out(
     modules = {f"module {n}": size for n, size in enumerate(module_sizes)}
     start_info = {"start_info": start_info_size}
     unmapped = image.notes.mod_start_pfn  # of the initial mapping that PV has, and PVH has not
-    pieces = {"the kernel": kernel.pend - kernel.pstart}
+    pieces = {"the kernel": kernel.end - kernel.start}
     pieces |= start_info | modules if unmapped else modules | start_info
-    places = _place(kernel.pstart, pieces)
+    places = _place(kernel.start, pieces)
     misfit = _misfit(places, ram)
     if misfit and image.notes.phys32_reloc is not None:
         start = _relocated_start(image.notes.phys32_reloc, pieces, ram)
@@ -125,7 +141,7 @@ def lay_out(
             " give the domain more with --memory"
         )
     return Layout(
-        places["the kernel"].start - kernel.pstart,
+        places["the kernel"].start - kernel.start,
         tuple(places[name].start for name in modules),
         places["start_info"].start,
     )

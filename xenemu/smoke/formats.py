@@ -105,7 +105,7 @@ def _facts(result: Result) -> dict[str, Any]:
     boot = result.boot
     facts = {
         "kernel": boot.kernel,
-        "mode": result.mode or boot.mode.value,
+        "mode": result.mode or boot.mode,
         "memory_bytes": boot.memory,
         "cmdline": boot.full_cmdline,
         "verdict": result.verdict.value,

@@ -203,7 +203,7 @@ def _finish(session: Session, _: Any) -> object:
 
 def _result(session: Session, _: Any) -> object:
     result = Result(session.boot)
-    result.mode = session.machine.mode.value
+    result.mode = session.machine.entry.name
     if session.outcome is not None:
         result.findings = session.judge(session.outcome)
         result.reason = session.outcome.reason
@@ -217,7 +217,7 @@ def _send(session: Session, text: Any) -> object:
 
 
 ANSWERS: Final[dict[str, Callable[[Session, Any], object]]] = {
-    "mode": lambda session, _: session.machine.mode.value,
+    "mode": lambda session, _: session.machine.entry.name,
     "expect": _expect,
     "send": _send,
     "finish": _finish,

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from xenemu.boot import AUTO, MODES
 from xenemu.errors import UsageError
-from xenemu.machine import Mode
 from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory
 from xenemu.smoke.verdict import Verdict
 
@@ -78,7 +78,7 @@ class Boot:
 
     name: str
     kernel: Path
-    mode: Mode = Mode.AUTO
+    mode: str = AUTO
     cmdline: str = ""
     memory: int = 256 << 20  # bytes
     initrd: Path | None = None
@@ -426,7 +426,7 @@ def _environment(value: Any) -> tuple[tuple[str, str], ...]:
 READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "name": lambda reader, value: _string(value),
     "kernel": _Reader.file_of,
-    "mode": lambda reader, value: Mode(_choice(value, tuple(mode.value for mode in Mode))),
+    "mode": lambda reader, value: _choice(value, MODES),
     "cmdline": lambda reader, value: _string(value),
     "memory": lambda reader, value: parse_memory("memory", _string(value)),
     "initrd": _Reader.maybe_file,

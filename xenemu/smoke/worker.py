@@ -102,7 +102,7 @@ def boot_once(
     session: Session | None = None
     try:
         session = Session(boot, step=_step(connection, is_to_stop), is_to_stop=is_to_stop)
-        result.mode = session.machine.mode.value
+        result.mode = session.machine.entry.name
         if confined:
             confine()
         result.findings = run(session)

@@ -18,16 +18,25 @@ from elfwriter import (
     kernel,
     note,
 )  # fmt: skip
-from xenemu import image
+from xenemu import boot
+from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError
-from xenemu.image import Mode
+from xenemu.hv.building import DomainConfig
 
 PVH = note(18, 0x1000010, width=4)
 
 
+def pv(found):
+    return ENTRIES["pv64" if found.machine == "x86_64" else "pv32"].judge(found)
+
+
+def pvh(found):
+    return ENTRIES["pvh"].judge(found)
+
+
 def verdicts(load, *args, **more):
     return {
-        mode: verdict.reason for mode, verdict in image.modes(load(kernel(*args, **more))).items()
+        mode: verdict.reason for mode, verdict in boot.verdicts(load(kernel(*args, **more))).items()
     }
 
 
@@ -46,14 +55,14 @@ def without(notes, kind):
 
 
 def test_each_mode_by_its_notes(load):
-    assert bootable(load) == {Mode.PV64}
-    assert bootable(load, PV32_NOTES, bits=32) == {Mode.PV32}
-    assert bootable(load, [PVH]) == bootable(load, [PVH], bits=32) == {Mode.PVH}
-    assert bootable(load, [*PV_NOTES, PVH]) == {Mode.PV64, Mode.PVH}
+    assert bootable(load) == {"pv64"}
+    assert bootable(load, PV32_NOTES, bits=32) == {"pv32"}
+    assert bootable(load, [PVH]) == bootable(load, [PVH], bits=32) == {"pvh"}
+    assert bootable(load, [*PV_NOTES, PVH]) == {"pv64", "pvh"}
 
 
 def test_pv_addresses(load):
-    found = image.pv_parameters(load(kernel([*PV_NOTES, note(15, 1 << 39), note(16, 1)])))
+    found = pv(load(kernel([*PV_NOTES, note(15, 1 << 39), note(16, 1)])))
     assert (found.virt_base, found.elf_paddr_offset, found.virt_offset) == (VIRT_BASE, 0, VIRT_BASE)
     assert (found.virt_kstart, found.virt_kend) == (VIRT_BASE + 0x1000000, VIRT_BASE + 0x1002000)
     assert (found.virt_entry, found.virt_hypercall) == (VIRT_BASE + 0x1000000, None)
@@ -61,15 +70,15 @@ def test_pv_addresses(load):
 
 
 def test_pvh_addresses(load):
-    found = image.pvh_parameters(load(kernel([PVH])))
-    assert (found.phys_entry, found.pstart, found.pend) == (0x1000010, 0x1000000, 0x1002000)
+    found = pvh(load(kernel([PVH])))
+    assert found.where == (0x1000000, 0x1002000, 0x1000010)
 
 
 def test_without_entry_the_elfs_own_is_used_if_there_is_a_hypercall_page(load):
     notes = without(PV_NOTES, 1)
-    assert verdicts(load, notes)[Mode.PV64] == "there is no ENTRY note"
+    assert verdicts(load, notes)["pv64"] == "there is no ENTRY note"
     data = kernel([*notes, note(2, VIRT_BASE + 0x1001000)], entry=VIRT_BASE + 0x1000123)
-    found = image.pv_parameters(load(data))
+    found = pv(load(data))
     assert (found.virt_entry, found.virt_hypercall) == (
         VIRT_BASE + 0x1000123,
         VIRT_BASE + 0x1001000,
@@ -78,13 +87,13 @@ def test_without_entry_the_elfs_own_is_used_if_there_is_a_hypercall_page(load):
 
 def test_virt_base_defaults_to_0(load):
     notes = [note(5, "xen-3.0"), note(8, "generic"), note(1, 0x1000000)]
-    found = image.pv_parameters(load(kernel(notes)))
+    found = pv(load(kernel(notes)))
     assert (found.virt_base, found.virt_offset, found.virt_kstart) == (0, 0, 0x1000000)
 
 
 def test_init_p2m_is_for_x86_64_only(load):
     data = kernel([*PV32_NOTES, note(15, 0x1000, width=4)], bits=32)
-    assert image.pv_parameters(load(data)).p2m_base is None
+    assert pv(load(data)).p2m_base is None
 
 
 @pytest.mark.parametrize(
@@ -95,10 +104,10 @@ def test_the_guest_section_takes_paddr_for_virtual(load, more, offset):
     string = b"XEN_VER=xen-3.0,LOADER=generic,PAE=yes,VIRT_BASE=0xC0000000,HYPERCALL_PAGE=1" + more
     segment = Phdr(b"code", paddr=0xC0000000, vaddr=0xC0000000, memsz=0x2000)
     data = elf([segment], [Shdr("__xen_guest", string + b"\0")], 32, entry=0xC0001000)
-    found = image.pv_parameters(load(data))
+    found = pv(load(data))
     assert (found.virt_base, found.elf_paddr_offset) == (0xC0000000, offset)
     assert found.virt_kstart == 0xC0000000 + 0xC0000000 - offset
-    assert not image.modes(load(data))[Mode.PVH].bootable
+    assert not boot.verdicts(load(data))["pvh"].bootable
 
 
 @pytest.mark.parametrize(
@@ -126,9 +135,9 @@ def test_the_guest_section_takes_paddr_for_virtual(load, more, offset):
 )
 def test_what_forbids_pv(load, notes, reason):
     notes = replaced(PV_NOTES, *notes)
-    assert reason in verdicts(load, notes)[Mode.PV64]
-    with pytest.raises(ImageError, match="cannot boot as PV"):
-        image.pv_parameters(load(kernel(notes)))
+    assert reason in verdicts(load, notes)["pv64"]
+    with pytest.raises(ImageError, match="cannot boot as pv64"):
+        ENTRIES["pv64"].build(load(kernel(notes)), DomainConfig(32 << 20))
 
 
 @pytest.mark.parametrize(
@@ -136,24 +145,24 @@ def test_what_forbids_pv(load, notes, reason):
     [(5, "there is no XEN_VERSION note"), (3, "PADDR_OFFSET is given, but VIRT_BASE is not")],
 )
 def test_notes_that_pv_needs(load, absent, reason):
-    assert verdicts(load, without(PV_NOTES, absent))[Mode.PV64] == reason
+    assert verdicts(load, without(PV_NOTES, absent))["pv64"] == reason
 
 
 def test_i386_needs_pae(load):
     reasons = verdicts(load, without(PV32_NOTES, 9), bits=32)
-    assert reasons[Mode.PV32] == "PAE_MODE is missing, and Xen runs only i386 kernels with PAE"
+    assert reasons["pv32"] == "PAE_MODE is missing, and Xen runs only i386 kernels with PAE"
     reasons = verdicts(load, replaced(PV32_NOTES, note(9, "no")), bits=32)
-    assert "PAE_MODE is 'no'" in reasons[Mode.PV32]
+    assert "PAE_MODE is 'no'" in reasons["pv32"]
 
 
 def test_i386_ends_where_xen_begins(load):
     notes = replaced(PV32_NOTES, note(3, 0xF4800000, width=4), note(1, 0xF5800000, width=4))
-    assert "0xf5800000-0xf5802000) reaches into" in verdicts(load, notes, bits=32)[Mode.PV32]
+    assert "0xf5800000-0xf5802000) reaches into" in verdicts(load, notes, bits=32)["pv32"]
 
 
 def test_the_other_machine_is_named(load):
-    assert verdicts(load)[Mode.PV32] == "the image is for x86_64, not i386"
-    assert verdicts(load, PV32_NOTES, bits=32)[Mode.PV64] == "the image is for i386, not x86_64"
+    assert verdicts(load)["pv32"] == "the image is for x86_64, not i386"
+    assert verdicts(load, PV32_NOTES, bits=32)["pv64"] == "the image is for i386, not x86_64"
 
 
 @pytest.mark.parametrize(
@@ -166,26 +175,26 @@ def test_the_other_machine_is_named(load):
     ],
 )
 def test_what_forbids_pvh(load, notes, reason):
-    assert reason in verdicts(load, notes)[Mode.PVH]
-    with pytest.raises(ImageError, match="cannot boot as PVH"):
-        image.pvh_parameters(load(kernel(notes)))
+    assert reason in verdicts(load, notes)["pvh"]
+    with pytest.raises(ImageError, match="cannot boot as pvh"):
+        ENTRIES["pvh"].build(load(kernel(notes)), DomainConfig(32 << 20))
 
 
 def test_a_pvh_entry_has_32_bits(load):
     high = Phdr(b"code", paddr=1 << 32)
     data = elf([high, Phdr(note(18, 1 << 32), 4)])
-    assert "lies outside" in image.modes(load(data))[Mode.PVH].reason
+    assert "lies outside" in boot.verdicts(load(data))["pvh"].reason
 
 
 def test_a_kernel_without_notes(load):
-    assert verdicts(load, [])[Mode.PV64] == "there are no Xen notes"
-    reason = image.modes(load(bzimage(elf())))[Mode.PVH].reason
+    assert verdicts(load, [])["pv64"] == "there are no Xen notes"
+    reason = boot.verdicts(load(bzimage(elf())))["pvh"].reason
     assert reason == "there are no Xen notes (Linux has them with CONFIG_XEN_PV or CONFIG_PVH)"
 
 
 def test_an_ordinary_program_is_called_one(load):
     program = elf([KERNEL, Phdr(b"/lib/ld.so\0", 3)], [Shdr(".n", note(1, 1, "GNU"), NOTE)], type=3)
-    reason = image.modes(load(program))[Mode.PVH].reason
+    reason = boot.verdicts(load(program))["pvh"].reason
     assert load(program).is_program
     assert reason.startswith("this is an ordinary program (DYN, run by /lib/ld.so), not a kernel")
 
@@ -194,15 +203,15 @@ def test_a_bsd_kernel_is_none_though_it_has_an_interpreter(load):
     interpreter = Phdr(b"/red/herring\0", 3)
     without_notes = load(elf([KERNEL, interpreter]))
     assert not without_notes.is_program
-    assert image.modes(without_notes)[Mode.PVH].reason == "there are no Xen notes"
+    assert boot.verdicts(without_notes)["pvh"].reason == "there are no Xen notes"
     other = load(elf([KERNEL, Phdr(b"/lib/ld.so\0", 3), Phdr(PVH, 4, paddr=0)]))
     assert not other.is_program  # it has notes
-    assert image.modes(other)[Mode.PVH].bootable
+    assert boot.verdicts(other)["pvh"].bootable
 
 
 def test_the_elfs_own_entry_is_not_called_a_note(load):
     notes = [*without(PV_NOTES, 1), note(2, VIRT_BASE + 0x1001000)]
-    reason = image.modes(load(kernel(notes, entry=0x1234)))[Mode.PV64].reason
+    reason = boot.verdicts(load(kernel(notes, entry=0x1234)))["pv64"].reason
     assert reason.startswith("the ELF's e_entry, without an ENTRY note, 0x1234, lies outside")
 
 
@@ -211,7 +220,7 @@ def test_that_xen_misses_notes_is_part_of_the_reason(load):
         ((*PV_NOTES, *ASTRAY, PVH), "there is no PHYS32_ENTRY note"),
         ((*ASTRAY, PVH), "there are no Xen notes"),
     ):
-        verdict = image.modes(load(kernel(notes)))[Mode.PVH]
+        verdict = boot.verdicts(load(kernel(notes)))["pvh"]
         assert verdict.reason == f"{reason}; Xen does not find all notes: see `xenemu inspect`"
-    other = image.modes(load(kernel((*PV_NOTES, *ASTRAY, PVH))))[Mode.PV32].reason
+    other = boot.verdicts(load(kernel((*PV_NOTES, *ASTRAY, PVH))))["pv32"].reason
     assert other == "the image is for x86_64, not i386"

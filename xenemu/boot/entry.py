@@ -1,0 +1,85 @@
+"""What a way into a kernel is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from xenemu.boot.judging import NoNote, Unbootable
+from xenemu.boot.platform import PlacedT, Platform, RoomT
+from xenemu.errors import ImageError
+from xenemu.hv.building import DomainConfig, Where
+from xenemu.hv.domain import Current, Domain
+from xenemu.image import Image
+
+
+class Kernel(Protocol):
+    """What judging an image settles: at least where it goes."""
+
+    @property
+    def where(self) -> Where: ...
+
+
+KernelT = TypeVar("KernelT", bound=Kernel)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an entry can boot an image: where it goes, or one sentence why it cannot."""
+
+    where: Where | None
+    reason: str = ""
+
+    @property
+    def bootable(self) -> bool:
+        return self.where is not None
+
+
+@dataclass(frozen=True, eq=False)
+class BootEntry(Generic[KernelT, RoomT, PlacedT]):
+    """A way into a kernel.
+
+    `judge` says what the entry needs to know of an image, or raises `Unbootable`; `place` finds
+    room on the platform for the kernel and all that it is told, and touches nothing; `start`
+    loads the first registers of vcpu 0.
+
+    `name` is the entry's in reports and JSON. A person asks for its `mode`, which several entries
+    may share, or leaves the choice to auto: that takes the entry of the highest `auto`, and none
+    of 0.
+    """
+
+    name: str
+    mode: str
+    platform: Platform[KernelT, RoomT, PlacedT]
+    judge: Callable[[Image], KernelT]
+    place: Callable[[Image, KernelT, DomainConfig, RoomT], PlacedT]
+    start: Callable[[Current], None]
+    auto: int = 0
+
+    def verdict(self, image: Image) -> Verdict:
+        """Whether the entry can boot an image."""
+        try:
+            return Verdict(self.judge(image).where)
+        except Unbootable as why:
+            return Verdict(None, _reason(image, why))
+
+    def build(self, image: Image, config: DomainConfig) -> Domain:
+        """Build the domain; ImageError if the image will not do, FitError if its memory will not.
+
+        UsageError: the entry cannot have something that `config` asks for.
+        """
+        try:
+            kernel = self.judge(image)
+        except Unbootable as why:
+            reason = _reason(image, why)
+            raise ImageError(f"{image.path}: cannot boot as {self.name}: {reason}") from None
+        room = self.platform.make_room(config, kernel)
+        placed = self.place(image, kernel, config, room)
+        return self.platform.build(config, room, placed)
+
+
+def _reason(image: Image, why: Unbootable) -> str:
+    if isinstance(why, NoNote) and image.notes.lost:
+        return f"{why}; Xen does not find all notes: see `xenemu inspect`"
+    return str(why)

@@ -1,0 +1,51 @@
+"""The machines that a kernel can be put into: what is there without one.
+
+Xen has two kinds of domain for its guests; the PV one comes in two widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.domain import Domain
+from xenemu.hv.personality import Personality
+from xenemu.pv import builder as pv_builder
+from xenemu.pv.layout import PvParameters
+from xenemu.pv.personality import PV32, PV64
+from xenemu.pvh import builder as pvh_builder
+from xenemu.pvh.layout import Kernel as PvhKernel
+from xenemu.pvh.personality import PVH
+
+KernelT = TypeVar("KernelT")
+RoomT = TypeVar("RoomT")
+PlacedT = TypeVar("PlacedT")
+
+
+@dataclass(frozen=True)
+class Platform(Generic[KernelT, RoomT, PlacedT]):
+    """A machine without a kernel.
+
+    `make_room` says what there is for an entry to put things into, before any of it is made;
+    `build` makes the domain, with what the entry has placed. A domain that is `paged` has no
+    ring 0: its first tables are the hypervisor's to load.
+    """
+
+    personality: Personality
+    make_room: Callable[[DomainConfig, KernelT], RoomT]
+    build: Callable[[DomainConfig, RoomT, PlacedT], Domain]
+    paged: bool
+
+
+PV64_PLATFORM: Platform[PvParameters, int, pv_builder.Placed] = Platform(
+    PV64, pv_builder.make_room, partial(pv_builder.build, 8), paged=True
+)
+PV32_PLATFORM: Platform[PvParameters, int, pv_builder.Placed] = Platform(
+    PV32, pv_builder.make_room, partial(pv_builder.build, 4), paged=True
+)
+PVH_PLATFORM: Platform[PvhKernel, pvh_builder.Room, pvh_builder.Placed] = Platform(
+    PVH, pvh_builder.make_room, pvh_builder.build, paged=False
+)
