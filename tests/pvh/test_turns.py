@@ -20,7 +20,7 @@ from xenemu.cpu.context import Context
 from xenemu.hv import scheduler, shared_info
 from xenemu.hv.cpu import Seg
 from xenemu.image import Image, load
-from xenemu.machine import DomainConfig, Machine, Mode
+from xenemu.machine import DomainConfig, Machine
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.lapic import Lapic
 from xenemu.pvh.state import Entry, pvh_domain, pvh_vcpu
@@ -82,7 +82,7 @@ class Host:
     """A machine of two vcpus, of which a test says who runs."""
 
     def __init__(self, image: Image, starts: tuple[Start, Start]) -> None:
-        self.machine = machine = Machine(image, DomainConfig(16 << 20, vcpus=2), Mode.PVH)
+        self.machine = machine = Machine(image, DomainConfig(16 << 20, vcpus=2), "pvh")
         machine.engine.set_prices({})  # an instruction is a nanosecond
         pvh_domain(machine.current).callback_vector = CALLBACK
         symbols = {name: image.symbols.address(name) for name in ("own", "wide", "narrow")}

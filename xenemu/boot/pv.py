@@ -25,7 +25,7 @@ from xenemu.boot.judging import NoNote, Unbootable, check_features, check_has_no
 from xenemu.boot.platform import PV32_PLATFORM, PV64_PLATFORM
 from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import DomainConfig, pages, unpack_module
-from xenemu.hv.domain import DOMID, Domain
+from xenemu.hv.domain import Domain
 from xenemu.hv.memory import Memory
 from xenemu.image import Feature, Image
 from xenemu.image.notes import WORD
