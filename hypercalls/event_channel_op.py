@@ -48,6 +48,7 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
@@ -71,33 +72,33 @@ def _check_own(current: Current, domid: int) -> None:
 def bind_interdomain(current: Current, op: evtchn_bind_interdomain) -> None:
     domain = current.domain
     remote = lock_domain_by_any_id(current, op.remote_dom)
-    op.local_port = domain.events.bind_interdomain(domain, remote, op.remote_port)
+    op.local_port = event_channel.bind_interdomain(domain, remote, op.remote_port)
 
 
 @ops.sub(EVTCHNOP_bind_virq, evtchn_bind_virq, copy_back=True)
 def bind_virq(current: Current, op: evtchn_bind_virq) -> None:
-    op.port = current.domain.events.bind_virq(current.domain, op.virq, op.vcpu)
+    op.port = event_channel.bind_virq(current.domain, op.virq, op.vcpu)
 
 
 @ops.sub(EVTCHNOP_bind_pirq, evtchn_bind_pirq, copy_back=True)
 def bind_pirq(current: Current, op: evtchn_bind_pirq) -> None:
-    op.port = current.domain.events.bind_pirq(current.domain, op.pirq)
+    op.port = event_channel.bind_pirq(current.domain, op.pirq)
 
 
 @ops.sub(EVTCHNOP_close, evtchn_close)
 def close(current: Current, op: evtchn_close) -> None:
-    current.domain.events.close(current.domain, op.port)
+    event_channel.close(current.domain, op.port)
 
 
 @ops.sub(EVTCHNOP_send, evtchn_send)
 def send(current: Current, op: evtchn_send) -> None:
-    current.domain.events.send(current.domain, op.port)
+    event_channel.send(current.domain, op.port)
 
 
 @ops.sub(EVTCHNOP_status, evtchn_status, copy_back=True)
 def status(current: Current, op: evtchn_status) -> None:
     _check_own(current, op.dom)
-    channel = current.domain.events.status(op.port)
+    channel = event_channel.status(current.domain, op.port)
     op.status = channel.state
     op.vcpu = channel.notify_vcpu
     domid, padding, rest = op.u[:2], op.u[2:4], op.u[4:]
@@ -117,22 +118,22 @@ def alloc_unbound(current: Current, op: evtchn_alloc_unbound) -> None:
     domain = current.domain
     _check_own(current, op.dom)
     remote = domain.domid if op.remote_dom == DOMID_SELF else op.remote_dom
-    op.port = domain.events.alloc_unbound(domain, remote)
+    op.port = event_channel.alloc_unbound(domain, remote)
 
 
 @ops.sub(EVTCHNOP_bind_ipi, evtchn_bind_ipi, copy_back=True)
 def bind_ipi(current: Current, op: evtchn_bind_ipi) -> None:
-    op.port = current.domain.events.bind_ipi(current.domain, op.vcpu)
+    op.port = event_channel.bind_ipi(current.domain, op.vcpu)
 
 
 @ops.sub(EVTCHNOP_bind_vcpu, evtchn_bind_vcpu)
 def bind_vcpu(current: Current, op: evtchn_bind_vcpu) -> None:
-    current.domain.events.bind_vcpu(current.domain, op.port, op.vcpu)
+    event_channel.bind_vcpu(current.domain, op.port, op.vcpu)
 
 
 @ops.sub(EVTCHNOP_unmask, evtchn_unmask)
 def unmask(current: Current, op: evtchn_unmask) -> None:
-    current.domain.events.unmask(current.domain, op.port)
+    event_channel.unmask(current.domain, op.port)
 
 
 @ops.sub(EVTCHNOP_reset)
@@ -140,7 +141,7 @@ def reset(current: Current, pointer: int, resuming: bool = False) -> None:
     """Close all ports; events that are due interrupt it."""
     domain = current.domain
     _check_own(current, current.read_struct(evtchn_reset, pointer).dom)
-    if not domain.events.reset(domain, resuming, partial(hypercall_preempt_check, current)):
+    if not event_channel.reset(domain, resuming, partial(hypercall_preempt_check, current)):
         raise Continue(EVTCHNOP_reset_cont, pointer)
 
 
@@ -157,18 +158,18 @@ def init_control(current: Current, op: evtchn_init_control) -> None:
         raise XenError(ENOENT, f"there is no vcpu {op.vcpu}")
     if op.offset > PAGE_SIZE - CONTROL_BLOCK_SIZE or op.offset % 8:
         raise XenError(EINVAL, f"a control block does not fit at offset {op.offset:#x} of a page")
-    domain.events.init_control(domain, op.vcpu, op.control_gfn, op.offset)
+    event_channel.init_control(domain, op.vcpu, op.control_gfn, op.offset)
     op.link_bits = EVTCHN_FIFO_LINK_BITS
 
 
 @ops.sub(EVTCHNOP_expand_array, evtchn_expand_array)
 def expand_array(current: Current, op: evtchn_expand_array) -> None:
-    current.domain.events.expand_array(current.domain, op.array_gfn)
+    event_channel.expand_array(current.domain, op.array_gfn)
 
 
 @ops.sub(EVTCHNOP_set_priority, evtchn_set_priority)
 def set_priority(current: Current, op: evtchn_set_priority) -> None:
-    current.domain.events.set_priority(op.port, op.priority)
+    event_channel.set_priority(current.domain, op.port, op.priority)
 
 
 def compat(current: Current, pointer: int) -> int | None:

@@ -22,6 +22,7 @@ from xenemu.abi.grant_table import (
 from xenemu.errors import XenError
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
+from xenemu.hv.observe import mod_entry
 from xenemu.x86.paging import ADDR, AVAIL, NX, PAGE_SHIFT, RW, US, A, D, Mfn, P
 
 AVAIL_SHIFT: Final = 9
@@ -95,5 +96,5 @@ def _entry_maddr(current: Current, host_addr: int, flags: int) -> int:
 
 
 def _set_entry(current: Current, maddr: int, entry: int) -> None:
-    if current.domain.frames.mod_entry(maddr, entry, current.domain.domid):
+    if mod_entry(current, maddr, entry, current.domain.domid):
         current.cpu.flush_tlb()

@@ -169,7 +169,7 @@ def _for_each_extent(
             done += 1
             frames.work_left -= PAGE_WORK << reservation.extent_order
     except XenError as error:
-        current.domain.log(f"memory_op {command} stopped at extent {done}: {error.reason}")
+        current.log(f"memory_op {command} stopped at extent {done}: {error.reason}")
     return done
 
 
@@ -435,7 +435,7 @@ def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None
             physmap.add(current, op.space, index, gfn)
         except XenError as error:
             errno = -error.errno
-            current.domain.log(f"add_to_physmap_batch of gfn {gfn:#x} is refused: {error.reason}")
+            current.log(f"add_to_physmap_batch of gfn {gfn:#x} is refused: {error.reason}")
         current.write_uint(op.errs + n * 4, 4, errno)
     current.domain.frames.work_left -= PAGE_WORK * (end - start)
     if end < op.size:

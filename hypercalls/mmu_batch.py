@@ -104,4 +104,4 @@ def _write_done(current: Current, pdone: int, done: int) -> None:
     try:
         current.write_uint(pdone, 4, done)
     except XenError as error:
-        current.domain.log(f"the count of updates done is lost: {error.reason}")
+        current.log(f"the count of updates done is lost: {error.reason}")

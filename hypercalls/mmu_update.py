@@ -24,6 +24,7 @@ from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, Points
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import LEVELS, PGT_writable_page
+from xenemu.hv.observe import mod_entry
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 REQUEST: Final = mmu_update_t.layout(8).packer  # the same in both widths
@@ -96,7 +97,9 @@ def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int
         used_as = frames.type[mfn]
         if used_as in LEVELS:
             preserve = command == MMU_PT_UPDATE_PRESERVE_AD
-            return frames.mod_entry(ptr - command, value, pg_owner, preserve)
+            if current.domain.watch is None:
+                return frames.mod_entry(ptr - command, value, pg_owner, preserve)
+            return mod_entry(current, ptr - command, value, pg_owner, preserve)
         if used_as != PGT_writable_page:
             raise XenError(EINVAL, f"mmu_update of {frames.describe(mfn)}, which is no page table")
         current.domain.memory.write_uint(Maddr(ptr - command), 8, value)

@@ -35,6 +35,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
+from xenemu.hv import observe
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
@@ -86,7 +87,7 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
 def _pin(current: Current, mfn: int, level: int) -> None:
     domain = current.domain
     if level <= domain.frames.rules.root_type:  # a 32-bit guest has no L4: ignored
-        domain.frames.pin(mfn, domain.domid, level)
+        observe.pin(current, mfn, level)
 
 
 @ops.sub(MMUEXT_PIN_L1_TABLE)
@@ -116,7 +117,7 @@ def pin_l4_table(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_UNPIN_TABLE)
 def unpin_table(current: Current, op: mmuext_op_t) -> None:
     """Let a pinned table go; EINVAL if it is not pinned."""
-    current.domain.frames.unpin(op.arg1, current.domain.domid)
+    observe.unpin(current, op.arg1)
 
 
 @ops.sub(MMUEXT_NEW_BASEPTR)

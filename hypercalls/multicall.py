@@ -75,7 +75,7 @@ def _enough(current: Current, done: int) -> bool:
 def _call(current: Current, number: int, args: tuple[int, ...]) -> int:
     assert current.table is not None
     if number == Nr.multicall:
-        current.domain.log("a multicall inside a multicall is refused")
+        current.log("a multicall inside a multicall is refused")
         return -EINVAL
     return current.table.call(current, number, args)
 

@@ -25,7 +25,7 @@ from xenemu.abi.sched import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
-from xenemu.hv import scheduler
+from xenemu.hv import event_channel, scheduler, waking
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0
@@ -86,15 +86,15 @@ def poll(current: Current, op: sched_poll) -> None:
         raise XenError(EINVAL, f"{op.nr_ports} ports to poll: {MAX_POLL_PORTS} are allowed")
     if _upcall_due(current):
         return
-    port = scheduler.ANY_PORT
+    port = waking.ANY_PORT
     for index in range(op.nr_ports):
         port = current.read_uint(op.ports + 4 * index, 4)
-        if domain.events.is_pending(domain, port):
+        if event_channel.is_pending(domain, port):
             return
     # With several ports, an event on any other one ends the wait too, as the ABI allows.
-    waited_for = port if op.nr_ports == 1 else scheduler.ANY_PORT
+    waited_for = port if op.nr_ports == 1 else waking.ANY_PORT
     if op.timeout:
-        domain.timers.set((scheduler.POLL, vcpu.vcpu_id), op.timeout)
+        domain.timers.set((waking.POLL, vcpu.vcpu_id), op.timeout)
     scheduler.block(current, frozenset({waited_for}))
 
 

@@ -21,6 +21,7 @@ from xenemu.hv.dispatch import INT, PV, U64, ULONG, Hypercall
 from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import PGT_l1_page_table
+from xenemu.hv.observe import mod_entry
 from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, Mfn, walk
 
@@ -44,8 +45,7 @@ def do_update_va_mapping_otherdomain(
 
 
 def _update(current: Current, va: int, value: int, flags: int, pg_owner: int) -> int:
-    domain = current.domain
-    if domain.frames.mod_entry(guest_l1e(current, va), value, pg_owner):
+    if mod_entry(current, guest_l1e(current, va), value, pg_owner):
         current.cpu.flush_tlb()
     _flush(current, va, flags)
     return 0

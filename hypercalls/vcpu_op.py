@@ -37,7 +37,7 @@ from xenemu.abi.vcpu import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import NotModelled, XenError
-from xenemu.hv import scheduler
+from xenemu.hv import scheduler, waking
 from xenemu.hv.clock import update_time
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.domain import Current
@@ -194,7 +194,7 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
     selector = vcpu_field(domain, vcpu, "evtchn_pending_sel")
     domain.memory.write_uint(selector, domain.shared_info_width, -1)
     if mark_events_pending(domain, vcpu):
-        scheduler.wake(domain, vcpu)
+        waking.wake(domain, vcpu)
     update_time(current, vcpu)
 
 

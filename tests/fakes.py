@@ -12,14 +12,16 @@ from xenemu.dom0.toolstack import create
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
-from xenemu.hv.domain import Current, Domain, Ring
-from xenemu.hv.event_channel import DOM0, EventChannels
+from xenemu.hv.domain import DOM0, Current, Domain, Ring
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
+from xenemu.hv.observe import mod_entry
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames, PGT_l4_page_table
+from xenemu.hv.state.events import EventChannels
 from xenemu.hv.vcpu import Vcpu
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
 from xenemu.pv.paging import translate
@@ -164,8 +166,8 @@ def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
 
 def connect_to_dom0(domain: Domain, name: str) -> int:
     """A port of the domain's that is connected to dom0's backend `name`."""
-    port = domain.events.alloc_unbound(domain, DOM0)
-    domain.events.bind_from_dom0(domain, port, name)
+    port = event_channel.alloc_unbound(domain, DOM0)
+    event_channel.bind_from_dom0(domain, port, name)
     return port
 
 
@@ -212,7 +214,7 @@ def protect(current: Current, *mfns: int) -> None:
     domain = current.domain
     for mfn in mfns:
         entry = domain.memory.words[(L1 << 9) + mfn] & ~RW
-        domain.frames.mod_entry((L1 << 12) + 8 * mfn, entry, domain.domid)
+        mod_entry(current, (L1 << 12) + 8 * mfn, entry, domain.domid)
 
 
 PAGE_FAULT = Delivered(Event.EXCEPTION, 14)

@@ -161,7 +161,7 @@ def test_a_standing_answer_is_one_calm_line(current: Current, told: list[str]) -
 
 
 def test_what_is_refused_outside_hypercalls(current: Current, told: list[str]) -> None:
-    current.domain.log("no store here")
+    current.log("no store here")
     assert told[0].startswith("xenemu: at 0.000000 s on vcpu 0, no store here\n  called from:\n")
 
 
@@ -175,7 +175,7 @@ def test_the_same_refusal_is_counted(current: Current, code: Code) -> None:
     explainer = Explainer(code, told.append)
     Watch(current).add(explainer)
     for port in range(1, 8):
-        current.domain.log(f"port {port} is no more")
+        current.log(f"port {port} is no more")
     assert len(told) == 1
     explainer.close()
     assert told[1:] == ["xenemu: 6 times more at 0x21000: port # is no more\n"]
@@ -184,7 +184,7 @@ def test_the_same_refusal_is_counted(current: Current, code: Code) -> None:
 def test_another_place_is_another_refusal(current: Current, told: list[str]) -> None:
     for rip in (0x21000, 0x22000):
         current.cpu.rip = rip
-        current.domain.log("no")
+        current.log("no")
     assert len(told) == 2
 
 
@@ -194,7 +194,7 @@ def test_there_is_an_end_of_refusals(current: Current, code: Code) -> None:
     Watch(current).add(explainer)
     for rip in range(REFUSALS + 10):
         current.cpu.rip = rip
-        current.domain.log("no")
+        current.log("no")
     assert len(told) == REFUSALS
     explainer.close()
     assert told[REFUSALS:] == [f"xenemu: 10 more that were not told, after {REFUSALS} kinds\n"]

@@ -86,7 +86,7 @@ def test_calls_have_the_names_of_their_table(current, kernel):
 
 def test_frames_that_were_refused_are_told(current, kernel):
     current.domain.frames.get_page_and_type(40, 1, 1)
-    current.domain.log(f"no store to {current.domain.frames.describe(40)}")
+    current.log(f"no store to {current.domain.frames.describe(40)}")
     lines = section(report(current, kernel), "What was refused or faulted on")
     assert lines == ["mfn 0x28 was made l1_page_table by the domain builder"]
 
@@ -99,7 +99,7 @@ def test_the_address_that_a_crash_was_for_is_told(current, kernel):
 
 
 def test_refusals_outside_hypercalls(current, kernel):
-    current.domain.log("the page table in mfn 0x20 may not be written")
+    current.log("the page table in mfn 0x20 may not be written")
     lines = section(report(current, kernel), "Refused outside hypercalls:")
     assert lines == ["the page table in mfn 0x20 may not be written"]
 

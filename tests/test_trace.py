@@ -19,6 +19,7 @@ from xenemu.abi.xen import (
     mmuext_op,
     multicall_entry,
 )
+from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg
 from xenemu.hv.domain import Current
 from xenemu.peek import Code
@@ -151,13 +152,13 @@ def test_refused_changes_are_no_changes(current: Current, code: Code) -> None:
 def test_events(current: Current, code: Code) -> None:
     domain = current.domain
     lines = Lines(current, code, "events")
-    port = domain.events.bind_ipi(domain, 0)
-    domain.events.send(domain, port)
-    domain.events.send(domain, port)
+    port = event_channel.bind_ipi(domain, 0)
+    event_channel.send(domain, port)
+    event_channel.send(domain, port)
     traps.deliver_event(current)
-    virq = domain.events.bind_virq(domain, 0, 0)
+    virq = event_channel.bind_virq(domain, 0, 0)
     domain.memory.bytes[domain.shared_info_maddr + 2560] |= 1 << virq  # evtchn_mask
-    domain.events.send_virq(domain, 0)
+    event_channel.send_virq(domain, 0)
     assert lines == [
         "event: port 1 (ipi) raised for vcpu 0",
         "event: port 1 (ipi) raised for vcpu 0, pending already",
@@ -238,7 +239,7 @@ def test_json_has_the_documented_keys(current: Current, code: Code) -> None:
     protect(current, SPARE)
     mmuext(current, MMUEXT_PIN_L4_TABLE, SPARE)
     call(current, Nr.xsm_op, 0)
-    current.domain.events.send(current.domain, current.domain.events.bind_ipi(current.domain, 0))
+    event_channel.send(current.domain, event_channel.bind_ipi(current.domain, 0))
     traps.inject(current, GP, 0)
     events = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)

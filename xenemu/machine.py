@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -181,10 +180,8 @@ class Machine:
 
     def snapshot(self) -> Snapshot:
         """Keep what the machine is now; not while it runs."""
-        with self._unwatched():
-            domain = DomainSnapshot(self.domain)
         return Snapshot(
-            domain,
+            DomainSnapshot(self.domain),
             self.current.vcpu.vcpu_id,
             self.current.environment,
             self.engine.keep(),
@@ -195,8 +192,7 @@ class Machine:
     def restore(self, snapshot: Snapshot) -> None:
         """Make the machine what it was at a snapshot that it took; not while it runs."""
         current = self.current
-        with self._unwatched():
-            self.domain = current.domain = snapshot.domain.restore(self.domain)
+        self.domain = current.domain = snapshot.domain.restore(self.domain)
         current.vcpu = self.domain.vcpus[snapshot.vcpu_id]
         current.environment = snapshot.environment
         self.engine.put_back(snapshot.engine)
@@ -204,19 +200,6 @@ class Machine:
         self.engine.attach(self.exits)
         self.samples = copy.deepcopy(snapshot.samples)
         self.next_audit_ns = snapshot.next_audit_ns
-
-    @contextmanager
-    def _unwatched(self) -> Iterator[None]:
-        """Without observers; after it they watch what the domain is then."""
-        watch = self.current.watch
-        if watch is None:
-            yield
-            return
-        watch.pause()
-        try:
-            yield
-        finally:
-            watch.resume()
 
     def run(
         self,

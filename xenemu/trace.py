@@ -41,10 +41,11 @@ from xenemu.abi.xen import Nr
 from xenemu.decode import VIRQS, Call, format_args
 from xenemu.hv.dispatch import Hypercall, format_result
 from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.event_channel import Channel
+from xenemu.hv.event_channel import is_masked
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.observe import Observer, Watch
 from xenemu.hv.shared_info import UPCALL_MASK
+from xenemu.hv.state.events import Channel
 from xenemu.peek import Code, caller, in_kernel
 from xenemu.x86.paging import (
     ENTRIES,
@@ -170,7 +171,7 @@ class Tracer(Observer):
         event: Event = {"port": port, "what": _what(channel), "vcpu_notified": channel.notify_vcpu}
         if was_pending:
             event["pending"] = True
-        if events.abi.is_masked(current.domain, port):
+        if is_masked(current.domain, port):
             event["masked"] = True
         self._tell("events", "raised", _place(current), event)
 

@@ -15,12 +15,11 @@ from fakes import FIRST_GUEST_FRAME, make_current
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu.dom0.backend import RingBackend
 from xenemu.errors import XenError
-from xenemu.hv import backend
+from xenemu.hv import backend, event_channel
 from xenemu.hv.audit import audit
 from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
-from xenemu.hv.domain import Current, Domain, Ring
-from xenemu.hv.event_channel import DOM0
+from xenemu.hv.domain import DOM0, Current, Domain, Ring
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due
@@ -71,7 +70,7 @@ def current() -> Current:
 @pytest.fixture
 def echo(current: Current) -> Echo:
     domain = current.domain
-    echo = Echo(ring=Ring(PAGE, domain.events.alloc_unbound(domain, DOM0)))
+    echo = Echo(ring=Ring(PAGE, event_channel.alloc_unbound(domain, DOM0)))
     attach(domain, [echo])
     return echo
 
@@ -79,7 +78,7 @@ def echo(current: Current) -> Echo:
 def ask(current: Current, echo: Echo, request: bytes) -> None:
     assert echo.ring is not None
     current.domain.memory.write(Maddr(PAGE * PAGE_SIZE), request)
-    current.domain.events.send(current.domain, echo.ring.port)
+    event_channel.send(current.domain, echo.ring.port)
 
 
 def wait(current: Current) -> bytes:
@@ -91,9 +90,9 @@ def wait(current: Current) -> bytes:
 def test_a_request_is_answered_when_its_time_has_come(current: Current, echo: Echo) -> None:
     assert echo.ring is not None
     ask(current, echo, b"abcdefgh")
-    assert not current.domain.events.is_pending(current.domain, echo.ring.port)
+    assert not event_channel.is_pending(current.domain, echo.ring.port)
     assert wait(current) == b"hgfedcba"
-    assert current.domain.events.is_pending(current.domain, echo.ring.port)
+    assert event_channel.is_pending(current.domain, echo.ring.port)
 
 
 def test_the_audit_knows_what_a_backend_holds(current: Current, echo: Echo) -> None:
@@ -106,7 +105,7 @@ def test_the_audit_knows_what_a_backend_holds(current: Current, echo: Echo) -> N
 
 def test_a_port_that_waits_for_another_is_not_connected(current: Current) -> None:
     domain = current.domain
-    port = domain.events.alloc_unbound(domain, 7)
+    port = event_channel.alloc_unbound(domain, 7)
     with pytest.raises(XenError):
         attach(domain, [Echo(ring=Ring(PAGE, port))])
     assert audit(domain) == []

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import pickle
-from types import SimpleNamespace
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.dom0.console import IN, INPUT_LIMIT, OUT, OUTPUT_LIMIT, Console
+from xenemu.hv import event_channel
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 MFN = Mfn(1)
 PORT = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _events() -> Iterator[None]:
+    """A reduced domain notes the events that it is sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            event_channel, "notify_from_dom0", lambda guest, port: guest.raised.append(port)
+        )
+        yield
 
 
 class Guest:
@@ -24,7 +35,6 @@ class Guest:
         self.memory = Memory(2)
         self.output = bytearray()
         self.raised: list[int] = []
-        self.events = SimpleNamespace(notify_from_dom0=lambda _, port: self.raised.append(port))
         self.console = Console(MFN, PORT)
 
     def write_index(self, offset: int, value: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from types import SimpleNamespace
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -19,11 +19,22 @@ from xenemu.abi.io.xs_wire import (
 from xenemu.dom0.xenstore import REQ, RSP, XenstoreRing
 from xenemu.dom0.xenstore_model import MAX_OUTSTANDING
 from xenemu.dom0.xenstore_nodes import populate
+from xenemu.hv import event_channel
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 MFN = Mfn(1)
 PORT = 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _events() -> Iterator[None]:
+    """A reduced domain notes the events that it is sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            event_channel, "notify_from_dom0", lambda guest, port: guest.raised.append(port)
+        )
+        yield
 
 
 class Guest:
@@ -32,7 +43,6 @@ class Guest:
     def __init__(self) -> None:
         self.memory = Memory(2)
         self.raised: list[int] = []
-        self.events = SimpleNamespace(notify_from_dom0=lambda _, port: self.raised.append(port))
         self.ring = XenstoreRing(MFN, PORT)
         self.ring.connection = self.ring.store.connect(1)
         populate(self.ring.store, 1, "guest", bytes(16), 65536, 1, Mfn(2), 2, MFN, PORT)

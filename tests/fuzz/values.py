@@ -12,7 +12,6 @@ from typing import Any
 
 from fuzz.world import MASK64, World
 from xenemu.abi.xen import DOMID_IO, DOMID_SELF, DOMID_XEN
-from xenemu.hv.event_fifo import Fifo
 from xenemu.hv.frame_table import LEVELS
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.x86.paging import NX, PAGE_SHIFT, PAT, PCD, PSE, PWT, RW, US, A, D, G, P
@@ -80,8 +79,8 @@ class Values:
             list(frames.heap)[-8:],
             [0, 1, frames.memory.nr_frames - 1, frames.memory.nr_frames],
         ]
-        if isinstance(domain.events.abi, Fifo):
-            groups.append(domain.events.abi.array)
+        if domain.events.fifo is not None:
+            groups.append(domain.events.fifo.array)
         if isinstance(domain.arch, PvDomain):
             groups.append([*domain.arch.perdomain_l1, domain.arch.xen_gdt, domain.arch.zero_page])
             state = domain.vcpus[0].arch

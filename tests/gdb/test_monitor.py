@@ -15,6 +15,7 @@ from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import KASLR_STEP, find_offset
+from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.p2m import P2m
 from xenemu.image import SymbolFile
@@ -185,9 +186,9 @@ def test_calls_are_told_as_a_trace_tells_them(breaks, target, said):
 
 def test_an_event_holds_the_guest(breaks, target, said):
     domain = target.machine.domain
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     breaks.on_event(str(port))
-    domain.events.set_pending(domain, port)
+    event_channel.set_pending(domain, port)
     assert said == [f"an event was raised on port {port}"]
 
 

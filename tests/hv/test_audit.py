@@ -10,12 +10,13 @@ from fakes import make_current, make_pvh_current
 from xenemu.abi.event_channel import EVTCHNSTAT_closed
 from xenemu.abi.grant_table import GNTMAP_device_map, GTF_permit_access, grant_entry_v1
 from xenemu.abi.xen import Virq
+from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
 from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import Active, pin_increment
 from xenemu.hv.maptrack import Mapping
-from xenemu.hv.scheduler import POLL
+from xenemu.hv.waking import POLL
 from xenemu.x86.paging import Maddr, Mfn
 
 GRANTED = Mfn(30)
@@ -25,12 +26,12 @@ def busy_domain() -> Domain:
     """A domain that has one of each: a connection, a VIRQ, FIFO pages, a mapped grant."""
     domain = make_current().domain
     domain.frames.add_to_heap([7, 8])
-    events, grants = domain.events, domain.grants
-    port = events.alloc_unbound(domain, domain.domid)
-    events.bind_interdomain(domain, domain.domid, port)
-    events.bind_virq(domain, Virq.TIMER, 0)
-    events.init_control(domain, 0, 20, 0)
-    events.expand_array(domain, 21)
+    grants = domain.grants
+    port = event_channel.alloc_unbound(domain, domain.domid)
+    event_channel.bind_interdomain(domain, domain.domid, port)
+    event_channel.bind_virq(domain, Virq.TIMER, 0)
+    event_channel.init_control(domain, 0, 20, 0)
+    event_channel.expand_array(domain, 21)
     grants.grow(domain, 1)
     entry = grant_entry_v1(GTF_permit_access, domain.domid, GRANTED)
     domain.memory.write(Maddr((grants.frames[0] << 12) + 8 * 9), entry.pack(8))

@@ -70,6 +70,6 @@ def test_a_struct_that_straddles_pages_goes_both_ways(current: Current) -> None:
 
 def test_the_log_of_refusals_is_bounded(current: Current) -> None:
     for n in range(1000):
-        current.domain.log(str(n))
+        current.log(str(n))
     assert len(current.domain.refusals) < 100
     assert current.domain.refusals[-1] == "999"

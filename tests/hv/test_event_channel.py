@@ -19,10 +19,11 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.domain import DOMID, Domain
-from xenemu.hv.event_channel import Channel
-from xenemu.hv.scheduler import ANY_PORT
 from xenemu.hv.shared_info import event_pending, field, vcpu_field
+from xenemu.hv.state.events import Channel
+from xenemu.hv.waking import ANY_PORT
 
 DOM0 = 0
 STRANGER = 7
@@ -65,30 +66,29 @@ def selector(domain: Domain, vcpu_id: int = 0) -> int:
 
 def loopback(domain: Domain) -> tuple[int, int]:
     """Two ports of one domain, connected, with nothing pending."""
-    unbound = domain.events.alloc_unbound(domain, DOMID)
-    bound = domain.events.bind_interdomain(domain, DOMID, unbound)
+    unbound = event_channel.alloc_unbound(domain, DOMID)
+    bound = event_channel.bind_interdomain(domain, DOMID, unbound)
     domain.memory.write(domain.shared_info_maddr, bytes(4096))
     return unbound, bound
 
 
 def reset(domain: Domain, resuming: bool = False, interrupted: bool = False) -> bool:
-    return domain.events.reset(domain, resuming, lambda: interrupted)
+    return event_channel.reset(domain, resuming, lambda: interrupted)
 
 
 # Ports.
 
 
 def test_the_lowest_free_port_is_taken_and_never_port_0(domain: Domain) -> None:
-    events = domain.events
-    assert [events.bind_ipi(domain, 0) for _ in range(3)] == [1, 2, 3]
-    events.close(domain, 2)
-    assert events.alloc_unbound(domain, STRANGER) == 2
+    assert [event_channel.bind_ipi(domain, 0) for _ in range(3)] == [1, 2, 3]
+    event_channel.close(domain, 2)
+    assert event_channel.alloc_unbound(domain, STRANGER) == 2
 
 
 def test_the_last_port_is_the_domains_limit(domain: Domain) -> None:
-    ports = [domain.events.bind_ipi(domain, 0) for _ in range(domain.events.max_port)]
+    ports = [event_channel.bind_ipi(domain, 0) for _ in range(domain.events.max_port)]
     assert ports[-1] == 1023
-    refused(domain, ENOSPC, lambda: domain.events.bind_ipi(domain, 0))
+    refused(domain, ENOSPC, lambda: event_channel.bind_ipi(domain, 0))
 
 
 @pytest.mark.parametrize(("width", "channels"), [(8, 4096), (4, 1024)])
@@ -96,26 +96,26 @@ def test_the_two_level_abi_has_a_limit_of_its_own(width: int, channels: int) -> 
     domain = make_domain(width)
     domain.events.max_port = 1 << 20
     domain.events.channels = [Channel(EVTCHNSTAT_ipi) for _ in range(channels)]
-    refused(domain, ENOSPC, lambda: domain.events.alloc_unbound(domain, STRANGER))
+    refused(domain, ENOSPC, lambda: event_channel.alloc_unbound(domain, STRANGER))
 
 
 def test_ports_come_into_being_in_groups(domain: Domain) -> None:
-    assert domain.events.status(63).state == EVTCHNSTAT_closed
-    refused(domain, EINVAL, lambda: domain.events.status(64))
+    assert event_channel.status(domain, 63).state == EVTCHNSTAT_closed
+    refused(domain, EINVAL, lambda: event_channel.status(domain, 64))
 
 
 # Virtual interrupts.
 
 
 def test_a_virq_is_raised_on_the_vcpu_that_bound_it(domain: Domain) -> None:
-    port = domain.events.bind_virq(domain, Virq.TIMER, 1)
-    domain.events.send_virq(domain, Virq.TIMER, 1)
+    port = event_channel.bind_virq(domain, Virq.TIMER, 1)
+    event_channel.send_virq(domain, Virq.TIMER, 1)
     assert word(domain, "evtchn_pending") == 1 << port
     assert event_pending(domain, domain.vcpus[1]) and not event_pending(domain, domain.vcpus[0])
 
 
 def test_an_unbound_virq_is_lost(domain: Domain) -> None:
-    domain.events.send_virq(domain, Virq.TIMER, 0)
+    event_channel.send_virq(domain, Virq.TIMER, 0)
     assert not event_pending(domain, domain.vcpus[0])
 
 
@@ -129,17 +129,17 @@ def test_an_unbound_virq_is_lost(domain: Domain) -> None:
     ],
 )
 def test_a_virq_that_cannot_be_bound(domain: Domain, virq: int, vcpu_id: int, errno: int) -> None:
-    domain.events.bind_virq(domain, Virq.DEBUG, 0)
-    refused(domain, errno, lambda: domain.events.bind_virq(domain, virq, vcpu_id))
+    event_channel.bind_virq(domain, Virq.DEBUG, 0)
+    refused(domain, errno, lambda: event_channel.bind_virq(domain, virq, vcpu_id))
 
 
 def test_closing_a_virq_frees_it_to_be_bound_again(domain: Domain) -> None:
-    domain.events.close(domain, domain.events.bind_virq(domain, Virq.TIMER, 0))
-    assert domain.events.bind_virq(domain, Virq.TIMER, 0) == 1
+    event_channel.close(domain, event_channel.bind_virq(domain, Virq.TIMER, 0))
+    assert event_channel.bind_virq(domain, Virq.TIMER, 0) == 1
 
 
 def test_an_ipi_needs_its_vcpu(domain: Domain) -> None:
-    refused(domain, ENOENT, lambda: domain.events.bind_ipi(domain, 2))
+    refused(domain, ENOENT, lambda: event_channel.bind_ipi(domain, 2))
 
 
 # Connections.
@@ -147,55 +147,55 @@ def test_an_ipi_needs_its_vcpu(domain: Domain) -> None:
 
 def test_a_domain_can_connect_to_itself(domain: Domain) -> None:
     unbound, bound = loopback(domain)
-    domain.events.send(domain, bound)
+    event_channel.send(domain, bound)
     assert word(domain, "evtchn_pending") == 1 << unbound
-    domain.events.send(domain, unbound)
+    event_channel.send(domain, unbound)
     assert word(domain, "evtchn_pending") == 1 << unbound | 1 << bound
 
 
 def test_binding_raises_what_may_have_been_lost(domain: Domain) -> None:
-    unbound = domain.events.alloc_unbound(domain, DOMID)
-    bound = domain.events.bind_interdomain(domain, DOMID, unbound)
+    unbound = event_channel.alloc_unbound(domain, DOMID)
+    bound = event_channel.bind_interdomain(domain, DOMID, unbound)
     assert word(domain, "evtchn_pending") == 1 << bound
 
 
 def test_only_a_port_that_waits_for_the_domain_can_be_bound(domain: Domain) -> None:
-    for_another = domain.events.alloc_unbound(domain, STRANGER)
+    for_another = event_channel.alloc_unbound(domain, STRANGER)
     for port in (0, for_another, 63, 64):
-        refused(domain, EINVAL, partial(domain.events.bind_interdomain, domain, DOMID, port))
+        refused(domain, EINVAL, partial(event_channel.bind_interdomain, domain, DOMID, port))
 
 
 def test_closing_one_end_leaves_the_other_waiting(domain: Domain) -> None:
     unbound, bound = loopback(domain)
-    domain.events.close(domain, bound)
-    assert domain.events.status(unbound).state == EVTCHNSTAT_unbound
-    assert domain.events.bind_interdomain(domain, DOMID, unbound) == bound
+    event_channel.close(domain, bound)
+    assert event_channel.status(domain, unbound).state == EVTCHNSTAT_unbound
+    assert event_channel.bind_interdomain(domain, DOMID, unbound) == bound
 
 
 def test_closing_forgets_what_was_pending(domain: Domain) -> None:
     unbound, bound = loopback(domain)
-    domain.events.send(domain, bound)
-    domain.events.close(domain, unbound)
+    event_channel.send(domain, bound)
+    event_channel.close(domain, unbound)
     assert word(domain, "evtchn_pending") == 0
 
 
 @pytest.mark.parametrize("port", [0, 5, 64])
 def test_a_port_not_in_use_cannot_be_closed(domain: Domain, port: int) -> None:
-    refused(domain, EINVAL, lambda: domain.events.close(domain, port))
+    refused(domain, EINVAL, lambda: event_channel.close(domain, port))
 
 
 def test_reset_closes_every_port(domain: Domain) -> None:
     loopback(domain)
-    domain.events.bind_virq(domain, Virq.TIMER, 0)
+    event_channel.bind_virq(domain, Virq.TIMER, 0)
     assert reset(domain)
     assert all(channel.state == EVTCHNSTAT_closed for channel in domain.events.channels)
     assert not domain.events.virqs
 
 
 def test_a_reset_is_interrupted_by_events_and_resumed(domain: Domain) -> None:
-    ports = [domain.events.bind_ipi(domain, 0) for _ in range(100)]
+    ports = [event_channel.bind_ipi(domain, 0) for _ in range(100)]
     assert not reset(domain, interrupted=True)
-    assert [domain.events.status(port).state for port in ports[62:66]] == [
+    assert [event_channel.status(domain, port).state for port in ports[62:66]] == [
         *[EVTCHNSTAT_closed] * 2,
         *[EVTCHNSTAT_ipi] * 2,
     ]
@@ -205,19 +205,19 @@ def test_a_reset_is_interrupted_by_events_and_resumed(domain: Domain) -> None:
 
 
 def test_only_an_interrupted_reset_is_resumed(domain: Domain) -> None:
-    domain.events.bind_ipi(domain, 0)
+    event_channel.bind_ipi(domain, 0)
     refused(domain, EBUSY, lambda: reset(domain, resuming=True))
 
 
 def test_a_port_that_is_opened_during_a_reset_stays(domain: Domain) -> None:
     for _ in range(100):
-        domain.events.bind_ipi(domain, 0)
+        event_channel.bind_ipi(domain, 0)
     reset(domain, interrupted=True)
-    assert domain.events.bind_ipi(domain, 0) == 1
+    assert event_channel.bind_ipi(domain, 0) == 1
     with pytest.raises(XenError) as error:
         reset(domain, resuming=True)
     assert error.value.errno == EAGAIN
-    assert domain.events.status(1).state == EVTCHNSTAT_ipi
+    assert event_channel.status(domain, 1).state == EVTCHNSTAT_ipi
     assert reset(domain)
 
 
@@ -228,64 +228,63 @@ def test_an_event_to_dom0_reaches_its_backend(domain: Domain) -> None:
     backend = Backend()
     domain.backends["console"] = backend  # type: ignore[assignment]
     port = connect_to_dom0(domain, "console")
-    domain.events.send(domain, port)
+    event_channel.send(domain, port)
     assert backend.told == 1
-    assert domain.events.status(port).remote_domid == DOM0
+    assert event_channel.status(domain, port).remote_domid == DOM0
 
 
 def test_a_closed_backend_port_can_be_bound_again(domain: Domain) -> None:
     backend = Backend()
     domain.backends["xenstore"] = backend  # type: ignore[assignment]
     port = connect_to_dom0(domain, "xenstore")
-    dom0_port = domain.events.status(port).remote_port
-    refused(domain, EINVAL, lambda: domain.events.bind_interdomain(domain, DOM0, dom0_port))
-    domain.events.close(domain, port)
-    port = domain.events.bind_interdomain(domain, DOM0, dom0_port)
-    domain.events.send(domain, port)
+    dom0_port = event_channel.status(domain, port).remote_port
+    refused(domain, EINVAL, lambda: event_channel.bind_interdomain(domain, DOM0, dom0_port))
+    event_channel.close(domain, port)
+    port = event_channel.bind_interdomain(domain, DOM0, dom0_port)
+    event_channel.send(domain, port)
     assert backend.told == 1
 
 
 def test_dom0_has_no_other_port_to_bind(domain: Domain) -> None:
-    refused(domain, EINVAL, lambda: domain.events.bind_interdomain(domain, DOM0, 32))
+    refused(domain, EINVAL, lambda: event_channel.bind_interdomain(domain, DOM0, 32))
 
 
 def test_dom0_binds_only_to_a_port_that_waits_for_it(domain: Domain) -> None:
-    for port in (domain.events.alloc_unbound(domain, STRANGER), domain.events.bind_ipi(domain, 0)):
-        refused(domain, EINVAL, lambda port=port: domain.events.bind_from_dom0(domain, port, "x"))
+    for port in (event_channel.alloc_unbound(domain, STRANGER), event_channel.bind_ipi(domain, 0)):
+        refused(domain, EINVAL, lambda port=port: event_channel.bind_from_dom0(domain, port, "x"))
     assert not domain.events.dom0_ports
 
 
 def test_dom0_tells_whatever_port_the_guest_has_bound_to_its_own(domain: Domain) -> None:
-    events = domain.events
     port = connect_to_dom0(domain, "console")
-    dom0_port = events.status(port).remote_port
-    events.close(domain, port)
-    assert events.bind_ipi(domain, 0) == port
-    events.notify_from_dom0(domain, dom0_port)  # lost: nobody is there
+    dom0_port = event_channel.status(domain, port).remote_port
+    event_channel.close(domain, port)
+    assert event_channel.bind_ipi(domain, 0) == port
+    event_channel.notify_from_dom0(domain, dom0_port)  # lost: nobody is there
     assert word(domain, "evtchn_pending") == 0
-    other = events.bind_interdomain(domain, DOM0, dom0_port)
-    events.unmask(domain, other)
-    assert not events.is_pending(domain, port)
-    events.notify_from_dom0(domain, dom0_port)
-    assert events.is_pending(domain, other) and not events.is_pending(domain, port)
+    other = event_channel.bind_interdomain(domain, DOM0, dom0_port)
+    event_channel.unmask(domain, other)
+    assert not event_channel.is_pending(domain, port)
+    event_channel.notify_from_dom0(domain, dom0_port)
+    assert event_channel.is_pending(domain, other) and not event_channel.is_pending(domain, port)
 
 
 # Sending.
 
 
 def test_an_unbound_port_swallows_events(domain: Domain) -> None:
-    domain.events.send(domain, domain.events.alloc_unbound(domain, STRANGER))
+    event_channel.send(domain, event_channel.alloc_unbound(domain, STRANGER))
     assert word(domain, "evtchn_pending") == 0
 
 
 def test_nothing_can_be_sent_on_a_virq_or_a_closed_port(domain: Domain) -> None:
-    virq = domain.events.bind_virq(domain, Virq.TIMER, 0)
+    virq = event_channel.bind_virq(domain, Virq.TIMER, 0)
     for port in (virq, 0, 63, 1000):
-        refused(domain, EINVAL, partial(domain.events.send, domain, port))
+        refused(domain, EINVAL, partial(event_channel.send, domain, port))
 
 
 def test_an_event_on_a_closed_port_is_ignored(domain: Domain) -> None:
-    domain.events.set_pending(domain, 5)
+    event_channel.set_pending(domain, 5)
     assert word(domain, "evtchn_pending") == 0
 
 
@@ -295,45 +294,45 @@ def test_an_event_on_a_closed_port_is_ignored(domain: Domain) -> None:
 @pytest.mark.parametrize("width", [8, 4])
 def test_an_event_sets_pending_selector_and_upcall(width: int) -> None:
     domain = make_domain(width)
-    ports = [domain.events.bind_ipi(domain, 0) for _ in range(70)]
-    domain.events.send(domain, ports[-1])
+    ports = [event_channel.bind_ipi(domain, 0) for _ in range(70)]
+    event_channel.send(domain, ports[-1])
     assert selector(domain) == 1 << 70 // (8 * width)
     assert event_pending(domain, domain.vcpus[0])
 
 
 def test_a_masked_event_is_pending_without_an_upcall(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_mask"), 8, 1 << port)
-    domain.events.send(domain, port)
+    event_channel.send(domain, port)
     assert word(domain, "evtchn_pending") == 1 << port
     assert selector(domain) == 0 and not event_pending(domain, domain.vcpus[0])
 
 
 def test_an_event_already_pending_is_not_raised_again(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_pending"), 8, 1 << port)
-    domain.events.send(domain, port)
+    event_channel.send(domain, port)
     assert selector(domain) == 0
 
 
 def test_unmasking_delivers_what_is_pending(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_mask"), 8, 1 << port)
-    domain.events.send(domain, port)
-    domain.events.unmask(domain, port)
+    event_channel.send(domain, port)
+    event_channel.unmask(domain, port)
     assert word(domain, "evtchn_mask") == 0
     assert event_pending(domain, domain.vcpus[0])
 
 
 def test_unmasking_what_is_not_masked_delivers_nothing(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_pending"), 8, 1 << port)
-    domain.events.unmask(domain, port)
+    event_channel.unmask(domain, port)
     assert not event_pending(domain, domain.vcpus[0])
 
 
 def test_a_port_that_does_not_exist_cannot_be_unmasked(domain: Domain) -> None:
-    refused(domain, EINVAL, lambda: domain.events.unmask(domain, 64))
+    refused(domain, EINVAL, lambda: event_channel.unmask(domain, 64))
 
 
 # Waking.
@@ -342,7 +341,7 @@ def test_a_port_that_does_not_exist_cannot_be_unmasked(domain: Domain) -> None:
 def test_an_event_wakes_the_vcpu_that_it_notifies(domain: Domain) -> None:
     for vcpu in domain.vcpus:
         vcpu.blocked = True
-    domain.events.send(domain, domain.events.bind_ipi(domain, 1))
+    event_channel.send(domain, event_channel.bind_ipi(domain, 1))
     assert [vcpu.blocked for vcpu in domain.vcpus] == [True, False]
 
 
@@ -350,11 +349,11 @@ def test_an_event_wakes_the_vcpu_that_it_notifies(domain: Domain) -> None:
 def test_a_masked_event_wakes_who_polls_for_it(
     domain: Domain, polled: set[int], woken: bool
 ) -> None:
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_mask"), 8, 1 << port)
     vcpu = domain.vcpus[0]
     vcpu.blocked, vcpu.poll_ports = True, frozenset(polled)
-    domain.events.send(domain, port)
+    event_channel.send(domain, port)
     assert vcpu.blocked is not woken
 
 
@@ -363,34 +362,34 @@ def test_a_masked_event_wakes_who_polls_for_it(
 
 def test_an_interdomain_port_moves_to_another_vcpu(domain: Domain) -> None:
     unbound, bound = loopback(domain)
-    domain.events.bind_vcpu(domain, unbound, 1)
-    domain.events.send(domain, bound)
+    event_channel.bind_vcpu(domain, unbound, 1)
+    event_channel.send(domain, bound)
     assert event_pending(domain, domain.vcpus[1]) and not event_pending(domain, domain.vcpus[0])
 
 
 def test_closing_a_port_takes_it_back_to_vcpu_0(domain: Domain) -> None:
-    port = domain.events.alloc_unbound(domain, STRANGER)
-    domain.events.bind_vcpu(domain, port, 1)
-    domain.events.close(domain, port)
-    assert domain.events.status(port).notify_vcpu == 0
+    port = event_channel.alloc_unbound(domain, STRANGER)
+    event_channel.bind_vcpu(domain, port, 1)
+    event_channel.close(domain, port)
+    assert event_channel.status(domain, port).notify_vcpu == 0
 
 
 def test_a_port_that_cannot_move(domain: Domain) -> None:
-    timer = domain.events.bind_virq(domain, Virq.TIMER, 0)
-    ipi = domain.events.bind_ipi(domain, 0)
+    timer = event_channel.bind_virq(domain, Virq.TIMER, 0)
+    ipi = event_channel.bind_ipi(domain, 0)
     for port, vcpu_id, errno in (
         (timer, 1, EINVAL),
         (ipi, 1, EINVAL),
         (9, 1, EINVAL),
         (timer, 2, ENOENT),
     ):
-        refused(domain, errno, partial(domain.events.bind_vcpu, domain, port, vcpu_id))
+        refused(domain, errno, partial(event_channel.bind_vcpu, domain, port, vcpu_id))
 
 
 def test_a_global_virq_moves(domain: Domain) -> None:
-    port = domain.events.bind_virq(domain, Virq.DOM_EXC, 0)
-    domain.events.bind_vcpu(domain, port, 1)
-    domain.events.send_virq(domain, Virq.DOM_EXC)
+    port = event_channel.bind_virq(domain, Virq.DOM_EXC, 0)
+    event_channel.bind_vcpu(domain, port, 1)
+    event_channel.send_virq(domain, Virq.DOM_EXC)
     assert event_pending(domain, domain.vcpus[1])
 
 
@@ -398,7 +397,7 @@ def test_a_global_virq_moves(domain: Domain) -> None:
 
 
 def test_the_two_level_abi_has_neither_array_nor_priorities(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 0)
-    refused(domain, EOPNOTSUPP, lambda: domain.events.expand_array(domain, 20))
-    refused(domain, ENOSYS, lambda: domain.events.set_priority(port, 0))
-    assert domain.events.status(port).state != EVTCHNSTAT_interdomain
+    port = event_channel.bind_ipi(domain, 0)
+    refused(domain, EOPNOTSUPP, lambda: event_channel.expand_array(domain, 20))
+    refused(domain, ENOSYS, lambda: event_channel.set_priority(domain, port, 0))
+    assert event_channel.status(domain, port).state != EVTCHNSTAT_interdomain

@@ -16,9 +16,9 @@ from xenemu.abi.event_channel import (
     EVTCHN_FIFO_PENDING,
 )
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.domain import Domain
-from xenemu.hv.event_2l import TwoLevel
-from xenemu.hv.event_fifo import WORDS_PER_PAGE, Fifo
+from xenemu.hv.event_fifo import WORDS_PER_PAGE
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.shared_info import event_pending, field
 from xenemu.x86.paging import Maddr, Mfn
@@ -35,9 +35,9 @@ def domain() -> Domain:
     """A domain with four IPI ports, a control block of vcpu 0, and one page of event words."""
     domain = make_domain(vcpus=2)
     for _ in range(4):
-        domain.events.bind_ipi(domain, 0)
-    domain.events.init_control(domain, 0, CONTROL, OFFSET)
-    domain.events.expand_array(domain, ARRAY)
+        event_channel.bind_ipi(domain, 0)
+    event_channel.init_control(domain, 0, CONTROL, OFFSET)
+    event_channel.expand_array(domain, ARRAY)
     return domain
 
 
@@ -70,62 +70,62 @@ def refused(domain: Domain, errno: int, action: Callable[[], object]) -> None:
 
 
 def test_the_first_event_becomes_the_head(domain: Domain) -> None:
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     assert word(domain, 2) == PENDING | LINKED
     assert head(domain) == 2 and ready(domain) == 1 << DEFAULT
     assert event_pending(domain, domain.vcpus[0])
 
 
 def test_the_next_event_is_linked_behind_the_tail(domain: Domain) -> None:
-    domain.events.send(domain, 2)
-    domain.events.send(domain, 3)
+    event_channel.send(domain, 2)
+    event_channel.send(domain, 3)
     assert word(domain, 2) & EVTCHN_FIFO_LINK_MASK == 3
     assert word(domain, 3) == PENDING | LINKED
     assert head(domain) == 2
 
 
 def test_an_event_behind_a_consumed_tail_becomes_the_head(domain: Domain) -> None:
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     set_word(domain, 2, 0)
-    domain.events.send(domain, 3)
+    event_channel.send(domain, 3)
     assert head(domain) == 3
     assert word(domain, 2) == 0
 
 
 def test_the_tail_itself_can_come_again(domain: Domain) -> None:
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     set_word(domain, 2, 0)
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     assert word(domain, 2) == PENDING | LINKED
     assert head(domain) == 2
 
 
 def test_a_masked_event_is_pending_and_not_linked(domain: Domain) -> None:
     set_word(domain, 2, MASKED)
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     assert word(domain, 2) == PENDING | MASKED
     assert ready(domain) == 0 and not event_pending(domain, domain.vcpus[0])
 
 
 def test_unmasking_links_what_is_pending(domain: Domain) -> None:
     set_word(domain, 2, PENDING | MASKED)
-    domain.events.unmask(domain, 2)
+    event_channel.unmask(domain, 2)
     assert word(domain, 2) == PENDING | LINKED
     assert head(domain) == 2
 
 
 def test_a_linked_event_keeps_its_place(domain: Domain) -> None:
-    domain.events.send(domain, 2)
-    domain.events.send(domain, 3)
+    event_channel.send(domain, 2)
+    event_channel.send(domain, 3)
     set_word(domain, 2, word(domain, 2) & ~PENDING)
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     assert word(domain, 2) == PENDING | LINKED | 3
 
 
 def test_each_priority_has_its_own_queue(domain: Domain) -> None:
-    domain.events.set_priority(3, 0)
-    domain.events.send(domain, 2)
-    domain.events.send(domain, 3)
+    event_channel.set_priority(domain, 3, 0)
+    event_channel.send(domain, 2)
+    event_channel.send(domain, 3)
     assert (head(domain, DEFAULT), head(domain, 0)) == (2, 3)
     assert ready(domain) == 1 << DEFAULT | 1
 
@@ -133,19 +133,19 @@ def test_each_priority_has_its_own_queue(domain: Domain) -> None:
 def test_an_event_that_left_its_queue_for_another_is_no_tail_of_the_old_one(
     domain: Domain,
 ) -> None:
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     set_word(domain, 2, 0)
-    domain.events.set_priority(2, 0)
-    domain.events.send(domain, 2)
-    domain.events.send(domain, 3)
+    event_channel.set_priority(domain, 2, 0)
+    event_channel.send(domain, 2)
+    event_channel.send(domain, 3)
     assert word(domain, 2) == PENDING | LINKED
     assert (head(domain, 0), head(domain, DEFAULT)) == (2, 3)
 
 
 def test_a_word_full_of_nonsense_is_survived(domain: Domain) -> None:
-    domain.events.send(domain, 2)
+    event_channel.send(domain, 2)
     set_word(domain, 2, 0xFFFFFFFF)
-    domain.events.send(domain, 3)
+    event_channel.send(domain, 3)
     assert word(domain, 2) & EVTCHN_FIFO_LINK_MASK == 3
 
 
@@ -153,19 +153,19 @@ def test_a_word_full_of_nonsense_is_survived(domain: Domain) -> None:
 
 
 def test_a_closed_port_that_is_still_linked_is_not_reused(domain: Domain) -> None:
-    domain.events.send(domain, 2)
-    domain.events.close(domain, 2)
+    event_channel.send(domain, 2)
+    event_channel.close(domain, 2)
     assert word(domain, 2) == LINKED
-    assert domain.events.bind_ipi(domain, 0) == 5
+    assert event_channel.bind_ipi(domain, 0) == 5
     set_word(domain, 2, 0)
-    assert domain.events.bind_ipi(domain, 0) == 2
+    assert event_channel.bind_ipi(domain, 0) == 2
 
 
 def test_a_new_port_has_the_default_priority(domain: Domain) -> None:
-    domain.events.set_priority(4, 0)
-    domain.events.close(domain, 4)
-    assert domain.events.bind_ipi(domain, 0) == 4
-    assert domain.events.status(4).priority == DEFAULT
+    event_channel.set_priority(domain, 4, 0)
+    event_channel.close(domain, 4)
+    assert event_channel.bind_ipi(domain, 0) == 4
+    assert event_channel.status(domain, 4).priority == DEFAULT
 
 
 # Setting up.
@@ -173,11 +173,11 @@ def test_a_new_port_has_the_default_priority(domain: Domain) -> None:
 
 def test_what_was_pending_before_is_raised_when_its_word_comes() -> None:
     domain = make_domain()
-    port = domain.events.bind_ipi(domain, 0)
+    port = event_channel.bind_ipi(domain, 0)
     domain.memory.write_uint(field(domain, "evtchn_pending"), 8, 1 << port)
-    domain.events.init_control(domain, 0, CONTROL, OFFSET)
+    event_channel.init_control(domain, 0, CONTROL, OFFSET)
     assert head(domain) == 0
-    domain.events.expand_array(domain, ARRAY)
+    event_channel.expand_array(domain, ARRAY)
     assert word(domain, port) == PENDING | LINKED and head(domain) == port
 
 
@@ -185,18 +185,18 @@ def test_what_was_pending_before_is_raised_when_its_word_comes() -> None:
 def test_an_event_without_a_word_is_raised_later(closed: bool) -> None:
     """As in Xen, the guest even hears of a port that it has closed."""
     domain = make_domain()
-    port = domain.events.bind_ipi(domain, 0)
-    domain.events.init_control(domain, 0, CONTROL, OFFSET)
-    domain.events.send(domain, port)
+    port = event_channel.bind_ipi(domain, 0)
+    event_channel.init_control(domain, 0, CONTROL, OFFSET)
+    event_channel.send(domain, port)
     if closed:
-        domain.events.close(domain, port)
-    domain.events.expand_array(domain, ARRAY)
+        event_channel.close(domain, port)
+    event_channel.expand_array(domain, ARRAY)
     assert head(domain) == port
 
 
 def test_an_event_for_a_vcpu_without_control_block_is_dropped(domain: Domain) -> None:
-    port = domain.events.bind_ipi(domain, 1)
-    domain.events.send(domain, port)
+    port = event_channel.bind_ipi(domain, 1)
+    event_channel.send(domain, port)
     assert word(domain, port) == 0
     assert not event_pending(domain, domain.vcpus[1])
 
@@ -208,37 +208,37 @@ def test_the_pages_are_held_as_writable(domain: Domain) -> None:
 
 def test_a_page_that_is_not_the_guests_is_refused(domain: Domain) -> None:
     for gfn in (5, 1 << 40):
-        refused(domain, EINVAL, partial(domain.events.expand_array, domain, gfn))
-        refused(domain, EINVAL, partial(domain.events.init_control, domain, 1, gfn, 0))
+        refused(domain, EINVAL, partial(event_channel.expand_array, domain, gfn))
+        refused(domain, EINVAL, partial(event_channel.init_control, domain, 1, gfn, 0))
 
 
 def test_a_failed_first_control_block_leaves_the_two_level_abi() -> None:
     domain = make_domain()
-    refused(domain, EINVAL, lambda: domain.events.init_control(domain, 0, 5, 0))
-    assert domain.events.abi == TwoLevel()
+    refused(domain, EINVAL, lambda: event_channel.init_control(domain, 0, 5, 0))
+    assert domain.events.fifo is None
 
 
 def test_a_vcpu_has_one_control_block(domain: Domain) -> None:
-    refused(domain, EINVAL, lambda: domain.events.init_control(domain, 0, ARRAY + 1, 0))
+    refused(domain, EINVAL, lambda: event_channel.init_control(domain, 0, ARRAY + 1, 0))
 
 
 def test_the_array_has_a_word_for_each_port_and_no_more(domain: Domain) -> None:
     for _ in range(127):
-        domain.events.expand_array(domain, ARRAY)
-    assert isinstance(domain.events.abi, Fifo)
-    assert len(domain.events.abi.array) * WORDS_PER_PAGE == 1 << 17
-    refused(domain, ENOSPC, lambda: domain.events.expand_array(domain, ARRAY))
+        event_channel.expand_array(domain, ARRAY)
+    assert domain.events.fifo is not None
+    assert len(domain.events.fifo.array) * WORDS_PER_PAGE == 1 << 17
+    refused(domain, ENOSPC, lambda: event_channel.expand_array(domain, ARRAY))
 
 
 @pytest.mark.parametrize(("port", "priority", "errno"), [(2, 16, EINVAL), (9, 0, EACCES)])
 def test_a_priority_that_cannot_be_set(
     domain: Domain, port: int, priority: int, errno: int
 ) -> None:
-    refused(domain, errno, lambda: domain.events.set_priority(port, priority))
-    assert domain.events.status(port).priority == DEFAULT
+    refused(domain, errno, lambda: event_channel.set_priority(domain, port, priority))
+    assert event_channel.status(domain, port).priority == DEFAULT
 
 
 def test_reset_gives_the_pages_back(domain: Domain) -> None:
-    domain.events.reset(domain, False, lambda: False)
-    assert domain.events.abi == TwoLevel()
+    event_channel.reset(domain, False, lambda: False)
+    assert domain.events.fifo is None
     assert domain.frames.type_count[CONTROL] == domain.frames.type_count[ARRAY] == 0

@@ -28,10 +28,11 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.xen import Virq
 from xenemu.dom0.console import Console
 from xenemu.errors import XenError
-from xenemu.hv.domain import DOMID
-from xenemu.hv.event_channel import DOM0, FIRST_DOM0_PORT, PER_VCPU_VIRQS, Channel
-from xenemu.hv.event_fifo import Fifo
+from xenemu.hv import event_channel
+from xenemu.hv.domain import DOM0, DOMID
+from xenemu.hv.event_channel import FIRST_DOM0_PORT, PER_VCPU_VIRQS
 from xenemu.hv.shared_info import field, vcpu_field
+from xenemu.hv.state.events import Channel
 from xenemu.x86.paging import Maddr, Mfn
 
 VCPUS, MAX_PORT, PRIORITIES, DEFAULT = 2, 68, 16, 7
@@ -152,21 +153,21 @@ class EventChannels(RuleBasedStateMachine):
 
     @rule(remote=st.sampled_from([DOMID, DOMID, DOM0, STRANGER]))
     def alloc_unbound(self, remote: int) -> None:
-        port = self.attempt(self.events.alloc_unbound, self.domain, remote)
+        port = self.attempt(event_channel.alloc_unbound, self.domain, remote)
         if port is not None:
             self.opened(port)
 
     @rule(remote=st.sampled_from([DOMID, DOMID, DOMID, DOM0]), choice=choices)
     def bind_interdomain(self, remote: int, choice: int) -> None:
         remote_port = self.pick(choice, EVTCHNSTAT_unbound) if remote == DOMID else FIRST_DOM0_PORT
-        port = self.attempt(self.events.bind_interdomain, self.domain, remote, remote_port)
+        port = self.attempt(event_channel.bind_interdomain, self.domain, remote, remote_port)
         if port is not None:
             self.opened(port)
             self.notify(port)
 
     @rule(virq=virqs, vcpu=vcpus)
     def bind_virq(self, virq: int, vcpu: int) -> None:
-        port = self.attempt(self.events.bind_virq, self.domain, virq, vcpu)
+        port = self.attempt(event_channel.bind_virq, self.domain, virq, vcpu)
         if port is not None:
             assert virq in PER_VCPU_VIRQS or vcpu == 0
             self.opened(port, vcpu)
@@ -174,7 +175,7 @@ class EventChannels(RuleBasedStateMachine):
     @rule(choice=choices)
     def close_one_end(self, choice: int) -> None:
         port = self.pick(choice, EVTCHNSTAT_interdomain)
-        if self.attempt(self.events.close, self.domain, port):
+        if self.attempt(event_channel.close, self.domain, port):
             self.closed(port)
 
     @rule(choice=choices)
@@ -186,7 +187,7 @@ class EventChannels(RuleBasedStateMachine):
 
     @rule(vcpu=vcpus)
     def bind_ipi(self, vcpu: int) -> None:
-        port = self.attempt(self.events.bind_ipi, self.domain, vcpu)
+        port = self.attempt(event_channel.bind_ipi, self.domain, vcpu)
         if port is not None:
             self.opened(port, vcpu)
 
@@ -198,7 +199,7 @@ class EventChannels(RuleBasedStateMachine):
     @rule(choice=choices)
     def close(self, choice: int) -> None:
         port = self.pick(choice)
-        if self.attempt(self.events.close, self.domain, port):
+        if self.attempt(event_channel.close, self.domain, port):
             self.closed(port)
 
     @rule(choice=choices)
@@ -209,7 +210,7 @@ class EventChannels(RuleBasedStateMachine):
         channel = (
             copy.copy(self.events.channels[port]) if port < len(self.events.channels) else None
         )
-        if self.attempt(self.events.send, self.domain, port):
+        if self.attempt(event_channel.send, self.domain, port):
             assert channel is not None
             if channel.state == EVTCHNSTAT_ipi:
                 self.notify(port)
@@ -222,14 +223,14 @@ class EventChannels(RuleBasedStateMachine):
     @rule(virq=st.sampled_from([Virq.TIMER, Virq.DEBUG]), vcpu=st.integers(0, VCPUS - 1))
     def a_virq_comes(self, virq: int, vcpu: int) -> None:
         port = self.events.virqs.get((vcpu, virq))
-        self.events.send_virq(self.domain, virq, vcpu)
+        event_channel.send_virq(self.domain, virq, vcpu)
         if port is not None:
             self.notify(port)
 
     @rule(choice=choices)
     def unmask(self, choice: int) -> None:
         port = self.pick(choice)
-        if not self.attempt(self.events.unmask, self.domain, port) or port not in self.vcpu:
+        if not self.attempt(event_channel.unmask, self.domain, port) or port not in self.vcpu:
             return
         vcpu = self.vcpu[port]
         if not self.fifo:
@@ -244,13 +245,13 @@ class EventChannels(RuleBasedStateMachine):
     @rule(choice=choices, vcpu=vcpus)
     def bind_vcpu(self, choice: int, vcpu: int) -> None:
         port = self.pick(choice, EVTCHNSTAT_unbound, EVTCHNSTAT_interdomain, EVTCHNSTAT_virq)
-        if self.attempt(self.events.bind_vcpu, self.domain, port, vcpu):
+        if self.attempt(event_channel.bind_vcpu, self.domain, port, vcpu):
             self.vcpu[port] = vcpu
 
     @rule(choice=choices, priority=st.integers(0, PRIORITIES))
     def set_priority(self, choice: int, priority: int) -> None:
         port = self.pick(choice)
-        if self.attempt(self.events.set_priority, port, priority):
+        if self.attempt(event_channel.set_priority, self.domain, port, priority):
             self.priority[port] = priority
 
     @rule(vcpu=st.integers(0, VCPUS - 1))
@@ -258,7 +259,7 @@ class EventChannels(RuleBasedStateMachine):
         mfn = CONTROL[vcpu]
         if vcpu not in self.controlled:
             self.domain.memory.write(Maddr(mfn << 12), bytes(4096))
-        if self.attempt(self.events.init_control, self.domain, vcpu, mfn, 0):
+        if self.attempt(event_channel.init_control, self.domain, vcpu, mfn, 0):
             if not self.fifo:
                 self.early |= {p for p in self.pending if p < len(self.events.channels)}
                 self.priority = dict.fromkeys(self.priority, DEFAULT)
@@ -269,7 +270,7 @@ class EventChannels(RuleBasedStateMachine):
     @rule()
     def expand_array(self) -> None:
         self.domain.memory.write(Maddr(ARRAY << 12), bytes(4096))
-        if self.attempt(self.events.expand_array, self.domain, ARRAY):
+        if self.attempt(event_channel.expand_array, self.domain, ARRAY):
             self.has_array = True
             for port in sorted(self.early):
                 self.notify(port)
@@ -278,7 +279,7 @@ class EventChannels(RuleBasedStateMachine):
     def reset(self, really: bool) -> None:
         if not really:
             return
-        assert self.attempt(self.events.reset, self.domain, False, lambda: False)
+        assert self.attempt(event_channel.reset, self.domain, False, lambda: False)
         for port in list(self.vcpu):
             self.closed(port)
         self.fifo = self.has_array = False
@@ -393,7 +394,7 @@ class EventChannels(RuleBasedStateMachine):
 
     @invariant()
     def words_are_the_models(self) -> None:
-        assert isinstance(self.events.abi, Fifo) == self.fifo
+        assert (self.events.fifo is not None) == self.fifo
         if not self.has_array:
             return
         words = array("I", self.domain.memory.read(Maddr(ARRAY << 12), 4 * 2 * MAX_PORT))

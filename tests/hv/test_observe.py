@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 
 from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, protect
 from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.errors import DomainCrash
+from xenemu.hv import event_channel, observe
 from xenemu.hv.cpu import Reg
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
 from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.pv import traps
 from xenemu.pv.paging import new_guest_cr3
 from xenemu.pv.state import Trap, pv
 from xenemu.x86.flags import GP
+from xenemu.x86.paging import RW
 
 HANDLER = 0x21000
 SPARE = 40
@@ -122,18 +122,17 @@ def test_a_call_without_a_result_ends_too(
 def test_an_entry_is_told_as_it_was_and_is(current: Current, notes: Notes) -> None:
     maddr = (L1 << 12) + 8 * SPARE
     old = current.domain.memory.words[maddr >> 3]
-    protect(current, SPARE)
+    observe.mod_entry(current, maddr, old & ~RW, current.domain.domid)
     assert notes.told == [("entry", maddr, old, current.domain.memory.words[maddr >> 3])]
 
 
 def test_pins_and_roots_are_told(current: Current, notes: Notes) -> None:
-    frames = current.domain.frames
     protect(current, SPARE)
     notes.told.clear()
-    frames.pin(SPARE, current.domain.domid, 4)
+    observe.pin(current, SPARE, 4)
     new_guest_cr3(current, SPARE)
     new_guest_cr3(current, ROOT)
-    frames.unpin(SPARE, current.domain.domid)
+    observe.unpin(current, SPARE)
     assert notes.told == [
         ("pinned", SPARE, 4),
         ("root", SPARE, False),
@@ -144,9 +143,9 @@ def test_pins_and_roots_are_told(current: Current, notes: Notes) -> None:
 
 def test_events_are_told(current: Current, notes: Notes) -> None:
     domain = current.domain
-    port = domain.events.bind_ipi(domain, 0)
-    domain.events.send(domain, port)
-    domain.events.send(domain, port)
+    port = event_channel.bind_ipi(domain, 0)
+    event_channel.send(domain, port)
+    event_channel.send(domain, port)
     assert notes.told == [("raised", port, False), ("raised", port, True)]
 
 
@@ -165,23 +164,12 @@ def test_entries_of_the_kernel_are_told(current: Current, notes: Notes) -> None:
 
 
 def test_the_log_is_told(current: Current, notes: Notes) -> None:
-    current.domain.log("no")
+    current.log("no")
     assert notes.told == [("logged", "no")]
     assert list(current.domain.refusals) == ["no"]
 
 
-def test_a_copy_of_what_is_watched_is_not(current: Current, notes: Notes) -> None:
-    events = copy.deepcopy(current.domain.events)
-    assert type(events) is EventChannels
-    assert vars(events) == {
-        name: value for name, value in vars(current.domain.events).items() if name != "watch"
-    }
-
-
-def test_without_an_observer_all_is_as_before(current: Current) -> None:
-    domain, table = current.domain, current.table
-    before = [type(it) for it in (domain, domain.frames, domain.events)]
-    state = [{**vars(it)} for it in (domain, domain.frames, domain.events)]
+def test_an_observer_is_told_as_long_as_it_is_there(current: Current) -> None:
     watch, first, second = Watch(current), Notes(), Notes()
     watch.add(first)
     watch.add(second)
@@ -190,6 +178,13 @@ def test_without_an_observer_all_is_as_before(current: Current) -> None:
     watch.remove(second)
     call(current, 1, 8)
     assert not first.told and len(second.told) == 2
-    assert current.table is table and current.watch is None
-    assert [type(it) for it in (domain, domain.frames, domain.events)] == before
-    assert [{**vars(it)} for it in (domain, domain.frames, domain.events)] == state
+    assert current.watch is None
+
+
+def test_a_snapshot_is_of_the_guest_alone(current: Current, notes: Notes) -> None:
+    """Who watches now watches what is restored, and nobody watches what nobody watched."""
+    snapshot = DomainSnapshot(current.domain)
+    restored = snapshot.restore(current.domain)
+    assert restored.watch is current.domain.watch
+    Watch.of(current).remove(notes)
+    assert snapshot.restore(current.domain).watch is None

@@ -8,11 +8,12 @@ from fakes import FakeCpu, make_current
 from xenemu.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
-from xenemu.hv import scheduler
+from xenemu.hv import event_channel, scheduler, waking
 from xenemu.hv.domain import Current
-from xenemu.hv.scheduler import PERIODIC, POLL, SINGLESHOT, WATCHDOG
+from xenemu.hv.scheduler import PERIODIC, SINGLESHOT, WATCHDOG
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.vcpu import RunState
+from xenemu.hv.waking import POLL
 
 AREA = 0x20000
 READ_ONLY = 0x5000
@@ -22,7 +23,7 @@ READ_ONLY = 0x5000
 def current() -> Current:
     current = make_current(vcpus=2)
     current.vcpu.runstate = RunState.RUNNING
-    current.domain.events.bind_virq(current.domain, Virq.TIMER, 0)
+    event_channel.bind_virq(current.domain, Virq.TIMER, 0)
     return current
 
 
@@ -51,7 +52,7 @@ def test_a_blocked_vcpu_leaves_the_cpu(current: Current) -> None:
 def test_a_poll_is_over_when_its_vcpu_wakes(current: Current) -> None:
     current.domain.timers.set((POLL, 0), 1000)
     scheduler.block(current, frozenset({3}))
-    scheduler.wake(current.domain, current.vcpu)
+    waking.wake(current.domain, current.vcpu)
     assert not current.vcpu.blocked and not current.vcpu.poll_ports
     assert current.domain.timers.next_ns() is None
 
@@ -63,7 +64,7 @@ def test_time_is_added_to_the_state_that_ends(current: Current) -> None:
     pass_time(current, 5)
     scheduler.block(current)
     pass_time(current, 7)
-    scheduler.wake(current.domain, current.vcpu)
+    waking.wake(current.domain, current.vcpu)
     scheduler.run(current)
     assert current.vcpu.runstate is RunState.RUNNING
     assert times(current) == [5, 0, 7, 0]
@@ -80,7 +81,7 @@ def test_a_preempted_vcpu_waits(current: Current) -> None:
 def test_a_woken_vcpu_waits_while_another_runs(current: Current) -> None:
     scheduler.block(current)
     pass_time(current, 4)
-    scheduler.wake(current.domain, current.vcpu)
+    waking.wake(current.domain, current.vcpu)
     other = Current(current.domain, current.domain.vcpus[1], current.cpu, current.translate)
     scheduler.run(other)
     pass_time(current, 6)

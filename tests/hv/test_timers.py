@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fakes import make_current
-from xenemu.hv.timers import NEVER_NS, Timers, fire_due, join
+from xenemu.hv.state.timers import NEVER_NS, Timers
+from xenemu.hv.timers import fire_due, join
 
 A, B, C = ("a", 0), ("b", 0), ("b", 1)
 

@@ -11,6 +11,7 @@ from xenemu.abi.errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EPER
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF, Virq
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.p2m import P2m
@@ -77,7 +78,7 @@ def status(current: Current, port: int) -> abi.evtchn_status:
 
 
 def test_the_status_of_an_unbound_port_is_who_may_bind(current: Current) -> None:
-    current.domain.events.alloc_unbound(current.domain, STRANGER)
+    event_channel.alloc_unbound(current.domain, STRANGER)
     result = status(current, 1)
     assert result.status == abi.EVTCHNSTAT_unbound
     assert result.u[:2] == STRANGER.to_bytes(2, "little")
@@ -91,7 +92,7 @@ def test_the_status_of_a_connected_port_is_its_peer(current: Current) -> None:
 
 
 def test_the_status_of_a_virq_is_its_number(current: Current) -> None:
-    port = current.domain.events.bind_virq(current.domain, Virq.DEBUG, 0)
+    port = event_channel.bind_virq(current.domain, Virq.DEBUG, 0)
     result = status(current, port)
     assert (result.status, result.vcpu) == (abi.EVTCHNSTAT_virq, 0)
     assert result.u[:4] == (1).to_bytes(4, "little")
@@ -145,7 +146,7 @@ def test_an_argument_that_cannot_be_read(current: Current) -> None:
 
 def test_a_reset_that_is_interrupted_goes_on_as_another_command(current: Current) -> None:
     for _ in range(70):
-        current.domain.events.bind_ipi(current.domain, 0)
+        event_channel.bind_ipi(current.domain, 0)
     current.domain.memory.bytes[current.vcpu.info] = 1
     with pytest.raises(Continue) as again:
         call(current, abi.EVTCHNOP_reset, abi.evtchn_reset(DOMID_SELF))

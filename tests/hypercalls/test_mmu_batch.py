@@ -71,7 +71,7 @@ def issue(
             roots = (pv(current).kernel_root, pv(current).user_root)
             assert recount(frames, [(mfn, PGT_l4_page_table) for mfn in roots if mfn]) == []
         except XenError as error:
-            current.domain.log(error.reason)
+            current.log(error.reason)
             return -error.errno, times
 
 

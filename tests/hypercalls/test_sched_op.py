@@ -10,10 +10,12 @@ from xenemu.abi import sched as abi
 from xenemu.abi.errno import EFAULT, EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.domain import Current
 from xenemu.hv.prices import YIELD_NS
-from xenemu.hv.scheduler import ANY_PORT, POLL, WATCHDOG
+from xenemu.hv.scheduler import WATCHDOG
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
+from xenemu.hv.waking import ANY_PORT, POLL
 
 ARGUMENT = 0x20000
 PORTS = 0x21000
@@ -78,7 +80,7 @@ def test_block_unmasks_upcalls_and_waits(current: Current) -> None:
 def test_block_does_not_wait_when_an_upcall_is_due(current: Current) -> None:
     set_upcall_mask(current.domain, current.vcpu, True)
     domain = current.domain
-    domain.events.send(domain, domain.events.bind_ipi(domain, 0))
+    event_channel.send(domain, event_channel.bind_ipi(domain, 0))
     call(current, abi.SCHEDOP_block)
     assert not current.vcpu.blocked
     assert event_pending(domain, current.vcpu)
@@ -93,23 +95,23 @@ def poll(current: Current, ports: list[int], timeout: int = 0) -> abi.sched_poll
 
 
 def test_a_poll_waits_for_its_port(current: Current) -> None:
-    port = current.domain.events.bind_ipi(current.domain, 0)
+    port = event_channel.bind_ipi(current.domain, 0)
     call(current, abi.SCHEDOP_poll, poll(current, [port]))
     assert current.vcpu.blocked and current.vcpu.poll_ports == {port}
-    current.domain.events.send(current.domain, port)
+    event_channel.send(current.domain, port)
     assert not current.vcpu.blocked
 
 
 def test_a_poll_of_several_ports_ends_with_any_event(current: Current) -> None:
-    ports = [current.domain.events.bind_ipi(current.domain, 0) for _ in range(2)]
+    ports = [event_channel.bind_ipi(current.domain, 0) for _ in range(2)]
     call(current, abi.SCHEDOP_poll, poll(current, ports))
     assert current.vcpu.poll_ports == {ANY_PORT}
 
 
 def test_a_poll_for_what_is_pending_does_not_wait(current: Current) -> None:
     set_upcall_mask(current.domain, current.vcpu, True)
-    port = current.domain.events.bind_ipi(current.domain, 0)
-    current.domain.events.send(current.domain, port)
+    port = event_channel.bind_ipi(current.domain, 0)
+    event_channel.send(current.domain, port)
     call(current, abi.SCHEDOP_poll, poll(current, [port]))
     assert not current.vcpu.blocked
 

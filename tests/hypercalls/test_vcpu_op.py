@@ -13,6 +13,7 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.sched import SHUTDOWN_poweroff
 from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.clock import EPOCH_NS, write_time
 from xenemu.hv.dispatch import StandingAnswer
 from xenemu.hv.domain import Current
@@ -239,7 +240,7 @@ def test_events_arrive_in_a_moved_vcpu_info(current: Current) -> None:
     call(current, abi.VCPUOP_register_vcpu_info, register())
     current.domain.memory.write(current.vcpu.info, bytes(16))
     domain = current.domain
-    domain.events.send(domain, domain.events.bind_ipi(domain, 0))
+    event_channel.send(domain, event_channel.bind_ipi(domain, 0))
     assert event_pending(domain, current.vcpu)
 
 

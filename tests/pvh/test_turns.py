@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from guests.build import Environment, Guest, build
 from xenemu.cpu.context import Context
-from xenemu.hv import scheduler, shared_info
+from xenemu.hv import shared_info, waking
 from xenemu.hv.cpu import Seg
 from xenemu.image import Image, load
 from xenemu.machine import DomainConfig, Machine
@@ -100,7 +100,7 @@ class Host:
     def step(self, step: Step) -> None:
         machine, vcpu = self.machine, self.machine.domain.vcpus[step.vcpu_id]
         if step.happens == "event" and shared_info.mark_events_pending(machine.domain, vcpu):
-            scheduler.wake(machine.domain, vcpu)
+            waking.wake(machine.domain, vcpu)
         if step.happens == "vector":
             lapic_glue.assert_vector(machine.current, vcpu, VECTOR)
         if not vcpu.runnable:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.x86.paging import Mfn
 
@@ -42,7 +43,7 @@ class RingBackend:
         """
         domain.frames.get_page_and_type(ring.mfn, domain.domid, PGT_writable_page)
         try:
-            self.port = domain.events.bind_from_dom0(domain, ring.port, self.name)
+            self.port = event_channel.bind_from_dom0(domain, ring.port, self.name)
         except XenError:
             domain.frames.put_page_and_type(ring.mfn)
             raise
@@ -50,7 +51,7 @@ class RingBackend:
 
     def tell(self, domain: Domain) -> None:
         """Send the guest an event."""
-        domain.events.notify_from_dom0(domain, self.port)
+        event_channel.notify_from_dom0(domain, self.port)
 
     def notify(self, domain: Domain, port: int) -> None:
         """The guest sent an event: there is something to do."""

@@ -18,9 +18,11 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED
 from xenemu.abi.xen import Virq
 from xenemu.gdb.target import Refused, Target
-from xenemu.hv.event_channel import DOM0, Channel
+from xenemu.hv import event_channel
+from xenemu.hv.domain import DOM0
 from xenemu.hv.frame_table import TYPE_NAMES
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.events import Channel
 from xenemu.peek import Code, in_kernel, locate, tables, walk
 from xenemu.pv.state import PvVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT
@@ -135,7 +137,7 @@ def events(target: Target) -> list[str]:
     for port, channel in enumerate(found.events.channels):
         if channel.state == EVTCHNSTAT_closed:
             continue
-        pending = ", pending" if found.events.is_pending(found, port) else ""
+        pending = ", pending" if event_channel.is_pending(found, port) else ""
         lines.append(f"port {port}: {_peer(target, channel)}, vcpu {channel.notify_vcpu}{pending}")
     return lines or ["none is open"]
 

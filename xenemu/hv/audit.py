@@ -17,13 +17,11 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_virq,
 )
-from xenemu.hv.domain import Domain
-from xenemu.hv.event_channel import DOM0
-from xenemu.hv.event_fifo import Fifo
+from xenemu.hv.domain import DOM0, Domain
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
-from xenemu.hv.scheduler import POLL
+from xenemu.hv.waking import POLL
 from xenemu.x86.paging import PAGE_SHIFT
 
 Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not show
@@ -58,10 +56,10 @@ def references(domain: Domain) -> Iterator[tuple[int, int]]:
     events = domain.events
     if events.pirq_eoi_page is not None:
         yield events.pirq_eoi_page, PGT_writable_page
-    if isinstance(events.abi, Fifo):
-        for mfn in events.abi.array:
+    if events.fifo is not None:
+        for mfn in events.fifo.array:
             yield mfn, PGT_writable_page
-        for maddr in events.abi.control_blocks.values():
+        for maddr in events.fifo.control_blocks.values():
             yield maddr >> PAGE_SHIFT, PGT_writable_page
     yield from domain.grants.held(translated=domain.p2m is not None)
 

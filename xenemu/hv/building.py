@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xenemu.errors import ImageError
+from xenemu.hv import event_channel
 from xenemu.hv.clock import update_wallclock, write_time
-from xenemu.hv.domain import Domain
-from xenemu.hv.event_channel import DOM0
+from xenemu.hv.domain import DOM0, Domain
 from xenemu.hv.vcpu import RunState
 from xenemu.image import compression
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
@@ -82,7 +82,7 @@ def give_rings(domain: Domain) -> None:
     for ref, ring in enumerate((domain.console, domain.xenstore)):
         domain.grants.seed(domain, ref, domain.mfn_to_gfn(ring.mfn))
     for ring in (domain.xenstore, domain.console):
-        ring.port = domain.events.alloc_unbound(domain, DOM0)
+        ring.port = event_channel.alloc_unbound(domain, DOM0)
 
 
 def make_ready(domain: Domain) -> None:

@@ -249,6 +249,10 @@ class HypercallTable:
                 args = _typed32(row.args, registers)
         record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name, args)
         domain.calls.append(record)
+        watch = domain.watch
+        if watch is not None:
+            for observer in watch:
+                observer.call_begins(current, row, record)
         try:
             return self.make(current, row, record)
         except Continue as again:
@@ -259,12 +263,13 @@ class HypercallTable:
             raise Continue(
                 *(again.new_args if wide else _raw32(row.args, again.new_args))
             ) from None
+        finally:
+            if watch is not None:
+                for observer in watch:
+                    observer.call_ends(current, row, record)
 
     def make(self, current: Current, row: Hypercall | None, record: CallRecord) -> int:
-        """Make the call of a record, whose row is None if there is none, and complete the record.
-
-        What watches hypercalls overrides this.
-        """
+        """Make the call of a record, and complete it. `row` is None if there is no such call."""
         try:
             if row is None or current.environment not in row.callers:
                 raise XenError(ENOSYS, f"there is no {record.name} for {current.environment}")

@@ -6,29 +6,30 @@ In Xen: common/domain.c (struct domain), include/asm-x86/guest_access.h.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from xenemu.abi.layout import Struct
 from xenemu.hv.cpu import Cpu
 from xenemu.hv.memory import Memory
-from xenemu.hv.timers import Timers
+from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.timers import Timers
 from xenemu.hv.vcpu import Vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
     from xenemu.hv.backend import Backend
     from xenemu.hv.dispatch import HypercallTable
-    from xenemu.hv.event_channel import EventChannels
     from xenemu.hv.frame_table import PageCounts
     from xenemu.hv.grant_table import GrantTable
-    from xenemu.hv.observe import Watch
+    from xenemu.hv.observe import Observer
     from xenemu.hv.p2m import P2m
     from xenemu.hv.pagetype import Frames
 
 S = TypeVar("S", bound=Struct)
 
+DOM0: Final = 0  # dom0's id
 DOMID = 1  # what the first domU is called; dom0 serves its console and xenstore
 OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's console/limit
 
@@ -62,11 +63,22 @@ class Ring:
     port: int = 0
 
 
+class Watchers(Protocol):
+    """Who watches a domain: observers, whom all is told that they could want to know."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each is a `hv.observe.Observer`."""
+
+    def raised(self, port: int, was_pending: bool) -> None:
+        """An event was raised on a port."""
+
+
 @dataclass
 class Domain:
     """A guest. Plain data: no closures, no engine handles.
 
-    What its `backends` know is theirs to save and restore.
+    What its `backends` know is theirs to save and restore. `watch` is who watches it, None if
+    nobody does; they outlive it if it is replaced by what it was once.
     """
 
     width: int  # bytes of unsigned long, 8 or 4; a native guest's may change call by call
@@ -98,6 +110,7 @@ class Domain:
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
+    watch: Watchers | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self, max_pages: int) -> None:
         self.pages = self.frames.pages[self.domid]
@@ -124,10 +137,6 @@ class Domain:
         assert gfn is not None
         return gfn
 
-    def log(self, sentence: str) -> None:
-        """Note, for the person, why something outside a hypercall was refused."""
-        self.refusals.append(sentence)
-
     @property
     def shared_info_maddr(self) -> Maddr:
         return Maddr(self.shared_info * PAGE_SIZE)
@@ -149,7 +158,17 @@ class Current:
     translate: Translate
     environment: str = "pv64"  # who it is to the hypercall table: pv64, pv32, pvh64, pvh32
     table: HypercallTable | None = None  # what multicall calls into
-    watch: Watch | None = None  # who is told what happens, if anybody is
+
+    @property
+    def watch(self) -> Iterable[Observer] | None:
+        """Who is told what happens to the domain, if anybody is."""
+        return self.domain.watch
+
+    def log(self, sentence: str) -> None:
+        """Note, for the person, why something outside a hypercall was refused."""
+        self.domain.refusals.append(sentence)
+        for observer in self.watch or ():
+            observer.logged(self, sentence)
 
     @property
     def code_width(self) -> int:

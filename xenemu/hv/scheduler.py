@@ -1,4 +1,4 @@
-"""Blocking and waking vcpus, their runstate accounting, and what their timers do.
+"""Blocking vcpus, their runstate accounting, and what their timers do.
 
 The loop that picks a vcpu and runs it is the machine's. It calls `run` when a vcpu gets the CPU,
 `preempt` when it loses it though it could go on, and what `TIMERS` has for a timer that is due.
@@ -14,28 +14,26 @@ from xenemu.abi.sched import SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
+from xenemu.hv import event_channel
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.timers import Owners
 from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.hv.waking import NO_POLL, POLL, wake
 
 if TYPE_CHECKING:
     from xenemu.hv.domain import Current, Domain
 
-NO_POLL: Final[frozenset[int]] = frozenset()
-ANY_PORT: Final = -1  # in Vcpu.poll_ports: an event on any port ends the wait
-
 # What a vcpu's timers are for: the first half of a `timers.Key`; the second is the vcpu.
 SINGLESHOT: Final = "singleshot"
 PERIODIC: Final = "periodic"
-POLL: Final = "poll"
 WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
 
 
-# Blocking and waking.
+# Blocking.
 
 
 def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
-    """Take the current vcpu off the CPU until `wake`; the caller has looked for events."""
+    """Take the current vcpu off the CPU until `waking.wake`; the caller has looked for events."""
     vcpu = current.vcpu
     vcpu.blocked = True
     vcpu.poll_ports = poll_ports
@@ -47,22 +45,6 @@ def hypercall_preempt_check(current: Current) -> bool:
     """Whether a long hypercall is to be interrupted here: the vcpu has something else to do."""
     domain, vcpu = current.domain, current.vcpu
     return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
-
-
-def wake(domain: Domain, vcpu: Vcpu) -> None:
-    """Make a blocked vcpu runnable; its poll, if any, is over."""
-    if not vcpu.blocked:
-        return
-    vcpu.blocked = False
-    vcpu.poll_ports = NO_POLL
-    domain.timers.cancel((POLL, vcpu.vcpu_id))
-
-
-def check_pollers(domain: Domain, port: int) -> None:
-    """Wake the vcpus that poll for an event on `port`, masked or not."""
-    for vcpu in domain.vcpus:
-        if vcpu.poll_ports and (port in vcpu.poll_ports or ANY_PORT in vcpu.poll_ports):
-            wake(domain, vcpu)
 
 
 def run(current: Current) -> None:
@@ -133,14 +115,14 @@ def _account_for_woken(domain: Domain, now_ns: int) -> None:
 
 
 def _singleshot(current: Current, vcpu_id: int) -> None:
-    current.domain.events.send_virq(current.domain, Virq.TIMER, vcpu_id)
+    event_channel.send_virq(current.domain, Virq.TIMER, vcpu_id)
 
 
 def _periodic(current: Current, vcpu_id: int) -> None:
     domain = current.domain
     vcpu = domain.vcpus[vcpu_id]
     if not vcpu.blocked and vcpu.periodic_ns:
-        domain.events.send_virq(domain, Virq.TIMER, vcpu_id)
+        event_channel.send_virq(domain, Virq.TIMER, vcpu_id)
         domain.timers.set((PERIODIC, vcpu_id), current.cpu.now_ns + vcpu.periodic_ns)
 
 

@@ -1,11 +1,12 @@
 """A domain as it was once, to go back to: its plain data, and what its memory held.
 
-A snapshot lives in the process that took it, and is of one domain. It is taken while nobody watches
-the domain (`Watch.pause`), for a watched one is not of the usual classes.
+A snapshot lives in the process that took it, and is of one domain. Who watches the domain is not
+part of the snapshot: the restored domain has the watchers of the one that it replaces.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 from typing import Final
@@ -23,8 +24,9 @@ class DomainSnapshot:
     """A domain as it is when this is made."""
 
     def __init__(self, domain: Domain) -> None:
-        buffer = io.BytesIO()
-        _Pickler(buffer, domain).dump(domain)
+        buffer, unwatched = io.BytesIO(), copy.copy(domain)
+        unwatched.watch = None
+        _Pickler(buffer, domain).dump(unwatched)
         self._plain = buffer.getvalue()  # a pickle that never leaves the process
         self._backends = {name: backend.save() for name, backend in domain.backends.items()}
         self._pieces = _content(domain)
@@ -39,6 +41,7 @@ class DomainSnapshot:
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
+        domain.watch = now.watch
         return domain
 
 

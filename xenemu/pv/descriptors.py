@@ -167,7 +167,7 @@ def map_ldt_page(current: Current, offset: int, error_code: int = 0) -> None:
             raise XenError(EINVAL, f"the LDT has no page at {linear:#x}")
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_seg_desc_page)
     except XenError as error:
-        domain.log(f"the LDT at {linear:#x} cannot be used: {error.reason}")
+        current.log(f"the LDT at {linear:#x} cannot be used: {error.reason}")
         if not is_canonical(linear):
             raise Fault(flags.GP, offset & ~segment.SEL_RPL | segment.SEL_TI) from None
         raise Fault(flags.PAGE_FAULT, error_code, linear) from None

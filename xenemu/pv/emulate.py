@@ -374,7 +374,7 @@ def _write_cr(current: Current, insn: Instruction) -> int:
             except Restart:
                 return 0  # the instruction is executed again
             except XenError as error:
-                current.domain.log(f"CR3 = {value:#x} is refused: {error.reason}")
+                current.log(f"CR3 = {value:#x} is refused: {error.reason}")
                 raise Refused from None
         case 4:
             pv(current).cr4 = msr.fixup_guest_cr4(value)

@@ -113,7 +113,7 @@ def _fill_hypercall_page(current: Current, maddr: int) -> bool:
             return False
         domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
     except XenError as error:
-        domain.log(f"no hypercall page for the MSR write: {error.reason}")
+        current.log(f"no hypercall page for the MSR write: {error.reason}")
         return False
     domain.memory.write(Maddr(maddr), hypercall_page(domain.width))
     domain.frames.put_page_and_type(mfn)

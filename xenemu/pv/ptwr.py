@@ -21,6 +21,7 @@ from xenemu.errors import XenError
 from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
+from xenemu.hv.observe import mod_entry
 from xenemu.pv.emulate import fetch
 from xenemu.pv.operand import REGISTERS, Operand, disassembler, linear_address, memory_operand
 from xenemu.pv.paging import first_fault
@@ -104,7 +105,7 @@ def emulate_store(current: Current, vaddr: int) -> bool:
         return False
     store = decode(fetch(current), domain.width == 8)
     if store is None or not (store.mnemonic in OPERATIONS or store.mnemonic in COMPARE):
-        domain.log(f"the store at {current.cpu.rip:#x} to an L1 table is not one that is emulated")
+        current.log(f"the store at {current.cpu.rip:#x} to an L1 table is not one that is emulated")
         return False
     return _apply(current, store, vaddr, Maddr(table << PAGE_SHIFT | vaddr & PAGE_MASK))
 
@@ -207,13 +208,13 @@ def _update(current: Current, maddr: Maddr, size: int, value: int, plain: bool =
         kept = domain.memory.words[entry_maddr >> 3] & ~(((1 << 8 * size) - 1) << shift)
         value = kept | value << shift
     try:
-        if domain.frames.mod_entry(entry_maddr, value, domain.domid):
+        if mod_entry(current, entry_maddr, value, domain.domid):
             current.cpu.flush_tlb()
     except XenError as error:
         upper_half = size == PAE_HALF and maddr != entry_maddr and domain.width == 4
         if plain and upper_half and value & P:
             return _update(current, entry_maddr, ENTRY_SIZE, value & ~P)
-        domain.log(f"a store to the L1 entry at {entry_maddr:#x} is refused: {error.reason}")
+        current.log(f"a store to the L1 entry at {entry_maddr:#x} is refused: {error.reason}")
         return False
     return True
 

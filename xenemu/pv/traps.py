@@ -317,7 +317,7 @@ def _deliver_iret_fault(current: Current, fault: Fault) -> None:
     """Give the guest the fault of an iret whose target is in the registers already, and say so."""
     cpu = current.cpu
     code, stack = (cpu.selector(which) for which in (Seg.CS, Seg.SS))
-    current.domain.log(
+    current.log(
         f"an iret to {code:#x}:{cpu.rip:#x}, with the stack at {stack:#x}:{cpu.regs[Reg.RSP]:#x}, "
         f"is not possible: {flags.vector_name(fault.vector)}, error code {fault.error_code:#x}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from xenemu.hv.audit import audit as audit_domain
 from xenemu.hv.domain import Domain
-from xenemu.hv.timers import NEVER_NS
+from xenemu.hv.state.timers import NEVER_NS
 from xenemu.pvh.lapic_glue import TIMER, lapic_of
 
 CLASS_BITS = 4  # of a vector, below its priority class

@@ -26,12 +26,12 @@ from xenemu.hv.building import (
     pages,
 )
 from xenemu.hv.domain import DOMID, Domain, Ring
-from xenemu.hv.event_channel import EventChannels
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
+from xenemu.hv.state.events import EventChannels
 from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh import acpi
 from xenemu.pvh.acpi import AcpiTables

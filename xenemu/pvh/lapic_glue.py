@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from xenemu.errors import DomainCrash, NotModelled
-from xenemu.hv import scheduler
+from xenemu.hv import waking
 from xenemu.hv.cpu import Msr
 from xenemu.hv.domain import Current
 from xenemu.hv.timers import Owners
@@ -80,7 +80,7 @@ def assert_vector(current: Current, vcpu: Vcpu, vector: int) -> None:
 
 def _kick(current: Current, vcpu: Vcpu) -> None:
     if lapic_of(vcpu).pending_vector() is not None:
-        scheduler.wake(current.domain, vcpu)
+        waking.wake(current.domain, vcpu)
     if vcpu is current.vcpu:
         update(current)
 

@@ -1,0 +1,52 @@
+"""Deadlines in virtual time. Plain data; ties are broken by the order of setting.
+
+What happens when one is due is in `xenemu.hv.timers`. In Xen: common/timer.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SIGN = 1 << 63
+NEVER_NS = 1 << 61  # 73 years: so far away that idle time is not skipped to it
+
+Key = tuple[str, int]  # what the deadline is for, and which of those: mostly a vcpu
+
+
+@dataclass
+class Timers:
+    """At most one deadline per key. `moved` tells the run loop to look at them again."""
+
+    deadlines_ns: dict[Key, int] = field(default_factory=dict)
+    moved: bool = False
+
+    def set(self, key: Key, deadline_ns: int) -> None:
+        """Arm, or move, the timer of `key`.
+
+        As in Xen a deadline is signed: a guest's of 2^63 or more is long past. One after NEVER_NS
+        only disarms the timer.
+        """
+        self.deadlines_ns.pop(key, None)
+        if deadline_ns >= SIGN:
+            deadline_ns -= 2 * SIGN
+        if deadline_ns < NEVER_NS:
+            self.deadlines_ns[key] = deadline_ns
+            self.moved = True
+
+    def cancel(self, key: Key) -> None:
+        """Disarm the timer of `key`, if it is armed."""
+        self.deadlines_ns.pop(key, None)
+
+    def next_ns(self) -> int | None:
+        """The earliest deadline, or None."""
+        return min(self.deadlines_ns.values(), default=None)
+
+    def pop_due(self, now_ns: int) -> list[Key]:
+        """Disarm and return every timer that is due, earliest first."""
+        due = sorted(
+            (key for key, deadline in self.deadlines_ns.items() if deadline <= now_ns),
+            key=lambda key: self.deadlines_ns[key],
+        )
+        for key in due:
+            del self.deadlines_ns[key]
+        return due
