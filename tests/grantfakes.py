@@ -50,7 +50,7 @@ def state(domain: Domain) -> object:
     return copying.deepcopy(
         (
             domain.memory.read(Maddr(0), len(domain.memory.bytes)),
-            (frames.owner, frames.count, frames.type_count, list(frames.heap), domain.pages),
+            (bytes(domain.memory.page_info), list(frames.heap), domain.pages),
             (grants.version, grants.frames, grants.status_frames, grants.active),
             (grants.maptrack.mappings, domain.p2m),
         )

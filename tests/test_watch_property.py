@@ -65,8 +65,7 @@ def run(current: Current, calls: list[tuple[tuple[int, int], list[int], list[int
             results.append(str(crash))
             break
     domain = current.domain
-    frames = domain.frames
-    return results, bytes(domain.memory.bytes), frames.count, frames.type_count, current.cpu
+    return results, bytes(domain.memory.bytes), bytes(domain.memory.page_info), current.cpu
 
 
 @settings(max_examples=150)

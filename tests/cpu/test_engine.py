@@ -14,9 +14,18 @@ import pytest
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS32
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
-from xenemu.errors import EngineGaveUp
+from xenemu.errors import EngineError, EngineGaveUp
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.debug import Cause, Halt
+from xenemu.hv.frame_table import (
+    FrameTable,
+    PGT_l1_page_table,
+    PGT_l4_page_table,
+    PGT_none,
+    PGT_pae_xen_l2,
+    PGT_seg_desc_page,
+    PGT_writable_page,
+)
 from xenemu.hv.memory import Memory
 from xenemu.hv.prices import Exit as Priced
 from xenemu.pv.traps import CS64, SS64
@@ -961,3 +970,30 @@ def test_a_load_from_the_same_page_does_not_trap(engine: Engine) -> None:
     ((name, _),) = run(engine, b"\x8b\x07" + SYSCALL)
     assert name == "syscall"
     assert engine.debug_register(6) & 0xF == 0
+
+
+# Page tables.
+
+STORE = b"\x88\x07"  # mov %al,(%rdi)
+STORE_AND_LEAVE = STORE + UD2
+
+
+@pytest.mark.parametrize("used_as", [PGT_l1_page_table, PGT_l4_page_table, PGT_pae_xen_l2])
+def test_a_table_that_the_guest_can_write_is_noticed(engine: Engine, used_as: int) -> None:
+    FrameTable(engine._memory).type[DATA >> 12] = used_as
+    engine.regs[Reg.RDI] = DATA
+    with pytest.raises(EngineError, match="could write a page table: mfn 0x20"):
+        run(engine, STORE_AND_LEAVE)
+
+
+@pytest.mark.parametrize("used_as", [PGT_none, PGT_seg_desc_page, PGT_writable_page])
+def test_other_frames_may_be_written(engine: Engine, used_as: int) -> None:
+    FrameTable(engine._memory).type[DATA >> 12] = used_as
+    engine.regs[Reg.RDI] = DATA
+    assert run(engine, STORE_AND_LEAVE) == [("undefined", len(STORE))]
+
+
+def test_a_table_may_be_mapped_read_only(engine: Engine) -> None:
+    FrameTable(engine._memory).type[READ_ONLY] = PGT_l1_page_table
+    engine.regs[Reg.RDI] = READ_ONLY << 12
+    assert run(engine, STORE_AND_LEAVE) == [("#PF", 7, 0)]

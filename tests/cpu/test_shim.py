@@ -10,6 +10,7 @@ import pytest
 from xenemu.cpu import self_check, shim
 from xenemu.cpu.engine import Engine
 from xenemu.errors import EngineError
+from xenemu.hv import page_info
 from xenemu.hv.memory import Memory
 
 
@@ -63,3 +64,12 @@ def test_an_offset_that_is_wrong_is_found_and_nothing_changes(monkeypatch) -> No
             with pytest.raises(EngineError, match=match):
                 self_check.check(loaded, engine._uc)
     assert ctypes.string_at(loaded.env(), 5400) == env
+
+
+def test_a_frames_record_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = shim.load()
+    loaded._check_page_info()
+    swapped = dict(reversed(page_info.FIELDS.items()))
+    monkeypatch.setattr(page_info, "FIELDS", swapped)
+    with pytest.raises(EngineError, match="page_info is not that of"):
+        loaded._check_page_info()

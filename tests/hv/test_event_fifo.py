@@ -63,7 +63,7 @@ def refused(domain: Domain, errno: int, action: Callable[[], object]) -> None:
     with pytest.raises(XenError) as error:
         action()
     assert error.value.errno == errno
-    assert (domain.frames.count, domain.frames.type_count) == counts
+    assert (list(domain.frames.count), list(domain.frames.type_count)) == counts
 
 
 # Queues.

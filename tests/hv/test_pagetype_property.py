@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from xenemu.errors import XenError
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY, LEVELS, UNLIMITED, PGC_allocated
 from xenemu.hv.memory import Memory
+from xenemu.hv.page_info import FIELDS
 from xenemu.hv.pagecheck import recount, writable_tables
 from xenemu.hv.pagetype import (
     PV32,
@@ -80,10 +81,11 @@ class PageTables(RuleBasedStateMachine):
         return [mfn for mfn in range(NR_FRAMES) if levels[mfn] and level in (None, levels[mfn])]
 
     def snapshot(self) -> object:
-        not_plain = ("memory", "heap")
+        not_plain = ("memory", "heap", *FIELDS)
         plain = {name: value for name, value in vars(self.frames).items() if name not in not_plain}
         heap = list(self.frames.heap)
-        return self.contents(), heap, copy.deepcopy(plain)
+        records = bytes(self.frames.memory.page_info)
+        return self.contents(), heap, records, copy.deepcopy(plain)
 
     def contents(self) -> list[int]:
         return self.frames.memory.words.tolist()

@@ -52,7 +52,7 @@ def refused(current: Current, errno: int, row: Hypercall, *args: int) -> None:
         call(current, row, *args)
     assert refusal.value.errno == errno
     assert (repr(pv(current)), repr(current.cpu)) == (state, segments)
-    assert (frames.count, frames.type_count, frames.type) == counts
+    assert (list(frames.count), list(frames.type_count), list(frames.type)) == counts
     assert bytes(current.domain.memory.bytes[GDT << 12 :]) == guest
 
 

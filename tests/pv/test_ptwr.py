@@ -60,7 +60,7 @@ def refused(current: Current, code: bytes, vaddr: int = ENTRY, **regs: int) -> N
     assert not store(current, code, vaddr, **regs)
     assert current.cpu.rip == CODE
     assert bytes(current.domain.memory.bytes[ROOT << 12 : 21 << 12]) == tables
-    assert (frames.count, frames.type_count) == counts
+    assert (list(frames.count), list(frames.type_count)) == counts
 
 
 # Which stores.

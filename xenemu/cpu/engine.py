@@ -30,6 +30,7 @@ from xenemu.cpu.registers import Registers
 from xenemu.errors import EngineError, EngineGaveUp
 from xenemu.hv.cpu import Delivered, Event, ExitHandler, NativeExitHandler, Undefined
 from xenemu.hv.cpu_policy import HOST_FEATURES
+from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
@@ -105,10 +106,12 @@ class Engine(Registers):
         physical.code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
         physical.written = ctypes.addressof(ctypes.c_char.from_buffer(self._written))
         physical.frames, physical.ram = memory.nr_frames, self._ram
+        physical.info = ctypes.addressof(ctypes.c_char.from_buffer(memory.page_info))
+        physical.table_types = sum(1 << used_as for used_as in LEVELS) if p2m is None else 0
         physical.p2m = physical.gfns = 0
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = 0
         counters.exits = counters.flushes = counters.fills = 0
-        counters.blocks_translated = counters.code_frames = 0
+        counters.blocks_translated = counters.code_frames = counters.exposed = 0
         self._vcpu.ports = self._vcpu.undefined_bits = 0
         self.seed_random(0)
         self.set_prices({})
@@ -212,6 +215,11 @@ class Engine(Registers):
             raise error
         if self._counters.uncounted:
             raise EngineError("this build of unicorn begins its blocks in another way")
+        if self._counters.exposed:
+            mfn = self._counters.exposed - 1
+            raise EngineError(
+                f"the guest could write a page table: mfn {mfn:#x} (a bug of xenemu's)"
+            )
         if status == self._constants.GAVE_UP:
             words = self._shim.last_words().decode(errors="replace")
             raise EngineGaveUp(f"the CPU engine gave up at {self.rip:#x}: {words}")

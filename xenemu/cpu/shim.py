@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from xenemu.errors import EngineError
+from xenemu.hv import page_info
 
 UNICORN_VERSION = "2.1.4"
 
-NAMES = ("uint8", "int32", "uint32", "int64", "uint64")
+NAMES = ("uint8", "uint16", "int32", "uint32", "int64", "uint64")
 C_TYPES: dict[str, Any] = {f"{name}_t": getattr(ctypes, f"c_{name}") for name in NAMES}
 
 
@@ -125,6 +126,7 @@ class Shim:
         self.physical = self._shared("physical")
         self.debug = self._shared("debug")
         self.counters = self._shared("counters")
+        self._check_page_info()
         rows = _rows(self._function("shim_constants", ctypes.POINTER(_Constant))())
         self.constants: Any = SimpleNamespace(**{row.name.decode(): row.value for row in rows})
 
@@ -132,9 +134,17 @@ class Shim:
         """A struct that is shared, in place."""
         place = ctypes.c_void_p()
         describe = self._function(f"shim_{name}", ctypes.POINTER(_Member), ctypes.c_void_p)
-        table = describe(ctypes.byref(place))
-        rows = [*_rows(table)]
-        return struct_of(name, [*rows, table[len(rows)]]).from_address(place.value or 0)
+        made = struct_of(name, _members(describe(ctypes.byref(place))))
+        return made.from_address(place.value or 0)
+
+    def _check_page_info(self) -> None:
+        """Compare the record of a frame that the model has (hv/page_info.py) with the shim's."""
+        describe = self._function("shim_page_info", ctypes.POINTER(_Member))
+        made: Any = struct_of("page_info", _members(describe()))
+        fields = [(name, getattr(made, name)) for name, _ in made._fields_]
+        found = {name: (field.offset, field.size) for name, field in fields}
+        if (found, ctypes.sizeof(made)) != (page_info.places(), page_info.RECORD.size):
+            raise EngineError("the shim's struct page_info is not that of hv/page_info.py")
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         function = getattr(self._library, name)
@@ -146,6 +156,12 @@ class Shim:
 def _rows(table: Any) -> Iterator[Any]:
     """The rows of a table of the shim's, but for the last, which has no name."""
     return takewhile(lambda row: row.name is not None, (table[n] for n in count()))
+
+
+def _members(table: Any) -> list[_Member]:
+    """A table of a struct, with its last row, which has the struct's size."""
+    rows = [*_rows(table)]
+    return [*rows, table[len(rows)]]
 
 
 def _library() -> Path:

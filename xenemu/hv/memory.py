@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from xenemu.hv.page_info import RECORD
 from xenemu.mapping import anonymous
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
@@ -13,7 +14,8 @@ ZERO_PAGE: Final = bytes(PAGE_SIZE)
 class Memory:
     """RAM of `nr_frames` frames from machine address 0.
 
-    `bytes` and `words` are live views of it (8 and 64 bits an item). `code` has a byte per
+    `bytes` and `words` are live views of it (8 and 64 bits an item). `page_info` has a record per
+    frame, all zeroes until there is a `FrameTable`. `code` has a byte per
     frame, non-zero once an instruction was fetched from the frame; the hypervisor's writes to
     such frames are collected in `stale_code`, whose translations the engine drops before the
     guest runs again.
@@ -24,6 +26,7 @@ class Memory:
         self.mapping = anonymous(nr_frames << PAGE_SHIFT)
         self.bytes = memoryview(self.mapping)
         self.words = self.bytes.cast("Q")
+        self.page_info = anonymous(nr_frames * RECORD.size)
         self.code = bytearray(nr_frames)
         self.stale_code: set[int] = set()
 

@@ -30,6 +30,7 @@ class DomainSnapshot:
         self._plain = buffer.getvalue()  # a pickle that never leaves the process
         self._backends = {name: backend.save() for name, backend in domain.backends.items()}
         self._pieces = _content(domain)
+        self._page_info = domain.memory.page_info[:]
 
     def restore(self, now: Domain) -> Domain:
         """The domain as it was, in the memory of what has become of it, which ends here."""
@@ -38,6 +39,7 @@ class DomainSnapshot:
         for name, state in self._backends.items():
             domain.backends[name].restore(state)
         _put_content(now.memory, self._pieces)
+        now.memory.page_info[:] = self._page_info
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m

@@ -30,6 +30,18 @@ struct member {
     }
 #include "shared.def"
 
+/* The struct of a frame's record. */
+const struct member *shim_page_info(void)
+{
+    typedef struct page_info subject;
+    static const struct member members[] = {
+#define MEMBER(type, name, array)                                                                 \
+    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
+#include "page_info.def"
+        {NULL, NULL, sizeof(subject), 0}};
+    return members;
+}
+
 /* The constants that Python uses: the exits, and what else is named here; the last has no name. */
 struct constant {
     const char *name;

@@ -31,6 +31,11 @@ enum { ANSWERED, REFUSED, NATIVE }; /* G.exit.answer to CPUID (not NATIVE), RDMS
 
 typedef void (*function)(void);
 
+struct page_info {
+#define MEMBER(type, name, array) type name array;
+#include "page_info.def"
+};
+
 extern struct shared {
     void *uc, *cpu, *env, *tcg; /* Unicorn's structs; these are not Python's */
 #define SUBJECT(name) struct name {

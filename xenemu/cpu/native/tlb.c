@@ -136,6 +136,9 @@ void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, u
                 G.physical.written[frame] = 1;
         }
     }
+    if ((prot & PAGE_WRITE) && frame < G.physical.frames &&
+        (G.physical.table_types >> G.physical.info[frame].type & 1))
+        G.counters.exposed = frame + 1;
     U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
 }
 
