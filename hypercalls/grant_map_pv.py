@@ -1,8 +1,7 @@
 """Mapping grants into a PV guest's page tables.
 
-The mapping is an ordinary L1 entry, so that it counts as any other in the frame table: a guest
-that overwrites it loses nothing but the right to unmap the grant, until it maps the frame there
-again.
+The mapping is an ordinary L1 entry, so it counts like any other in the frame table. A guest that
+overwrites it loses only the right to unmap the grant, until it maps the frame there again.
 
 In Xen: arch/x86/pv/grant_table.c
 """

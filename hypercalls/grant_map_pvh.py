@@ -1,7 +1,7 @@
 """Mapping grants into a PVH guest's physmap.
 
-As it is the guest's own frame, it leaves its place in RAM for that of the mapping, and has none
-when that is undone.
+A mapped frame that is the guest's own leaves its place in RAM for the place of the mapping. When
+the mapping is undone, the frame has no place.
 
 In Xen: arch/x86/hvm/grant_table.c
 """
@@ -17,7 +17,7 @@ from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 def check_mapping(host_addr: int, flags: int) -> None:
     """EINVAL for a mapping that a PVH guest cannot have, or where no memory can be."""
-    # DIVERGES: Xen drops what is written through a read-only mapping. Here it is written: the
+    # DIVERGES: Xen drops a write through a read-only mapping. Here the write is done: the
     # frame is the guest's own, and it can write it anyway.
     if flags & ~GNTMAP_readonly != GNTMAP_host_map:
         raise XenError(EINVAL, f"map flags {flags:#x} are for PV guests")

@@ -22,9 +22,9 @@ NO_SLOTS: Final = range(0)
 class PagingRules:
     """What page tables a kind of PV guest may have.
 
-    `root_type` is the top level; `xen_type` is the type whose entries `xen_slots` Xen fills in.
-    A domain without devices may not choose a cache attribute, and only an L1 entry may be global
-    or have the bits that mean a large page higher up.
+    `root_type` is the top level. `xen_type` is the type of tables in which Xen fills in the entries
+    `xen_slots`. A domain without devices may not choose a cache attribute. Only an L1 entry may be
+    global, or have the bits that mean a large page higher up.
     """
 
     width: int  # bytes of the guest's unsigned long

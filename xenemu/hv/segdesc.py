@@ -43,10 +43,10 @@ def fixup_guest_selector(selector: int, width: int) -> int:
 def check_descriptor(descriptor: int, width: int) -> int | None:
     """Apply Xen's rules to one GDT or LDT entry of a PV guest with longs of `width` bytes.
 
-    Returns the descriptor to store, its DPL raised to the guest kernel's ring where it was
-    lower (a call gate's lowered to 0, so that its use faults and is emulated), or None if the
-    guest may not have such an entry: a system segment, a gate into Xen, 64-bit code in a 32-bit
-    guest.
+    Returns the descriptor to store, or None if the guest may not have such an entry: a system
+    segment, a gate into Xen, 64-bit code in a 32-bit guest. If the descriptor's DPL was below the
+    guest kernel's ring, it is raised to that ring. A call gate's DPL becomes 0, so that its use
+    faults and is emulated.
     """
     low, high = descriptor & 0xFFFFFFFF, descriptor >> 32
     if not high & PRESENT:

@@ -1,8 +1,8 @@
 """Audit a PV domain: no page table, GDT or LDT is mapped writable, and Xen's entries are Xen's.
 
-That a table is not writable anywhere follows from the counts: every writable mapping in a page
-table needs a frame that is used as writable memory alone. What is Xen's own in the address space,
-where the counts do not look, is compared with what the domain's state says.
+It follows from the counts that a table is writable nowhere: every writable mapping in a page table
+needs a frame that is used as writable memory alone. The counts do not look at what is Xen's own in
+the address space. So that is compared with the domain's state.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def translate(current: Current, vaddr: int, writing: bool, root: int | None = No
 def translate32(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
     """`translate` for a 32-bit guest, whose root has four entries.
 
-    Xen's own part of the address space is elsewhere, so that it reads for the guest what the
-    guest could read itself: the machine-to-physical table, too.
+    Xen's own part of the address space is elsewhere. So Xen reads for the guest what the guest
+    could read itself, even the machine-to-physical table.
     """
     if not 0 <= vaddr < PERDOMAIN_VIRT_START[4]:
         raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")

@@ -1,12 +1,17 @@
 """The local APIC that a PVH vcpu has. Plain data: no engine, no domain.
 
-A register is named by its number: its xAPIC offset >> 4, its x2APIC MSR - 0x800. Registers
-live in `Lapic.regs`, except for those derived from other state: ISR and IRR, which are
-256-bit integers; PPR; and the timer's current count, which follows from virtual time. TMR
-is always 0, for a PVH domain has no IO-APIC and so no level-triggered source.
+A register is named by its number: its xAPIC offset >> 4, its x2APIC MSR - 0x800. For example, the
+task priority is register 8: offset 0x80, MSR 0x808. Registers live in `Lapic.regs`, except for
+those that are derived from other state:
 
-The timer ticks at 100 MHz over its divider. It is described by the time its count began,
-`counting_from_ns`, from which the count follows at any time, and the next `expiry_ns`.
+* ISR and IRR, which are 256-bit integers;
+* PPR;
+* the timer's current count, which follows from virtual time.
+
+TMR is always 0, because a PVH domain has no IO-APIC and so no level-triggered source.
+
+The timer ticks at 100 MHz over its divider. Two times describe it: `counting_from_ns`, when its
+count began, and the next `expiry_ns`. The count at any time follows from the first.
 
 In Xen: arch/x86/hvm/vlapic.c; the periodic timer, arch/x86/hvm/vpt.c.
 Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller".
@@ -152,7 +157,7 @@ class Ipi:
 
 @dataclass
 class Lapic:
-    """The local APIC of one vcpu; `apic_id` is twice the vcpu's number. Begins as after reset."""
+    """The local APIC of one vcpu, at first as after reset; `apic_id` is twice the vcpu's number."""
 
     apic_id: int
     apic_base: int = field(init=False)  # IA32_APIC_BASE
@@ -219,8 +224,8 @@ class Lapic:
     def set_apic_base(self, value: int) -> bool:
         """Write IA32_APIC_BASE; False, with nothing changed, is #GP.
 
-        Refused: a reserved bit; an xAPIC page elsewhere than at its default; x2APIC mode
-        entered from disabled, or left for xAPIC mode. (SDM, "x2APIC State Transitions".)
+        Refused are a reserved bit, an xAPIC page that is not at its default, and x2APIC mode if it
+        is entered from disabled, or left for xAPIC mode. (SDM, "x2APIC State Transitions".)
         """
         if value & ~(APIC_BASE_ADDR | APIC_BASE_ENABLE | APIC_BASE_EXTD | APIC_BASE_BSP):
             return False
@@ -481,9 +486,9 @@ class Lapic:
 def destinations(ipi: Ipi, sender: Lapic, lapics: Sequence[Lapic], previous: int = 0) -> list[int]:
     """The positions in `lapics` that `ipi` reaches, in order.
 
-    Fixed and lowest-priority interrupts reach only an enabled APIC. Lowest-priority ones
-    reach one: of the lowest processor priority, the next after `previous`, which is where
-    the last such interrupt in the domain went.
+    Fixed and lowest-priority interrupts reach only an enabled APIC. A lowest-priority interrupt
+    reaches one of those with the lowest processor priority: the next after `previous`, which is
+    where the last such interrupt in the domain went.
     """
     reached = [n for n, target in enumerate(lapics) if _matches(ipi, sender, target)]
     if ipi.kind <= Delivery.LOWEST:
