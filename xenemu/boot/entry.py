@@ -40,13 +40,14 @@ class Verdict:
 class BootEntry(Generic[KernelT, RoomT, PlacedT]):
     """A way into a kernel.
 
-    `judge` says what the entry needs to know of an image, or raises `Unbootable`; `place` finds
-    room on the platform for the kernel and all that it is told, and touches nothing; `start`
-    loads the first registers of vcpu 0.
-
-    `name` is the entry's in reports and JSON. A person asks for its `mode`, which several entries
-    may share, or leaves the choice to auto: that takes the entry of the highest `auto`, and none
-    of 0.
+    * `judge` says what the entry needs to know of an image, or raises `Unbootable`.
+    * `place` finds room on the platform for the kernel and for all that the kernel is told. It
+      touches nothing.
+    * `start` loads the first registers of vcpu 0.
+    * `name` is the entry's name in reports and JSON.
+    * `mode` is what a person asks for. Several entries may share one mode.
+    * `auto` ranks the entries for `--mode auto`, which takes the entry with the highest. It never
+      takes an entry with 0.
     """
 
     name: str
@@ -67,7 +68,7 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
     def build(self, image: Image, config: DomainConfig) -> Domain:
         """Build the domain; ImageError if the image will not do, FitError if its memory will not.
 
-        UsageError: the entry cannot have something that `config` asks for.
+        UsageError: `config` asks for something that the entry cannot have.
         """
         try:
             kernel = self.judge(image)

@@ -1,4 +1,4 @@
-"""Why an image cannot be booted, and what every entry of Xen's asks of one.
+"""Why an image cannot be booted, and what each of Xen's entries asks of an image.
 
 In Xen: common/libelf/libelf-dominfo.c (elf_xen_note_check), tools/libs/guest/xg_dom_elfloader.c
 """

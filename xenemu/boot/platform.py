@@ -1,6 +1,6 @@
-"""The machines that a kernel can be put into: what is there without one.
+"""The machines that a kernel can be put into, as they are without a kernel.
 
-Xen has two kinds of domain for its guests; the PV one comes in two widths.
+Xen has two kinds of domain for its guests. The PV kind comes in two widths.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PlacedT = TypeVar("PlacedT")
 class Platform(Generic[KernelT, RoomT, PlacedT]):
     """A machine without a kernel.
 
-    `make_room` says what there is for an entry to put things into, before any of it is made;
-    `build` makes the domain, with what the entry has placed. A domain that is `paged` has no
-    ring 0: its first tables are the hypervisor's to load.
+    `make_room` says which places an entry may fill, before anything there is made. `build` makes
+    the domain, with what the entry has placed. A domain that is `paged` has no ring 0, so the
+    hypervisor loads its first tables.
     """
 
     personality: Personality

@@ -1,4 +1,4 @@
-"""Xen's PV entry, 64-bit and 32-bit: paged, in virtual addresses that the kernel's notes settle.
+"""Xen's PV entry, 64-bit and 32-bit: paged, at virtual addresses from the kernel's notes.
 
 In Xen: common/libelf/libelf-dominfo.c (elf_xen_note_check, elf_xen_addr_calc_check),
 tools/libs/guest/xg_dom_elfloader.c, xg_dom_core.c, xg_dom_x86.c

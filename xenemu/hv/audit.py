@@ -1,8 +1,9 @@
-"""Audit a domain: is all that the hypervisor has written down about it true?
+"""Audit a domain: is everything true that the hypervisor has written down about it?
 
 The books are recomputed from what they describe: reference counts from memory, ports from their
-peers, grants from their mappings. A difference is a bug of xenemu's, never the guest's fault. It
-costs a pass over all page tables, so it runs when asked for: in tests, and between slices of a run.
+peers, grants from their mappings. A difference is a bug of xenemu's, and never the guest's fault.
+An audit costs a pass over all page tables. So it runs only when asked for: in tests, and between
+slices of a run.
 
 In Xen: arch/x86/audit.c, as long as it had one.
 """
@@ -30,7 +31,7 @@ Held = Iterable[tuple[int, int]]  # (mfn, type): references that memory does not
 def audit(domain: Domain, held: Held = ()) -> list[str]:
     """A sentence for each thing that is not as it should be; none if all is well.
 
-    `held` are the references of the personality's own.
+    `held` are the references that the personality itself holds.
     """
     return [
         *recount(domain.frames, [*references(domain), *held]),
@@ -114,7 +115,7 @@ def _events(domain: Domain) -> Iterator[str]:
 
 
 def _grants(domain: Domain) -> Iterator[str]:
-    """A grant is pinned as its mappings say, and each handle is free or stands for one."""
+    """A grant is pinned as its mappings say. A handle is free, or stands for one mapping."""
     active, maptrack = domain.grants.active, domain.grants.maptrack
     pins: Counter[int] = Counter()
     for mapping in maptrack.mappings.values():

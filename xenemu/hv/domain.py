@@ -38,10 +38,10 @@ OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's 
 class CallRecord:
     """One hypercall: for the log that a crash prints, and for what came of it.
 
-    It is in the log from its beginning; `result` is None until it ends. `rip` is after the
-    instruction that made it, mostly in a stub; `caller` is whoever called that, if an observer
-    looked. `standing` says that the refusal is Xen's declared answer, whatever
-    the arguments.
+    The record is in the log from the beginning of the call. `result` is None until the call ends.
+    `rip` is after the instruction that made the call, mostly in a stub. `caller` is where that stub
+    was called from, if an observer looked. With `standing`, the refusal is Xen's declared answer,
+    whatever the arguments.
     """
 
     at_ns: int
@@ -64,7 +64,7 @@ class Ring:
 
 
 class Watchers(Protocol):
-    """Who watches a domain: observers, whom all is told that they could want to know."""
+    """The observers of a domain, which are told everything that an observer could want to know."""
 
     def __iter__(self) -> Iterator[Any]:
         """Each is a `hv.observe.Observer`."""
@@ -77,8 +77,8 @@ class Watchers(Protocol):
 class Domain:
     """A guest. Plain data: no closures, no engine handles.
 
-    What its `backends` know is theirs to save and restore. `watch` is who watches it, None if
-    nobody does; they outlive it if it is replaced by what it was once.
+    Each of the `backends` saves and restores what it knows. `watch` has the watchers, or is None if
+    there are none. If a snapshot replaces the domain, the watchers stay.
     """
 
     width: int  # bytes of unsigned long, 8 or 4; a native guest's may change call by call

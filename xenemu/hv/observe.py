@@ -1,7 +1,7 @@
 """Watch a guest: hypercalls, page tables, events, and how its kernel is entered.
 
-A domain's `watch` is who watches it, or None, as mostly: what can be observed asks for that, and
-nothing else happens on the way of a guest that nobody watches.
+A domain's `watch` has its watchers. Mostly it is None, since nobody watches. The places where
+something can be observed ask for `watch`, and do nothing else for a guest that nobody watches.
 
 An observer only looks: a guest runs the same with it and without.
 """
@@ -22,7 +22,7 @@ class Observer:
     """What can be seen; each method does nothing, for a subclass to override."""
 
     def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """A hypercall begins; those of a multicall do so between its beginning and its end."""
+        """A hypercall begins; the calls of a multicall begin and end before the multicall ends."""
 
     def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
         """It ended. Without a result, it is to be continued, or ended the guest."""

@@ -26,7 +26,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
     """Compute all counts from memory; return a sentence for each that the table has otherwise.
 
     `held` are the references that neither memory nor the table's flags show: (mfn, type) of root
-    pointers, GDT frames and the like, with PGT_none for a general reference alone.
+    pointers, GDT frames and the like. PGT_none stands for a general reference alone.
     """
     nr_frames = frames.memory.nr_frames
     count, type_count = [0] * nr_frames, [0] * nr_frames
@@ -118,7 +118,7 @@ def writable_tables(frames: Frames, roots: Iterable[int]) -> list[str]:
     """Walk the tables from `roots` as the CPU does, whatever the frame table says of them.
 
     Returns a sentence for each page table or page of descriptors that the guest could write. A
-    64-bit guest runs in ring 3; a 32-bit one's kernel has the rights of a supervisor, and PAE's
+    64-bit guest runs in ring 3. A 32-bit guest's kernel has the rights of a supervisor, and PAE's
     roots have no RW.
     """
     rules, faults, seen = frames.rules, [], set()

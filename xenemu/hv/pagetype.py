@@ -1,22 +1,27 @@
-"""Page types: what makes it safe that a PV guest writes its own page tables.
+"""Page types: they make it safe that a PV guest writes its own page tables.
 
-A frame is used as one thing at a time: a page table of one level, a page of segment descriptors,
-or ordinary memory that may be mapped writable. Each use holds a type reference; the type changes
-only when there is none. So a page table is never mapped writable, and every change to it comes
-here to be checked.
+A frame is used as one thing at a time: a page table of one level, a page of segment descriptors, or
+ordinary memory that may be mapped writable. Each use holds a type reference. The type changes only
+when there is no such reference. So a page table is never mapped writable, and every change to it
+comes here to be checked.
 
-A frame becomes a page table when its first reference of that type is taken: a pin, a root
-pointer, or an entry of a table one level up. Every present entry is checked then, and holds a
-reference to what it points to: an L1 entry to data (with a writable type reference if it is RW),
-a higher one to a table of the level below. With the last reference of the type it stops being
-one, and its entries' references are dropped. `xenemu.hv.validation` does both, in steps.
+A frame becomes a page table when the first reference of that type is taken. Such a reference is a
+pin, a root pointer, or an entry of a table one level up. At that moment every present entry is
+checked. Each takes a reference to what it points to. An L1 entry refers to data, with a writable
+type reference if the entry is RW. A higher entry refers to a table of the level below. When the
+last reference of the type goes, the frame is no longer a page table, and the references of its
+entries are dropped. `xenemu.hv.validation` does both, in steps.
+
+For example, a guest pins an L4 table. Each present L4 entry then refers to an L3 table, which is
+checked for the same reason, and so on down to the data. If some L1 entry maps one of these tables
+RW, the pin is refused: the table would have to be writable data, and a page table, at once.
 
 If Xen is told to allow it, an entry of a table may also point, without RW, to a table of its own
-level ("linear" page tables). The table it points to may then have no such entries itself, and the
-other way round. An entry that points to the very table it is in holds no reference.
+level ("linear" page tables). That table may then have no such entries itself, and the other way
+round. An entry that points to the very table it is in holds no reference.
 
-Not here: what Xen does against L1TF. On a CPU with that bug it runs a domain on shadow page
-tables as soon as an entry that is not present has an address; the CPU here has none.
+Not here: what Xen does against L1TF. On a CPU with that bug, Xen runs a domain on shadow page
+tables as soon as an entry that is not present has an address. The CPU here does not have the bug.
 
 In Xen: arch/x86/mm.c.
 """
@@ -84,8 +89,8 @@ TABLE_REFERENCE_BITS: Final = ADDR | P | RW | PWT | PCD | PSE
 class Frames(Validation):
     """The frame table with the rules of page types.
 
-    What takes a type reference may raise `Restart`, having done a part. What drops one may leave
-    `old_tables`, which `put_old_tables` goes on with.
+    Methods that take a type reference may do a part, and raise `Restart`. Methods that drop one may
+    leave `old_tables`, which `put_old_tables` goes on with.
     """
 
     # Type references.
@@ -93,8 +98,8 @@ class Frames(Validation):
     def get_page_type(self, mfn: int, wanted: int) -> None:
         """Take a type reference to a frame to which a general one is held.
 
-        EINVAL if the frame is in use as another type, or is not fit to become the one wanted;
-        what one of its entries is refused for gives its own errno.
+        EINVAL if the frame is in use as another type, or is not fit to become the one wanted. If
+        one of its entries is refused, the errno is that entry's.
         """
         if self.type[mfn] == wanted and mfn not in self.partial:
             self.type_count[mfn] += 1
@@ -124,7 +129,7 @@ class Frames(Validation):
     def pin(self, mfn: int, domid: int, level: int) -> None:
         """Keep a table validated while nothing points to it.
 
-        EINVAL if it is pinned already, or not fit for a table of that level.
+        EINVAL if the table is pinned already, or is not fit to be a table of this level.
         """
         self.get_page_and_type(mfn, domid, level)
         if self.flags[mfn] & PGT_pinned:
@@ -165,10 +170,12 @@ class Frames(Validation):
     def mod_entry(self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool = False) -> bool:
         """Set the entry at `maddr`, in a frame that is a page table; whether to flush the TLB.
 
-        `pg_owner` is whose frame an L1 entry may map; `preserve_ad` keeps the old entry's A and
-        D bits. Errnos as `_l1e_refusal` and `_get_page_from_entry` have them; EINVAL (in an L2,
-        EPERM) for Xen's own entries, and EINVAL for another owner's frame in a higher entry, or
-        a table that is not validated wholly.
+        An L1 entry may map the frames of `pg_owner`. `preserve_ad` keeps the old entry's A and D
+        bits.
+
+        The errnos are those of `_l1e_refusal` and `_get_page_from_entry`. EINVAL (in an L2, EPERM)
+        for Xen's own entries. EINVAL also for another owner's frame in a higher entry, and for a
+        table that is not validated as a whole.
         """
         mfn = maddr >> PAGE_SHIFT
         used_as = self.type[mfn]
@@ -238,7 +245,7 @@ class Frames(Validation):
 def needs_flush(old: int, new: int) -> bool:
     """Whether a TLB that cached `old` would go wrong with `new`.
 
-    It would not if nothing was taken away: a CPU walks the tables again before it faults.
+    It would not if `new` takes nothing away: a CPU walks the tables again before it faults.
     """
     if not old & P:
         return False

@@ -24,12 +24,15 @@ class Exits(Protocol):
 class Personality:
     """A kind of guest.
 
-    `environment` is its name in the hypercall table; `start` loads a fresh vcpu's registers
-    into the CPU. `leave` takes from the CPU what it knows of the current vcpu besides its
-    registers, before another comes; `enter` tells the CPU this of the vcpu that has come, for
-    others may have changed it meanwhile. `address_space` is the root of the tables that the vcpu
-    runs on; `audit` says what of the hypervisor's books is not true (`hv.audit`); `timers` are
-    those of its own.
+    * `environment` is its name in the hypercall table.
+    * `start` loads a fresh vcpu's registers into the CPU.
+    * `leave` takes from the CPU what it knows of the current vcpu besides its registers, before
+      another vcpu comes.
+    * `enter` tells the CPU the same of the vcpu that has come. Others may have changed it
+      meanwhile.
+    * `address_space` is the root of the tables that the vcpu runs on.
+    * `audit` returns what is wrong in the hypervisor's books (`hv.audit`).
+    * `timers` are its own kinds of timers.
     """
 
     environment: str

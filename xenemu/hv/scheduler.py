@@ -1,7 +1,8 @@
 """Blocking vcpus, their runstate accounting, and what their timers do.
 
-The loop that picks a vcpu and runs it is the machine's. It calls `run` when a vcpu gets the CPU,
-`preempt` when it loses it though it could go on, and what `TIMERS` has for a timer that is due.
+The machine has the loop that picks a vcpu and runs it. The loop calls `run` when a vcpu gets the
+CPU, and `preempt` when a vcpu loses the CPU though it could go on. When a timer is due, it calls
+what `TIMERS` has for that kind of timer.
 
 In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 """
@@ -85,11 +86,10 @@ def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
 def update_runstate_area(current: Current) -> None:
     """Write the current vcpu's runstate into the area that it registered, if that is mapped now.
 
-    It has the times up to the last change of the state, which the guest finds in it, too.
-
-    Xen marks the time of entry with XEN_RUNSTATE_UPDATE while it writes, if the guest asked for
-    that (VMASST_TYPE_runstate_update_flag). No vcpu runs during this write, so that a guest would
-    never see the mark.
+    The area has the times up to the last change of the state, and the time of that change. If the
+    guest asked for it (VMASST_TYPE_runstate_update_flag), Xen marks that time with
+    XEN_RUNSTATE_UPDATE while it writes. No vcpu runs during the write here, so a guest would never
+    see the mark.
     """
     vcpu = current.vcpu
     if not vcpu.runstate_area:
@@ -145,7 +145,7 @@ TIMERS: Final[Owners] = {
 def shutdown(domain: Domain, reason: int, why: str = "") -> None:
     """Shut the domain down; the first reason counts, or the one that was chosen before.
 
-    `why` is a sentence for the person, where the guest did not ask for it.
+    `why` is a sentence for the person, if the guest did not ask for the shutdown.
     """
     if domain.shutdown_code is None:
         domain.shutdown_why = why

@@ -1,7 +1,7 @@
-"""A domain as it was once, to go back to: its plain data, and what its memory held.
+"""A domain as it was at one instant: its plain data, and what its memory held.
 
-A snapshot lives in the process that took it, and is of one domain. Who watches the domain is not
-part of the snapshot: the restored domain has the watchers of the one that it replaces.
+A snapshot lives in the process that took it, and is of one domain. The watchers are not part of it.
+The restored domain has the watchers of the domain that it replaces.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DomainSnapshot:
         self._page_info = domain.memory.page_info[:]
 
     def restore(self, now: Domain) -> Domain:
-        """The domain as it was, in the memory of what has become of it, which ends here."""
+        """The domain as it was, in the memory of the present one, which ends here."""
         domain = _Unpickler(self._plain, now).load()
         assert isinstance(domain, Domain)
         for name, state in self._backends.items():
@@ -94,9 +94,10 @@ def _put_content(memory: Memory, pieces: list[tuple[int, int, bytes | None]]) ->
 
 
 def _used(domain: Domain) -> list[tuple[int, int]]:
-    """Where anything can be, as ranges.
+    """The ranges of memory that may hold anything.
 
-    A PVH guest's memory has a hole of gigabytes; in a PV guest's, Xen has frames that are nobody's.
+    A PVH guest's memory has a hole of gigabytes. In a PV guest's memory, Xen has frames that nobody
+    owns.
     """
     frames = domain.frames
     if domain.p2m is None:

@@ -1,19 +1,21 @@
-"""Validation: frames become page tables or pages of descriptors, and cease to be that.
+"""Validation: frames become page tables or pages of descriptors, and stop being that.
 
-A tree of tables may be large, and a hypercall must end soon. So validation is done in steps: what
-it does counts against `work_left`, and when that is used up, the table that it is in is left
-partially validated (`partial`), and `Restart` is raised. Who wants the table again goes on there.
-Meanwhile it has its type, cannot be changed, and holds the references of its first entries; it is
-held itself by a type reference and a general one, which whoever completes it inherits.
+A tree of tables may be large, and a hypercall must end soon. So validation is done in steps. Its
+work counts against `work_left`. When that is used up, `Restart` is raised, and the table at hand is
+left partially validated (`partial`). The next call that wants the table goes on there. Until then
+the table has its type, cannot be changed, and holds the references of its first entries. A type
+reference and a general reference hold the table itself. The call that completes the table inherits
+both.
 
-Dropping a tree is done in steps, too. A table whose last type reference is gone goes into
-`old_tables`, as does one that a refusal leaves partially validated, and `put_old_tables` drops
-what their entries hold. Until then it is a partially validated table like any other.
+A tree is dropped in steps, too. A table goes into `old_tables` when its last type reference is
+gone, or when a refusal leaves it partially validated. `put_old_tables` drops what its entries hold.
+Until then it is a partially validated table like any other.
 
-An L1 table is validated at once, and any table dropped at once: that is a bounded piece of work.
+An L1 table is validated at once, and any table is dropped at once, because that is a bounded piece
+of work.
 
-DIVERGES: in Xen each vcpu has its own old table; here any vcpu's call goes on with the domain's.
-A refusal within one call leaves memory as it was; Xen leaves its bits in the entries before.
+DIVERGES: in Xen each vcpu has its own old table; here any vcpu's call goes on with the domain's. A
+refusal within one call leaves memory as it was; Xen leaves its bits in the entries before.
 
 In Xen: arch/x86/mm.c (promote_*_table, demote_*_table, get_page_from_l?e, put_old_guest_table).
 """
@@ -66,7 +68,7 @@ Write = tuple[int, bytes]  # a frame, and what it shall contain
 
 
 class Restart(Exception):
-    """There is more to validate than one call may: the guest is to issue it again.
+    """There is more to validate than one call may do: the guest is to issue the call again.
 
     In Xen: -ERESTART.
     """
@@ -90,7 +92,8 @@ class Validation(FrameTable):
     def _validate(self, take: Callable[..., None], *args: int) -> None:
         """Call what may validate tables, and write the tables whose entries Xen adjusts.
 
-        Nothing is written before all of a tree has been accepted, or a part of it is left.
+        Nothing is written before the whole tree has been accepted, or a part of it is left for
+        later.
         """
         writes: list[Write] = []
         try:
@@ -174,7 +177,8 @@ class Validation(FrameTable):
     def _promote_table(self, mfn: int, wanted: int, writes: list[Write]) -> None:
         """Validate the entries of a higher table, from where an earlier call stopped.
 
-        Refused or preempted, it is partially validated; and dropped, if it was refused.
+        If the table is refused or the call preempted, the table is partially validated. If it is
+        refused, it is also dropped.
         """
         entries = self.memory.table(Mfn(mfn)).tolist()
         level, slots = LEVELS[wanted], self.rules.slots_of(wanted)
@@ -242,7 +246,7 @@ class Validation(FrameTable):
         self.old_tables.append(mfn)
 
     def _drop_type(self, mfn: int) -> None:
-        """Drop a type reference; with the last one, whatever type it was ends, or is to end."""
+        """Drop a type reference; with the last one, the frame's type ends, or is to end."""
         if self.type_count[mfn] > 1:
             self.type_count[mfn] -= 1
             return
@@ -260,7 +264,7 @@ class Validation(FrameTable):
                 self._put_pages_from_l1(self.memory.table(Mfn(mfn)).tolist())
 
     def put_old_tables(self) -> bool:
-        """Drop tables that are to be dropped, as far as `work_left` allows; whether all are."""
+        """Drop the tables that wait for it, as far as `work_left` allows; whether all are."""
         while self.old_tables:
             if self.work_left <= 0:
                 return False

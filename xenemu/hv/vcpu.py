@@ -57,9 +57,10 @@ class Vcpu:
         return self.online and not self.blocked
 
     def remark(self, sentence: str) -> None:
-        """Note, for the person, what the hypercall under way refused without failing.
+        """Note, for the person, what the hypercall under way has refused, although it did not fail.
 
-        It goes to the record of the call, or of the last of those that continue it.
+        The remark goes to the record of the call. If the call is continued, it goes to the last
+        record.
         """
         if len(self.remarks) < MAX_REMARKS:
             self.remarks.append(sentence)

@@ -23,8 +23,8 @@ class Timers:
     def set(self, key: Key, deadline_ns: int) -> None:
         """Arm, or move, the timer of `key`.
 
-        As in Xen a deadline is signed: a guest's of 2^63 or more is long past. One after NEVER_NS
-        only disarms the timer.
+        As in Xen, a deadline is signed, so a guest's deadline of 2^63 or more is long past. A
+        deadline after NEVER_NS only disarms the timer.
         """
         self.deadlines_ns.pop(key, None)
         if deadline_ns >= SIGN:
