@@ -25,6 +25,7 @@ from xenemu.abi.sched import (
     SHUTDOWN_suspend,
     SHUTDOWN_watchdog,
 )
+from xenemu.cpu.coverage import BlockLog
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine, EngineState
 from xenemu.dom0 import toolstack
@@ -299,6 +300,10 @@ class Machine:
     def debug(self) -> DebugPort:
         """The CPU's verbs for a debugger."""
         return DebugPort(self.engine)
+
+    def record_blocks(self) -> BlockLog:
+        """Note which code the guest runs from now on."""
+        return BlockLog(self.engine)
 
     def _look_at_host(self, terminal: Terminal, limits: Limits, debugger: Debugger | None) -> None:
         """End the slice if the host wants the run to end; pause it if a debugger has a word."""

@@ -114,6 +114,7 @@ class Shim:
         self.watch = self._function(
             "shim_watch", ctypes.c_bool, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int
         )
+        self.forget_blocks = self._function("shim_forget_blocks", None)
         self.unwatch_all = self._function("shim_unwatch_all", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()
@@ -126,6 +127,8 @@ class Shim:
         self.physical = self._shared("physical")
         self.debug = self._shared("debug")
         self.counters = self._shared("counters")
+        self.coverage = self._shared("coverage")
+        self.block: Any = type(self._shared("block"))
         self._check_page_info()
         rows = _rows(self._function("shim_constants", ctypes.POINTER(_Constant))())
         self.constants: Any = SimpleNamespace(**{row.name.decode(): row.value for row in rows})

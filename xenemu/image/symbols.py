@@ -59,6 +59,11 @@ class Symbols:
         self._read = read
         self._image = tuple(image)
 
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """Where the kernel lies."""
+        return self._image
+
     @cached_property
     def _table(self) -> tuple[list[int], list[str], list[bool]]:
         entries = sorted(self._read(), key=lambda entry: entry[0])

@@ -169,6 +169,7 @@ void translator_loop_x86_64(const void *ops, void *db, void *cpu, void *tb, int 
     translate_block(ops, db, cpu, tb, max_insns);
     hide_breakpoints(guests);
     G.counters.blocks_translated++;
+    note_block(tb);
     settle(); /* what only translates is slow: the next block looks at the host's clock */
     void *op = FIELD(G.tcg, TCG_FIRST_OP, void *);
     if (FIELD(op, OP_ARG1, void *) != G.uc)

@@ -90,6 +90,9 @@ void forget_debugging(void);
 /* tlb.c */
 uint64_t *machine_entry(uint64_t paddr);
 
+/* coverage.c */
+void note_block(const void *tb);
+
 /* translate.c */
 bool wrap_rip(void);
 void translate_block(const void *ops, void *db, void *cpu, void *tb, int max_insns);

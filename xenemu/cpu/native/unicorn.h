@@ -11,6 +11,7 @@
 
 #define FIELD(base, offset, type) (*(type *)((char *)(base) + (offset)))
 #define RETURN_ADDRESS ((uintptr_t)__builtin_return_address(0))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 enum { /* struct uc_struct */

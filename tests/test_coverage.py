@@ -1,0 +1,154 @@
+"""coverage: what ran, by function and by line, as each single instruction says; and its files."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import capstone
+import pytest
+from lcov_cobertura import LcovCobertura
+
+from guests.build import ENVIRONMENTS, GUESTS, build, guests
+from unattended import Unattended
+from xenemu import coverage
+from xenemu.coverage import Block, Coverage
+from xenemu.hv.building import DomainConfig
+from xenemu.image import Image, load
+from xenemu.image.lines import LineTable
+from xenemu.machine import Machine, Mode
+from xenemu.outcome import End, Outcome
+from xenemu.peek import Code
+
+MAIN = "guest_main"
+UNREADABLE = {"hypercall_page", "_start"}  # Xen writes the one; the other changes the mode
+
+
+@dataclass
+class OneByOne(Unattended):
+    """Lets the guest run an instruction at a time, and notes where each is."""
+
+    machine: Machine
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.machine.slice_ns = 1
+
+    def check(self) -> Outcome | None:
+        self.seen.append(self.machine.engine.rip)
+        return None
+
+
+@pytest.fixture(scope="module", params=guests()["hello"].environments)
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The guest hello, as each kind of domain."""
+    path = tmp_path_factory.mktemp("hello") / request.param
+    return load(build(guests()["hello"], ENVIRONMENTS[request.param], path))
+
+
+@pytest.fixture(scope="module")
+def blocks(kernel: Image) -> list[Block]:
+    """What ran of it."""
+    recorded = machine(kernel)
+    log = recorded.record_blocks()
+    assert recorded.run(Unattended()).end is End.POWEROFF
+    return log.blocks()
+
+
+def machine(image: Image) -> Machine:
+    return Machine(image, DomainConfig(64 << 20, b"hello=world  two words"), Mode.AUTO)
+
+
+def test_what_ran_is_what_single_instructions_say(kernel: Image, blocks: list[Block]) -> None:
+    ran = Coverage.of(blocks, kernel, Code(kernel))
+
+    slow = machine(kernel)
+    steps = OneByOne(slow)
+    assert slow.run(steps).end is End.POWEROFF
+    visited = {coverage.linked(rip, kernel) for rip in steps.seen[:-1]}  # the last never ran
+    names = {s.name for rip in visited if (s := kernel.symbols.lookup(rip))}
+    assert {function.name for function in ran.functions} == names
+    assert MAIN in names
+    assert all(kernel.symbols.lookup(part.start) for part in ran.ranges)
+    inside = {rip for rip in visited if kernel.symbols.lookup(rip)}
+    assert [hex(rip) for rip in sorted(inside) if not any(rip in part for part in ran.ranges)] == []
+    for function in ran.functions:
+        if function.name in UNREADABLE:
+            continue
+        own = range(function.vaddr, function.vaddr + function.size)
+        covered = sum(address in own for part in ran.ranges for address in part)
+        assert covered == sum(length(kernel, rip) for rip in inside if rip in own), function.name
+
+
+def length(image: Image, rip: int) -> int:
+    """The bytes of the instruction at `rip`."""
+    segment = next(s for s in image.segments if 0 <= rip - s.vaddr < len(s.data))
+    mode = capstone.CS_MODE_64 if image.elf_class == 64 else capstone.CS_MODE_32
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, mode)
+    return next(decoder.disasm(bytes(segment.data[rip - segment.vaddr :][:15]), rip)).size
+
+
+def test_drcov_has_each_block_and_module(kernel: Image, blocks: list[Block]) -> None:
+    file = coverage.write(blocks, kernel, Code(kernel), lcov=False, lines=None)
+    head, _, table = file.partition(b" bbs\n")
+    lines = head.decode().splitlines()
+    assert lines[:2] == ["DRCOV VERSION: 2", "DRCOV FLAVOR: xenemu"]
+    bases = [int(line.split(",")[1], 16) for line in lines[4:-1]]
+    assert lines[2] == f"Module Table: version 2, count {len(bases)}"
+    assert lines[-1] == f"BB Table: {len(table) // 8}"
+    found = {
+        (bases[module] + offset, size) for offset, size, module in struct.iter_unpack("<IHH", table)
+    }
+    wanted = {(coverage.linked(block.pc, kernel), block.size) for block in blocks}
+    assert found == {(pc, size) for pc, size in wanted if kernel.symbols.lookup(pc)}
+
+
+def test_lcov_has_lines_where_there_is_dwarf(kernel: Image, blocks: list[Block]) -> None:
+    lines = LineTable.read(Path(kernel.path))
+    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
+    source = (GUESTS / "hello" / "main.c").read_text().splitlines()
+    told = sections(file)[str(GUESTS / "hello" / "main.c")]
+    hit = {source[int(line) - 1].strip() for line, count in told["DA"] if count != "0"}
+    missed = {source[int(line) - 1].strip() for line, count in told["DA"] if count == "0"}
+    assert "success();" in hit
+    assert 'failure("XENVER_version refused");' in missed
+    assert told["FNDA"] == [("1", MAIN)]
+
+
+def test_lcov_without_dwarf_has_functions_only(kernel: Image, blocks: list[Block]) -> None:
+    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=None)
+    ((source, told),) = sections(file).items()
+    assert Path(source) == Path(kernel.path)
+    assert ("1", MAIN) in told["FNDA"]
+    assert ("0", "failure") in told["FNDA"]
+    assert "DA" not in told
+
+
+def sections(file: bytes) -> dict[str, dict[str, list[tuple[str, ...]]]]:
+    """By source file, what each kind of line of an lcov file says."""
+    found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+    for text in file.decode().split("end_of_record\n")[:-1]:
+        section: dict[str, list[tuple[str, ...]]] = {}
+        for line in text.splitlines():
+            kind, _, rest = line.partition(":")
+            section.setdefault(kind, []).append(tuple(rest.split(",")))
+        found[section["SF"][0][0]] = section
+    return found
+
+
+def test_a_reader_of_lcov_files_takes_it(kernel: Image, blocks: list[Block]) -> None:
+    lines = LineTable.read(Path(kernel.path))
+    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
+    summary = LcovCobertura(file.decode()).parse()["summary"]
+    assert summary["lines-covered"] > 0
+    assert summary["lines-covered"] < summary["lines-total"]
+
+
+def test_nothing_is_noted_after_the_log_is_closed(kernel: Image) -> None:
+    recorded = machine(kernel)
+    log = recorded.record_blocks()
+    log.close()
+    recorded.run(Unattended())
+    assert log.blocks() == []

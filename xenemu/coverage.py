@@ -1,0 +1,176 @@
+"""What of a kernel ran: its functions in the order in which they first did, and files that say so.
+
+A block of code is noted when it first runs (native/coverage.c), so that this costs a boot next to
+nothing; how often a block ran is not known. Two kinds of file are written: drcov's, of blocks,
+which disassemblers read, and lcov's, of functions, and of lines where the kernel has debug
+information, which `genhtml` shows.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from xenemu.image import Image
+from xenemu.image.lines import LineTable
+from xenemu.peek import Code
+
+LCOV_SUFFIX: Final = ".info"
+MAX_OFFSET: Final = 1 << 32  # of drcov's blocks, in bytes from their module's start
+
+
+class Block(Protocol):
+    """See `cpu.coverage.Block`."""
+
+    @property
+    def pc(self) -> int: ...
+    @property
+    def at(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+class Function(NamedTuple):
+    """A function that ran; `module` is empty for the kernel's own."""
+
+    name: str
+    vaddr: int
+    size: int
+    module: str
+    at: int  # how many instructions had run before it first did
+
+    @property
+    def label(self) -> str:
+        """Its name, as a report has it."""
+        return f"{self.name} [{self.module}]" if self.module else self.name
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What ran.
+
+    `ranges` are of bytes, at the kernel's own addresses, ascending and apart from each other;
+    `functions` are in the order in which they first ran. Programs are not in it.
+    """
+
+    functions: tuple[Function, ...]
+    ranges: tuple[range, ...]
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], image: Image, code: Code) -> Coverage:
+        """What the blocks of a log (`Machine.record_blocks`) mean for a kernel."""
+        functions: dict[tuple[str, int], Function] = {}
+        pieces = []
+        for block in blocks:
+            vaddr = linked(block.pc, image)
+            found = _function(vaddr, block.at, code)
+            if found is None:
+                continue
+            pieces.append((vaddr, vaddr + block.size))
+            functions.setdefault((found.module, found.vaddr), found)
+        return cls(tuple(functions.values()), tuple(_merged(sorted(pieces))))
+
+    @property
+    def bytes(self) -> int:
+        """How much code ran."""
+        return sum(map(len, self.ranges))
+
+
+def linked(pc: int, image: Image) -> int:
+    """The kernel's own address of code that may run where it was loaded, before it maps itself."""
+    if image.symbols.lookup(pc) is not None:
+        return pc
+    for segment in image.segments:
+        if 0 <= pc - segment.paddr < segment.memsz:
+            return segment.vaddr + pc - segment.paddr
+    return pc
+
+
+def _function(vaddr: int, at: int, code: Code) -> Function | None:
+    symbol, module = code.symbols.lookup(vaddr), ""
+    if symbol is None and code.modules is not None and (found := code.modules.find(vaddr)):
+        symbol, module = found.symbols.lookup(vaddr), found.name
+    return Function(symbol.name, symbol.vaddr, symbol.size, module, at) if symbol else None
+
+
+def _merged(pieces: Iterable[tuple[int, int]]) -> Iterator[range]:
+    start = end = 0
+    for first, last in pieces:
+        if first > end:
+            if end > start:
+                yield range(start, end)
+            start = first
+        end = max(end, last)
+    if end > start:
+        yield range(start, end)
+
+
+# ---- the files ----
+
+
+def write(
+    blocks: Sequence[Block], image: Image, code: Code, lcov: bool, lines: LineTable | None
+) -> bytes:
+    """The file of what ran, of drcov's kind or of lcov's."""
+    if lcov:
+        return _lcov(Coverage.of(blocks, image, code), image, lines).encode()
+    return _drcov(blocks, image, code)
+
+
+def _drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
+    """A table of modules, the kernel first, and one of blocks, each (offset, size, module)."""
+    parts = [(image.path, part) for part in image.symbols.parts]
+    if code.modules is not None:
+        parts += [(m.name, part) for m in code.modules.loaded() for part in m.parts]
+    table = []
+    for block in blocks:
+        vaddr = linked(block.pc, image)
+        for number, (_, part) in enumerate(parts):
+            if vaddr in part and vaddr - part.start < MAX_OFFSET:
+                table.append(struct.pack("<IHH", vaddr - part.start, block.size, number))
+                break
+    head = [
+        "DRCOV VERSION: 2",
+        "DRCOV FLAVOR: xenemu",
+        f"Module Table: version 2, count {len(parts)}",
+        "Columns: id, base, end, entry, path",
+    ]
+    head += [
+        f"{number:3}, {part.start:#x}, {part.stop:#x}, 0x0, {path}"
+        for number, (path, part) in enumerate(parts)
+    ]
+    head.append(f"BB Table: {len(table)} bbs")
+    return "".join(f"{line}\n" for line in head).encode(errors="replace") + b"".join(table)
+
+
+def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
+    ran = {function.vaddr for function in coverage.functions if not function.module}
+    own = [(vaddr, name) for vaddr, name, is_code in image.symbols.items() if is_code]
+    if lines is None:
+        numbered = [(n, name, vaddr in ran) for n, (vaddr, name) in enumerate(own, 1)]
+        return _record(str(Path(image.path).absolute()), numbered, {})
+    table = lines.of(coverage.ranges)
+    text = []
+    for source, hits in sorted(table.items()):
+        functions = [
+            (place.line, name, vaddr in ran)
+            for vaddr, name in own
+            if (place := lines.places.get(vaddr)) and place.source == source
+        ]
+        text.append(_record(source, functions, hits))
+    return "".join(text)
+
+
+def _record(source: str, functions: list[tuple[int, str, bool]], lines: dict[int, bool]) -> str:
+    """What lcov's manual, geninfo(1), calls a section: of one source file."""
+    said = ["TN:", f"SF:{source}"]
+    said += [f"FN:{line},{name}" for line, name, _ in functions]
+    said += [f"FNDA:{hit:d},{name}" for _, name, hit in functions]
+    said += [f"FNF:{len(functions)}", f"FNH:{sum(hit for _, _, hit in functions)}"]
+    said += [f"DA:{line},{hit:d}" for line, hit in sorted(lines.items())]
+    if lines:
+        said += [f"LF:{len(lines)}", f"LH:{sum(lines.values())}"]
+    return "".join(f"{line}\n" for line in [*said, "end_of_record"])

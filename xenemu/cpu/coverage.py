@@ -1,0 +1,69 @@
+"""What the guest ran, block by block, from what the engine translates (native/coverage.c)."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import NamedTuple
+
+from xenemu.cpu.engine import Engine
+
+ROOM = 1 << 15  # blocks that the shim notes before they are taken over
+CHUNKS = 32  # of so many, before those that were translated again are dropped
+FORM = struct.Struct("=QQHHI")  # struct block
+
+
+class Block(NamedTuple):
+    """Code that runs from its first byte to its last unless it faults.
+
+    `pc` is linear, and physical where not `paged`; `at` is how many instructions had run before.
+    A block may lie within another, or overlap with it.
+    """
+
+    pc: int
+    at: int
+    size: int
+    instructions: int
+    paged: bool
+
+
+class BlockLog:
+    """The blocks that an engine runs from now on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._shared = shared = engine._shim.coverage
+        assert ctypes.sizeof(engine._shim.block) == FORM.size
+        self._noted = (ctypes.c_uint8 * (FORM.size * ROOM))()
+        self._chunks: list[bytes] = []
+        self._first: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._full = ctypes.PYFUNCTYPE(None)(self._take)
+        engine._shim.forget_blocks()
+        shared.blocks, shared.noted = ctypes.addressof(self._noted), 0
+        shared.full = ctypes.cast(self._full, ctypes.c_void_p).value
+        shared.room = ROOM
+
+    def _take(self) -> None:
+        self._chunks.append(bytes(memoryview(self._noted)[: self._shared.noted * FORM.size]))
+        self._shared.noted = 0
+        if len(self._chunks) == CHUNKS:
+            self._drop_repeated()
+
+    def _drop_repeated(self) -> None:
+        for chunk in self._chunks:
+            for pc, at, size, instructions, paged in FORM.iter_unpack(chunk):
+                self._first.setdefault((pc, size, paged), (at, instructions))
+        self._chunks.clear()
+
+    def blocks(self) -> list[Block]:
+        """Each block once, in the order in which they first ran."""
+        self._take()
+        self._drop_repeated()
+        return [
+            Block(pc, at, size, instructions, bool(paged))
+            for (pc, size, paged), (at, instructions) in self._first.items()
+        ]
+
+    def close(self) -> None:
+        """Note no more."""
+        self._take()
+        self._shared.room = 0

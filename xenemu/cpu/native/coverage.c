@@ -1,0 +1,29 @@
+/*
+ * What the guest ran. A block is translated just before it runs for the first time, so to note
+ * what is translated is enough, and costs a block that runs again nothing. A block that is
+ * translated again is noted again; cpu/coverage.py keeps the first.
+ */
+#include "shim.h"
+
+/* Note a block that was translated; when there is no room for another, Python makes some. */
+void note_block(const void *tb)
+{
+    struct coverage *coverage = &G.coverage;
+
+    if (LIKELY(!coverage->room))
+        return;
+    struct block *block = (struct block *)coverage->blocks + coverage->noted;
+    block->pc = FIELD(tb, TB_PC, uint64_t);
+    block->at = G.clock.end - left_to_run();
+    block->bytes = FIELD(tb, TB_SIZE, uint16_t);
+    block->instructions = FIELD(tb, TB_ICOUNT, uint16_t);
+    block->paged = FIELD(G.env, ENV_CR0, uint64_t) >> 31 & 1;
+    if (++coverage->noted == coverage->room)
+        call_python(coverage->full);
+}
+
+/* Translate again all that runs from now on. */
+void shim_forget_blocks(void)
+{
+    tb_flush_x86_64(G.cpu);
+}
