@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +147,24 @@ def test_a_reader_of_lcov_files_takes_it(kernel: Image, blocks: list[Block]) -> 
     summary = LcovCobertura(file.decode()).parse()["summary"]
     assert summary["lines-covered"] > 0
     assert summary["lines-covered"] < summary["lines-total"]
+
+
+@pytest.mark.skipif(
+    not shutil.which("genhtml") and "CI" not in os.environ, reason="genhtml (lcov) is not installed"
+)
+def test_genhtml_shows_it(kernel: Image, blocks: list[Block], tmp_path: Path) -> None:
+    lines = LineTable.read(Path(kernel.path))
+    (tmp_path / "ran.info").write_bytes(
+        coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
+    )
+    shown = subprocess.run(
+        ["genhtml", "--output-directory", tmp_path / "shown", tmp_path / "ran.info"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "lines......: " in shown.stdout
+    assert (tmp_path / "shown" / "index.html").is_file()
 
 
 def test_nothing_is_noted_after_the_log_is_closed(kernel: Image) -> None:
