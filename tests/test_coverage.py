@@ -20,7 +20,7 @@ from xenemu.coverage import Block, Coverage
 from xenemu.hv.building import DomainConfig
 from xenemu.image import Image, load
 from xenemu.image.lines import LineTable
-from xenemu.machine import Machine, Mode
+from xenemu.machine import Machine
 from xenemu.outcome import End, Outcome
 from xenemu.peek import Code
 
@@ -61,7 +61,7 @@ def blocks(kernel: Image) -> list[Block]:
 
 
 def machine(image: Image) -> Machine:
-    return Machine(image, DomainConfig(64 << 20, b"hello=world  two words"), Mode.AUTO)
+    return Machine(image, DomainConfig(64 << 20, b"hello=world  two words"))
 
 
 def test_what_ran_is_what_single_instructions_say(kernel: Image, blocks: list[Block]) -> None:
