@@ -83,7 +83,7 @@ COMPAT_COMMANDS: Final = range(PHYSDEVOP_irq_status_query, PHYSDEVOP_free_irq_ve
 
 @ops.sub(PHYSDEVOP_IRQ_UNMASK_NOTIFY)
 def irq_unmask_notify(current: Current, pointer: int) -> None:
-    """Look at all interrupts that wait to be unmasked: there is none."""
+    """Look at all interrupts that wait to be unmasked: no interrupt does."""
 
 
 @ops.sub(PHYSDEVOP_free_irq_vector)

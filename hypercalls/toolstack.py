@@ -98,7 +98,7 @@ def _domain_of(domctl: bytes) -> int:
 
 
 def _check_domain(current: Current, domctl: bytes) -> None:
-    """ESRCH: no such domain; DOMID_SELF is none here."""
+    """ESRCH: no such domain; DOMID_SELF does not count as one here."""
     domid = _domain_of(domctl)
     lock_domain_by_any_id(current, DOMID_INVALID if domid == DOMID_SELF else domid)
 

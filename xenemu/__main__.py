@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """End at once, as there is nothing yet, or no more, to put in order."""
+    """End at once: there is nothing to put in order yet, or nothing any more."""
     os._exit(128 + signum)
 
 

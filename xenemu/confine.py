@@ -162,7 +162,7 @@ class Errand:
 
 
 def _limit(descriptors: int) -> None:
-    """Limit what can be had beyond what there is; `descriptors`: how many more of them."""
+    """Limit what this process may still get; `descriptors` is how many more of them."""
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
     with suppress(OSError):
         lowest_free = os.eventfd(0)

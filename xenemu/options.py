@@ -34,7 +34,7 @@ def parse_memory(option: str, text: str) -> int:
 
 
 def parse_seconds(option: str, text: str) -> float:
-    """A time in seconds; UsageError if it is none, or none to wait for."""
+    """A time in seconds; UsageError if it is no time, or none that one can wait for."""
     try:
         seconds = float(text)
     except ValueError:

@@ -98,7 +98,7 @@ class Tracer(Observer):
             self._watch.add(self)
 
     def stop(self) -> None:
-        """Trace no more; what never started stops just as well."""
+        """Trace no more; a tracer that never started may be stopped, too."""
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None

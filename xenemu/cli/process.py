@@ -1,7 +1,8 @@
 """The command as a process: its signals, its standard streams and its exit code.
 
-Standard output has what was asked for. If it takes no more, that is an error. Standard error has
-everything else. If it takes no more, nobody can be told, and nothing else changes.
+Standard output has what was asked for. If it can no longer be written, that is an error. Standard
+error has everything else. If it can no longer be written, nobody can be told, and nothing else
+changes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class _Stream(io.FileIO):
 
 
 def _stream(before: TextIO | None, failed: Callable[[OSError], None]) -> TextIO | None:
-    """A standard stream that calls `failed` when it can be written no more.
+    """A standard stream; it calls `failed` when it can no longer be written.
 
     What its encoding lacks is escaped. None: it was closed when this process began.
     """

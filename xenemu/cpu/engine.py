@@ -317,7 +317,7 @@ class Engine(Registers):
         return Undefined(vcpu.undefined_rip, vcpu.undefined_bits, code)
 
     def seed_random(self, seed: int) -> None:
-        """Begin the sequence of what RDRAND and RDSEED read; `seed` has 64 bits."""
+        """Begin the sequence that RDRAND and RDSEED read; `seed` has 64 bits."""
         self._vcpu.random = seed
 
     def came_from(self) -> int:

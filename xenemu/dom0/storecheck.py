@@ -45,7 +45,7 @@ def _tree(store: Store) -> Iterator[str]:
 
 
 def _connection(connection: Connection) -> Iterator[str]:
-    """A guest's session is within its quotas, the first of which may be passed by one."""
+    """A guest's session is within its quotas; only the first quota may be passed, by one."""
     who = f"d{connection.domid}'s session with the xenstore"
     size = sum(event_size(event) for event in connection.undelivered)
     if connection.undelivered_bytes != size:

@@ -276,7 +276,7 @@ class Store:
     # Below: paths are absolute and valid.
 
     def _canonical(self, conn: Connection, path: str) -> str:
-        """Make a path absolute; EINVAL if it is none that a node can have."""
+        """Make a path absolute; EINVAL if no node can have such a path."""
         if not path.startswith(("/", "@")):
             path = f"{conn.home}/{path}"
         if not _is_valid(path):

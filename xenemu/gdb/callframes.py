@@ -49,7 +49,7 @@ def debug_frame(orc: Orc, parts: Sequence[range] = ()) -> bytes:
 
 
 def _descriptions(stretches: Iterable[tuple[int, Entry | None]]) -> Iterator[bytes]:
-    """What is said of stretches of code that follow each other, of which the last only ends."""
+    """The description of consecutive stretches of code; the last row only ends the one before."""
     known: dict[int, bytes] = {}  # by identity: a hash of an entry costs more than its rule
     rows: list[tuple[int, bytes]] = []
     for vaddr, entry in stretches:

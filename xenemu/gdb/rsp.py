@@ -120,7 +120,7 @@ SINGLE: Final = {0x03: Signal.INTERRUPT, ord("+"): Signal.ACK, ord("-"): Signal.
 
 
 def number(text: bytes) -> int:
-    """A hex number; ValueError if it is none, or has a sign or an underscore in it."""
+    """A hex number; ValueError if it is not one, or has a sign or an underscore in it."""
     if not text or any(byte not in b"0123456789abcdefABCDEF" for byte in text):
         raise ValueError(f"{text!r} is no hex number")
     return int(text, 16)

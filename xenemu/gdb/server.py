@@ -152,7 +152,7 @@ class Server:
         debug.set_watchpoints(self._packets.watches)
 
     def _settle(self, halt: Halt | None, done: bool) -> None:
-        """After a run or a step: hold the guest if it is to be held."""
+        """After a run or a step: hold the guest if that is wanted."""
         if halt and halt.cause is Cause.FAULT:
             self._packets.requested = f"{vector_name(halt.vector)}, which the guest has yet to see"
         if halt:
@@ -230,7 +230,7 @@ class Server:
         called = self.listener.fileno() in readable
         while self._channel is not None and self._channel.fileno() in readable:
             self._receive(held)
-            # Who calls may be the same gdb again, whose end of the old connection is still unread.
+            # The caller may be the same gdb again: the end of its old connection is still unread.
             if not called:
                 break
             readable = select.select(self.descriptors(), [], [], 0)[0]

@@ -154,10 +154,10 @@ def _names_only(bits: int, entry: int, pieces: list[Piece], frames: bytes) -> me
 
 
 def _runs(piece: Piece) -> Iterator[Run]:
-    """Cut a piece into runs; one without names is code, as far as anybody knows.
+    """Cut a piece into runs; a piece without names is code, as far as anybody knows.
 
-    Where a function begins, a label of the linker's for the end of data may be, too: a place is
-    code if any of its names is.
+    A label of the linker's for the end of data may be where a function begins. So a place is code
+    if one of its names is.
     """
     names, linked = piece.names, piece.linked
     code = {vaddr for vaddr, _, is_code in names if is_code}

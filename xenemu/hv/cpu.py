@@ -91,7 +91,7 @@ class Cpu(Protocol):
         """Set what RDTSCP leaves in ECX."""
 
     def undefined(self) -> Undefined | None:
-        """The last instruction that raised #UD, but for UD2 and the like, whose purpose that is."""
+        """The last instruction that raised #UD, except for UD2 and others that are meant to."""
 
     def debug_register(self, index: int) -> int:
         """Read DR0..DR7."""
@@ -115,7 +115,7 @@ class Cpu(Protocol):
         """Forget the translations of one page before the guest runs again."""
 
     def spend(self, ns: int) -> None:
-        """Let so much of the guest's time pass for what the hypervisor does (hv/prices.py)."""
+        """Let this much of the guest's time pass for the hypervisor's work (hv/prices.py)."""
 
     def limit(self, deadline_ns: int) -> None:
         """Leave the run loop no later than at a virtual time."""

@@ -26,7 +26,7 @@ Leaf = Callable[[Current, int, int], Registers]
 def execute(current: Current, leaf_of: Leaf, xen_leaf: Leaf) -> None:
     """Answer the instruction in the current registers, from `leaf_of` a leaf and subleaf.
 
-    Those of Xen's range are `xen_leaf`'s, by their number in it.
+    Leaves in Xen's range are answered from `xen_leaf`, by their number in that range.
     """
     regs = current.cpu.regs
     leaf, subleaf = regs[Reg.RAX] & 0xFFFFFFFF, regs[Reg.RCX] & 0xFFFFFFFF

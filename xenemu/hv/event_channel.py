@@ -294,7 +294,7 @@ def status(domain: Domain, port: int) -> Channel:
 def bind_vcpu(domain: Domain, port: int, vcpu_id: int) -> None:
     """Choose the vcpu that a port notifies.
 
-    ENOENT: no such vcpu; EINVAL: no such port, or one whose vcpu is part of what it is.
+    ENOENT: no such vcpu; EINVAL: no such port, or the port's kind fixes its vcpu.
     """
     _check_vcpu(domain, vcpu_id)
     channel = _channel(domain, port)

@@ -70,7 +70,7 @@ def map_control_block(domain: Domain, fifo: Fifo, vcpu_id: int, gfn: int, offset
 
 
 def expand_array(domain: Domain, gfn: int) -> None:
-    """Add a page of event words, and raise what was pending for want of it.
+    """Add a page of event words, and raise the events that waited for their words.
 
     ENOSPC: every port has a word; EINVAL: the page is not the guest's, or not writable.
     """

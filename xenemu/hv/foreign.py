@@ -39,7 +39,7 @@ def check_target(current: Current, domid: int) -> None:
 
 
 def lock_domain_by_any_id(current: Current, domid: int) -> int:
-    """The domain of an argument that may be DOMID_SELF; ESRCH if there is none such."""
+    """The domain of an argument that may be DOMID_SELF; ESRCH if there is no such domain."""
     if domid in (DOMID_SELF, current.domain.domid):
         return current.domain.domid
     if domid == DOM0:
@@ -48,7 +48,7 @@ def lock_domain_by_any_id(current: Current, domid: int) -> int:
 
 
 def lock_remote_domain_by_id(current: Current, domid: int) -> int:
-    """The domain of an argument that must be another; EPERM for oneself, ESRCH if none such."""
+    """The domain of an argument that must be another; EPERM for oneself, ESRCH if there is none."""
     if domid == current.domain.domid:
         raise XenError(EPERM, f"d{domid} is the caller itself")
     if domid == DOM0:

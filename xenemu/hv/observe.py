@@ -25,7 +25,7 @@ class Observer:
         """A hypercall begins; the calls of a multicall begin and end before the multicall ends."""
 
     def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """It ended. Without a result, it is to be continued, or ended the guest."""
+        """It ended. Without a result, the call is to be continued, or it ended the guest."""
 
     def entry_set(self, current: Current, maddr: int, old: int, new: int) -> None:
         """An entry of a page table was changed, as a hypercall or a store asked."""

@@ -84,7 +84,7 @@ def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:
 
 
 def _put_content(memory: Memory, pieces: list[tuple[int, int, bytes | None]]) -> None:
-    """Make memory hold these pieces again. No frame is ever in use that was not one of theirs."""
+    """Make memory hold these pieces again. Every frame that is ever in use is in one of them."""
     for at, size, data in pieces:
         if data is not None:
             memory.bytes[at : at + size] = data

@@ -123,7 +123,7 @@ class Btf:
         return info, size, at + TYPE.size
 
     def _resolved(self, number: int) -> int:
-        """The number of what a typedef or a qualifier is about."""
+        """The number of the type that a typedef or a qualifier is for."""
         for _ in range(MAX_DEPTH):
             info, target, _ = self._type(number)
             if info >> 24 & 31 not in ALIASES:

@@ -453,7 +453,7 @@ def _collect_legacy(raw: list[Note], pairs: list[tuple[str, str]]) -> XenNotes:
 
 
 def _legacy_number(name: str, string: str) -> int:
-    """Read a C number. DIVERGES: Xen takes what is none for 0."""
+    """Read a C number. DIVERGES: Xen takes what is no number for 0."""
     if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}", string):
         raise ImageError(f"the section __xen_guest has {name}={string[:40]}, which is no number")
     return int(string, 16 if string[:2].lower() == "0x" else 10)

@@ -38,7 +38,7 @@ def own(parsed: Elf) -> Elf:
 
 
 def _kept(parsed: Elf) -> Iterator[range]:
-    """The file, in order, but for the sections that are left out and are in no segment."""
+    """The file, in order, without the sections that are left out and are in no segment."""
     used = [range(p.offset, p.offset + p.filesz) for p in parsed.program_headers]
     at, end = 0, min(len(parsed.view), _end(parsed, used))
     left_out = islice(_left_out(parsed), MAX_LEFT_OUT)

@@ -35,7 +35,7 @@ class Separated:
 def with_symbols(image: Image, path: Path) -> Separated:
     """The kernel with the symbols of the ELF at `path`.
 
-    ImageError, which names the file and what to do, if that is none, has no symbols, or is of
+    ImageError, which names the file and what to do, if it is no ELF, has no symbols, or is of
     another build.
     """
     try:

@@ -165,7 +165,7 @@ def _read_selector(current: Current, which: Seg, offset: int, refusal: Fault) ->
 
 
 def _call_inwards(current: Current, gate: Gate, ring: int, back: int, refusal: Fault) -> int:
-    """Push the frame of a call to the kernel's ring onto its stack; return that one's selector."""
+    """Push the frame of a call to the kernel's ring onto its stack; return the stack's selector."""
     state, cpu = pv(current), current.cpu
     if ring != KERNEL_RING:  # there are no other stacks
         raise refusal
@@ -190,7 +190,7 @@ def _call_inwards(current: Current, gate: Gate, ring: int, back: int, refusal: F
 def _parameters(current: Current, count: int, esp: int, refusal: Fault) -> list[int]:
     """The words on the caller's stack, the topmost first; `esp` is the new stack's.
 
-    Like Xen, it compares that one with the limit of the caller's stack.
+    Like Xen, it compares `esp` with the limit of the caller's stack.
     """
     if not count:
         return []

@@ -189,7 +189,7 @@ class PvExits:
 class Pv32Exits(PvExits):
     """Handles the exits of a 32-bit guest, whose kernel is in ring 1.
 
-    Which of its two modes a vcpu is in shows in its code segment, not in what Xen remembers.
+    The vcpu's code segment shows which of its two modes it is in. What Xen remembers does not.
     """
 
     def _see_mode(self) -> None:

@@ -68,7 +68,7 @@ def bounce(current: Current, trap: Trap, what: str, error_code: int | None = Non
 
 
 def _bounce_fault(current: Current, fault: Fault, what: str) -> None:
-    """Give a 32-bit guest the fault of a handler's segments; crash it if that one has the same."""
+    """Give a 32-bit guest the fault of a handler's segments; crash it if its handler has one."""
     if fault.vector == flags.PAGE_FAULT:
         set_guest_cr2(current, fault.vaddr)
     handler = pv(current).traps.get(fault.vector, NO_TRAP)

@@ -1,6 +1,6 @@
 """KTAP on a console: the results of KUnit and of kselftest, as test cases.
 
-A document begins with its version line. A subtest has a document of its own, which is indented and
+A document begins with its version line. A subtest has a document of its own. It is indented, and
 comes before the subtest's result. KUnit indents by spaces, kselftest's runner by ``# ``. Lines that
 are not KTAP, such as the kernel's other messages, are passed over.
 

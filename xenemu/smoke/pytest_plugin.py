@@ -182,7 +182,7 @@ class _Logs:
             self._open(path.name)
 
     def write(self, number: int, guest: Guest) -> None:
-        """Write the console; one whose process is no more has none, and the test has said so."""
+        """Write the console; a guest whose process has gone has none, and the test said so."""
         path = self.path(number)
         with _failing(), suppress(RuntimeError):
             self._open().write(path.name, guest.console)

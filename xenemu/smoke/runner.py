@@ -30,7 +30,7 @@ Main = Callable[[Boot, Connection, str], None]
 
 
 class Watcher(Protocol):
-    """Whoever shows how it goes."""
+    """An object that shows how the boots go."""
 
     def began(self, boot: Boot) -> None: ...
 

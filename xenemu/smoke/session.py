@@ -122,7 +122,7 @@ class Session:
         return self.outcome
 
     def run_plan(self) -> list[Finding]:
-        """Run the boot as its plan has it; return what speaks against it."""
+        """Run the boot as its plan says; return what speaks against it."""
         boot = self.boot
         to_end = bool(boot.exit) or not boot.expect
         outcome = self.run(boot.expect, boot.timeout, to_end, self._started)

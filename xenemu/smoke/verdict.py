@@ -205,7 +205,7 @@ def _machine(facts: Facts) -> list[Finding]:
 def crash(facts: Facts) -> Finding | None:
     """What the kernel died of by its own account, however the domain ended; None if it did not.
 
-    Memory decides. If memory does not tell, because it belongs to another kernel by now for one,
+    Memory decides. It may not tell, for example because it belongs to another kernel by now. Then
     the console decides. The console also gives the words of a crash.
     """
     words = f"panic: {facts.panic_message}" if facts.panic_message else ""
