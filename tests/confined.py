@@ -223,7 +223,7 @@ def run_late(*arguments: str) -> None:
 
     from xenemu import cli  # noqa: PLC0415 (as above)
 
-    sys.modules["xenemu.cli.run"].confine = instead
+    sys.modules["xenemu.cli.attended"].confine = instead
     cli.main(["run", *arguments])
 
 

@@ -11,6 +11,7 @@ from xenemu import image
 from xenemu.abi.errno import EFAULT
 from xenemu.hv.cpu import Reg, Seg, Segment, Undefined
 from xenemu.hv.domain import CallRecord
+from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.p2m import P2m
 from xenemu.linux import Linux, LogLine
 from xenemu.peek import MAX_READS, Pages
@@ -96,6 +97,30 @@ def test_the_address_that_a_crash_was_for_is_told(current, kernel):
         report(current, kernel, f"no frame: {CR2:#x} is read-only"), "What was refused or faulted"
     )
     assert lines == [f"the walk to {CR2:#x} ends at L4[0xff] = 0x0 (mfn 0x0: not present)"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "used_as", "told"),
+    [
+        (LEAF << 12 | P, PGT_l1_page_table, ["mfn 0x24 was made l1_page_table by the domain"]),
+        (LEAF << 12 | P | RW, PGT_l1_page_table, []),
+        (LEAF << 12 | P, PGT_writable_page, []),
+        (LEAF << 12, PGT_l1_page_table, []),
+        (0xFFFF_FFFF_F000 | P, PGT_l1_page_table, []),
+    ],
+)
+def test_of_the_last_page_fault_only_what_xen_keeps_read_only_is_told(
+    current, kernel, entry, used_as, told
+):
+    flags = P | RW | US
+    map_cr2(current, L3 << 12 | flags, L2 << 12 | flags, L1 << 12 | flags, entry)
+    frames = current.domain.frames
+    frames.type[LEAF], frames.type_count[LEAF] = used_as, 1
+    text = report(current, kernel)
+    heading = "What was refused or faulted on"
+    lines = section(text, heading) if told else []
+    assert (heading in text) == bool(told)
+    assert [line[: len(told[0])] for line in lines] == told
 
 
 def test_refusals_outside_hypercalls(current, kernel):

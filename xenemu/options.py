@@ -53,6 +53,13 @@ def parse_seed(option: str, text: str) -> int:
     return seed
 
 
+def parse_count(option: str, text: str) -> int:
+    """How many of something; UsageError if it is no number, or none at all."""
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not int(text):
+        raise UsageError(f"{option} {text}: give a whole number, 1 or more")
+    return int(text)
+
+
 def format_size(size: int) -> str:
     """Write a size in the largest unit that it is a whole number of."""
     unit = next(unit for unit in "GMK" if size % UNITS[unit] == 0)

@@ -13,6 +13,7 @@ from xenemu.explain import facts
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.dispatch import format_call
 from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.frame_table import LEVELS, PGT_seg_desc_page
 from xenemu.image import Image
 from xenemu.image.orc import Read
 from xenemu.lacking import undefined_lines
@@ -28,10 +29,11 @@ from xenemu.peek import (
     walk,
 )
 from xenemu.sampling import Samples
-from xenemu.x86.paging import ADDR, P, describe_entry
+from xenemu.x86.paging import ADDR, RW, P, describe_entry
 
 # Ends that are not the guest's own doing: then a report tells where it has spent its time.
 GIVEN_UP: Final = frozenset((End.TIMEOUT, End.IDLE, End.STOPPED))
+READ_ONLY: Final = frozenset((*LEVELS, PGT_seg_desc_page))  # what Xen lets no guest write
 CALLS: Final = 16
 LOG_LINES: Final = 24
 REGS_A_LINE: Final = 3
@@ -110,9 +112,23 @@ def _last_calls(current: Current, count: int) -> Iterator[CallRecord]:
 def _facts(current: Current, code: Code, reason: str) -> list[str]:
     sentences = [reason, *(record.reason for record in _last_calls(current, CALLS))]
     sentences += current.domain.refusals
-    if tables(current):
+    if _is_kept_read_only(current, current.cpu.cr2):
         sentences += walk_lines(current, current.cpu.cr2)[-1:]
     return facts(current, "\n".join(sentences), code)
+
+
+def _is_kept_read_only(current: Current, vaddr: int) -> bool:
+    """Whether Xen itself is why a store there faults: the last page fault may have been one.
+
+    Others are the guest's own business, and most are long dealt with.
+    """
+    found = tables(current)
+    steps = list(walk(current, found, vaddr)) if found is not None and found.has(vaddr) else []
+    if not steps or not steps[-1].entry & P or steps[-1].entry & RW:
+        return False
+    mfn = machine_frame(current, steps[-1].entry & ADDR)
+    frames = current.domain.frames
+    return mfn is not None and bool(frames.type_count[mfn]) and frames.type[mfn] in READ_ONLY
 
 
 def _registers(current: Current, code: Code) -> list[str]:

@@ -33,13 +33,30 @@ def test_help_of_run_lists_every_exit_code(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["run", "--nonsense", "k"], ["run", "--mode", "hvm", "k"], ["nonsense"]]
+    ("arguments", "words"),
+    [
+        ("run", "missing argument 'KERNEL'; see xenemu run --help"),
+        ("run -x k", "no such option: -x; see xenemu run --help"),
+        ("run --intrd i k", "no such option: --intrd; did you mean --init or --initrd?; see "),
+        ("run --mode hvm k", "--mode: 'hvm' is not one of 'auto', 'pv', 'pvh'; see xenemu run "),
+        ("run k --mode", "option '--mode' requires an argument; see xenemu --help"),
+        ("run k k", "got unexpected extra argument(s) (k); see xenemu run --help"),
+        ("smoke k --jobs abc", "--jobs abc: give a whole number, 1 or more"),
+        ("smoke k --jobs 0", "--jobs 0: give a whole number, 1 or more"),
+        ("nonsense", "no such command 'nonsense'; see xenemu --help"),
+    ],
 )
-def test_a_usage_error_is_7(arguments, capsys):
-    assert cli.main(arguments) == 7
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Error: " in captured.err
+def test_a_mistake_in_the_command_line_is_one_line_and_7(arguments, words, capsys):
+    assert cli.main(arguments.split()) == 7
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"xenemu: {words}") and err.count("\n") == 1
+
+
+def test_without_a_command_there_is_the_help(capsys):
+    assert cli.main([]) == 7
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("Usage: xenemu ") and "\nCommands:\n" in err
+    assert "  inspect " in err.splitlines()[-2], "nothing follows the last command"
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from tinyguest import (
     shutdown,
     wait_until,
 )
-from xenemu import cli
+from xenemu import cli, image
 from xenemu.cli.expect import Expectations
-from xenemu.cli.run import judge
+from xenemu.cli.judge import judge
 from xenemu.linux import LogLine
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
@@ -70,8 +70,8 @@ def test_the_time_out_counts_from_the_beginning(monkeypatch, tmp_path):
         return real_load(path)
 
     module = sys.modules["xenemu.cli.run"]
-    real_load = module.image.load
-    monkeypatch.setattr(module.image, "load", load)
+    real_load = image.load
+    monkeypatch.setattr(image, "load", load)
     monkeypatch.setattr(module, "Limits", lambda timeout: Limits(timeout, lambda: now_s))
     path = tmp_path / "kernel"
     path.write_bytes(kernel(say(b"late") + shutdown(POWEROFF)))
@@ -366,7 +366,7 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
             "--rootfs: there is --initrd a already; give one of them",
         ),
         (("--init", "/none"), "--init /none: No such file or directory"),
-        (("--busybox", "/dev/null"), "--busybox /dev/null: "),
+        (("--busybox", "/dev/null"), "--busybox /dev/null: not an ELF; give a static program"),
         (("--module", "/nonexistent"), "--module /nonexistent: No such file"),
         (("--module", f"{__file__}=x"), "a PV guest takes one module"),
         (("--cmdline", "x" * 2000), "the command line has 2000 bytes"),
@@ -497,6 +497,38 @@ def test_the_shell_of_a_busybox_ends_with_its_input(guest_image, xenemu_run):
     assert result.returncode == 0, result.stderr
     assert b"\nawake\r" in result.stdout and b"\nfoo\r" in result.stdout
     assert b"poweroff, exit 0" in result.stderr
+
+
+def test_a_shell_needs_no_console_on_the_command_line(guest_image, xenemu_run):
+    """And its Ctrl-C and Ctrl-D work: the terminal is its own."""
+    result = xenemu_run(
+        guest_image("debian-cloud-amd64"),
+        *("--mode", "pvh", "--busybox", guest_image("busybox")),
+        stdin=b"tty\necho $((6 * 7))\n",
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"console=hvc0 on its command line shows it here" in result.stdout
+    assert b"\n/dev/hvc0\r" in result.stdout and b"\n42\r" in result.stdout
+    assert b"what to do" not in result.stderr
+
+
+def test_a_console_that_shows_nothing_is_told_while_the_guest_waits(
+    guest_image, xenemu_run, tmp_path
+):
+    """Before its end, which only the time-out brings; and only once."""
+    init = tmp_path / "init"
+    init.write_text("#!/bin/sh\nread line\n")
+    result = xenemu_run(
+        guest_image("debian-cloud-amd64"),
+        *("--mode", "pvh", "--init", init, "--busybox", guest_image("busybox"), "--timeout", "20"),
+    )
+    assert result.returncode == 6, result.stderr
+    first, *others = result.stderr.decode().splitlines()
+    assert first == (
+        "xenemu: what to do: the console shows nothing:"
+        " put console=hvc0 on the kernel's command line"
+    )
+    assert not any("what to do" in line for line in others)
 
 
 def test_a_panic_for_want_of_a_root(guest_image, xenemu_run):

@@ -12,7 +12,7 @@ import pytest
 import elfwriter
 from gdbtools import Client, waiting
 from xenemu.cli.expect import Expectations
-from xenemu.cli.run import judge
+from xenemu.cli.judge import judge
 from xenemu.gdb.channel import listen
 from xenemu.gdb.rsp import PACKET_SIZE, Decoder, Packet, encode
 from xenemu.gdb.server import Server

@@ -17,6 +17,7 @@ import typer
 from xenemu import __version__
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
+from xenemu.cli.mistakes import mistake_in
 from xenemu.cli.run import HELP_EPILOG, run
 from xenemu.cli.smoke import HELP_EPILOG as SMOKE_EPILOG
 from xenemu.cli.smoke import smoke
@@ -25,13 +26,11 @@ from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
 EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE
-# What the argument parser exits with: 2 is a usage error, 1 a standard output that was closed.
-PARSER_CODES: Final = {1: EXIT_PIPE, 2: EXIT_IMAGE}
+PARSER_PIPE: Final = 1  # what the parser of arguments exits with if standard output was closed
 
 app = typer.Typer(
     name="xenemu",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -48,8 +47,9 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def xenemu(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -62,15 +62,18 @@ def xenemu(
     It needs no Xen, no KVM and no privileges. Begin with "xenemu inspect KERNEL", which tells
     what a kernel can boot as, and "xenemu run KERNEL", which boots it.
     """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(EXIT_IMAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `arguments` are those of the process."""
     try:
-        app(arguments, prog_name="xenemu")
+        code = app(arguments, prog_name="xenemu", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-        return PARSER_CODES.get(code, code)
+        return EXIT_PIPE if end.code == PARSER_PIPE else EXIT_BUG
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except EngineError as error:
@@ -80,13 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XenemuError as error:
         return _fail(str(error), EXIT_IMAGE)
     except Exception as error:
+        if mistake := mistake_in(error):
+            return _fail(mistake, EXIT_IMAGE)
         if exhausted := exhaustion(error):
             return _fail(exhausted, EXIT_IMAGE)
         verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
         if verbose:
             traceback.print_exc()
         return _fail(_describe_bug(error, bool(verbose)), EXIT_BUG)
-    return 0
 
 
 def _describe_bug(error: Exception, shown: bool) -> str:

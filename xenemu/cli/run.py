@@ -2,61 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TextIO
+from typing import Annotated, Final
 
 import typer
 
-from xenemu import boot, image
-from xenemu.cli import inherited
-from xenemu.cli.afterinput import AfterInput
+from xenemu import boot
+from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.expect import Expectations
-from xenemu.cli.screen import is_terminal, redraws
-from xenemu.cli.status import Status
-from xenemu.cli.terminal import HostTerminal
-from xenemu.cli.watch import Sink, TraceFormat, Watching, watching
-from xenemu.confine import confine, obstacle
-from xenemu.errors import ImageError, UsageError
-from xenemu.machine import DomainConfig, Limits, Machine
-from xenemu.options import (
-    format_size,
-    parse_memory,
-    parse_module,
-    parse_seconds,
-    parse_seed,
-    read_module,
-)
-from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End, Outcome
-from xenemu.outputs import Output, Outputs
-from xenemu.report import GIVEN_UP, report
-from xenemu.smoke.verdict import Verdict, advice, crash
-from xenemu.smoke.witness import Witness
-
-if TYPE_CHECKING:
-    from xenemu.gdb.channel import Listener
-    from xenemu.gdb.server import Server
-
-# Exit codes after which a person wants to know where it was.
-REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
-ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatever the kernel says
-
-
-class Confine(Enum):
-    """Whether a run gives up what it does not need."""
-
-    AUTO = "auto"
-    OFF = "off"
-    MUST = "must"
-
+from xenemu.cli.watch import TraceFormat, Watching
+from xenemu.confine import obstacle
+from xenemu.errors import UsageError
+from xenemu.machine import DomainConfig, Limits
+from xenemu.options import parse_memory, parse_module, parse_seconds, parse_seed, read_module
+from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
+from xenemu.outputs import Outputs
 
 HELP_EPILOG: Final = f"""\b
 Examples:
@@ -272,25 +233,24 @@ def run(
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
-    with Outputs() as outputs, _listen(gdb) as gdbs:
-        log_file = outputs.open("--log", log) if log else None
-        traced = outputs.open("--trace-file", trace_file) if trace_file else None
-        code = _run(
+    with Outputs() as outputs, listening(gdb) as listener:
+        attended = AttendedRun(
             kernel,
             symbols,
             mode,
             config,
-            busybox is not None and init is None and rootfs is None,
-            limits,
-            audit_ns,
-            expectations,
-            log_file,
-            asked,
-            traced,
-            gdbs,
-            confined,
-            verbose,
+            is_shell=busybox is not None and init is None and rootfs is None,
+            limits=limits,
+            audit_ns=audit_ns,
+            expectations=expectations,
+            watching=asked,
+            confined=confined,
+            verbose=verbose,
+            log=outputs.open("--log", log) if log else None,
+            trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
+            listener=listener,
         )
+        code = attended.run()
     raise typer.Exit(code)
 
 
@@ -312,213 +272,3 @@ def _initrd(
         return initramfs.make(init, rootfs, busybox)
     except UsageError as error:  # which begins with a key of a plan
         raise UsageError(f"--{error}") from None
-
-
-def _run(
-    kernel: Path,
-    symbols: Path | None,
-    mode: str,
-    config: DomainConfig,
-    is_shell: bool,
-    limits: Limits,
-    audit_ns: int | None,
-    expectations: Expectations,
-    log: Output | None,
-    asked: Watching,
-    trace_file: Output | None,
-    listener: Listener | None,
-    confined: Confine,
-    verbose: bool,
-) -> int:
-    stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
-    if listener and listener.takes_stdio:
-        stdin, stdout = None, _descriptor(sys.stderr)
-    told = is_terminal()
-    status = Status(
-        sys.stderr if redraws() else None, shared=stdout is not None and os.isatty(stdout)
-    )
-    try:
-        status.phase(f"xenemu: loading {kernel}")
-        loaded = _load(kernel, symbols, status)
-        status.phase("xenemu: building the domain")
-        machine = _build(loaded, config, mode)
-        engine = machine.engine
-        status.measure = lambda: (engine.now_ns, engine.instructions)
-        after = AfterInput(
-            lambda: engine.now_ns,
-            is_shell and not (listener and listener.takes_stdio),
-            None if is_shell or limits.timeout_s is not None else _tell_amid(status),
-        )
-        terminal = HostTerminal(stdin, stdout, expectations, status, log, after)
-        status.make_room()
-        if told or verbose:
-            leave = "; Ctrl-] leaves" if terminal.interactive else ""
-            size = format_size(config.memory)
-            _tell(f"booting {kernel} as {machine.entry.name}, {size}{leave}")
-        errors = _descriptor(sys.stderr)
-        told_to = None if errors is None else Output(errors, "standard error")
-        stderr = Sink(told_to, terminal, status)
-        trace = stderr if trace_file is None else Sink(trace_file, terminal)
-        server = None
-        witness = Witness(machine, loaded)
-        if listener:
-            status.phase("xenemu: reading the kernel's symbols")
-            server = _serve(listener, machine, loaded, terminal, limits, expectations, witness)
-            status.make_room()
-        started = time.monotonic()
-        with terminal, watching(asked, machine.current, loaded, stderr, trace) as explainer:
-            _confine(confined, listener is not None, verbose)
-            if listener and not listener.takes_stdio:
-                _tell(f"waiting for gdb: target remote {listener.address}")
-            outcome = machine.run(terminal, limits, audit_ns, server)
-        host_s = time.monotonic() - started
-    finally:
-        typer.echo(status.end(), err=True, nl=False)
-
-    samples = machine.samples if outcome.end in GIVEN_UP else None
-    outcome = judge(outcome, expectations, witness)
-    code = 128 + terminal.signum if terminal.signum else outcome.exit_code
-    if code in REPORTED or verbose:
-        _tell(outcome.reason)
-    if outcome.advice:
-        _tell(f"what to do: {outcome.advice}")
-    if code in REPORTED or verbose:
-        typer.echo(report(machine.current, loaded, outcome.reason, samples), err=True)
-    if explainer is not None:
-        explainer.close()
-    _tell(
-        f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
-        f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
-    )
-    return code
-
-
-def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
-    loaded = image.load(kernel)
-    if symbols is None:
-        return loaded
-    try:
-        found = image.with_symbols(loaded, symbols)
-    except ImageError as error:
-        raise UsageError(f"--symbols {error}") from None
-    if found.unchecked:
-        _tell_amid(status)(
-            f"--symbols {symbols}: taken unchecked, as {found.unchecked}: if it is of another"
-            " build, names are wrong"
-        )
-    return found.image
-
-
-def _build(loaded: image.Image, config: DomainConfig, mode: str) -> Machine:
-    try:
-        return Machine(loaded, config, mode)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        size = format_size(config.memory)
-        raise UsageError(f"--memory: this host has no {size} to give; try less") from None
-
-
-def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Outcome:
-    """What an end means: a kernel that panicked has crashed, however that ended the domain.
-
-    Unmet expectations count unless something graver happened.
-    """
-    outcome = _ask_the_kernel(outcome, expectations, witness)
-    if outcome.end in (End.TIMEOUT, End.STOPPED) and not outcome.held:
-        outcome = replace(outcome, reason=outcome.reason + witness.pattern)
-    if not expectations.unmet:
-        return outcome
-    reason = f"{outcome.reason}; never seen: " + ", ".join(map(repr, expectations.unmet))
-    end = End.UNMET if outcome.exit_code == 0 else outcome.end
-    return replace(outcome, end=end, reason=reason)
-
-
-def _ask_the_kernel(outcome: Outcome, expectations: Expectations, witness: Witness) -> Outcome:
-    headlines = expectations.headlines.lines
-    if outcome.end in ENDED_BY_OTHERS or not witness.doubts(outcome, headlines):
-        return outcome
-    facts = witness.facts(outcome, headlines)
-    died, hint = crash(facts), advice(facts)
-    if died is None or died.verdict is Verdict.CRASH:  # which has no words
-        silent = not expectations.tail.strip()
-        return replace(outcome, advice=outcome.advice or (hint if silent else ""))
-    if outcome.end is End.GUEST_CRASH:
-        reason = f"{outcome.reason}: {died.reason}"
-        return replace(outcome, reason=reason, advice=outcome.advice or hint)
-    if outcome.end is End.STOPPED:
-        return replace(outcome, reason=f"{outcome.reason}; before that, {died.reason}")
-    return Outcome(End.GUEST_CRASH, f"{died.reason}; {outcome.reason}", hint)
-
-
-def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:
-    if wanted is Confine.OFF:
-        return
-    inherited.close()
-    confinement = confine(debugger)
-    if confinement.trouble and wanted is Confine.MUST:
-        raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
-    if verbose:
-        trouble = f"; {confinement.trouble}" if confinement.trouble else ""
-        _tell(f"confined by {confinement}{trouble}")
-
-
-@contextmanager
-def _listen(spec: str | None) -> Iterator[Listener | None]:
-    """Listen for gdb."""
-    if spec is None:
-        yield None
-        return
-    from xenemu.gdb.channel import listen  # noqa: PLC0415 (nobody else pays for it)
-
-    listener = listen(spec)
-    try:
-        yield listener
-    finally:
-        listener.close()
-
-
-def _serve(
-    listener: Listener,
-    machine: Machine,
-    loaded: image.Image,
-    terminal: HostTerminal,
-    limits: Limits,
-    expectations: Expectations,
-    witness: Witness,
-) -> Server:
-    from xenemu.gdb.server import Server  # noqa: PLC0415
-    from xenemu.gdb.target import Target  # noqa: PLC0415
-
-    server = Server(
-        Target(machine, loaded),
-        listener,
-        terminal,
-        limits,
-        _tell,
-        lambda outcome: judge(outcome, expectations, witness),
-    )
-    terminal.callers = server.descriptors
-    return server
-
-
-def _descriptor(stream: TextIO | None) -> int | None:
-    """The descriptor of a standard stream; None if it was closed when this process began."""
-    try:
-        return stream.fileno() if stream else None
-    except OSError:  # a stream that a test put there
-        return None
-
-
-def _tell_amid(status: Status) -> Callable[[str], None]:
-    """Tell while the guest runs, on a line of its own."""
-
-    def tell(sentence: str) -> None:
-        typer.echo(status.new_line(), err=True, nl=False)
-        _tell(sentence)
-
-    return tell
-
-
-def _tell(sentence: str) -> None:
-    typer.echo(f"xenemu: {sentence}", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from xenemu.options import parse_seconds, parse_seed
+from xenemu.options import parse_count, parse_seconds, parse_seed
 
 HELP_EPILOG: Final = """\b
 Examples:
@@ -74,8 +74,8 @@ def smoke(
         _option("Give up after as many of the guest's seconds without output; 20.", "SECONDS"),
     ] = None,
     jobs: Annotated[
-        int, typer.Option("-j", "--jobs", min=1, metavar="N", help="How many boots at a time.")
-    ] = len(os.sched_getaffinity(0)),
+        str, typer.Option("-j", "--jobs", metavar="N", help="How many boots at a time.")
+    ] = str(len(os.sched_getaffinity(0))),
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first that does not pass.")
     ] = False,
@@ -119,6 +119,7 @@ def smoke(
                 given[key] = parse_seconds(f"--{key.replace('_', '-')}", text)
         if rng_seed is not None:
             given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
+        at_a_time = parse_count("--jobs", jobs)
         boots = matrix.boots(what, given, shard)
         files = matrix.Files(junit, json, tap, log_dir)
         if list_only:
@@ -126,5 +127,5 @@ def smoke(
                 typer.echo(boot.name)
             raise typer.Exit
         if dry_run:
-            raise typer.Exit(matrix.check(boots, jobs, files))
-        raise typer.Exit(matrix.run(boots, jobs, fail_fast, files))
+            raise typer.Exit(matrix.check(boots, at_a_time, files))
+        raise typer.Exit(matrix.run(boots, at_a_time, fail_fast, files))

@@ -18,6 +18,7 @@ from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.expect import Expectations
 from xenemu.cli.rawmode import RawMode, is_foreground
 from xenemu.cli.signals import handled
+from xenemu.cli.silence import Silence
 from xenemu.cli.status import Status
 from xenemu.errors import OutputError
 from xenemu.outcome import End, Outcome
@@ -34,6 +35,7 @@ class HostTerminal:
 
     * `callers` are others that may end a wait for input, such as a debugger.
     * `after` says what is typed once input has ended.
+    * `silence` says what to do if nothing is ever printed.
     * `stdin` and `stdout` are descriptors, or None if there is no such stream.
     * `signum` is the signal that ended the run, or 0. SIGPIPE means that nobody reads the console
       any more.
@@ -47,6 +49,7 @@ class HostTerminal:
         status: Status,
         log: Output | None = None,
         after: AfterInput | None = None,
+        silence: Silence | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and is_foreground(stdin)
@@ -58,6 +61,7 @@ class HostTerminal:
         self._status = status
         self._log = log
         self._after = after
+        self._silence = silence
         self._left = False
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
@@ -145,6 +149,8 @@ class HostTerminal:
     def check(self) -> Outcome | None:
         """Why to stop: a signal, Ctrl-], or every expectation met."""
         self._status.progress("running")
+        if self._silence:
+            self._silence.look()
         if self._after and self.exhausted:
             self._typed += self._after.look()
         if self.signum:
@@ -169,6 +175,8 @@ class HostTerminal:
             if output is not None:
                 self.put(output, data)
         self._status.printed(data)
+        if self._silence:
+            self._silence.spoke()
         if self._after:
             self._after.spoke()
         self._expectations.feed(data)

@@ -29,13 +29,19 @@ COMMANDS: Final = (
 DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 
 
-# A shell on the kernel's console, with Ctrl-C: it needs a session and a terminal of its own.
+# A shell with Ctrl-C, which needs a session and a terminal of its own. Xen's console is where the
+# person is, also where the kernel was not told to print there.
 SHELL: Final = b"""#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+tty=/dev/hvc0
+[ -c $tty ] || tty=/dev/console
+exec <$tty >$tty 2>&1
 echo "A shell of busybox; exit powers off."
-setsid busybox cttyhack sh
+grep -q hvc /sys/class/tty/console/active ||
+    echo "The kernel prints elsewhere: console=hvc0 on its command line shows it here."
+setsid sh -c "exec sh <$tty >$tty 2>&1"
 poweroff -f
 """
 
@@ -148,6 +154,8 @@ def _busybox(path: Path | None) -> bytes:
 
 
 def _check_static(what: str, path: Path, data: bytes) -> None:
+    if not data.startswith(elf.MAGIC):
+        raise UsageError(f"{what} {path}: not an ELF; give a static program")
     try:
         dynamic = elf.parse(memoryview(data)).interpreter
     except ImageError as error:

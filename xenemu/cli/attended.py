@@ -1,0 +1,270 @@
+"""A run that a person attends: from the kernel's file to the exit code and the report."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+import typer
+
+from xenemu import image
+from xenemu.cli import inherited
+from xenemu.cli.afterinput import AfterInput
+from xenemu.cli.expect import Expectations
+from xenemu.cli.judge import judge, to_do_in_silence
+from xenemu.cli.screen import is_terminal, redraws
+from xenemu.cli.silence import Silence
+from xenemu.cli.status import Status
+from xenemu.cli.terminal import HostTerminal
+from xenemu.cli.watch import Sink, Watching, watching
+from xenemu.confine import confine
+from xenemu.errors import ImageError, UsageError
+from xenemu.machine import DomainConfig, Limits, Machine
+from xenemu.options import format_size
+from xenemu.outcome import EXIT_BUG, Outcome
+from xenemu.outputs import Output
+from xenemu.report import GIVEN_UP, report
+from xenemu.smoke.witness import Witness
+
+if TYPE_CHECKING:
+    from xenemu.explain import Explainer
+    from xenemu.gdb.channel import Listener
+    from xenemu.gdb.server import Server
+
+# Exit codes after which a person wants to know where it was.
+REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
+
+
+class Confine(Enum):
+    """Whether a run gives up what it does not need."""
+
+    AUTO = "auto"
+    OFF = "off"
+    MUST = "must"
+
+
+@dataclass(frozen=True)
+class AttendedRun:
+    """What is to be booted, how, and who is told what of it."""
+
+    kernel: Path
+    symbols: Path | None
+    mode: str
+    config: DomainConfig
+    is_shell: bool  # /init is a shell of xenemu's own making
+    limits: Limits
+    audit_ns: int | None
+    expectations: Expectations
+    watching: Watching
+    confined: Confine
+    verbose: bool
+    log: Output | None = None
+    trace_file: Output | None = None
+    listener: Listener | None = None
+
+    @property
+    def _has_stdio(self) -> bool:
+        """Whether the console has standard input and output, and gdb has not."""
+        return not (self.listener and self.listener.takes_stdio)
+
+    def run(self) -> int:
+        """Run the guest to its end, tell what became of it, and return the exit code.
+
+        Raises what loading and building raise: `ImageError`, `FitError`, `UsageError`.
+        """
+        stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
+        if not self._has_stdio:
+            stdin, stdout = None, _descriptor(sys.stderr)
+        is_shared = stdout is not None and os.isatty(stdout)
+        status = Status(sys.stderr if redraws() else None, is_shared)
+        try:
+            status.phase(f"xenemu: loading {self.kernel}")
+            loaded = _load(self.kernel, self.symbols, status)
+            status.phase("xenemu: building the domain")
+            machine = _build(loaded, self.config, self.mode)
+            witness = Witness(machine, loaded)
+            silence = Silence(
+                lambda: machine.engine.now_ns,
+                lambda: to_do_in_silence(witness),
+                lambda sentence: _tell_amid(status, f"what to do: {sentence}"),
+            )
+            terminal = self._terminal(machine, silence, stdin, stdout, status)
+            status.make_room()
+            if is_terminal() or self.verbose:
+                leave = "; Ctrl-] leaves" if terminal.interactive else ""
+                size = format_size(self.config.memory)
+                _tell(f"booting {self.kernel} as {machine.entry.name}, {size}{leave}")
+            server = self._serve(machine, loaded, terminal, witness, status)
+            started = time.monotonic()
+            with terminal, self._watch(machine, loaded, terminal, status) as explainer:
+                _confine(self.confined, self.listener is not None, self.verbose)
+                if self.listener and self._has_stdio:
+                    _tell(f"waiting for gdb: target remote {self.listener.address}")
+                outcome = machine.run(terminal, self.limits, self.audit_ns, server)
+            host_s = time.monotonic() - started
+        finally:
+            typer.echo(status.end(), err=True, nl=False)
+
+        outcome = judge(outcome, self.expectations, witness)
+        code = 128 + terminal.signum if terminal.signum else outcome.exit_code
+        if outcome.advice == silence.told:
+            outcome = replace(outcome, advice="")
+        self._explain_end(machine, loaded, outcome, code)
+        if explainer is not None:
+            explainer.close()
+        engine = machine.engine
+        _tell(
+            f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
+            f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
+        )
+        return code
+
+    def _explain_end(
+        self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int
+    ) -> None:
+        """Tell what to do, and where the guest was, as far as a person wants to know."""
+        is_reported = code in REPORTED or self.verbose
+        if is_reported:
+            _tell(outcome.reason)
+        if outcome.advice:
+            _tell(f"what to do: {outcome.advice}")
+        if is_reported:
+            samples = machine.samples if outcome.end in GIVEN_UP else None
+            typer.echo(report(machine.current, loaded, outcome.reason, samples), err=True)
+
+    def _terminal(
+        self,
+        machine: Machine,
+        silence: Silence,
+        stdin: int | None,
+        stdout: int | None,
+        status: Status,
+    ) -> HostTerminal:
+        """The person's side of the console."""
+        engine = machine.engine
+        status.measure = lambda: (engine.now_ns, engine.instructions)
+        is_told = not self.is_shell and self.limits.timeout_s is None
+        after = AfterInput(
+            lambda: engine.now_ns,
+            self.is_shell and self._has_stdio,
+            (lambda sentence: _tell_amid(status, sentence)) if is_told else None,
+        )
+        return HostTerminal(stdin, stdout, self.expectations, status, self.log, after, silence)
+
+    def _watch(
+        self, machine: Machine, loaded: image.Image, terminal: HostTerminal, status: Status
+    ) -> AbstractContextManager[Explainer | None]:
+        """Explain and trace as asked while the guest runs."""
+        errors = _descriptor(sys.stderr)
+        told_to = None if errors is None else Output(errors, "standard error")
+        stderr = Sink(told_to, terminal, status)
+        trace = stderr if self.trace_file is None else Sink(self.trace_file, terminal)
+        return watching(self.watching, machine.current, loaded, stderr, trace)
+
+    def _serve(
+        self,
+        machine: Machine,
+        loaded: image.Image,
+        terminal: HostTerminal,
+        witness: Witness,
+        status: Status,
+    ) -> Server | None:
+        """The server for gdb, if there is to be one."""
+        if self.listener is None:
+            return None
+        from xenemu.gdb.server import Server  # noqa: PLC0415 (nobody else pays for it)
+        from xenemu.gdb.target import Target  # noqa: PLC0415
+
+        status.phase("xenemu: reading the kernel's symbols")
+        server = Server(
+            Target(machine, loaded),
+            self.listener,
+            terminal,
+            self.limits,
+            _tell,
+            lambda outcome: judge(outcome, self.expectations, witness),
+        )
+        terminal.callers = server.descriptors
+        status.make_room()
+        return server
+
+
+def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
+    loaded = image.load(kernel)
+    if symbols is None:
+        return loaded
+    try:
+        found = image.with_symbols(loaded, symbols)
+    except ImageError as error:
+        raise UsageError(f"--symbols {error}") from None
+    if found.unchecked:
+        _tell_amid(
+            status,
+            f"--symbols {symbols}: taken unchecked, as {found.unchecked}: if it is of another"
+            " build, names are wrong",
+        )
+    return found.image
+
+
+def _build(loaded: image.Image, config: DomainConfig, mode: str) -> Machine:
+    try:
+        return Machine(loaded, config, mode)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        size = format_size(config.memory)
+        raise UsageError(f"--memory: this host has no {size} to give; try less") from None
+
+
+def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:
+    if wanted is Confine.OFF:
+        return
+    inherited.close()
+    confinement = confine(debugger)
+    if confinement.trouble and wanted is Confine.MUST:
+        raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
+    if verbose:
+        trouble = f"; {confinement.trouble}" if confinement.trouble else ""
+        _tell(f"confined by {confinement}{trouble}")
+
+
+@contextmanager
+def listening(spec: str | None) -> Iterator[Listener | None]:
+    """Listen for gdb, if there is an address to listen at; see `xenemu.gdb.channel.listen`."""
+    if spec is None:
+        yield None
+        return
+    from xenemu.gdb.channel import listen  # noqa: PLC0415 (nobody else pays for it)
+
+    listener = listen(spec)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def _descriptor(stream: TextIO | None) -> int | None:
+    """The descriptor of a standard stream; None if it was closed when this process began."""
+    try:
+        return stream.fileno() if stream else None
+    except OSError:  # a stream that a test put there
+        return None
+
+
+def _tell_amid(status: Status, sentence: str) -> None:
+    """Tell while the guest runs, on a line of its own."""
+    typer.echo(status.new_line(), err=True, nl=False)
+    _tell(sentence)
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(f"xenemu: {sentence}", err=True)

@@ -1,0 +1,25 @@
+"""Mistakes in a command line, told in one line each.
+
+The parser of arguments tells them in a line of usage, a hint and a sentence of its own.
+"""
+
+from __future__ import annotations
+
+
+def mistake_in(error: Exception) -> str:
+    """What is wrong, and what to do; empty if the error is none that the parser found.
+
+    The parser's versions have the class of such errors in different places. What they have in
+    common is `format_message`, and what is asked for here: `possibilities` are options with
+    nearly the name.
+    """
+    if not hasattr(error, "format_message"):
+        return ""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    words = error.format_message().rstrip(".")
+    if guesses := getattr(error, "possibilities", None):
+        words = f"{error.args[0].rstrip('.')}; did you mean {' or '.join(sorted(guesses))}?"
+    elif parameter is not None and error.args[0]:  # a value that the parameter cannot have
+        words = f"{parameter.opts[-1]}: {error.args[0].removeprefix('Value error, ').rstrip('.')}"
+    where = context.command_path if context else "xenemu"
+    return f"{words[:1].lower()}{words[1:]}; see {where} --help"
