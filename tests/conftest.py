@@ -51,7 +51,7 @@ def load(tmp_path: Path) -> Callable[[bytes], image.Image]:
 def guest_image() -> Callable[[str], Path]:
     """Return a function from the name of an image in guests/images.toml to its path.
 
-    Without the image the test is skipped by name on a developer's machine, and fails where the
+    Without the image, the test is skipped, by name, on a developer's machine. It fails if the
     environment variable CI is set.
     """
 

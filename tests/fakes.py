@@ -186,8 +186,9 @@ def make_current(width: int = 8, pages: int = 64, vcpus: int = 1) -> Current:
 def make_pv_current(pages: int = 64, vcpus: int = 1) -> Current:
     """A current vcpu 0 of a 64-bit PV domain, in kernel mode, on real page tables.
 
-    ROOT maps each of the guest's frames at its machine address and at KERNEL_ONLY plus that, the
-    tables read-only; USER_ROOT only at its machine address. There is no trap handler yet.
+    ROOT maps each of the guest's frames twice: at its machine address, and at KERNEL_ONLY plus that
+    address. The tables are mapped read-only. USER_ROOT maps the frames only at their machine
+    addresses. There is no trap handler yet.
     """
     domain = make_domain(8, pages, vcpus)
     domain.arch = PvDomain([PERDOMAIN_L1], XEN_GDT, ZERO_FRAME)

@@ -1,4 +1,4 @@
-"""confine: what a run can do no more while its guest runs, and that the guest does not notice."""
+"""confine: what a run can no longer do while its guest runs, and that the guest does not notice."""
 
 from __future__ import annotations
 

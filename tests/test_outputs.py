@@ -1,4 +1,4 @@
-"""outputs: what may be written, and what is kept of whoever has something there."""
+"""outputs: what may be written, and that a file with something in it is kept."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Fuzz the hypervisor: ``python -m fuzz --env pv64 --seed 1``, with tests/ on the path.
 
-Each environment and seed has a process of its own. A failure, be it the death of that process, is
-minimised, and written to a file that ``--replay FILE`` performs again; once it is mended, the file
-belongs into tests/fuzz/regressions. The exit code is 1 if there was one.
+Each environment and seed has a process of its own. A failure may be the death of that process. A
+failure is minimised, and written to a file that ``--replay FILE`` performs again. Once the bug is
+mended, the file goes into tests/fuzz/regressions. The exit code is 1 if there was a failure.
 """
 
 from __future__ import annotations

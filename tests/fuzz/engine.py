@@ -1,8 +1,9 @@
 """Worlds through the real engine: guests/fuzz executes each step, in its own ring.
 
 The guest asks for a step by hypercall 63, which the table here has beside the real ones. The driver
-then sets its registers and lets it go on: at a hypercall instruction, or at the instruction of the
-step. When it asks again, the step is done. In between, everything is the machine's own run loop.
+then sets the guest's registers and lets it go on, at a hypercall instruction or at the instruction
+of the step. When the guest asks again, the step is done. In between, everything is the machine's
+own run loop.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class EngineWorld:
     # ---- World ----
 
     def restart(self) -> None:
-        """Make everything as it was when the guest had made itself at home."""
+        """Make everything as it was when the guest had finished its preparations."""
         self.machine.restore(self._snapshot)
         self.table.work = 0
         self._forget()

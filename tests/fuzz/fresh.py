@@ -1,7 +1,7 @@
 """Do something in a fork of this process: it begins where this one is, and ends alone.
 
 A world that has never been touched is worth keeping. What is done to a copy of it depends on
-nothing that was done before, and may abort, or never return.
+nothing that was done before. It may abort, or never return.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Died(Exception):
 
 
 def call(work: Callable[[], T]) -> T:
-    """What `work` returns, done in a process of its own; Died if that ends before.
+    """The result of `work`, done in a process of its own; Died if the process ends before.
 
-    ChildProcessError: `work` raised something, which has been printed.
+    ChildProcessError: `work` raised an exception, which has been printed.
     """
     sys.stdout.flush()
     reading, writing = os.pipe()

@@ -1,7 +1,7 @@
-"""How the guest makes itself at home, by hypercalls: handlers, windows on Xen's frames, grants.
+"""How the guest prepares itself, by hypercalls: handlers, windows on Xen's frames, grants.
 
-What is random from then on hits something: there are callbacks to be entered, events and grants to
-be used, and a page at the very end of the address space.
+After that, random steps hit something: there are callbacks to be entered, events and grants to be
+used, and a page at the very end of the address space.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a failure to the fewest steps that make it happen, in a process where nothing was before.
 
-Every try is a fork of one that has only made its world. So the steps that are found fail wherever
-they are performed from the beginning, also if they kill the process.
+Each try is a fork of a process that has only made its world. So the steps that are found fail
+wherever they are performed from the beginning, even if they kill the process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Worlds without an engine: the hypervisor alone, with a FakeCpu that says what a guest did.
 
-The guest is the fuzzer itself. It sets the registers, and the model is entered where the CPU would
+The guest is the fuzzer itself. It sets the registers, and enters the model where the CPU would
 enter it: by SYSCALL, `int 0x82`, VMCALL, or a fault. Its stores go by its own page tables.
 """
 

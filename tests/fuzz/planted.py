@@ -1,7 +1,7 @@
 """Faults to plant into the hypervisor, to see that the audit and the fuzzer notice them.
 
 A fault is a piece of a function's source, and what is there instead. It is planted into this
-process alone, for as long as the context lasts, wherever the function was imported to.
+process alone, for as long as the context lasts, and in every place that has imported the function.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Steps that belong together: to get a page table, a connection, an exchange, an answer.
 
-Single random steps hardly ever make a page fit to be a table: it must have the right contents, and
-no writable mapping. A recipe does that, and then uses the page as something; what comes after is
-random again, and meets it. Each step is made when the one before is done, and may look at what
-that came to.
+Single random steps hardly ever make a page fit to be a table: the page must have the right
+contents, and no writable mapping. A recipe does that, and then uses the page as a table. The steps
+after it are random again, and meet the table. Each step of a recipe is made when the one before is
+done, and may look at the result of that one.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ def run(
 ) -> Report:
     """Do random steps; stop at the first failure unless told to keep going.
 
-    What was before the world began, and the steps since then, are in `journal`, should the
-    process itself die.
+    `journal` has what was before the world began, and the steps since then, in case the process
+    itself dies.
     """
     report = Report()
     started = time.process_time()
@@ -165,7 +165,7 @@ def live(
 ) -> tuple[Failure | None, list[Step]]:
     """Do random steps until the domain ends; a failure, if there was one, and the steps.
 
-    They are of `only` that recipe, if it is given. The world begins again afterwards.
+    If a recipe is given by `only`, the steps are of that recipe. The world begins again afterwards.
     """
     report = report or Report()
     drawn = Steps(f"{seed}.{number}", world, only)

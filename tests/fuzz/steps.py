@@ -1,8 +1,8 @@
 """Random steps: hypercalls with the arguments and structs that the tables declare, and the rest.
 
-The rows of `hypercalls.TABLE` say which arguments a hypercall has, its `SubOps` which struct a
-command's pointer leads to. Only what they do not declare is written here: arrays, and structs that
-handlers copy in by themselves.
+The rows of `hypercalls.TABLE` say which arguments a hypercall has. Its `SubOps` say which struct
+the pointer of a command leads to. Only what these do not declare is written here: arrays, and
+structs that handlers copy in by themselves.
 """
 
 from __future__ import annotations

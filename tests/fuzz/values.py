@@ -1,7 +1,7 @@
 """Random values that mean something: frames, entries, addresses, ports, and what is next to them.
 
-All of it is drawn from a `random.Random` and from what the domain is like at the time, so that a
-seed always gives the same steps.
+All of them are drawn from a `random.Random`, and from the domain as it is at the time. So a seed
+always gives the same steps.
 """
 
 from __future__ import annotations
