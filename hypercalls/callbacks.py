@@ -148,7 +148,7 @@ def register(current: Current, op: callback_register) -> None:
 
 @_callback_op.sub(CALLBACKOP_unregister, callback_unregister)
 def unregister(current: Current, op: callback_unregister) -> None:
-    """Forget the NMI callback; the others cannot be: EINVAL."""
+    """Forget the NMI callback; EINVAL for any other."""
     if op.type == CALLBACKTYPE_nmi:
         _unregister_nmi(current)
     elif op.type == CALLBACKTYPE_event or _has_callback(op.type, current.domain.width):

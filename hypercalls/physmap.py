@@ -22,7 +22,7 @@ from xenemu.x86.paging import Mfn
 
 
 def p2m_of(current: Current) -> P2m:
-    """The current domain's physmap, which it has."""
+    """The current domain's physmap; the domain must have one."""
     assert current.domain.p2m is not None
     return current.domain.p2m
 

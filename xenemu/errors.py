@@ -75,7 +75,7 @@ class EngineGaveUp(DomainCrash):
 
 
 class NotModelled(DomainCrash):
-    """The guest legitimately uses something of Xen's or the CPU's that xenemu lacks."""
+    """The guest uses something of Xen's or the CPU's, rightly, that xenemu lacks."""
 
 
 EXHAUSTION: Final = {

@@ -149,7 +149,7 @@ class Explainer(Observer):
         self._unseen = 0
 
     def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """Note who calls, also for the frames that the call gives a type."""
+        """Note the caller, which also goes with the frames that the call gives a type."""
         record.caller = caller(current)
 
     def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:

@@ -41,7 +41,7 @@ RETURNS: Final = (0xC3, 0xE9)
 
 @dataclass(frozen=True)
 class Tables:
-    """What a vcpu's addresses are translated by: paging is on."""
+    """What translates a vcpu's addresses while paging is on."""
 
     root: int  # the root table's address, as the guest has it
     shifts: tuple[int, ...]  # of each level's index

@@ -34,7 +34,7 @@ def summarise(text: str) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Tell, too, of a mistake that keeps all boots from running."""
+    """Tell GitHub, too, of a mistake that keeps all boots from running."""
     try:
         yield
     except UsageError as error:

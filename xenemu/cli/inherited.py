@@ -22,7 +22,7 @@ def note() -> None:
 
 
 def close() -> None:
-    """Close what was noted, so that a guest that breaks out cannot have it."""
+    """Close the noted descriptors, so that a guest that breaks out cannot use them."""
     while _inherited:
         with suppress(OSError):
             os.close(_inherited.pop())

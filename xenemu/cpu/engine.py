@@ -286,7 +286,7 @@ class Engine(Registers):
     # ---- snapshots ----
 
     def keep(self) -> EngineState:
-        """All of the guest's that the engine has, for `put_back`; between runs."""
+        """Everything of the guest's that the engine has, for `put_back`; only between runs."""
         registers = self.store()
         subjects = tuple(map(bytes, self._guests_own()))
         loaded = self._shim

@@ -88,7 +88,7 @@ def _registers(at: Any) -> Iterator[Place]:
 
 
 def _read_only(at: Any) -> Iterator[Place]:
-    """What decides about the mode, and is only read."""
+    """The values that decide about the mode; they are only read."""
     for number in (0, 3, 4):
         yield f"CR{number}", at.ENV_CR0 + 8 * number, 8
     for number in (6, 7):

@@ -164,7 +164,7 @@ class Connection:
         self.undelivered_bytes += size
 
     def delivered(self, event: Event) -> None:
-        """Forget an event that the domain has."""
+        """Forget an event that has reached the domain."""
         if event in self.undelivered:
             self.undelivered.discard(event)
             self.undelivered_bytes -= event_size(event)

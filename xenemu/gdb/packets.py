@@ -119,7 +119,7 @@ class Packets:
         return self.stop_reply(self._last_stop)
 
     def redescribes(self) -> bytes | None:
-        """Where gdb must read the description anew first: what makes it do so."""
+        """The packet that makes gdb read the description anew, if it must do so first."""
         if not self._follows_exec or not self._target.describe_now():
             return None
         return b"T05exec:%s;thread:%x;" % (

@@ -107,7 +107,7 @@ def symbol_file(image: Image, physical: bool = False) -> memoryview:
 
 
 def has_own(image: Image, physical: bool = False) -> bool:
-    """Whether gdb is given an ELF that there is, and none that is made."""
+    """Whether gdb gets an ELF that exists, and not one that is made for it."""
     if physical:
         return False
     return parse(image.symbol_file.elf).section(".symtab") is not None or not len(image.symbols)

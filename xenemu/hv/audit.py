@@ -151,7 +151,7 @@ def _physmap(domain: Domain) -> Iterator[str]:
 
 
 def _waiting(domain: Domain) -> Iterator[str]:
-    """Only who waits for ports polls, or has a timer that ends a poll."""
+    """Only a vcpu that waits for ports polls, or has a timer that ends a poll."""
     for vcpu in domain.vcpus:
         if vcpu.poll_ports and not vcpu.blocked:
             yield f"vcpu {vcpu.vcpu_id} polls, and is not blocked"

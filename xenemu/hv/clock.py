@@ -88,7 +88,7 @@ def update_secondary_time(current: Current, vcpu: Vcpu) -> None:
 
 
 def _epoch(current: Current) -> int:
-    """When the second began that it is."""
+    """When the present second began."""
     return current.cpu.now_ns // EPOCH_NS * EPOCH_NS
 
 

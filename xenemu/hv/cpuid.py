@@ -38,7 +38,7 @@ def execute(current: Current, leaf_of: Leaf, xen_leaf: Leaf) -> None:
 
 
 def common_xen_leaf(leaf: int, subleaf: int, features: int) -> Registers:
-    """Xen's leaves that are alike but for the `features` of leaf 2, ECX."""
+    """Xen's leaves, the same for PV and PVH, except for the `features` of leaf 2, ECX."""
     match leaf:
         case 0:
             return signature_leaf(HIGHEST_XEN_LEAF, b"XenVMMXenVMM")

@@ -132,7 +132,7 @@ class Domain:
         return Mfn(gfn) if self.p2m is None else self.p2m.lookup(gfn)
 
     def mfn_to_gfn(self, mfn: Mfn) -> int:
-        """What the guest calls a machine frame that it has."""
+        """The guest's own number for a machine frame that it has."""
         gfn = mfn if self.p2m is None else self.p2m.find(mfn)
         assert gfn is not None
         return gfn

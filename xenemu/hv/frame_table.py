@@ -137,7 +137,7 @@ class FrameTable:
         )
 
     def note_typed(self, mfn: int) -> None:
-        """Remember who makes a frame what it now becomes."""
+        """Remember who gives a frame the type that it has from now on."""
         if self.calls:
             call = self.calls[-1]
             self.typed_by[mfn] = call if call.result is None else None
@@ -145,7 +145,7 @@ class FrameTable:
     # Owners.
 
     def assign(self, first: Mfn, domid: int, nr_frames: int = 1) -> None:
-        """Give frames that nobody has to a domain; that is their first reference."""
+        """Give a domain frames that nobody has; this is their first reference."""
         end = first + nr_frames
         if self.owner[first:end].tolist() != [DOMID_NONE] * nr_frames:
             raise ValueError(f"{nr_frames} frames from {first:#x} are not all free")
@@ -268,7 +268,7 @@ class FrameTable:
     # The machine-to-physical table.
 
     def set_m2p(self, mfn: int, pfn: int) -> None:
-        """Record which of its owner's pfns a frame is."""
+        """Record the pfn under which its owner knows a frame."""
         if self.m2p_base is not None:
             where = Maddr(self.m2p_base + mfn * self.m2p_width)
             self.memory.write_uint(where, self.m2p_width, pfn)

@@ -46,7 +46,7 @@ class Maptrack:
         return next(iter(self._steal(vcpu_id)), None)
 
     def put(self, handle: int) -> None:
-        """Give a handle back, which stands for nothing from then on."""
+        """Give a handle back; it stands for nothing from then on."""
         self.mappings.pop(handle, None)
         self.free[self.home[handle]].append(handle)
 

@@ -56,7 +56,7 @@ def constant(value: int) -> Access:
 
 
 def stuck(value: int) -> Access:
-    """A register that takes anything and stays as it is."""
+    """A register that accepts any value and stays as it is."""
     return Access(How.VALUE, How.IGNORED, value)
 
 

@@ -71,7 +71,7 @@ class Watch:
         self.current.domain.watch = self
 
     def remove(self, observer: Observer) -> None:
-        """Tell it no more; ValueError if it was not told."""
+        """Tell an observer nothing more; ValueError if it was told nothing before."""
         self.observers.remove(observer)
         if not self.observers:
             self.current.domain.watch = None

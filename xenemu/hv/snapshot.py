@@ -60,7 +60,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Has those of a domain of now in their places."""
+    """Puts the memory and the backends of the present domain in their places."""
 
     def __init__(self, data: bytes, now: Domain) -> None:
         super().__init__(io.BytesIO(data))

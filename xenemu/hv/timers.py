@@ -24,6 +24,6 @@ def join(*tables: Owners) -> Owners:
 
 
 def fire_due(current: Current, owners: Owners) -> None:
-    """Do what each timer is for that is due."""
+    """For each timer that is due, do what its owner says."""
     for kind, number in current.domain.timers.pop_due(current.cpu.now_ns):
         owners[kind](current, number)

@@ -51,7 +51,7 @@ def _kept(parsed: Elf) -> Iterator[range]:
 
 
 def _end(parsed: Elf, used: list[range]) -> int:
-    """Where the last thing ends that the ELF's headers tell of."""
+    """Where the last thing ends that the ELF's headers mention."""
     header = EHDR[parsed.elf_class].unpack_from(parsed.view)
     tables: list[int] = [header[5] + header[9] * header[10], header[6] + header[11] * header[12]]
     sections = [s.offset + s.size for s in parsed.section_headers if s.type != SHT_NOBITS]

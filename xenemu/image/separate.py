@@ -26,7 +26,7 @@ BUILD_ID: Final = re.compile(rb"\x04\0\0\0([\x01-\x40])\0\0\0\x03\0\0\0GNU\0", r
 
 @dataclass(frozen=True)
 class Separated:
-    """A kernel with its symbols; `unchecked` says why nobody knows that they belong together."""
+    """A kernel with its symbols; `unchecked` says why nobody knows that the two belong together."""
 
     image: Image
     unchecked: str

@@ -65,7 +65,7 @@ def _xen_slots(domain: Domain) -> Iterator[str]:
 
 
 def _descriptor_tables(domain: Domain) -> Iterator[str]:
-    """The area where Xen maps each vcpu's GDT and LDT has just their frames."""
+    """The area where Xen maps each vcpu's GDT and LDT maps just their frames."""
     private = domain.arch
     assert isinstance(private, PvDomain)
     for vcpu_id, state in _vcpus(domain):
@@ -88,7 +88,7 @@ def _descriptor_tables(domain: Domain) -> Iterator[str]:
 
 
 def _machine_to_physical(domain: Domain) -> Iterator[str]:
-    """A frame that nobody has is nobody's pfn."""
+    """A frame that nobody owns has no pfn."""
     frames = domain.frames
     if frames.m2p_base is None:
         return

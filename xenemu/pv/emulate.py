@@ -46,7 +46,7 @@ CR0 = 0x80050033  # as Xen runs: PG AM WP NE ET MP PE
 
 
 class Refused(Exception):
-    """Xen does not emulate this for this guest: it gets its fault."""
+    """Xen does not emulate this instruction for this guest, which gets its fault."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ def read(current: Current, port: int, size: int) -> int:
 
 
 def write(current: Current, port: int, size: int, value: int) -> None:
-    """Write `size` bytes, which mostly goes nowhere."""
+    """Write `size` bytes. Mostly nothing comes of it."""
     shared = pv_domain(current)
     if port == PCI_CONFIG_ADDRESS and size == 4:
         shared.pci_config_address = value

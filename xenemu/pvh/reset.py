@@ -42,7 +42,7 @@ def look_at_idt(current: Current) -> None:
 
 
 def is_reset(current: Current) -> bool:
-    """Whether the triple fault that the current vcpu has met was meant."""
+    """Whether the current vcpu made its triple fault on purpose, to reset."""
     cpu = cpu_of(current)
     event, vector = cpu.delivered.event, cpu.delivered.vector
     if event is not Event.INT_N and (event, vector) != (Event.EXCEPTION, DE):

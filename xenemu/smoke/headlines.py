@@ -12,7 +12,7 @@ MAX_LINE: Final = 1000  # characters
 
 
 class Headlines:
-    """Such lines of a console as it grows, however long that gets."""
+    """The headlines of a console as it grows, in bounded memory."""
 
     def __init__(self) -> None:
         self._open = ""  # the last line, which may go on

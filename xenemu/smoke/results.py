@@ -51,7 +51,7 @@ class Result:
         return self.verdict is Verdict.SKIPPED
 
     def skip(self, reason: str) -> Result:
-        """Make it that of a boot which was not run to its end."""
+        """Make the result that of a boot which was not run to its end."""
         self.findings = [Finding(Verdict.SKIPPED, reason)]
         return self
 

@@ -146,7 +146,7 @@ class Session:
         return judge(facts, self.boot.exit, self.boot.tolerate)
 
     def _too_early(self) -> str:
-        """Where the console has what is expected next, before that had its turn."""
+        """Where the console has what is expected next, earlier than its turn."""
         found = self.transcript.first(self._steps[0][1]) if self._steps and self._met else None
         if not found:
             return ""

@@ -61,7 +61,7 @@ class Verdict(Enum):
 
     @property
     def is_error(self) -> bool:
-        """Whether nothing is known of the kernel, as the boot did not take place."""
+        """Whether nothing is known of the kernel, because the boot did not take place."""
         return self in (Verdict.XENEMU, Verdict.IMAGE, Verdict.FIT)
 
 

@@ -127,7 +127,7 @@ def boot_once(
 
 
 def describe_bug(error: Exception) -> str:
-    """One line for an exception that should not have been."""
+    """One line for an exception that should not have happened."""
     what = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"bug in xenemu {__version__}: {what}; please report it"
 
