@@ -23,7 +23,7 @@ static void note(struct frame *frame)
 		return;
 	check(is_set(ISR, frame->vector), "a vector is not in service in its handler");
 	set(EOI, 0);
-	check(!is_set(ISR, frame->vector), "a vector is in service behind its EOI");
+	check(!is_set(ISR, frame->vector), "a vector is in service after its EOI");
 }
 
 static void expect(const char *what, unsigned int count, unsigned int first, unsigned int second)

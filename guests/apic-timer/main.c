@@ -67,7 +67,7 @@ static void timer(void)
 	start = rdtsc();
 	wait_for_interrupt();
 	check(rdtsc() - start - 500000 < 1000 + ACCESS_NS, "the timer was not in time");
-	check_equal("count behind the end", get(CURRENT), 0);
+	check_equal("count after the end", get(CURRENT), 0);
 	sti();
 	spin(1000000);
 	cli();

@@ -115,7 +115,7 @@ static void in_a_batch(const char *what, const struct iret_frame *frame)
 	check_equal(what, seen.vector, BP);
 	check_equal("the mode it left to", seen.cs & 0xffff & ~3ul, frame->cs & ~3ul);
 	check_equal("the call before", list[0].result >> 16, 4);
-	check_equal("the call behind", list[2].result, UNTOUCHED);
+	check_equal("the call after it", list[2].result, UNTOUCHED);
 }
 
 void guest_main(void)

@@ -191,7 +191,7 @@ static void parts_of_pages(void)
 	check_equal("copy its first byte", copy(REF, 16, 0), 0);
 	check_equal("copy its last byte", copy(REF, 23, 0), 0);
 	check_equal("copy the byte before", copy(REF, 15, 0), GNTST_general_error);
-	check_equal("copy the byte behind", copy(REF, 24, 1), GNTST_general_error);
+	check_equal("copy the byte after it", copy(REF, 24, 1), GNTST_general_error);
 	check_equal("map it", map(REF, GNTMAP_host_map, self).status, GNTST_general_error);
 	table->v2[REF] = (struct grant_entry_v2){ GTF_transitive, self, self, 0, NONE };
 	check_equal("copy what leads to oneself", copy(REF, 16, 0), GNTST_general_error);

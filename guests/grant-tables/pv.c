@@ -98,7 +98,7 @@ static void counted(uint16_t own)
 	op.flags |= GNTMAP_readonly;
 	grant_table_op(GNTTABOP_map_grant_ref, &op);
 	check_equal("one for reading", op.status, 0);
-	check_equal("the handle behind the refused one's", op.handle, handles[127] + 2);
+	check_equal("the handle after the refused one's", op.handle, handles[127] + 2);
 	check_equal("the device's address", op.dev_bus_addr >> 12, virt_to_mfn(spare));
 	undo.other_addr = op.dev_bus_addr;
 	for (int i = 0; i < 129; i++) {

@@ -16,7 +16,7 @@ static void exceptions(void)
 	expect_trap("division by zero", DE, 0);
 	TRY("int3");
 	expect_trap("INT3", BP, 0);
-	check(((uint8_t *)last_trap.ip)[-1] == 0xcc, "INT3 is a trap: behind the instruction");
+	check(((uint8_t *)last_trap.ip)[-1] == 0xcc, "INT3 is a trap: after the instruction");
 	TRY("int $4");
 	expect_trap("INT 4", OF, 0);
 	TRY("ud2");
@@ -27,7 +27,7 @@ static void exceptions(void)
 	write_cr0(read_cr0() & ~(1ul << 3));
 	expect_trap("x87 with CR0.TS", 7, 0);
 	TRY("mov %w0, %%ds", "r"(0x1238));
-	expect_trap("DS behind the GDT", GP, 0x1238);
+	expect_trap("DS beyond the GDT", GP, 0x1238);
 	TRY("mov %w0, %%ds", "r"(ABSENT_DS));
 	expect_trap("DS absent", NP, ABSENT_DS);
 	TRY("mov %w0, %%ss", "r"(ABSENT_DS));

@@ -37,7 +37,7 @@ static void leaves(void)
 	printk("hypercall page: %u, by MSR 0x%x\n", pages.eax, pages.ebx);
 	printk("HVM features: 0x%x, vcpu %u\n", hvm.eax, hvm.ebx);
 	check(hvm.eax & 1 << 3, "the vcpu's number is not given");
-	check_equal("leaf behind the last", cpuid(first.eax + 1, 0).eax, 0);
+	check_equal("leaf after the last", cpuid(first.eax + 1, 0).eax, 0);
 	check(cpuid(1, 0).ecx >> 31, "no hypervisor bit");
 }
 
@@ -69,7 +69,7 @@ static void refused(void)
 	check_equal("write of MTRRcap", try_wrmsr(0xfe, 0), GP);
 	check_equal("unknown bit of EFER", try_wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 2), GP);
 	check_equal("PAT of a type that is none", try_wrmsr(0x277, 2), GP);
-	check_equal("page behind all memory", try_wrmsr(MSR_HYPERCALL, 0xffffff000), GP);
+	check_equal("page beyond all memory", try_wrmsr(MSR_HYPERCALL, 0xffffff000), GP);
 	check_equal("second hypercall page", try_wrmsr(MSR_HYPERCALL, 1), GP);
 #ifdef __x86_64__
 	check_equal("FS base not canonical", try_wrmsr(0xc0000100, 1ul << 47), GP);

@@ -25,7 +25,7 @@ static void grants(uint64_t console)
 	check_equal("where it was", first[1], ~0u);
 	check_equal("grant frame 4096", add_to_physmap(XENMAPSPACE_grant_table, 4096, second), -EINVAL);
 	check_equal("shared_info 1", add_to_physmap(XENMAPSPACE_shared_info, 1, second), -EINVAL);
-	check_equal("frame of entry 0, behind refusals", second[1], console);
+	check_equal("frame of entry 0, after refusals", second[1], console);
 }
 
 static void parameters(void)

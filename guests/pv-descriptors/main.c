@@ -99,7 +99,7 @@ static void call_gates(void)
 	check_equal("its DPL, where the CPU looks", gdt[6] >> DPL_SHIFT & 3, 0);
 	check_equal("its DPL, where Xen looks", gdt[6] >> 16 & 3, 3);
 	asm volatile("lcall $0x31, $0" : : : "memory", "cc");
-	check_equal("CS behind it", gate_frame[1], KERNEL_CS);
+	check_equal("CS after it", gate_frame[1], KERNEL_CS);
 	TRY("ljmp *%0", "m"(*(struct { uint32_t ip; uint16_t cs; } *)(uint32_t[]){ 0, 0x29 }));
 	check_equal("a jump by no gate", last_trap.vector, GP);
 	check_equal("its error code", last_trap.error, 0x28);

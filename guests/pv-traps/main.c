@@ -74,7 +74,7 @@ static void upcalls(void)
 	check_equal("events when unmasked", events, 1);
 	check_equal("mask in the callback", mask_in_handler, 1);
 	check_equal("IF in its frame", last_trap.flags & FLAGS_IF, FLAGS_IF);
-	check_equal("mask behind it", shared_info.mask, 0);
+	check_equal("mask after it", shared_info.mask, 0);
 }
 
 static void masking(void)

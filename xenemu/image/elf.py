@@ -152,7 +152,7 @@ def _table(
         raise ImageError(f"the ELF's {what} headers have {entsize} bytes each, under {entry.size}")
     if offset + entsize * count > len(view):
         raise ImageError(
-            f"the ELF is truncated: {count} {what} headers at {offset:#x} end behind the file's"
+            f"the ELF is truncated: {count} {what} headers at {offset:#x} reach past the file's"
             f" {len(view)} bytes"
         )
     for index in range(count):
