@@ -74,6 +74,17 @@ def test_the_highest_frame(p2m):
     assert P2m().highest == -1
 
 
+def test_ram_may_fill_pages_of_the_table_and_share_them():
+    hole = 2 * PER_PAGE + 5
+    p2m = P2m(range(hole), range(hole + 1, 3 * PER_PAGE + 1))
+    places = [gfn for gfn in range(3 * PER_PAGE + 1) if gfn != hole]
+    assert list(p2m.places()) == [(gfn, gfn) for gfn in places]
+    assert p2m.elsewhere == {}
+    for gfn in places:
+        assert p2m.remove(gfn) == gfn
+    assert p2m._entries == {}
+
+
 def test_a_granted_frame_leaves_its_place(p2m):
     p2m.map_grant(FAR, Mfn(1))
     assert (p2m.get(FAR), p2m.get(1), p2m.find(Mfn(1))) == (1, None, None)

@@ -20,7 +20,7 @@ from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
 from xenemu.hv.heap import Heap
 from xenemu.hv.memory import Memory
-from xenemu.hv.page_info import FIELDS, RECORD, view
+from xenemu.hv.page_info import FIELDS, RECORD, fill, pieces, view
 from xenemu.x86.paging import Maddr, Mfn
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class FrameTable:
     def __init__(self, memory: Memory) -> None:
         nr_frames = memory.nr_frames
         self.memory = memory
-        memory.page_info[:] = NOBODYS * nr_frames
+        fill(memory.page_info, range(nr_frames), NOBODYS)
         self._view_records()
         # Tables that are not validated wholly (PGT_partial): how many of their entries are. Each
         # holds one type reference, its only one, and a general one.
@@ -146,12 +146,12 @@ class FrameTable:
 
     def assign(self, first: Mfn, domid: int, nr_frames: int = 1) -> None:
         """Give a domain frames that nobody has; this is their first reference."""
-        end = first + nr_frames
-        if self.owner[first:end].tolist() != [DOMID_NONE] * nr_frames:
+        frames = range(first, first + nr_frames)
+        owners = (self.owner[piece.start : piece.stop].tolist() for piece in pieces(frames))
+        if any(some.count(DOMID_NONE) < len(some) for some in owners):
             raise ValueError(f"{nr_frames} frames from {first:#x} are not all free")
         record = RECORD.pack(1, 0, domid, PGT_writable_page, PGC_allocated)
-        size = RECORD.size
-        self.memory.page_info[first * size : end * size] = record * nr_frames
+        fill(self.memory.page_info, frames, record)
         self.pages[domid].tot_pages += nr_frames
 
     def release(self, mfn: Mfn) -> None:

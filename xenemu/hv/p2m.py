@@ -57,9 +57,13 @@ class P2m:
         self.granted: set[int] = set()
         self.changed = False
         for frames in ram:
-            self.table[frames.start : frames.stop] = array("I", (mfn + 1 for mfn in frames))
+            for start in range(frames.start, frames.stop, PER_PAGE):
+                stop = min(start + PER_PAGE, frames.stop)
+                self.table[start:stop] = array("I", range(start + 1, stop + 1))
             for page in range(frames.start // PER_PAGE, -(-frames.stop // PER_PAGE)):
-                self._entries[page] = PER_PAGE - self._page(page).count(0)
+                here = range(page * PER_PAGE, (page + 1) * PER_PAGE)
+                found = min(here.stop, frames.stop) - max(here.start, frames.start)
+                self._entries[page] = self._entries.get(page, 0) + found
 
     def _page(self, page: int) -> list[int]:
         return self.table[page * PER_PAGE : (page + 1) * PER_PAGE].tolist()

@@ -10,6 +10,7 @@ In Xen: include/asm-x86/mm.h (struct page_info).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from mmap import mmap
 from typing import Final, Literal
 
@@ -21,6 +22,7 @@ FIELDS: Final[dict[str, Literal["B", "H", "I"]]] = {
     "type": "B",  # PGT_*
     "flags": "B",  # PGC_* and PGT_pinned
 }
+AT_ONCE: Final = 1 << 12  # frames
 RECORD: Final = struct.Struct("<" + "".join(FIELDS.values()))
 
 
@@ -32,6 +34,19 @@ def places() -> dict[str, tuple[int, int]]:
         found[name] = (offset, size)
         offset += size
     return found
+
+
+def pieces(frames: range) -> Iterator[range]:
+    """Frames, so many at a time that lists of them do not make the process larger for good."""
+    for start in range(frames.start, frames.stop, AT_ONCE):
+        yield range(start, min(start + AT_ONCE, frames.stop))
+
+
+def fill(records: mmap, frames: range, record: bytes) -> None:
+    """Write the same record for all these frames."""
+    for piece in pieces(frames):
+        start, stop = piece.start * RECORD.size, piece.stop * RECORD.size
+        records[start:stop] = record * len(piece)
 
 
 def view(records: mmap, name: str) -> memoryview:
