@@ -33,8 +33,8 @@ from xenemu.abi.nmi import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import COMPAT, INT, PTR, PV, ULONG, Continue, Hypercall, Points, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv.state import Trap, pv
@@ -65,13 +65,13 @@ def _set_trap_table(current: Current, traps: int) -> None:
     if not traps:
         table.clear()
         return
-    size = trap_info.sizeof(current.domain.width)
+    size = trap_info.sizeof(current.vcpu.width)
     for _ in range(MAX_TRAPS_AT_ONCE):
         entry = current.read_struct(trap_info, traps)
         if not entry.address:
             return
         _check_canonical(entry.address)
-        cs = fixup_guest_selector(entry.cs, current.domain.width)
+        cs = fixup_guest_selector(entry.cs, current.vcpu.width)
         dpl, masked = entry.flags & TI_DPL, bool(entry.flags & TI_IF)
         table[entry.vector] = Trap(cs, entry.address, dpl, masked)
         traps += size
@@ -88,7 +88,7 @@ def _register(
     `cs` is for a 32-bit guest, which chooses its own.
     """
     _check_canonical(address)
-    state, width = pv(current), current.domain.width
+    state, width = pv(current), current.vcpu.width
     cs = fixup_guest_selector(cs & 0xFFFF, width)
     if kind == CALLBACKTYPE_event:
         state.event_callback = Trap(cs, address, mask_events=True)
@@ -112,7 +112,7 @@ def _set_callbacks(current: Current, *arguments: int) -> None:
     A 64-bit guest passes three addresses. A 32-bit guest passes two, and a code segment before
     each.
     """
-    if current.domain.width == 4:
+    if current.vcpu.width == 4:
         event_cs, event, failsafe_cs, failsafe = arguments
         _register(current, CALLBACKTYPE_event, event, mask_events=False, cs=event_cs)
         _register(current, CALLBACKTYPE_failsafe, failsafe, mask_events=False, cs=failsafe_cs)
@@ -127,7 +127,7 @@ class CallbackOps(SubOps):
     """Sub-operations of which an unknown one is EINVAL to a 32-bit guest, ENOSYS to others."""
 
     def __call__(self, current: Current, command: int, pointer: int) -> int | None:
-        if command not in self.table and current.domain.width == 4:
+        if command not in self.table and current.vcpu.width == 4:
             raise XenError(EINVAL, f"callback_op has no command {command}")
         return super().__call__(current, command, pointer)
 
@@ -140,7 +140,7 @@ def register(current: Current, op: callback_register) -> None:
     """Register a callback."""
     masks = bool(op.flags & CALLBACKF_mask_events)
     address = int.from_bytes(op.address, "little")
-    if current.domain.width == 8:
+    if current.vcpu.width == 8:
         _register(current, op.type, address, masks)
     else:  # struct xen_callback: the code segment comes first
         _register(current, op.type, address >> 32, masks, address & 0xFFFF)
@@ -151,7 +151,7 @@ def unregister(current: Current, op: callback_unregister) -> None:
     """Forget the NMI callback; EINVAL for any other."""
     if op.type == CALLBACKTYPE_nmi:
         _unregister_nmi(current)
-    elif op.type == CALLBACKTYPE_event or _has_callback(op.type, current.domain.width):
+    elif op.type == CALLBACKTYPE_event or _has_callback(op.type, current.vcpu.width):
         raise XenError(EINVAL, f"callback {op.type} cannot be unregistered")
     else:
         raise XenError(ENOSYS, f"there is no callback of type {op.type}")

@@ -11,8 +11,9 @@ from typing import Final
 from xenemu.abi.errno import EPERM
 from xenemu.abi.xen import CONSOLEIO_write, Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall
-from xenemu.hv.domain import OUTPUT_LIMIT, Current
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 
 PIECE: Final = 127  # bytes copied in at a time: those before one that faults are shown
 PER_CALL: Final = 32 * PIECE  # bytes, then the guest issues the rest of the call again
@@ -25,7 +26,7 @@ def do_console_io(current: Current, command: int, count: int, buffer: int) -> in
     """
     if command != CONSOLEIO_write:
         raise XenError(EPERM, f"console_io command {command} is the hardware domain's")
-    wrap = (1 << 8 * current.domain.width) - 1
+    wrap = (1 << 8 * current.vcpu.width) - 1
     done = 0
     while done < min(count, PER_CALL):
         piece = current.read((buffer + done) & wrap, min(PIECE, count - done))

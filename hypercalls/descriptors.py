@@ -17,8 +17,8 @@ from xenemu.abi.errno import EINVAL
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PTR, PV, U64, ULONG, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page, PGT_writable_page
 from xenemu.hv.segdesc import check_descriptor, descriptor_refusal
 from xenemu.pv import descriptors
@@ -33,7 +33,7 @@ def _set_gdt(current: Current, frame_list: int, entries: int) -> None:
     """Install a GDT from a list of frames; EINVAL, EFAULT."""
     if entries > FIRST_RESERVED_GDT_ENTRY:
         raise XenError(EINVAL, f"a GDT of {entries} entries reaches Xen's reserved ones")
-    width = current.domain.width
+    width = current.vcpu.width
     count = (entries + ENTRIES - 1) // ENTRIES
     data = current.read(frame_list, count * width) if count else b""
     frames = [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
@@ -49,9 +49,9 @@ def _update_descriptor(current: Current, maddr: int, descriptor: int) -> None:
     domain, mfn = current.domain, mfn_of(maddr)
     if maddr & 7:
         raise XenError(EINVAL, f"descriptor address {maddr:#x} is not aligned")
-    checked = check_descriptor(descriptor, domain.width)
+    checked = check_descriptor(descriptor, current.vcpu.width)
     if checked is None:
-        raise XenError(EINVAL, descriptor_refusal(descriptor, domain.width))
+        raise XenError(EINVAL, descriptor_refusal(descriptor, current.vcpu.width))
     frames = domain.frames
     frames.get_page(mfn, domain.domid)
     try:

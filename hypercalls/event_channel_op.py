@@ -49,8 +49,8 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
 from xenemu.hv.scheduler import hypercall_preempt_check

@@ -27,7 +27,7 @@ from xenemu.abi.grant_table import (
     gnttab_map_grant_ref,
 )
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.domain import Current, Domain
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.grant_table import (
     DOM0,
@@ -37,6 +37,7 @@ from xenemu.hv.grant_table import (
     refuse_dom0,
 )
 from xenemu.hv.maptrack import Mapping
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 FLAGS_MASK = 0xFFFF  # what a mapping remembers of its flags

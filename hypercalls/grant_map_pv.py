@@ -19,7 +19,7 @@ from xenemu.abi.grant_table import (
     GNTMAP_readonly,
 )
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.observe import mod_entry
 from xenemu.x86.paging import ADDR, AVAIL, NX, PAGE_SHIFT, RW, US, A, D, Mfn, P

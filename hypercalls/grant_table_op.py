@@ -50,8 +50,8 @@ from xenemu.abi.grant_table import (
 )
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.grant_copy import CopyEnd, copy
@@ -88,12 +88,12 @@ class GrantOps(SubOps):
         if command not in COUNT_OF_1:
             _check_array(current, pointer)
         elif count != 1:
-            if not count and command in EMPTY_IN_COMPAT and current.domain.width == 4:
+            if not count and command in EMPTY_IN_COMPAT and current.vcpu.width == 4:
                 return 0
             raise XenError(EINVAL, f"{count} operations: this one comes alone")
         if came_to and count:
             _check_goes_on(current.read_struct(gnttab_cache_flush, pointer))
-        size = op.struct.sizeof(current.domain.width)
+        size = op.struct.sizeof(current.vcpu.width)
         done = min(count, BATCH)
         for index in range(done):
             self._perform(current, op, pointer + index * size)
@@ -116,7 +116,7 @@ class GrantOps(SubOps):
             argument.status = status
             current.write_struct(pointer, argument)
         elif op.command != GNTTABOP_cache_flush:
-            at = pointer + op.struct.offsetof("status", current.domain.width)
+            at = pointer + op.struct.offsetof("status", current.vcpu.width)
             current.write_uint(at, 2, status)
 
 
@@ -140,7 +140,7 @@ PVH_COMMANDS: Final = (
 
 def _check_array(current: Current, pointer: int) -> None:
     """EFAULT for an array in Xen's part of a PV guest's address space, even an empty one."""
-    if current.domain.p2m is None and not in_guest_range(pointer, current.domain.width):
+    if current.domain.p2m is None and not in_guest_range(pointer, current.vcpu.width):
         raise XenError(EFAULT, f"{pointer:#x} is Xen's")
 
 
@@ -176,7 +176,7 @@ def setup_table(current: Current, op: gnttab_setup_table) -> None:
     _check_array(current, op.frame_list)
     _check_own(current, op.dom)
     domain.grants.grow(domain, op.nr_frames)
-    _list_frames(current, domain.grants.frames[: op.nr_frames], op.frame_list, domain.width)
+    _list_frames(current, domain.grants.frames[: op.nr_frames], op.frame_list, current.vcpu.width)
 
 
 @ops.sub(GNTTABOP_query_size, gnttab_query_size, copy_back=True)

@@ -16,9 +16,9 @@ from xenemu.abi.grant_table import (
     GTF_transfer_completed,
     gnttab_transfer,
 )
-from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import PGC_allocated
 from xenemu.hv.grant_table import DOM0, GrantError
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Mfn
 
 

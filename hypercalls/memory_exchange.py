@@ -16,8 +16,8 @@ from xenemu.abi.memory import (
     xen_memory_reservation,
 )
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, lock_domain_by_any_id
 from xenemu.hv.frame_table import PGC_allocated
 from xenemu.pv.paging import in_guest_range
@@ -54,7 +54,7 @@ def exchange(current: Current, pointer: int) -> int:
     """
     if current.domain.p2m is not None:
         raise XenError(EOPNOTSUPP, "only a PV guest exchanges pages")
-    width = current.domain.width
+    width = current.vcpu.width
     op = current.read_struct(xen_memory_exchange, pointer)
     give = xen_memory_reservation.unpack(width, op.in_)
     get = xen_memory_reservation.unpack(width, op.out)
@@ -94,7 +94,7 @@ def _check(
             EINVAL, f"{op.nr_exchanged} extents are said to be done, of {give.nr_extents}"
         )
     pages = give.nr_extents << give.extent_order
-    if pages != get.nr_extents << get.extent_order or pages >> 8 * current.domain.width:
+    if pages != get.nr_extents << get.extent_order or pages >> 8 * current.vcpu.width:
         halves = " and ".join(
             f"{one.nr_extents} of order {one.extent_order}" for one in (give, get)
         )
@@ -109,8 +109,8 @@ def _check(
 
 def _check_list(current: Current, reservation: xen_memory_reservation, done: int) -> None:
     """EFAULT if the rest of a list begins outside of the guest's addresses."""
-    start = reservation.extent_start + done * current.domain.width
-    if not in_guest_range(start, current.domain.width):
+    start = reservation.extent_start + done * current.vcpu.width
+    if not in_guest_range(start, current.vcpu.width):
         raise XenError(EFAULT, f"a list that goes on at {start:#x}, which is not the guest's")
 
 
@@ -122,7 +122,7 @@ def _exchange_chunk(
     order: int,
 ) -> None:
     domain = current.domain
-    frames, width = domain.frames, domain.width
+    frames, width = domain.frames, current.vcpu.width
     old = _input_pages(current, give, chunk, order)
     get_each = 1 << (order - get.extent_order)
     below = mfn_limit(current, get.mem_flags)
@@ -151,7 +151,7 @@ def _input_pages(
     each = 1 << (order - give.extent_order)
     pages: dict[Mfn, None] = {}
     for index in range(chunk * each, (chunk + 1) * each):
-        first = current.read_ulong(give.extent_start + index * current.domain.width)
+        first = current.read_ulong(give.extent_start + index * current.vcpu.width)
         for mfn in range(first, first + (1 << give.extent_order)):
             if (
                 mfn >= len(frames.owner)

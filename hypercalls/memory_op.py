@@ -86,8 +86,8 @@ from xenemu.abi.memory import (
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv import shared_info
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import (
     DOM0,
     check_target,
@@ -201,13 +201,13 @@ def _allocate(
 
 
 def _frame_at(current: Current, reservation: xen_memory_reservation, index: int) -> int:
-    return current.read_ulong(reservation.extent_start + index * current.domain.width)
+    return current.read_ulong(reservation.extent_start + index * current.vcpu.width)
 
 
 def _set_frame_at(
     current: Current, reservation: xen_memory_reservation, index: int, mfn: Mfn
 ) -> None:
-    current.write_ulong(reservation.extent_start + index * current.domain.width, mfn)
+    current.write_ulong(reservation.extent_start + index * current.vcpu.width, mfn)
 
 
 @ops.sub(XENMEM_increase_reservation, shows=xen_memory_reservation)
@@ -310,7 +310,7 @@ def maximum_gpfn(current: Current, pointer: int) -> int:
     domain = current.domain
     if domain.p2m is not None:
         return domain.p2m.highest
-    return domain.memory.read_uint(shared_info.field(domain, "arch"), domain.width) - 1
+    return domain.memory.read_uint(shared_info.field(domain, "arch"), current.vcpu.width) - 1
 
 
 @ops.sub(XENMEM_memory_map, xen_memory_map, copy_back=True)
@@ -331,7 +331,7 @@ def memory_map(current: Current, op: xen_memory_map) -> None:
 @ops.sub(XENMEM_set_memory_map, xen_foreign_memory_map)
 def set_memory_map(current: Current, op: xen_foreign_memory_map) -> None:
     """Replace the domain's memory map. EINVAL: too many entries. EFAULT, ESRCH, EPERM."""
-    new = xen_memory_map.unpack(current.domain.width, op.map)
+    new = xen_memory_map.unpack(current.vcpu.width, op.map)
     if new.nr_entries > E820MAX:
         raise XenError(EINVAL, f"a memory map has at most {E820MAX} entries")
     check_target(current, lock_domain_by_any_id(current, op.domid))
@@ -350,7 +350,7 @@ def machphys_mapping(current: Current, pointer: int) -> None:
     """
     if current.domain.p2m is not None:
         raise XenError(ENOSYS, "a PVH guest does not see the machine-to-physical table")
-    width = current.domain.width
+    width = current.vcpu.width
     start, end = MACH2PHYS_VIRT_START, MACH2PHYS_VIRT_END
     if width == 4:
         start, end = HYPERVISOR_COMPAT_VIRT_START, MACH2PHYS_COMPAT_VIRT_END
@@ -363,12 +363,12 @@ def machphys_mfn_list(current: Current, op: xen_machphys_mfn_list) -> None:
     """List the first frame of each 2 MiB of the machine-to-physical table."""
     domain = current.domain
     base = domain.frames.m2p_base
-    size = domain.memory.nr_frames * domain.width
+    size = domain.memory.nr_frames * current.vcpu.width
     pieces = 0 if base is None else -(-size // (ENTRIES << PAGE_SHIFT))
     op.nr_extents = min(op.max_extents, pieces)
     for index in range(op.nr_extents):
         mfn = ((base or 0) >> PAGE_SHIFT) + index * ENTRIES
-        current.write_ulong(op.extent_start + index * domain.width, mfn)
+        current.write_ulong(op.extent_start + index * current.vcpu.width, mfn)
 
 
 ops.answer(
@@ -425,7 +425,7 @@ def add_to_physmap_batch(current: Current, pointer: int, start: int = 0) -> None
     if start > op.size:
         raise XenError(EINVAL, f"a batch of {op.size} cannot go on at {start}")
     _check_physmap(current, op.domid, op.space)
-    width = current.domain.width
+    width = current.vcpu.width
     end = min(op.size, start + PAGES_PER_CALL)
     for n in range(start, end):
         index = current.read_ulong(op.idxs + n * width)

@@ -13,8 +13,8 @@ from typing import Literal
 
 from xenemu.abi.xen import MMU_UPDATE_PREEMPTED
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.pagetype import Restart
 
 NO_REQUESTS = 0

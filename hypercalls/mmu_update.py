@@ -20,8 +20,8 @@ from xenemu.abi.xen import (
 )
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, Points
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import LEVELS, PGT_writable_page
 from xenemu.hv.observe import mod_entry

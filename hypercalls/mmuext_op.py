@@ -36,8 +36,8 @@ from xenemu.abi.xen import (
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.errors import XenError
 from xenemu.hv import observe
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
     PGT_l1_page_table,
@@ -70,7 +70,7 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
     if current.domain.p2m is not None and pg_owner == current.domain.domid:
         raise XenError(EINVAL, "a PVH guest has its own page tables")
     check_target(current, pg_owner)
-    size = mmuext_op_t.sizeof(current.domain.width)
+    size = mmuext_op_t.sizeof(current.vcpu.width)
     with Batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
         while todo.more():
             op = current.read_struct(mmuext_op_t, todo.at)
@@ -129,7 +129,7 @@ def new_baseptr(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_NEW_USER_BASEPTR)
 def new_user_baseptr(current: Current, op: mmuext_op_t) -> None:
     """Switch the user's address space, or leave it without one; EINVAL from a 32-bit guest."""
-    if current.domain.width == 4:
+    if current.vcpu.width == 4:
         raise XenError(EINVAL, "a 32-bit guest has one address space for kernel and user")
     pv_new_user_baseptr(current, op.arg1)
 
@@ -142,7 +142,7 @@ def vcpus_in_mask(current: Current, pointer: int) -> int:
 
     EFAULT if it cannot be read.
     """
-    width = current.domain.width
+    width = current.vcpu.width
     nr_vcpus = len(current.domain.vcpus)
     size = -(-nr_vcpus // (8 * width)) * width
     mask = int.from_bytes(current.read(pointer, size), "little")
@@ -180,7 +180,7 @@ def tlb_flush_multi(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_INVLPG_MULTI)
 def invlpg_multi(current: Current, op: mmuext_op_t) -> None:
     """Flush one page from the TLBs of some vcpus."""
-    if _multi(current, op) and in_guest_range(op.arg1, current.domain.width):
+    if _multi(current, op) and in_guest_range(op.arg1, current.vcpu.width):
         current.cpu.flush_tlb_page(op.arg1)
 
 
@@ -193,7 +193,7 @@ def tlb_flush_all(current: Current, op: mmuext_op_t) -> None:
 @ops.sub(MMUEXT_INVLPG_ALL)
 def invlpg_all(current: Current, op: mmuext_op_t) -> None:
     """Flush one page from the TLBs of all vcpus."""
-    if in_guest_range(op.arg1, current.domain.width):
+    if in_guest_range(op.arg1, current.vcpu.width):
         current.cpu.flush_tlb_page(op.arg1)
 
 

@@ -12,8 +12,8 @@ from typing import Final
 from xenemu.abi.errno import EFAULT, EINVAL
 from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.pv.paging import in_guest_range
 
@@ -34,7 +34,7 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
     vcpu may not go on, or when the entries have been work enough. A multicall inside it gets EINVAL
     as its result. An iret inside it ends it, and the result is the RAX that the guest goes on with.
     """
-    width = current.domain.width
+    width = current.vcpu.width
     size = multicall_entry.sizeof(width)
     # Of a 32-bit guest's list Xen checks the 64-bit range, too, and so nothing.
     if current.domain.p2m is None and not in_guest_range(call_list):
@@ -56,7 +56,7 @@ def _multicall(current: Current, call_list: int, nr_calls: int) -> int:
         if current.domain.debug_xen:
             with suppress(XenError):
                 current.write(at, POISON * size)
-        if entry.op == Nr.iret and current.environment in PV:
+        if entry.op == Nr.iret and current.vcpu.environment in PV:
             with suppress(XenError):  # the address space may be another one now
                 _store(current, at, result)
             return result
@@ -81,7 +81,7 @@ def _call(current: Current, number: int, args: tuple[int, ...]) -> int:
 
 
 def _store(current: Current, entry: int, result: int) -> None:
-    current.write_ulong(entry + RESULT_OFFSET[current.domain.width], result)
+    current.write_ulong(entry + RESULT_OFFSET[current.vcpu.width], result)
 
 
 multicall = Hypercall(Nr.multicall, "multicall", ALL, (PTR, INT), _multicall)

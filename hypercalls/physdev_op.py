@@ -56,8 +56,8 @@ from xenemu.abi.physdev import (
 from xenemu.abi.physdev import physdev_op as physdev_op_t
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import lock_domain_by_any_id
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.pv.state import pv
@@ -213,7 +213,7 @@ def compat(current: Current, pointer: int) -> int | None:
     command = current.read_uint(pointer, 4)
     if command not in COMPAT_COMMANDS:
         raise XenError(ENOSYS, f"the compat form has no command {command}")
-    return ops(current, command, pointer + physdev_op_t.offsetof("u", current.domain.width))
+    return ops(current, command, pointer + physdev_op_t.offsetof("u", current.vcpu.width))
 
 
 physdev_op = Hypercall(Nr.physdev_op, "physdev_op", ALL, (INT, PTR), ops)

@@ -16,7 +16,7 @@ from xenemu.abi.memory import (
     XENMAPSPACE_shared_info,
 )
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.p2m import MAX_GFN, P2m
 from xenemu.x86.paging import Mfn
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from xenemu.abi.xen import Nr
 from xenemu.hv.cpu import Reg
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PV, ULONG, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.pv import debug_registers, traps
 from xenemu.pv.emulate import set_guest_ts
@@ -18,7 +18,7 @@ from xenemu.pv.state import pv
 def _stack_switch(current: Current, ss: int, esp: int) -> None:
     """Set the stack on which user mode enters the kernel."""
     state = pv(current)
-    state.kernel_ss = fixup_guest_selector(ss & 0xFFFF, current.domain.width)
+    state.kernel_ss = fixup_guest_selector(ss & 0xFFFF, current.vcpu.width)
     state.kernel_sp = esp
 
 

@@ -26,8 +26,8 @@ from xenemu.abi.sched import (
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv import event_channel, scheduler, waking
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import DOM0
 from xenemu.hv.prices import YIELD_NS
 from xenemu.hv.shared_info import event_pending, set_upcall_mask

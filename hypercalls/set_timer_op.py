@@ -9,8 +9,8 @@ from typing import Final
 
 from xenemu.abi.xen import Nr
 from xenemu.hv import scheduler
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, U64, Hypercall
-from xenemu.hv.domain import Current
 
 NS_PER_MS: Final = 1_000_000
 FAR_NS: Final = 1 << 50  # about 13 days

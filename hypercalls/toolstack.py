@@ -14,8 +14,8 @@ from typing import Final
 from xenemu.abi.errno import E2BIG, EACCES, EINVAL, EOPNOTSUPP, EPERM
 from xenemu.abi.xen import DOMID_INVALID, DOMID_IO, DOMID_SELF, Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import lock_domain_by_any_id, lock_remote_domain_by_id
 
 XENPF_INTERFACE_VERSION: Final = 0x03000001
@@ -82,7 +82,7 @@ def refuse_dm_op(current: Current, domid: int, count: int, buffers: int) -> int:
     """E2BIG: too many buffers; EFAULT; ESRCH; EPERM: oneself; EINVAL: dom0 is a PV domain."""
     if count > MAX_DM_OP_BUFS:
         raise XenError(E2BIG, f"{count} buffers: {MAX_DM_OP_BUFS} are allowed")
-    current.read(buffers, count * 2 * current.domain.width)
+    current.read(buffers, count * 2 * current.vcpu.width)
     lock_remote_domain_by_id(current, domid & 0xFFFF)
     raise XenError(EINVAL, NO_DEVICE_MODEL)
 

@@ -17,8 +17,8 @@ from xenemu.abi.xen import (
     Nr,
 )
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PV, U64, ULONG, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.observe import mod_entry
@@ -55,7 +55,7 @@ def guest_l1e(current: Current, va: int) -> int:
     """The machine address of the L1 entry for `va`; EINVAL if there is none."""
     domain = current.domain
     frames = domain.frames
-    if in_guest_range(va, current.domain.width):
+    if in_guest_range(va, current.vcpu.width):
         root = Mfn(current.cpu.cr3 >> PAGE_SHIFT)
         step = walk(domain.memory.words, root, va, frames.rules.root_type)[-1]
         mfn = step.entry_maddr >> PAGE_SHIFT

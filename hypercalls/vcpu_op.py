@@ -39,11 +39,11 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import NotModelled, XenError
 from xenemu.hv import scheduler, waking
 from xenemu.hv.clock import update_time
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, StandingAnswer, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
-from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.pv.state import pv_vcpu
 from xenemu.pvh import lapic_glue
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
@@ -80,7 +80,7 @@ ops = VcpuOps("vcpu_op", ENOSYS)
 def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
     """Load the first registers of a vcpu; EFAULT; EEXIST: it has been done."""
     translated = current.domain.p2m is not None
-    current.read(pointer, HVM_CONTEXT_SIZE if translated else CONTEXT_SIZE[current.domain.width])
+    current.read(pointer, HVM_CONTEXT_SIZE if translated else CONTEXT_SIZE[current.vcpu.width])
     if vcpu.initialised or vcpu.online:
         raise XenError(EEXIST, f"vcpu {vcpu.vcpu_id} is initialised already")
     raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
@@ -239,10 +239,10 @@ def _check_current(current: Current, vcpu: Vcpu) -> None:
 def _area(current: Current, address: int) -> int:
     """The guest address of an area; EFAULT if a PV guest names one of Xen's own."""
     domain = current.domain
-    address &= (1 << 8 * domain.width) - 1
+    address &= (1 << 8 * current.vcpu.width) - 1
     if domain.features >> XENFEAT_auto_translated_physmap & 1:
         return address
-    if domain.width == 8:
+    if current.vcpu.width == 8:
         xens = 1 << 47 <= address < HYPERVISOR_VIRT_END
     else:
         xens = address >= COMPAT_VIRT_START

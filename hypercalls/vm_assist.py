@@ -23,8 +23,9 @@ from xenemu.abi.xen import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, Hypercall
-from xenemu.hv.domain import Current, Domain
+from xenemu.hv.state.domain import Domain
 
 HVM_VALID: Final = frozenset({VMASST_TYPE_runstate_update_flag})
 PV32_VALID: Final = HVM_VALID | {

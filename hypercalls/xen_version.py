@@ -39,8 +39,8 @@ from xenemu.abi.version import (
 )
 from xenemu.abi.xen import Nr, VMASST_TYPE_pae_extended_cr3
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, SubOps
-from xenemu.hv.domain import Current
 from xenemu.x86.paging import PAGE_SIZE
 
 ops = SubOps("xen_version")
@@ -87,7 +87,7 @@ def changeset(current: Current, pointer: int) -> None:
 
 @ops.sub(XENVER_platform_parameters, shows=xen_platform_parameters)
 def platform_parameters(current: Current, pointer: int) -> None:
-    start = HYPERVISOR_VIRT_START if current.domain.width == 8 else COMPAT_VIRT_START
+    start = HYPERVISOR_VIRT_START if current.vcpu.width == 8 else COMPAT_VIRT_START
     current.write_struct(pointer, xen_platform_parameters(start))
 
 

@@ -15,14 +15,15 @@ from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
-from xenemu.hv.domain import DOM0, Current, Domain, Ring
+from xenemu.hv.current import Current
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.observe import mod_entry
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames, PGT_l4_page_table
+from xenemu.hv.state.domain import DOM0, Domain, Ring
 from xenemu.hv.state.events import EventChannels
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
 from xenemu.pv.paging import translate
 from xenemu.pv.state import PvDomain, PvVcpu
@@ -33,8 +34,9 @@ from xenemu.pvh.paging import EFER_LMA
 from xenemu.pvh.paging import translate as guest_tables
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.pvh.state import PvhDomain, PvhVcpu
+from xenemu.x86.flags import VM
 from xenemu.x86.paging import RW, US, Maddr, Mfn, P
-from xenemu.x86.segment import L
+from xenemu.x86.segment import L, dpl
 
 SHARED_INFO = Mfn(1)
 CONSOLE_RING = Mfn(2)
@@ -156,7 +158,10 @@ def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
         xenstore=Ring(XENSTORE_RING, port=1),
         shared_info=SHARED_INFO,
         max_pages=pages,
-        vcpus=[Vcpu(i, Maddr((SHARED_INFO << 12) + 64 * i), online=i == 0) for i in range(vcpus)],
+        vcpus=[
+            Vcpu(i, Maddr((SHARED_INFO << 12) + 64 * i), width, f"pv{8 * width}", online=i == 0)
+            for i in range(vcpus)
+        ],
     )
     frames.share_with_guest(SHARED_INFO, domain.domid, writable=True)
     for mfn in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages):
@@ -245,6 +250,12 @@ class FakeNativeCpu(FakeCpu):
     def code64(self) -> bool:
         return bool(self.efer & EFER_LMA) and super().code64
 
+    @property
+    def cpl(self) -> int:
+        if not self.cr0 & 1:
+            return 0
+        return 3 if self.rflags & VM else dpl(self.segment(Seg.SS).attributes)
+
     def request_interrupt(self) -> None:
         self.interrupt_requests += 1
 
@@ -274,12 +285,13 @@ def make_pvh_current(pages: int = 64, vcpus: int = 1) -> Current:
     domain.p2m = P2m(range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + pages))
     domain.arch = PvhDomain()
     for vcpu in domain.vcpus:
+        vcpu.environment = "pvh32"
         vcpu.arch = PvhVcpu(Lapic(apic_id(vcpu.vcpu_id)))
         vcpu.initialised = vcpu.online
     cpu = FakeNativeCpu()
     cpu.set_segment(Seg.CS, Segment(0, 0, 0xFFFFFFFF, CODE32))
     cpu.set_segment(Seg.SS, Segment(0, 0, 0xFFFFFFFF, DATA32))
-    return Current(domain, domain.vcpus[0], cpu, guest_tables, "pvh32")
+    return Current(domain, domain.vcpus[0], cpu, guest_tables)
 
 
 def enter_long_mode(current: Current, root: int) -> None:
@@ -288,4 +300,4 @@ def enter_long_mode(current: Current, root: int) -> None:
     assert isinstance(cpu, FakeNativeCpu)
     cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = 0x80010011, root, 0x20, 0x500
     cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE64))
-    current.domain.width, current.environment = 8, "pvh64"
+    current.vcpu.width, current.vcpu.environment = 8, "pvh64"

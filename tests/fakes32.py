@@ -7,7 +7,7 @@ from array import array
 from fakes import PERDOMAIN_L1, XEN_GDT, ZERO_FRAME, FakeCpu, make_domain
 from xenemu.abi.arch_x86.xen import FLAT_RING1_DS
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.pagetype import PV32, PGT_l3_page_table
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt, set_gdt
 from xenemu.pv.paging import translate32
@@ -46,7 +46,7 @@ def make_pv32_current() -> Current:
     for which in (Seg.SS, Seg.DS, Seg.ES, Seg.FS, Seg.GS):
         cpu.set_segment(which, DATA32)
     cpu.set_segment(Seg.CS, CODE32)
-    current = Current(domain, domain.vcpus[0], cpu, translate32, "pv32")
+    current = Current(domain, domain.vcpus[0], cpu, translate32)
     map_initial_gdt(current)
     return current
 

@@ -11,9 +11,10 @@ from fakes import FIRST_GUEST_FRAME, make_current
 from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi.grant_table import GTF_permit_access, grant_entry_v1, grant_entry_v2
 from xenemu.abi.layout import Struct
-from xenemu.hv.domain import DOMID, Current, Domain
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GrantError
+from xenemu.hv.state.domain import DOMID, Domain
 from xenemu.x86.paging import Maddr, Mfn
 
 HEAP = range(6, 16)  # frames below the guest's
@@ -88,7 +89,7 @@ def raw_call(current: Current, command: int, pointer: int, count: int) -> int:
 
 def call(current: Current, command: int, *ops: Struct) -> list[Struct]:
     """Call with an array, and read it back."""
-    kind, size = type(ops[0]), ops[0].sizeof(current.domain.width)
+    kind, size = type(ops[0]), ops[0].sizeof(current.vcpu.width)
     places = [ARGUMENT + index * size for index in range(len(ops))]
     for place, op in zip(places, ops, strict=True):
         current.write_struct(place, op)

@@ -27,8 +27,9 @@ from xenemu.abi.xen import (
     mmuext_op,
 )
 from xenemu.decode import ITEMS, Call, Names, format_args, format_value
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, Hypercall, SubOps
-from xenemu.hv.domain import CallRecord, Current
 
 AT = 0x26000
 

@@ -18,7 +18,7 @@ from hypercalls import TABLE
 from xenemu.abi.xen import MMUEXT_PIN_L1_TABLE, Nr
 from xenemu.abi.xen import mmuext_op as mmuext_op_t
 from xenemu.explain import REFUSALS, Explainer, facts
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.observe import Watch
 from xenemu.peek import Code
 from xenemu.x86.paging import RW, US, P

@@ -16,7 +16,7 @@ from fakes import (
 )
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.peek import Pages, caller, kernel_tables, peek, tables
 from xenemu.pv import hypercall_page as pv_page
 from xenemu.pvh import hypercall_page as pvh_page

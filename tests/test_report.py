@@ -9,8 +9,8 @@ from fakes import enter_long_mode, make_current, make_pv_current, make_pvh_curre
 from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg, Seg, Segment, Undefined
-from xenemu.hv.domain import CallRecord
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.p2m import P2m
 from xenemu.linux import Linux, LogLine

@@ -6,8 +6,8 @@ import pytest
 
 from fakes import make_current, make_pv_current, make_pvh_current
 from hypercalls import TABLE
-from xenemu.hv.domain import CallRecord
-from xenemu.hv.vcpu import RunState
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.state.vcpu import RunState
 from xenemu.sampling import ENOUGH, INTERVAL_NS, KEPT, Samples
 
 YIELD, BLOCK, SET_TIMER = ("sched_op", (0, 0)), ("sched_op", (1, 0)), ("set_timer_op", (5,))

@@ -12,9 +12,10 @@ from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
 from unattended import Unattended
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Seg
-from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.current import Current, Observer
+from xenemu.hv.observe import Watch
 from xenemu.image import load
 from xenemu.machine import SLICE_NS, Machine
 from xenemu.outcome import End, Outcome

@@ -21,7 +21,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.peek import Code
 from xenemu.pv import traps
 from xenemu.pv.paging import new_guest_cr3, new_user_baseptr

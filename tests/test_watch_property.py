@@ -12,8 +12,8 @@ from hypercalls import TABLE
 from xenemu.errors import DomainCrash
 from xenemu.explain import Explainer
 from xenemu.hv.cpu import Reg
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, SubOps
-from xenemu.hv.domain import Current
 from xenemu.hv.observe import Watch
 from xenemu.image.symbols import Symbols
 from xenemu.peek import Code

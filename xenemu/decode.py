@@ -19,8 +19,9 @@ from xenemu.abi.arch_x86 import xen as arch_xen
 from xenemu.abi.hvm import params
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Arg, Handler, Hypercall, Points, SubOp, SubOps
-from xenemu.hv.domain import CallRecord, Current
 from xenemu.peek import peek
 from xenemu.x86.paging import describe_entry
 
@@ -190,7 +191,7 @@ class Call:
         count = ITEMS if points.until else 1
         if points.count is not None:
             count = args[points.count] & ~PREEMPTED
-        size = points.struct.sizeof(current.domain.width)
+        size = points.struct.sizeof(current.vcpu.width)
         found: list[tuple[int, Struct]] = []
         for index in range(min(count, ITEMS)):
             at = args[points.pointer] + index * size
@@ -229,7 +230,7 @@ class Call:
 
 
 def _read(current: Current, struct: type[Struct], at: int) -> Struct | None:
-    width = current.domain.width
+    width = current.vcpu.width
     try:
         return struct.unpack(width, peek(current, at, struct.sizeof(width)))
     except XenError:

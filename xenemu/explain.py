@@ -14,8 +14,9 @@ from itertools import islice
 from typing import Final
 
 from xenemu.decode import Call, format_args
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current, Observer
 from xenemu.hv.dispatch import Hypercall, format_result
-from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.frame_table import (
     DESCRIBED,
     LEVELS,
@@ -24,7 +25,6 @@ from xenemu.hv.frame_table import (
     PGT_seg_desc_page,
     PGT_writable_page,
 )
-from xenemu.hv.observe import Observer
 from xenemu.peek import Code, caller, tables, walk
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, Mfn, P, describe_entry
 
@@ -132,7 +132,7 @@ def _addresses(current: Current) -> dict[int, int]:
 
 
 def _canonical(current: Current, vaddr: int) -> int:
-    return vaddr | 0xFFFF << 48 if current.domain.width == 8 and vaddr >> 47 else vaddr
+    return vaddr | 0xFFFF << 48 if current.vcpu.width == 8 and vaddr >> 47 else vaddr
 
 
 class Explainer(Observer):

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import Final
 
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.elf import text
 from xenemu.image.orc import Read

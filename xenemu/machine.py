@@ -34,15 +34,15 @@ from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import DomainCrash
 from xenemu.hv import backend, scheduler, timers
-from xenemu.hv.backend import Backend
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.clock import refresh_time
+from xenemu.hv.current import Current
 from xenemu.hv.debug import Debugger, RunEnded
-from xenemu.hv.domain import Current, Domain
 from xenemu.hv.personality import Personality
 from xenemu.hv.prices import PRICES_NS
 from xenemu.hv.snapshot import DomainSnapshot
-from xenemu.hv.vcpu import RunState, Vcpu
+from xenemu.hv.state.domain import Backend, Domain
+from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.image import Image
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.entry import PORTS, TripleFault
@@ -124,7 +124,6 @@ class Snapshot:
 
     domain: DomainSnapshot
     vcpu_id: int  # who was in the CPU,
-    environment: str
     engine: EngineState  # and what was there
     samples: Samples
     next_audit_ns: float
@@ -160,7 +159,6 @@ class Machine:
             self.domain.vcpus[0],
             self.engine,
             self.personality.translate,
-            self.personality.environment,
             TABLE,
         )
         self.engine.set_prices(PRICES_NS)
@@ -184,7 +182,6 @@ class Machine:
         return Snapshot(
             DomainSnapshot(self.domain),
             self.current.vcpu.vcpu_id,
-            self.current.environment,
             self.engine.keep(),
             copy.deepcopy(self.samples),
             self.next_audit_ns,
@@ -195,7 +192,6 @@ class Machine:
         current = self.current
         self.domain = current.domain = snapshot.domain.restore(self.domain)
         current.vcpu = self.domain.vcpus[snapshot.vcpu_id]
-        current.environment = snapshot.environment
         self.engine.put_back(snapshot.engine)
         self.exits = self.personality.exits(current)
         self.engine.attach(self.exits)

@@ -15,7 +15,7 @@ from typing import Final
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.backtrace import backtrace, follows_call
 from xenemu.image.kernel_modules import Module, Modules
@@ -61,7 +61,7 @@ class Tables:
 def tables(current: Current) -> Tables | None:
     """The tables in use; None while paging is off."""
     if current.domain.p2m is None:  # a PV guest always has paging, and its width's format
-        return Tables(current.cpu.cr3 & ADDR, LONG if current.domain.width == 8 else PAE, 8)
+        return Tables(current.cpu.cr3 & ADDR, LONG if current.vcpu.width == 8 else PAE, 8)
     cpu = cpu_of(current)
     if not cpu.cr0 & CR0_PG:
         return None

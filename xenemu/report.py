@@ -10,9 +10,10 @@ from typing import Final
 from xenemu.decode import format_args, name_args
 from xenemu.errors import XenError
 from xenemu.explain import facts
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import format_call
-from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.frame_table import LEVELS, PGT_seg_desc_page
 from xenemu.image import Image
 from xenemu.image.orc import Read

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.decode import call_name
-from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current
 from xenemu.peek import Code, caller, in_kernel
 
 INTERVAL_NS: Final = 10_000_000

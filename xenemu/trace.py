@@ -39,11 +39,12 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.decode import VIRQS, Call, format_args
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current, Observer
 from xenemu.hv.dispatch import Hypercall, format_result
-from xenemu.hv.domain import CallRecord, Current
 from xenemu.hv.event_channel import is_masked
 from xenemu.hv.frame_table import LEVELS
-from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.observe import Watch
 from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.hv.state.events import Channel
 from xenemu.peek import Code, caller, in_kernel

@@ -19,9 +19,10 @@ from xenemu.hv import backend, event_channel
 from xenemu.hv.audit import audit
 from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
-from xenemu.hv.domain import DOM0, Current, Domain, Ring
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.state.domain import DOM0, Domain, Ring
 from xenemu.hv.timers import fire_due
 from xenemu.image import load
 from xenemu.machine import Machine

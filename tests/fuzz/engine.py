@@ -19,8 +19,8 @@ from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.memory import Memory
 from xenemu.image.symbols import load_symbols
 from xenemu.machine import DomainConfig, Machine

@@ -26,7 +26,7 @@ from xenemu.abi.memory import (
 from xenemu.abi.xen import DOMID_SELF, MMUEXT_NEW_USER_BASEPTR, Nr, mmuext_op
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import DOMID
+from xenemu.hv.state.domain import DOMID
 from xenemu.pv.paging import cr3_to_mfn
 from xenemu.x86.paging import PAGE_SHIFT, RW, US, Mfn, P, walk
 
@@ -55,7 +55,7 @@ def frame_at(world: World, vaddr: int) -> int:
 
 def furnish_pv(world: World) -> None:
     """Make a PV guest at home."""
-    width = world.current.domain.width
+    width = world.current.vcpu.width
     wide = width == 8
     handler = world.handler
     cs = FLAT_RING3_CS64 if wide else FLAT_RING1_CS

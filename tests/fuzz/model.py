@@ -21,7 +21,7 @@ from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig, give_rings
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due, join
@@ -184,7 +184,6 @@ class PvWorld(ModelWorld):
             domain.vcpus[0],
             FakeCpu(),
             self.personality.translate,
-            self.environment,
         )
         current.cpu.cr3 = self.personality.address_space(current) << PAGE_SHIFT
         self.personality.start(current)

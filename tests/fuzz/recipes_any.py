@@ -38,7 +38,7 @@ from xenemu.abi.io.xs_wire import XS, xenstore_domain_interface
 from xenemu.abi.sched import SCHEDOP_block, SCHEDOP_poll, SCHEDOP_yield, sched_poll
 from xenemu.abi.xen import DOMID_SELF, Nr, Virq
 from xenemu.dom0.xenstore import XenstoreRing
-from xenemu.hv.domain import DOMID
+from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import PAGE_SHIFT
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from typing import Any, Protocol
 
 from hypercalls import TABLE
 from xenemu.errors import DomainCrash
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, HypercallTable
-from xenemu.hv.domain import Current
 
 Step = dict[str, Any]
 MASK64 = (1 << 64) - 1

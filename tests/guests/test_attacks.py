@@ -15,9 +15,10 @@ import pytest
 from guests.build import ENVIRONMENTS, build, guests
 from unattended import Unattended
 from xenemu import image
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current, Observer
 from xenemu.hv.dispatch import Hypercall, format_result
-from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.observe import Watch
 from xenemu.machine import DomainConfig, Machine
 from xenemu.options import parse_memory
 

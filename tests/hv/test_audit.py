@@ -12,10 +12,10 @@ from xenemu.abi.grant_table import GNTMAP_device_map, GTF_permit_access, grant_e
 from xenemu.abi.xen import Virq
 from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
-from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import Active, pin_increment
 from xenemu.hv.maptrack import Mapping
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.waking import POLL
 from xenemu.x86.paging import Maddr, Mfn
 

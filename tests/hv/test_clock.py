@@ -14,7 +14,7 @@ from xenemu.hv.clock import (
     update_wallclock,
     write_time,
 )
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.shared_info import field, vcpu_field
 
 NOW = 123_456_789_012

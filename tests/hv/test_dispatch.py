@@ -8,6 +8,7 @@ from fakes import make_current
 from xenemu.abi.callback import callback_unregister
 from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import (
     ALL,
     INT,
@@ -24,7 +25,6 @@ from xenemu.hv.dispatch import (
     format_call,
     format_result,
 )
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 
 WORDS = [0x1_1111_1111, 0x2_2222_2222, 3, 4, 5, 6]
@@ -51,7 +51,7 @@ def test_arguments_have_their_c_types(current: Current) -> None:
 
 def test_a_32_bit_guest_passes_64_bits_in_two_registers(current: Current) -> None:
     seen: list[tuple[int, ...]] = []
-    current.environment = "pv32"
+    current.vcpu.environment = "pv32"
     table = HypercallTable(
         [Hypercall(7, "seven", PV, (U64, INT), lambda _, *args: seen.append(args))]
     )
@@ -101,7 +101,7 @@ def test_an_unknown_number_is_enosys(current: Current, number: int) -> None:
 
 
 def test_a_caller_that_may_not_finds_no_hypercall(current: Current) -> None:
-    current.environment = "pvh64"
+    current.vcpu.environment = "pvh64"
     table = HypercallTable([Hypercall(7, "seven", PV, (), lambda _: 0)])
     assert table.call(current, 7, WORDS) == -ENOSYS
 
@@ -115,7 +115,7 @@ def test_a_continuation_has_raw_registers_and_is_not_logged(current: Current) ->
     def more(_: Current, *args: int) -> None:
         raise Continue(args[0] + 1, 1 << 40)
 
-    current.environment = "pv32"
+    current.vcpu.environment = "pv32"
     table = HypercallTable([Hypercall(7, "seven", ALL, (INT, U64), more)])
     with pytest.raises(Continue) as again:
         table.call(current, 7, [1, 2, 3])

@@ -8,7 +8,7 @@ from fakes import READ_ONLY, make_current
 from xenemu.abi.callback import callback_unregister
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 
 BEFORE_READ_ONLY = min(READ_ONLY) - 4
 END = 80 * 4096  # of the fake's memory
@@ -56,7 +56,7 @@ def test_a_huge_read_stops_at_the_first_page_that_refuses(current: Current) -> N
 
 
 def test_longs_have_the_guests_width(current: Current) -> None:
-    width = current.domain.width
+    width = current.vcpu.width
     current.write(0x10000, bytes(16))
     current.write_ulong(0x10000, -1)
     assert current.read(0x10000, 16) == b"\xff" * width + bytes(16 - width)

@@ -20,8 +20,8 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
-from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.shared_info import event_pending, field, vcpu_field
+from xenemu.hv.state.domain import DOMID, Domain
 from xenemu.hv.state.events import Channel
 from xenemu.hv.waking import ANY_PORT
 

@@ -17,10 +17,10 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
-from xenemu.hv.domain import Domain
 from xenemu.hv.event_fifo import WORDS_PER_PAGE
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.shared_info import event_pending, field
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Maddr, Mfn
 
 CONTROL = Mfn(FIRST_GUEST_FRAME)

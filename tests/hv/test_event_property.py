@@ -29,9 +29,9 @@ from xenemu.abi.xen import Virq
 from xenemu.dom0.console import Console
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
-from xenemu.hv.domain import DOM0, DOMID
 from xenemu.hv.event_channel import FIRST_DOM0_PORT, PER_VCPU_VIRQS
 from xenemu.hv.shared_info import field, vcpu_field
+from xenemu.hv.state.domain import DOM0, DOMID
 from xenemu.hv.state.events import Channel
 from xenemu.x86.paging import Maddr, Mfn
 

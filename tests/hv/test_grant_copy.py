@@ -19,10 +19,10 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.abi.xen import DOMID_SELF
-from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_copy import CopyEnd, copy
 from xenemu.hv.grant_table import GNTPIN_hstr_inc
+from xenemu.hv.state.domain import DOMID, Domain
 from xenemu.x86.paging import Maddr
 
 

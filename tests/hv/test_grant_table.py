@@ -25,10 +25,10 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.domain import DOMID, Domain
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
 from xenemu.hv.heap import Heap
+from xenemu.hv.state.domain import DOMID, Domain
 
 READ, WRITE = GNTPIN_hstr_inc, GNTPIN_hstw_inc
 MAX_PINS = 128  # of each kind

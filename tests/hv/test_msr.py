@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenemu.hv.msr import HVM, PV, TABLE, How, cpuid_faults, host_has, read, write
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86 import msr
 from xenemu.x86.paging import Maddr
 

@@ -8,10 +8,11 @@ from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, protect
 from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.errors import DomainCrash
 from xenemu.hv import event_channel, observe
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg
+from xenemu.hv.current import Current, Observer
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.observe import Watch
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.pv import traps
 from xenemu.pv.paging import new_guest_cr3

@@ -9,10 +9,10 @@ from xenemu.abi.sched import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_watchdo
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.hv import event_channel, scheduler, waking
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.scheduler import PERIODIC, SINGLESHOT, WATCHDOG
 from xenemu.hv.shared_info import event_pending
-from xenemu.hv.vcpu import RunState
+from xenemu.hv.state.vcpu import RunState
 from xenemu.hv.waking import POLL
 
 AREA = 0x20000
@@ -106,6 +106,16 @@ def test_a_vcpu_that_runs_again_finds_its_runstate_in_its_area(width: int) -> No
     info = current.read_struct(vcpu_runstate_info, AREA)
     assert (info.state, info.state_entry_time) == (RunState.RUNNING, 8)
     assert info.time[16:24] == (8).to_bytes(8, "little")
+
+
+def test_a_runstate_area_is_laid_out_as_shared_info_is() -> None:
+    """Not as the vcpu's last hypercall was, for the vcpu is in none."""
+    current = make_current()
+    current.vcpu.width, current.vcpu.runstate_area = 4, AREA
+    pass_time(current, 8)
+    scheduler.run(current)
+    info = vcpu_runstate_info.unpack(8, current.read(AREA, vcpu_runstate_info.sizeof(8)))
+    assert info.state_entry_time == 8
 
 
 def test_a_runstate_area_has_the_times_up_to_the_last_change(current: Current) -> None:

@@ -30,8 +30,8 @@ from xenemu.abi.nmi import (
 )
 from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, Hypercall
-from xenemu.hv.domain import Current
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
 

@@ -22,7 +22,7 @@ from xenemu.abi.callback import (
 )
 from xenemu.abi.errno import EFAULT, EINVAL, ENOSYS
 from xenemu.abi.xen import Nr
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags
 

@@ -9,8 +9,9 @@ from hypercalls.console_io import PER_CALL, PIECE, console_io
 from xenemu.abi.errno import EFAULT, EPERM
 from xenemu.abi.xen import CONSOLEIO_read, CONSOLEIO_write
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import OUTPUT_LIMIT, Current
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 
 BUFFER = 0x20000
 

@@ -18,8 +18,8 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.abi.errno import EFAULT, EINVAL, ENOSYS
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Hypercall, HypercallTable
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page
 from xenemu.pv.state import pv
 
@@ -147,7 +147,7 @@ def test_there_is_no_such_base(current: Current, which: int) -> None:
 
 
 def test_32_bit_guests_have_no_segment_bases(current: Current) -> None:
-    current.environment = "pv32"
+    current.vcpu.environment = "pv32"
     assert HypercallTable([set_segment_base]).call(current, 25, [0] * 6) == -ENOSYS
 
 

@@ -12,9 +12,10 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF, Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import DOMID, Current
 from xenemu.hv.p2m import P2m
+from xenemu.hv.state.domain import DOMID
 
 ARGUMENT = 0x20000
 READ_ONLY = 0x5000

@@ -24,9 +24,10 @@ from grantfakes import (
 from xenemu.abi import grant_table as abi
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.grant_table import KINDS, GNTPIN_devw_inc, GNTPIN_hstw_inc
+from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, RW, US, Mfn, P
 
 HOST = abi.GNTMAP_host_map | abi.GNTMAP_contains_pte
@@ -268,7 +269,7 @@ def test_an_entry_with_other_rights_is_not_unmapped(current: Current) -> None:
 
 
 def test_a_fault_ends_the_call_with_what_came_before_done(current: Current) -> None:
-    size = map_op(DEVICE).sizeof(current.domain.width)
+    size = map_op(DEVICE).sizeof(current.vcpu.width)
     at = ARGUMENT + 0x1000 - size
     READ_ONLY.add(ARGUMENT + 0x1000)
     try:

@@ -19,10 +19,11 @@ from xenemu.abi import grant_table as abi
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
-from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import KINDS, GNTPIN_writers, pin_increment
 from xenemu.hv.pagecheck import recount
+from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, US, Maddr, Mfn, P
 
 FAR = 0x1000

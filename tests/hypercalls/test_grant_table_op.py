@@ -25,8 +25,9 @@ from xenemu.abi.errno import EFAULT, EILSEQ, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, 
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, HypercallTable
-from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.state.domain import DOMID
 
 LIST = 0x21000
 XENS = 0xFFFF800000000000  # in the range of Xen's, in either width
@@ -51,7 +52,7 @@ def refused(current: Current, errno: int, command: int, pointer: int, count: int
 def test_the_frames_of_the_table_are_listed(current: Current) -> None:
     op = abi.gnttab_setup_table(DOMID_SELF, 3, 99, LIST)
     assert status(current, abi.GNTTABOP_setup_table, op) == abi.GNTST_okay
-    width = current.domain.width
+    width = current.vcpu.width
     listed = [current.read_ulong(LIST + n * width) for n in range(3)]
     assert listed == current.domain.grants.frames
 
@@ -123,7 +124,7 @@ def test_status_frames_are_listed_in_64_bits(current: Current) -> None:
 
 def test_a_list_goes_on_behind_a_fault(current: Current) -> None:
     """The second item lies across a page that cannot be written."""
-    width = current.domain.width
+    width = current.vcpu.width
     READ_ONLY.add(0x22000)
     try:
         op = abi.gnttab_setup_table(DOMID_SELF, 3, 99, 0x22000 + 4096 - 2 * width)
@@ -169,7 +170,7 @@ def test_a_refusal_is_explained_in_the_log(current: Current) -> None:
 
 def test_only_the_status_is_written_behind_an_operation(current: Current) -> None:
     """The rest may be what the copy itself has put there."""
-    width = current.domain.width
+    width = current.vcpu.width
     op = copy_op(width, source=PAGE, dest=ARGUMENT >> 12, length=8)
     current.write(PAGE << 12, b"newbytes")
     assert status(current, abi.GNTTABOP_copy, op) == abi.GNTST_okay
@@ -226,7 +227,7 @@ def copy_op(
 
 def test_a_copy_between_a_frame_and_a_grant(current: Current) -> None:
     current.write(0x22000, b"hello")
-    op = copy_op(current.domain.width, 0x22, REF, 5, abi.GNTCOPY_dest_gref, 7)
+    op = copy_op(current.vcpu.width, 0x22, REF, 5, abi.GNTCOPY_dest_gref, 7)
     assert status(current, abi.GNTTABOP_copy, op) == abi.GNTST_okay
     assert current.read((PAGE << 12) + 7, 5) == b"hello"
 
@@ -262,7 +263,7 @@ def test_a_cache_flush_may_go_on_but_not_with_nothing(current: Current) -> None:
 
 
 def test_only_the_32_bit_interface_sets_up_nothing(current: Current) -> None:
-    if current.domain.width == 4:
+    if current.vcpu.width == 4:
         assert raw_call(current, abi.GNTTABOP_setup_table, 0, 0) == 0
     else:
         refused(current, EINVAL, abi.GNTTABOP_setup_table, 0, 0)

@@ -8,8 +8,9 @@ from fakes import SHARED_INFO
 from grantfakes import DOM0, OTHER, REF, STRANGER, TABLE, call, grant, granting_current, state
 from xenemu.abi import grant_table as abi
 from xenemu.abi.xen import DOMID_SELF
-from xenemu.hv.domain import DOMID, Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE
+from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import Maddr
 
 ACCEPTS = 10

@@ -12,7 +12,7 @@ from xenemu.abi.hvm import params
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.state import pvh, pvh_domain
 

@@ -26,8 +26,8 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv import shared_info
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.pagetype import PGT_l1_page_table
@@ -69,7 +69,7 @@ def refused(current: Current, errno: int, command: int, argument: Struct | None 
 
 
 def extents(current: Current, *numbers: int, order: int = 0, **more: int) -> Struct:
-    width = current.domain.width
+    width = current.vcpu.width
     for index, number in enumerate(numbers):
         current.write_ulong(EXTENTS + index * width, number)
     reservation = abi.xen_memory_reservation(EXTENTS, len(numbers), order, 0, DOMID_SELF)
@@ -79,7 +79,7 @@ def extents(current: Current, *numbers: int, order: int = 0, **more: int) -> Str
 
 
 def listed(current: Current, count: int, at: int = EXTENTS) -> list[int]:
-    width = current.domain.width
+    width = current.vcpu.width
     return [current.read_ulong(at + index * width) for index in range(count)]
 
 
@@ -224,7 +224,7 @@ def exchange(
     **more: int,
 ) -> abi.xen_memory_exchange:
     """Lists at EXTENTS and one page after."""
-    width = current.domain.width
+    width = current.vcpu.width
     halves = []
     for at, numbers, order in ((EXTENTS, give, give_order), (EXTENTS + 4096, get, get_order)):
         for index, number in enumerate(numbers):

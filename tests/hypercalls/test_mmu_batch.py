@@ -14,8 +14,8 @@ from xenemu.abi import xen as abi
 from xenemu.abi.errno import EBUSY, EINVAL
 from xenemu.abi.xen import DOMID_SELF, MMU_UPDATE_PREEMPTED, Nr
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, HypercallTable
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import UNLIMITED
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.pagetype import (

@@ -20,8 +20,8 @@ from xenemu.abi.xen import (
     MMU_UPDATE_PREEMPTED,
 )
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.pagetype import PGT_l1_page_table, PGT_l2_page_table, PGT_seg_desc_page
 from xenemu.x86.paging import RW, US, A, G, Maddr, Mfn, P
 

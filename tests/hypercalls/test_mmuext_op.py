@@ -12,8 +12,8 @@ from xenemu.abi import xen as abi
 from xenemu.abi.errno import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESRCH
 from xenemu.abi.xen import DOMID_IO, DOMID_SELF, MMU_UPDATE_PREEMPTED, mmuext_op
 from xenemu.errors import XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.pagetype import PGT_l1_page_table, PGT_l4_page_table
 from xenemu.pv.state import PvVcpu, pv
@@ -39,7 +39,7 @@ def current() -> Current:
 
 
 def do(current: Current, *ops: tuple[int, int, int], foreigndom: int = DOMID_SELF) -> int:
-    size = mmuext_op.sizeof(current.domain.width)
+    size = mmuext_op.sizeof(current.vcpu.width)
     for index, op in enumerate(ops):
         current.write_struct(UOPS + index * size, mmuext_op(*op))
     return do_mmuext_op(current, UOPS, len(ops), PDONE, foreigndom)

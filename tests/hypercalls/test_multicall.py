@@ -16,8 +16,8 @@ from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENOSYS
 from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, ULONG, Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import Current
 from xenemu.pv.state import pv
 
 LIST = 0x40000
@@ -56,13 +56,13 @@ ROWS = [
 @pytest.fixture(params=[8, 4])
 def current(request: pytest.FixtureRequest) -> Current:
     current = make_current(request.param)
-    current.environment = {8: "pv64", 4: "pv32"}[request.param]
+    current.vcpu.environment = {8: "pv64", 4: "pv32"}[request.param]
     current.table = HypercallTable(ROWS)
     return current
 
 
 def put(current: Current, *calls: tuple[int, ...], at: int = LIST) -> None:
-    width = current.domain.width
+    width = current.vcpu.width
     for index, (op, *args) in enumerate(calls):
         packed = struct.pack({8: "<6Q", 4: "<6I"}[width], *args, *[0] * (6 - len(args)))
         entry = multicall_entry(op, 0xAA, packed)
@@ -75,12 +75,12 @@ def run(current: Current, count: int, at: int = LIST) -> int:
 
 
 def entry(current: Current, index: int, at: int = LIST) -> multicall_entry:
-    size = multicall_entry.sizeof(current.domain.width)
+    size = multicall_entry.sizeof(current.vcpu.width)
     return current.read_struct(multicall_entry, at + index * size)
 
 
 def results(current: Current, count: int) -> list[int]:
-    bits = 8 * current.domain.width
+    bits = 8 * current.vcpu.width
     values = [entry(current, index).result for index in range(count)]
     return [value - (1 << bits) if value >> (bits - 1) else value for value in values]
 
@@ -128,7 +128,7 @@ def test_debug_xen_spoils_the_arguments_of_each_entry(current: Current) -> None:
     put(current, (NOTE, 3, 4, 5), (Nr.multicall, 1), (REFUSE,))
     run(current, 3)
     assert results(current, 3) == [3, -EINVAL, -EBUSY]
-    width = current.domain.width
+    width = current.vcpu.width
     for index in range(3):
         assert entry(current, index).op == int.from_bytes(b"\xaa" * width, "little")
         assert entry(current, index).args == b"\xaa" * 6 * width
@@ -143,7 +143,7 @@ def test_debug_xen_leaves_what_goes_on_as_it_is(current: Current) -> None:
 
 
 def test_an_entry_that_cannot_be_read_ends_it(current: Current) -> None:
-    size = multicall_entry.sizeof(current.domain.width)
+    size = multicall_entry.sizeof(current.vcpu.width)
     last = (80 << 12) - size
     put(current, (NOTE, 3), at=last)
     with pytest.raises(XenError) as refusal:
@@ -175,11 +175,11 @@ def test_a_multicall_in_a_multicall_is_refused_and_the_rest_done(current: Curren
 
 def test_a_call_that_goes_on_is_stored_for_the_next_time(current: Current) -> None:
     put(current, (NOTE, 1), (MORE, 1, 5, 6), (NOTE, 2))
-    size = multicall_entry.sizeof(current.domain.width)
+    size = multicall_entry.sizeof(current.vcpu.width)
     with pytest.raises(Continue) as again:
         run(current, 3)
     assert again.value.new_args == (LIST + size, 2)
-    word = {8: "<Q", 4: "<I"}[current.domain.width]
+    word = {8: "<Q", 4: "<I"}[current.vcpu.width]
     arguments = [value for (value,) in struct.iter_unpack(word, entry(current, 1).args)]
     assert arguments == [0, 5, 6, 0, 0, 0]
     assert run(current, 2, at=LIST + size) == 0
@@ -203,7 +203,7 @@ def test_a_vcpu_that_blocks_goes_on_later(current: Current) -> None:
 
 
 def test_a_long_list_is_done_in_pieces(current: Current) -> None:
-    domain = make_current(current.domain.width, pages=256).domain
+    domain = make_current(current.vcpu.width, pages=256).domain
     current.domain, current.vcpu = domain, domain.vcpus[0]
     put(current, *[(NOTE, 1)] * (MAX_ENTRIES_AT_ONCE + 1))
     with pytest.raises(Continue) as again:

@@ -11,7 +11,7 @@ from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOSPC, ENOSYS, EPER
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.state import PvVcpu, pv
 from xenemu.x86.paging import Mfn
 
@@ -95,8 +95,8 @@ def test_a_domu_has_no_hardware(current: Current, command: int, errno: int) -> N
 
 
 def test_the_compat_form_has_the_command_in_its_struct(current: Current) -> None:
-    size = abi.physdev_op.sizeof(current.domain.width) - abi.physdev_op.offsetof(
-        "u", current.domain.width
+    size = abi.physdev_op.sizeof(current.vcpu.width) - abi.physdev_op.offsetof(
+        "u", current.vcpu.width
     )
     op = abi.physdev_op(abi.PHYSDEVOP_set_iopl, (2).to_bytes(size, "little"))
     current.write_struct(ARGUMENT, op)

@@ -23,8 +23,8 @@ from xenemu.abi.errno import (
 )
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PageCounts
 from xenemu.hv.p2m import MAX_GFN
 
@@ -145,7 +145,7 @@ def test_ram_moves_with_what_is_in_it(current):
 )
 def test_what_cannot_be_added(space, index, gfn, more, errno):
     current = make_pvh_current(PAGES)
-    current.domain.width = 8
+    current.vcpu.width = 8
     refused(current, errno, space, index, gfn, **more)
 
 
@@ -248,7 +248,7 @@ def test_memory_where_none_was_comes_from_the_heap(current):
 
 def test_no_memory_beyond_all_addresses(current):
     before = state(current)
-    current.domain.width = 8
+    current.vcpu.width = 8
     current.write_uint(LIST, 8, MAX_GFN + 1)
     current.write_struct(POINTER, abi.xen_memory_reservation(LIST, 1, 0, 0, DOMID_SELF))
     assert ops(current, abi.XENMEM_populate_physmap, POINTER) == 0

@@ -8,7 +8,7 @@ from fakes import FakeCpu, make_pv_current
 from hypercalls import TABLE
 from xenemu.abi.errno import EINVAL, ENODEV, EPERM
 from xenemu.abi.xen import Nr
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.state import DR7_DEFAULT, pv
 
 

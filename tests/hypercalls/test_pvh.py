@@ -10,8 +10,8 @@ from xenemu.abi import grant_table as grants
 from xenemu.abi import sched, vcpu
 from xenemu.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH
 from xenemu.abi.xen import DOMID_SELF, Nr
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PVH
-from xenemu.hv.domain import Current
 from xenemu.hv.grant_table import GNTPIN_hstr_inc
 from xenemu.hv.shared_info import mark_events_pending
 from xenemu.pvh.callbacks import set_callback_via

@@ -11,7 +11,7 @@ from xenemu.abi.errno import EFAULT, EINVAL, ENOSPC, ENOSYS, EPERM, ESRCH
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.prices import YIELD_NS
 from xenemu.hv.scheduler import WATCHDOG
 from xenemu.hv.shared_info import event_pending, set_upcall_mask

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import FakeCpu, make_current
 from hypercalls.set_timer_op import set_timer_op
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.scheduler import SINGLESHOT
 
 NOW = 1_000_000

@@ -10,7 +10,7 @@ from xenemu.abi.errno import E2BIG, EACCES, EFAULT, EINVAL, EOPNOTSUPP, EPERM, E
 from xenemu.abi.xen import DOMID_INVALID, DOMID_IO, DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import Hypercall
-from xenemu.hv.domain import DOMID
+from xenemu.hv.state.domain import DOMID
 
 ARGUMENT, NOWHERE = 0x20000, 1 << 30
 VERSION = {

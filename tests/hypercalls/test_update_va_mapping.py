@@ -20,7 +20,7 @@ from xenemu.abi.xen import (
     UVMF_TLB_FLUSH,
 )
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.pagetype import PGT_l4_page_table
 from xenemu.x86.paging import RW, US, G, Mfn, P
 

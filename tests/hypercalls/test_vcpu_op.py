@@ -15,12 +15,12 @@ from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.clock import EPOCH_NS, write_time
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import StandingAnswer
-from xenemu.hv.domain import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.scheduler import PERIODIC, SINGLESHOT
 from xenemu.hv.shared_info import event_pending, vcpu_field
-from xenemu.hv.vcpu import RunState
+from xenemu.hv.state.vcpu import RunState
 
 ARGUMENT = 0x20000
 AREA = 0x21000
@@ -231,7 +231,7 @@ def test_a_moved_vcpu_info_has_a_new_version_of_the_time(current: Current) -> No
 def test_everything_is_pending_in_a_moved_vcpu_info(current: Current) -> None:
     call(current, abi.VCPUOP_register_vcpu_info, register())
     selector = vcpu_field(current.domain, current.vcpu, "evtchn_pending_sel")
-    width = current.domain.width
+    width = current.vcpu.width
     assert current.domain.memory.read(selector, width) == b"\xff" * width
     assert event_pending(current.domain, current.vcpu)
 

@@ -16,7 +16,7 @@ from xenemu.abi.xen import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 
 
 def call(current: Current, command: int, assist: int) -> int | None:

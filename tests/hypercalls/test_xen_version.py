@@ -12,7 +12,7 @@ from xenemu.abi.errno import EFAULT, EINVAL, ENOSYS, EPERM
 from xenemu.abi.features import pv_features
 from xenemu.abi.xen import VMASST_CMD_enable, VMASST_TYPE_pae_extended_cr3
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 
 BUFFER = 0x20000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fakes import L1, PERDOMAIN_L1, ROOT, XEN_GDT, make_pv_current, protect
 from fakes import L2 as L2_64
 from fakes32 import L2, install_gdt, make_pv32_current
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.shared_info import mark_events_pending, set_upcall_mask
 from xenemu.pv.audit import audit

@@ -16,7 +16,7 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.bounce32 import bounce32, in_kernel_mode, iret32
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, segment

@@ -13,7 +13,7 @@ from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load

@@ -15,7 +15,7 @@ from xenemu.boot import ENTRIES
 from xenemu.errors import XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l3_page_table, PGT_pae_xen_l2, PGT_writable_page
 from xenemu.hv.pagecheck import recount
 from xenemu.image.loader import load
@@ -39,7 +39,7 @@ def build(tmp_path: Path, *more: bytes, notes: tuple[bytes, ...] = PV32_NOTES) -
     config = DomainConfig(MEMORY, cmdline=b"quiet")
     domain = ENTRIES["pv32"].build(load(path), config)
     connect_backends(domain, config)
-    current = Current(domain, domain.vcpus[0], FakeCpu(), translate32, "pv32")
+    current = Current(domain, domain.vcpus[0], FakeCpu(), translate32)
     current.cpu.cr3 = PV32.address_space(current) << 12
     PV32.start(current)
     return current

@@ -8,7 +8,7 @@ from fakes import make_pv_current
 from fakes32 import make_pv32_current
 from xenemu.hv.cpu import Reg
 from xenemu.hv.cpu_policy import PV32, PV64
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv import cpuid
 from xenemu.x86.cpuid import VENDOR
 

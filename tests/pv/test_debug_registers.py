@@ -13,7 +13,7 @@ from xenemu.abi.arch_x86.xen import (
 )
 from xenemu.abi.errno import EINVAL, ENODEV, EPERM
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.debug_registers import get_debugreg, io_breakpoints, set_debugreg, take_debug_status
 from xenemu.pv.msr import CR4_DE
 from xenemu.pv.state import DR6_DEFAULT, DR7_DEFAULT, pv

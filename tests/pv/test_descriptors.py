@@ -22,7 +22,7 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page
 from xenemu.pv import descriptors
 from xenemu.pv.descriptors import XEN_DESCRIPTORS, map_ldt_page, read_descriptor, set_gdt, set_ldt

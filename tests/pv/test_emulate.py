@@ -19,7 +19,7 @@ from fakes import (
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.emulate import (
     CR0,
     CR0_TS,

@@ -13,8 +13,8 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import Current
 from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.descriptors import set_ldt
 from xenemu.pv.entry import PvExits

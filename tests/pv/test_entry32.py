@@ -13,8 +13,8 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.xen import Nr
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, U64, ULONG, Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import Current
 from xenemu.pv.descriptors import set_ldt
 from xenemu.pv.entry import Pv32Exits
 from xenemu.pv.perdomain import gdt_base, ldt_base

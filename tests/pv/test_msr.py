@@ -9,7 +9,7 @@ from fakes32 import make_pv32_current
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.cpuid import HYPERCALL_MSR
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.msr import CR4_DE, CR4_FSGSBASE, CR4_TSD, CR4_XEN, fixup_guest_cr4, read, write
 from xenemu.pv.state import Trap, pv

@@ -22,11 +22,11 @@ from xenemu.abi.xen import VMASST_TYPE_m2p_strict, vcpu_time_info
 from xenemu.errors import XenError
 from xenemu.hv.clock import EPOCH_NS, refresh_time
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.scheduler import set_runstate, update_runstate_area
-from xenemu.hv.vcpu import RunState
+from xenemu.hv.state.vcpu import RunState
 from xenemu.pv.descriptors import map_ldt_page, set_ldt
 from xenemu.pv.paging import (
     M2P_L4_SLOT,

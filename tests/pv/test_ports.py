@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes import make_pv_current
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv import ports
 from xenemu.pv.state import pv_domain
 

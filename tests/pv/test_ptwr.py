@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fakes import CODE, KERNEL_ONLY, L1, L2, ROOT, FakeCpu, make_pv_current
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.ptwr import OPERATIONS, Store, decode, emulate_store
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags

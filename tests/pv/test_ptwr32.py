@@ -6,7 +6,7 @@ import pytest
 
 from fakes32 import CODE, L1, L3, make_pv32_current
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.ptwr import emulate_store
 from xenemu.x86.paging import RW, US, P
 

@@ -27,7 +27,7 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv import traps
 from xenemu.pv.descriptors import set_gdt, set_ldt
 from xenemu.pv.paging import toggle_guest_mode

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import FakeNativeCpu, enter_long_mode, make_pvh_current
 from xenemu.hv import shared_info
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.callbacks import deliver_event, interrupt_due, set_callback_via
 from xenemu.pvh.state import pvh, pvh_domain

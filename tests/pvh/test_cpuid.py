@@ -7,7 +7,7 @@ import pytest
 from fakes import enter_long_mode, make_pvh_current
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh.cpuid import execute
 from xenemu.pvh.state import pvh
 

@@ -10,8 +10,9 @@ from xenemu.abi.errno import ENOSYS, EPERM
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, Hypercall, HypercallTable
-from xenemu.hv.domain import OUTPUT_LIMIT, Current
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 from xenemu.pvh.callbacks import set_callback_via
 from xenemu.pvh.entry import PvhExits, TripleFault
 from xenemu.pvh.personality import PVH
@@ -79,7 +80,7 @@ def test_no_such_hypercall(exits, number, wide):
 def test_32_bit_code_does_not_look_at_the_upper_half(exits):
     exits.current.cpu.regs[Reg.RBX] = 0xFFFFFFFF_00000000
     assert call(exits, VERSION | 1 << 32) == XEN_VERSION
-    assert exits.current.environment == "pvh32"
+    assert exits.current.vcpu.environment == "pvh32"
 
 
 def test_the_code_segment_chooses_the_registers(exits):
@@ -90,11 +91,23 @@ def test_the_code_segment_chooses_the_registers(exits):
     assert call(exits, 1) == -ENOSYS & 0xFFFFFFFF
     enter_long_mode(exits.current, 0)
     assert call(exits, 1) == 0
-    assert exits.current.domain.width == 8
+    assert exits.current.vcpu.width == 8
     cpu = exits.current.cpu
     cpu.set_segment(Seg.CS, Segment(0x10, 0, 0xFFFFFFFF, 0x00C09B00))  # compatibility mode
     assert call(exits, 1) == -ENOSYS & 0xFFFFFFFF
     assert seen == ["64"]
+
+
+def test_each_vcpu_has_the_width_of_its_own_code():
+    current = make_pvh_current(vcpus=2)
+    current.table = TABLE
+    exits, (first, second) = PvhExits(current), current.domain.vcpus
+    call(exits)
+    current.vcpu = second
+    enter_long_mode(current, 0)
+    call(exits)
+    assert (first.width, first.environment) == (4, "pvh32")
+    assert (second.width, second.environment) == (8, "pvh64")
 
 
 def test_debug_xen_spoils_the_arguments(exits):
@@ -108,7 +121,7 @@ def test_debug_xen_spoils_the_arguments(exits):
 def test_a_64_bit_segment_means_nothing_outside_long_mode(exits):
     exits.current.cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, 0x00A09B00))
     call(exits)
-    assert exits.current.environment == "pvh32"
+    assert exits.current.vcpu.environment == "pvh32"
 
 
 def test_a_long_hypercall_is_issued_again(exits):

@@ -7,7 +7,7 @@ import pytest
 from fakes import FakeNativeCpu, make_pvh_current
 from xenemu.errors import DomainCrash, NotModelled
 from xenemu.hv.cpu import Msr
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.scheduler import block
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.state import pvh

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import FIRST_GUEST_FRAME, enter_long_mode, make_pvh_current
 from xenemu.hv.cpu import Msr
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh.hypercall_page import hypercall_page
 from xenemu.pvh.msr import read, write
 from xenemu.x86 import msr

@@ -7,7 +7,7 @@ import pytest
 from fakes import FIRST_GUEST_FRAME, FakeNativeCpu, enter_long_mode, make_pvh_current
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.x86.paging import PSE, RW, A, D, Mfn, P
 
 L4, L3, L2, L1, DATA = (frame << 12 for frame in range(FIRST_GUEST_FRAME, FIRST_GUEST_FRAME + 5))

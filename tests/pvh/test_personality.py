@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fakes import FakeNativeCpu, make_pvh_current
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.personality import enter, leave, start_vcpu
 from xenemu.pvh.state import Entry, pvh, pvh_domain, pvh_vcpu

@@ -11,7 +11,7 @@ from fakes import make_pv_current
 from xenemu import image
 from xenemu.abi.sched import SHUTDOWN_crash
 from xenemu.abi.vcpu import VCPUOP_down, VCPUOP_up
-from xenemu.hv.domain import CallRecord
+from xenemu.hv.calls import CallRecord
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.witness import Witness
 

@@ -10,7 +10,8 @@ from xenemu.boot.judging import NoNote, Unbootable
 from xenemu.boot.platform import PlacedT, Platform, RoomT
 from xenemu.errors import ImageError
 from xenemu.hv.building import DomainConfig, Where
-from xenemu.hv.domain import Current, Domain
+from xenemu.hv.current import Current
+from xenemu.hv.state.domain import Domain
 from xenemu.image import Image
 
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from xenemu.hv.building import DomainConfig
-from xenemu.hv.domain import Domain
 from xenemu.hv.personality import Personality
+from xenemu.hv.state.domain import Domain
 from xenemu.pv import builder as pv_builder
 from xenemu.pv.layout import PvParameters
 from xenemu.pv.personality import PV32, PV64

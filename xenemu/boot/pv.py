@@ -25,8 +25,8 @@ from xenemu.boot.judging import NoNote, Unbootable, check_features, check_has_no
 from xenemu.boot.platform import PV32_PLATFORM, PV64_PLATFORM
 from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import DomainConfig, pages, unpack_module
-from xenemu.hv.domain import Domain
 from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
 from xenemu.image import Feature, Image
 from xenemu.image.notes import WORD
 from xenemu.pv.builder import TABLE, Placed

@@ -12,7 +12,7 @@ from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.errors import OutputError, UsageError
 from xenemu.explain import Explainer
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.observe import Watch
 from xenemu.image import Image
 from xenemu.outputs import Output, encode

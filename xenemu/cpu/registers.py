@@ -112,6 +112,10 @@ class Registers:
         self._exit.flush = 1
 
     @property
+    def cpl(self) -> int:
+        return int(self._hflags.value & self._constants.HF_CPL)
+
+    @property
     def code64(self) -> bool:
         return bool(self._hflags.value & self._constants.HF_CS64)
 

@@ -16,7 +16,7 @@ from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.x86.paging import Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain, Ring
+    from xenemu.hv.state.domain import Domain, Ring
 
 NO_FRAME: Final = Mfn(0)  # before it is connected
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from xenemu.abi.io.console import xencons_interface
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.byte_ring import ByteRing
-from xenemu.hv.domain import OUTPUT_LIMIT
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 INPUT_LIMIT: Final = 64 << 10  # bytes typed that the guest has not made room for
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from xenemu.dom0.xenstore_nodes import populate
 from xenemu.dom0.xenstore_tree import Store
-from xenemu.hv.backend import Backend, attach
+from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
-from xenemu.hv.domain import Domain
+from xenemu.hv.state.domain import Backend, Domain
 
 
 def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterable[Backend]) -> None:

@@ -44,7 +44,7 @@ from xenemu.errors import XenError
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 _at = xenstore_domain_interface.layout(8).offsets  # the same in both widths
 REQ: Final = ByteRing(_at["req"], XENSTORE_RING_SIZE, _at["req_cons"], _at["req_prod"])

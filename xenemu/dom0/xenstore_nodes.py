@@ -10,7 +10,7 @@ from uuid import UUID
 
 from xenemu.dom0.xenstore_model import Access, Connection, Permission
 from xenemu.dom0.xenstore_tree import Store
-from xenemu.hv.domain import OUTPUT_LIMIT
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 
 # Directories that the domain may only read, and nodes that are its own.
 READ_ONLY: Final = ("cpu", "memory", "device", "control")

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from xenemu.decode import Call, format_args
 from xenemu.gdb.target import Refused
+from xenemu.hv.calls import CallRecord
+from xenemu.hv.current import Current, Observer
 from xenemu.hv.dispatch import Hypercall, format_call
-from xenemu.hv.domain import CallRecord, Current
-from xenemu.hv.observe import Observer, Watch
+from xenemu.hv.observe import Watch
 from xenemu.machine import TABLE, Machine
 from xenemu.x86 import flags
 

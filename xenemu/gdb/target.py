@@ -17,7 +17,7 @@ from xenemu.errors import XenError
 from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64, SEGMENTS, Description, Register
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.image import Image
 from xenemu.image.elf import parse
 from xenemu.image.kernel_modules import Module

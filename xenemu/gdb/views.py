@@ -19,9 +19,9 @@ from xenemu.abi.hvm.e820 import E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED
 from xenemu.abi.xen import Virq
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv import event_channel
-from xenemu.hv.domain import DOM0
 from xenemu.hv.frame_table import TYPE_NAMES
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
 from xenemu.peek import Code, in_kernel, locate, tables, walk
 from xenemu.pv.state import PvVcpu
@@ -54,7 +54,7 @@ def domain(target: Target) -> list[str]:
     engine = machine.engine
     lines = [
         f"{found.name}, domain {found.domid}, booted as {machine.entry.name}, now"
-        f" {machine.current.environment}",
+        f" {machine.current.vcpu.environment}",
         f"virtual time {engine.now_ns / 1e9:.9f} s, {engine.instructions} instructions",
         f"{found.pages.max_pages} pages, {len(found.vcpus)} vcpus; shared_info is mfn"
         f" {found.shared_info:#x}",

@@ -18,10 +18,10 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_virq,
 )
-from xenemu.hv.domain import DOM0, Domain
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.waking import POLL
 from xenemu.x86.paging import PAGE_SHIFT
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from xenemu.errors import ImageError
 from xenemu.hv import event_channel
 from xenemu.hv.clock import update_wallclock, write_time
-from xenemu.hv.domain import DOM0, Domain
-from xenemu.hv.vcpu import RunState
+from xenemu.hv.state.domain import DOM0, Domain
+from xenemu.hv.state.vcpu import RunState
 from xenemu.image import compression
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
 

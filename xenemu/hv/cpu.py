@@ -183,6 +183,10 @@ class NativeCpu(Cpu, Protocol):
         """CR4 as the guest has it."""
 
     @property
+    def cpl(self) -> int:
+        """The current privilege level: 0 in real mode, 3 in virtual-8086 mode."""
+
+    @property
     def efer(self) -> int:
         """EFER as the guest has it."""
 

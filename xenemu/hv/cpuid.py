@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.x86.cpuid import NOTHING, TSC_KHZ, Registers, signature_leaf
 
 XEN_LEAF = 0x40000000

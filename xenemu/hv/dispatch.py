@@ -32,8 +32,9 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg
-from xenemu.hv.domain import CallRecord, Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.prices import WORK_NS
 
@@ -243,7 +244,7 @@ class HypercallTable:
             name, args = f"hypercall {number}", tuple[int, ...]()
         else:
             name = row.name
-            if current.environment in WIDE:
+            if current.vcpu.environment in WIDE:
                 args = tuple(map(and_, registers, self._masks[number]))
             else:
                 args = _typed32(row.args, registers)
@@ -259,7 +260,7 @@ class HypercallTable:
             assert row is not None
             with suppress(ValueError):  # those that it contains may have pushed it out
                 domain.calls.remove(record)
-            wide = current.environment in WIDE
+            wide = current.vcpu.environment in WIDE
             raise Continue(
                 *(again.new_args if wide else _raw32(row.args, again.new_args))
             ) from None
@@ -271,8 +272,8 @@ class HypercallTable:
     def make(self, current: Current, row: Hypercall | None, record: CallRecord) -> int:
         """Make the call of a record, and complete it. `row` is None if there is no such call."""
         try:
-            if row is None or current.environment not in row.callers:
-                raise XenError(ENOSYS, f"there is no {record.name} for {current.environment}")
+            if row is None or current.vcpu.environment not in row.callers:
+                raise XenError(ENOSYS, f"there is no {record.name} for {current.vcpu.environment}")
             if row.handler is None:
                 raise StandingAnswer(row.answer, f"{row.name}: {row.note}")
             record.result = result = row.handler(current, *record.args) or 0
@@ -295,13 +296,10 @@ _MASKS = dict.fromkeys(Arg, WORD) | {Arg.INT: 0xFFFFFFFF}
 
 
 class Convention:
-    """How code of a width passes a hypercall's arguments: in which registers, which bits of them.
+    """How code of a width passes a hypercall's arguments: in which registers, and which bits."""
 
-    `length` is the length of the instruction that makes the call, in bytes.
-    """
-
-    def __init__(self, width: int, length: int) -> None:
-        self.registers, self.length = ARGUMENTS[width], length
+    def __init__(self, width: int) -> None:
+        self.registers = ARGUMENTS[width]
         self.mask = (1 << 8 * width) - 1
         self._pick = itemgetter(*map(int, self.registers))
 
@@ -311,35 +309,38 @@ class Convention:
         return picked if self.mask == WORD else [value & self.mask for value in picked]
 
 
-def issue(current: Current, number: int, convention: Convention) -> None:
-    """Make the hypercall that the guest asks for; its result goes to RAX.
+CONVENTIONS: Final = {8: Convention(8), 4: Convention(4)}
 
-    A call that is preempted is issued again: RIP moves back over the instruction that made it.
-    What the call did takes the guest's time.
+
+def hypercall(current: Current, length: int) -> None:
+    """Make the hypercall that the current vcpu asks for; its result goes to RAX.
+
+    Every kind of guest comes here; `length` is that of the instruction that made the call, in
+    bytes. A call that is preempted is made again: RIP moves back over the instruction. What the
+    call did takes the guest's time. If it moved a timer, the guest runs no further than to the
+    next one. The caller then looks at events.
     """
-    assert current.table is not None
-    cpu, regs, frames = current.cpu, current.cpu.regs, current.domain.frames
+    table, cpu, domain = current.table, current.cpu, current.domain
+    assert table is not None
+    regs, frames, timers = cpu.regs, domain.frames, domain.timers
+    convention = CONVENTIONS[current.vcpu.width]
+    number = regs[RAX] & convention.mask
     frames.work_left = WORK_PER_CALL
     try:
-        result = current.table.call(current, number, convention.arguments(regs))
+        result = table.call(current, number, convention.arguments(regs))
         regs[RAX] = result & convention.mask
-        if current.domain.debug_xen:
+        if domain.debug_xen:
             poison_arguments(current, number, convention.registers, result)
     except Continue as again:
         for register, value in zip(convention.registers, again.new_args, strict=False):
             regs[register] = value
-        cpu.rip -= convention.length
+        cpu.rip -= length
     finally:
         if frames.work_left != WORK_PER_CALL:
             cpu.spend((WORK_PER_CALL - frames.work_left) * WORK_NS)
-
-
-def look_at_timers(current: Current) -> None:
-    """Let the guest run no further than to the next timer, if a timer has moved."""
-    timers = current.domain.timers
     if timers.moved:
         timers.moved = False
-        current.cpu.limit(timers.next_ns() or 0)
+        cpu.limit(timers.next_ns() or 0)
 
 
 def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:
@@ -351,7 +352,7 @@ def poison_arguments(current: Current, number: int, registers: Sequence[Reg], re
     row = current.table.rows.get(number)
     if row is None or result == -ENOSYS:
         return
-    if current.environment in WIDE:
+    if current.vcpu.environment in WIDE:
         count, poison = len(_wide(row.args)), POISON[8]
     else:
         count, poison = len(_raw32(row.args, [0] * len(row.args))), POISON[4]

@@ -20,7 +20,7 @@ from xenemu.hv.shared_info import (
 from xenemu.hv.state.events import Channel
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 
 def nr_channels(domain: Domain) -> int:

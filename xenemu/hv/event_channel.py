@@ -51,11 +51,11 @@ from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_fifo
-from xenemu.hv.domain import DOM0
+from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import BUCKET, Channel, Dom0Port, Fifo
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
 RESET_STEP: Final = 64  # ports closed before a reset looks at events

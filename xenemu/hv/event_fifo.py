@@ -33,7 +33,7 @@ from xenemu.hv.state.events import Channel, Fifo
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 WORDS_PER_PAGE: Final = PAGE_SIZE // 4
 MAX_ARRAY_PAGES: Final = EVTCHN_FIFO_NR_CHANNELS // WORDS_PER_PAGE

@@ -13,7 +13,7 @@ from typing import Final
 from xenemu.abi.errno import EPERM, ESRCH
 from xenemu.abi.xen import DOMID_IO, DOMID_SELF, DOMID_XEN
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 
 DOM0: Final = 0
 

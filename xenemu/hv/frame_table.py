@@ -24,7 +24,7 @@ from xenemu.hv.page_info import FIELDS, RECORD, fill, pieces, view
 from xenemu.x86.paging import Maddr, Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import CallRecord
+    from xenemu.hv.calls import CallRecord
 
 PGT_none: Final = 0
 PGT_l1_page_table: Final = 1

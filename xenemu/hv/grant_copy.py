@@ -32,8 +32,8 @@ from xenemu.hv.grant_table import (
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
     from xenemu.hv.memory import Memory
+    from xenemu.hv.state.domain import Domain
 
 
 @dataclass(frozen=True)

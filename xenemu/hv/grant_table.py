@@ -45,7 +45,7 @@ from xenemu.hv.maptrack import Maptrack
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 DOM0: Final = 0
 INITIAL_FRAMES: Final = 1

@@ -15,7 +15,7 @@ from typing import Final
 
 from xenemu.hv import cpu_policy
 from xenemu.hv.cpuid import HYPERCALL_MSR
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86 import msr
 
 ALL_BITS: Final = (1 << 64) - 1

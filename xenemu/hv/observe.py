@@ -10,51 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from xenemu.hv.domain import CallRecord, Current
-
-if TYPE_CHECKING:
-    from xenemu.hv.dispatch import Hypercall
-
-
-class Observer:
-    """What can be seen; each method does nothing, for a subclass to override."""
-
-    def call_begins(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """A hypercall begins; the calls of a multicall begin and end before the multicall ends."""
-
-    def call_ends(self, current: Current, row: Hypercall | None, record: CallRecord) -> None:
-        """It ended. Without a result, the call is to be continued, or it ended the guest."""
-
-    def entry_set(self, current: Current, maddr: int, old: int, new: int) -> None:
-        """An entry of a page table was changed, as a hypercall or a store asked."""
-
-    def pinned(self, current: Current, mfn: int, level: int) -> None:
-        """A page table was pinned; level 0: unpinned."""
-
-    def root_set(self, current: Current, mfn: int, user: bool) -> None:
-        """A table became the root of the kernel's or the user's address space."""
-
-    def raised(self, current: Current, port: int, was_pending: bool) -> None:
-        """An event was raised on a port."""
-
-    def upcall(self, current: Current, how: str) -> None:
-        """The guest is called for its events."""
-
-    def entered(self, current: Current, what: str, error_code: int | None) -> None:
-        """The guest's kernel is entered, for an exception, an interrupt or a system call."""
-
-    def left(self, current: Current, rip: int) -> None:
-        """The guest's kernel returned by HYPERVISOR_iret, called at `rip`, to where the CPU is."""
-
-    def logged(self, current: Current, sentence: str) -> None:
-        """Something was refused outside of a hypercall's result."""
+from xenemu.hv.current import Current, Observer
 
 
 @dataclass
 class Watch:
-    """The observers of one machine; implements `hv.domain.Watchers`."""
+    """The observers of one machine; implements `hv.state.domain.Watchers`."""
 
     current: Current
     observers: list[Observer] = field(default_factory=list)

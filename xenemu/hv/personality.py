@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from xenemu.hv.domain import Current, Domain, Translate
+from xenemu.hv.current import Current, Translate
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.timers import Owners
 
 
@@ -24,7 +25,6 @@ class Exits(Protocol):
 class Personality:
     """A kind of guest.
 
-    * `environment` is its name in the hypercall table.
     * `start` loads a fresh vcpu's registers into the CPU.
     * `leave` takes from the CPU what it knows of the current vcpu besides its registers, before
       another vcpu comes.
@@ -35,7 +35,6 @@ class Personality:
     * `timers` are its own kinds of timers.
     """
 
-    environment: str
     translate: Translate
     start: Callable[[Current], None]
     leave: Callable[[Current], None]

@@ -17,12 +17,13 @@ from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.timers import Owners
-from xenemu.hv.vcpu import RunState, Vcpu
 from xenemu.hv.waking import NO_POLL, POLL, wake
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Current, Domain
+    from xenemu.hv.current import Current
+    from xenemu.hv.state.domain import Domain
 
 # What a vcpu's timers are for: the first half of a `timers.Key`; the second is the vcpu.
 SINGLESHOT: Final = "singleshot"
@@ -95,7 +96,8 @@ def update_runstate_area(current: Current) -> None:
     if not vcpu.runstate_area:
         return
     try:
-        current.write_struct(vcpu.runstate_area, runstate_info(vcpu, vcpu.runstate_since_ns))
+        info = runstate_info(vcpu, vcpu.runstate_since_ns)
+        current.write(vcpu.runstate_area, info.pack(current.domain.shared_info_width))
     except XenError:
         vcpu.areas_stale = True
 

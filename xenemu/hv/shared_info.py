@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.xen import shared_info, vcpu_info
 from xenemu.hv.memory import Memory
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import Maddr
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 VCPU_INFO_SIZE: Final = vcpu_info.sizeof(8)  # the same in both widths
 # `event_pending` runs after every hypercall, and relies on these two being bytes 0 and 1.

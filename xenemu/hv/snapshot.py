@@ -11,9 +11,9 @@ import io
 import pickle
 from typing import Final
 
-from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SHIFT
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Current
+    from xenemu.hv.current import Current
 
 # What to do when a timer of a kind is due; it is given the number, the second half of the key.
 Owners = Mapping[str, Callable[["Current", int], None]]

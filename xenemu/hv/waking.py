@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 
 if TYPE_CHECKING:
-    from xenemu.hv.domain import Domain
+    from xenemu.hv.state.domain import Domain
 
 NO_POLL: Final[frozenset[int]] = frozenset()
 ANY_PORT: Final = -1  # in Vcpu.poll_ports: an event on any port ends the wait

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from xenemu.abi.arch_x86.xen import FIRST_RESERVED_GDT_PAGE
 from xenemu.hv.audit import audit as audit_domain
-from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_seg_desc_page
 from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.domain import Domain
 from xenemu.pv.perdomain import LDT_PAGE, PAGES_PER_VCPU, VCPUS_PER_L1
 from xenemu.pv.state import PvDomain, PvVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, Mfn, P

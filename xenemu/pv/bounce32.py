@@ -18,7 +18,7 @@ import struct
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.pv.crash import no_frame, no_handler, no_iret_frame
 from xenemu.pv.descriptors import read_descriptor

@@ -21,7 +21,6 @@ from xenemu.hv.building import (
     make_ready,
     pages,
 )
-from xenemu.hv.domain import DOMID, Domain, Ring
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
@@ -29,8 +28,9 @@ from xenemu.hv.pagetype import PV32, PV64, Frames
 from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
+from xenemu.hv.state.domain import DOMID, Domain, Ring
 from xenemu.hv.state.events import EventChannels
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv import descriptors, perdomain
 from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import show_m2p
@@ -138,6 +138,8 @@ def _make_domain(
             Vcpu(
                 n,
                 Maddr((shared_info << PAGE_SHIFT) + 64 * n),
+                width,
+                f"pv{8 * width}",
                 arch=PvVcpu(NO_TABLE),
                 periodic_ns=TICK_NS,
             )

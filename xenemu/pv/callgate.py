@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.bounce32 import KERNEL_RING, resume
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.emulate import code_bits, decode_here

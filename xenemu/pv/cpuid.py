@@ -8,7 +8,7 @@ from __future__ import annotations
 from xenemu.hv import cpu_policy
 from xenemu.hv import cpuid as common
 from xenemu.hv.cpu_policy import CpuPolicy
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.x86.cpuid import Registers
 from xenemu.x86.paging import PAGE_SHIFT
 

@@ -7,7 +7,7 @@ arch/x86/pv/iret.c
 from __future__ import annotations
 
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 
 
 def no_handler(current: Current, what: str) -> DomainCrash:

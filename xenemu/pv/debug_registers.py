@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from xenemu.abi.errno import EINVAL, ENODEV, EPERM
 from xenemu.errors import XenError
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.msr import CR4_DE
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.state import DR6_DEFAULT, DR7_DEFAULT, pv

@@ -19,7 +19,7 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_seg_desc_page
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import LDT_PAGE, drop_ldt, gdt_base, ldt_base, map_page

@@ -12,7 +12,7 @@ from xenemu.abi.errno import ENODEV
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.pagetype import Restart

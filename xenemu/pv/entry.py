@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
-from xenemu.hv.dispatch import Convention, issue, look_at_timers
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
+from xenemu.hv.dispatch import hypercall
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.prices import EMULATION_NS
 from xenemu.hv.shared_info import event_pending
@@ -31,9 +31,8 @@ from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
+IRET = int(Nr.iret)
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
-CONVENTION64 = Convention(8, HYPERCALL_LENGTH)
-CONVENTION32 = Convention(4, HYPERCALL_LENGTH)
 INT80 = 0x80
 LDT_BYTES = 0x10000
 
@@ -61,13 +60,11 @@ class PvExits:
 
     def _hypercall(self) -> None:
         current = self.current
-        number = current.cpu.regs[Reg.RAX]
-        if number == Nr.iret:  # by far the commonest, and not worth a line in the log
+        if current.cpu.regs[Reg.RAX] == IRET:  # by far the commonest, not worth a line in the log
             traps.iret(current)
             return
         traps.load_syscall_state(current)
-        issue(current, number, CONVENTION64)
-        look_at_timers(current)
+        hypercall(current, HYPERCALL_LENGTH)
 
     def _deliver_events(self) -> None:
         current = self.current
@@ -243,9 +240,7 @@ class Pv32Exits(PvExits):
 
     def _hypercall32(self) -> None:
         current = self.current
-        number = current.cpu.regs[Reg.RAX] & 0xFFFFFFFF
-        if number == Nr.iret:
+        if current.cpu.regs[Reg.RAX] & 0xFFFFFFFF == IRET:
             traps.iret(current)
         else:
-            issue(current, number, CONVENTION32)
-            look_at_timers(current)
+            hypercall(current, HYPERCALL_LENGTH)

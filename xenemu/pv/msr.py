@@ -10,7 +10,7 @@ from xenemu.errors import XenError
 from xenemu.hv import msr as table
 from xenemu.hv.cpu import Seg, Segment
 from xenemu.hv.cpuid import HYPERCALL_MSR
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.msr import How
 from xenemu.pv.hypercall_page import hypercall_page

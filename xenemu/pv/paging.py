@@ -12,11 +12,12 @@ from xenemu.abi.xen import VMASST_TYPE_m2p_strict
 from xenemu.errors import XenError
 from xenemu.hv.clock import update_secondary_time
 from xenemu.hv.cpu import Seg, Segment
-from xenemu.hv.domain import Current, Domain
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l4_page_table
 from xenemu.hv.pagetype import Restart
 from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.scheduler import update_runstate_area
+from xenemu.hv.state.domain import Domain
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, drop_ldt
 from xenemu.pv.state import pv
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P

@@ -8,7 +8,7 @@ In Xen: include/asm-x86/config.h (PERDOMAIN_VIRT_START, GDT_LDT_*), arch/x86/pv/
 
 from __future__ import annotations
 
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.state import pv, pv_domain
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT
 

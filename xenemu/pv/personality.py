@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
@@ -52,7 +52,6 @@ def _hand_over(current: Current) -> None:
 
 
 PV64 = Personality(
-    environment="pv64",
     translate=translate,
     start=start_vcpu,
     leave=_hand_over,
@@ -63,7 +62,6 @@ PV64 = Personality(
 )
 
 PV32 = Personality(
-    environment="pv32",
     translate=translate32,
     start=start_vcpu,
     leave=_hand_over,

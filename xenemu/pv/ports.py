@@ -9,7 +9,7 @@ In Xen: arch/x86/pv/emul-priv-op.c (guest_io_read, guest_io_write).
 
 from __future__ import annotations
 
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pv.state import pv_domain
 
 ABSENT = 0xFF

@@ -19,7 +19,7 @@ from capstone import x86 as cs
 
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Cpu, Reg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.observe import mod_entry
 from xenemu.pv.emulate import fetch

@@ -6,8 +6,8 @@ In Xen: arch/x86/domain.c (domain_relinquish_resources), arch/x86/mm.c (vcpu_des
 from __future__ import annotations
 
 from xenemu.hv import audit as hv_audit
-from xenemu.hv.domain import Domain
 from xenemu.hv.frame_table import UNLIMITED, PGT_none
+from xenemu.hv.state.domain import Domain
 from xenemu.pv import audit as pv_audit
 
 

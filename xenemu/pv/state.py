@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from xenemu.hv.domain import Current
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import Mfn
 
 DR6_DEFAULT = 0xFFFF0FF0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from xenemu.hv.audit import audit as audit_domain
-from xenemu.hv.domain import Domain
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.timers import NEVER_NS
 from xenemu.pvh.lapic_glue import TIMER, lapic_of
 

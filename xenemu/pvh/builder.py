@@ -25,14 +25,14 @@ from xenemu.hv.building import (
     make_ready,
     pages,
 )
-from xenemu.hv.domain import DOMID, Domain, Ring
 from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
+from xenemu.hv.state.domain import DOMID, Domain, Ring
 from xenemu.hv.state.events import EventChannels
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh import acpi
 from xenemu.pvh.acpi import AcpiTables
 from xenemu.pvh.lapic import Lapic
@@ -129,7 +129,13 @@ def _make_domain(
         shared_info=shared_info,
         max_pages=pages(room.memory) + MAX_PAGES_SLACK,
         vcpus=[
-            Vcpu(n, _vcpu_info(n, shared_info, dummy_vcpu_info), PvhVcpu(Lapic(acpi.apic_id(n))))
+            Vcpu(
+                n,
+                _vcpu_info(n, shared_info, dummy_vcpu_info),
+                width=4,
+                environment="pvh32",
+                arch=PvhVcpu(Lapic(acpi.apic_id(n))),
+            )
             for n in range(config.vcpus)
         ],
         name=config.name,

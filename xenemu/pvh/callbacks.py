@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from xenemu.abi.hvm.params import HVM_PARAM_CALLBACK_TYPE_VECTOR
 from xenemu.hv.clock import update_wallclock
-from xenemu.hv.domain import Current
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain, pvh_vcpu

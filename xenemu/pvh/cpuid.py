@@ -9,7 +9,7 @@ from __future__ import annotations
 from xenemu.abi.arch_x86.cpufeatureset import Feature
 from xenemu.hv import cpu_policy
 from xenemu.hv import cpuid as common
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh.lapic import APIC_BASE_ENABLE
 from xenemu.pvh.paging import EFER_LMA, cpu_of
 from xenemu.pvh.state import pvh

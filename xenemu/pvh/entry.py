@@ -13,20 +13,18 @@ from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
-from xenemu.hv.dispatch import Convention, issue, look_at_timers
-from xenemu.hv.domain import OUTPUT_LIMIT, Current
+from xenemu.hv.current import Current
+from xenemu.hv.dispatch import hypercall
 from xenemu.hv.msr import cpuid_faults
+from xenemu.hv.state.domain import OUTPUT_LIMIT
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
-from xenemu.x86 import flags, segment
+from xenemu.x86 import flags
 
 VMCALL_LENGTH = 3
-CONVENTION64 = Convention(8, VMCALL_LENGTH)
-CONVENTION32 = Convention(4, VMCALL_LENGTH)
 DEBUG_PORT = 0xE9  # XEN_HVM_DEBUGCONS_IOPORT
 PORTS = frozenset({DEBUG_PORT})
-CR0_PE = 1 << 0
 MASK64 = (1 << 64) - 1
 
 
@@ -43,32 +41,21 @@ class PvhExits:
 
     def cpuid(self) -> bool:
         """CPUID: fill the registers; #GP outside ring 0, if the guest asked for that."""
-        if cpuid_faults(self.current.vcpu) and self._ring():
+        if cpuid_faults(self.current.vcpu) and cpu_of(self.current).cpl:
             return False
         cpuid.execute(self.current)
         return True
 
     def vmcall(self) -> None:
         """A hypercall, in the ABI of the code segment; from other rings than 0 it is refused."""
-        current = self.current
-        regs = current.cpu.regs
-        if self._ring():
-            regs[Reg.RAX] = -EPERM & MASK64
+        current, cpu = self.current, cpu_of(self.current)
+        if cpu.cpl:
+            cpu.regs[Reg.RAX] = -EPERM & MASK64
             return
-        current.domain.width = current.code_width
-        wide = current.domain.width == 8
-        current.environment = "pvh64" if wide else "pvh32"
-        convention = CONVENTION64 if wide else CONVENTION32
-        issue(current, regs[Reg.RAX] & convention.mask, convention)
+        vcpu = current.vcpu
+        vcpu.width, vcpu.environment = (8, "pvh64") if cpu.code64 else (4, "pvh32")
+        hypercall(current, VMCALL_LENGTH)
         self.deliver_events()
-        look_at_timers(current)
-
-    def _ring(self) -> int:
-        """The current privilege level: 0 in real mode, 3 in virtual-8086 mode."""
-        cpu = self.current.cpu
-        if not cpu.cr0 & CR0_PE:
-            return 0
-        return 3 if cpu.rflags & flags.VM else segment.dpl(cpu.segment(Seg.SS).attributes)
 
     def read_msr(self, number: int) -> int | Msr:
         """RDMSR."""

@@ -11,9 +11,9 @@ from typing import Final
 from xenemu.errors import DomainCrash, NotModelled
 from xenemu.hv import waking
 from xenemu.hv.cpu import Msr
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.timers import Owners
-from xenemu.hv.vcpu import Vcpu
 from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh, pvh_vcpu

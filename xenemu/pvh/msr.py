@@ -11,7 +11,7 @@ from xenemu.errors import XenError
 from xenemu.hv import msr as table
 from xenemu.hv.cpu import Msr
 from xenemu.hv.cpuid import HYPERCALL_MSR
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.msr import How
 from xenemu.pvh import lapic_glue, mtrr
 from xenemu.pvh.callbacks import latch_shared_info_width

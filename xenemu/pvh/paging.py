@@ -10,7 +10,7 @@ from typing import cast
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import NativeCpu
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.x86.paging import (
     ADDR,
     PAGE_MASK,

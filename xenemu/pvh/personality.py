@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xenemu.hv.cpu import Reg, Seg, Segment
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.audit import audit
@@ -52,7 +52,6 @@ def enter(current: Current) -> None:
 
 
 PVH = Personality(
-    environment="pvh32",
     translate=translate,
     start=start_vcpu,
     leave=leave,

@@ -22,7 +22,7 @@ from typing import Final
 
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Event, Seg
-from xenemu.hv.domain import Current
+from xenemu.hv.current import Current
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
 

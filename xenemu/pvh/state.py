@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from xenemu.hv.domain import Current
-from xenemu.hv.vcpu import Vcpu
+from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh.lapic import Lapic
 from xenemu.pvh.mtrr import Mtrrs
 

@@ -27,13 +27,18 @@ class RunState(IntEnum):
 class Vcpu:
     """One virtual CPU.
 
-    `info` is the machine address of its vcpu_info. `arch` belongs to the personality that
-    built the domain, and is opaque to `hv`. `saved` holds its registers while another
-    vcpu is in the CPU: a `cpu.context.Context`, which `hv` only hands on.
+    `info` is the machine address of its vcpu_info. `width` is how many bytes an unsigned long has
+    to it, and `environment` is who it is to the hypercall table: pv64, pv32, pvh64 or pvh32. A PVH
+    guest's vcpu has both from its last hypercall, since each vcpu changes its mode as it likes.
+    `arch` belongs to the personality that built the domain, and is opaque to `hv`. `saved` holds
+    its registers while another vcpu is in the CPU: a `cpu.context.Context`, which `hv` only hands
+    on.
     """
 
     vcpu_id: int
     info: Maddr
+    width: int = 8
+    environment: str = "pv64"
     arch: object = None
     online: bool = False
     initialised: bool = False
