@@ -52,8 +52,9 @@ from xenemu.hv import event_channel
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
-from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
+from xenemu.hv.foreign import lock_domain_by_any_id
 from xenemu.hv.scheduler import hypercall_preempt_check
+from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import PAGE_SIZE
 
 ops = SubOps("event_channel_op")

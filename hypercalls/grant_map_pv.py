@@ -22,18 +22,19 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.observe import mod_entry
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import ADDR, AVAIL, NX, PAGE_SHIFT, RW, US, A, D, Mfn, P
 
 AVAIL_SHIFT: Final = 9
 
 
-def create_mapping(current: Current, host_addr: int, mfn: Mfn, flags: int) -> None:
-    """Set the L1 entry at `host_addr`, or that of this virtual address; EINVAL if there is none.
+def create_mapping(current: Current, granter: Domain, host_addr: int, mfn: Mfn, flags: int) -> None:
+    """Set the L1 entry at `host_addr`, or that of this virtual address, to the granter's frame.
 
-    Errnos of `Frames.mod_entry`, if the frame cannot be mapped.
+    EINVAL if there is none. Errnos of `Frames.mod_entry`, if the frame cannot be mapped.
     """
     entry = mfn << PAGE_SHIFT | _pte_flags(flags)
-    _set_entry(current, _entry_maddr(current, host_addr, flags), entry)
+    _set_entry(current, _entry_maddr(current, host_addr, flags), entry, granter)
 
 
 def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, flags: int) -> None:
@@ -94,6 +95,7 @@ def _entry_maddr(current: Current, host_addr: int, flags: int) -> int:
     return host_addr
 
 
-def _set_entry(current: Current, maddr: int, entry: int) -> None:
-    if mod_entry(current, maddr, entry, current.domain.domid):
+def _set_entry(current: Current, maddr: int, entry: int, owner: Domain | None = None) -> None:
+    owner = owner or current.domain  # of the frame that it maps
+    if mod_entry(current, maddr, entry, owner.domid):
         current.cpu.flush_tlb()

@@ -52,10 +52,11 @@ from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.foreign import DOM0, lock_domain_by_any_id
+from xenemu.hv.foreign import lock_domain_by_any_id
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.grant_copy import CopyEnd, copy
 from xenemu.hv.grant_table import GrantError
+from xenemu.hv.state.domain import DOM0
 from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 

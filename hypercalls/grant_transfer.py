@@ -8,7 +8,6 @@ In Xen: common/grant_table.c (gnttab_transfer), arch/x86/mm.c (steal_page)
 from __future__ import annotations
 
 from xenemu.abi.grant_table import (
-    GNTST_bad_domain,
     GNTST_bad_page,
     GNTST_general_error,
     GTF_accept_transfer,
@@ -17,7 +16,7 @@ from xenemu.abi.grant_table import (
     gnttab_transfer,
 )
 from xenemu.hv.frame_table import PGC_allocated
-from xenemu.hv.grant_table import DOM0, GrantError
+from xenemu.hv.grant_table import GrantError, find_domain
 from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Mfn
 
@@ -42,23 +41,22 @@ def transfer(domain: Domain, op: gnttab_transfer) -> None:
         raise
 
 
-def _accept(domain: Domain, op: gnttab_transfer) -> None:
-    """Let the domain take its own page, if it says so."""
-    grants = domain.grants
-    if op.domid not in (DOM0, domain.domid):
-        raise GrantError(GNTST_bad_domain, f"there is no domain {op.domid}")
-    if op.domid == DOM0:
+def _accept(giver: Domain, op: gnttab_transfer) -> None:
+    """Let a domain take the page, if it says so: the giver itself, for there is no other."""
+    taker = find_domain(giver, op.domid)
+    if taker is None:
         raise GrantError(GNTST_general_error, f"dom0's grant {op.ref} accepts no page")
+    grants = taker.grants
     if op.ref >= grants.nr_entries:
         raise GrantError(GNTST_general_error, f"there is no grant {op.ref} to accept a page")
-    entry = grants.entry(domain, op.ref)
-    if (entry.flags, entry.domid) != (GTF_accept_transfer, domain.domid):
+    entry = grants.entry(taker, op.ref)
+    if (entry.flags, entry.domid) != (GTF_accept_transfer, giver.domid):
         raise GrantError(
             GNTST_general_error,
             f"grant {op.ref} (flags {entry.flags:#x}, for d{entry.domid}) accepts no page of "
-            f"d{domain.domid}'s",
+            f"d{giver.domid}'s",
         )
-    domain.frames.set_m2p(op.mfn, entry.frame)
+    taker.frames.set_m2p(op.mfn, entry.frame)
     entry.frame = op.mfn
     entry.flags |= GTF_transfer_committed | GTF_transfer_completed
-    grants.write_entry(domain, op.ref, entry)
+    grants.write_entry(taker, op.ref, entry)

@@ -62,7 +62,8 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Hypercall, StandingAnswer, SubOps
-from xenemu.hv.foreign import DOM0, check_target, lock_domain_by_any_id
+from xenemu.hv.foreign import check_target, lock_domain_by_any_id
+from xenemu.hv.state.domain import DOM0
 from xenemu.pvh.callbacks import FIRST_VECTOR, assert_upcall, set_callback_via
 from xenemu.pvh.state import pvh_domain, pvh_vcpu
 

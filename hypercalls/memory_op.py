@@ -88,12 +88,8 @@ from xenemu.errors import XenError
 from xenemu.hv import shared_info
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.foreign import (
-    DOM0,
-    check_target,
-    lock_domain_by_any_id,
-    lock_remote_domain_by_id,
-)
+from xenemu.hv.foreign import check_target, lock_domain_by_any_id, lock_remote_domain_by_id
+from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, Mfn
 
 MAX_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT

@@ -28,9 +28,9 @@ from xenemu.errors import XenError
 from xenemu.hv import event_channel, scheduler, waking
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, SubOps
-from xenemu.hv.foreign import DOM0
 from xenemu.hv.prices import YIELD_NS
 from xenemu.hv.shared_info import event_pending, set_upcall_mask
+from xenemu.hv.state.domain import DOM0
 from xenemu.pvh.callbacks import interrupt_due
 
 ops = SubOps("sched_op")

@@ -1,19 +1,24 @@
 """A backend that nothing else knows of: a list with it in is all that it takes.
 
-The guest shares a page of its own, and a port that waits for dom0. What it puts into the page's
-first half comes back reversed in the second, a microsecond later, with an event.
+The guest grants dom0 a page, and has a port that waits for it. In the page it writes a reference to
+another that it has granted, and sends an event. A microsecond later that one's first bytes are
+reversed, and it gets an event.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from fakes import FIRST_GUEST_FRAME, make_current
+from fakes import make_current
+from grantfakes import HEAP, grant, state
 from guests.build import ENVIRONMENTS, build, guests
+from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly
 from xenemu.dom0.backend import RingBackend
+from xenemu.dom0.grants import read_grant, write_grant
 from xenemu.errors import XenError
 from xenemu.hv import backend, event_channel
 from xenemu.hv.audit import audit
@@ -21,96 +26,123 @@ from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
+from xenemu.hv.grant_table import GrantError
 from xenemu.hv.snapshot import DomainSnapshot
-from xenemu.hv.state.domain import DOM0, Domain, Ring
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.timers import fire_due
 from xenemu.image import load
 from xenemu.machine import Machine
-from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
+from xenemu.x86.paging import PAGE_SIZE, Maddr
 
-PAGE = Mfn(FIRST_GUEST_FRAME + 3)
-HALF = PAGE_SIZE // 2
+RING, DATA = HEAP[-1] + 3, HEAP[-1] + 4  # frames of the guest's
+RING_REF, DATA_REF = 8, 9
+SIZE = 8
 DELAY_NS = 1000
 
 
 @dataclass
 class Echo(RingBackend):
-    """Requests that are under way, by the number of the timer that ends them."""
+    """What the guest shares with it, and requests under way: by their timers, which grant it is."""
 
-    ring: Ring | None = None
-    requests: dict[int, bytes] = field(default_factory=dict)
+    ref: int | None = None
+    guest_port: int = 0
+    requests: dict[int, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return "echo"
 
     def connect(self, domain: Domain) -> None:
-        if self.ring is not None:
-            self.connect_ring(domain, self.ring)
+        if self.ref is not None:
+            self.connect_ring(domain, self.ref, self.guest_port)
 
     def notify(self, domain: Domain, port: int) -> None:
         assert port == self.port
         number = len(self.requests)
-        self.requests[number] = domain.memory.read(Maddr(self.mfn * PAGE_SIZE), 8)
+        self.requests[number] = domain.memory.read_uint(Maddr(self.mfn * PAGE_SIZE), 4)
         domain.timers.set((self.name, number), DELAY_NS)
 
     def pump(self, domain: Domain) -> None:
         pass
 
     def timer(self, domain: Domain, number: int, now_ns: int) -> None:
-        answer = self.requests.pop(number)[::-1]
-        domain.memory.write(Maddr(self.mfn * PAGE_SIZE + HALF), answer)
+        ref = self.requests.pop(number)
+        with suppress(GrantError):
+            write_grant(domain, ref, 0, read_grant(domain, ref, 0, SIZE)[::-1])
         self.tell(domain)
 
 
 @pytest.fixture
 def current() -> Current:
-    return make_current()
+    """A domain that has granted dom0 two pages."""
+    current = make_current()
+    current.domain.frames.add_to_heap(HEAP)
+    current.domain.grants.grow(current.domain, 1)
+    grant(current.domain, RING_REF, RING, to=DOM0)
+    grant(current.domain, DATA_REF, DATA, to=DOM0)
+    return current
 
 
 @pytest.fixture
 def echo(current: Current) -> Echo:
-    domain = current.domain
-    echo = Echo(ring=Ring(PAGE, event_channel.alloc_unbound(domain, DOM0)))
-    attach(domain, [echo])
+    echo = Echo(ref=RING_REF, guest_port=event_channel.alloc_unbound(current.domain, DOM0))
+    attach(current.domain, [echo])
     return echo
 
 
-def ask(current: Current, echo: Echo, request: bytes) -> None:
-    assert echo.ring is not None
-    current.domain.memory.write(Maddr(PAGE * PAGE_SIZE), request)
-    event_channel.send(current.domain, echo.ring.port)
+def ask(current: Current, echo: Echo, request: bytes, ref: int = DATA_REF) -> None:
+    memory = current.domain.memory
+    memory.write(Maddr(DATA * PAGE_SIZE), request)
+    memory.write_uint(Maddr(RING * PAGE_SIZE), 4, ref)
+    event_channel.send(current.domain, echo.guest_port)
 
 
 def wait(current: Current) -> bytes:
     current.cpu.now_ns += DELAY_NS  # type: ignore[misc]
     fire_due(current, backend.timers(current.domain))
-    return current.domain.memory.read(Maddr(PAGE * PAGE_SIZE + HALF), 8)
+    return current.domain.memory.read(Maddr(DATA * PAGE_SIZE), SIZE)
 
 
 def test_a_request_is_answered_when_its_time_has_come(current: Current, echo: Echo) -> None:
-    assert echo.ring is not None
     ask(current, echo, b"abcdefgh")
-    assert not event_channel.is_pending(current.domain, echo.ring.port)
+    assert not event_channel.is_pending(current.domain, echo.guest_port)
     assert wait(current) == b"hgfedcba"
-    assert event_channel.is_pending(current.domain, echo.ring.port)
+    assert event_channel.is_pending(current.domain, echo.guest_port)
+
+
+@pytest.mark.parametrize("flags", [GTF_permit_access | GTF_readonly, 0])
+def test_what_is_not_granted_is_left_alone(current: Current, echo: Echo, flags: int) -> None:
+    grant(current.domain, DATA_REF, DATA, flags, to=DOM0)
+    ask(current, echo, b"abcdefgh")
+    assert wait(current) == b"abcdefgh"
+    assert audit(current.domain) == []
 
 
 def test_the_audit_knows_what_a_backend_holds(current: Current, echo: Echo) -> None:
     assert audit(current.domain) == []
     with pytest.raises(XenError):
-        current.domain.frames.get_page_and_type(PAGE, current.domain.domid, PGT_l1_page_table)
-    echo.port = 0
+        current.domain.frames.get_page_and_type(RING, current.domain.domid, PGT_l1_page_table)
+    echo.handle = None
     assert audit(current.domain)
 
 
 def test_a_port_that_waits_for_another_is_not_connected(current: Current) -> None:
-    domain = current.domain
-    port = event_channel.alloc_unbound(domain, 7)
+    port = event_channel.alloc_unbound(current.domain, 7)
+    before = state(current.domain)
     with pytest.raises(XenError):
-        attach(domain, [Echo(ring=Ring(PAGE, port))])
-    assert audit(domain) == []
-    assert domain.backends == {}
+        attach(current.domain, [Echo(ref=RING_REF, guest_port=port)])
+    assert state(current.domain) == before
+    assert current.domain.backends == {}
+
+
+def test_a_page_that_is_not_granted_is_not_connected(current: Current) -> None:
+    port = event_channel.alloc_unbound(current.domain, DOM0)
+    grant(current.domain, RING_REF, RING, to=current.domain.domid)
+    before = state(current.domain)
+    with pytest.raises(GrantError):
+        attach(current.domain, [Echo(ref=RING_REF, guest_port=port)])
+    assert state(current.domain) == before
+    assert current.domain.backends == {}
 
 
 def test_what_is_under_way_goes_on_after_a_restore(current: Current, echo: Echo) -> None:
@@ -120,7 +152,7 @@ def test_what_is_under_way_goes_on_after_a_restore(current: Current, echo: Echo)
     for _ in range(2):
         current.domain = snapshot.restore(current.domain)
         assert current.domain.backends == {"echo": echo}
-        assert echo.requests == {0: b"abcdefgh"}
+        assert echo.requests == {0: DATA_REF}
         assert wait(current) == b"hgfedcba"
         assert audit(current.domain) == []
 

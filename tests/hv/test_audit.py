@@ -10,12 +10,15 @@ from fakes import make_current, make_pvh_current
 from xenemu.abi.event_channel import EVTCHNSTAT_closed
 from xenemu.abi.grant_table import GNTMAP_device_map, GTF_permit_access, grant_entry_v1
 from xenemu.abi.xen import Virq
+from xenemu.dom0.console import Console
 from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
+from xenemu.hv.backend import attach
+from xenemu.hv.building import give_rings
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
 from xenemu.hv.grant_table import Active, pin_increment
 from xenemu.hv.maptrack import Mapping
-from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.waking import POLL
 from xenemu.x86.paging import Maddr, Mfn
 
@@ -23,7 +26,7 @@ GRANTED = Mfn(30)
 
 
 def busy_domain() -> Domain:
-    """A domain that has one of each: a connection, a VIRQ, FIFO pages, a mapped grant."""
+    """A domain with one of each: a connection, a VIRQ, FIFO pages, a mapped grant, a backend."""
     domain = make_current().domain
     domain.frames.add_to_heap([7, 8])
     grants = domain.grants
@@ -36,11 +39,14 @@ def busy_domain() -> Domain:
     entry = grant_entry_v1(GTF_permit_access, domain.domid, GRANTED)
     domain.memory.write(Maddr((grants.frames[0] << 12) + 8 * 9), entry.pack(8))
     incr = pin_increment(GNTMAP_device_map)
-    mfn = grants.acquire(domain, 9, incr, mapping=True).mfn
+    mfn = grants.acquire(domain, domain.domid, 9, incr, mapping=True).mfn
     domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
     handle = grants.maptrack.get(0)
     assert handle is not None
-    grants.maptrack.mappings[handle] = Mapping(9, GNTMAP_device_map)
+    grants.maptrack.mappings[handle] = Mapping(domain.domid, 9, GNTMAP_device_map)
+    domain.console.mfn = Mfn(31)
+    give_rings(domain)
+    attach(domain, [Console()])
     return domain
 
 
@@ -100,6 +106,14 @@ def miscount_a_grant(domain: Domain) -> None:
     domain.grants.active[9].pin += 1
 
 
+def pin_for_another(domain: Domain) -> None:
+    domain.grants.active[9].domid = DOM0
+
+
+def map_for_nobody(domain: Domain) -> None:
+    domain.backends.clear()
+
+
 def lose_a_handle(domain: Domain) -> None:
     domain.grants.maptrack.free[0].popleft()
 
@@ -120,6 +134,8 @@ def lose_a_handle(domain: Domain) -> None:
         (poll_awake, "vcpu 0 polls, and is not blocked"),
         (end_nobodys_poll, "a timer ends the poll of vcpu 0"),
         (miscount_a_grant, "grant 9 has the pins 0x00010001, its mappings 0x00010000"),
+        (pin_for_another, "grant 9 has the pins 0x00010000, its mappings 0x00000000, for d0"),
+        (map_for_nobody, "dom0 has the mappings [0], its backends []"),
         (lose_a_handle, "a handle of a mapping"),
     ],
 )
@@ -137,7 +153,7 @@ def test_a_physmap_shows_only_the_domains_frames_and_each_once() -> None:
     assert "in the physmap 2 times" in audit(domain)[0]
     domain.p2m.granted.add(0x1000)
     assert "guest frame 0x1000 is said to map a grant" in audit(domain)[0]
-    domain.grants.active[9] = Active(GRANTED)
+    domain.grants.active[9] = Active(GRANTED, domain.domid)
     assert [fault for fault in audit(domain) if "physmap" in fault or "said" in fault] == []
     domain.p2m.remove(0x1000)
     domain.p2m.set(0x1000, Mfn(5))

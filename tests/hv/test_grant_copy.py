@@ -153,6 +153,6 @@ def test_a_transitive_grant_leads_nowhere(v2: Domain, domid: int, gref: int, sta
 
 
 def test_a_grant_in_use_is_not_copied_from_once_its_frame_is_gone(domain: Domain) -> None:
-    domain.grants.acquire(domain, REF, GNTPIN_hstr_inc, mapping=True)
+    domain.grants.acquire(domain, DOMID, REF, GNTPIN_hstr_inc, mapping=True)
     domain.frames.release(PAGE)
     refused(domain, GNTST_bad_domain, lambda: copy(domain, end_of_grant(), end(0, OTHER), 8))

@@ -28,7 +28,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
 from xenemu.hv.heap import Heap
-from xenemu.hv.state.domain import DOMID, Domain
+from xenemu.hv.state.domain import DOM0, DOMID, Domain
 
 READ, WRITE = GNTPIN_hstr_inc, GNTPIN_hstw_inc
 MAX_PINS = 128  # of each kind
@@ -49,8 +49,8 @@ def v2(domain: Domain) -> Domain:
     return domain
 
 
-def acquire(domain: Domain, incr: int, ref: int = REF, mapping: bool = False) -> int:
-    return domain.grants.acquire(domain, ref, incr, mapping).mfn
+def acquire(domain: Domain, incr: int, by: int = DOMID, mapping: bool = False) -> int:
+    return domain.grants.acquire(domain, by, REF, incr, mapping).mfn
 
 
 def refused_version(domain: Domain, errno: int, version: int) -> None:
@@ -146,7 +146,7 @@ def test_a_grant_in_use_keeps_the_version(domain: Domain) -> None:
 
 def test_a_kept_grant_may_be_in_use(domain: Domain) -> None:
     grant(domain, 1, OTHER)
-    acquire(domain, READ, ref=1)
+    domain.grants.acquire(domain, DOMID, 1, READ, mapping=False)
     domain.grants.set_version(domain, 2)
     domain.grants.release(domain, 1, READ)
     assert domain.grants.status(domain, 1) == 0
@@ -236,6 +236,18 @@ def test_the_status_shows_that_a_grant_is_in_use(domain: Domain, version: int) -
     domain.grants.release(domain, REF, READ)
     assert in_use() == 0
     assert domain.grants.entry(domain, REF).flags == GTF_permit_access
+
+
+@pytest.mark.parametrize(("to", "by"), [(DOM0, DOMID), (DOMID, DOM0)])
+def test_a_grant_is_its_grantees_alone(domain: Domain, to: int, by: int) -> None:
+    grant(domain, REF, PAGE, to=to)
+    refused(domain, GNTST_general_error, lambda: acquire(domain, READ, by))
+    assert acquire(domain, READ, to) == PAGE
+    assert domain.grants.active[REF].domid == to
+    grant(domain, REF, PAGE, GTF_permit_access | GTF_reading, to=by)
+    refused(domain, GNTST_general_error, lambda: acquire(domain, READ, by))
+    domain.grants.release(domain, REF, READ)
+    assert acquire(domain, READ, by) == PAGE
 
 
 def test_a_grant_in_use_keeps_its_frame(domain: Domain) -> None:

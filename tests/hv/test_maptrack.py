@@ -21,7 +21,7 @@ def test_a_freed_handle_is_the_last_to_be_given_again():
 def test_a_freed_handle_stands_for_nothing():
     maptrack = Maptrack()
     handle = maptrack.get(0)
-    maptrack.mappings[handle] = Mapping(8, 2)
+    maptrack.mappings[handle] = Mapping(1, 8, 2)
     maptrack.put(handle)
     assert maptrack.mappings == {}
 

@@ -26,6 +26,7 @@ from xenemu.abi.errno import EFAULT
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
+from xenemu.hv.grant_map import held
 from xenemu.hv.grant_table import KINDS, GNTPIN_devw_inc, GNTPIN_hstw_inc
 from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, RW, US, Mfn, P
@@ -196,7 +197,7 @@ def test_a_device_mapping_holds_the_frame_as_writable(current: Current) -> None:
     handle = mapped(current, DEVICE).handle
     frames = current.domain.frames
     assert (frames.count[PAGE], frames.type_count[PAGE]) == (2, 1)
-    assert current.domain.grants.held(False) == [(PAGE, PGT_writable_page)]
+    assert held(current.domain) == [(PAGE, PGT_writable_page)]
     op = abi.gnttab_unmap_grant_ref(0, PAGE << 12, handle, 99)
     assert status(current, abi.GNTTABOP_unmap_grant_ref, op) == abi.GNTST_okay
     assert (frames.count[PAGE], frames.type_count[PAGE]) == (1, 0)
@@ -349,7 +350,7 @@ def test_a_frame_moves_to_its_mapping_and_has_no_place_afterwards(pvh: Current) 
     assert p2m is not None
     op = mapped(pvh, BY_ADDRESS, FAR << 12 | 0x10)
     assert (p2m.get(FAR), p2m.get(PAGE)) == (PAGE, None)
-    assert pvh.domain.grants.held(True) == [(PAGE, PGT_writable_page)]
+    assert held(pvh.domain) == [(PAGE, PGT_writable_page)]
     unmap = abi.gnttab_unmap_grant_ref(FAR << 12, 0, op.handle, 99)
     assert status(pvh, abi.GNTTABOP_unmap_grant_ref, unmap) == abi.GNTST_okay
     assert (p2m.get(FAR), p2m.get(PAGE), p2m.granted) == (None, None, set())

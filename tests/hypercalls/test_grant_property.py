@@ -1,4 +1,4 @@
-"""Whatever a guest does with grants, pins and references are those of the mappings it has.
+"""Whatever a guest and dom0 do with grants, pins and references are those of the mappings it has.
 
 Also what it sees: a grant's status tells how it is in use, in either version; and no handle is
 ever lost or given twice.
@@ -18,10 +18,12 @@ from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi import grant_table as abi
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
+from xenemu.dom0.grants import map_grant, read_grant, unmap_grant, write_grant
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
-from xenemu.hv.grant_table import KINDS, GNTPIN_writers, pin_increment
+from xenemu.hv.grant_map import held as held_by_mappings
+from xenemu.hv.grant_table import KINDS, GNTPIN_writers, GrantError, pin_increment
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, US, Maddr, Mfn, P
@@ -111,6 +113,27 @@ class Grants(RuleBasedStateMachine):
     def may_map(self, place: int) -> bool:
         return True
 
+    @rule(ref=good_refs, page=pages, readonly=st.booleans())
+    def map_for_dom0(self, ref: int, page: int, readonly: bool) -> None:
+        self.write_entry(ref, abi.GTF_permit_access, DOM0, page, 0)
+        flags = abi.GNTMAP_host_map | (abi.GNTMAP_readonly if readonly else 0)
+        with suppress(GrantError):
+            map_grant(self.domain, ref, flags)
+
+    @rule(which=some)
+    def unmap_for_dom0(self, which: int) -> None:
+        handles = list(self.grants.dom0.mappings)
+        if handles:
+            unmap_grant(self.domain, handles[which % len(handles)])
+
+    @rule(ref=refs, offset=offsets, writing=st.booleans())
+    def copy_for_dom0(self, ref: int, offset: int, writing: bool) -> None:
+        with suppress(GrantError):
+            if writing:
+                write_grant(self.domain, ref, offset, bytes(8))
+            else:
+                read_grant(self.domain, ref, offset, 8)
+
     @rule(which=some, place=some, device=frames, kinds=st.integers(0, 5))
     def unmap(self, which: int, place: int, device: int, kinds: int) -> None:
         """Mostly by both addresses; often enough the place is that of the mapping."""
@@ -157,15 +180,18 @@ class Grants(RuleBasedStateMachine):
 
     @invariant()
     def references_are_those_of_mappings(self) -> None:
-        held = [*self.held, *self.grants.held(self.domain.p2m is not None)]
+        held = [*self.held, *held_by_mappings(self.domain)]
         assert recount(self.domain.frames, held) == []
 
     @invariant()
     def pins_are_those_of_mappings(self) -> None:
-        pins: dict[int, int] = {}
-        for mapping in self.grants.maptrack.mappings.values():
-            pins[mapping.ref] = pins.get(mapping.ref, 0) + pin_increment(mapping.flags)
-        assert pins == {ref: active.pin for ref, active in self.grants.active.items()}
+        pins: dict[tuple[int, int], int] = {}
+        for grantee, maptrack in ((DOMID, self.grants.maptrack), (DOM0, self.grants.dom0)):
+            for mapping in maptrack.mappings.values():
+                key = mapping.ref, grantee
+                pins[key] = pins.get(key, 0) + pin_increment(mapping.flags)
+        active = self.grants.active
+        assert pins == {(ref, one.domid): one.pin for ref, one in active.items()}
 
     @invariant()
     def the_status_tells_the_use(self) -> None:
@@ -178,9 +204,9 @@ class Grants(RuleBasedStateMachine):
 
     @invariant()
     def each_handle_is_free_or_stands_for_a_mapping(self) -> None:
-        maptrack = self.grants.maptrack
-        free = [handle for handles in maptrack.free.values() for handle in handles]
-        assert sorted([*free, *maptrack.mappings]) == list(range(len(maptrack.home)))
+        for maptrack in (self.grants.maptrack, self.grants.dom0):
+            free = [handle for handles in maptrack.free.values() for handle in handles]
+            assert sorted([*free, *maptrack.mappings]) == list(range(len(maptrack.home)))
 
     @invariant()
     def frames_are_the_guests_or_in_the_heap(self) -> None:

@@ -96,7 +96,7 @@ def test_a_grant_names_a_guest_frame(current):
     domain.p2m.set(0x1234, domain.p2m.remove(PAGE))
     entry = grants.grant_entry_v1(grants.GTF_permit_access, domain.domid, 0x1234)
     domain.memory.write(Maddr((domain.grants.frames[0] << 12) + 8 * 8), entry.pack(8))
-    assert domain.grants.acquire(domain, 8, GNTPIN_hstr_inc, mapping=True).mfn == PAGE
+    assert domain.grants.acquire(domain, domain.domid, 8, GNTPIN_hstr_inc, mapping=True).mfn == PAGE
 
 
 def test_a_copy_names_guest_frames(current):

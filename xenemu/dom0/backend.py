@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from xenemu.dom0 import grants
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
-from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.x86.paging import Mfn
 
 if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain, Ring
+    from xenemu.hv.state.domain import Domain
 
 NO_FRAME: Final = Mfn(0)  # before it is connected
 
@@ -25,29 +25,31 @@ NO_FRAME: Final = Mfn(0)  # before it is connected
 class RingBackend:
     """A backend with one page, one port, and nothing but plain data: it is its own state.
 
-    It has the page mapped. As long as it does, the page is writable memory and nothing else, and
-    the frame stays the domain's.
+    The guest has granted the page, and the backend has it mapped. As long as it does, the page is
+    writable memory and nothing else, and the frame stays the domain's.
     """
 
     mfn: Mfn = NO_FRAME
     port: int = 0  # dom0's; 0 before it is connected
+    handle: int | None = None  # of the mapping
 
     @property
     def name(self) -> str:
         raise NotImplementedError
 
-    def connect_ring(self, domain: Domain, ring: Ring) -> None:
-        """Map the ring's page, and bind to the port that the guest has for it.
+    def connect_ring(self, domain: Domain, ref: int, port: int) -> None:
+        """Map the page that is granted as `ref`, and bind to the port that the guest has for it.
 
-        XenError: the page cannot be mapped writable, or the port does not wait for dom0.
+        GrantError: the page cannot be mapped; XenError: the port does not wait for dom0. Nothing
+        is mapped then.
         """
-        domain.frames.get_page_and_type(ring.mfn, domain.domid, PGT_writable_page)
+        handle, mfn = grants.map_grant(domain, ref)
         try:
-            self.port = event_channel.bind_from_dom0(domain, ring.port, self.name)
+            self.port = event_channel.bind_from_dom0(domain, port, self.name)
         except XenError:
-            domain.frames.put_page_and_type(ring.mfn)
+            grants.unmap_grant(domain, handle)
             raise
-        self.mfn = ring.mfn
+        self.mfn, self.handle = mfn, handle
 
     def tell(self, domain: Domain) -> None:
         """Send the guest an event."""
@@ -63,9 +65,9 @@ class RingBackend:
     def timer(self, domain: Domain, number: int, now_ns: int) -> None:
         raise ValueError(f"{self.name} has set no timer")
 
-    def held(self, domain: Domain) -> Iterator[tuple[int, int]]:
-        if self.port:
-            yield self.mfn, PGT_writable_page
+    def held(self, domain: Domain) -> Iterator[int]:
+        if self.handle is not None:
+            yield self.handle
 
     def check(self, domain: Domain) -> Iterator[str]:
         yield from ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from xenemu.abi.io.console import xencons_interface
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.byte_ring import ByteRing
@@ -37,7 +38,7 @@ class Console(RingBackend):
         return "console"
 
     def connect(self, domain: Domain) -> None:
-        self.connect_ring(domain, domain.console)
+        self.connect_ring(domain, GNTTAB_RESERVED_CONSOLE, domain.console.port)
 
     @property
     def input_room(self) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from xenemu.abi import errno
+from xenemu.abi.grant_table import GNTTAB_RESERVED_XENSTORE
 from xenemu.abi.io.xs_wire import (
     ERROR_NAMES,
     XENSTORE_ERROR_PROTO,
@@ -75,7 +76,7 @@ class XenstoreRing(RingBackend):
         return "xenstore"
 
     def connect(self, domain: Domain) -> None:
-        self.connect_ring(domain, domain.xenstore)
+        self.connect_ring(domain, GNTTAB_RESERVED_XENSTORE, domain.xenstore.port)
         self.connection = self.store.connect(domain.domid)
 
     def pump(self, domain: Domain) -> None:

@@ -19,6 +19,8 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_virq,
 )
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
+from xenemu.hv.grant_map import held as held_by_mappings
+from xenemu.hv.grant_map import mappings_of
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.state.domain import DOM0, Domain
@@ -45,12 +47,10 @@ def audit(domain: Domain, held: Held = ()) -> list[str]:
 
 
 def references(domain: Domain) -> Iterator[tuple[int, int]]:
-    """What is held for vcpus, dom0's backends, event channels and mapped grants: (mfn, type).
+    """What is held for vcpus, event channels and mapped grants: (mfn, type).
 
     PGT_none stands for a general reference alone.
     """
-    for backend in domain.backends.values():
-        yield from backend.held(domain)
     for vcpu in domain.vcpus:
         if vcpu.info_registered:
             yield vcpu.info >> PAGE_SHIFT, PGT_writable_page
@@ -62,7 +62,7 @@ def references(domain: Domain) -> Iterator[tuple[int, int]]:
             yield mfn, PGT_writable_page
         for maddr in events.fifo.control_blocks.values():
             yield maddr >> PAGE_SHIFT, PGT_writable_page
-    yield from domain.grants.held(translated=domain.p2m is not None)
+    yield from held_by_mappings(domain)
 
 
 def _frames(domain: Domain) -> Iterator[str]:
@@ -116,17 +116,24 @@ def _events(domain: Domain) -> Iterator[str]:
 
 def _grants(domain: Domain) -> Iterator[str]:
     """A grant is pinned as its mappings say. A handle is free, or stands for one mapping."""
-    active, maptrack = domain.grants.active, domain.grants.maptrack
-    pins: Counter[int] = Counter()
-    for mapping in maptrack.mappings.values():
-        pins[mapping.ref] += pin_increment(mapping.flags)
-    for ref in sorted(pins.keys() | active.keys()):
-        pin = active[ref].pin if ref in active else 0
-        if pin != pins[ref]:
-            yield f"grant {ref} has the pins {pin:#010x}, its mappings {pins[ref]:#010x}"
-    free = [handle for handles in maptrack.free.values() for handle in handles]
-    if sorted([*free, *maptrack.mappings]) != list(range(len(maptrack.home))):
-        yield "a handle of a mapping is lost, or free and in use"
+    grants = domain.grants
+    pins = {(ref, active.domid): active.pin for ref, active in grants.active.items()}
+    mapped: Counter[tuple[int, int]] = Counter()
+    for grantee, mapping in mappings_of(domain):
+        mapped[mapping.ref, grantee] += pin_increment(mapping.flags)
+    for ref, grantee in sorted(pins.keys() | mapped.keys()):
+        pin, wanted = pins.get((ref, grantee), 0), mapped[ref, grantee]
+        if pin != wanted:
+            yield (
+                f"grant {ref} has the pins {pin:#010x}, its mappings {wanted:#010x}, for d{grantee}"
+            )
+    for maptrack in (grants.maptrack, grants.dom0):
+        free = [handle for handles in maptrack.free.values() for handle in handles]
+        if sorted([*free, *maptrack.mappings]) != list(range(len(maptrack.home))):
+            yield "a handle of a mapping is lost, or free and in use"
+    held = [handle for backend in domain.backends.values() for handle in backend.held(domain)]
+    if sorted(held) != sorted(grants.dom0.mappings):
+        yield f"dom0 has the mappings {sorted(grants.dom0.mappings)}, its backends {sorted(held)}"
 
 
 def _physmap(domain: Domain) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from xenemu.errors import ImageError
 from xenemu.hv import event_channel
 from xenemu.hv.clock import update_wallclock, write_time
@@ -79,7 +80,10 @@ def unpack_module(data: Data) -> Data:
 
 def give_rings(domain: Domain) -> None:
     """Give the domain ports that wait for dom0, for its two rings, and let dom0 map these."""
-    for ref, ring in enumerate((domain.console, domain.xenstore)):
+    for ref, ring in (
+        (GNTTAB_RESERVED_CONSOLE, domain.console),
+        (GNTTAB_RESERVED_XENSTORE, domain.xenstore),
+    ):
         domain.grants.seed(domain, ref, domain.mfn_to_gfn(ring.mfn))
     for ring in (domain.xenstore, domain.console):
         ring.port = event_channel.alloc_unbound(domain, DOM0)

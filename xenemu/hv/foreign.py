@@ -8,14 +8,11 @@ include/xsm/dummy.h.
 
 from __future__ import annotations
 
-from typing import Final
-
 from xenemu.abi.errno import EPERM, ESRCH
 from xenemu.abi.xen import DOMID_IO, DOMID_SELF, DOMID_XEN
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
-
-DOM0: Final = 0
+from xenemu.hv.state.domain import DOM0
 
 
 def get_pg_owner(current: Current, domid: int) -> int:

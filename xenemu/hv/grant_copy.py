@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from xenemu.abi.grant_table import (
     GNTST_bad_copy_arg,
-    GNTST_bad_domain,
     GNTST_general_error,
     GNTST_permission_denied,
 )
@@ -21,11 +20,11 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.grant_table import (
-    DOM0,
     Active,
     GNTPIN_hstr_inc,
     GNTPIN_hstw_inc,
     GrantError,
+    find_domain,
     own_frame,
     refuse_dom0,
 )
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CopyEnd:
-    """One end of a copy: a grant, or a frame of the domain's own by gmfn."""
+    """One end of a copy: a grant of a domain's, or a frame of the caller's own by gmfn."""
 
     by_ref: bool
     ref_or_gmfn: int
@@ -54,15 +53,13 @@ def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
     GNTST_bad_page: as `GrantTable.acquire`, or the destination may not be written, or it is not
     all of it granted.
     """
-    for end in (source, dest):
-        _check_domain(domain, end)
+    granters = [_owner(domain, end) for end in (source, dest)]
     with (
-        _claim(domain, source, GNTPIN_hstr_inc) as readable,
-        _claim(domain, dest, GNTPIN_hstw_inc) as writable,
+        _claim(domain, granters[0], source, GNTPIN_hstr_inc) as readable,
+        _claim(domain, granters[1], dest, GNTPIN_hstw_inc) as writable,
         _writable(domain, writable),
     ):
-        if max(source.offset, dest.offset) + length > PAGE_SIZE:
-            raise GrantError(GNTST_bad_copy_arg, f"a copy of {length} bytes crosses a page")
+        _check_page(max(source.offset, dest.offset), length)
         _check_bounds("source", readable, source.offset, length)
         _check_bounds("destination", writable, dest.offset, length)
         _memcpy(
@@ -70,30 +67,58 @@ def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
         )
 
 
-def _check_domain(domain: Domain, end: CopyEnd) -> None:
-    if end.domid not in (DOMID_SELF, domain.domid, DOM0):
-        raise GrantError(GNTST_bad_domain, f"there is no domain {end.domid}")
+def read_grant(granter: Domain, grantee: int, ref: int, offset: int, length: int) -> bytes:
+    """Copy bytes out of what a domain has granted; errors as `copy` has them for its source."""
+    with _pinned(granter, grantee, ref, GNTPIN_hstr_inc) as source:
+        _check_page(offset, length)
+        _check_bounds("source", source, offset, length)
+        return granter.memory.read(_maddr(source, offset), length)
+
+
+def write_grant(granter: Domain, grantee: int, ref: int, offset: int, data: bytes) -> None:
+    """Copy bytes into what a domain has granted; errors as `copy` has them for its destination."""
+    with _pinned(granter, grantee, ref, GNTPIN_hstw_inc) as dest, _writable(granter, dest):
+        _check_page(offset, len(data))
+        _check_bounds("destination", dest, offset, len(data))
+        granter.memory.write(_maddr(dest, offset), data)
+
+
+def _owner(domain: Domain, end: CopyEnd) -> Domain | None:
+    """Whose frame an end is; None is dom0."""
+    return domain if end.domid == DOMID_SELF else find_domain(domain, end.domid)
 
 
 @contextmanager
-def _claim(domain: Domain, end: CopyEnd, incr: int) -> Iterator[Active]:
+def _claim(domain: Domain, granter: Domain | None, end: CopyEnd, incr: int) -> Iterator[Active]:
     """Pin one end's grant, if it has one, as long as the copy lasts."""
     if not end.by_ref:
         if end.domid != DOMID_SELF:
             raise GrantError(GNTST_permission_denied, "only DOMID_SELF's frames go by number")
-        yield Active(own_frame(domain, end.ref_or_gmfn))
+        yield Active(own_frame(domain, end.ref_or_gmfn), domain.domid)
         return
-    if end.domid == DOM0:
+    if granter is None:
         refuse_dom0(end.ref_or_gmfn)
-    active = domain.grants.acquire(domain, end.ref_or_gmfn, incr, mapping=False)
+    with _pinned(granter, domain.domid, end.ref_or_gmfn, incr) as active:
+        yield active
+
+
+@contextmanager
+def _pinned(granter: Domain, grantee: int, ref: int, incr: int) -> Iterator[Active]:
+    active = granter.grants.acquire(granter, grantee, ref, incr, mapping=False)
     try:
         yield active
     finally:
-        domain.grants.release(domain, end.ref_or_gmfn, incr)
+        granter.grants.release(granter, ref, incr)
+
+
+def _check_page(offset: int, length: int) -> None:
+    if offset + length > PAGE_SIZE:
+        raise GrantError(GNTST_bad_copy_arg, f"a copy of {length} bytes crosses a page")
 
 
 @contextmanager
 def _writable(domain: Domain, end: Active) -> Iterator[None]:
+    """Have the frame be writable memory as long as the copy lasts."""
     try:
         domain.frames.get_page_type(end.mfn, PGT_writable_page)
     except XenError as error:

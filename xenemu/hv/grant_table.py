@@ -4,8 +4,9 @@ The table's frames are Xen's own, shared with the guest, which fills its entries
 in an entry's flags how it is in use; version 2, with larger entries of more kinds, in frames of
 their own (status frames), which grow with the table.
 
-There is one guest here: the domain that a grant is for is dom0, whose backends need no grant to
-reach guest memory, or the domain itself. dom0 has granted nothing, in a table of the initial size.
+A grant is of one domain, the granter, for another, the grantee, who alone uses it. There is one
+guest here: the grantee is dom0, whose backends map grants as guests do, or the guest itself. dom0
+has granted nothing, in a table of the initial size.
 
 Refusals of an operation are `GrantError`s: they become its status, not an errno.
 
@@ -40,14 +41,13 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.frame_table import PGT_none, PGT_writable_page
 from xenemu.hv.maptrack import Maptrack
+from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
     from xenemu.hv.state.domain import Domain
 
-DOM0: Final = 0
 INITIAL_FRAMES: Final = 1
 MAX_FRAMES: Final = 64  # xl.cfg's max_grant_frames
 KINDS: Final = GNTMAP_device_map | GNTMAP_host_map
@@ -88,9 +88,10 @@ class GrantError(Exception):
 
 @dataclass
 class Active:
-    """A grant in use: how often, of which frame, and which bytes of it."""
+    """A grant in use: of which frame and by whom, which bytes of it, and how often."""
 
     mfn: Mfn
+    domid: int  # the grantee
     start: int = 0
     length: int = PAGE_SIZE
     pin: int = 0
@@ -98,7 +99,7 @@ class Active:
 
 @dataclass
 class GrantTable:
-    """A domain's grant table, and the mappings that it made of its own grants."""
+    """A domain's grant table, and mappings: its own, of anybody's grants, and dom0's of its."""
 
     version: int = 1
     frames: list[Mfn] = field(default_factory=list)
@@ -106,6 +107,7 @@ class GrantTable:
     max_frames: int = MAX_FRAMES
     active: dict[int, Active] = field(default_factory=dict)  # by grant reference
     maptrack: Maptrack = field(default_factory=Maptrack)
+    dom0: Maptrack = field(default_factory=Maptrack)
 
     # The frames.
 
@@ -142,18 +144,6 @@ class GrantTable:
             except GrantError as error:
                 raise XenError(EINVAL, error.reason) from None
         return frames[index]
-
-    def held(self, translated: bool) -> list[tuple[int, int]]:
-        """The references, (mfn, type), that mappings hold without showing in a page table."""
-        shown = 0 if translated else GNTMAP_host_map
-        return [
-            (
-                self.active[mapping.ref].mfn,
-                PGT_none if mapping.flags & GNTMAP_readonly else PGT_writable_page,
-            )
-            for mapping in self.maptrack.mappings.values()
-            for _ in range((mapping.flags & KINDS & ~shown).bit_count())
-        ]
 
     # Versions.
 
@@ -270,28 +260,32 @@ class GrantTable:
             return self._entry_maddr(ref)  # the flags are its first field
         return _item(self.status_frames, ref, STATUS_SIZE)
 
-    # Using a grant of this domain's own. A `mapping` is of a whole frame; a copy need not be.
+    # Using a grant of this domain's. A `mapping` is of a whole frame; a copy need not be.
 
-    def acquire(self, domain: Domain, ref: int, incr: int, mapping: bool) -> Active:
-        """Pin a grant that this domain has given to itself, for the GNTPIN_*_inc in `incr`.
+    def acquire(self, domain: Domain, grantee: int, ref: int, incr: int, mapping: bool) -> Active:
+        """Pin a grant that this domain has given to `grantee`, for the GNTPIN_*_inc in `incr`.
 
-        GNTST_bad_gntref: no such entry; GNTST_general_error: the entry does not allow it, or is
-        pinned too often; GNTST_bad_page: the frame is not this domain's; GNTST_bad_domain: not
-        any more.
+        GNTST_bad_gntref: no such entry; GNTST_general_error: the entry does not allow it, is in
+        use by another, or is pinned too often; GNTST_bad_page: the frame is not this domain's;
+        GNTST_bad_domain: not any more.
         """
         self.check_ref(ref)
         active = self.active.get(ref)
         pin = active.pin if active is not None else 0
+        if active is not None and active.domid != grantee:
+            raise GrantError(
+                GNTST_general_error, f"grant {ref} is in use by d{active.domid}, not d{grantee}"
+            )
         if pin & incr << 7:
             raise GrantError(GNTST_general_error, f"grant {ref} is in use too often: {pin:#x}")
         entry = self.entry(domain, ref)
         writing = bool(incr & GNTPIN_writers)
         first = not pin or (writing and not pin & GNTPIN_writers)
         if first:
-            self._check_entry(domain, ref, entry, writing, pin=pin, mapping=mapping)
+            self._check_entry(grantee, ref, entry, writing, pin=pin, mapping=mapping)
             self._change_status(domain, ref, GTF_reading | (GTF_writing if writing else 0), 0)
         try:
-            found = self._frame_of(domain, ref, entry, first, mapping)
+            found = self._frame_of(domain, grantee, ref, entry, first, mapping)
         except GrantError:
             self._reduce_status_for_pin(domain, ref, pin, writing)
             raise
@@ -311,7 +305,7 @@ class GrantTable:
 
     def _check_entry(
         self,
-        domain: Domain,
+        grantee: int,
         ref: int,
         entry: Entry,
         writing: bool,
@@ -324,11 +318,11 @@ class GrantTable:
         permits = kind == GTF_permit_access or (
             kind == GTF_transitive and self.version == 2 and not mapping
         )
-        if not pin and not (permits and entry.domid == domain.domid):
+        if not pin and not (permits and entry.domid == grantee):
             raise GrantError(
                 GNTST_general_error,
                 f"grant {ref} (flags {entry.flags:#x}, for d{entry.domid}) is not for "
-                f"d{domain.domid} to {'map' if mapping else 'copy'}",
+                f"d{grantee} to {'map' if mapping else 'copy'}",
             )
         if writing and entry.flags & GTF_readonly:
             raise GrantError(GNTST_general_error, f"grant {ref} is for reading only")
@@ -336,6 +330,7 @@ class GrantTable:
     def _frame_of(
         self,
         domain: Domain,
+        grantee: int,
         ref: int,
         entry: Entry,
         first: bool,
@@ -347,7 +342,7 @@ class GrantTable:
         if v2 is not None and not mapping and v2.flags & GTF_type_mask == GTF_transitive:
             _refuse_transitive(domain, ref, v2)
         if first and not (mapping and active is not None):
-            new = Active(own_frame(domain, entry.frame))
+            new = Active(own_frame(domain, entry.frame), grantee)
             if v2 is not None and v2.flags & GTF_sub_page:
                 new.start, new.length = v2.page_off, v2.length
             if active is not None and new != replace(active, pin=0):
@@ -371,6 +366,18 @@ class GrantTable:
         if writing and not pin & GNTPIN_writers:
             clear |= GTF_writing
         self._change_status(domain, ref, 0, clear)
+
+
+def find_domain(caller: Domain, domid: int) -> Domain | None:
+    """The domain that has granted something to another, or takes it; None is dom0.
+
+    GNTST_bad_domain: there is none.
+    """
+    if domid == DOM0:
+        return None
+    if domid != caller.domid:
+        raise GrantError(GNTST_bad_domain, f"there is no domain {domid}")
+    return caller
 
 
 def refuse_dom0(ref: int) -> NoReturn:

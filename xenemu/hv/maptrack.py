@@ -19,8 +19,9 @@ HANDLES_PER_FRAME: Final = 256  # a struct grant_mapping has 16 bytes
 
 @dataclass(frozen=True)
 class Mapping:
-    """A mapping of a domain's grant, and the kinds of it (GNTMAP_*) that are left."""
+    """A mapping of a grant: whose and which, and the kinds of it (GNTMAP_*) that are left."""
 
+    domid: int
     ref: int
     flags: int
 

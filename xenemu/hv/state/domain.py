@@ -58,8 +58,8 @@ class Backend(Protocol):
     def timer(self, domain: Domain, number: int, now_ns: int) -> None:
         """The timer `(name, number)` is due."""
 
-    def held(self, domain: Domain) -> Iterable[tuple[int, int]]:
-        """The references to frames that it has, for the audit: (mfn, type)."""
+    def held(self, domain: Domain) -> Iterable[int]:
+        """The grants that it has mapped, for the audit: their handles."""
 
     def check(self, domain: Domain) -> Iterable[str]:
         """A sentence for each thing that is not as it should be, for the audit."""
