@@ -35,7 +35,7 @@ class Fault:
 FAULTS = (
     Fault(
         "a grant mapped for host and device, unmapped for the device, keeps its pin for that",
-        "hypercalls.grant_map:unmap_grant",
+        "xenemu.hv.grant_map:unmap_grant",
         "    if kinds:\n",
         "    if kinds and not (mapping.flags & KINDS == KINDS and kinds == GNTMAP_device_map):\n",
         recipes_any.grants,
