@@ -1,9 +1,9 @@
-"""What of a kernel ran: its functions in the order in which they first did, and files that say so.
+"""Which code of a kernel ran, by function and by line.
 
-A block of code is noted when it first runs (native/coverage.c), so that this costs a boot next to
-nothing; how often a block ran is not known. Two kinds of file are written: drcov's, of blocks,
-which disassemblers read, and lcov's, of functions, and of lines where the kernel has debug
-information, which `genhtml` shows.
+It gives the functions in the order in which they first ran, and files that say so. A block of code
+is noted when it first runs (native/coverage.c). So this costs a boot next to nothing, but nobody
+knows how often a block ran. Two kinds of file are written. drcov's has blocks, and disassemblers
+read it. lcov's has functions, and lines where the kernel has debug information; `genhtml` shows it.
 """
 
 from __future__ import annotations

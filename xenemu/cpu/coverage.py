@@ -16,8 +16,8 @@ FORM = struct.Struct("=QQHHI")  # struct block
 class Block(NamedTuple):
     """Code that runs from its first byte to its last unless it faults.
 
-    `pc` is linear, and physical where not `paged`; `at` is how many instructions had run before.
-    A block may lie within another, or overlap with it.
+    `pc` is linear, or physical if not `paged`. `at` is how many instructions had run before. A
+    block may lie within another, or overlap with it.
     """
 
     pc: int

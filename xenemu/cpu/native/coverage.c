@@ -1,7 +1,7 @@
 /*
- * What the guest ran. A block is translated just before it runs for the first time, so to note
- * what is translated is enough, and costs a block that runs again nothing. A block that is
- * translated again is noted again; cpu/coverage.py keeps the first.
+ * What the guest ran. A block is translated just before it runs for the first time. So it is enough
+ * to note each translation, and a block that runs again costs nothing. A block that is translated
+ * again is noted again; cpu/coverage.py keeps the first.
  */
 #include "shim.h"
 
