@@ -1,7 +1,6 @@
 """A guest's mappings of grants: what it may ask for, and where its CPU gets them.
 
-That is an L1 entry of a PV guest (`grant_map_pv`) or a place in a PVH guest's physmap
-(`grant_map_pvh`).
+A PV guest gets an L1 entry (`grant_map_pv`), a PVH guest a place in its physmap (`grant_map_pvh`).
 
 In Xen: common/grant_table.c (map_grant_ref, unmap_common)
 """
@@ -92,7 +91,7 @@ def unmap_grant(
 ) -> None:
     """Undo the mappings whose addresses are given; `new_addr`'s entry replaces the host one's.
 
-    GNTST_bad_handle, GNTST_bad_dev_addr; GNTST_general_error: what is at `host_addr` does not map
+    GNTST_bad_handle, GNTST_bad_dev_addr. GNTST_general_error: what is at `host_addr` does not map
     the grant, or one of the addresses has no entry.
     """
     mapping = current.domain.grants.maptrack.mappings.get(handle)

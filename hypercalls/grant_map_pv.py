@@ -38,10 +38,10 @@ def create_mapping(current: Current, granter: Domain, host_addr: int, mfn: Mfn, 
 
 
 def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, flags: int) -> None:
-    """Clear the entry of a mapping, or move that of `new_addr` there, unless that is 0.
+    """Clear the entry of a mapping, or move the entry of `new_addr` there, unless that is 0.
 
-    EINVAL: no entry, or the one at `host_addr` does not map the grant. Then that of `new_addr` is
-    lost all the same.
+    EINVAL: there is no entry, or the entry at `host_addr` does not map the grant. The entry of
+    `new_addr` is lost even then.
     """
     frames, words = current.domain.frames, current.domain.memory.words
     if not new_addr:
@@ -63,7 +63,7 @@ def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, f
 
 
 def _granted_entry(current: Current, host_addr: int, mfn: Mfn, flags: int) -> int:
-    """Where the entry is that maps the grant; EINVAL if it does not, or not any more."""
+    """Where the entry is that maps the grant; EINVAL if it does not map it, or no longer."""
     maddr = _entry_maddr(current, host_addr, flags)
     entry = current.domain.memory.words[maddr >> 3]
     if (entry ^ (mfn << PAGE_SHIFT | _pte_flags(flags))) & (ADDR | P | RW):

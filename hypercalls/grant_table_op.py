@@ -68,8 +68,8 @@ BATCH: Final = 64  # operations, then the guest issues the rest of the call agai
 class GrantOps(SubOps):
     """Sub-operations on an array, called with (current, command, pointer, count).
 
-    A `GrantError` becomes the status of its element, and the next one is done; an errno ends the
-    call, with the elements before it done.
+    A `GrantError` becomes the status of its element, and the call goes on with the next. An errno
+    ends the call; the elements before it are done.
     """
 
     arguments = ("command", "pointer", "count")
@@ -264,8 +264,9 @@ def unmap_and_replace(current: Current, op: gnttab_unmap_and_replace) -> None:
 def cache_flush(current: Current, op: gnttab_cache_flush) -> None:
     """Write back a part of one of the domain's frames: there is no cache to write back.
 
-    EINVAL: the part crosses the frame, or the frame is not RAM or another's; EPERM: nobody's;
-    EOPNOTSUPP: invalidating without writing back, which x86 cannot do.
+    EINVAL: the part crosses the frame, or the frame is not RAM, or is another domain's. EPERM: the
+    frame is nobody's. EOPNOTSUPP: the call asks to invalidate without writing back, which x86
+    cannot do.
     """
     frames = current.domain.frames
     if op.offset >= PAGE_SIZE or op.offset + op.length > PAGE_SIZE:

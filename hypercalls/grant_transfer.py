@@ -22,10 +22,10 @@ from xenemu.x86.paging import Mfn
 
 
 def transfer(domain: Domain, op: gnttab_transfer) -> None:
-    """Give away the page `op.mfn`; whoever does not take it, it is gone.
+    """Give away the page `op.mfn`; the page is gone, even if nobody takes it.
 
-    GNTST_bad_page, and it stays: not one of the domain's pages, or in any use. GNTST_bad_domain:
-    no such domain. GNTST_general_error: the domain has no grant `op.ref` that accepts one.
+    GNTST_bad_page, and it stays: not one of the domain's pages, or in any use. GNTST_bad_domain: no
+    such domain. GNTST_general_error: the domain has no grant `op.ref` that accepts one.
     """
     frames, mfn = domain.frames, Mfn(op.mfn)
     if not (

@@ -1,7 +1,7 @@
 """What boots have in common: the code that ran, its order, and what each asks of the platform.
 
-Each boot is of one kernel by one entry, or of two kernels by the same entry. Functions are told
-apart by their names, since two kernels have them at other addresses.
+All boots are of one kernel, by several entries, or of two kernels by the same entry. Functions are
+told apart by their names, because two kernels have them at different addresses.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Boot:
 
 @dataclass(frozen=True)
 class Share:
-    """Who runs how many functions, up to a milestone, or to the end where that is None."""
+    """How many functions run in which boots, up to a milestone; to the end if that is None."""
 
     milestone: str | None
     total: int

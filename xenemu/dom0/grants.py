@@ -1,6 +1,6 @@
 """What dom0's backends do with a domain's grants, by the code that a guest's own calls use.
 
-A grant must be for dom0, and its entry tells the guest that it is in use.
+A grant must be for dom0. While dom0 uses it, its entry tells the guest so.
 
 In Xen: what tools/libs/gnttab and Linux's gntdev ask it for
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dom0Grantee:
-    """dom0, as one who maps a domain's grants: it sees all of memory, so it need only hold them."""
+    """dom0 as a grantee. It sees all of memory, so it only has to hold what it maps."""
 
     domain: Domain
     domid: int = DOM0

@@ -1,8 +1,12 @@
 """The frame table: who owns each machine frame, and how often it is referenced.
 
-A frame has two counts. `count` is its general references: one for being allocated to its owner,
-one for each mapping, pin, root pointer or use by the hypervisor. `type_count` is how many of
-those rely on what the frame is used as: its `type`. `xenemu.hv.pagetype` has the types' rules.
+A frame has two counts. `count` is the number of its general references: one because it is allocated
+to its owner, and one for each mapping, pin, root pointer or use by the hypervisor. `type_count` is
+how many of those rely on what the frame is used as, its `type`. `xenemu.hv.pagetype` has the rules
+of the types.
+
+For example, a page table that is pinned, and that one entry of a higher table points to, has a
+`type_count` of 2. Its `count` is 3: these two, and the one for its owner.
 
 In Xen: include/asm-x86/mm.h (struct page_info), common/page_alloc.c, arch/x86/mm.c.
 """
@@ -72,7 +76,7 @@ NOBODYS: Final = RECORD.pack(0, 0, DOMID_NONE, PGT_none, 0)
 
 @dataclass(slots=True)
 class PageCounts:
-    """How many pages a domain has, Xen's own that it shares not counted, and may have."""
+    """How many pages a domain has and may have; Xen's own pages that it shares do not count."""
 
     tot_pages: int = 0
     max_pages: int = 0
@@ -81,8 +85,8 @@ class PageCounts:
 class FrameTable:
     """What the records of `memory.page_info` say, a view of each field, indexed by mfn.
 
-    An owned frame has `count` > 0. While its `type_count` is 0, its `type` is writable_page:
-    anything may be made of it, and a first writable mapping is the commonest.
+    An owned frame has `count` > 0. While its `type_count` is 0, its `type` is writable_page.
+    Anything may be made of it then, and most often the first use is a writable mapping.
     """
 
     count: memoryview
@@ -166,8 +170,8 @@ class FrameTable:
     def share_with_guest(self, mfn: Mfn, domid: int, writable: bool) -> None:
         """Let a domain map one of Xen's own frames (shared_info, grant table frames).
 
-        The type reference that this takes is never dropped, so that the frame cannot become a
-        page table. In Xen: share_xen_page_with_guest.
+        The type reference that this takes is never dropped, so the frame cannot become a page
+        table. In Xen: share_xen_page_with_guest.
         """
         if self.owner[mfn] != DOMID_NONE:
             raise ValueError(f"cannot share {self.describe(mfn)} with d{domid}")
@@ -224,8 +228,8 @@ class FrameTable:
     ) -> list[Mfn]:
         """Give extents of 2^`order` contiguous, aligned, zeroed frames to a domain.
 
-        Returns the first frame of each. All are under mfn `below`, if given. ENOMEM, and nothing
-        taken, if the heap has not so many.
+        Returns the first frame of each extent. If `below` is given, all frames are under that mfn.
+        ENOMEM if the heap does not have that many; then nothing is taken.
         """
         firsts = self._take(nr_extents, order, self.memory.nr_frames if below is None else below)
         for first in firsts:

@@ -48,10 +48,10 @@ class CopyEnd:
 def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
     """Copy bytes between two frames; nothing is copied on any error.
 
-    GNTST_bad_domain: no such domain; GNTST_permission_denied: a frame by number that is not called
-    DOMID_SELF's; GNTST_bad_copy_arg: it crosses a page; GNTST_bad_gntref, GNTST_general_error,
-    GNTST_bad_page: as `GrantTable.acquire`, or the destination may not be written, or it is not
-    all of it granted.
+    GNTST_bad_domain: no such domain. GNTST_permission_denied: a frame by number whose domain is not
+    given as DOMID_SELF. GNTST_bad_copy_arg: the copy crosses a page. GNTST_bad_gntref,
+    GNTST_general_error, GNTST_bad_page: as for `GrantTable.acquire`; or the destination may not be
+    written; or not all of it is granted.
     """
     granters = [_owner(domain, end) for end in (source, dest)]
     with (

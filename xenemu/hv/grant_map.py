@@ -1,8 +1,9 @@
 """Mapping grants: what is the same for every grantee, wherever the mapping is made.
 
-A mapping pins the grant, and has a handle. One for devices holds the frame, and nothing more: there
-is no IOMMU. One for the CPU is the grantee's business: an L1 entry of a PV guest, a place in a PVH
-guest's physmap, and for dom0's backends, which see all of memory, nothing but the reference.
+A mapping pins the grant, and has a handle. A mapping for devices holds the frame, and nothing more,
+because there is no IOMMU. A mapping for the CPU depends on the grantee. For a PV guest it is an L1
+entry. For a PVH guest it is a place in the physmap. dom0's backends see all of memory, so for them
+it is nothing but the reference.
 
 In Xen: common/grant_table.c (map_grant_ref, unmap_common)
 """
@@ -144,7 +145,7 @@ def drop(granter: Domain, mfn: Mfn, flags: int) -> None:
 
 
 def mappings_of(granter: Domain) -> Iterator[tuple[int, Mapping]]:
-    """The mappings that there are of a domain's grants, each after its grantee's id."""
+    """The mappings of a domain's grants, each with its grantee's id before it."""
     grants = granter.grants
     for grantee, maptrack in ((granter.domid, grants.maptrack), (DOM0, grants.dom0)):
         for mapping in maptrack.mappings.values():

@@ -1,14 +1,17 @@
 """Grant tables: which of a domain's frames other domains may use.
 
-The table's frames are Xen's own, shared with the guest, which fills its entries. Version 1 shows
-in an entry's flags how it is in use; version 2, with larger entries of more kinds, in frames of
-their own (status frames), which grow with the table.
+The table's frames are Xen's own, and Xen shares them with the guest, which fills the entries. In
+version 1, the flags of an entry show how it is in use. Version 2 has larger entries, of more kinds.
+It shows the use in frames of its own (status frames), which grow with the table.
 
-A grant is of one domain, the granter, for another, the grantee, who alone uses it. There is one
-guest here: the grantee is dom0, whose backends map grants as guests do, or the guest itself. dom0
-has granted nothing, in a table of the initial size.
+A grant is from one domain, the granter, for another, the grantee. Only the grantee uses it. For
+example, entry 0 of a guest's table names dom0 and the frame of the console's ring, as the toolstack
+wrote it. So dom0 may map that frame.
 
-Refusals of an operation are `GrantError`s: they become its status, not an errno.
+There is one guest here. The grantee is the guest itself, or dom0, whose backends map grants as
+guests do. dom0 has granted nothing. Its table has the initial size.
+
+A refused operation raises a `GrantError`, which becomes the operation's status, and not an errno.
 
 Header: public/grant_table.h
 In Xen: common/grant_table.c, booted with its defaults (gnttab=max-ver:2,transitive,transfer)
@@ -99,7 +102,7 @@ class Active:
 
 @dataclass
 class GrantTable:
-    """A domain's grant table, and mappings: its own, of anybody's grants, and dom0's of its."""
+    """A domain's grant table; its own mappings of any grants, and dom0's mappings of its grants."""
 
     version: int = 1
     frames: list[Mfn] = field(default_factory=list)
@@ -148,10 +151,11 @@ class GrantTable:
     # Versions.
 
     def set_version(self, domain: Domain, version: int) -> None:
-        """Empty the table and lay it out anew, keeping the entries that are the toolstack's.
+        """Empty the table and lay it out anew; only the toolstack's entries are kept.
 
-        EINVAL: no such version. EBUSY: another entry is in use, or a status frame mapped. ERANGE:
-        version 1 cannot say what a kept entry does. ENOMEM: no frames for version 2's status.
+        EINVAL: no such version. EBUSY: another entry is in use, or a status frame is mapped.
+        ERANGE: version 1 cannot say what a kept entry does. ENOMEM: no frames for version 2's
+        status.
         """
         if version not in ENTRY:
             raise XenError(EINVAL, f"grant tables have no version {version}")
@@ -265,9 +269,9 @@ class GrantTable:
     def acquire(self, domain: Domain, grantee: int, ref: int, incr: int, mapping: bool) -> Active:
         """Pin a grant that this domain has given to `grantee`, for the GNTPIN_*_inc in `incr`.
 
-        GNTST_bad_gntref: no such entry; GNTST_general_error: the entry does not allow it, is in
-        use by another, or is pinned too often; GNTST_bad_page: the frame is not this domain's;
-        GNTST_bad_domain: not any more.
+        GNTST_bad_gntref: no such entry. GNTST_general_error: the entry does not allow it, is in use
+        by another, or is pinned too often. GNTST_bad_page: the frame is not this domain's.
+        GNTST_bad_domain: the frame is no longer this domain's.
         """
         self.check_ref(ref)
         active = self.active.get(ref)
@@ -313,7 +317,7 @@ class GrantTable:
         pin: int,
         mapping: bool,
     ) -> None:
-        """Whether the guest's entry allows the use; what is pinned was checked for the rest."""
+        """Whether the guest's entry allows the use; a pinned entry was checked for the rest."""
         kind = entry.flags & (GTF_type_mask | (GTF_sub_page if mapping else 0))
         permits = kind == GTF_permit_access or (
             kind == GTF_transitive and self.version == 2 and not mapping
@@ -369,9 +373,9 @@ class GrantTable:
 
 
 def find_domain(caller: Domain, domid: int) -> Domain | None:
-    """The domain that has granted something to another, or takes it; None is dom0.
+    """The domain that grants something, or takes a grant; None is dom0.
 
-    GNTST_bad_domain: there is none.
+    GNTST_bad_domain: there is no such domain.
     """
     if domid == DOM0:
         return None
@@ -388,7 +392,7 @@ def refuse_dom0(ref: int) -> NoReturn:
 
 
 def own_frame(domain: Domain, gfn: int) -> Mfn:
-    """A frame of the domain's own; no reference is kept. GNTST_bad_page: it is not."""
+    """A frame of the domain's own; no reference is kept. GNTST_bad_page: it is another's."""
     try:
         mfn = domain.gfn_to_mfn(gfn)
         domain.frames.get_page(mfn, domain.domid)
@@ -399,7 +403,7 @@ def own_frame(domain: Domain, gfn: int) -> Mfn:
 
 
 def _refuse_transitive(domain: Domain, ref: int, entry: grant_entry_v2) -> NoReturn:
-    """A transitive grant leads to dom0's, who has granted nothing, or to nobody's."""
+    """A transitive grant leads to a grant of dom0's, which has granted nothing, or of nobody's."""
     if entry.trans_domid == domain.domid:
         raise GrantError(GNTST_general_error, f"transitive grant {ref} leads to its own domain")
     if entry.trans_domid != DOM0:

@@ -1,4 +1,4 @@
-"""The frames that nobody has: a stack, from which any one may be taken, too.
+"""The frames that nobody owns: a stack, from which any frame may be taken, too.
 
 In Xen: common/page_alloc.c, whose buddy allocator is as quick for a hostile guest.
 """
@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 class Heap:
     """Free frames, iterated from the bottom of the stack to its top.
 
-    A frame taken from the middle stays in `_stack`, where only what `_free` has counts; of a
-    frame that came back and is there twice, only the upper one is ever seen.
+    A frame that is taken from the middle stays in `_stack`, but only the frames of `_free` count
+    there. A frame may have come back, and be in `_stack` twice. Then only the upper one is ever
+    seen.
     """
 
     def __init__(self, nr_frames: int) -> None:

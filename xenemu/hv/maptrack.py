@@ -1,7 +1,7 @@
 """The handles of a domain's grant mappings, and what each stands for.
 
-Handles come in frames of 256, as many as there are frames for. Each vcpu has a list of free ones
-of its own, takes from its front, gives back to its end, and never takes the last.
+Handles come in frames of 256, for as long as there are frames. Each vcpu has its own list of free
+handles. It takes them from the front, gives them back to the end, and never takes the last.
 
 In Xen: common/grant_table.c (get_maptrack_handle, put_maptrack_handle)
 """
@@ -19,7 +19,7 @@ HANDLES_PER_FRAME: Final = 256  # a struct grant_mapping has 16 bytes
 
 @dataclass(frozen=True)
 class Mapping:
-    """A mapping of a grant: whose and which, and the kinds of it (GNTMAP_*) that are left."""
+    """A mapping: whose grant and which, and the kinds of the mapping (GNTMAP_*) that are left."""
 
     domid: int
     ref: int
@@ -28,7 +28,7 @@ class Mapping:
 
 @dataclass
 class Maptrack:
-    """`mappings` by handle; `home` has the vcpu of each handle, which gets it back."""
+    """`mappings` are by handle; `home` has the vcpu to whose list each handle goes back."""
 
     max_frames: int = MAX_FRAMES
     mappings: dict[int, Mapping] = field(default_factory=dict)

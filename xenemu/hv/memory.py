@@ -14,11 +14,11 @@ ZERO_PAGE: Final = bytes(PAGE_SIZE)
 class Memory:
     """RAM of `nr_frames` frames from machine address 0.
 
-    `bytes` and `words` are live views of it (8 and 64 bits an item). `page_info` has a record per
-    frame, all zeroes until there is a `FrameTable`. `code` has a byte per
-    frame, non-zero once an instruction was fetched from the frame; the hypervisor's writes to
-    such frames are collected in `stale_code`, whose translations the engine drops before the
-    guest runs again.
+    `bytes` and `words` are live views of it (8 and 64 bits an item). `page_info` has a record for
+    each frame, all zeroes until there is a `FrameTable`. `code` has a byte for each frame, which is
+    not zero once an instruction was fetched from the frame. If the hypervisor writes to such a
+    frame, the frame goes into `stale_code`. The engine drops its translations before the guest runs
+    again.
     """
 
     def __init__(self, nr_frames: int) -> None:
