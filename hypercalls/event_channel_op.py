@@ -52,7 +52,7 @@ from xenemu.hv import event_channel
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
-from xenemu.hv.foreign import lock_domain_by_any_id
+from xenemu.hv.foreign import domain_by_any_id
 from xenemu.hv.scheduler import hypercall_preempt_check
 from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import PAGE_SIZE
@@ -65,14 +65,14 @@ COMPAT_ARGUMENT: Final = 4  # offset of the union in struct evtchn_op
 
 def _check_own(current: Current, domid: int) -> None:
     """ESRCH: no such domain; EPERM: dom0, which a domU has no power over."""
-    if lock_domain_by_any_id(current, domid) == DOM0:
+    if domain_by_any_id(current, domid) == DOM0:
         raise XenError(EPERM, "dom0's event channels are not this domain's")
 
 
 @ops.sub(EVTCHNOP_bind_interdomain, evtchn_bind_interdomain, copy_back=True)
 def bind_interdomain(current: Current, op: evtchn_bind_interdomain) -> None:
     domain = current.domain
-    remote = lock_domain_by_any_id(current, op.remote_dom)
+    remote = domain_by_any_id(current, op.remote_dom)
     op.local_port = event_channel.bind_interdomain(domain, remote, op.remote_port)
 
 

@@ -52,7 +52,7 @@ from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.foreign import lock_domain_by_any_id
+from xenemu.hv.foreign import domain_by_any_id
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.grant_copy import CopyEnd, copy
 from xenemu.hv.grant_table import GrantError
@@ -201,7 +201,7 @@ def set_version(current: Current, pointer: int) -> None:
 @ops.sub(GNTTABOP_get_version, gnttab_get_version, copy_back=True)
 def get_version(current: Current, op: gnttab_get_version) -> None:
     """Say which version is in use; ESRCH: no such domain; EPERM: dom0's."""
-    if lock_domain_by_any_id(current, op.dom) == DOM0:
+    if domain_by_any_id(current, op.dom) == DOM0:
         raise XenError(EPERM, "dom0's grant table is not this domain's")
     op.version = current.domain.grants.version
 

@@ -62,7 +62,7 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Hypercall, StandingAnswer, SubOps
-from xenemu.hv.foreign import check_target, lock_domain_by_any_id
+from xenemu.hv.foreign import check_target, domain_by_any_id
 from xenemu.hv.state.domain import DOM0
 from xenemu.pvh.callbacks import FIRST_VECTOR, assert_upcall, set_callback_via
 from xenemu.pvh.state import pvh_domain, pvh_vcpu
@@ -110,7 +110,7 @@ def _hvm_params(current: Current, op: xen_hvm_param, allowed: frozenset[int]) ->
     """
     if op.index >= HVM_NR_PARAMS:
         raise XenError(EINVAL, f"there is no HVM parameter {op.index}")
-    domid = lock_domain_by_any_id(current, op.domid)
+    domid = domain_by_any_id(current, op.domid)
     if current.domain.p2m is None or domid == DOM0:
         raise XenError(EINVAL, f"d{domid} is not an HVM domain")
     if op.index in DEPRECATED:
@@ -169,7 +169,7 @@ def flush_tlbs(current: Current, pointer: int) -> None:
 @ops.sub(HVMOP_pagetable_dying, xen_hvm_pagetable_dying)
 def pagetable_dying(current: Current, op: xen_hvm_pagetable_dying) -> None:
     """Refuse: no domain has shadow page tables. ESRCH; EOPNOTSUPP: another domain's; EINVAL."""
-    if lock_domain_by_any_id(current, op.domid) == DOM0:
+    if domain_by_any_id(current, op.domid) == DOM0:
         raise XenError(EOPNOTSUPP, "dom0's page tables are not this domain's")
     raise StandingAnswer(EINVAL, "the domain has no shadow page tables")
 
@@ -189,7 +189,7 @@ def xentrace(current: Current, op: xen_hvm_xentrace) -> None:
 @ops.sub(HVMOP_get_mem_type, xen_hvm_get_mem_type, copy_back=True)
 def get_mem_type(current: Current, op: xen_hvm_get_mem_type) -> None:
     """Tell RAM from what is not RAM. ESRCH; EPERM: dom0's memory; EINVAL: this is a PV guest."""
-    check_target(current, lock_domain_by_any_id(current, op.domid))
+    check_target(current, domain_by_any_id(current, op.domid))
     if current.domain.p2m is None:
         raise XenError(EINVAL, "this is not an HVM domain")
     is_ram = current.domain.p2m.get(op.pfn) is not None

@@ -18,7 +18,7 @@ from xenemu.abi.memory import (
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
-from xenemu.hv.foreign import check_target, lock_domain_by_any_id
+from xenemu.hv.foreign import check_target, domain_by_any_id
 from xenemu.hv.frame_table import PGC_allocated
 from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, Mfn
@@ -103,7 +103,7 @@ def _check(
         raise XenError(EINVAL, f"an exchange between d{give.domid} and d{get.domid}")
     _check_list(current, give, op.nr_exchanged)
     _check_list(current, get, (op.nr_exchanged << give.extent_order) >> get.extent_order)
-    check_target(current, lock_domain_by_any_id(current, give.domid))
+    check_target(current, domain_by_any_id(current, give.domid))
     mfn_limit(current, get.mem_flags)
 
 

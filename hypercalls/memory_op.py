@@ -88,7 +88,7 @@ from xenemu.errors import XenError
 from xenemu.hv import shared_info
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PTR, ULONG, Continue, Hypercall, SubOp, SubOps
-from xenemu.hv.foreign import check_target, lock_domain_by_any_id, lock_remote_domain_by_id
+from xenemu.hv.foreign import check_target, domain_by_any_id, remote_domain_by_id
 from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, Mfn
 
@@ -173,7 +173,7 @@ def _check_reservation(current: Current, reservation: xen_memory_reservation, st
     nr_extents = reservation.nr_extents
     if nr_extents > MAX_EXTENTS or start >= nr_extents:
         raise XenError(EINVAL, f"{nr_extents} extents, from {start}, are none or too many")
-    check_target(current, lock_domain_by_any_id(current, reservation.domid))
+    check_target(current, domain_by_any_id(current, reservation.domid))
     mfn_limit(current, reservation.mem_flags)
     if reservation.extent_order > MAX_ORDER:
         raise XenError(EPERM, f"extents of order {reservation.extent_order} are for dom0")
@@ -280,7 +280,7 @@ def maximum_ram_page(current: Current, pointer: int) -> int:
 
 def _own_domid(current: Current, pointer: int) -> int:
     """Read a domid that must be the caller's; ESRCH, EPERM, EFAULT."""
-    domid = lock_domain_by_any_id(current, current.read_uint(pointer, 2))
+    domid = domain_by_any_id(current, current.read_uint(pointer, 2))
     check_target(current, domid)
     return domid
 
@@ -330,7 +330,7 @@ def set_memory_map(current: Current, op: xen_foreign_memory_map) -> None:
     new = xen_memory_map.unpack(current.vcpu.width, op.map)
     if new.nr_entries > E820MAX:
         raise XenError(EINVAL, f"a memory map has at most {E820MAX} entries")
-    check_target(current, lock_domain_by_any_id(current, op.domid))
+    check_target(current, domain_by_any_id(current, op.domid))
     data = current.read(new.buffer, new.nr_entries * struct.calcsize(E820_ENTRY))
     current.domain.e820 = list(struct.iter_unpack(E820_ENTRY, data))
 
@@ -381,7 +381,7 @@ ops.answer(
 
 def _check_physmap(current: Current, domid: int, space: int) -> None:
     """ESRCH: no such domain. EACCES: a PV domain, or memory of devices. EPERM: another domain."""
-    domid = lock_domain_by_any_id(current, domid)
+    domid = domain_by_any_id(current, domid)
     if current.domain.p2m is None or domid == DOM0:
         raise XenError(EACCES, f"d{domid} is a PV domain, and keeps its own physmap")
     if space == XENMAPSPACE_dev_mmio:
@@ -444,7 +444,7 @@ def remove_from_physmap(current: Current, op: xen_remove_from_physmap) -> None:
 
     ENOENT: nothing there, or not its frame. ESRCH, EPERM.
     """
-    domid = lock_domain_by_any_id(current, op.domid)
+    domid = domain_by_any_id(current, op.domid)
     check_target(current, domid)
     frames = current.domain.frames
     if current.domain.p2m is not None:
@@ -457,14 +457,14 @@ def remove_from_physmap(current: Current, op: xen_remove_from_physmap) -> None:
 @ops.sub(XENMEM_set_pod_target, xen_pod_target)
 def set_pod_target(current: Current, op: xen_pod_target) -> None:
     """EPERM: only dom0 sets it. ESRCH."""
-    lock_domain_by_any_id(current, op.domid)
+    domain_by_any_id(current, op.domid)
     raise XenError(EPERM, "populate-on-demand targets are dom0's to set")
 
 
 @ops.sub(XENMEM_get_pod_target, xen_pod_target)
 def get_pod_target(current: Current, op: xen_pod_target) -> None:
     """EPERM: only dom0 reads it. ESRCH."""
-    lock_domain_by_any_id(current, op.domid)
+    domain_by_any_id(current, op.domid)
     raise XenError(EPERM, "populate-on-demand targets are dom0's to read")
 
 
@@ -483,7 +483,7 @@ def get_vnumainfo(current: Current, op: xen_vnuma_topology_info) -> None:
     """EOPNOTSUPP: the domain has no virtual NUMA topology. EINVAL: padding. ESRCH, EPERM."""
     if op.pad:
         raise XenError(EINVAL, "padding is not 0")
-    check_target(current, lock_domain_by_any_id(current, op.domid))
+    check_target(current, domain_by_any_id(current, op.domid))
     raise XenError(EOPNOTSUPP, "the domain has no virtual NUMA topology")
 
 
@@ -500,13 +500,13 @@ def acquire_resource(current: Current, op: xen_mem_acquire_resource) -> None:
     """EPERM: oneself, or a domain that is not one's to serve. EINVAL: padding. ESRCH."""
     if op.pad:
         raise XenError(EINVAL, "padding is not 0")
-    check_target(current, lock_remote_domain_by_id(current, op.domid))
+    check_target(current, remote_domain_by_id(current, op.domid))
 
 
 @ops.sub(XENMEM_access_op, xen_mem_access_op)
 def access_op(current: Current, op: xen_mem_access_op) -> None:
     """EPERM: oneself. EINVAL: dom0 is a PV domain. ESRCH."""
-    domid = lock_remote_domain_by_id(current, op.domid)
+    domid = remote_domain_by_id(current, op.domid)
     raise XenError(EINVAL, f"d{domid} has no access rights to set: it is a PV domain")
 
 

@@ -58,7 +58,7 @@ from xenemu.abi.xen import Nr
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, PV, Hypercall, SubOps
-from xenemu.hv.foreign import lock_domain_by_any_id
+from xenemu.hv.foreign import domain_by_any_id
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.pv.state import pv
 from xenemu.x86.paging import Mfn
@@ -149,7 +149,7 @@ def set_iobitmap(current: Current, op: physdev_set_iobitmap) -> None:
 
 def _refuse_pirq(current: Current, domid: int) -> None:
     """ESRCH: no such domain; EPERM: only a device model may."""
-    lock_domain_by_any_id(current, domid)
+    domain_by_any_id(current, domid)
     raise XenError(EPERM, "a domU without devices maps no interrupts")
 
 

@@ -16,7 +16,7 @@ from xenemu.abi.xen import DOMID_INVALID, DOMID_IO, DOMID_SELF, Nr
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall
-from xenemu.hv.foreign import lock_domain_by_any_id, lock_remote_domain_by_id
+from xenemu.hv.foreign import domain_by_any_id, remote_domain_by_id
 
 XENPF_INTERFACE_VERSION: Final = 0x03000001
 XEN_SYSCTL_INTERFACE_VERSION: Final = 0x15
@@ -83,7 +83,7 @@ def refuse_dm_op(current: Current, domid: int, count: int, buffers: int) -> int:
     if count > MAX_DM_OP_BUFS:
         raise XenError(E2BIG, f"{count} buffers: {MAX_DM_OP_BUFS} are allowed")
     current.read(buffers, count * 2 * current.vcpu.width)
-    lock_remote_domain_by_id(current, domid & 0xFFFF)
+    remote_domain_by_id(current, domid & 0xFFFF)
     raise XenError(EINVAL, NO_DEVICE_MODEL)
 
 
@@ -100,7 +100,7 @@ def _domain_of(domctl: bytes) -> int:
 def _check_domain(current: Current, domctl: bytes) -> None:
     """ESRCH: no such domain; DOMID_SELF does not count as one here."""
     domid = _domain_of(domctl)
-    lock_domain_by_any_id(current, DOMID_INVALID if domid == DOMID_SELF else domid)
+    domain_by_any_id(current, DOMID_INVALID if domid == DOMID_SELF else domid)
 
 
 platform_op = Hypercall(

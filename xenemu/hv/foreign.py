@@ -2,7 +2,7 @@
 
 The machine has one domU and dom0. The domU may name dom0, but has no rights to it.
 
-In Xen: common/page_alloc.c (get_pg_owner), common/domain.c (rcu_lock_domain_by_id),
+In Xen: common/page_alloc.c (get_pg_owner), common/domain.c (rcu_lock_domain_by_any_id and others),
 include/xsm/dummy.h.
 """
 
@@ -35,7 +35,7 @@ def check_target(current: Current, domid: int) -> None:
         raise XenError(EPERM, f"d{current.domain.domid} has no rights to d{domid}'s memory")
 
 
-def lock_domain_by_any_id(current: Current, domid: int) -> int:
+def domain_by_any_id(current: Current, domid: int) -> int:
     """The domain of an argument that may be DOMID_SELF; ESRCH if there is no such domain."""
     if domid in (DOMID_SELF, current.domain.domid):
         return current.domain.domid
@@ -44,7 +44,7 @@ def lock_domain_by_any_id(current: Current, domid: int) -> int:
     raise XenError(ESRCH, f"there is no domain {domid}")
 
 
-def lock_remote_domain_by_id(current: Current, domid: int) -> int:
+def remote_domain_by_id(current: Current, domid: int) -> int:
     """The domain of an argument that must be another; EPERM for oneself, ESRCH if there is none."""
     if domid == current.domain.domid:
         raise XenError(EPERM, f"d{domid} is the caller itself")
