@@ -38,6 +38,7 @@ from xenemu.x86.flags import VM
 from xenemu.x86.paging import RW, US, Maddr, Mfn, P
 from xenemu.x86.segment import L, dpl
 
+DOMID = 1  # of the domains that are made here
 SHARED_INFO = Mfn(1)
 CONSOLE_RING = Mfn(2)
 XENSTORE_RING = Mfn(3)
@@ -158,6 +159,7 @@ def make_domain(width: int = 8, pages: int = 64, vcpus: int = 1) -> Domain:
         xenstore=Ring(XENSTORE_RING, port=1),
         shared_info=SHARED_INFO,
         max_pages=pages,
+        domid=DOMID,
         vcpus=[
             Vcpu(i, Maddr((SHARED_INFO << 12) + 64 * i), width, f"pv{8 * width}", online=i == 0)
             for i in range(vcpus)

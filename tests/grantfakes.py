@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes import FIRST_GUEST_FRAME, make_current
+from fakes import DOMID, FIRST_GUEST_FRAME, make_current
 from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi.grant_table import GTF_permit_access, grant_entry_v1, grant_entry_v2
 from xenemu.abi.layout import Struct
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GrantError
-from xenemu.hv.state.domain import DOMID, Domain
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Maddr, Mfn
 
 HEAP = range(6, 16)  # frames below the guest's

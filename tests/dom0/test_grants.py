@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import make_current, make_pvh_current
+from fakes import DOMID, make_current, make_pvh_current
 from grantfakes import HEAP, PAGE, REF, grant, refused, state
 from xenemu.abi.grant_table import (
     GNTMAP_host_map,
@@ -25,7 +25,7 @@ from xenemu.dom0.grants import map_grant, read_grant, unmap_grant, write_grant
 from xenemu.errors import XenError
 from xenemu.hv.audit import audit
 from xenemu.hv.frame_table import PGT_l1_page_table
-from xenemu.hv.state.domain import DOM0, DOMID, Domain
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.x86.paging import Maddr
 
 

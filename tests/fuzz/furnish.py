@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from fakes import DOMID
 from fuzz.world import World
 from xenemu.abi.arch_x86.xen import (
     FLAT_RING1_CS,
@@ -26,7 +27,6 @@ from xenemu.abi.memory import (
 from xenemu.abi.xen import DOMID_SELF, MMUEXT_NEW_USER_BASEPTR, Nr, mmuext_op
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.hv.cpu import Reg
-from xenemu.hv.state.domain import DOMID
 from xenemu.pv.paging import cr3_to_mfn
 from xenemu.x86.paging import PAGE_SHIFT, RW, US, Mfn, P, walk
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fakes import DOMID
 from fuzz.furnish import GRANTED
 from fuzz.making import call, grant_op, pages, store, sub_op
 from fuzz.world import Step
@@ -38,7 +39,6 @@ from xenemu.abi.io.xs_wire import XS, xenstore_domain_interface
 from xenemu.abi.sched import SCHEDOP_block, SCHEDOP_poll, SCHEDOP_yield, sched_poll
 from xenemu.abi.xen import DOMID_SELF, Nr, Virq
 from xenemu.dom0.xenstore import XenstoreRing
-from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import PAGE_SHIFT
 
 if TYPE_CHECKING:

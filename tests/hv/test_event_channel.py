@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from fakes import connect_to_dom0, make_domain
+from fakes import DOMID, connect_to_dom0, make_domain
 from xenemu.abi.errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP
 from xenemu.abi.event_channel import (
     EVTCHNSTAT_closed,
@@ -21,7 +21,7 @@ from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.shared_info import event_pending, field, vcpu_field
-from xenemu.hv.state.domain import DOMID, Domain
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.events import Channel
 from xenemu.hv.waking import ANY_PORT
 

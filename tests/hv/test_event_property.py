@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes import CONSOLE_RING, FIRST_GUEST_FRAME, connect_to_dom0, make_domain
+from fakes import CONSOLE_RING, DOMID, FIRST_GUEST_FRAME, connect_to_dom0, make_domain
 from xenemu.abi.event_channel import (
     EVTCHN_FIFO_LINK_MASK,
     EVTCHN_FIFO_LINKED,
@@ -31,7 +31,7 @@ from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.event_channel import FIRST_DOM0_PORT, PER_VCPU_VIRQS
 from xenemu.hv.shared_info import field, vcpu_field
-from xenemu.hv.state.domain import DOM0, DOMID
+from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
 from xenemu.x86.paging import Maddr, Mfn
 

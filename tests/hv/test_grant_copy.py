@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import make_current
+from fakes import DOMID, make_current
 from grantfakes import DOM0, OTHER, PAGE, REF, STRANGER, grant, granting, refused
 from xenemu.abi.grant_table import (
     GNTST_bad_copy_arg,
@@ -22,7 +22,7 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_copy import CopyEnd, copy
 from xenemu.hv.grant_table import GNTPIN_hstr_inc
-from xenemu.hv.state.domain import DOMID, Domain
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Maddr
 
 

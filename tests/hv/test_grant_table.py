@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes import make_current, make_domain, make_pvh_current
+from fakes import DOMID, make_current, make_domain, make_pvh_current
 from grantfakes import HEAP, OTHER, PAGE, REF, STRANGER, grant, granting, refused, set_status, state
 from xenemu.abi.errno import EBUSY, EINVAL, ENOMEM, ERANGE
 from xenemu.abi.grant_table import (
@@ -28,7 +28,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
 from xenemu.hv.heap import Heap
-from xenemu.hv.state.domain import DOM0, DOMID, Domain
+from xenemu.hv.state.domain import DOM0, Domain
 
 READ, WRITE = GNTPIN_hstr_inc, GNTPIN_hstw_inc
 MAX_PINS = 128  # of each kind

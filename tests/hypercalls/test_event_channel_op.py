@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import FIRST_GUEST_FRAME, connect_to_dom0, make_current
+from fakes import DOMID, FIRST_GUEST_FRAME, connect_to_dom0, make_current
 from hypercalls.event_channel_op import event_channel_op, event_channel_op_compat
 from xenemu.abi import event_channel as abi
 from xenemu.abi.errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS, EPERM, ESRCH
@@ -15,7 +15,6 @@ from xenemu.hv import event_channel
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.p2m import P2m
-from xenemu.hv.state.domain import DOMID
 
 ARGUMENT = 0x20000
 READ_ONLY = 0x5000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import L1, READ_ONLY, FakeCpu, make_pv_current, make_pvh_current
+from fakes import DOMID, L1, READ_ONLY, FakeCpu, make_pv_current, make_pvh_current
 from grantfakes import (
     ARGUMENT,
     DOM0,
@@ -28,7 +28,6 @@ from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.grant_map import held
 from xenemu.hv.grant_table import KINDS, GNTPIN_devw_inc, GNTPIN_hstw_inc
-from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, RW, US, Mfn, P
 
 HOST = abi.GNTMAP_host_map | abi.GNTMAP_contains_pte

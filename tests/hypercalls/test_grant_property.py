@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fakes import make_pvh_current
+from fakes import DOMID, make_pvh_current
 from grantfakes import ARGUMENT, DOM0, HEAP, PAGE, STRANGER, TABLE, granting, granting_current
 from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi import grant_table as abi
@@ -25,7 +25,6 @@ from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_map import held as held_by_mappings
 from xenemu.hv.grant_table import KINDS, GNTPIN_writers, GrantError, pin_increment
 from xenemu.hv.pagecheck import recount
-from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, RW, US, Maddr, Mfn, P
 
 FAR = 0x1000

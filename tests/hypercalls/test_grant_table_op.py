@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fakes import READ_ONLY
+from fakes import DOMID, READ_ONLY
 from grantfakes import (
     ARGUMENT,
     DOM0,
@@ -27,7 +27,6 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, HypercallTable
-from xenemu.hv.state.domain import DOMID
 
 LIST = 0x21000
 XENS = 0xFFFF800000000000  # in the range of Xen's, in either width

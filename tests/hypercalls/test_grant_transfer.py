@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import SHARED_INFO
+from fakes import DOMID, SHARED_INFO
 from grantfakes import DOM0, OTHER, REF, STRANGER, TABLE, call, grant, granting_current, state
 from xenemu.abi import grant_table as abi
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.hv.state.domain import DOMID
 from xenemu.x86.paging import Maddr
 
 ACCEPTS = 10

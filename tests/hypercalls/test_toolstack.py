@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import make_current
+from fakes import DOMID, make_current
 from hypercalls import toolstack
 from xenemu.abi.errno import E2BIG, EACCES, EFAULT, EINVAL, EOPNOTSUPP, EPERM, ESRCH
 from xenemu.abi.xen import DOMID_INVALID, DOMID_IO, DOMID_SELF
 from xenemu.errors import XenError
 from xenemu.hv.dispatch import Hypercall
-from xenemu.hv.state.domain import DOMID
 
 ARGUMENT, NOWHERE = 0x20000, 1 << 30
 VERSION = {

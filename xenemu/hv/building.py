@@ -21,6 +21,7 @@ from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
 MAX_PAGES_SLACK = (1 << 20) >> PAGE_SHIFT
 XEN_FRAMES = 512
 
+FIRST_DOMID = 1  # of the first domU on a new host
 DEFAULT_WALLCLOCK_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01 00:00:00 UTC
 
 
@@ -50,6 +51,7 @@ class DomainConfig:
     memory: int  # bytes
     cmdline: bytes = b""
     initrd: Data = b""
+    domid: int = FIRST_DOMID
     name: str = "guest"
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS

@@ -28,7 +28,7 @@ from xenemu.hv.pagetype import PV32, PV64, Frames
 from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
-from xenemu.hv.state.domain import DOMID, Domain, Ring
+from xenemu.hv.state.domain import Domain, Ring
 from xenemu.hv.state.events import EventChannels
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv import descriptors, perdomain
@@ -84,8 +84,8 @@ def build(width: int, config: DomainConfig, nr_pages: int, placed: Placed) -> Do
     give_rings(domain)
     placed.write(domain, base)
     root = Mfn(base + placed.root)
-    frames.pin(root, DOMID, frames.rules.root_type)
-    frames.get_page_and_type(root, DOMID, frames.rules.root_type)
+    frames.pin(root, config.domid, frames.rules.root_type)
+    frames.get_page_and_type(root, config.domid, frames.rules.root_type)
     if width == 8:
         show_m2p(domain, root)
     boot = domain.vcpus[0]
@@ -119,8 +119,8 @@ def _make_domain(
         memory, heap, m2p, private, config.vcpus
     )
     descriptors.fill_xen_gdt(memory.table(private.xen_gdt), width)
-    frames.assign(Mfn(base), DOMID, nr_pages)
-    frames.share_with_guest(shared_info, DOMID, writable=True)
+    frames.assign(Mfn(base), config.domid, nr_pages)
+    frames.share_with_guest(shared_info, config.domid, writable=True)
     frames.add_to_heap(range(heap.next_frame, base))
     frames.add_to_heap(range(base + nr_pages, nr_frames))
 
@@ -145,6 +145,7 @@ def _make_domain(
             )
             for n in range(config.vcpus)
         ],
+        domid=config.domid,
         name=config.name,
         features=pv_features(),
         # libxl gives a PV domain this map (XEN_DOMCTL set_memmap_limit): all of it RAM.

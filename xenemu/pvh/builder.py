@@ -30,7 +30,7 @@ from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
-from xenemu.hv.state.domain import DOMID, Domain, Ring
+from xenemu.hv.state.domain import Domain, Ring
 from xenemu.hv.state.events import EventChannels
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh import acpi
@@ -100,8 +100,8 @@ def build(config: DomainConfig, room: Room, placed: Placed) -> Domain:
     memory = Memory(end + len(special) + XEN_FRAMES + MAX_PAGES_SLACK)
     frames = Frames(memory)
     frames.add_to_heap(range(end + 2 + len(special), memory.nr_frames))
-    frames.share_with_guest(Mfn(end), DOMID, writable=True)
-    p2m = _populate(frames, room.memory, special, end + 2)
+    frames.share_with_guest(Mfn(end), config.domid, writable=True)
+    p2m = _populate(frames, config.domid, room.memory, special, end + 2)
     _fill(memory, p2m, room)
     for paddr, data in placed.pieces:
         memory.write(Maddr(paddr), data)
@@ -138,6 +138,7 @@ def _make_domain(
             )
             for n in range(config.vcpus)
         ],
+        domid=config.domid,
         name=config.name,
         features=pvh_features(),
         e820=room.e820,
@@ -162,14 +163,14 @@ def _special_gfns(tables: AcpiTables, rsdp: int) -> list[int]:
     return sorted(gfns if rsdp < BIOS_END else gfns | {rsdp >> PAGE_SHIFT})
 
 
-def _populate(frames: Frames, memory_size: int, special: list[int], first: int) -> P2m:
+def _populate(frames: Frames, domid: int, memory_size: int, special: list[int], first: int) -> P2m:
     """Give the domain its RAM, and machine frames from `first` on for the `special` ones."""
     ranges = [low_ram(memory_size), high_ram(memory_size)]
     ram = [range(at.start >> PAGE_SHIFT, at.stop >> PAGE_SHIFT) for at in ranges if at]
     for mfns in ram:
-        frames.assign(Mfn(mfns.start), DOMID, len(mfns))
+        frames.assign(Mfn(mfns.start), domid, len(mfns))
     p2m = P2m(*ram)
-    frames.assign(Mfn(first), DOMID, len(special))
+    frames.assign(Mfn(first), domid, len(special))
     for mfn, gfn in enumerate(special, first):
         p2m.set(gfn, Mfn(mfn))
     return p2m

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from xenemu.hv.pagetype import Frames
 
 DOM0: Final = 0  # dom0's id
-DOMID = 1  # what the first domU is called; dom0 serves its console and xenstore
 OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's console/limit
 
 
@@ -99,7 +98,7 @@ class Domain:
     shared_info: Mfn
     max_pages: InitVar[int]
     vcpus: list[Vcpu]
-    domid: int = DOMID
+    domid: int
     pages: PageCounts = field(init=False)
     name: str = "guest"
     uuid: bytes = bytes(range(16))
