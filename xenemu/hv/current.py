@@ -114,7 +114,7 @@ class Observer:
         """
 
     def call_ends(self, current: Current, row: Any, record: CallRecord) -> None:
-        """It ended. Without a result, the call is to be continued, or it ended the guest."""
+        """The call ended. Without a result, it is to be continued, or it ended the guest."""
 
     def entry_set(self, current: Current, maddr: int, old: int, new: int) -> None:
         """An entry of a page table was changed, as a hypercall or a store asked."""

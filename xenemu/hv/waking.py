@@ -1,4 +1,4 @@
-"""Waking vcpus that are blocked, among them those that poll for events.
+"""Waking vcpus that are blocked, and those that poll for events.
 
 In Xen: common/sched/core.c (vcpu_unblock), common/event_channel.c (evtchn_check_pollers)
 """

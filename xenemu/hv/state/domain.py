@@ -1,7 +1,7 @@
 """The domain: everything that a guest owns, as plain data.
 
-Two things in it are others', which it only knows by what they can be asked: dom0's backends, and
-who watches.
+Two things in it belong to others: dom0's backends, and the watchers. The domain knows of them only
+what it can ask them.
 
 In Xen: common/domain.c (struct domain)
 """

@@ -27,12 +27,15 @@ class RunState(IntEnum):
 class Vcpu:
     """One virtual CPU.
 
-    `info` is the machine address of its vcpu_info. `width` is how many bytes an unsigned long has
-    to it, and `environment` is who it is to the hypercall table: pv64, pv32, pvh64 or pvh32. A PVH
-    guest's vcpu has both from its last hypercall, since each vcpu changes its mode as it likes.
-    `arch` belongs to the personality that built the domain, and is opaque to `hv`. `saved` holds
-    its registers while another vcpu is in the CPU: a `cpu.context.Context`, which `hv` only hands
-    on.
+    * `info` is the machine address of its vcpu_info.
+    * `width` is the size of its unsigned long in bytes.
+    * `environment` is its name in the hypercall table: pv64, pv32, pvh64 or pvh32.
+    * `arch` belongs to the personality that built the domain, and is opaque to `hv`.
+    * `saved` holds its registers while another vcpu is in the CPU. It is a `cpu.context.Context`,
+      which `hv` only hands on.
+
+    Each vcpu of a PVH guest changes its mode as it likes. So it has `width` and `environment` from
+    its last hypercall.
     """
 
     vcpu_id: int
