@@ -96,7 +96,7 @@ MAX_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT
 E820MAX: Final = 1024
 MACH2PHYS_COMPAT_VIRT_END: Final = 0xFFE00000
 
-# Only these go on from a first extent in the command; the others of the common part refuse one,
+# Only these go on from a first extent in the command. The others of the common part refuse one,
 # and the architecture's do not know such a command.
 MAPPING: Final = (XENMEM_add_to_physmap, XENMEM_add_to_physmap_batch)
 CONTINUED: Final = (

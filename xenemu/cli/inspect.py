@@ -1,7 +1,7 @@
 """`xenemu inspect`: what a kernel image is, what it says of itself, and how it can boot.
 
-With `--json`, addresses and bit masks are hexadecimal strings (JSON's numbers have 53
-bits), sizes are numbers, and a note that xenemu cannot decode is its bytes in hexadecimal.
+With `--json`, addresses and bit masks are hexadecimal strings, because JSON's numbers have 53 bits.
+Sizes are numbers. If xenemu cannot decode a note, its value is its bytes in hexadecimal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The physical address space of a guest that runs natively.
 
-Guest frames are machine frames where the p2m says so; the others lead to a page beyond RAM that
-reads as ones, or to the local APIC.
+The p2m says which machine frame a guest frame is. The other guest frames lead to the local APIC, or
+to a page beyond RAM that reads as ones.
 """
 
 from __future__ import annotations

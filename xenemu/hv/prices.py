@@ -1,10 +1,11 @@
-"""What the hypervisor and its exits take of a guest's time.
+"""How much of a guest's time the hypervisor's work and its exits take.
 
 Virtual time is the guest's instructions, a nanosecond each, and a fixed price for each thing that
-is no plain instruction: what it costs on a real machine under Xen, rounded. So a guest's clock
-tells it what a real one would. A guest that polls with SCHEDOP_yield, say, gets some 9,000 calls
-into 20 ms, and a loop that waits by PAUSE and the TSC turns as often as on a CPU. Time remains a
-function of what the guest does alone: nothing here is measured while it runs.
+is no plain instruction. The price is what the thing costs on a real machine under Xen, rounded. So
+a guest's clock tells it what a real one would. For example, a guest that polls with SCHEDOP_yield
+gets some 9,000 calls into 20 ms, and a loop that waits by PAUSE and the TSC turns as often as on a
+CPU. Time remains a function of what the guest does alone. Nothing here is measured while the guest
+runs.
 
 The count of instructions is a count of instructions: no price is in it.
 """

@@ -1,7 +1,7 @@
 """Linux's own symbol table, found in a kernel that was stripped of every other one.
 
-A kernel with CONFIG_KALLSYMS carries these tables in .rodata, all little endian, each aligned
-to a pointer (to 4 bytes since 7.0), none with a header or a magic number:
+A kernel with CONFIG_KALLSYMS carries these tables in .rodata. All are little endian. Each is
+aligned to a pointer (to 4 bytes since 7.0). None has a header or a magic number:
 
 ==================== ==============================================================
 num_syms             u32
@@ -15,20 +15,20 @@ offsets              u32 per symbol
 relative_base        a pointer
 ==================== ==============================================================
 
-Their order, which is the order in which they are found from the token table outwards:
+The search begins at the token table, and goes outwards. The order of the tables is
 
 * 5.10 .. 6.3: offsets, relative_base, num_syms, names, markers, [seqs], token table and index
 * 6.4 .. 6.x: num_syms, names, markers, token table and index, offsets, relative_base, seqs
 * 7.0 ..: the same without relative_base
 
-and what an offset means, of which exactly one reading yields ascending addresses in the image:
+An offset may mean one of three things. Exactly one reading yields ascending addresses in the image:
 
 * relative_base + offset: i386, and x86-64 since 6.15
 * x86-64 SMP before that: negative, relative_base - 1 - offset; else a per-CPU offset, as is
 * 7.0 ..: the offset's own address + offset; on an i386 that cannot be relocated, an address
 
-Each step accepts one candidate by a strict rule and never goes back, and the whole table must
-then agree with itself; so a hostile image costs little time and yields no symbols.
+Each step accepts one candidate by a strict rule and never goes back. The whole table must then
+agree with itself. So a hostile image costs little time and yields no symbols.
 
 In Linux: scripts/kallsyms.c, kernel/kallsyms.c.
 """

@@ -1,7 +1,7 @@
 """Xen's per-domain area: where each vcpu's GDT and LDT are mapped, for Xen alone.
 
-A vcpu has 32 pages of it: the guest's GDT in pages 0..13, Xen's own descriptors in page 14, and
-the LDT, mapped page by page when first used, from page 16.
+A vcpu has 32 pages of the area. Pages 0 to 13 are the guest's GDT. Page 14 has Xen's own
+descriptors. The LDT begins at page 16, and each of its pages is mapped when it is first used.
 
 In Xen: include/asm-x86/config.h (PERDOMAIN_VIRT_START, GDT_LDT_*), arch/x86/pv/domain.c.
 """

@@ -1,10 +1,10 @@
 """Writable page tables: a kernel's store to one of its own L1 tables, emulated and validated.
 
-The store faults, because page tables are only ever mapped read-only; if it is a store to an L1
-entry by an instruction that we know, the entry is changed as a hypercall would change it.
+Page tables are only ever mapped read-only, so the store faults. If it is a store to an L1 entry, by
+an instruction that we know, the entry is changed as a hypercall would change it.
 
-DIVERGES: Xen emulates every instruction that writes memory; here shifts, SETcc, PUSH, POP and
-those of the FPU and SSE are not among them, and the guest gets its page fault.
+DIVERGES: Xen emulates every instruction that writes memory; here shifts, SETcc, PUSH, POP and those
+of the FPU and SSE are not among them, and the guest gets its page fault.
 
 In Xen: arch/x86/pv/ro-page-fault.c.
 """
@@ -89,8 +89,8 @@ def decode(code: bytes, long_mode: bool) -> Store | None:
 def emulate_store(current: Current, vaddr: int) -> bool:
     """Emulate the store at RIP that faulted on `vaddr`; False if it is no such store.
 
-    A store that validation refuses is not made, and False too: the guest gets its page fault,
-    as from Xen, and the reason is in the log.
+    False also if validation refuses the store. Then nothing is stored, and the guest gets its page
+    fault, as from Xen. The reason is in the log.
     """
     domain = current.domain
     levels = domain.frames.rules.root_type
@@ -198,8 +198,8 @@ def _compare_exchange(current: Current, store: Store, maddr: Maddr, old: int) ->
 def _update(current: Current, maddr: Maddr, size: int, value: int, plain: bool = False) -> bool:
     """Change (part of) an L1 entry through validation; False if it is refused.
 
-    A 32-bit guest's `plain` store of an upper half is not: the lower half is expected to follow,
-    and until then the entry is not present.
+    A `plain` store of an upper half by a 32-bit guest is not refused. The lower half is expected to
+    follow, and until then the entry is not present.
     """
     domain = current.domain
     entry_maddr = Maddr(maddr & -ENTRY_SIZE)
