@@ -155,8 +155,8 @@ def test_a_refusal_has_rule_frames_and_backtrace(current: Current, told: list[st
 def test_a_standing_answer_is_one_calm_line(current: Current, told: list[str]) -> None:
     call(current, Nr.xsm_op, 0)
     assert told == [
-        "xenemu: at 0.000000 s on vcpu 0, xsm_op(arg1=0) = -ENOSYS, as ever: xsm_op: Xen is"
-        " built without FLASK (from 0x21000)\n"
+        "xenemu: at 0.000000 s on vcpu 0, xsm_op(arg1=0) = -ENOSYS, Xen's answer to every domU:"
+        " xsm_op: Xen is built without FLASK (from 0x21000)\n"
     ]
 
 

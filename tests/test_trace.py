@@ -88,7 +88,7 @@ def test_a_refused_call(current: Current, code: Code) -> None:
     call(current, Nr.xsm_op, 0)
     assert lines == [
         "event_channel_op(close, {port=9}) = -EINVAL (port 9 is closed already)",
-        "xsm_op(arg1=0) = -ENOSYS (as ever: xsm_op: Xen is built without FLASK)",
+        "xsm_op(arg1=0) = -ENOSYS (Xen's answer to every domU: xsm_op: Xen is built without FLASK)",
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from xenemu.decode import Call, format_args
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current, Observer
-from xenemu.hv.dispatch import Hypercall, format_result
+from xenemu.hv.dispatch import STANDING, Hypercall, format_result
 from xenemu.hv.frame_table import (
     DESCRIBED,
     LEVELS,
@@ -163,7 +163,7 @@ class Explainer(Observer):
         what = f"{record.name}({args}) = {result}"
         if record.standing:
             self._write(
-                f"{_when(current)}, {what}, as ever: {record.reason}"
+                f"{_when(current)}, {what}, {STANDING}{record.reason}"
                 f" (from {self._code.format(record.caller)})\n"
             )
         else:

@@ -41,7 +41,7 @@ from xenemu.abi.xen import Nr
 from xenemu.decode import VIRQS, Call, format_args
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current, Observer
-from xenemu.hv.dispatch import Hypercall, format_result
+from xenemu.hv.dispatch import STANDING, Hypercall, format_result
 from xenemu.hv.event_channel import is_masked
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.observe import Watch
@@ -263,7 +263,7 @@ def _format_call(event: Event) -> str:
     line = f"{name}({shown}) = {format_result(event['result'])}"
     if "reason" not in event:
         return line
-    return f"{line} ({'as ever: ' if 'standing' in event else ''}{event['reason']})"
+    return f"{line} ({STANDING if 'standing' in event else ''}{event['reason']})"
 
 
 def _format_mmu(event: Event) -> str:

@@ -13,6 +13,7 @@ from xenemu.abi.xen import DOMID_SELF
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
+from xenemu.gdb.ondisk import OnDisk
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import KASLR_STEP, find_offset
 from xenemu.hv import event_channel
@@ -49,7 +50,7 @@ def target():
     debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
     machine = SimpleNamespace(
         current=current, domain=current.domain, engine=current.cpu, debug=debug, caught=caught,
-        mode=SimpleNamespace(value="pv64"),
+        entry=SimpleNamespace(name="pv64"),
     )  # fmt: skip
     return Target(machine, image)
 
@@ -86,7 +87,10 @@ def test_help_has_every_command(monitor, name):
         ("trace on noise", "usage: monitor trace"),
         ("break-on fault 99", "there is no fault 99"),
         ("break-on hypercall foo", "Xen has no hypercall 'foo'"),
-        ("break-on event x", "usage: monitor break-on"),
+        ("break-on fault x", "there is no fault x: give a name such as #PF, or 0 to 31"),
+        ("break-on fault -1", "there is no fault -1"),
+        ("break-on event x", "x is no port; `monitor events` lists them"),
+        ("break-on event -1", "-1 is no port"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(monitor, line, words):
@@ -140,6 +144,13 @@ def test_code_is_disassembled_as_the_cpu_reads_it(monitor, target, attributes, s
     target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, attributes))
     target.machine.domain.memory.write(Maddr(CODE), b"\x48\xff\xc0")
     assert monitor.run("disas $pc 1") == f"=> start+0x0/0x8:\t{shown}\n"
+
+
+def test_code_above_4_gib_is_64_bit_code_whatever_the_cpu_runs_now(monitor, target, monkeypatch):
+    target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, 0xC09B00))
+    monkeypatch.setattr(target, "read_memory", lambda vaddr, length: b"\x48\xff\xc0")
+    assert monitor.run(f"disas {1 << 32:#x} 1").endswith("\tincq %rax\n")
+    assert monitor.run(f"disas {(1 << 32) - 1:#x} 1").endswith("\tdecl %eax\n")
 
 
 @pytest.mark.parametrize("offset", [0, None])
@@ -273,6 +284,23 @@ def test_a_kernel_without_modules_says_so(monitor):
 
 def test_a_name_of_a_modules_is_an_address(monitor, loaded):
     assert monitor.run("symbols begin_two+4") == "0xd0004 is begin_two+0x4/0x100 [two]\n"
+
+
+def test_who_fetches_a_large_file_is_told_once_of_a_faster_way(target, tmp_path, monkeypatch):
+    path, told = tmp_path / "vmlinux", []
+    path.write_bytes(bytes(3 << 20))
+    monkeypatch.setattr("xenemu.gdb.files.PATIENCE", 2 << 20)
+    monkeypatch.setattr("xenemu.gdb.files.symbol_file", lambda *_: memoryview(b""))
+    monkeypatch.setattr("xenemu.gdb.files.has_own", lambda image, physical: True)
+    monkeypatch.setattr("xenemu.gdb.files.find", lambda *_: OnDisk(str(path), b""))
+    files = Files(target, told.append)
+    descriptor = files.handle(b"open:%s,0,0" % files.path.encode().hex().encode())[1:]
+    counts = []
+    for offset in range(0, 3 << 20, 1 << 16):
+        assert files.handle(b"pread:%s,10000,%x" % (descriptor, offset)).startswith(b"F10000;")
+        counts.append(len(told))
+    assert counts == [0] * 31 + [1] * 17
+    assert f"gdb fetches {files.path}, 3 MiB, through its connection" in told[0]
 
 
 def test_gdb_fetches_the_modules_that_are_loaded_by_then(target, loaded):

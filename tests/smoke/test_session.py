@@ -56,7 +56,9 @@ def test_an_expectation_out_of_order_is_not_met(session):
 def test_which_panic_it_must_be(session):
     code = say(b"[    0.000000] Kernel panic - not syncing: VFS\n") + shutdown(CRASH)
     for words, expected in (("not syncing: VFS", []), ("not syncing: Oops", [Verdict.UNMET])):
-        assert verdicts(session(code, expect=(Step(words),), exit=("panic",))) == expected
+        guest = session(code, expect=(Step(words),), exit=("panic",))
+        assert verdicts(guest) == expected
+        assert guest.reason == "Kernel panic - not syncing: VFS", "also of a boot that has passed"
     guest = session(say(b"not syncing: VFS\n") + shutdown(POWEROFF), exit=("panic",))
     assert verdicts(guest) == [Verdict.END]
 

@@ -58,15 +58,18 @@ class Breaks(Observer):
         names = {name.lstrip("#"): vector for vector, name in flags.VECTOR_NAMES.items()}
         vector = names.get(text.lstrip("#").upper())
         if vector is None:
-            vector = int(text, 0)
-        if not 0 <= vector < VECTORS:
-            raise Refused(f"there is no fault {text}: they are 0 to 31")
+            vector = _number(text)
+        if vector is None or vector >= VECTORS:
+            raise Refused(f"there is no fault {text}: give a name such as #PF, or 0 to 31")
         self._vectors.add(vector)
         self._update()
 
     def on_event(self, text: str) -> None:
         """By port."""
-        self._ports.add(int(text, 0))
+        port = _number(text)
+        if port is None:
+            raise Refused(f"{text} is no port; `monitor events` lists them")
+        self._ports.add(port)
         self._update()
 
     def describe(self) -> list[str]:
@@ -118,3 +121,12 @@ class Breaks(Observer):
         if port in self._ports:
             again = ", where one was pending already" if was_pending else ""
             self._request(f"an event was raised on port {port}{again}")
+
+
+def _number(text: str) -> int | None:
+    """A number, decimal or with ``0x``; None if it is none, or below 0."""
+    try:
+        number = int(text, 0)
+    except ValueError:
+        return None
+    return number if number >= 0 else None

@@ -6,6 +6,7 @@ gdb manual: Host I/O Packets; The File Stat Structure.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,21 @@ REGULAR_READABLE: Final = 0o100444
 STAT: Final = struct.Struct(">7I3Q3I")
 MAX_READ: Final = PACKET_SIZE // 2  # escaped, it may be twice as long
 BLOCK: Final = 4096
+PATIENCE: Final = 16 << 20  # bytes that gdb may fetch before it is told that this takes long
 Content = memoryview | OnDisk
 PHYSICAL_SUFFIX: Final = ".physical"
 MODULES_SUFFIX: Final = ".modules"
 
 
 class Files:
-    """The files that there are: the kernel with its symbols, and the symbols of its modules."""
+    """The files that there are: the kernel with its symbols, and the symbols of its modules.
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    `tell` gets a sentence for the person at xenemu's terminal.
+    """
+
+    def __init__(self, target: Target, tell: Callable[[str], None] = lambda sentence: None) -> None:
+        self._target, self._tell = target, tell
+        self._left = PATIENCE  # bytes of files on disk, until the person is told
         self._path = str(Path(target.image.symbol_file.path).absolute())
         self._open: dict[int, Content] = {}
         self._contents: dict[bool, Content] = {}  # by whether it is of physical addresses
@@ -91,8 +97,20 @@ class Files:
         if verb == b"fstat":
             return _with_data(_stat(len(self._open[descriptor])))
         count, offset = map(number, arguments[1:3])
-        piece = self._open[descriptor][offset : offset + min(count, MAX_READ)]
+        content = self._open[descriptor]
+        piece = content[offset : offset + min(count, MAX_READ)]
+        if isinstance(content, OnDisk):
+            self._count(len(piece), len(content))
         return _with_data(bytes(piece))
+
+    def _count(self, fetched: int, size: int) -> None:
+        """Tell the person, once, if gdb takes a large file through its connection."""
+        was, self._left = self._left, self._left - fetched
+        if was > 0 >= self._left:
+            self._tell(
+                f"gdb fetches {self._path}, {size >> 20} MiB, through its connection, which can"
+                f" take minutes; gdb {self._path} reads it in seconds"
+            )
 
     def _open_file(self, path: str) -> bytes:
         if path == self.path:

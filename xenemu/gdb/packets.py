@@ -49,11 +49,16 @@ MEMORY_MAP: Final = """\
 
 
 class Packets:
-    """What one gdb has said; `say` shows the person at it a text."""
+    """What one gdb has said; `say` shows the person at it a text, `tell` the one at xenemu."""
 
-    def __init__(self, target: Target, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        say: Callable[[str], None],
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._target, self._say = target, say
-        self._files = Files(target)
+        self._files = Files(target, tell)
         self._files.prepare()
         self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
         self._monitor = Monitor(target, self._files, say, self._request)

@@ -64,7 +64,7 @@ class Server:
     def __post_init__(self) -> None:
         self._channel: Channel | None = None
         self._decoder = Decoder()
-        self._packets = Packets(self.target, self._console)
+        self._packets = Packets(self.target, self._console, self.tell)
         self._going: Go | None = None  # how the guest goes on; None: it is held
         self._stop = Stop(SIGTRAP)
         self._steps = 0

@@ -178,8 +178,9 @@ def addresses(target: Target, vaddr: int) -> list[str]:
 
 
 def disassemble(target: Target, code: Code, vaddr: int, count: int) -> list[str]:
-    """Instructions, in the mode that the CPU is in."""
-    reader = capstone.Cs(capstone.CS_ARCH_X86, MODES[target.code_bits])
+    """Instructions, in the mode that the CPU is in; above 4 GiB there is only 64-bit code."""
+    bits = target.code_bits if vaddr < 1 << 32 else 64
+    reader = capstone.Cs(capstone.CS_ARCH_X86, MODES[bits])
     reader.syntax = capstone.CS_OPT_SYNTAX_ATT
     data = target.read_memory(vaddr, min(count, 1000) * MAX_INSTRUCTION)
     lines = [

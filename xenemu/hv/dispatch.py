@@ -286,6 +286,7 @@ class HypercallTable:
         return result
 
 
+STANDING: Final = "Xen's answer to every domU: "  # before the reason of a `StandingAnswer`
 WORD: Final = (1 << 64) - 1
 RAX: Final = Reg.RAX
 ARGUMENTS: Final = {  # Header: public/arch-x86/xen-x86_64.h, xen-x86_32.h
@@ -403,5 +404,5 @@ def format_call(record: CallRecord, args: str | None = None) -> str:
     line = f"{record.at_ns / 1e9:12.6f} v{record.vcpu_id} {record.name}({args}) = "
     line += format_result(record.result)
     if record.standing:
-        return f"{line} (Xen's standing answer: {record.reason})"
+        return f"{line} ({STANDING}{record.reason})"
     return f"{line}: {record.reason}" if record.reason else line

@@ -206,7 +206,7 @@ def _result(session: Session, _: Any) -> object:
     result.mode = session.machine.entry.name
     if session.outcome is not None:
         result.findings = session.judge(session.outcome)
-        result.reason = session.outcome.reason
+        result.reason = session.reason
     worker.add_session(result, session)
     return result
 

@@ -25,7 +25,7 @@ from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
-from xenemu.smoke.verdict import Finding, Verdict, advice, judge, kernel_lines
+from xenemu.smoke.verdict import Finding, Verdict, advice, crash, judge, kernel_lines
 from xenemu.smoke.witness import Witness
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
@@ -73,6 +73,7 @@ class Session:
         self._input = bytearray(boot.input.encode())
         self._spoke_ns = self._probed_ns = 0
         self._advice = ""  # from what is known of its end
+        self._died = ""  # of what, in the kernel's own words
         self._met = ""  # the last step that was met
         self.image = image.load(boot.kernel)
         self._mark("loaded", 0)
@@ -142,8 +143,15 @@ class Session:
             findings=self.findings,
             cases=parse(self.transcript.text),
         )
+        died = crash(facts)
+        self._died = died.reason if died else ""
         self._advice = advice(facts)
         return judge(facts, self.boot.exit, self.boot.tolerate)
+
+    @property
+    def reason(self) -> str:
+        """How the guest ended; of a kernel that panicked, by which panic."""
+        return self._died or (self.outcome.reason if self.outcome else "")
 
     def _too_early(self) -> str:
         """Where the console has what is expected next, earlier than its turn."""

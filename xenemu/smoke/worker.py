@@ -106,7 +106,7 @@ def boot_once(
         if confined:
             confine()
         result.findings = run(session)
-        result.reason = session.outcome.reason if session.outcome else ""
+        result.reason = session.reason
     except XenemuError as error:
         result.findings = [Finding(_blame(error), str(error))]
     except _Stopped:
