@@ -52,7 +52,7 @@ CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # All that a reader has: commands, hosts, and directories of any Debian machine or guest.
-COMMANDS = {"make", "pip", "xenemu", "python", "python3", "tar", "printf", "echo", "gdb"}
+COMMANDS = {"make", "pip", "xenemu", "python", "python3", "tar", "printf", "apt-get", "echo", "gdb"}
 HOSTS = {"keepachangelog.com", "semver.org"}
 DIRECTORIES = {"bin", "boot", "dev", "init", "proc", "sys"}
 
