@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 from collections.abc import Iterator
 
@@ -17,8 +18,9 @@ from xenemu.abi.io.xs_wire import (
     xsd_sockmsg,
 )
 from xenemu.dom0.xenstore import REQ, RSP, XenstoreRing
-from xenemu.dom0.xenstore_model import MAX_OUTSTANDING
+from xenemu.dom0.xenstore_model import MAX_OUTSTANDING, Connection
 from xenemu.dom0.xenstore_nodes import populate
+from xenemu.dom0.xenstore_tree import Store
 from xenemu.hv import event_channel
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
@@ -279,3 +281,28 @@ def test_is_plain_data(guest: Guest) -> None:
     guest.put(message(XS.READ, b"name\0")[:10])
     guest.notify()
     assert pickle.loads(pickle.dumps(guest.ring)) == guest.ring
+
+
+def test_two_domains_share_a_store_through_a_restore() -> None:
+    store = Store()
+    rings = [XenstoreRing(MFN, PORT, store=store) for _ in range(2)]
+    for domid, ring in enumerate(rings, 1):
+        ring.connection = store.connect(domid)
+    connections = [ring.connection for ring in rings]
+    store.watch(rings[1].connection, "/tool", b"token")
+    states = [ring.save() for ring in rings]
+    store.write(Connection(0), "/tool/a", b"1")
+    rings[1].connection.reset()
+    rings[0].error = XENSTORE_ERROR_PROTO
+    for _ in range(2):
+        for ring, state in zip(rings, states, strict=True):
+            ring.restore(state)
+        assert [ring.connection for ring in rings] == store.connections
+        assert all(map(operator.is_, store.connections, connections))
+        assert all(ring.store is store for ring in rings)
+        assert "/tool" not in store.nodes
+        assert (rings[0].error, [watch.token for watch in connections[1].watches]) == (
+            0,
+            [b"token"],
+        )
+        store.write(Connection(0), "/tool", b"1")

@@ -105,7 +105,7 @@ class Host:
             lapic_glue.assert_vector(machine.current, vcpu, VECTOR)
         if not vcpu.runnable:
             return
-        machine._switch_to(vcpu)
+        machine.switch_to(vcpu)
         machine.exits.deliver_events()
         machine.engine.run(machine.engine.now_ns + step.instructions)
         machine.exits.stopped()
@@ -119,7 +119,7 @@ class Host:
         machine = self.machine
         vcpu = machine.domain.vcpus[vcpu_id]
         blocked = vcpu.blocked
-        machine._switch_to(vcpu)
+        machine.switch_to(vcpu)
         machine.personality.leave(machine.current)
         registers = machine.engine.store()
         registers = replace(registers, interrupts=replace(registers.interrupts, requested=True))

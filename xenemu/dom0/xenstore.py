@@ -10,6 +10,7 @@ In Xen: tools/xenstore/xenstored_core.c, xenstored_domain.c
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ _at = xenstore_domain_interface.layout(8).offsets  # the same in both widths
 REQ: Final = ByteRing(_at["req"], XENSTORE_RING_SIZE, _at["req_cons"], _at["req_prod"])
 RSP: Final = ByteRing(_at["rsp"], XENSTORE_RING_SIZE, _at["rsp_cons"], _at["rsp_prod"])
 HEADER_SIZE: Final = xsd_sockmsg.sizeof(8)
+STORES: Final = ("store", "connection")  # attributes that belong to the store
 
 
 @dataclass
@@ -91,6 +93,17 @@ class XenstoreRing(RingBackend):
             self._send(domain)
         if self._indices(domain) != before:
             self.tell(domain)
+
+    def save(self) -> object:
+        """What the domain has of the store and on the way, and the store, as it is for all."""
+        own = {name: value for name, value in vars(self).items() if name not in STORES}
+        return copy.deepcopy(own), self.store.save()
+
+    def restore(self, state: object) -> None:
+        assert isinstance(state, tuple)
+        own, store = state
+        vars(self).update(copy.deepcopy(own))
+        self.store.restore(store)
 
     def check(self, domain: Domain) -> Iterator[str]:
         """See `storecheck`."""

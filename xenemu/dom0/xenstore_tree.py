@@ -14,6 +14,7 @@ In Xen: tools/xenstore/xenstored_core.c, xenstored_watch.c, xenstored_transactio
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -86,6 +87,19 @@ class Store:
     connections: list[Connection] = field(default_factory=list)
     entries: dict[int, int] = field(default_factory=dict)
     generation: int = 1
+
+    def save(self) -> dict[str, object]:
+        """All that it knows."""
+        return copy.deepcopy(vars(self))
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Know what `save` returned, and nothing else; who has a connection keeps it."""
+        known = {connection.domid: connection for connection in self.connections}
+        vars(self).update(copy.deepcopy(state))
+        for n, connection in enumerate(self.connections):
+            mine = known.setdefault(connection.domid, connection)
+            vars(mine).update(vars(connection))
+            self.connections[n] = mine
 
     def connect(self, domid: int) -> Connection:
         """Open a domain's session."""

@@ -1,0 +1,22 @@
+"""The composition root: an image, an entry, a host, a CPU and the hypercalls make a machine."""
+
+from __future__ import annotations
+
+from hypercalls import TABLE
+from xenemu.hv.building import DomainConfig
+from xenemu.machine.host import Host
+from xenemu.machine.loop import SLICE_NS
+from xenemu.machine.machine import Machine
+from xenemu.machine.snapshot import Snapshot
+from xenemu.machine.terminal import Limits, Terminal
+
+__all__ = [
+    "SLICE_NS",
+    "TABLE",
+    "DomainConfig",
+    "Host",
+    "Limits",
+    "Machine",
+    "Snapshot",
+    "Terminal",
+]

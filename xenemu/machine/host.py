@@ -1,0 +1,46 @@
+"""The host: what its domains share, and what dom0 keeps for them.
+
+The builders make memory to the measure of one domain, so there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from xenemu.boot import Entry
+from xenemu.dom0 import toolstack
+from xenemu.dom0.xenstore import XenstoreRing
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.memory import Memory
+from xenemu.hv.pagetype import Frames
+from xenemu.hv.state.domain import Backend, Domain
+from xenemu.image import Image
+
+
+@dataclass
+class Host:
+    """Memory, the table of its frames with the heap, the xenstore, and the domains by their ids."""
+
+    memory: Memory
+    frames: Frames
+    store: Store = field(default_factory=Store)
+    domains: dict[int, Domain] = field(default_factory=dict)
+
+    def admit(self, domain: Domain) -> None:
+        """Have a domain that lives in this memory, in place of one with its id."""
+        self.domains[domain.domid] = domain
+
+
+def build(entry: Entry, image: Image, config: DomainConfig, backends: Iterable[Backend]) -> Host:
+    """Build a host with a domain, which an entry makes of an image, as xl does.
+
+    dom0 has `backends` for the domain, besides the xenstore. Errors are those of `Entry.build`.
+    """
+    domain = entry.build(image, config)
+    image.forget_pages()
+    host = Host(domain.memory, domain.frames)
+    host.admit(domain)
+    toolstack.create(domain, config, host.store, [XenstoreRing(store=host.store), *backends])
+    return host

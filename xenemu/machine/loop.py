@@ -1,0 +1,188 @@
+"""A run of a machine: the guest by turns with what waits for it.
+
+That is due timers, the console and dom0's backends. Virtual time passes with the guest's
+instructions; when every vcpu is blocked, it is moved to the next timer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from xenemu.abi.sched import (
+    SHUTDOWN_crash,
+    SHUTDOWN_poweroff,
+    SHUTDOWN_reboot,
+    SHUTDOWN_soft_reset,
+    SHUTDOWN_suspend,
+    SHUTDOWN_watchdog,
+)
+from xenemu.errors import DomainCrash
+from xenemu.hv import timers
+from xenemu.hv.clock import refresh_time
+from xenemu.hv.debug import Debugger, RunEnded
+from xenemu.machine.terminal import Limits, Terminal
+from xenemu.outcome import End, Outcome
+from xenemu.pvh.entry import TripleFault
+
+if TYPE_CHECKING:
+    from xenemu.machine.machine import Machine
+
+SLICE_NS = 10_000_000  # how long a guest runs before the console and other vcpus are looked at
+SHUTDOWNS = {
+    SHUTDOWN_poweroff: (End.POWEROFF, "the guest powered off"),
+    SHUTDOWN_reboot: (End.REBOOT, "the guest asked to be rebooted"),
+    SHUTDOWN_suspend: (End.SUSPEND, "the guest suspended itself"),
+    SHUTDOWN_crash: (End.GUEST_CRASH, "the guest crashed, by its own account"),
+    SHUTDOWN_watchdog: (End.WATCHDOG, "a watchdog that the guest had set ran out"),
+    SHUTDOWN_soft_reset: (End.REBOOT, "the guest asked for a soft reset"),
+}
+
+
+@dataclass
+class Run:
+    """A run of a machine until its guest ends, or one of these says to stop."""
+
+    machine: Machine
+    terminal: Terminal
+    limits: Limits
+    debugger: Debugger | None = None
+
+    def run(self, audit_ns: int | None) -> Outcome:
+        """Run it; with `audit_ns`, audit the domain each time that so much has passed."""
+        try:
+            outcome = self._run_to_end(audit_ns)
+            wrong = self._audit() if audit_ns is not None else None
+            outcome = wrong or outcome
+            if self.debugger:
+                self.debugger.ended(outcome)
+        except RunEnded as ended:
+            outcome = replace(ended.outcome, held=True)
+        return outcome
+
+    def _run_to_end(self, audit_ns: int | None) -> Outcome:
+        try:
+            return self._take_turns(audit_ns)
+        except TripleFault as fault:
+            crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
+        except DomainCrash as crash:
+            crashed = Outcome(End.REFUSED, str(crash), crash.advice)
+        self.machine.console.pump(self.machine.domain)
+        self._show_output()
+        return self.terminal.check() or crashed
+
+    def _audit(self) -> Outcome | None:
+        """Audit the domain; an end of the run if its books are wrong."""
+        faults = self.machine.personality.audit(self.machine.domain)
+        if not faults:
+            return None
+        more = f"; and {len(faults) - 1} more faults" if faults[1:] else ""
+        at_s = self.machine.engine.now_ns / 1e9
+        return Outcome(
+            End.INCONSISTENT, f"bug in xenemu: the audit at {at_s:.3f} s: {faults[0]}{more}"
+        )
+
+    def _take_turns(self, audit_ns: int | None) -> Outcome:
+        machine, debugger = self.machine, self.debugger
+        domain, engine = machine.domain, machine.engine
+        engine.look = self._look_at_host
+        run = debugger.run if debugger else engine.run
+        every_ns = math.inf if audit_ns is None else audit_ns
+        if audit_ns is None:  # nor one that an earlier run wanted
+            machine.next_audit_ns = math.inf
+        else:
+            machine.next_audit_ns = min(machine.next_audit_ns, engine.now_ns + audit_ns)
+        while True:
+            if engine.now_ns >= machine.next_audit_ns:
+                machine.next_audit_ns = engine.now_ns + every_ns
+                if wrong := self._audit():
+                    return wrong
+            timers.fire_due(machine.current, machine.timers)
+            self._pump()
+            ended = self._ended()
+            if ended:
+                return ended
+            if debugger:
+                debugger.look()
+            vcpu = machine.next_vcpu()
+            if vcpu is None:
+                waited = self._wait()
+                if not (waited or (debugger and debugger.idle())):
+                    return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
+                continue
+            machine.switch_to(vcpu)
+            refresh_time(machine.current)
+            machine.exits.deliver_events()
+            domain.timers.moved = False
+            next_ns = domain.timers.next_ns()
+            deadline = engine.now_ns + machine.slice_ns
+            run(deadline if next_ns is None else min(deadline, next_ns))
+            machine.exits.stopped()
+            machine.samples.take(machine.current)
+
+    def _look_at_host(self) -> None:
+        """End the slice if the host wants the run to end; pause it if a debugger has a word."""
+        if self.terminal.leaves() or self.limits.expired():
+            self.machine.engine.stop()
+        elif self.debugger and self.debugger.calls():
+            self.machine.debug.request_halt()
+
+    def _ended(self) -> Outcome | None:
+        code = self.machine.domain.shutdown_code
+        finished = self.terminal.check()
+        if finished:
+            return finished
+        if code is not None:
+            end, reason = SHUTDOWNS.get(code, (End.GUEST_CRASH, f"shutdown reason {code}"))
+            return Outcome(end, self.machine.domain.shutdown_why or reason)
+        if self.limits.expired():
+            return Outcome(End.TIMEOUT, f"still running after {self.limits.timeout_s:g} s")
+        return None
+
+    def _wait(self) -> bool:
+        """Let idle time pass, to the next timer or to input; False if neither can come."""
+        domain, engine = self.machine.domain, self.machine.engine
+        next_ns = domain.timers.next_ns()
+        if next_ns is None and (self.terminal.exhausted or not self.machine.console.input_room):
+            return False
+        if next_ns is not None and not self.terminal.interactive:
+            engine.skip_to(next_ns)
+            return True
+        wait_ns = None if next_ns is None else next_ns - engine.now_ns
+        left_s = self.limits.left_s()
+        if left_s is not None:
+            left_ns = int(left_s * 1e9)
+            wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
+        before = self.limits.clock()
+        data = self.terminal.read(self.machine.console.input_room, wait_ns)
+        passed = int((self.limits.clock() - before) * 1e9)
+        if data:
+            self.machine.console.feed(domain, data)
+            if self.terminal.interactive:
+                engine.skip_to(engine.now_ns + passed)
+        elif self.debugger and self.debugger.calls():
+            engine.skip_to(engine.now_ns + min(passed, wait_ns or 0))
+        elif next_ns is not None:
+            engine.skip_to(next_ns)
+        return True
+
+    def _pump(self) -> None:
+        """Move console bytes both ways, and let each backend do what it could not before."""
+        domain = self.machine.domain
+        self._show_output()
+        room = self.machine.console.input_room
+        if room and not self.terminal.exhausted:
+            data = self.terminal.read(room, 0)
+            if data:
+                self.machine.console.feed(domain, data)
+        for served in domain.backends.values():
+            served.pump(domain)
+        self._show_output()
+
+    def _show_output(self) -> None:
+        output = self.machine.domain.output
+        if output:
+            self.machine.samples.spoke(self.machine.engine.now_ns)
+            self.terminal.write(bytes(output))
+            output.clear()

@@ -1,0 +1,52 @@
+"""A machine as it was at one instant, to go back to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xenemu.cpu.engine import EngineState
+from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.sampling import Samples
+
+if TYPE_CHECKING:
+    from xenemu.machine.machine import Machine
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A machine as it was once: all that decides how its run goes on.
+
+    A machine that is restored and runs on does to the byte what it did when it was not stopped.
+    What belongs to the caller is not in it: the terminal, a debugger, what observers have noted.
+    It is of use to the machine that took it, and to no other.
+    """
+
+    domain: DomainSnapshot
+    vcpu_id: int  # who was in the CPU,
+    engine: EngineState  # and what was there
+    samples: Samples
+    next_audit_ns: float
+
+    @classmethod
+    def of(cls, machine: Machine) -> Snapshot:
+        """Keep what a machine is now."""
+        return cls(
+            DomainSnapshot(machine.domain),
+            machine.current.vcpu.vcpu_id,
+            machine.engine.keep(),
+            copy.deepcopy(machine.samples),
+            machine.next_audit_ns,
+        )
+
+    def put_back(self, machine: Machine) -> None:
+        """Make the machine that it is of what it was."""
+        domain = self.domain.restore(machine.domain)
+        machine.host.admit(domain)
+        machine.current.domain = domain
+        machine.current.vcpu = domain.vcpus[self.vcpu_id]
+        machine.engine.put_back(self.engine)
+        machine.attach_exits()
+        machine.samples = copy.deepcopy(self.samples)
+        machine.next_audit_ns = self.next_audit_ns
