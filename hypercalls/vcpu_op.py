@@ -45,7 +45,7 @@ from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.pv.state import pv_vcpu
-from xenemu.pvh import lapic_glue
+from xenemu.pvh import callbacks, lapic_glue
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MIN_PERIOD_NS: Final = 1_000_000
@@ -193,6 +193,8 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
     vcpu.info_registered = True
     selector = vcpu_field(domain, vcpu, "evtchn_pending_sel")
     domain.memory.write_uint(selector, domain.shared_info_width, -1)
+    if domain.p2m is not None and vcpu is current.vcpu:
+        callbacks.update_upcall(current)
     if mark_events_pending(domain, vcpu):
         waking.wake(domain, vcpu)
     update_time(current, vcpu)

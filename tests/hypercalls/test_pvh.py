@@ -9,6 +9,7 @@ from hypercalls import TABLE
 from xenemu.abi import grant_table as grants
 from xenemu.abi import sched, vcpu
 from xenemu.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH
+from xenemu.abi.vcpu import VCPUOP_register_vcpu_info, vcpu_register_vcpu_info
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PVH
@@ -154,3 +155,13 @@ def test_a_vcpu_info_is_laid_out_as_shared_info_is(current):
     assert call(current, Nr.vcpu_op, vcpu.VCPUOP_register_vcpu_info, 0, ARGUMENT) == 0
     info = current.domain.memory.read(Maddr(PAGE << 12), 16)
     assert info == bytes([1, 0, 0, 0]) + b"\xff" * 4 + bytes(8)
+
+
+def test_a_vcpu_info_that_moved_is_where_the_cpu_looks():
+    current = make_pvh_current(vcpus=2)
+    current.table = TABLE
+    for vcpu_id, upcall in ((1, None), (0, (0x20080, None))):
+        current.write_struct(ARGUMENT, vcpu_register_vcpu_info(0x20 + vcpu_id, 0x80, 0))
+        assert call(current, Nr.vcpu_op, VCPUOP_register_vcpu_info, vcpu_id, ARGUMENT) == 0
+        cpu = current.cpu
+        assert isinstance(cpu, FakeNativeCpu) and cpu.upcall == upcall

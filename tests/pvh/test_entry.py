@@ -204,13 +204,6 @@ def test_the_debug_console_shows_bytes(exits):
     assert (exits.read_port(0xE9, 1), exits.read_port(0xE9, 2)) == (0xE9, 0xFFFF)
 
 
-def test_a_vcpu_info_that_moved_is_where_the_cpu_looks(exits):
-    exits.deliver_events()
-    exits.current.vcpu.info += 64
-    exits.deliver_events()
-    assert cpu_of(exits).upcall == (exits.current.vcpu.info, None)
-
-
 def test_the_local_apics_timers_are_the_personalitys(exits):
     current = exits.current
     assert current is not None and PVH.timers.keys().isdisjoint(scheduler.TIMERS)

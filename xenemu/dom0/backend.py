@@ -8,15 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.dom0 import grants
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import Mfn
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 NO_FRAME: Final = Mfn(0)  # before it is connected
 

@@ -9,16 +9,13 @@ In Xen: tools/console/daemon/io.c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE
 from xenemu.abi.io.console import xencons_interface
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.byte_ring import ByteRing
-from xenemu.hv.state.domain import OUTPUT_LIMIT
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.domain import OUTPUT_LIMIT, Domain
 
 INPUT_LIMIT: Final = 64 << 10  # bytes typed that the guest has not made room for
 

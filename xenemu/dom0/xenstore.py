@@ -15,7 +15,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi import errno
 from xenemu.abi.grant_table import GNTTAB_RESERVED_XENSTORE
@@ -43,10 +43,8 @@ from xenemu.dom0.xenstore_model import (
 )
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 _at = xenstore_domain_interface.layout(8).offsets  # the same in both widths
 REQ: Final = ByteRing(_at["req"], XENSTORE_RING_SIZE, _at["req_cons"], _at["req_prod"])

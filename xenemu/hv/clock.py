@@ -13,18 +13,16 @@ In Xen: arch/x86/time.c (__update_vcpu_system_time, update_secondary_system_time
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi.vcpu import XEN_PVCLOCK_TSC_STABLE_BIT
 from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.shared_info import field, vcpu_field
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import Maddr
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 TSC_HZ: Final = 1_000_000_000
 # ns = (ticks << 1) * 2^31 >> 32: the multiplier has 32 bits, so that 1.0 itself does not fit.

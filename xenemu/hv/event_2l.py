@@ -5,8 +5,6 @@ In Xen: common/event_2l.c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from xenemu.abi.event_channel import evtchn_2l_nr_channels
 from xenemu.hv import waking
 from xenemu.hv.shared_info import (
@@ -17,10 +15,8 @@ from xenemu.hv.shared_info import (
     test_bit,
     vcpu_field,
 )
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.events import Channel
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 
 def nr_channels(domain: Domain) -> int:

@@ -23,7 +23,7 @@ In Xen: common/event_channel.c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from xenemu.abi.errno import (
     EACCES,
@@ -51,11 +51,8 @@ from xenemu.abi.physdev import NR_PIRQS
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_fifo
-from xenemu.hv.state.domain import DOM0
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.state.events import BUCKET, Channel, Dom0Port, Fifo
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
 RESET_STEP: Final = 64  # ports closed before a reset looks at events

@@ -8,7 +8,7 @@ In Xen: common/event_fifo.c, docs/designs/event-channels (the FIFO ABI's design)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOSPC
 from xenemu.abi.event_channel import (
@@ -26,20 +26,20 @@ from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.shared_info import (
     mark_events_pending,
     test_and_clear_bit,
-    test_and_set_bit,
     test_bit,
 )
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.events import Channel, Fifo
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 WORDS_PER_PAGE: Final = PAGE_SIZE // 4
 MAX_ARRAY_PAGES: Final = EVTCHN_FIFO_NR_CHANNELS // WORDS_PER_PAGE
 CONTROL_BLOCK_SIZE: Final = evtchn_fifo_control_block.sizeof(8)  # the same in both widths
-READY: Final = evtchn_fifo_control_block.offsetof("ready", 8)
-HEAD: Final = evtchn_fifo_control_block.offsetof("head", 8)
+HEAD: Final = evtchn_fifo_control_block.offsetof("head", 8) // 4  # after `ready`, in words
+PENDING: Final = 1 << EVTCHN_FIFO_PENDING
+MASKED: Final = 1 << EVTCHN_FIFO_MASKED
+LINKED: Final = 1 << EVTCHN_FIFO_LINKED
+BUSY: Final = 1 << EVTCHN_FIFO_BUSY
 
 
 def nr_channels(domain: Domain) -> int:
@@ -95,19 +95,25 @@ def destroy(domain: Domain) -> None:
 
 def set_pending(domain: Domain, port: int, channel: Channel) -> None:
     """Raise an event; link it to its queue unless it is masked or linked already."""
-    word = _word(domain, port)
-    if word is None:
+    fifo, memory = _state(domain), domain.memory
+    page, index = divmod(port, WORDS_PER_PAGE)
+    if page >= len(fifo.array):
         channel.pending = True
         return
     # Without a control block the event is dropped: the guest must not unmask before it.
-    block = _state(domain).control_blocks.get(channel.notify_vcpu)
+    block = fifo.control_blocks.get(channel.notify_vcpu)
     if block is None:
         return
-    memory = domain.memory
-    was_pending = test_and_set_bit(memory, word, EVTCHN_FIFO_PENDING)
-    if not test_bit(memory, word, EVTCHN_FIFO_MASKED):
-        _link(domain, port, channel, word, block)
-    if not was_pending:
+    at = fifo.array[page] * WORDS_PER_PAGE + index
+    word = memory.dwords[at]
+    if word & (MASKED | LINKED):
+        memory.dwords[at] = word | PENDING
+    else:
+        memory.dwords[at] = word | PENDING | LINKED
+        _link(domain, fifo, port, channel, block)
+    if memory.code[fifo.array[page]]:
+        memory.stale_code.add(fifo.array[page])
+    if not word & PENDING:
         waking.check_pollers(domain, port)
 
 
@@ -144,39 +150,41 @@ def is_busy(domain: Domain, port: int) -> bool:
     return word is not None and test_bit(domain.memory, word, EVTCHN_FIFO_LINKED)
 
 
-def _link(domain: Domain, port: int, channel: Channel, word: Maddr, block: Maddr) -> None:
-    """Append a word to its queue, unless it is linked; say so if the queue was empty."""
-    memory, fifo = domain.memory, _state(domain)
-    vcpu = domain.vcpus[channel.notify_vcpu]
-    if test_and_set_bit(memory, word, EVTCHN_FIFO_LINKED):
-        return
+def _link(domain: Domain, fifo: Fifo, port: int, channel: Channel, block: Maddr) -> None:
+    """Append an event, whose word has LINKED now, to its queue; say so if the queue was empty."""
+    memory, dwords = domain.memory, domain.memory.dwords
     # The guest unlinked this word; where it was the tail, that queue is empty now.
     old_queue = (channel.last_vcpu, channel.last_priority)
     if fifo.tails.get(old_queue) == port:
         fifo.tails[old_queue] = 0
-    queue = (vcpu.vcpu_id, channel.priority)
+    queue = (channel.notify_vcpu, channel.priority)
     channel.last_vcpu, channel.last_priority = queue
     tail = fifo.tails.get(queue, 0)
-    linked = tail != 0 and _set_link(domain, tail, port)
     fifo.tails[queue] = port
-    if linked:
+    if tail and _set_link(domain, tail, port):
         return
-    memory.write_uint(Maddr(block + HEAD + 4 * channel.priority), 4, port)
-    if not test_and_set_bit(memory, Maddr(block + READY), channel.priority) and mark_events_pending(
-        domain, vcpu
-    ):
-        waking.wake(domain, vcpu)
+    ready = block >> 2  # a word of a bit for each queue, and then their heads
+    dwords[ready + HEAD + channel.priority] = port
+    if memory.code[block >> PAGE_SHIFT]:
+        memory.stale_code.add(block >> PAGE_SHIFT)
+    bit = 1 << channel.priority
+    if not dwords[ready] & bit:
+        dwords[ready] |= bit
+        vcpu = domain.vcpus[channel.notify_vcpu]
+        if mark_events_pending(domain, vcpu):
+            waking.wake(domain, vcpu)
 
 
 def _set_link(domain: Domain, tail: int, port: int) -> bool:
     """Point the tail's word at `port`; False if the guest has consumed the tail."""
-    maddr = _word(domain, tail)
+    memory, maddr = domain.memory, _word(domain, tail)
     assert maddr is not None  # a tail was linked, and pages are never removed
-    old = domain.memory.read_uint(maddr, 4)
-    if not old >> EVTCHN_FIFO_LINKED & 1:
+    old = memory.dwords[maddr >> 2]
+    if not old & LINKED:
         return False
-    new = old & ~(1 << EVTCHN_FIFO_BUSY | EVTCHN_FIFO_LINK_MASK) | port
-    domain.memory.write_uint(maddr, 4, new)
+    memory.dwords[maddr >> 2] = old & ~(BUSY | EVTCHN_FIFO_LINK_MASK) | port
+    if memory.code[maddr >> PAGE_SHIFT]:
+        memory.stale_code.add(maddr >> PAGE_SHIFT)
     return True
 
 

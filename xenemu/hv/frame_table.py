@@ -18,17 +18,15 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
+from xenemu.hv.calls import CallRecord
 from xenemu.hv.heap import Heap
 from xenemu.hv.memory import Memory
 from xenemu.hv.page_info import FIELDS, RECORD, fill, pieces, view
 from xenemu.x86.paging import Maddr, Mfn
-
-if TYPE_CHECKING:
-    from xenemu.hv.calls import CallRecord
 
 PGT_none: Final = 0
 PGT_l1_page_table: Final = 1

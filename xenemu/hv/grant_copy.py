@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from xenemu.abi.grant_table import (
     GNTST_bad_copy_arg,
@@ -28,11 +27,9 @@ from xenemu.hv.grant_table import (
     own_frame,
     refuse_dom0,
 )
+from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
-
-if TYPE_CHECKING:
-    from xenemu.hv.memory import Memory
-    from xenemu.hv.state.domain import Domain
 
 
 @dataclass(frozen=True)

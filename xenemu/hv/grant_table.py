@@ -20,7 +20,7 @@ In Xen: common/grant_table.c, booted with its defaults (gnttab=max-ver:2,transit
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from xenemu.abi.errno import EBUSY, EINVAL, ERANGE
 from xenemu.abi.grant_table import (
@@ -45,11 +45,8 @@ from xenemu.abi.grant_table import (
 )
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.maptrack import Maptrack
-from xenemu.hv.state.domain import DOM0
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 INITIAL_FRAMES: Final = 1
 MAX_FRAMES: Final = 64  # xl.cfg's max_grant_frames

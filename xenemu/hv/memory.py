@@ -14,17 +14,18 @@ ZERO_PAGE: Final = bytes(PAGE_SIZE)
 class Memory:
     """RAM of `nr_frames` frames from machine address 0.
 
-    `bytes` and `words` are live views of it (8 and 64 bits an item). `page_info` has a record for
-    each frame, all zeroes until there is a `FrameTable`. `code` has a byte for each frame, which is
-    not zero once an instruction was fetched from the frame. If the hypervisor writes to such a
-    frame, the frame goes into `stale_code`. The engine drops its translations before the guest runs
-    again.
+    `bytes`, `dwords` and `words` are live views of it (8, 32 and 64 bits an item). `page_info` has
+    a record for each frame, all zeroes until there is a `FrameTable`. `code` has a byte for each
+    frame, which is not zero once an instruction was fetched from the frame. If the hypervisor
+    writes to such a frame, the frame goes into `stale_code`. The engine drops its translations
+    before the guest runs again.
     """
 
     def __init__(self, nr_frames: int) -> None:
         self.nr_frames = nr_frames
         self.mapping = anonymous(nr_frames << PAGE_SHIFT)
         self.bytes = memoryview(self.mapping)
+        self.dwords = self.bytes.cast("I")
         self.words = self.bytes.cast("Q")
         self.page_info = anonymous(nr_frames * RECORD.size)
         self.code = bytearray(nr_frames)

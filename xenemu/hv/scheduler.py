@@ -9,21 +9,19 @@ In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenemu.abi.sched import SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
+from xenemu.hv.current import Current
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.timers import Owners
 from xenemu.hv.waking import NO_POLL, POLL, wake
-
-if TYPE_CHECKING:
-    from xenemu.hv.current import Current
-    from xenemu.hv.state.domain import Domain
 
 # What a vcpu's timers are for: the first half of a `timers.Key`; the second is the vcpu.
 SINGLESHOT: Final = "singleshot"

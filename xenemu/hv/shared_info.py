@@ -9,15 +9,15 @@ In Xen: include/xen/shared.h, include/xen/guest_atomics.h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import fields
+from typing import Final
 
+from xenemu.abi.layout import Struct
 from xenemu.abi.xen import shared_info, vcpu_info
 from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
-from xenemu.x86.paging import Maddr
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
+from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 VCPU_INFO_SIZE: Final = vcpu_info.sizeof(8)  # the same in both widths
 # `event_pending` runs after every hypercall, and relies on these two being bytes 0 and 1.
@@ -25,41 +25,53 @@ UPCALL_PENDING: Final = vcpu_info.offsetof("evtchn_upcall_pending", 8)
 UPCALL_MASK: Final = vcpu_info.offsetof("evtchn_upcall_mask", 8)
 
 
-def test_bit(memory: Memory, base: Maddr, bit: int) -> bool:
+def _offsets(struct: type[Struct]) -> dict[int, dict[str, int]]:
+    """Where the fields of a struct are, by width and name."""
+    names = [field.name for field in fields(struct)]  # type: ignore[arg-type]
+    return {width: {name: struct.offsetof(name, width) for name in names} for width in (4, 8)}
+
+
+_SHARED_INFO: Final = _offsets(shared_info)
+_VCPU_INFO: Final = _offsets(vcpu_info)
+
+
+def test_bit(memory: Memory, base: int, bit: int) -> bool:
     """Whether `bit` is set in the little-endian bitmap at `base`."""
     return bool(memory.bytes[base + (bit >> 3)] >> (bit & 7) & 1)
 
 
-def test_and_set_bit(memory: Memory, base: Maddr, bit: int) -> bool:
+def test_and_set_bit(memory: Memory, base: int, bit: int) -> bool:
     """Set `bit` in the bitmap at `base`; return what it was."""
-    maddr = Maddr(base + (bit >> 3))
+    maddr, mask = base + (bit >> 3), 1 << (bit & 7)
     old = memory.bytes[maddr]
-    mask = 1 << (bit & 7)
     if old & mask:
         return True
-    memory.write_uint(maddr, 1, old | mask)
+    memory.bytes[maddr] = old | mask
+    if memory.code[maddr >> PAGE_SHIFT]:
+        memory.stale_code.add(maddr >> PAGE_SHIFT)
     return False
 
 
-def test_and_clear_bit(memory: Memory, base: Maddr, bit: int) -> bool:
+def test_and_clear_bit(memory: Memory, base: int, bit: int) -> bool:
     """Clear `bit` in the bitmap at `base`; return what it was."""
-    maddr = Maddr(base + (bit >> 3))
+    maddr, mask = base + (bit >> 3), 1 << (bit & 7)
     old = memory.bytes[maddr]
-    mask = 1 << (bit & 7)
     if not old & mask:
         return False
-    memory.write_uint(maddr, 1, old & ~mask)
+    memory.bytes[maddr] = old & ~mask
+    if memory.code[maddr >> PAGE_SHIFT]:
+        memory.stale_code.add(maddr >> PAGE_SHIFT)
     return True
 
 
 def field(domain: Domain, name: str) -> Maddr:
     """The machine address of a field of shared_info."""
-    return Maddr(domain.shared_info_maddr + shared_info.offsetof(name, domain.shared_info_width))
+    return Maddr((domain.shared_info << PAGE_SHIFT) + _SHARED_INFO[domain.shared_info_width][name])
 
 
 def vcpu_field(domain: Domain, vcpu: Vcpu, name: str) -> Maddr:
     """The machine address of a field of a vcpu's vcpu_info."""
-    return Maddr(vcpu.info + vcpu_info.offsetof(name, domain.shared_info_width))
+    return Maddr(vcpu.info + _VCPU_INFO[domain.shared_info_width][name])
 
 
 def event_pending(domain: Domain, vcpu: Vcpu) -> bool:
@@ -70,7 +82,7 @@ def event_pending(domain: Domain, vcpu: Vcpu) -> bool:
 
 def mark_events_pending(domain: Domain, vcpu: Vcpu) -> bool:
     """Set the vcpu's pending byte; return whether it was clear, so that the vcpu needs a kick."""
-    raised = not test_and_set_bit(domain.memory, Maddr(vcpu.info + UPCALL_PENDING), 0)
+    raised = not test_and_set_bit(domain.memory, vcpu.info + UPCALL_PENDING, 0)
     vcpu.upcall_raised |= raised
     return raised
 

@@ -6,10 +6,8 @@ In Xen: common/timer.c.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from xenemu.hv.current import Current
+from xenemu.hv.current import Current
 
 # What to do when a timer of a kind is due; it is given the number, the second half of the key.
 Owners = Mapping[str, Callable[["Current", int], None]]

@@ -5,12 +5,10 @@ In Xen: common/sched/core.c (vcpu_unblock), common/event_channel.c (evtchn_check
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 NO_POLL: Final[frozenset[int]] = frozenset()
 ANY_PORT: Final = -1  # in Vcpu.poll_ports: an event on any port ends the wait

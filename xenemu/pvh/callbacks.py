@@ -55,10 +55,9 @@ def update_upcall(current: Current) -> None:
 def assert_upcall(current: Current, vcpu: Vcpu) -> None:
     """Tell a vcpu of events: by its local APIC's vector if it has one, else by making it look."""
     vector = pvh_vcpu(vcpu).upcall_vector
-    if current.watch is not None:
+    for observer in current.domain.watch or ():
         how = f"vector {vector:#x} of the local APIC" if vector else "callback vector"
-        for observer in current.watch:
-            observer.upcall(current, how)
+        observer.upcall(current, how)
     if vector:
         lapic_glue.assert_vector(current, vcpu, vector)
     elif vcpu is current.vcpu:

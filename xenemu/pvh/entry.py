@@ -5,7 +5,7 @@ In Xen: arch/x86/hvm/hypercall.c (hvm_hypercall), arch/x86/hvm/vmx/vmx.c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from xenemu.abi.errno import EPERM
 from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
@@ -37,7 +37,6 @@ class PvhExits:
     """Handles the exits of the vcpu in `current`."""
 
     current: Current
-    info_seen: int = field(default=-1)
 
     def cpuid(self) -> bool:
         """CPUID: fill the registers; #GP outside ring 0, if the guest asked for that."""
@@ -97,11 +96,7 @@ class PvhExits:
 
     def deliver_events(self) -> None:
         """Let the CPU take an interrupt for pending events."""
-        current = self.current
-        if current.vcpu.info != self.info_seen:  # registered elsewhere, or another vcpu
-            self.info_seen = current.vcpu.info
-            callbacks.update_upcall(current)
-        callbacks.deliver_event(current)
+        callbacks.deliver_event(self.current)
 
     def stopped(self) -> None:
         """The engine returned: see whether the guest halted, or died."""

@@ -259,11 +259,10 @@ class Lapic:
 
     def pending_vector(self) -> int | None:
         """The interrupt that the CPU should take next, or None."""
-        irr = self.irr
-        if not irr:
+        vector, urgent = self.irr.bit_length() - 1, self.isr.bit_length() - 1
+        if vector < 0 or vector & 0xF0 <= max(self.regs[TASKPRI], urgent) & 0xF0:
             return None
-        vector = irr.bit_length() - 1
-        return vector if vector & 0xF0 > self.ppr & 0xF0 and self.enabled else None
+        return vector if self.enabled else None
 
     def accept(self, vector: int) -> None:
         """Put an interrupt that the CPU takes in service."""

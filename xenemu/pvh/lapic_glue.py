@@ -16,31 +16,31 @@ from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.timers import Owners
 from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.state import pvh, pvh_vcpu
+from xenemu.pvh.state import PvhVcpu, pvh
 
 TIMER = "lapic"  # what a timer's key says: the second half is the vcpu
 
 
 def lapic_of(vcpu: Vcpu) -> Lapic:
     """A vcpu's local APIC."""
-    return pvh_vcpu(vcpu).lapic
+    state = vcpu.arch
+    assert isinstance(state, PvhVcpu)
+    return state.lapic
 
 
 def sync(current: Current) -> Lapic:
     """Tell the current vcpu's APIC what its CPU has taken; return the APIC."""
-    lapic = pvh(current).lapic
-    accepted = cpu_of(current).take_accepted()
+    lapic, accepted = lapic_of(current.vcpu), cpu_of(current).take_accepted()
     if accepted is not None:
         lapic.accept(accepted)
-        if current.watch is not None:
-            for observer in current.watch:
-                observer.entered(current, f"interrupt {accepted:#x} of the local APIC", None)
+        for observer in current.watch or ():
+            observer.entered(current, f"interrupt {accepted:#x} of the local APIC", None)
     return lapic
 
 
 def update(current: Current) -> None:
     """Tell the CPU the APIC's next interrupt, and the timers its next deadline."""
-    lapic = pvh(current).lapic
+    lapic = lapic_of(current.vcpu)
     cpu_of(current).apic_vector = lapic.pending_vector()
     set_timer(current, current.vcpu)
 
@@ -60,29 +60,27 @@ def set_timer(current: Current, vcpu: Vcpu) -> None:
 def fire_timer(current: Current, vcpu_id: int) -> None:
     """A vcpu's APIC timer has expired."""
     vcpu = current.domain.vcpus[vcpu_id]
-    lapic = lapic_of(vcpu)
-    if vcpu is current.vcpu:
-        sync(current)
+    lapic = sync(current) if vcpu is current.vcpu else lapic_of(vcpu)
     lapic.fire_timer(current.cpu.now_ns)
-    _kick(current, vcpu)
+    _kick(current, vcpu, lapic)
     set_timer(current, vcpu)
 
 
 def assert_vector(current: Current, vcpu: Vcpu, vector: int) -> None:
     """Request an interrupt of a vcpu; it is lost if the vcpu's APIC is not enabled."""
-    if vcpu is current.vcpu:
-        sync(current)
-    lapic = lapic_of(vcpu)
+    lapic = sync(current) if vcpu is current.vcpu else lapic_of(vcpu)
     if lapic.enabled:
         lapic.assert_vector(vector)
-        _kick(current, vcpu)
+        _kick(current, vcpu, lapic)
 
 
-def _kick(current: Current, vcpu: Vcpu) -> None:
-    if lapic_of(vcpu).pending_vector() is not None:
+def _kick(current: Current, vcpu: Vcpu, lapic: Lapic) -> None:
+    """Wake a vcpu whose APIC has an interrupt for it, and tell the CPU if the vcpu is in it."""
+    vector = lapic.pending_vector()
+    if vector is not None:
         waking.wake(current.domain, vcpu)
     if vcpu is current.vcpu:
-        update(current)
+        cpu_of(current).apic_vector = vector
 
 
 def read(current: Current, offset: int, size: int) -> int:
@@ -181,9 +179,8 @@ def send_nmi(current: Current, vcpu: Vcpu) -> None:
     if vcpu is not current.vcpu:
         raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}, which is not the one that runs")
     cpu_of(current).request_nmi()
-    if current.watch is not None:
-        for observer in current.watch:
-            observer.entered(current, "NMI", None)
+    for observer in current.watch or ():
+        observer.entered(current, "NMI", None)
 
 
 TIMERS: Final[Owners] = {TIMER: fire_timer}

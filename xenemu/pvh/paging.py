@@ -5,8 +5,6 @@ Intel SDM volume 3, "Paging". In Xen: arch/x86/mm/hap/guest_walk.c
 
 from __future__ import annotations
 
-from typing import cast
-
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import NativeCpu
@@ -34,7 +32,8 @@ LARGE_PAGE_BITS = {2: 21, 3: 30}  # by level, in the formats with 8-byte entries
 
 def cpu_of(current: Current) -> NativeCpu:
     """The current CPU, which runs its guest natively."""
-    return cast(NativeCpu, current.cpu)
+    native: NativeCpu = current.cpu  # type: ignore[assignment]
+    return native
 
 
 def translate(current: Current, vaddr: int, writing: bool) -> Maddr:

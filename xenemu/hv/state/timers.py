@@ -43,10 +43,11 @@ class Timers:
 
     def pop_due(self, now_ns: int) -> list[Key]:
         """Disarm and return every timer that is due, earliest first."""
-        due = sorted(
-            (key for key, deadline in self.deadlines_ns.items() if deadline <= now_ns),
-            key=lambda key: self.deadlines_ns[key],
-        )
+        due = []
+        for key, deadline_ns in self.deadlines_ns.items():
+            if deadline_ns <= now_ns:
+                due.append(key)
+        due.sort(key=self.deadlines_ns.__getitem__)
         for key in due:
             del self.deadlines_ns[key]
         return due
