@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import struct
 import subprocess
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +167,19 @@ def test_genhtml_shows_it(kernel: Image, blocks: list[Block], tmp_path: Path) ->
     )
     assert "lines......: " in shown.stdout
     assert (tmp_path / "shown" / "index.html").is_file()
+
+
+def test_a_log_that_nobody_keeps_is_kept_by_its_engine(kernel: Image) -> None:
+    recorded = machine(kernel)
+    log = weakref.ref(recorded.record_blocks())
+    gc.collect()
+    assert log() is not None
+
+
+def test_another_engine_notes_nothing(kernel: Image) -> None:
+    log = machine(kernel).record_blocks()
+    machine(kernel).run(Unattended())
+    assert log.blocks() == []
 
 
 def test_nothing_is_noted_after_the_log_is_closed(kernel: Image) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from xenemu.image import Image
@@ -151,7 +150,7 @@ def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
     own = [(vaddr, name) for vaddr, name, is_code in image.symbols.items() if is_code]
     if lines is None:
         numbered = [(n, name, vaddr in ran) for n, (vaddr, name) in enumerate(own, 1)]
-        return _record(str(Path(image.path).absolute()), numbered, {})
+        return _record(image.path, numbered, {})
     table = lines.of(coverage.ranges)
     text = []
     for source, hits in sorted(table.items()):

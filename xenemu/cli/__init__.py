@@ -1,4 +1,4 @@
-"""The command line: ``xenemu run``, ``smoke``, ``inspect``, ``hypercalls``.
+"""The command line: ``xenemu run``, ``smoke``, ``compare``, ``inspect``, ``hypercalls``.
 
 A person's mistake is one line on standard error; a traceback is a bug of xenemu's, and says so.
 """
@@ -15,6 +15,8 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import __version__
+from xenemu.cli.compare import HELP_EPILOG as COMPARE_EPILOG
+from xenemu.cli.compare import compare
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
 from xenemu.cli.mistakes import mistake_in
@@ -37,6 +39,7 @@ app = typer.Typer(
 )
 app.command(epilog=HELP_EPILOG)(run)
 app.command(epilog=SMOKE_EPILOG)(smoke)
+app.command(epilog=COMPARE_EPILOG)(compare)
 app.command()(inspect)
 app.command()(hypercalls)
 

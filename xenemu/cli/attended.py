@@ -19,6 +19,7 @@ import typer
 from xenemu import image
 from xenemu.cli import inherited
 from xenemu.cli.afterinput import AfterInput
+from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.judge import judge, to_do_in_silence
 from xenemu.cli.screen import is_terminal, redraws
@@ -69,6 +70,7 @@ class AttendedRun:
     verbose: bool
     log: Output | None = None
     trace_file: Output | None = None
+    covering: Covering | None = None
     listener: Listener | None = None
 
     @property
@@ -98,6 +100,7 @@ class AttendedRun:
                 lambda sentence: _tell_amid(status, f"what to do: {sentence}"),
             )
             terminal = self._terminal(machine, silence, stdin, stdout, status)
+            write_coverage = self.covering.begin(machine, loaded) if self.covering else None
             status.make_room()
             if is_terminal() or self.verbose:
                 leave = "; Ctrl-] leaves" if terminal.interactive else ""
@@ -121,6 +124,8 @@ class AttendedRun:
         self._explain_end(machine, loaded, outcome, code)
         if explainer is not None:
             explainer.close()
+        if write_coverage is not None:
+            write_coverage()
         engine = machine.engine
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"

@@ -10,12 +10,14 @@ import typer
 
 from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
+from xenemu.cli.initrd import initial_ramdisk
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.confine import obstacle
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
-from xenemu.options import parse_memory, parse_module, parse_seconds, parse_seed, read_module
+from xenemu.options import parse_memory, parse_module, parse_seconds, parse_seed
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
 
@@ -163,6 +165,14 @@ def run(
             metavar="NUMBER",
         ),
     ] = "0",
+    coverage: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write which code ran to this file, which must be new or empty: if its name ends"
+            " in .info, for lcov's genhtml; else in drcov's form.",
+            metavar="FILE",
+        ),
+    ] = None,
     debug_xen: Annotated[
         bool,
         typer.Option(
@@ -224,7 +234,7 @@ def run(
     config = DomainConfig(
         size,
         os.fsencode(cmdline),
-        _initrd(initrd, init, rootfs, busybox, size),
+        initial_ramdisk(initrd, init, rootfs, busybox, size),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
@@ -248,27 +258,8 @@ def run(
             verbose=verbose,
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
+            covering=Covering.parse(outputs, coverage),
             listener=listener,
         )
         code = attended.run()
     raise typer.Exit(code)
-
-
-def _initrd(
-    initrd: Path | None, init: Path | None, rootfs: Path | None, busybox: Path | None, memory: int
-) -> bytes:
-    """The initial ramdisk that the options give or describe; empty if they do neither."""
-    made = {"--init": init, "--rootfs": rootfs, "--busybox": busybox}
-    asked = [option for option, path in made.items() if path is not None]
-    if initrd is not None and asked:
-        raise UsageError(f"{asked[0]}: there is --initrd {initrd} already; give one of them")
-    if initrd is not None:
-        return read_module("--initrd", initrd, memory)
-    if not asked:
-        return b""
-    from xenemu.smoke import initramfs  # noqa: PLC0415 (nobody else pays for it)
-
-    try:
-        return initramfs.make(init, rootfs, busybox)
-    except UsageError as error:  # which begins with a key of a plan
-        raise UsageError(f"--{error}") from None

@@ -38,6 +38,7 @@ class BlockLog:
         self._first: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._full = ctypes.PYFUNCTYPE(None)(self._take)
         engine._shim.forget_blocks()
+        engine.block_log = self
         shared.blocks, shared.noted = ctypes.addressof(self._noted), 0
         shared.full = ctypes.cast(self._full, ctypes.c_void_p).value
         shared.room = ROOM

@@ -112,10 +112,12 @@ class Engine(Registers):
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
+        loaded.coverage.room = 0  # or blocks would go where another engine's log was
         self._vcpu.ports = self._vcpu.undefined_bits = 0
         self.seed_random(0)
         self.set_prices({})
         self.look = lambda: None
+        self.block_log: object = None  # a BlockLog: the shim writes into its buffer
         self.put_off = 0  # nanoseconds of the slice that a step leaves for later
         self._error: BaseException | None = None
         self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)
@@ -234,6 +236,11 @@ class Engine(Registers):
             clock.left -= clock.end - end
             clock.end = end
         self.put_off = max(0, min(self.put_off, end - clock.end))
+
+    def show_ports(self) -> None:
+        """Let the handler know of accesses to all ports, also to those that nothing answers."""
+        if self._p2m is not None:
+            self._guest_physical.show_ports()
 
     def leave_by_iret(self) -> None:
         """See `Cpu.leave_by_iret`."""

@@ -36,6 +36,10 @@ class GuestPhysical:
         physical.p2m = ctypes.addressof(ctypes.c_uint32.from_buffer(p2m.table))
         physical.gfns = len(p2m.table)
 
+    def show_ports(self) -> None:
+        """Let the hypervisor know of all ports."""
+        self._watched[:] = b"\x01" * NR_PORTS
+
     def map_beyond_ram(self, uc: Any) -> None:
         """The page that answers for holes, the local APIC's, one of ones to fetch, and holes."""
         top, ones = self._physical.hole, self._physical.ones

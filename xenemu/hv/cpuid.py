@@ -11,6 +11,7 @@ from collections.abc import Callable
 from xenemu.abi.version import XEN_VERSION
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
+from xenemu.hv.prices import Exit
 from xenemu.x86.cpuid import NOTHING, TSC_KHZ, Registers, signature_leaf
 
 XEN_LEAF = 0x40000000
@@ -30,6 +31,7 @@ def execute(current: Current, leaf_of: Leaf, xen_leaf: Leaf) -> None:
     """
     regs = current.cpu.regs
     leaf, subleaf = regs[Reg.RAX] & 0xFFFFFFFF, regs[Reg.RCX] & 0xFFFFFFFF
+    current.asked(Exit.CPUID, leaf, subleaf)
     if XEN_LEAF <= leaf < XEN_LEAF + NR_XEN_LEAVES:
         answer = xen_leaf(current, leaf - XEN_LEAF, subleaf)
     else:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from xenemu.abi.layout import Struct
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Cpu
+from xenemu.hv.prices import Exit
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr
@@ -54,6 +55,11 @@ class Current:
         self.domain.refusals.append(sentence)
         for observer in self.watch or ():
             observer.logged(self, sentence)
+
+    def asked(self, what: Exit, number: int, index: int = 0) -> None:
+        """Tell the watchers what the guest asks of its platform; see `Observer.asked`."""
+        for observer in self.watch or ():
+            observer.asked(self, what, number, index)
 
     @property
     def code_width(self) -> int:
@@ -136,6 +142,12 @@ class Observer:
 
     def left(self, current: Current, rip: int) -> None:
         """The guest's kernel returned by HYPERVISOR_iret, called at `rip`, to where the CPU is."""
+
+    def asked(self, current: Current, what: Exit, number: int, index: int) -> None:
+        """The guest asks the platform: CPUID for a leaf and a subleaf, RDMSR, WRMSR, IN or OUT.
+
+        Ports that nothing answers are told only after `Machine.show_ports`.
+        """
 
     def logged(self, current: Current, sentence: str) -> None:
         """Something was refused outside of a hypercall's result."""

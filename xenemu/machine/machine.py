@@ -113,6 +113,10 @@ class Machine:
         """Note which code the guest runs from now on."""
         return BlockLog(self.engine)
 
+    def show_ports(self) -> None:
+        """Let observers hear of all ports that the guest tries."""
+        self.engine.show_ports()
+
     def next_vcpu(self) -> Vcpu | None:
         """The next runnable vcpu, round-robin from the one after the current."""
         vcpus = self.domain.vcpus

@@ -16,6 +16,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.pagetype import Restart
+from xenemu.hv.prices import Exit
 from xenemu.pv import cpuid, debug_registers, msr, ports
 from xenemu.pv.paging import (
     cr3_to_mfn,
@@ -406,7 +407,9 @@ def _write_dr(current: Current, insn: Instruction) -> int:
 
 def _rdmsr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
-    value = msr.read(current, current.cpu.regs[Reg.RCX] & 0xFFFFFFFF)
+    number = current.cpu.regs[Reg.RCX] & 0xFFFFFFFF
+    current.asked(Exit.RDMSR, number)
+    value = msr.read(current, number)
     if value is None:
         raise Refused
     _set_edx_eax(current, value)
@@ -417,7 +420,9 @@ def _wrmsr(current: Current, insn: Instruction) -> int:
     _kernel_only(current)
     regs = current.cpu.regs
     value = (regs[Reg.RDX] & 0xFFFFFFFF) << 32 | regs[Reg.RAX] & 0xFFFFFFFF
-    if not msr.write(current, regs[Reg.RCX] & 0xFFFFFFFF, value):
+    number = regs[Reg.RCX] & 0xFFFFFFFF
+    current.asked(Exit.WRMSR, number)
+    if not msr.write(current, number, value):
         raise Refused
     return insn.length
 

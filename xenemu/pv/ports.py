@@ -10,6 +10,7 @@ In Xen: arch/x86/pv/emul-priv-op.c (guest_io_read, guest_io_write).
 from __future__ import annotations
 
 from xenemu.hv.current import Current
+from xenemu.hv.prices import Exit
 from xenemu.pv.state import pv_domain
 
 ABSENT = 0xFF
@@ -19,6 +20,7 @@ PCI_CONFIG_ADDRESS = 0xCF8  # only as 4 bytes
 
 def read(current: Current, port: int, size: int) -> int:
     """Read `size` bytes: all ones where nothing is, byte by byte."""
+    current.asked(Exit.IN, port)
     shared = pv_domain(current)
     if port == PCI_CONFIG_ADDRESS and size == 4:
         return shared.pci_config_address
@@ -28,6 +30,7 @@ def read(current: Current, port: int, size: int) -> int:
 
 def write(current: Current, port: int, size: int, value: int) -> None:
     """Write `size` bytes. Mostly nothing comes of it."""
+    current.asked(Exit.OUT, port)
     shared = pv_domain(current)
     if port == PCI_CONFIG_ADDRESS and size == 4:
         shared.pci_config_address = value

@@ -16,6 +16,7 @@ from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import hypercall
 from xenemu.hv.msr import cpuid_faults
+from xenemu.hv.prices import Exit
 from xenemu.hv.state.domain import OUTPUT_LIMIT
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
@@ -58,10 +59,12 @@ class PvhExits:
 
     def read_msr(self, number: int) -> int | Msr:
         """RDMSR."""
+        self.current.asked(Exit.RDMSR, number)
         return msr.read(self.current, number)
 
     def write_msr(self, number: int, value: int) -> Msr | None:
         """WRMSR."""
+        self.current.asked(Exit.WRMSR, number)
         return msr.write(self.current, number, value)
 
     def read_cr8(self) -> int:
@@ -74,10 +77,12 @@ class PvhExits:
 
     def read_port(self, port: int, size: int) -> int:
         """IN from one of PORTS."""
+        self.current.asked(Exit.IN, port)
         return DEBUG_PORT if port == DEBUG_PORT and size == 1 else (1 << 8 * size) - 1
 
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT to one of PORTS: Xen's debug console shows the byte."""
+        self.current.asked(Exit.OUT, port)
         if port == DEBUG_PORT and size == 1:
             output = self.current.domain.output
             output.append(value)

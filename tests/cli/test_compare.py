@@ -1,0 +1,71 @@
+"""`xenemu compare`: what is asked for, and what is shown and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import elfwriter
+import tinyguest
+from xenemu.cli import main
+from xenemu.outcome import EXIT_IMAGE
+
+SYMBOLS = {"start": elfwriter.ENTRY, "leave": elfwriter.ENTRY + 2}
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> list[str]:
+    """Two kernels: the second jumps to `leave`, which is in another place."""
+    paths = [tmp_path / "old", tmp_path / "new"]
+    leave = tinyguest.shutdown(tinyguest.POWEROFF)
+    paths[0].write_bytes(tinyguest.kernel(b"\x90\x90" + leave, SYMBOLS))
+    moved = SYMBOLS | {"leave": elfwriter.ENTRY + 4, "detour": elfwriter.ENTRY + 2}
+    paths[1].write_bytes(tinyguest.kernel(b"\x90\x90\xeb\x00" + leave, moved))
+    return [str(path) for path in paths]
+
+
+def test_two_kernels_by_one_entry(
+    kernels: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, document = tmp_path / "page.html", tmp_path / "boots.json"
+    assert main(["compare", *kernels, "--html", str(page), "--json", str(document)]) == 0
+    shown = capsys.readouterr().out
+    assert "Run by new only:\n  leave\n" in shown
+    assert "sched_op(shutdown)" in shown
+    assert "the guest powered off" in page.read_text()
+    found = json.loads(document.read_text())
+    assert [boot["name"] for boot in found["boots"]] == ["old", "new"]
+    assert found["asked"]["Hypercalls"] == {"sched_op(shutdown)": [1, 1]}
+
+
+def test_two_runs_say_the_same(kernels: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", *kernels])
+    once = capsys.readouterr().out
+    main(["compare", *kernels])
+    assert capsys.readouterr().out == once
+
+
+def test_what_cannot_be_compared_is_one_line_and_writes_nothing(
+    kernels: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = kernels
+    page = tmp_path / "page.html"
+    for arguments, words in {
+        (old,): "it has only pv",
+        (old, "--entry", "pv"): "give at least two entries, or two kernels",
+        (old, "--entry", "pv,pvh"): "cannot boot as pvh",
+        (old, "--entry", "pv,quick"): "'quick' is none of pv, pvh",
+        (old, "--entry", "pv,pv"): "pv twice",
+        (old, old): "twice the same kernel",
+        (old, new, old): "give one kernel, or two",
+        (old, new, "--entry", "pv,pvh"): "two kernels are compared by one entry",
+        (old, "nosuch"): "nosuch: No such file or directory",
+        (old, new, "--timeout", "soon"): "--timeout soon: give seconds",
+    }.items():
+        assert main(["compare", *arguments, "--html", str(page)]) == EXIT_IMAGE, arguments
+        told = capsys.readouterr()
+        assert words in told.err
+        assert (told.out, told.err.count("\n")) == ("", 1)
+        assert not page.exists()

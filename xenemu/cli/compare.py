@@ -1,0 +1,181 @@
+"""`xenemu compare`: what one kernel runs by each entry, or two kernels by one."""
+
+from __future__ import annotations
+
+import json as json_codec
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from xenemu import boot, image
+from xenemu.cli.initrd import initial_ramdisk
+from xenemu.cli.screen import redraws
+from xenemu.cli.status import Status
+from xenemu.errors import UsageError
+from xenemu.image import Image
+from xenemu.machine import DomainConfig, Limits
+from xenemu.options import parse_memory, parse_seconds, parse_seed
+from xenemu.outcome import Outcome
+from xenemu.outputs import Outputs, encode
+
+STEPS: Final = 100
+HELP_EPILOG: Final = """\b
+Examples:
+  xenemu compare vmlinuz --busybox /bin/busybox --cmdline "console=hvc0"
+  xenemu compare vmlinuz --entry pv,pvh --initrd initrd.gz --html boots.html
+  xenemu compare vmlinux.old vmlinux.new --entry pvh --initrd initrd.gz
+
+\b
+Exit codes: 0; 7 if a kernel cannot be used, or these options cannot be honoured;
+8 if it does not fit; 130 for SIGINT. How a boot ended is in what is printed.
+"""
+Request = tuple[str, Image, str]  # a boot's name, its kernel and its entry
+
+
+class Nobody:
+    """Types nothing, and reads nothing."""
+
+    interactive = False
+    exhausted = True
+
+    def write(self, data: bytes) -> None: ...
+
+    def read(self, room: int, wait_ns: int | None) -> bytes:
+        return b""
+
+    def check(self) -> Outcome | None:
+        return None
+
+    def leaves(self) -> bool:
+        return False
+
+
+def compare(
+    kernels: Annotated[
+        list[Path], typer.Argument(metavar="KERNEL [KERNEL]", help="One kernel, or two.")
+    ],
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            help="The entries to boot it by; all that the kernel has if it is not said. Two kernels"
+            f" are booted by one. Any of {', '.join(boot.MODES[1:])}.",
+            metavar="ENTRY[,ENTRY...]",
+        ),
+    ] = None,
+    cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
+    initrd: Annotated[
+        Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make an initramfs instead: of a script, with busybox, or of a static program.",
+            metavar="FILE",
+        ),
+    ] = None,
+    rootfs: Annotated[
+        Path | None, typer.Option(help="Make an initramfs of a directory.", metavar="DIR")
+    ] = None,
+    busybox: Annotated[
+        Path | None,
+        typer.Option(help="The static busybox for --init and --rootfs.", metavar="FILE"),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
+    ] = "256M",
+    timeout: Annotated[
+        str,
+        typer.Option(
+            help="Give up each boot after so many seconds of real time.", metavar="SECONDS"
+        ),
+    ] = "300",
+    rng_seed: Annotated[
+        str, typer.Option(help="What RDRAND and RDSEED begin with.", metavar="NUMBER")
+    ] = "0",
+    steps: Annotated[
+        int, typer.Option(help="How many functions to show side by side.", min=0)
+    ] = STEPS,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write it as JSON to this file.", metavar="FILE")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write it as a page to this file.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Boot KERNEL by several entries, and show what they have in common.
+
+    Each boot runs to its end, or to --timeout. Then standard output shows the functions that all
+    of them ran, or some, or one only; their order, side by side, and where they join; what each
+    asked of the hypervisor and its platform; and which init code none of them reached.
+    """
+    from xenemu.compare import page, survey, text  # noqa: PLC0415 (nobody else pays for it)
+    from xenemu.compare.boots import Comparison  # noqa: PLC0415
+
+    size, seconds = parse_memory("--memory", memory), parse_seconds("--timeout", timeout)
+    config = DomainConfig(
+        size,
+        os.fsencode(cmdline),
+        initial_ramdisk(initrd, init, rootfs, busybox, size),
+        rng_seed=parse_seed("--rng-seed", rng_seed),
+    )
+    wanted = _requests(kernels, entry)
+    status = Status(sys.stderr if redraws() else None)
+    with Outputs() as outputs:
+        json_file = outputs.open("--json", json) if json else None
+        html_file = outputs.open("--html", html) if html else None
+        boots = []
+        try:
+            for name, kernel, mode in wanted:
+                status.phase(f"xenemu: booting {name}")
+                boots.append(survey.boot(name, kernel, config, mode, Nobody(), Limits(seconds)))
+        finally:
+            typer.echo(status.end(), err=True, nl=False)
+        found = Comparison(tuple(boots))
+        unreached = found.unreached(survey.init_functions(wanted[0][1]))
+        typer.echo(text.text(found, steps, unreached), nl=False)
+        if json_file:
+            document = text.document(found, steps, unreached)
+            json_file.write(encode(json_codec.dumps(document, indent=1) + "\n"))
+        if html_file:
+            title = " and ".join(str(kernel) for kernel in kernels)
+            html_file.write(encode(page.page(found, title, steps, unreached)))
+
+
+def _requests(kernels: Sequence[Path], entry: str | None) -> list[Request]:
+    """What is to be booted; UsageError if there is nothing to compare."""
+    modes = entry.split(",") if entry is not None else []
+    for mode in modes:
+        if mode not in boot.MODES[1:]:
+            raise UsageError(f"--entry {entry}: {mode!r} is none of {', '.join(boot.MODES[1:])}")
+        if modes.count(mode) > 1:
+            raise UsageError(f"--entry {entry}: {mode} twice")
+    if len(kernels) > 2:
+        raise UsageError(f"{kernels[2]}: give one kernel, or two")
+    images = [image.load(kernel) for kernel in kernels]
+    if len(images) == 2:
+        if len(modes) > 1:
+            raise UsageError(f"--entry {entry}: two kernels are compared by one entry")
+        mode = modes[0] if modes else boot.AUTO
+        names = [path.name for path in kernels]
+        if names[0] == names[1]:
+            names = [str(path) for path in kernels]
+        if names[0] == names[1]:
+            raise UsageError(f"{names[0]}: twice the same kernel")
+        return [(name, own, mode) for name, own in zip(names, images, strict=True)]
+    (kernel,) = images
+    if not modes:
+        verdicts = boot.verdicts(kernel)
+        able = [boot.ENTRIES[name].mode for name, told in verdicts.items() if told.bootable]
+        modes = list(dict.fromkeys(able))
+        if len(modes) < 2:
+            has = f"only {modes[0]}" if modes else "no entry"
+            raise UsageError(f"{kernel.path}: it has {has}; see `xenemu inspect`")
+    elif len(modes) < 2:
+        raise UsageError(f"--entry {entry}: give at least two entries, or two kernels")
+    for mode in modes:
+        boot.choose(kernel, mode)  # or there is no use in booting the others
+    return [(mode, kernel, mode) for mode in modes]
