@@ -81,7 +81,7 @@ def finish_earlier(
     If the earlier call was refused, that refusal is raised only now.
     """
     frames = current.domain.frames
-    if not frames.put_old_tables():
+    if frames.old_tables and not frames.put_old_tables():
         raise Continue(requests, count, pdone, foreigndom)
     if count != MMU_UPDATE_PREEMPTED or requests != NO_REQUESTS:
         return None

@@ -23,7 +23,7 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, Points
 from xenemu.hv.foreign import check_target, get_pg_owner
-from xenemu.hv.frame_table import LEVELS, PGT_writable_page
+from xenemu.hv.frame_table import LEVELS, PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.observe import mod_entry
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
@@ -71,7 +71,7 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
 
 def _read_requests(current: Current, todo: Batch) -> list[tuple[int, int]]:
     """Read the next requests up to the end of the page, at least one."""
-    at = todo.at
+    at = todo.start + todo.done * REQUEST_SIZE
     count = min(todo.count, BATCH) - todo.done
     if count > 1:
         count = min(count, max(1, (PAGE_SIZE - (at & PAGE_MASK)) // REQUEST_SIZE))
@@ -98,6 +98,8 @@ def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int
         if used_as in LEVELS:
             preserve = command == MMU_PT_UPDATE_PRESERVE_AD
             if current.domain.watch is None:
+                if used_as == PGT_l1_page_table:
+                    return frames.mod_l1_entry(ptr - command, value, pg_owner, preserve)
                 return frames.mod_entry(ptr - command, value, pg_owner, preserve)
             return mod_entry(current, ptr - command, value, pg_owner, preserve)
         if used_as != PGT_writable_page:

@@ -23,7 +23,7 @@ from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.observe import mod_entry
 from xenemu.pv.paging import in_guest_range
-from xenemu.x86.paging import PAGE_SHIFT, Mfn, walk
+from xenemu.x86.paging import PAGE_SHIFT, Mfn, l1_entry
 
 
 def do_update_va_mapping(current: Current, va: int, value: int, flags: int) -> int:
@@ -57,11 +57,11 @@ def guest_l1e(current: Current, va: int) -> int:
     frames = domain.frames
     if in_guest_range(va, current.vcpu.width):
         root = Mfn(current.cpu.cr3 >> PAGE_SHIFT)
-        step = walk(domain.memory.words, root, va, frames.rules.root_type)[-1]
-        mfn = step.entry_maddr >> PAGE_SHIFT
-        owned = frames.owner[mfn] == domain.domid
-        if step.level == 1 and owned and frames.type[mfn] == PGT_l1_page_table:
-            return step.entry_maddr
+        maddr = l1_entry(domain.memory.words, root, va, frames.rules.root_type)
+        if maddr is not None:
+            mfn = maddr >> PAGE_SHIFT
+            if frames.owner[mfn] == domain.domid and frames.type[mfn] == PGT_l1_page_table:
+                return maddr
     raise XenError(EINVAL, f"{va:#x} has no L1 page table in the tables in use")
 
 

@@ -79,7 +79,7 @@ FAULTS = (
     ),
     Fault(
         "an L1 entry that becomes writable takes no reference for that",
-        "xenemu.hv.pagetype:Frames._mod_l1_entry",
+        "xenemu.hv.pagetype:Frames.mod_l1_entry",
         "& L1_REFERENCE_BITS",
         "& (L1_REFERENCE_BITS & ~RW)",
         recipes_pv.table,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fakes import CODE, KERNEL_ONLY, L1, L2, ROOT, FakeCpu, make_pv_current
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
+from xenemu.abi.xen import VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.pv.ptwr import OPERATIONS, Store, decode, emulate_store
@@ -28,6 +29,7 @@ def current() -> Current:
     current = make_pv_current()
     pv(current).traps.update({n: Trap(FLAT_RING3_CS64, HANDLER + n) for n in range(32)})
     current.cpu.regs[Reg.RSP] = STACK
+    current.domain.vm_assist = 1 << VMASST_TYPE_writable_pagetables
     return current
 
 

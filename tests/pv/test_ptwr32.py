@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes32 import CODE, L1, L3, make_pv32_current
+from xenemu.abi.xen import VMASST_TYPE_writable_pagetables
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.pv.ptwr import emulate_store
@@ -21,6 +22,7 @@ MOV, XCHG, LOCK_OR, OR = b"\x89\x07", b"\x87\x07", b"\xf0\x09\x07", b"\x09\x07" 
 def current() -> Current:
     current = make_pv32_current()
     current.domain.frames.mod_entry(LOW, PTE, current.domain.domid)
+    current.domain.vm_assist = 1 << VMASST_TYPE_writable_pagetables
     return current
 
 

@@ -180,7 +180,7 @@ class Frames(Validation):
         mfn = maddr >> PAGE_SHIFT
         used_as = self.type[mfn]
         if used_as == PGT_l1_page_table:
-            return self._mod_l1_entry(maddr, entry, pg_owner, preserve_ad)
+            return self.mod_l1_entry(maddr, entry, pg_owner, preserve_ad)
         index, level = (maddr >> 3) % ENTRIES, LEVELS[used_as]
         if mfn in self.partial:
             raise XenError(EINVAL, f"{self.describe(mfn)} is not validated wholly")
@@ -207,8 +207,10 @@ class Frames(Validation):
             self.put_old_tables()
         return needs_flush(old, entry)
 
-    def _mod_l1_entry(self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool) -> bool:
-        """Set an L1 entry: the commonest of all updates."""
+    def mod_l1_entry(
+        self, maddr: int, entry: int, pg_owner: int, preserve_ad: bool = False
+    ) -> bool:
+        """`mod_entry` in a frame that is an L1 table: the commonest of all updates."""
         memory, rules = self.memory, self.rules
         mfn = maddr >> PAGE_SHIFT
         old = memory.words[maddr >> 3]
@@ -238,8 +240,14 @@ class Frames(Validation):
         if memory.code[mfn]:
             memory.stale_code.add(mfn)
         if held:
-            self._put_pages_from_l1([old])
-        return needs_flush(old, entry)
+            target = (old & ADDR) >> PAGE_SHIFT
+            if old & RW:
+                self.type_count[target] -= 1
+            if self.count[target] > 1:
+                self.count[target] -= 1
+            else:
+                self.put_page(target)
+        return bool(old & P) and needs_flush(old, entry)
 
 
 def needs_flush(old: int, new: int) -> bool:

@@ -38,7 +38,7 @@ from xenemu.x86.paging import (
     Mfn,
     P,
     is_canonical,
-    walk,
+    l1_entry,
 )
 
 LAST_RESERVED_GDT_BYTE = (FIRST_RESERVED_GDT_PAGE + 1) * 4096 - 1
@@ -183,10 +183,10 @@ def mark_accessed(current: Current, vaddr: int) -> bool:
     """
     memory = current.domain.memory
     words, levels = memory.words, current.domain.frames.rules.root_type
-    leaf = walk(words, pv(current).kernel_root, vaddr, levels)[-1]
-    if leaf.level != 1 or not leaf.entry & P:
+    at = l1_entry(words, pv(current).kernel_root, vaddr, levels)
+    if at is None or not words[at >> 3] & P:
         return False
-    maddr = leaf.entry & ADDR | vaddr & PAGE_MASK & -8
+    maddr = words[at >> 3] & ADDR | vaddr & PAGE_MASK & -8
     attributes = segment.attributes(words[maddr >> 3])
     if not attributes & segment.S or attributes & segment.TYPE_ACCESSED:
         return False
@@ -201,9 +201,11 @@ def _ldt_frame(current: Current, linear: int) -> Mfn | None:
     if not in_guest_range(linear, domain.width):
         return None
     levels = domain.frames.rules.root_type
-    last = walk(domain.memory.words, pv(current).kernel_root, linear, levels)[-1]
-    present = last.level == 1 and last.entry & P
-    return Mfn((last.entry & ADDR) >> PAGE_SHIFT) if present else None
+    words = domain.memory.words
+    at = l1_entry(words, pv(current).kernel_root, linear, levels)
+    if at is None or not words[at >> 3] & P:
+        return None
+    return Mfn((words[at >> 3] & ADDR) >> PAGE_SHIFT)
 
 
 def read_descriptor(current: Current, selector: int) -> int:

@@ -31,7 +31,7 @@ from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, deliver, set_guest_cr2
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
-from xenemu.x86.paging import PAGE_MASK, PFEC_W
+from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, PFEC_W
 from xenemu.x86.segment import DB, L
 
 FORCED_EMULATION_PREFIX = b"\x0f\x0bxen"
@@ -92,14 +92,17 @@ def code_bits(current: Current) -> int:
 def fetch(current: Current) -> bytes:
     """The bytes at RIP, up to an instruction's longest or the end of what is mapped."""
     start = current.cpu.rip
-    if code_bits(current) != 64:
+    if not current.cpu.code64:
         start = (start + current.cpu.segment(Seg.CS).base) & 0xFFFFFFFF
-    for size in (MAX_INSTRUCTION, PAGE_MASK + 1 - (start & PAGE_MASK)):
-        try:
-            return current.read(start, min(size, MAX_INSTRUCTION))
-        except XenError:
-            continue
-    return b""
+    here = min(MAX_INSTRUCTION, PAGE_SIZE - (start & PAGE_MASK))
+    code = b""
+    try:
+        code = current.domain.memory.read(current.translate(current, start, False), here)
+        if here < MAX_INSTRUCTION:
+            code += current.read(start + here, MAX_INSTRUCTION - here)
+    except XenError:
+        pass  # what is mapped will do
+    return code
 
 
 def decode(code: bytes, bits: int) -> Instruction:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xenemu.abi.xen import Nr, VMASST_TYPE_writable_pagetables
+from xenemu.abi.xen import Nr
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import hypercall
@@ -106,12 +106,8 @@ class PvExits:
         current = self.current
         vaddr = current.cpu.cr2
         if in_guest_range(vaddr, current.domain.width):
-            if (
-                pv(current).kernel_mode
-                and error_code & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I) == PFEC_P | PFEC_W
-                and current.domain.vm_assist >> VMASST_TYPE_writable_pagetables & 1
-                and emulate_store(current, vaddr)
-            ):
+            wrote_read_only = error_code & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I) == PFEC_P | PFEC_W
+            if wrote_read_only and emulate_store(current, vaddr):
                 current.cpu.spend(EMULATION_NS)
                 return
         elif not error_code & (PFEC_U | PFEC_RSVD):  # the CPU's own access, to a descriptor

@@ -34,31 +34,23 @@ def in_guest_range(vaddr: int, width: int = 8) -> bool:
     return 0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP
 
 
-def translate(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
-    """Find the machine address of `vaddr`, as Xen's own access would.
-
-    Without a `root`, in the tables in use. EFAULT where the access would fault: not mapped, not
-    writable, not canonical, or Xen's.
-    """
-    if not in_guest_range(vaddr):
-        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
-    return _translate(current, vaddr, writing, root, LEVEL_SHIFTS)
-
-
-def translate32(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
-    """`translate` for a 32-bit guest, whose root has four entries.
-
-    Xen's own part of the address space is elsewhere. So Xen reads for the guest what the guest
-    could read itself, even the machine-to-physical table.
-    """
-    if not 0 <= vaddr < PERDOMAIN_VIRT_START[4]:
-        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
-    return _translate(current, vaddr, writing, root, LEVEL_SHIFTS[1:])
-
-
-def _translate(
-    current: Current, vaddr: int, writing: bool, root: int | None, shifts: tuple[int, ...]
+def translate(
+    current: Current,
+    vaddr: int,
+    writing: bool,
+    root: int | None = None,
+    shifts: tuple[int, ...] = LEVEL_SHIFTS,
 ) -> Maddr:
+    """Find the machine address behind `vaddr`, as Xen's own access would.
+
+    Without a `root`, in the tables in use. `shifts` has, for each level above L1, how far the bits
+    of `vaddr` are to the left that are its index.
+
+    EFAULT where the access would fault: the address is not mapped, not writable, not canonical, or
+    Xen's.
+    """
+    if not (0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP):
+        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
     words = current.domain.memory.words
     table = current.cpu.cr3 >> PAGE_SHIFT if root is None else root
     for shift in shifts:
@@ -76,6 +68,17 @@ def _translate(
     if entry & mark != mark:
         words[index] = entry | mark
     return Maddr(entry & ADDR | vaddr & PAGE_MASK)
+
+
+def translate32(current: Current, vaddr: int, writing: bool, root: int | None = None) -> Maddr:
+    """`translate` for a 32-bit guest, whose root has four entries.
+
+    Xen's own part of the address space is elsewhere. So Xen reads for the guest what the guest
+    could read itself, which includes the machine-to-physical table.
+    """
+    if not 0 <= vaddr < PERDOMAIN_VIRT_START[4]:
+        raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
+    return translate(current, vaddr, writing, root, LEVEL_SHIFTS[1:])
 
 
 def _fault(vaddr: int, writing: bool, entry: int) -> XenError:

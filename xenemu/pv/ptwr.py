@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from capstone import x86 as cs
 
+from xenemu.abi.xen import VMASST_TYPE_writable_pagetables
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.current import Current
@@ -28,7 +29,7 @@ from xenemu.pv.paging import first_fault
 from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, inject_page_fault
 from xenemu.x86 import flags
-from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, RW, Maddr, P, walk
+from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, RW, Maddr, P, l1_entry
 
 ENTRY_SIZE = 8
 PAE_HALF = 4  # what a 32-bit guest can store at once
@@ -92,14 +93,15 @@ def emulate_store(current: Current, vaddr: int) -> bool:
     False also if validation refuses the store. Then nothing is stored, and the guest gets its page
     fault, as from Xen. The reason is in the log.
     """
-    domain = current.domain
-    levels = domain.frames.rules.root_type
-    leaf = walk(domain.memory.words, pv(current).kernel_root, vaddr, levels)[-1]
-    if leaf.level != 1 or leaf.entry & (P | RW) != P:
+    domain, state = current.domain, pv(current)
+    frames, words = domain.frames, domain.memory.words
+    if not (state.kernel_mode and frames.vm_assist >> VMASST_TYPE_writable_pagetables & 1):
         return False
-    table = (leaf.entry & ADDR) >> PAGE_SHIFT
-    frames = domain.frames
-    if not domain.memory.contains(table) or frames.owner[table] != domain.domid:
+    maps_it = l1_entry(words, state.kernel_root, vaddr, frames.rules.root_type)
+    if maps_it is None or words[maps_it >> 3] & (P | RW) != P:
+        return False
+    table = (words[maps_it >> 3] & ADDR) >> PAGE_SHIFT
+    if table >= domain.memory.nr_frames or frames.owner[table] != domain.domid:
         return False
     if frames.type[table] != PGT_l1_page_table or not frames.type_count[table]:
         return False
@@ -111,53 +113,59 @@ def emulate_store(current: Current, vaddr: int) -> bool:
 
 
 def _apply(current: Current, store: Store, vaddr: int, maddr: Maddr) -> bool:
-    cpu, memory, size = current.cpu, current.domain.memory, store.size
-    if size > ENTRY_SIZE or maddr & (size - 1) or vaddr != _address(cpu, store):
+    cpu, size = current.cpu, store.size
+    address = linear_address(cpu, store.operand, store.length)
+    if store.mnemonic in BIT_OFFSETS:
+        address = _bit_address(cpu, store, address)
+    if size > ENTRY_SIZE or maddr & (size - 1) or vaddr != address:
         return False
-    old = memory.read_uint(maddr, size)
+    mask = (1 << 8 * size) - 1
+    old = current.domain.memory.words[maddr >> 3] >> 8 * (maddr % ENTRY_SIZE) & mask
     if store.mnemonic in COMPARE:
         return _compare_exchange(current, store, maddr, old)
-    try:
-        source = _source(current, store)
-    except XenError:
-        return True  # the source's own page fault has been delivered
-    new, arithmetic = OPERATIONS[store.mnemonic](old, source, 8 * size, cpu.rflags)
-    if not _update(current, maddr, size, new & (1 << 8 * size) - 1, plain=not store.locked):
+    if store.register is not None:
+        number, shift = store.register
+        new = source = cpu.regs[number] >> shift & mask
+    elif store.memory is None:
+        new = source = store.immediate & mask
+    else:
+        try:
+            new = source = _read_source(current, store.memory, store)
+        except XenError:
+            return True  # the source's own page fault has been delivered
+    operation = OPERATIONS[store.mnemonic]
+    if operation is not _move:
+        new, arithmetic = operation(old, source, 8 * size, cpu.rflags)
+    if not _update(current, maddr, size, new & mask, plain=not store.locked):
         return False
     if store.mnemonic in ("xchg", "xadd") and store.register is not None:
         _set_register(current, store.register, size, old)
-    cpu.rflags = cpu.rflags & ~flags.ARITHMETIC | arithmetic
+    if operation is not _move:
+        cpu.rflags = cpu.rflags & ~flags.ARITHMETIC | arithmetic
     again = store.mnemonic in STRINGS and _advance_string(cpu, store)
     complete_instruction(current, 0 if again else store.length)
     return True
 
 
-def _address(cpu: Cpu, store: Store) -> int:
-    """Where the store goes; a bit offset in a register selects a word further on, or back."""
-    vaddr = linear_address(cpu, store.operand, store.length)
-    if store.mnemonic in BIT_OFFSETS and store.register is not None:
-        bits = 8 * store.size
-        offset = cpu.regs[store.register[0]] & (1 << bits) - 1
-        if offset >> (bits - 1):
-            offset -= 1 << bits
-        vaddr += offset // bits * store.size
-    return vaddr & WORD
-
-
-def _source(current: Current, store: Store) -> int:
-    """The source operand; EFAULT, after its page fault was delivered, if it cannot be read."""
-    cpu, mask = current.cpu, (1 << 8 * store.size) - 1
-    if store.memory is not None:
-        vaddr = linear_address(cpu, store.memory, store.length)
-        try:
-            return current.read_uint(vaddr, store.size)
-        except XenError:
-            inject_page_fault(current, first_fault(current, vaddr, False), 0)
-            raise
+def _bit_address(cpu: Cpu, store: Store, address: int) -> int:
+    """Where a bit is: an offset in a register selects a word after `address`, or before it."""
     if store.register is None:
-        return store.immediate & mask
-    number, shift = store.register
-    return cpu.regs[number] >> shift & mask
+        return address
+    bits = 8 * store.size
+    offset = cpu.regs[store.register[0]] & (1 << bits) - 1
+    if offset >> (bits - 1):
+        offset -= 1 << bits
+    return (address + offset // bits * store.size) & WORD
+
+
+def _read_source(current: Current, source: Operand, store: Store) -> int:
+    """A source in memory; EFAULT, after its page fault was delivered, if it cannot be read."""
+    vaddr = linear_address(current.cpu, source, store.length)
+    try:
+        return current.read_uint(vaddr, store.size)
+    except XenError:
+        inject_page_fault(current, first_fault(current, vaddr, False), 0)
+        raise
 
 
 def _advance_string(cpu: Cpu, store: Store) -> bool:
@@ -208,7 +216,11 @@ def _update(current: Current, maddr: Maddr, size: int, value: int, plain: bool =
         kept = domain.memory.words[entry_maddr >> 3] & ~(((1 << 8 * size) - 1) << shift)
         value = kept | value << shift
     try:
-        if mod_entry(current, entry_maddr, value, domain.domid):
+        if domain.watch is None:
+            flush = domain.frames.mod_l1_entry(entry_maddr, value, domain.domid)
+        else:
+            flush = mod_entry(current, entry_maddr, value, domain.domid)
+        if flush:
             current.cpu.flush_tlb()
     except XenError as error:
         upper_half = size == PAE_HALF and maddr != entry_maddr and domain.width == 4

@@ -92,6 +92,25 @@ def walk(q: Sequence[int], root: Mfn, vaddr: int, levels: int = 4) -> list[WalkS
     return steps
 
 
+def l1_entry(q: Sequence[int], root: Mfn, vaddr: int, levels: int = 4) -> Maddr | None:
+    """The machine address of the L1 entry for `vaddr`, present or not, or None if there is none.
+
+    The arguments are those of `walk`, whose last step this is if its level is 1.
+    """
+    table = int(root)
+    for level in range(levels, 1, -1):
+        index = vaddr >> (PAGE_SHIFT + 9 * (level - 1)) & (3 if levels == level == 3 else 511)
+        word = table * ENTRIES + index
+        if word >= len(q):
+            return None
+        entry = q[word]
+        if not entry & P or (entry & PSE and level < 4):
+            return None
+        table = (entry & ADDR) >> PAGE_SHIFT
+    word = table * ENTRIES + (vaddr >> PAGE_SHIFT & 511)
+    return Maddr(word << 3) if word < len(q) else None
+
+
 def is_canonical(vaddr: int) -> bool:
     """Whether bits 63:47 are all equal (4-level paging)."""
     return vaddr >> 47 in (0, 0x1FFFF)
