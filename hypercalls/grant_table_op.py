@@ -50,6 +50,7 @@ from xenemu.abi.grant_table import (
 )
 from xenemu.abi.xen import DOMID_SELF, Nr
 from xenemu.errors import XenError
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
 from xenemu.hv.foreign import domain_by_any_id
@@ -176,7 +177,7 @@ def setup_table(current: Current, op: gnttab_setup_table) -> None:
     domain = current.domain
     _check_array(current, op.frame_list)
     _check_own(current, op.dom)
-    domain.grants.grow(domain, op.nr_frames)
+    grant_table.grow(domain, op.nr_frames)
     _list_frames(current, domain.grants.frames[: op.nr_frames], op.frame_list, current.vcpu.width)
 
 
@@ -189,11 +190,11 @@ def query_size(current: Current, op: gnttab_query_size) -> None:
 
 @ops.sub(GNTTABOP_set_version, shows=gnttab_set_version)
 def set_version(current: Current, pointer: int) -> None:
-    """Change the layout: errnos as `GrantTable.set_version`. The guest is told the one in use."""
+    """Change the layout: errnos as `grant_table.set_version`. The guest is told the one in use."""
     domain = current.domain
     version = current.read_struct(gnttab_set_version, pointer).version
     try:
-        domain.grants.set_version(domain, version)
+        grant_table.set_version(domain, version)
     finally:
         current.write_struct(pointer, gnttab_set_version(domain.grants.version))
 
@@ -222,7 +223,7 @@ def get_status_frames(current: Current, op: gnttab_get_status_frames) -> None:
 
 @ops.sub(GNTTABOP_swap_grant_ref, gnttab_swap_grant_ref)
 def swap_grant_ref(current: Current, op: gnttab_swap_grant_ref) -> None:
-    current.domain.grants.swap(current.domain, op.ref_a, op.ref_b)
+    grant_table.swap(current.domain, op.ref_a, op.ref_b)
 
 
 # Using grants.

@@ -15,6 +15,7 @@ from xenemu.abi.grant_table import (
     GTF_transfer_completed,
     gnttab_transfer,
 )
+from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGC_allocated
 from xenemu.hv.grant_table import GrantError, find_domain
 from xenemu.hv.state.domain import Domain
@@ -46,10 +47,9 @@ def _accept(giver: Domain, op: gnttab_transfer) -> None:
     taker = find_domain(giver, op.domid)
     if taker is None:
         raise GrantError(GNTST_general_error, f"dom0's grant {op.ref} accepts no page")
-    grants = taker.grants
-    if op.ref >= grants.nr_entries:
+    if op.ref >= grant_table.nr_entries(taker):
         raise GrantError(GNTST_general_error, f"there is no grant {op.ref} to accept a page")
-    entry = grants.entry(taker, op.ref)
+    entry = grant_table.read_entry(taker, op.ref)
     if (entry.flags, entry.domid) != (GTF_accept_transfer, giver.domid):
         raise GrantError(
             GNTST_general_error,
@@ -59,4 +59,4 @@ def _accept(giver: Domain, op: gnttab_transfer) -> None:
     taker.frames.set_m2p(op.mfn, entry.frame)
     entry.frame = op.mfn
     entry.flags |= GTF_transfer_committed | GTF_transfer_completed
-    grants.write_entry(taker, op.ref, entry)
+    grant_table.write_entry(taker, op.ref, entry)

@@ -16,6 +16,7 @@ from xenemu.abi.memory import (
     XENMAPSPACE_shared_info,
 )
 from xenemu.errors import XenError
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.p2m import MAX_GFN, P2m
 from xenemu.x86.paging import Mfn
@@ -73,7 +74,7 @@ def _grant_frame(current: Current, index: int) -> Mfn:
     status = grants.version == 2 and bool(index & XENMAPIDX_grant_table_status)
     if status:
         index &= ~XENMAPIDX_grant_table_status
-    return grants.frame(current.domain, index, status)
+    return grant_table.frame_at(current.domain, index, status)
 
 
 def discard(current: Current, gfn: int) -> None:

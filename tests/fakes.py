@@ -16,13 +16,13 @@ from xenemu.hv import event_channel
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
 from xenemu.hv.current import Current
-from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.observe import mod_entry
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames, PGT_l4_page_table
 from xenemu.hv.state.domain import DOM0, Domain, Ring
 from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.grants import GrantTable
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv.descriptors import fill_xen_gdt, map_initial_gdt
 from xenemu.pv.paging import translate

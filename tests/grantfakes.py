@@ -11,6 +11,7 @@ from fakes import DOMID, FIRST_GUEST_FRAME, make_current
 from hypercalls.grant_table_op import grant_table_op
 from xenemu.abi.grant_table import GTF_permit_access, grant_entry_v1, grant_entry_v2
 from xenemu.abi.layout import Struct
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GrantError
@@ -31,16 +32,16 @@ def grant(
     """Write a grant of a whole frame, as the guest does, in the table's version."""
     v2 = grant_entry_v2(flags, to, 0, 0, frame)
     v1 = grant_entry_v1(flags, to, frame)
-    domain.grants.write_entry(domain, ref, v1 if domain.grants.version == 1 else v2)
+    grant_table.write_entry(domain, ref, v1 if domain.grants.version == 1 else v2)
 
 
 def set_status(domain: Domain, ref: int, status: int) -> None:
     """Write into a status, as a guest may: the flags, or the status frame of version 2."""
     grants = domain.grants
     if grants.version == 1:
-        entry = grants.entry(domain, ref)
+        entry = grant_table.read_entry(domain, ref)
         entry.flags |= status
-        grants.write_entry(domain, ref, entry)
+        grant_table.write_entry(domain, ref, entry)
     else:
         domain.memory.write_uint(Maddr((grants.status_frames[0] << 12) + 2 * ref), 2, status)
 
@@ -70,7 +71,7 @@ def refused(domain: Domain, status: int, action: Callable[[], object]) -> None:
 def granting(current: Current) -> Current:
     """Give a domain a heap, a grant table, and a grant REF of PAGE to itself."""
     current.domain.frames.add_to_heap(HEAP)
-    current.domain.grants.grow(current.domain, 1)
+    grant_table.grow(current.domain, 1)
     grant(current.domain, REF, PAGE)
     return current
 

@@ -20,7 +20,7 @@ from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.grants import read_grant, write_grant
 from xenemu.errors import XenError
-from xenemu.hv import backend, event_channel
+from xenemu.hv import backend, event_channel, grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
@@ -77,7 +77,7 @@ def current() -> Current:
     """A domain that has granted dom0 two pages."""
     current = make_current()
     current.domain.frames.add_to_heap(HEAP)
-    current.domain.grants.grow(current.domain, 1)
+    grant_table.grow(current.domain, 1)
     grant(current.domain, RING_REF, RING, to=DOM0)
     grant(current.domain, DATA_REF, DATA, to=DOM0)
     return current

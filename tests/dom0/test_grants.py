@@ -23,6 +23,7 @@ from xenemu.abi.grant_table import (
 )
 from xenemu.dom0.grants import map_grant, read_grant, unmap_grant, write_grant
 from xenemu.errors import XenError
+from xenemu.hv import grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.state.domain import DOM0, Domain
@@ -34,7 +35,7 @@ def domain(request: pytest.FixtureRequest) -> Domain:
     """A domain that has granted PAGE to dom0."""
     domain: Domain = request.param().domain
     domain.frames.add_to_heap(HEAP)
-    domain.grants.grow(domain, 1)
+    grant_table.grow(domain, 1)
     grant(domain, REF, PAGE, to=DOM0)
     return domain
 
@@ -43,10 +44,12 @@ def test_a_mapping_holds_the_page_and_shows_in_the_entry(domain: Domain) -> None
     before = state(domain)
     handle, mfn = map_grant(domain, REF)
     assert mfn == PAGE
-    assert domain.grants.entry(domain, REF).flags == GTF_permit_access | GTF_reading | GTF_writing
+    assert (
+        grant_table.read_entry(domain, REF).flags == GTF_permit_access | GTF_reading | GTF_writing
+    )
     with pytest.raises(XenError):
         domain.frames.get_page_and_type(PAGE, DOMID, PGT_l1_page_table)
-    refused(domain, GNTST_eagain, lambda: domain.grants.swap(domain, REF, 20))
+    refused(domain, GNTST_eagain, lambda: grant_table.swap(domain, REF, 20))
     unmap_grant(domain, handle)
     assert state(domain) == before
 
@@ -70,7 +73,7 @@ def test_a_read_only_grant_is_mapped_for_reading(domain: Domain) -> None:
     grant(domain, REF, PAGE, GTF_permit_access | GTF_readonly, to=DOM0)
     refused(domain, GNTST_general_error, lambda: map_grant(domain, REF))
     map_grant(domain, REF, GNTMAP_host_map | GNTMAP_readonly)
-    assert domain.grants.status(domain, REF) & (GTF_reading | GTF_writing) == GTF_reading
+    assert grant_table.read_status(domain, REF) & (GTF_reading | GTF_writing) == GTF_reading
 
 
 @pytest.mark.parametrize(
@@ -96,15 +99,15 @@ def test_a_grant_is_read_and_written_without_a_mapping(domain: Domain) -> None:
     assert domain.memory.read(Maddr((PAGE << 12) + 4090), 6) == b"abcdef"
     assert read_grant(domain, REF, 4091, 5) == b"bcdef"
     assert not domain.grants.active
-    assert domain.grants.status(domain, REF) == GTF_permit_access
+    assert grant_table.read_status(domain, REF) == GTF_permit_access
 
 
 def test_a_copy_stays_within_the_page_and_what_is_granted_of_it(domain: Domain) -> None:
     refused(domain, GNTST_bad_copy_arg, lambda: read_grant(domain, REF, 4095, 2))
     refused(domain, GNTST_bad_copy_arg, lambda: write_grant(domain, REF, 4095, b"ab"))
-    domain.grants.set_version(domain, 2)
+    grant_table.set_version(domain, 2)
     part = grant_entry_v2(GTF_permit_access | GTF_sub_page, DOM0, 16, 32, PAGE)
-    domain.grants.write_entry(domain, REF, part)
+    grant_table.write_entry(domain, REF, part)
     write_grant(domain, REF, 47, b"a")
     refused(domain, GNTST_general_error, lambda: write_grant(domain, REF, 47, b"ab"))
     refused(domain, GNTST_general_error, lambda: read_grant(domain, REF, 15, 2))

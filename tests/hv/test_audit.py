@@ -11,14 +11,15 @@ from xenemu.abi.event_channel import EVTCHNSTAT_closed
 from xenemu.abi.grant_table import GNTMAP_device_map, GTF_permit_access, grant_entry_v1
 from xenemu.abi.xen import Virq
 from xenemu.dom0.console import Console
-from xenemu.hv import event_channel
+from xenemu.hv import event_channel, grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.backend import attach
 from xenemu.hv.building import give_rings
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
-from xenemu.hv.grant_table import Active, pin_increment
+from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.maptrack import Mapping
 from xenemu.hv.state.domain import DOM0, Domain
+from xenemu.hv.state.grants import Active
 from xenemu.hv.waking import POLL
 from xenemu.x86.paging import Maddr, Mfn
 
@@ -35,11 +36,11 @@ def busy_domain() -> Domain:
     event_channel.bind_virq(domain, Virq.TIMER, 0)
     event_channel.init_control(domain, 0, 20, 0)
     event_channel.expand_array(domain, 21)
-    grants.grow(domain, 1)
+    grant_table.grow(domain, 1)
     entry = grant_entry_v1(GTF_permit_access, domain.domid, GRANTED)
     domain.memory.write(Maddr((grants.frames[0] << 12) + 8 * 9), entry.pack(8))
     incr = pin_increment(GNTMAP_device_map)
-    mfn = grants.acquire(domain, domain.domid, 9, incr, mapping=True).mfn
+    mfn = grant_table.acquire(domain, domain.domid, 9, incr, mapping=True).mfn
     domain.frames.get_page_and_type(mfn, domain.domid, PGT_writable_page)
     handle = grants.maptrack.get(0)
     assert handle is not None

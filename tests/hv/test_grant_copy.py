@@ -19,6 +19,7 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.abi.xen import DOMID_SELF
+from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_copy import CopyEnd, copy
 from xenemu.hv.grant_table import GNTPIN_hstr_inc
@@ -35,9 +36,9 @@ def domain() -> Domain:
 @pytest.fixture
 def v2(domain: Domain) -> Domain:
     """The same in version 2, but the grant is of bytes 16 to 48."""
-    domain.grants.set_version(domain, 2)
+    grant_table.set_version(domain, 2)
     entry = grant_entry_v2(GTF_permit_access | GTF_sub_page, DOMID, 16, 32, PAGE)
-    domain.grants.write_entry(domain, REF, entry)
+    grant_table.write_entry(domain, REF, entry)
     return domain
 
 
@@ -148,11 +149,11 @@ def test_no_other_part_of_a_page_is_copied(v2: Domain, offset: int, length: int)
     ],
 )
 def test_a_transitive_grant_leads_nowhere(v2: Domain, domid: int, gref: int, status: int) -> None:
-    v2.grants.write_entry(v2, REF, grant_entry_v2(GTF_transitive, DOMID, domid, 0, gref))
+    grant_table.write_entry(v2, REF, grant_entry_v2(GTF_transitive, DOMID, domid, 0, gref))
     refused(v2, status, lambda: copy(v2, end_of_grant(), end(0, OTHER), 8))
 
 
 def test_a_grant_in_use_is_not_copied_from_once_its_frame_is_gone(domain: Domain) -> None:
-    domain.grants.acquire(domain, DOMID, REF, GNTPIN_hstr_inc, mapping=True)
+    grant_table.acquire(domain, DOMID, REF, GNTPIN_hstr_inc, mapping=True)
     domain.frames.release(PAGE)
     refused(domain, GNTST_bad_domain, lambda: copy(domain, end_of_grant(), end(0, OTHER), 8))

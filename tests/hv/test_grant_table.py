@@ -25,6 +25,7 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_table import GNTPIN_devr_inc, GNTPIN_hstr_inc, GNTPIN_hstw_inc
 from xenemu.hv.heap import Heap
@@ -44,19 +45,19 @@ def domain() -> Domain:
 @pytest.fixture
 def v2(domain: Domain) -> Domain:
     """The same in version 2."""
-    domain.grants.set_version(domain, 2)
+    grant_table.set_version(domain, 2)
     grant(domain, REF, PAGE)
     return domain
 
 
 def acquire(domain: Domain, incr: int, by: int = DOMID, mapping: bool = False) -> int:
-    return domain.grants.acquire(domain, by, REF, incr, mapping).mfn
+    return grant_table.acquire(domain, by, REF, incr, mapping).mfn
 
 
 def refused_version(domain: Domain, errno: int, version: int) -> None:
     before = state(domain)
     with pytest.raises(XenError) as error:
-        domain.grants.set_version(domain, version)
+        grant_table.set_version(domain, version)
     assert error.value.errno == errno
     assert state(domain) == before
 
@@ -65,7 +66,7 @@ def refused_version(domain: Domain, errno: int, version: int) -> None:
 
 
 def test_a_grown_table_is_the_guests_to_map_and_never_a_page_table(domain: Domain) -> None:
-    domain.grants.grow(domain, 3)
+    grant_table.grow(domain, 3)
     assert len(domain.grants.frames) == 3
     for mfn in domain.grants.frames:
         assert domain.frames.owner[mfn] == DOMID
@@ -74,30 +75,30 @@ def test_a_grown_table_is_the_guests_to_map_and_never_a_page_table(domain: Domai
 
 
 def test_a_table_never_shrinks(domain: Domain) -> None:
-    domain.grants.grow(domain, 2)
-    domain.grants.grow(domain, 0)
+    grant_table.grow(domain, 2)
+    grant_table.grow(domain, 0)
     assert len(domain.grants.frames) == 2
 
 
 @pytest.mark.parametrize("nr_frames", [65, len(HEAP) + 2])
 def test_a_table_has_a_limit_and_so_has_the_machine(domain: Domain, nr_frames: int) -> None:
-    refused(domain, GNTST_general_error, lambda: domain.grants.grow(domain, nr_frames))
+    refused(domain, GNTST_general_error, lambda: grant_table.grow(domain, nr_frames))
 
 
 def test_status_frames_grow_with_the_table(v2: Domain) -> None:
     assert len(v2.grants.status_frames) == 1
     v2.frames.add_to_heap([3, 4, 5])
-    v2.grants.grow(v2, 9)
+    grant_table.grow(v2, 9)
     assert (len(v2.grants.frames), len(v2.grants.status_frames)) == (9, 2)
 
 
 def test_a_status_frame_brings_the_frames_that_it_is_for(v2: Domain) -> None:
     v2.grants.max_frames = 8
-    assert v2.grants.frame(v2, 0, status=True) == v2.grants.status_frames[0]
+    assert grant_table.frame_at(v2, 0, status=True) == v2.grants.status_frames[0]
     assert len(v2.grants.frames) == 1
     before = state(v2)
     with pytest.raises(XenError) as error:
-        v2.grants.frame(v2, 1, status=True)
+        grant_table.frame_at(v2, 1, status=True)
     assert error.value.errno == EINVAL
     assert state(v2) == before
 
@@ -107,11 +108,11 @@ def test_a_status_frame_brings_the_frames_that_it_is_for(v2: Domain) -> None:
 
 def test_a_new_version_empties_the_table_but_for_the_toolstacks_grants(domain: Domain) -> None:
     grant(domain, 1, OTHER, GTF_permit_access | GTF_reading, to=0)
-    domain.grants.set_version(domain, 2)
-    assert domain.grants.entry(domain, 1) == grant_entry_v2(GTF_permit_access, 0, 0, 0, OTHER)
-    assert domain.grants.status(domain, 1) == GTF_reading
-    assert domain.grants.entry(domain, REF) == grant_entry_v2(0, 0, 0, 0, 0)
-    assert domain.grants.nr_entries == 256
+    grant_table.set_version(domain, 2)
+    assert grant_table.read_entry(domain, 1) == grant_entry_v2(GTF_permit_access, 0, 0, 0, OTHER)
+    assert grant_table.read_status(domain, 1) == GTF_reading
+    assert grant_table.read_entry(domain, REF) == grant_entry_v2(0, 0, 0, 0, 0)
+    assert grant_table.nr_entries(domain) == 256
 
 
 def test_back_in_version_1_a_kept_grant_shows_its_status_and_the_frames_are_given_back(
@@ -119,18 +120,18 @@ def test_back_in_version_1_a_kept_grant_shows_its_status_and_the_frames_are_give
 ) -> None:
     grant(domain, 1, OTHER, GTF_permit_access | GTF_reading, to=0)
     heap = list(domain.frames.heap)
-    domain.grants.set_version(domain, 2)
+    grant_table.set_version(domain, 2)
     grant(domain, 2, OTHER, GTF_accept_transfer)
-    domain.grants.set_version(domain, 1)
+    grant_table.set_version(domain, 1)
     kept = grant_entry_v1(GTF_permit_access | GTF_reading, 0, OTHER)
-    assert domain.grants.entry(domain, 1) == kept
-    assert domain.grants.entry(domain, 2) == grant_entry_v1(0, 0, 0)
+    assert grant_table.read_entry(domain, 1) == kept
+    assert grant_table.read_entry(domain, 2) == grant_entry_v1(0, 0, 0)
     assert (list(domain.frames.heap), domain.grants.status_frames) == (heap, [])
 
 
 def test_the_same_version_again_changes_nothing(v2: Domain) -> None:
     before = state(v2)
-    v2.grants.set_version(v2, 2)
+    grant_table.set_version(v2, 2)
     assert state(v2) == before
 
 
@@ -146,10 +147,10 @@ def test_a_grant_in_use_keeps_the_version(domain: Domain) -> None:
 
 def test_a_kept_grant_may_be_in_use(domain: Domain) -> None:
     grant(domain, 1, OTHER)
-    domain.grants.acquire(domain, DOMID, 1, READ, mapping=False)
-    domain.grants.set_version(domain, 2)
-    domain.grants.release(domain, 1, READ)
-    assert domain.grants.status(domain, 1) == 0
+    grant_table.acquire(domain, DOMID, 1, READ, mapping=False)
+    grant_table.set_version(domain, 2)
+    grant_table.release(domain, 1, READ)
+    assert grant_table.read_status(domain, 1) == 0
 
 
 @pytest.mark.parametrize(("flags", "frame"), [(GTF_permit_access, 1 << 32), (GTF_transitive, PAGE)])
@@ -172,17 +173,17 @@ def test_status_frames_leave_the_physmap_and_one_in_use_is_the_end() -> None:
     domain = make_pvh_current().domain
     assert domain.p2m is not None
     domain.frames.add_to_heap(HEAP)
-    domain.grants.grow(domain, 1)
+    grant_table.grow(domain, 1)
     for used in (False, True):
-        domain.grants.set_version(domain, 2)
+        grant_table.set_version(domain, 2)
         status = domain.grants.status_frames[0]
         domain.p2m.set(0x1000, status)
         if used:
             domain.frames.get_page(status, DOMID)
             with pytest.raises(DomainCrash, match="status frame"):
-                domain.grants.set_version(domain, 1)
+                grant_table.set_version(domain, 1)
         else:
-            domain.grants.set_version(domain, 1)
+            grant_table.set_version(domain, 1)
         assert domain.p2m.get(0x1000) is None
 
 
@@ -192,20 +193,23 @@ def test_status_frames_leave_the_physmap_and_one_in_use_is_the_end() -> None:
 def test_the_toolstack_seeds_grants_for_dom0() -> None:
     domain = make_domain()
     domain.frames.add_to_heap(HEAP)
-    domain.grants.seed(domain, 1, PAGE)
-    assert domain.grants.entry(domain, 1) == grant_entry_v1(GTF_permit_access, 0, PAGE)
+    grant_table.seed(domain, 1, PAGE)
+    assert grant_table.read_entry(domain, 1) == grant_entry_v1(GTF_permit_access, 0, PAGE)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_entries_are_swapped_with_their_status(domain: Domain, version: int) -> None:
-    domain.grants.set_version(domain, version)
+    grant_table.set_version(domain, version)
     grant(domain, REF, PAGE)
-    last = domain.grants.nr_entries - 1
+    last = grant_table.nr_entries(domain) - 1
     set_status(domain, REF, GTF_writing)
-    domain.grants.swap(domain, REF, last)
-    assert domain.grants.entry(domain, last).frame == PAGE
-    assert domain.grants.status(domain, last) & GTF_writing
-    assert (domain.grants.entry(domain, REF).frame, domain.grants.status(domain, REF)) == (0, 0)
+    grant_table.swap(domain, REF, last)
+    assert grant_table.read_entry(domain, last).frame == PAGE
+    assert grant_table.read_status(domain, last) & GTF_writing
+    assert (grant_table.read_entry(domain, REF).frame, grant_table.read_status(domain, REF)) == (
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_entries_are_swapped_with_their_status(domain: Domain, version: int) -> 
 )
 def test_entries_that_cannot_be_swapped(domain: Domain, a: int, b: int, status: int) -> None:
     acquire(domain, READ)
-    refused(domain, status, lambda: domain.grants.swap(domain, a, b))
+    refused(domain, status, lambda: grant_table.swap(domain, a, b))
 
 
 # Pinning.
@@ -222,20 +226,20 @@ def test_entries_that_cannot_be_swapped(domain: Domain, a: int, b: int, status: 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_status_shows_that_a_grant_is_in_use(domain: Domain, version: int) -> None:
-    domain.grants.set_version(domain, version)
+    grant_table.set_version(domain, version)
     grant(domain, REF, PAGE)
 
     def in_use() -> int:
-        return domain.grants.status(domain, REF) & (GTF_reading | GTF_writing)
+        return grant_table.read_status(domain, REF) & (GTF_reading | GTF_writing)
 
     acquire(domain, WRITE)
     acquire(domain, READ)
     assert in_use() == GTF_reading | GTF_writing
-    domain.grants.release(domain, REF, WRITE)
+    grant_table.release(domain, REF, WRITE)
     assert in_use() == GTF_reading
-    domain.grants.release(domain, REF, READ)
+    grant_table.release(domain, REF, READ)
     assert in_use() == 0
-    assert domain.grants.entry(domain, REF).flags == GTF_permit_access
+    assert grant_table.read_entry(domain, REF).flags == GTF_permit_access
 
 
 @pytest.mark.parametrize(("to", "by"), [(DOM0, DOMID), (DOMID, DOM0)])
@@ -246,7 +250,7 @@ def test_a_grant_is_its_grantees_alone(domain: Domain, to: int, by: int) -> None
     assert domain.grants.active[REF].domid == to
     grant(domain, REF, PAGE, GTF_permit_access | GTF_reading, to=by)
     refused(domain, GNTST_general_error, lambda: acquire(domain, READ, by))
-    domain.grants.release(domain, REF, READ)
+    grant_table.release(domain, REF, READ)
     assert acquire(domain, READ, by) == PAGE
 
 
@@ -288,7 +292,7 @@ def test_a_grant_in_use_is_not_used_once_its_frame_is_gone(domain: Domain) -> No
 def test_an_entry_that_does_not_allow_it(
     domain: Domain, version: int, flags: int, to: int, frame: int, incr: int, status: int
 ) -> None:
-    domain.grants.set_version(domain, version)
+    grant_table.set_version(domain, version)
     grant(domain, REF, frame, flags, to)
     refused(domain, status, lambda: acquire(domain, incr, mapping=True))
 
@@ -301,7 +305,7 @@ def test_a_grant_in_use_for_reading_may_become_read_only(domain: Domain) -> None
 
 
 def test_a_part_of_a_page_is_not_mapped(v2: Domain) -> None:
-    v2.grants.write_entry(
+    grant_table.write_entry(
         v2, REF, grant_entry_v2(GTF_permit_access | GTF_sub_page, DOMID, 0, 4096, PAGE)
     )
     refused(v2, GNTST_general_error, lambda: acquire(v2, READ, mapping=True))
@@ -322,4 +326,4 @@ def test_what_failed_to_pin_shows_no_use(domain: Domain) -> None:
     grant(domain, REF, 0xFFFFFFFF, GTF_permit_access | GTF_reading)
     with pytest.raises(Exception, match="does not belong"):
         acquire(domain, READ)
-    assert domain.grants.status(domain, REF) == GTF_permit_access
+    assert grant_table.read_status(domain, REF) == GTF_permit_access

@@ -24,6 +24,7 @@ from grantfakes import (
 from xenemu.abi import grant_table as abi
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.grant_map import held
@@ -48,7 +49,7 @@ def pv() -> Current:
     """On real page tables, which map PAGE and OTHER; grant REF gives itself PAGE."""
     current = make_pv_current()
     current.domain.frames.add_to_heap(range(8, 16))
-    current.domain.grants.grow(current.domain, 1)
+    grant_table.grow(current.domain, 1)
     grant(current.domain, REF, PAGE)
     return current
 

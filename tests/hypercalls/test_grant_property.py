@@ -20,6 +20,7 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.dom0.grants import map_grant, read_grant, unmap_grant, write_grant
 from xenemu.errors import XenError
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.grant_map import held as held_by_mappings
@@ -85,14 +86,14 @@ class Grants(RuleBasedStateMachine):
     @rule(ref=refs, flags=entry_flags, domid=domids, frame=frames, offset=offsets)
     def write_entry(self, ref: int, flags: int, domid: int, frame: int, offset: int) -> None:
         """As a guest does, who leaves the bits that are Xen's."""
-        if ref >= self.grants.nr_entries:
+        if ref >= grant_table.nr_entries(self.domain):
             return
         if self.grants.version == 1:
-            flags |= self.grants.entry(self.domain, ref).flags & IN_USE
+            flags |= grant_table.read_entry(self.domain, ref).flags & IN_USE
             entry: abi.grant_entry_v1 | abi.grant_entry_v2 = abi.grant_entry_v1(flags, domid, frame)
         else:
             entry = abi.grant_entry_v2(flags, domid, offset, 32, frame)
-        self.grants.write_entry(self.domain, ref, entry)
+        grant_table.write_entry(self.domain, ref, entry)
 
     @rule(data=st.data(), ref=refs, domid=domids, readonly=st.booleans(), place=some)
     def map(self, data: st.DataObject, ref: int, domid: int, readonly: bool, place: int) -> None:
@@ -199,7 +200,7 @@ class Grants(RuleBasedStateMachine):
             pin = active.pin if active is not None else 0
             expected = abi.GTF_reading if pin else 0
             expected |= abi.GTF_writing if pin & GNTPIN_writers else 0
-            assert self.grants.status(self.domain, ref) & IN_USE == expected
+            assert grant_table.read_status(self.domain, ref) & IN_USE == expected
 
     @invariant()
     def each_handle_is_free_or_stands_for_a_mapping(self) -> None:

@@ -8,6 +8,7 @@ from fakes import DOMID, SHARED_INFO
 from grantfakes import DOM0, OTHER, REF, STRANGER, TABLE, call, grant, granting_current, state
 from xenemu.abi import grant_table as abi
 from xenemu.abi.xen import DOMID_SELF
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.x86.paging import Maddr
@@ -36,7 +37,7 @@ def test_a_domain_may_accept_its_own_page(current: Current) -> None:
     current.write(OTHER << 12, b"kept")
     pages = domain.pages.tot_pages
     assert transfer(current, OTHER, DOMID, ACCEPTS) == abi.GNTST_okay
-    entry = domain.grants.entry(domain, ACCEPTS)
+    entry = grant_table.read_entry(domain, ACCEPTS)
     done = abi.GTF_transfer_committed | abi.GTF_transfer_completed
     assert entry == abi.grant_entry_v1(abi.GTF_accept_transfer | done, DOMID, OTHER)
     assert (domain.frames.get_m2p(OTHER), domain.pages.tot_pages) == (5, pages)
@@ -44,10 +45,10 @@ def test_a_domain_may_accept_its_own_page(current: Current) -> None:
 
 
 def test_in_version_2_as_well(current: Current) -> None:
-    current.domain.grants.set_version(current.domain, 2)
+    grant_table.set_version(current.domain, 2)
     grant(current.domain, ACCEPTS, 5, abi.GTF_accept_transfer)
     assert transfer(current, OTHER, DOMID, ACCEPTS) == abi.GNTST_okay
-    assert current.domain.grants.entry(current.domain, ACCEPTS).frame == OTHER
+    assert grant_table.read_entry(current.domain, ACCEPTS).frame == OTHER
 
 
 @pytest.mark.parametrize(
@@ -66,11 +67,11 @@ def test_a_page_that_nobody_accepts_is_gone(
     frames = current.domain.frames
     pages, table = (
         current.domain.pages.tot_pages,
-        current.domain.grants.entry(current.domain, ACCEPTS),
+        grant_table.read_entry(current.domain, ACCEPTS),
     )
     assert transfer(current, OTHER, domid, ref) == expected
     assert (frames.owner[OTHER], current.domain.pages.tot_pages) == (DOMID_NONE, pages - 1)
-    assert current.domain.grants.entry(current.domain, ACCEPTS) == table
+    assert grant_table.read_entry(current.domain, ACCEPTS) == table
 
 
 @pytest.mark.parametrize("mfn", [TABLE, SHARED_INFO, 7, 1 << 31])

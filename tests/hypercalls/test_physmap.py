@@ -23,6 +23,7 @@ from xenemu.abi.errno import (
 )
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.frame_table import PageCounts
@@ -105,8 +106,8 @@ def test_the_grant_table_grows_to_the_frame_asked_for(current):
 
 def test_status_frames_are_those_of_version_2(current):
     grants = current.domain.grants
-    grants.grow(current.domain, 1)
-    grants.set_version(current.domain, 2)
+    grant_table.grow(current.domain, 1)
+    grant_table.set_version(current.domain, 2)
     for index, gfn in ((abi.XENMAPIDX_grant_table_status, FAR), (0, FAR + 1)):
         add(current, GRANTS, index, gfn)
     assert current.domain.p2m.elsewhere == {

@@ -11,6 +11,7 @@ from xenemu.abi import sched, vcpu
 from xenemu.abi.errno import EINVAL, ENOSYS, EPERM, ESRCH
 from xenemu.abi.vcpu import VCPUOP_register_vcpu_info, vcpu_register_vcpu_info
 from xenemu.abi.xen import DOMID_SELF, Nr
+from xenemu.hv import grant_table
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, PVH
 from xenemu.hv.grant_table import GNTPIN_hstr_inc
@@ -82,7 +83,7 @@ def test_grant_operations_that_it_has_not(current, command):
 
 
 def test_the_grant_table_is_listed_by_guest_frame_numbers(current):
-    current.domain.grants.grow(current.domain, 2)
+    grant_table.grow(current.domain, 2)
     current.domain.p2m.set(0x1234, current.domain.grants.frames[1])
     op = grants.gnttab_setup_table(DOMID_SELF, 2, 0, LIST)
     current.write_struct(ARGUMENT, op)
@@ -93,11 +94,11 @@ def test_the_grant_table_is_listed_by_guest_frame_numbers(current):
 
 def test_a_grant_names_a_guest_frame(current):
     domain = current.domain
-    domain.grants.grow(domain, 1)
+    grant_table.grow(domain, 1)
     domain.p2m.set(0x1234, domain.p2m.remove(PAGE))
     entry = grants.grant_entry_v1(grants.GTF_permit_access, domain.domid, 0x1234)
     domain.memory.write(Maddr((domain.grants.frames[0] << 12) + 8 * 8), entry.pack(8))
-    assert domain.grants.acquire(domain, domain.domid, 8, GNTPIN_hstr_inc, mapping=True).mfn == PAGE
+    assert grant_table.acquire(domain, domain.domid, 8, GNTPIN_hstr_inc, mapping=True).mfn == PAGE
 
 
 def test_a_copy_names_guest_frames(current):

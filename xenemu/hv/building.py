@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
 from xenemu.errors import ImageError
-from xenemu.hv import event_channel
+from xenemu.hv import event_channel, grant_table
 from xenemu.hv.clock import update_wallclock, write_time
 from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.state.vcpu import RunState
@@ -86,7 +86,7 @@ def give_rings(domain: Domain) -> None:
         (GNTTAB_RESERVED_CONSOLE, domain.console),
         (GNTTAB_RESERVED_XENSTORE, domain.xenstore),
     ):
-        domain.grants.seed(domain, ref, domain.mfn_to_gfn(ring.mfn))
+        grant_table.seed(domain, ref, domain.mfn_to_gfn(ring.mfn))
     for ring in (domain.xenstore, domain.console):
         ring.port = event_channel.alloc_unbound(domain, DOM0)
 

@@ -17,9 +17,9 @@ from xenemu.abi.grant_table import (
 )
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
+from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.grant_table import (
-    Active,
     GNTPIN_hstr_inc,
     GNTPIN_hstw_inc,
     GrantError,
@@ -29,6 +29,7 @@ from xenemu.hv.grant_table import (
 )
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.grants import Active
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 
@@ -47,7 +48,7 @@ def copy(domain: Domain, source: CopyEnd, dest: CopyEnd, length: int) -> None:
 
     GNTST_bad_domain: no such domain. GNTST_permission_denied: a frame by number whose domain is not
     given as DOMID_SELF. GNTST_bad_copy_arg: the copy crosses a page. GNTST_bad_gntref,
-    GNTST_general_error, GNTST_bad_page: as for `GrantTable.acquire`; or the destination may not be
+    GNTST_general_error, GNTST_bad_page: as for `grant_table.acquire`; or the destination may not be
     written; or not all of it is granted.
     """
     granters = [_owner(domain, end) for end in (source, dest)]
@@ -101,11 +102,11 @@ def _claim(domain: Domain, granter: Domain | None, end: CopyEnd, incr: int) -> I
 
 @contextmanager
 def _pinned(granter: Domain, grantee: int, ref: int, incr: int) -> Iterator[Active]:
-    active = granter.grants.acquire(granter, grantee, ref, incr, mapping=False)
+    active = grant_table.acquire(granter, grantee, ref, incr, mapping=False)
     try:
         yield active
     finally:
-        granter.grants.release(granter, ref, incr)
+        grant_table.release(granter, ref, incr)
 
 
 def _check_page(offset: int, length: int) -> None:

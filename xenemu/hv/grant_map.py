@@ -22,6 +22,7 @@ from xenemu.abi.grant_table import (
     GNTST_no_space,
 )
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGT_none, PGT_writable_page
 from xenemu.hv.grant_table import KINDS, GrantError, pin_increment, refuse_dom0
 from xenemu.hv.maptrack import Mapping, Maptrack
@@ -64,7 +65,7 @@ def map_grant(
     """Pin a grant and map it as `flags` say; its handle and the frame. None is dom0, as granter.
 
     GNTST_no_space: no handle is left; GNTST_general_error: a mapping that the grantee cannot have,
-    or no place for it at `host_addr`; others as `GrantTable.acquire`.
+    or no place for it at `host_addr`; others as `grant_table.acquire`.
     """
     maptrack = grantee.maptrack
     handle = maptrack.get(grantee.vcpu_id)
@@ -82,8 +83,8 @@ def map_grant(
 
 
 def _map(grantee: Grantee, granter: Domain, ref: int, flags: int, host_addr: int) -> Mfn:
-    grants, incr = granter.grants, pin_increment(flags)
-    mfn = grants.acquire(granter, grantee.domid, ref, incr, mapping=True).mfn
+    incr = pin_increment(flags)
+    mfn = grant_table.acquire(granter, grantee.domid, ref, incr, mapping=True).mfn
     held = 0
     try:
         if flags & GNTMAP_device_map:
@@ -94,7 +95,7 @@ def _map(grantee: Grantee, granter: Domain, ref: int, flags: int, host_addr: int
     except (XenError, DomainCrash) as error:
         if held:
             drop(granter, mfn, flags)
-        grants.release(granter, ref, incr)
+        grant_table.release(granter, ref, incr)
         if isinstance(error, DomainCrash):
             raise
         raise GrantError(GNTST_general_error, error.reason) from None
@@ -120,7 +121,7 @@ def unmap_grant(
     if kinds & GNTMAP_device_map:
         drop(granter, mfn, mapping.flags)
     if kinds:
-        granter.grants.release(granter, mapping.ref, pin_increment(kinds | mapping.flags & ~KINDS))
+        grant_table.release(granter, mapping.ref, pin_increment(kinds | mapping.flags & ~KINDS))
     left = mapping.flags & ~kinds
     if left & KINDS:
         maptrack.mappings[handle] = replace(mapping, flags=left)

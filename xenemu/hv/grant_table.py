@@ -19,7 +19,7 @@ In Xen: common/grant_table.c, booted with its defaults (gnttab=max-ver:2,transit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from xenemu.abi.errno import EBUSY, EINVAL, ERANGE
@@ -44,12 +44,11 @@ from xenemu.abi.grant_table import (
     grant_entry_v2,
 )
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv.maptrack import Maptrack
 from xenemu.hv.state.domain import DOM0, Domain
+from xenemu.hv.state.grants import Active
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 INITIAL_FRAMES: Final = 1
-MAX_FRAMES: Final = 64  # xl.cfg's max_grant_frames
 KINDS: Final = GNTMAP_device_map | GNTMAP_host_map
 
 Entry = grant_entry_v1 | grant_entry_v2
@@ -86,287 +85,290 @@ class GrantError(Exception):
         self.reason = reason
 
 
-@dataclass
-class Active:
-    """A grant in use: of which frame and by whom, which bytes of it, and how often."""
-
-    mfn: Mfn
-    domid: int  # the grantee
-    start: int = 0
-    length: int = PAGE_SIZE
-    pin: int = 0
+# The frames.
 
 
-@dataclass
-class GrantTable:
-    """A domain's grant table; its own mappings of any grants, and dom0's mappings of its grants."""
+def nr_entries(domain: Domain) -> int:
+    """How many entries the table has."""
+    return len(domain.grants.frames) * PAGE_SIZE // ENTRY_SIZE[domain.grants.version]
 
-    version: int = 1
-    frames: list[Mfn] = field(default_factory=list)
-    status_frames: list[Mfn] = field(default_factory=list)  # of version 2
-    max_frames: int = MAX_FRAMES
-    active: dict[int, Active] = field(default_factory=dict)  # by grant reference
-    maptrack: Maptrack = field(default_factory=Maptrack)
-    dom0: Maptrack = field(default_factory=Maptrack)
 
-    # The frames.
+def grow(domain: Domain, nr_frames: int) -> None:
+    """Make the table at least `nr_frames` big, and never smaller than initially.
 
-    @property
-    def nr_entries(self) -> int:
-        return len(self.frames) * PAGE_SIZE // ENTRY_SIZE[self.version]
-
-    def grow(self, domain: Domain, nr_frames: int) -> None:
-        """Make the table at least `nr_frames` big, and never smaller than initially.
-
-        GNTST_general_error: that is more than the domain may have, or the machine has none left.
-        """
-        if nr_frames > self.max_frames:
-            raise GrantError(
-                GNTST_general_error,
-                f"{nr_frames} grant frames asked for: the domain may have {self.max_frames}",
-            )
-        nr_frames = max(nr_frames, INITIAL_FRAMES, len(self.frames))
-        nr_status = _status_frames_for(nr_frames) if self.version == 2 else 0
-        more = nr_frames - len(self.frames)
-        try:
-            new = _take_frames(domain, more + nr_status - len(self.status_frames))
-        except XenError as error:
-            raise GrantError(GNTST_general_error, error.reason) from None
-        self.frames += new[:more]
-        self.status_frames += new[more:]
-
-    def frame(self, domain: Domain, index: int, status: bool) -> Mfn:
-        """A frame of the table, which grows to have it, or a status frame; EINVAL if it cannot."""
-        frames = self.status_frames if status else self.frames
-        if index >= len(frames):
-            try:
-                self.grow(domain, (index + 1) * (FRAMES_PER_STATUS_FRAME if status else 1))
-            except GrantError as error:
-                raise XenError(EINVAL, error.reason) from None
-        return frames[index]
-
-    # Versions.
-
-    def set_version(self, domain: Domain, version: int) -> None:
-        """Empty the table and lay it out anew; only the toolstack's entries are kept.
-
-        EINVAL: no such version. EBUSY: another entry is in use, or a status frame is mapped.
-        ERANGE: version 1 cannot say what a kept entry does. ENOMEM: no frames for version 2's
-        status.
-        """
-        if version not in ENTRY:
-            raise XenError(EINVAL, f"grant tables have no version {version}")
-        if version == self.version:
-            return
-        busy = [ref for ref in self.active if ref >= GNTTAB_NR_RESERVED_ENTRIES]
-        if busy:
-            raise XenError(EBUSY, f"grant {busy[0]} is in use: the version cannot change")
-        if version == 2:
-            kept = self._entries_for_v2(domain)
-            self.status_frames += _take_frames(domain, _status_frames_for(len(self.frames)))
-        else:
-            kept = self._entries_for_v1(domain)
-            self._drop_status_frames(domain)
-        for mfn in self.frames:
-            domain.memory.clear_frame(mfn)
-        self.version = version
-        for ref, (entry, status) in enumerate(kept):
-            domain.memory.write(self._entry_maddr(ref), entry.pack(8))
-            if version == 2:
-                domain.memory.write_uint(self._status_maddr(ref), STATUS_SIZE, status)
-
-    def _entries_for_v2(self, domain: Domain) -> list[tuple[Entry, int]]:
-        in_use = GTF_reading | GTF_writing
-        return [
-            (grant_entry_v2(old.flags & ~in_use, old.domid, 0, 0, old.frame), old.flags & in_use)
-            for old in (self.entry(domain, ref) for ref in range(GNTTAB_NR_RESERVED_ENTRIES))
-        ]
-
-    def _entries_for_v1(self, domain: Domain) -> list[tuple[Entry, int]]:
-        kept: list[tuple[Entry, int]] = []
-        for ref in range(GNTTAB_NR_RESERVED_ENTRIES):
-            old, status = self.entry(domain, ref), self.status(domain, ref)
-            kind = old.flags & GTF_type_mask
-            if kind == GTF_transitive or (kind == GTF_permit_access and old.frame >> 32):
-                raise XenError(ERANGE, f"grant {ref} cannot be said in version 1: {old}")
-            if kind != GTF_permit_access:
-                kept.append((grant_entry_v1(0, 0, 0), 0))
-            else:
-                kept.append((grant_entry_v1(old.flags | status, old.domid, old.frame), 0))
-        return kept
-
-    def _drop_status_frames(self, domain: Domain) -> None:
-        frames, p2m = domain.frames, domain.p2m
-        for mfn in self.status_frames:
-            gfn = p2m.find(mfn) if p2m is not None else None
-            if p2m is not None and gfn is not None:
-                p2m.remove(gfn)
-            if frames.count[mfn] == 1:
-                continue
-            reason = f"a status frame of the grant table is in use: {frames.describe(mfn)}"
-            if p2m is None:
-                raise XenError(EBUSY, reason)
-            raise DomainCrash(reason)
-        for mfn in self.status_frames:
-            frames.free_xen_frame(mfn)
-        self.status_frames.clear()
-
-    # Entries.
-
-    def entry(self, domain: Domain, ref: int) -> Entry:
-        """Read an entry that exists."""
-        data = domain.memory.read(self._entry_maddr(ref), ENTRY_SIZE[self.version])
-        return ENTRY[self.version].unpack(8, data)
-
-    def write_entry(self, domain: Domain, ref: int, entry: Entry) -> None:
-        """Write an entry that exists, in the table's version."""
-        domain.memory.write(self._entry_maddr(ref), entry.pack(8))
-
-    def status(self, domain: Domain, ref: int) -> int:
-        """GTF_reading and GTF_writing as the guest sees them, and what it wrote beside them."""
-        return domain.memory.read_uint(self._status_maddr(ref), STATUS_SIZE)
-
-    def check_ref(self, ref: int) -> None:
-        """GNTST_bad_gntref unless the table has such an entry."""
-        if ref >= self.nr_entries:
-            raise GrantError(
-                GNTST_bad_gntref, f"there is no grant {ref}: the table has {self.nr_entries}"
-            )
-
-    def seed(self, domain: Domain, ref: int, frame: int) -> None:
-        """Grant a frame to dom0, as the toolstack does with the console's and xenstore's."""
-        self.grow(domain, INITIAL_FRAMES)
-        self.write_entry(domain, ref, grant_entry_v1(GTF_permit_access, DOM0, frame))
-
-    def swap(self, domain: Domain, ref_a: int, ref_b: int) -> None:
-        """Swap two entries; GNTST_bad_gntref: no such entry; GNTST_eagain: one is in use."""
-        for ref in (ref_a, ref_b):
-            self.check_ref(ref)
-        if ref_a == ref_b:
-            return
-        for ref in (ref_a, ref_b):
-            if ref in self.active:
-                raise GrantError(GNTST_eagain, f"grant {ref} is in use")
-        a, b = self.entry(domain, ref_a), self.entry(domain, ref_b)
-        status_a, status_b = self.status(domain, ref_a), self.status(domain, ref_b)
-        for ref, entry, status in ((ref_a, b, status_b), (ref_b, a, status_a)):
-            self.write_entry(domain, ref, entry)
-            domain.memory.write_uint(self._status_maddr(ref), STATUS_SIZE, status)
-
-    def _entry_maddr(self, ref: int) -> Maddr:
-        return _item(self.frames, ref, ENTRY_SIZE[self.version])
-
-    def _status_maddr(self, ref: int) -> Maddr:
-        if self.version == 1:
-            return self._entry_maddr(ref)  # the flags are its first field
-        return _item(self.status_frames, ref, STATUS_SIZE)
-
-    # Using a grant of this domain's. A `mapping` is of a whole frame; a copy need not be.
-
-    def acquire(self, domain: Domain, grantee: int, ref: int, incr: int, mapping: bool) -> Active:
-        """Pin a grant that this domain has given to `grantee`, for the GNTPIN_*_inc in `incr`.
-
-        GNTST_bad_gntref: no such entry. GNTST_general_error: the entry does not allow it, is in use
-        by another, or is pinned too often. GNTST_bad_page: the frame is not this domain's.
-        GNTST_bad_domain: the frame is no longer this domain's.
-        """
-        self.check_ref(ref)
-        active = self.active.get(ref)
-        pin = active.pin if active is not None else 0
-        if active is not None and active.domid != grantee:
-            raise GrantError(
-                GNTST_general_error, f"grant {ref} is in use by d{active.domid}, not d{grantee}"
-            )
-        if pin & incr << 7:
-            raise GrantError(GNTST_general_error, f"grant {ref} is in use too often: {pin:#x}")
-        entry = self.entry(domain, ref)
-        writing = bool(incr & GNTPIN_writers)
-        first = not pin or (writing and not pin & GNTPIN_writers)
-        if first:
-            self._check_entry(grantee, ref, entry, writing, pin=pin, mapping=mapping)
-            self._change_status(domain, ref, GTF_reading | (GTF_writing if writing else 0), 0)
-        try:
-            found = self._frame_of(domain, grantee, ref, entry, first, mapping)
-        except GrantError:
-            self._reduce_status_for_pin(domain, ref, pin, writing)
-            raise
-        if active is None:
-            active = self.active[ref] = found
-        active.pin += incr
-        return active
-
-    def release(self, domain: Domain, ref: int, incr: int) -> None:
-        """Undo `acquire`, and show the guest in the status what is left."""
-        active = self.active[ref]
-        active.pin -= incr
-        writing = bool(incr & GNTPIN_writers)
-        self._reduce_status_for_pin(domain, ref, active.pin, writing)
-        if not active.pin:
-            del self.active[ref]
-
-    def _check_entry(
-        self,
-        grantee: int,
-        ref: int,
-        entry: Entry,
-        writing: bool,
-        *,
-        pin: int,
-        mapping: bool,
-    ) -> None:
-        """Whether the guest's entry allows the use; a pinned entry was checked for the rest."""
-        kind = entry.flags & (GTF_type_mask | (GTF_sub_page if mapping else 0))
-        permits = kind == GTF_permit_access or (
-            kind == GTF_transitive and self.version == 2 and not mapping
+    GNTST_general_error: that is more than the domain may have, or the machine has none left.
+    """
+    grants = domain.grants
+    if nr_frames > grants.max_frames:
+        raise GrantError(
+            GNTST_general_error,
+            f"{nr_frames} grant frames asked for: the domain may have {grants.max_frames}",
         )
-        if not pin and not (permits and entry.domid == grantee):
+    nr_frames = max(nr_frames, INITIAL_FRAMES, len(grants.frames))
+    nr_status = _status_frames_for(nr_frames) if grants.version == 2 else 0
+    more = nr_frames - len(grants.frames)
+    try:
+        new = _take_frames(domain, more + nr_status - len(grants.status_frames))
+    except XenError as error:
+        raise GrantError(GNTST_general_error, error.reason) from None
+    grants.frames += new[:more]
+    grants.status_frames += new[more:]
+
+
+def frame_at(domain: Domain, index: int, status: bool) -> Mfn:
+    """A frame of the table, which grows to have it, or a status frame; EINVAL if it cannot."""
+    frames = domain.grants.status_frames if status else domain.grants.frames
+    if index >= len(frames):
+        try:
+            grow(domain, (index + 1) * (FRAMES_PER_STATUS_FRAME if status else 1))
+        except GrantError as error:
+            raise XenError(EINVAL, error.reason) from None
+    return frames[index]
+
+
+# Versions.
+
+
+def set_version(domain: Domain, version: int) -> None:
+    """Empty the table and lay it out anew; only the toolstack's entries are kept.
+
+    EINVAL: no such version. EBUSY: another entry is in use, or a status frame is mapped.
+    ERANGE: version 1 cannot say what a kept entry does. ENOMEM: no frames for version 2's
+    status.
+    """
+    grants = domain.grants
+    if version not in ENTRY:
+        raise XenError(EINVAL, f"grant tables have no version {version}")
+    if version == grants.version:
+        return
+    busy = [ref for ref in grants.active if ref >= GNTTAB_NR_RESERVED_ENTRIES]
+    if busy:
+        raise XenError(EBUSY, f"grant {busy[0]} is in use: the version cannot change")
+    if version == 2:
+        kept = _entries_for_v2(domain)
+        grants.status_frames += _take_frames(domain, _status_frames_for(len(grants.frames)))
+    else:
+        kept = _entries_for_v1(domain)
+        _drop_status_frames(domain)
+    for mfn in grants.frames:
+        domain.memory.clear_frame(mfn)
+    grants.version = version
+    for ref, (entry, status) in enumerate(kept):
+        domain.memory.write(_entry_maddr(domain, ref), entry.pack(8))
+        if version == 2:
+            domain.memory.write_uint(_status_maddr(domain, ref), STATUS_SIZE, status)
+
+
+def _entries_for_v2(domain: Domain) -> list[tuple[Entry, int]]:
+    in_use = GTF_reading | GTF_writing
+    return [
+        (grant_entry_v2(old.flags & ~in_use, old.domid, 0, 0, old.frame), old.flags & in_use)
+        for old in (read_entry(domain, ref) for ref in range(GNTTAB_NR_RESERVED_ENTRIES))
+    ]
+
+
+def _entries_for_v1(domain: Domain) -> list[tuple[Entry, int]]:
+    kept: list[tuple[Entry, int]] = []
+    for ref in range(GNTTAB_NR_RESERVED_ENTRIES):
+        old, status = read_entry(domain, ref), read_status(domain, ref)
+        kind = old.flags & GTF_type_mask
+        if kind == GTF_transitive or (kind == GTF_permit_access and old.frame >> 32):
+            raise XenError(ERANGE, f"grant {ref} cannot be said in version 1: {old}")
+        if kind != GTF_permit_access:
+            kept.append((grant_entry_v1(0, 0, 0), 0))
+        else:
+            kept.append((grant_entry_v1(old.flags | status, old.domid, old.frame), 0))
+    return kept
+
+
+def _drop_status_frames(domain: Domain) -> None:
+    grants = domain.grants
+    frames, p2m = domain.frames, domain.p2m
+    for mfn in grants.status_frames:
+        gfn = p2m.find(mfn) if p2m is not None else None
+        if p2m is not None and gfn is not None:
+            p2m.remove(gfn)
+        if frames.count[mfn] == 1:
+            continue
+        reason = f"a status frame of the grant table is in use: {frames.describe(mfn)}"
+        if p2m is None:
+            raise XenError(EBUSY, reason)
+        raise DomainCrash(reason)
+    for mfn in grants.status_frames:
+        frames.free_xen_frame(mfn)
+    grants.status_frames.clear()
+
+
+# Entries.
+
+
+def read_entry(domain: Domain, ref: int) -> Entry:
+    """Read an entry that exists."""
+    data = domain.memory.read(_entry_maddr(domain, ref), ENTRY_SIZE[domain.grants.version])
+    return ENTRY[domain.grants.version].unpack(8, data)
+
+
+def write_entry(domain: Domain, ref: int, entry: Entry) -> None:
+    """Write an entry that exists, in the table's version."""
+    domain.memory.write(_entry_maddr(domain, ref), entry.pack(8))
+
+
+def read_status(domain: Domain, ref: int) -> int:
+    """GTF_reading and GTF_writing as the guest sees them, and what it wrote beside them."""
+    return domain.memory.read_uint(_status_maddr(domain, ref), STATUS_SIZE)
+
+
+def check_ref(domain: Domain, ref: int) -> None:
+    """GNTST_bad_gntref unless the table has such an entry."""
+    if ref >= nr_entries(domain):
+        raise GrantError(
+            GNTST_bad_gntref, f"there is no grant {ref}: the table has {nr_entries(domain)}"
+        )
+
+
+def seed(domain: Domain, ref: int, frame: int) -> None:
+    """Grant a frame to dom0, as the toolstack does with the console's and xenstore's."""
+    grow(domain, INITIAL_FRAMES)
+    write_entry(domain, ref, grant_entry_v1(GTF_permit_access, DOM0, frame))
+
+
+def swap(domain: Domain, ref_a: int, ref_b: int) -> None:
+    """Swap two entries; GNTST_bad_gntref: no such entry; GNTST_eagain: one is in use."""
+    for ref in (ref_a, ref_b):
+        check_ref(domain, ref)
+    if ref_a == ref_b:
+        return
+    for ref in (ref_a, ref_b):
+        if ref in domain.grants.active:
+            raise GrantError(GNTST_eagain, f"grant {ref} is in use")
+    a, b = read_entry(domain, ref_a), read_entry(domain, ref_b)
+    status_a, status_b = read_status(domain, ref_a), read_status(domain, ref_b)
+    for ref, entry, status in ((ref_a, b, status_b), (ref_b, a, status_a)):
+        write_entry(domain, ref, entry)
+        domain.memory.write_uint(_status_maddr(domain, ref), STATUS_SIZE, status)
+
+
+def _entry_maddr(domain: Domain, ref: int) -> Maddr:
+    return _item(domain.grants.frames, ref, ENTRY_SIZE[domain.grants.version])
+
+
+def _status_maddr(domain: Domain, ref: int) -> Maddr:
+    if domain.grants.version == 1:
+        return _entry_maddr(domain, ref)  # the flags are its first field
+    return _item(domain.grants.status_frames, ref, STATUS_SIZE)
+
+
+# Using a grant of this domain's. A `mapping` is of a whole frame; a copy need not be.
+
+
+def acquire(domain: Domain, grantee: int, ref: int, incr: int, mapping: bool) -> Active:
+    """Pin a grant that this domain has given to `grantee`, for the GNTPIN_*_inc in `incr`.
+
+    GNTST_bad_gntref: no such entry. GNTST_general_error: the entry does not allow it, is in use
+    by another, or is pinned too often. GNTST_bad_page: the frame is not this domain's.
+    GNTST_bad_domain: the frame is no longer this domain's.
+    """
+    check_ref(domain, ref)
+    active = domain.grants.active.get(ref)
+    pin = active.pin if active is not None else 0
+    if active is not None and active.domid != grantee:
+        raise GrantError(
+            GNTST_general_error, f"grant {ref} is in use by d{active.domid}, not d{grantee}"
+        )
+    if pin & incr << 7:
+        raise GrantError(GNTST_general_error, f"grant {ref} is in use too often: {pin:#x}")
+    entry = read_entry(domain, ref)
+    writing = bool(incr & GNTPIN_writers)
+    first = not pin or (writing and not pin & GNTPIN_writers)
+    if first:
+        _check_entry(domain, grantee, ref, entry, writing, pin=pin, mapping=mapping)
+        _change_status(domain, ref, GTF_reading | (GTF_writing if writing else 0), 0)
+    try:
+        found = _frame_of(domain, grantee, ref, entry, first, mapping)
+    except GrantError:
+        _reduce_status_for_pin(domain, ref, pin, writing)
+        raise
+    if active is None:
+        active = domain.grants.active[ref] = found
+    active.pin += incr
+    return active
+
+
+def release(domain: Domain, ref: int, incr: int) -> None:
+    """Undo `acquire`, and show the guest in the status what is left."""
+    active = domain.grants.active[ref]
+    active.pin -= incr
+    writing = bool(incr & GNTPIN_writers)
+    _reduce_status_for_pin(domain, ref, active.pin, writing)
+    if not active.pin:
+        del domain.grants.active[ref]
+
+
+def _check_entry(
+    domain: Domain,
+    grantee: int,
+    ref: int,
+    entry: Entry,
+    writing: bool,
+    *,
+    pin: int,
+    mapping: bool,
+) -> None:
+    """Whether the guest's entry allows the use; a pinned entry was checked for the rest."""
+    kind = entry.flags & (GTF_type_mask | (GTF_sub_page if mapping else 0))
+    permits = kind == GTF_permit_access or (
+        kind == GTF_transitive and domain.grants.version == 2 and not mapping
+    )
+    if not pin and not (permits and entry.domid == grantee):
+        raise GrantError(
+            GNTST_general_error,
+            f"grant {ref} (flags {entry.flags:#x}, for d{entry.domid}) is not for "
+            f"d{grantee} to {'map' if mapping else 'copy'}",
+        )
+    if writing and entry.flags & GTF_readonly:
+        raise GrantError(GNTST_general_error, f"grant {ref} is for reading only")
+
+
+def _frame_of(
+    domain: Domain,
+    grantee: int,
+    ref: int,
+    entry: Entry,
+    first: bool,
+    mapping: bool,
+) -> Active:
+    """What an entry grants now; a pinned grant keeps what it granted when it was pinned."""
+    active = domain.grants.active.get(ref)
+    v2 = entry if isinstance(entry, grant_entry_v2) else None
+    if v2 is not None and not mapping and v2.flags & GTF_type_mask == GTF_transitive:
+        _refuse_transitive(domain, ref, v2)
+    if first and not (mapping and active is not None):
+        new = Active(own_frame(domain, entry.frame), grantee)
+        if v2 is not None and v2.flags & GTF_sub_page:
+            new.start, new.length = v2.page_off, v2.length
+        if active is not None and new != replace(active, pin=0):
             raise GrantError(
-                GNTST_general_error,
-                f"grant {ref} (flags {entry.flags:#x}, for d{entry.domid}) is not for "
-                f"d{grantee} to {'map' if mapping else 'copy'}",
+                GNTST_general_error, f"grant {ref} is in use, and is now for something else"
             )
-        if writing and entry.flags & GTF_readonly:
-            raise GrantError(GNTST_general_error, f"grant {ref} is for reading only")
+        return new
+    assert active is not None
+    if domain.frames.owner[active.mfn] != domain.domid:
+        status = GNTST_general_error if mapping else GNTST_bad_domain
+        raise GrantError(status, f"{domain.frames.describe(active.mfn)} was granted as {ref}")
+    return active
 
-    def _frame_of(
-        self,
-        domain: Domain,
-        grantee: int,
-        ref: int,
-        entry: Entry,
-        first: bool,
-        mapping: bool,
-    ) -> Active:
-        """What an entry grants now; a pinned grant keeps what it granted when it was pinned."""
-        active = self.active.get(ref)
-        v2 = entry if isinstance(entry, grant_entry_v2) else None
-        if v2 is not None and not mapping and v2.flags & GTF_type_mask == GTF_transitive:
-            _refuse_transitive(domain, ref, v2)
-        if first and not (mapping and active is not None):
-            new = Active(own_frame(domain, entry.frame), grantee)
-            if v2 is not None and v2.flags & GTF_sub_page:
-                new.start, new.length = v2.page_off, v2.length
-            if active is not None and new != replace(active, pin=0):
-                raise GrantError(
-                    GNTST_general_error, f"grant {ref} is in use, and is now for something else"
-                )
-            return new
-        assert active is not None
-        if domain.frames.owner[active.mfn] != domain.domid:
-            status = GNTST_general_error if mapping else GNTST_bad_domain
-            raise GrantError(status, f"{domain.frames.describe(active.mfn)} was granted as {ref}")
-        return active
 
-    def _change_status(self, domain: Domain, ref: int, add: int, clear: int) -> None:
-        maddr = self._status_maddr(ref)
-        status = domain.memory.read_uint(maddr, STATUS_SIZE)
-        domain.memory.write_uint(maddr, STATUS_SIZE, status & ~clear | add)
+def _change_status(domain: Domain, ref: int, add: int, clear: int) -> None:
+    maddr = _status_maddr(domain, ref)
+    status = domain.memory.read_uint(maddr, STATUS_SIZE)
+    domain.memory.write_uint(maddr, STATUS_SIZE, status & ~clear | add)
 
-    def _reduce_status_for_pin(self, domain: Domain, ref: int, pin: int, writing: bool) -> None:
-        clear = 0 if pin else GTF_reading
-        if writing and not pin & GNTPIN_writers:
-            clear |= GTF_writing
-        self._change_status(domain, ref, 0, clear)
+
+def _reduce_status_for_pin(domain: Domain, ref: int, pin: int, writing: bool) -> None:
+    clear = 0 if pin else GTF_reading
+    if writing and not pin & GNTPIN_writers:
+        clear |= GTF_writing
+    _change_status(domain, ref, 0, clear)
 
 
 def find_domain(caller: Domain, domid: int) -> Domain | None:

@@ -22,7 +22,6 @@ from xenemu.hv.building import (
     pages,
 )
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
-from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import PV32, PV64, Frames
 from xenemu.hv.paging_rules import M2P_L4_SLOT
@@ -30,6 +29,7 @@ from xenemu.hv.scheduler import PERIODIC
 from xenemu.hv.shared_info import set_upcall_mask
 from xenemu.hv.state.domain import Domain, Ring
 from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.grants import GrantTable
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv import descriptors, perdomain
 from xenemu.pv.msr import fixup_guest_cr4

@@ -25,13 +25,13 @@ from xenemu.hv.building import (
     make_ready,
     pages,
 )
-from xenemu.hv.grant_table import GrantTable
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.state.domain import Domain, Ring
 from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.grants import GrantTable
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh import acpi
 from xenemu.pvh.acpi import AcpiTables

@@ -22,9 +22,9 @@ from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 if TYPE_CHECKING:
     from xenemu.hv.frame_table import PageCounts
-    from xenemu.hv.grant_table import GrantTable
     from xenemu.hv.p2m import P2m
     from xenemu.hv.pagetype import Frames
+    from xenemu.hv.state.grants import GrantTable
 
 DOM0: Final = 0  # dom0's id
 OUTPUT_LIMIT: Final = 1 << 20  # bytes of console output not yet shown; libxl's console/limit
