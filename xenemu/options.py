@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from xenemu.boot.zero_page import SUBARCHES
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Module
 
@@ -57,6 +58,15 @@ def parse_count(option: str, text: str) -> int:
     """How many of something; UsageError if it is no number, or none at all."""
     if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not int(text):
         raise UsageError(f"{option} {text}: give a whole number, 1 or more")
+    return int(text)
+
+
+def parse_subarch(option: str, text: str) -> int:
+    """A hardware_subarch of Linux's, by name or number; UsageError if it is none."""
+    if text in SUBARCHES:
+        return SUBARCHES[text]
+    if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) or int(text) >> 32:
+        raise UsageError(f"{option} {text}: give {', '.join(SUBARCHES)}, or a number of 32 bits")
     return int(text)
 
 

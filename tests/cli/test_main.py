@@ -37,8 +37,14 @@ def test_help_of_run_lists_every_exit_code(capsys):
     [
         ("run", "missing argument 'KERNEL'; see xenemu run --help"),
         ("run -x k", "no such option: -x; see xenemu run --help"),
-        ("run --intrd i k", "no such option: --intrd; did you mean --init or --initrd?; see "),
-        ("run --mode hvm k", "--mode: 'hvm' is not one of 'auto', 'pv', 'pvh'; see xenemu run "),
+        (
+            "run --intrd i k",
+            "no such option: --intrd; did you mean --entry or --init or --initrd?; see ",
+        ),
+        (
+            "run --mode hvm k",
+            "--mode: 'hvm' is not one of 'auto', 'pv', 'pvh', 'linux32', 'linux64'; see",
+        ),
         ("run k --mode", "option '--mode' requires an argument; see xenemu --help"),
         ("run k k", "got unexpected extra argument(s) (k); see xenemu run --help"),
         ("smoke k --jobs abc", "--jobs abc: give a whole number, 1 or more"),

@@ -34,7 +34,7 @@ def build(kernel, memory=MEMORY, **more):
 
 def start_info(domain):
     """The head that EBX leads to."""
-    return struct.unpack("<4I4QII", domain.memory.read(domain.vcpus[0].arch.entry.ebx, 56))
+    return struct.unpack("<4I4QII", domain.memory.read(domain.vcpus[0].arch.entry.info, 56))
 
 
 def modules(domain):
@@ -63,7 +63,7 @@ def test_the_kernel_is_where_it_is_linked(kernel):
 
 def test_a_relocated_kernel_is_entered_where_it_is(kernel):
     domain = build(kernel(note(19, bytes.fromhex("00001000"))), memory=8 * MIB)
-    start = domain.vcpus[0].arch.entry.eip - 16
+    start = domain.vcpus[0].arch.entry.ip - 16
     assert start == 7 * MIB
     assert domain.memory.read(start, 6) == b"kernel"
 
@@ -207,9 +207,9 @@ def test_debians_kernel(guest_image):
     found = image.load(guest_image("debian-amd64"))
     domain = build(found, memory=256 * MIB, initrd=b"initrd")
     entry = domain.vcpus[0].arch.entry
-    assert found.pstart <= entry.eip < found.pend
+    assert found.pstart <= entry.ip < found.pend
     ((initrd, *_),) = modules(domain)
-    assert found.pend <= entry.ebx < initrd  # it takes its initrd unmapped
+    assert found.pend <= entry.info < initrd  # it takes its initrd unmapped
     assert start_info(domain)[6] >> 24 == 0xFC
     first = found.segments[0]
     assert domain.memory.read(first.paddr, 4096) == bytes(first.data[:4096])

@@ -96,6 +96,16 @@ def test_lists_stand_for_each_combination(plan):
     assert {boot.memory for boot in boots} == {64 << 20}
 
 
+def test_entry_is_another_name_of_mode(plan):
+    boots = plan(
+        '[defaults]\nmode = "pv"\nkernel = "k"\n'
+        '[[boot]]\nentry = ["pvh", "linux64"]\n[[boot]]\nname = "other"\n'
+    )
+    assert [(boot.name, boot.mode) for boot in boots] == [
+        *(("k pvh", "pvh"), ("k linux64", "linux64"), ("other", "pv"))
+    ]
+
+
 def test_defaults_count_where_a_boot_says_nothing(plan):
     boots = plan(
         '[defaults]\nkernel = "k"\ntimeout = 5\n'
@@ -191,6 +201,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("kernel = []", "9: kernel: the list is empty"),
         ('rootfs = "k"', "9: rootfs: "),
         ('initrd = "k"\ninit = "k"', "10: init: initrd in line 9 says another; give one"),
+        ('mode = "pv"\nentry = "pv"', "10: entry: mode says the same; give one of the two"),
         ('mode = "hvm"', "9: mode: 'hvm': give one of auto, pv, pvh"),
         ('memory = "lots"', "9: memory: lots: give a number and a unit"),
         ('expect = "("', "9: expect: '(' is no regular expression: missing )"),

@@ -1,4 +1,4 @@
-"""The ways into a kernel, a file for each: what `--mode` can ask for.
+"""The ways into a kernel, a file for each: what `--entry` can ask for.
 
 A file here may have `ENTRIES`, a list of `BootEntry`. That is all it takes to add them: nothing
 else names them.
@@ -22,7 +22,7 @@ Entry = BootEntry[Any, Any, Any]
 
 
 def discover(path: Iterable[str], package: str) -> dict[str, Entry]:
-    """The entries of the modules of a package, by name; those that auto may choose come first."""
+    """The entries of the modules of a package, by name: first those that auto may choose."""
     found: list[Entry] = []
     for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
         found += getattr(importlib.import_module(f"{package}.{module.name}"), "ENTRIES", [])

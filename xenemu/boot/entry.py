@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from xenemu.boot.judging import NoNote, Unbootable
 from xenemu.boot.platform import PlacedT, Platform, RoomT
-from xenemu.errors import ImageError
+from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import DomainConfig, Where
 from xenemu.hv.current import Current
 from xenemu.hv.state.domain import Domain
@@ -58,6 +58,7 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
     place: Callable[[Image, KernelT, DomainConfig, RoomT], PlacedT]
     start: Callable[[Current], None]
     auto: int = 0
+    zero_page: bool = False  # it has a boot_params, for --subarch
 
     def verdict(self, image: Image) -> Verdict:
         """Whether the entry can boot an image."""
@@ -76,6 +77,10 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
         except Unbootable as why:
             reason = _reason(image, why)
             raise ImageError(f"{image.path}: cannot boot as {self.name}: {reason}") from None
+        if config.subarch is not None and not self.zero_page:
+            raise UsageError(
+                f"--subarch: {self.name} has no boot_params; linux32 and linux64 have one"
+            )
         room = self.platform.make_room(config, kernel)
         placed = self.place(image, kernel, config, room)
         return self.platform.build(config, room, placed)

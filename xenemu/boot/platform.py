@@ -20,13 +20,13 @@ from xenemu.pvh import builder as pvh_builder
 from xenemu.pvh.layout import Kernel as PvhKernel
 from xenemu.pvh.personality import PVH
 
-KernelT = TypeVar("KernelT")
+KernelT_contra = TypeVar("KernelT_contra", contravariant=True)
 RoomT = TypeVar("RoomT")
 PlacedT = TypeVar("PlacedT")
 
 
 @dataclass(frozen=True)
-class Platform(Generic[KernelT, RoomT, PlacedT]):
+class Platform(Generic[KernelT_contra, RoomT, PlacedT]):
     """A machine without a kernel.
 
     `make_room` says which places an entry may fill, before anything there is made. `build` makes
@@ -35,7 +35,7 @@ class Platform(Generic[KernelT, RoomT, PlacedT]):
     """
 
     personality: Personality
-    make_room: Callable[[DomainConfig, KernelT], RoomT]
+    make_room: Callable[[DomainConfig, KernelT_contra], RoomT]
     build: Callable[[DomainConfig, RoomT, PlacedT], Domain]
     paged: bool
 

@@ -26,9 +26,9 @@ def inspect(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Show a kernel's format, its Xen notes, and the modes it can boot in.
+    """Show a kernel's format, its Xen notes, and the entries it can boot by.
 
-    Exit codes: 0 if it can boot in some mode, 7 if in none, or if it is no kernel.
+    Exit codes: 0 if it can boot by some entry, 7 if by none, or if it is no kernel.
     """
     try:
         found = image.load(kernel)
@@ -198,12 +198,12 @@ def _note_line(note: dict[str, Any], source: str | None) -> str:
 
 
 def _mode_lines(report: dict[str, Any]) -> list[str]:
-    lines = ["", "Modes"]
+    lines = ["", "Entries"]
     for name, mode in report["modes"].items():
         verdict = (
             f"yes: {mode['start']} to {mode['end']}, entry {mode['entry']}"
             if mode["bootable"]
             else f"no: {mode['reason']}"
         )
-        lines.append(f"  {name:<6}{verdict}")
+        lines.append(f"  {name:<9}{verdict}")
     return lines

@@ -17,7 +17,13 @@ from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.confine import obstacle
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
-from xenemu.options import parse_memory, parse_module, parse_seconds, parse_seed
+from xenemu.options import (
+    parse_memory,
+    parse_module,
+    parse_seconds,
+    parse_seed,
+    parse_subarch,
+)
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
 
@@ -64,11 +70,21 @@ def run(
     mode: Annotated[
         str,
         typer.Option(
-            help="What to boot it as; auto takes what the kernel offers.",
+            "--entry",
+            "--mode",
+            help="By which entry to boot it; auto takes pvh or pv, as the kernel offers.",
             metavar=f"<{'|'.join(boot.MODES)}>",
             callback=_known_mode,
         ),
     ] = boot.AUTO,
+    subarch: Annotated[
+        str | None,
+        typer.Option(
+            help="The hardware_subarch that linux32 or linux64 tell the kernel: xen, with a"
+            " start_info to go with it, or a number.",
+            metavar="xen|N",
+        ),
+    ] = None,
     cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
     initrd: Annotated[
         Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
@@ -237,6 +253,7 @@ def run(
         initial_ramdisk(initrd, init, rootfs, busybox, size),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
+        subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
     audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None

@@ -33,7 +33,13 @@ def smoke(
         list[Path], typer.Argument(metavar="FILE.toml|KERNEL", help="A plan, or kernels.")
     ],
     mode: Annotated[
-        Texts, _option("auto, pv or pvh; say it again for another boot.", "MODE")
+        Texts,
+        typer.Option(
+            "--entry",
+            "--mode",
+            help="auto, pv, pvh, ...; say it again for another boot.",
+            metavar="ENTRY",
+        ),
     ] = None,
     cmdline: Annotated[
         Texts, _option("The command line; say it again for another boot.", "TEXT")

@@ -198,6 +198,16 @@ class Registers:
         self.leave_long_mode()
         self._cr[0] = CR0_ENTRY
 
+    def enter_long_mode(self, cr3: int) -> None:
+        """Turn 4-level paging on, and all of EFER and CR4 off that long mode does not need."""
+        from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
+
+        uc = self._uc
+        uc.msr_write(msr.EFER, msr.EFER_LME | msr.EFER_LMA)
+        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
+        uc.reg_write(x86.UC_X86_REG_CR3, cr3)
+        uc.reg_write(x86.UC_X86_REG_CR0, CR0_ENTRY | CR0_PE_PG)
+
     def turn_paging_on(self, cr3: int, long_mode: bool) -> None:
         """Put the CPU in the mode that a PV guest finds: 4-level paging, or 32-bit PAE."""
         from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)

@@ -56,7 +56,8 @@ class DomainConfig:
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
-    rng_seed: int = 0  # of what RDRAND and RDSEED read; 64 bits
+    rng_seed: int = 0  # of what RDRAND and RDSEED read, and setup_data has; 64 bits
+    subarch: int | None = None  # hardware_subarch of a boot_params, 32 bits; None: as it is
     modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
 
 

@@ -202,6 +202,12 @@ class NativeCpu(Cpu, Protocol):
     def delivered(self) -> Delivered:
         """What was to be delivered last; of a triple fault, what that began with."""
 
+    def enter_long_mode(self, cr3: int) -> None:
+        """Turn 4-level paging on, and all of EFER and CR4 off that long mode does not need.
+
+        CS then says whether the code has 64 bits.
+        """
+
     def request_interrupt(self) -> None:
         """Take `apic_vector`, or the event upcall, as soon as the guest allows interrupts."""
 

@@ -27,6 +27,8 @@ PAYLOAD_OFFSET, PAYLOAD_LENGTH, HEADER_END = 0x248, 0x24C, 0x250
 class BzImage:
     """What the set-up header says of the kernel inside."""
 
+    file: memoryview
+    code: memoryview  # what is loaded and entered: the decompressor, with the payload in it
     protocol: tuple[int, int]
     kernel_version: str | None  # as `file` prints it: release, builder, build
     compression: str
@@ -61,7 +63,8 @@ def parse(view: memoryview) -> BzImage:
         raise ImageError("the bzImage has no payload: there is no ELF in it that Xen could load")
     if length <= SIZE_WORD:
         raise ImageError(f"the bzImage's payload has {length} bytes, which are no ELF")
-    offset += (view[SETUP_SECTS] + 1) * SECTOR
+    code = (view[SETUP_SECTS] + 1) * SECTOR
+    offset += code
     if offset + length > len(view):
         raise ImageError(
             f"the bzImage is truncated: its payload is at {offset:#x}, {length} bytes long,"
@@ -74,7 +77,7 @@ def parse(view: memoryview) -> BzImage:
     (size,) = struct.unpack_from("<I", payload, length - SIZE_WORD)
     # The build appends the size, except to gzip, whose own last word it is.
     compressed = payload if name == "gzip" else payload[:-SIZE_WORD]
-    return BzImage(protocol, _kernel_version(view), name, compressed, size)
+    return BzImage(view, view[code:], protocol, _kernel_version(view), name, compressed, size)
 
 
 def _kernel_version(view: memoryview) -> str | None:

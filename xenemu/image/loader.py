@@ -16,6 +16,7 @@ from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf
 from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.btf import Btf
+from xenemu.image.bzimage import BzImage
 from xenemu.image.files import map_file
 from xenemu.image.notes import XenNotes, read_notes
 from xenemu.image.orc import Orc
@@ -77,6 +78,7 @@ class Image:
     notes: XenNotes
     bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
     separate: SymbolFile | None = None  # symbols that the kernel's own file has not
+    bzimage: BzImage | None = None  # what `elf` came in, in the file itself: not for later
 
     @property
     def is_program(self) -> bool:
@@ -144,9 +146,8 @@ def load(path: Path) -> Image:
 
 def _load(path: Path) -> Image:
     view = map_file(path)
-    payload = None
-    is_bzimage = bzimage.is_bzimage(view)
-    if is_bzimage:
+    payload = outer = None
+    if bzimage.is_bzimage(view):
         outer = bzimage.parse(view)
         view = unpacked(outer.compressed, outer.unpack, outer.size)
         payload = Payload(
@@ -168,7 +169,7 @@ def _load(path: Path) -> Image:
     segments, notes = _segments(parsed), read_notes(parsed)
     return Image(
         str(path),
-        "bzImage" if is_bzimage else "ELF",
+        "bzImage" if outer else "ELF",
         payload,
         parsed.elf_class,
         parsed.machine,
@@ -179,6 +180,7 @@ def _load(path: Path) -> Image:
         parsed.view,
         notes,
         _bsd_symbols(parsed, segments) if notes.bsd_symtab else None,
+        bzimage=outer,
     )
 
 

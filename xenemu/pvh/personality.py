@@ -26,7 +26,7 @@ def start_vcpu(current: Current) -> None:
     assert entry is not None
     for register in range(16):
         cpu.regs[register] = 0
-    cpu.rip, cpu.regs[Reg.RBX] = entry.eip, entry.ebx
+    cpu.rip, cpu.regs[Reg.RBX] = entry.ip, entry.info
     cpu.rflags = flags.FIXED
     for which in (Seg.DS, Seg.ES, Seg.SS):
         cpu.set_segment(which, Segment(0, 0, FLAT_LIMIT, DATA32))

@@ -15,10 +15,10 @@ from xenemu.pvh.mtrr import Mtrrs
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a vcpu starts, in flat 32-bit mode; `ebx` leads to hvm_start_info."""
+    """Where a vcpu starts, and where what it is told begins; both are physical."""
 
-    eip: int
-    ebx: int
+    ip: int
+    info: int
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
 
-``kernel``, ``mode``, ``cmdline`` and ``memory`` may each be a list. A table then stands for each
+``kernel``, ``entry``, ``cmdline`` and ``memory`` may each be a list. A table then stands for each
 combination, named after what varies. ``[defaults]`` has keys for every table. A table's own initial
 ramdisk takes the place of the defaults', in whichever way each is given. Paths are relative to the
 file. They may begin with ``~``, and may have environment variables in them. An empty path means
@@ -30,7 +30,8 @@ from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
-VARIED: Final = ("kernel", "mode", "cmdline", "memory")
+VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory")
+SAME: Final = {"mode": "entry", "entry": "mode"}  # two names of one key
 ENDS: Final = (
     "poweroff",
     "reboot",
@@ -207,8 +208,11 @@ class _Reader:
             line = _line(self.text, (*place, "initrd"))
             other = f"{self.spell('initrd')}{f' in line {line}' if line else ''}"
             raise self.error((*place, made[0]), f"{other} says another; give one of the two")
+        if "mode" in table and "entry" in table:
+            raise self.error((*place, "entry"), "mode says the same; give one of the two")
         replaced = {"initrd"} if any(key in table for key in MADE) else set()
         replaced |= set(MADE) if "initrd" in table else set()
+        replaced |= {other for key, other in SAME.items() if key in table}
         added = {key: value for key, value in defaults.items() if key not in replaced}
         where = dict.fromkeys(added, ("defaults",)) | dict.fromkeys(table, place)
         return added | table, where
@@ -228,6 +232,8 @@ class _Reader:
             one = table | dict(zip(lists, values, strict=True))
             known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
             known["name"] = self.name(known, one, [k for k, v in lists.items() if len(v) > 1])
+            if "entry" in known:
+                known["mode"] = known.pop("entry")
             stands = Place(self.file, self.lines[place[1]]) if self.file else None
             yield Boot(**known, place=stands)
 
@@ -427,6 +433,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "name": lambda reader, value: _string(value),
     "kernel": _Reader.file_of,
     "mode": lambda reader, value: _choice(value, MODES),
+    "entry": lambda reader, value: _choice(value, MODES),
     "cmdline": lambda reader, value: _string(value),
     "memory": lambda reader, value: parse_memory("memory", _string(value)),
     "initrd": _Reader.maybe_file,

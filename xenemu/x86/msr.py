@@ -69,6 +69,7 @@ MISC_ENABLE_XTPR_DISABLE = 1 << 23
 DEBUGCTL_LBR, DEBUGCTL_BTF = 1 << 0, 1 << 1
 MCG_CMCI_P, MCG_TES_P, MCG_SER_P = 1 << 10, 1 << 11, 1 << 24
 EFER_LME = 1 << 8
+EFER_LMA = 1 << 10
 EFER_NX = 1 << 11
 EFER_SCE_LME_LMA_NX = 0xD01
 XEN_PAT = 0x050100070406  # the memory types that Xen gives its PV guests
