@@ -16,6 +16,7 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
 from xenemu.hv.pagetype import Restart
+from xenemu.pv.state import pv
 
 NO_REQUESTS = 0
 
@@ -53,7 +54,7 @@ class Batch:
         if self.frames.old_tables and (error is None or isinstance(error, XenError)):
             result = 0
             if isinstance(error, XenError):
-                self.frames.refusal = error.reason
+                pv(self._current).refusal = error.reason
                 result = -error.errno
             raise Continue(NO_REQUESTS, MMU_UPDATE_PREEMPTED, 0, result & 0xFFFFFFFF) from None
         return False
@@ -87,7 +88,7 @@ def finish_earlier(
         return None
     result = foreigndom - (foreigndom >> 31 << 32)
     if result < 0:
-        raise XenError(-result, frames.refusal)
+        raise XenError(-result, pv(current).refusal)
     return result
 
 

@@ -25,9 +25,13 @@ from xenemu.hv.pagetype import (
     PGT_writable_page,
     Restart,
 )
+from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.validation import L1_WORK
+from xenemu.pv.audit import references
 from xenemu.pv.paging import new_guest_cr3
-from xenemu.pv.state import PvVcpu, pv
+from xenemu.pv.personality import PV64
+from xenemu.pv.state import PvVcpu, pv, pv_vcpu
 from xenemu.x86.paging import RW, US, Mfn, P
 
 ROOT, NEW_ROOT, L3, L2, DATA, REQUESTS, DONE = range(16, 23)  # frames
@@ -204,3 +208,43 @@ def test_a_multicall_stops_when_its_entries_were_work_enough(current: Current) -
     with pytest.raises(Continue) as again:
         table.call(current, Nr.multicall, (UOPS, 6))
     assert again.value.new_args == (UOPS + 2 * 64, 4)
+
+
+def test_each_vcpu_goes_on_with_its_own_old_tables(current: Current) -> None:
+    """What one has still to drop is no business of another's, and the audit counts it."""
+    domain, frames, first = current.domain, current.domain.frames, current.vcpu
+    second = Vcpu(1, first.info, arch=PvVcpu(kernel_root=Mfn(0)))
+    domain.vcpus.append(second)
+    PV64.enter(current)
+    frames.work_left = UNLIMITED
+    frames.pin(NEW_ROOT, 1, PGT_l4_page_table)
+    frames.work_left = WORK
+    with pytest.raises(Continue):
+        do_mmuext_op(current, *_unpin(current, NEW_ROOT))
+    left = list(frames.old_tables)
+    assert left
+
+    current.vcpu = second
+    PV64.enter(current)
+    frames.work_left = UNLIMITED
+    assert frames.put_old_tables() and pv_vcpu(first).old_tables == left
+    assert recount(frames, references(domain)) == []
+
+    current.vcpu = first
+    PV64.enter(current)
+    frames.work_left = UNLIMITED
+    assert frames.old_tables == left and frames.put_old_tables()
+    assert not any(frames.type_count[mfn] for mfn in L1S)
+    assert recount(frames, references(domain)) == []
+
+
+def _unpin(current: Current, mfn: int) -> tuple[int, int, int, int]:
+    current.write_struct(UOPS, abi.mmuext_op(abi.MMUEXT_UNPIN_TABLE, mfn, 0))
+    return UOPS, 1, 0, DOMID_SELF
+
+
+def test_a_restored_vcpu_has_its_own_old_tables_still(current: Current) -> None:
+    PV64.enter(current)
+    snapshot = DomainSnapshot(current.domain)
+    restored = snapshot.restore(current.domain)
+    assert restored.frames.old_tables is pv_vcpu(restored.vcpus[0]).old_tables

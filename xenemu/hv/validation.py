@@ -14,8 +14,11 @@ Until then it is a partially validated table like any other.
 An L1 table is validated at once, and any table is dropped at once, because that is a bounded piece
 of work.
 
-DIVERGES: in Xen each vcpu has its own old table; here any vcpu's call goes on with the domain's. A
-refusal within one call leaves memory as it was; Xen leaves its bits in the entries before.
+The old tables are a vcpu's, as in Xen: whoever switches vcpus points `old_tables` at those of the
+vcpu that runs.
+
+DIVERGES: a refusal within one call leaves memory as it was; Xen leaves its bits in the entries
+before.
 
 In Xen: arch/x86/mm.c (promote_*_table, demote_*_table, get_page_from_l?e, put_old_guest_table).
 """
@@ -84,8 +87,8 @@ class Validation(FrameTable):
         self.xen_slots: list[tuple[int, int]] = []  # (index, entry) that every root table gets
         # By mfn: how many linear entries point to a table (> 0), or a table has (< 0).
         self.linear_pt_count: dict[int, int] = {}
-        self.old_tables: list[int] = []  # to be dropped, the last first; a reference to each
-        self.refusal = ""  # why they are, if a refusal left them: told when all are dropped
+        # Of the vcpu that runs: to be dropped, the last first; a reference to each.
+        self.old_tables: list[int] = []
 
     # Becoming a table.
 

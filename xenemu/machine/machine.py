@@ -71,6 +71,7 @@ class Machine:
         self.engine.set_task_switched(False)
         self._untouched = self.engine.store()  # how each vcpu finds the CPU
         self.entry.start(self.current)
+        self.personality.enter(self.current)
 
     @property
     def domain(self) -> Domain:

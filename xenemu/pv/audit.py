@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from xenemu.abi.arch_x86.xen import FIRST_RESERVED_GDT_PAGE
 from xenemu.hv.audit import audit as audit_domain
-from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_seg_desc_page
+from xenemu.hv.frame_table import DOMID_NONE, INVALID_M2P_ENTRY, PGT_none, PGT_seg_desc_page
 from xenemu.hv.paging_rules import M2P_L4_SLOT
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.domain import Domain
@@ -40,8 +40,14 @@ def _vcpus(domain: Domain) -> Iterator[tuple[int, PvVcpu]]:
 
 
 def references(domain: Domain) -> Iterator[tuple[int, int]]:
-    """The references of the vcpus' root pointers and descriptor tables."""
+    """The references of the vcpus' root pointers, descriptor tables and old tables.
+
+    The old tables of the vcpu that runs are the frame table's own to count.
+    """
     for _, state in _vcpus(domain):
+        if state.old_tables is not domain.frames.old_tables:
+            for mfn in state.old_tables:
+                yield mfn, PGT_none
         for root in (state.kernel_root, state.user_root):
             if root:
                 yield root, domain.frames.rules.root_type

@@ -47,15 +47,20 @@ def _address_space(current: Current) -> int:
     return state.kernel_root if state.kernel_mode else state.user_root
 
 
-def _hand_over(current: Current) -> None:
-    """A PV vcpu has nothing in the CPU but its registers."""
+def leave(current: Current) -> None:
+    """The CPU has nothing of a PV vcpu but its registers."""
+
+
+def enter(current: Current) -> None:
+    """Let the calls of the current vcpu go on with its own old tables."""
+    current.domain.frames.old_tables = pv(current).old_tables
 
 
 PV64 = Personality(
     translate=translate,
     start=start_vcpu,
-    leave=_hand_over,
-    enter=_hand_over,
+    leave=leave,
+    enter=enter,
     exits=PvExits,
     address_space=_address_space,
     audit=audit,
@@ -64,8 +69,8 @@ PV64 = Personality(
 PV32 = Personality(
     translate=translate32,
     start=start_vcpu,
-    leave=_hand_over,
-    enter=_hand_over,
+    leave=leave,
+    enter=enter,
     exits=Pv32Exits,
     address_space=_address_space,
     audit=audit,

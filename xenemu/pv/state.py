@@ -94,6 +94,8 @@ class PvVcpu:
     ldt_base: int = 0
     ldt_entries: int = 0
     ldt_frames: dict[int, Mfn] = field(default_factory=dict)  # page of the LDT -> mapped frame
+    old_tables: list[int] = field(default_factory=list)  # what its calls have still to drop
+    refusal: str = ""  # why, if a refusal left them: told when all are dropped
     nmi_pending: bool = False
     nmi_masked: bool = False  # from an NMI to the next iret
 
