@@ -70,6 +70,21 @@ def parse_subarch(option: str, text: str) -> int:
     return int(text)
 
 
+def parse_pattern(text: str) -> re.Pattern[str]:
+    """A regular expression for a console, with ``^`` and ``$`` at line ends.
+
+    ValueError if it is none. One that matches no text at all is refused, too: it would be met
+    before the guest's first instruction.
+    """
+    try:
+        pattern = re.compile(text, re.MULTILINE)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    if pattern.search(""):
+        raise ValueError(f"{text!r} matches before anything is printed; give what must be there")
+    return pattern
+
+
 def format_size(size: int) -> str:
     """Write a size in the largest unit that it is a whole number of."""
     unit = next(unit for unit in "GMK" if size % UNITS[unit] == 0)

@@ -376,6 +376,7 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
         (("--rootfs", "/no/dir"), "--rootfs /no/dir: there is no such directory"),
         (("--timeout", "inf"), "--timeout inf: "),
         (("--expect", "("), "--expect '(' is no regular expression"),
+        (("--expect", "x*"), "--expect 'x*' matches before anything is printed; give what must"),
         (("--log", "/nonexistent/log"), "--log /nonexistent/log: No such file"),
     ],
 )

@@ -173,6 +173,8 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--rootfs", "none"), "--rootfs: none: there is no such file"),
         (("--junit", "none/x"), "--junit none/x: No such file"),
         (("--log-dir", "good"), "--log-dir good: File exists"),
+        (("--busybox", "good"), "--busybox: say what to make with it, by --init or --rootfs"),
+        (("--expect", ""), "--expect: '' matches before anything is printed"),
     ],
 )
 def test_what_cannot_be_honoured_is_one_line_and_7(smoke, place, options, words):

@@ -213,6 +213,9 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ('expect = [\n  "good",\n  "bad,\n]', "11: a string has no quote at its end"),
         ('cmdline = """quiet\n', "9: a string has no quote at its end"),
         ('expect = {send = "x"}', "9: expect: give a table with pattern and, maybe, send"),
+        ('expect = ""', "9: expect: '' matches before anything is printed; give what"),
+        ('reject = ".*"', "9: reject: '.*' matches before anything is printed"),
+        ('expect = "\\S"', "9: in double quotes, \\ begins an escape: write regular expressions"),
         ('reject = ["a", "*"]', "9: reject: '*' is no regular expression"),
         ('exit = "halt"', "9: exit: 'halt': give one of poweroff, reboot,"),
         ('tolerate = "panic"', "9: tolerate: 'panic': give one of bug, oops, lockup, warning"),
@@ -224,7 +227,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("[[boot]]\nname = \"-one\"", "10: name: another boot is named 'one'"),
         ("[[boat]]\n", "9: boat: unknown; a plan has [[boot]] and [defaults]"),
         ("timeout 5", "9: Expected '=' after a key"),
-        ("timeout = 5\ntimeout = 5", "10: Cannot overwrite a value"),
+        ("timeout = 5\ntimeout = 5", "10: the key is there already"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_has_its_line_and_key(plan, line, problem):

@@ -211,6 +211,7 @@ def test_consoles_that_are_there_stay(run, pytester):
     result = run(test, *options)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["--xenemu-log-dir logs/*: the file exists; remove it, or *"])
+    assert "During handling" not in result.stdout.str()
     assert log.read_text() == "mine"
 
 
@@ -236,9 +237,11 @@ def test_what_cannot_be_booted_is_told(run):
             boot(make_boots({"kernel": "guest"})[0], mode="pv")
         def test_image(boot):
             boot("guest", memory="64M")
+        def test_pattern(boot):
+            boot("good", memory="64M").expect("(")
     """
-    result = run(test, guest=b"#!/bin/sh\n")
-    result.assert_outcomes(failed=4)
+    result = run(test, guest=b"#!/bin/sh\n", good=kernel(SPIN))
+    result.assert_outcomes(failed=5)
     result.stdout.fnmatch_lines(
         [
             '>*boot("guest", memry="64M")',
@@ -246,6 +249,8 @@ def test_what_cannot_be_booted_is_told(run):
             "*UsageError: these are 2 boots; give one*",
             "*UsageError: mode: the boot guest has been described already*",
             "*a script, not a kernel*",
+            '>*boot("good", memory="64M").expect("(")',
+            "E *UsageError: expect: '(' is no regular expression: missing )*",
         ]
     )
     assert "make_boots(table" not in result.stdout.str()

@@ -12,6 +12,7 @@ from typing import Final
 
 from xenemu.console_text import PlainText
 from xenemu.errors import UsageError
+from xenemu.options import parse_pattern
 from xenemu.smoke.headlines import Headlines
 
 WINDOW: Final = 16 << 10  # characters of the past that a match can reach back to
@@ -20,7 +21,7 @@ WINDOW: Final = 16 << 10  # characters of the past that a match can reach back t
 class Expectations:
     """The patterns not yet met, the last `WINDOW` characters of the console, and its headlines.
 
-    Raises UsageError for what is no regular expression.
+    Raises UsageError for what is no regular expression, or matches no text at all.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -55,6 +56,6 @@ class Expectations:
 
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return re.compile(pattern, re.MULTILINE)
-    except re.error as error:
-        raise UsageError(f"--expect {pattern!r} is no regular expression: {error}") from None
+        return parse_pattern(pattern)
+    except ValueError as error:
+        raise UsageError(f"--expect {error}") from None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from xenemu.errors import UsageError
 from xenemu.options import parse_count, parse_seconds, parse_seed
 
 HELP_EPILOG: Final = """\b
@@ -126,6 +127,8 @@ def smoke(
         if rng_seed is not None:
             given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
         at_a_time = parse_count("--jobs", jobs)
+        if busybox is not None and init is None and rootfs is None:
+            raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
         files = matrix.Files(junit, json, tap, log_dir)
         if list_only:

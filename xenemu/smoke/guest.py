@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
+from xenemu.options import parse_pattern
 from xenemu.outcome import End
 from xenemu.smoke import wire, worker
 from xenemu.smoke.plan import Boot, Step
@@ -82,7 +83,8 @@ class Guest:
     def expect(self, pattern: str, timeout: float | None = None) -> Found:
         """Run until the console shows `pattern` after what was found before.
 
-        GuestFailed if it ends first, or if a limit of the boot's or `timeout` host seconds pass.
+        GuestFailed if it ends first, or if a limit of the boot's or `timeout` host seconds pass;
+        UsageError for a pattern that is none, or that matches no text at all.
         """
         patience = timeout or self.boot.timeout
         found = self._ask("expect", (pattern, patience), patience)
@@ -189,6 +191,10 @@ def _serve(boot: Boot, connection: Connection, errors: str) -> None:
 
 def _expect(session: Session, argument: Any) -> object:
     pattern, timeout = argument
+    try:
+        parse_pattern(pattern)
+    except ValueError as error:
+        raise UsageError(f"expect: {error}") from None
     outcome = session.run([Step(pattern)], timeout, to_end=False)
     if outcome.end is not End.EXPECTED:
         return _result(session, None)

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from xenemu.boot import AUTO, MODES
 from xenemu.errors import UsageError
-from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory
+from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory, parse_pattern
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
@@ -42,6 +42,12 @@ BARE: Final = re.compile(
     r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""
 )
 UNCLOSED: Final = "a string has no quote at its end"
+PLAINER: Final = {  # than tomllib's words
+    "Cannot overwrite a value": "the key is there already",
+    "Unescaped '\\' in a string": (
+        r"in double quotes, \ begins an escape: write regular expressions in single quotes, '\S+'"
+    ),
+}
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
 
 
@@ -155,7 +161,7 @@ def _toml_error(file: str, text: str, problem: str) -> PlanError:
     if bare:
         wanted = json.dumps(bare[2], ensure_ascii=False)
         return PlanError(Place(file, number), f"strings want quotes: {bare[1]} = {wanted}")
-    return PlanError(Place(file, number), found[1])
+    return PlanError(Place(file, number), PLAINER.get(found[1], found[1]))
 
 
 class _Reader:
@@ -366,11 +372,7 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def _regex(value: Any) -> str:
-    try:
-        re.compile(_string(value), re.MULTILINE)
-    except re.error as error:
-        raise ValueError(f"{value!r} is no regular expression: {error}") from None
-    return str(value)
+    return parse_pattern(_string(value)).pattern
 
 
 def _step(value: Any) -> Step:
