@@ -34,7 +34,7 @@ def create_mapping(current: Current, granter: Domain, host_addr: int, mfn: Mfn, 
     EINVAL if there is none. Errnos of `Frames.mod_entry`, if the frame cannot be mapped.
     """
     entry = mfn << PAGE_SHIFT | _pte_flags(flags)
-    _set_entry(current, _entry_maddr(current, host_addr, flags), entry, granter)
+    _set_entry(current, _entry_maddr(current, host_addr, flags), entry, granter.domid)
 
 
 def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, flags: int) -> None:
@@ -44,8 +44,9 @@ def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, f
     `new_addr` is lost even then.
     """
     frames, words = current.domain.frames, current.domain.memory.words
+    owner = current.domain.domid
     if not new_addr:
-        _set_entry(current, _granted_entry(current, host_addr, mfn, flags), 0)
+        _set_entry(current, _granted_entry(current, host_addr, mfn, flags), 0, owner)
         return
     if flags & GNTMAP_contains_pte:
         raise XenError(EINVAL, "a mapping named by its entry cannot be replaced")
@@ -53,10 +54,11 @@ def replace_mapping(current: Current, host_addr: int, new_addr: int, mfn: Mfn, f
     stolen = words[new_maddr >> 3]
     target = (stolen & ADDR) >> PAGE_SHIFT
     if stolen & P:  # it may be the frame's last reference
-        frames.get_page(target, current.domain.domid)
+        owner = frames.owner[target]
+        frames.get_page(target, owner)
     try:
-        _set_entry(current, new_maddr, 0)
-        _set_entry(current, _granted_entry(current, host_addr, mfn, flags), stolen)
+        _set_entry(current, new_maddr, 0, owner)
+        _set_entry(current, _granted_entry(current, host_addr, mfn, flags), stolen, owner)
     finally:
         if stolen & P:
             frames.put_page(target)
@@ -95,7 +97,7 @@ def _entry_maddr(current: Current, host_addr: int, flags: int) -> int:
     return host_addr
 
 
-def _set_entry(current: Current, maddr: int, entry: int, owner: Domain | None = None) -> None:
-    owner = owner or current.domain  # of the frame that it maps
-    if mod_entry(current, maddr, entry, owner.domid):
+def _set_entry(current: Current, maddr: int, entry: int, owner: int) -> None:
+    """Set an L1 entry; `owner` has the frame that it maps."""
+    if mod_entry(current, maddr, entry, owner):
         current.cpu.flush_tlb()

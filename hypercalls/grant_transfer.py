@@ -1,6 +1,6 @@
 """GNTTABOP_transfer: giving a page away to a domain that accepts one.
 
-dom0 accepts none. The domain may accept its own: then the page stays, and gets another pfn.
+dom0 accepts none. A domain may accept its own: then the page stays, and gets another pfn.
 
 In Xen: common/grant_table.c (gnttab_transfer), arch/x86/mm.c (steal_page)
 """
@@ -26,7 +26,8 @@ def transfer(domain: Domain, op: gnttab_transfer) -> None:
     """Give away the page `op.mfn`; the page is gone, even if nobody takes it.
 
     GNTST_bad_page, and it stays: not one of the domain's pages, or in any use. GNTST_bad_domain: no
-    such domain. GNTST_general_error: the domain has no grant `op.ref` that accepts one.
+    such domain. GNTST_general_error: that domain has no grant `op.ref` that accepts one, or has all
+    the pages that it may have.
     """
     frames, mfn = domain.frames, Mfn(op.mfn)
     if not (
@@ -43,7 +44,7 @@ def transfer(domain: Domain, op: gnttab_transfer) -> None:
 
 
 def _accept(giver: Domain, op: gnttab_transfer) -> None:
-    """Let a domain take the page, if it says so: the giver itself, for there is no other."""
+    """Let the domain `op.domid` take the page, if it says so."""
     taker = find_domain(giver, op.domid)
     if taker is None:
         raise GrantError(GNTST_general_error, f"dom0's grant {op.ref} accepts no page")
@@ -56,7 +57,13 @@ def _accept(giver: Domain, op: gnttab_transfer) -> None:
             f"grant {op.ref} (flags {entry.flags:#x}, for d{entry.domid}) accepts no page of "
             f"d{giver.domid}'s",
         )
+    entry.flags |= GTF_transfer_committed
+    grant_table.write_entry(taker, op.ref, entry)
+    if taker is not giver:
+        if taker.pages.tot_pages >= taker.pages.max_pages:
+            raise GrantError(GNTST_general_error, f"d{taker.domid} has all pages that it may have")
+        giver.frames.give(Mfn(op.mfn), taker.domid)
     taker.frames.set_m2p(op.mfn, entry.frame)
     entry.frame = op.mfn
-    entry.flags |= GTF_transfer_committed | GTF_transfer_completed
+    entry.flags |= GTF_transfer_completed
     grant_table.write_entry(taker, op.ref, entry)

@@ -19,8 +19,8 @@ from xenemu.abi.event_channel import (
     EVTCHNSTAT_virq,
 )
 from xenemu.hv.frame_table import DOMID_NONE, PGT_writable_page
+from xenemu.hv.grant_map import granted, mappings_of
 from xenemu.hv.grant_map import held as held_by_mappings
-from xenemu.hv.grant_map import mappings_of
 from xenemu.hv.grant_table import pin_increment
 from xenemu.hv.pagecheck import recount
 from xenemu.hv.state.domain import DOM0, Domain
@@ -35,8 +35,9 @@ def audit(domain: Domain, held: Held = ()) -> list[str]:
 
     `held` are the references that the personality itself holds.
     """
+    on_host = [reference for one in domain.peers.values() for reference in references(one)]
     return [
-        *recount(domain.frames, [*references(domain), *held]),
+        *recount(domain.frames, [*on_host, *held], granted(domain.peers.values())),
         *_frames(domain),
         *_events(domain),
         *_grants(domain),
@@ -146,14 +147,14 @@ def _physmap(domain: Domain) -> Iterator[str]:
     frames, p2m = domain.frames, domain.p2m
     places = dict(p2m.places())
     seen = Counter(mfn for gfn, mfn in places.items() if gfn not in p2m.granted)
-    for mfn in dict.fromkeys(places.values()):
+    for mfn in seen:
         if frames.owner[mfn] != domain.domid:
             yield f"{frames.describe(mfn)} is in the domain's physmap"
         if seen[mfn] > 1:
             yield f"{frames.describe(mfn)} is in the physmap {seen[mfn]} times"
-    in_use = {active.mfn for active in domain.grants.active.values()}
+    in_use = granted(domain.peers.values())
     for gfn in sorted(p2m.granted):
-        if places.get(gfn) not in in_use:
+        if (domain.domid, places.get(gfn)) not in in_use:
             yield f"guest frame {gfn:#x} is said to map a grant, and does not"
 
 

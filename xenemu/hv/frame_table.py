@@ -156,6 +156,12 @@ class FrameTable:
         fill(self.memory.page_info, frames, record)
         self.pages[domid].tot_pages += nr_frames
 
+    def give(self, mfn: Mfn, domid: int) -> None:
+        """Make another domain the owner of a frame to which nothing but its allocation refers."""
+        self.pages[self.owner[mfn]].tot_pages -= 1
+        self.owner[mfn] = domid
+        self.pages[domid].tot_pages += 1
+
     def release(self, mfn: Mfn) -> None:
         """Drop the reference that `assign` took, if not yet done: the last one frees the frame.
 

@@ -10,7 +10,7 @@ In Xen: common/grant_table.c (map_grant_ref, unmap_common)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -147,21 +147,28 @@ def drop(granter: Domain, mfn: Mfn, flags: int) -> None:
 
 def mappings_of(granter: Domain) -> Iterator[tuple[int, Mapping]]:
     """The mappings of a domain's grants, each with its grantee's id before it."""
-    grants = granter.grants
-    for grantee, maptrack in ((granter.domid, grants.maptrack), (DOM0, grants.dom0)):
-        for mapping in maptrack.mappings.values():
+    for mapping in granter.grants.dom0.mappings.values():
+        yield DOM0, mapping
+    for grantee, domain in granter.peers.items():
+        for mapping in domain.grants.maptrack.mappings.values():
             if mapping.domid == granter.domid:
                 yield grantee, mapping
 
 
+def granted(host: Iterable[Domain]) -> set[tuple[int, int]]:
+    """The frames of some domains' that are in use as grants: (grantee, mfn)."""
+    return {(active.domid, active.mfn) for one in host for active in one.grants.active.values()}
+
+
 def held(granter: Domain) -> list[tuple[int, int]]:
     """The references, (mfn, type), that mappings hold without showing in a page table."""
-    in_tables = GNTMAP_host_map if granter.p2m is None else 0
+    # In those of PV guests, host mappings do.
+    shown = {domid: GNTMAP_host_map for domid, one in granter.peers.items() if one.p2m is None}
     return [
         (
             granter.grants.active[mapping.ref].mfn,
             PGT_none if mapping.flags & GNTMAP_readonly else PGT_writable_page,
         )
         for grantee, mapping in mappings_of(granter)
-        for _ in range((mapping.flags & KINDS & ~(in_tables if grantee != DOM0 else 0)).bit_count())
+        for _ in range((mapping.flags & KINDS & ~shown.get(grantee, 0)).bit_count())
     ]

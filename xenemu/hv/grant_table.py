@@ -8,8 +8,8 @@ A grant is from one domain, the granter, for another, the grantee. Only the gran
 example, entry 0 of a guest's table names dom0 and the frame of the console's ring, as the toolstack
 wrote it. So dom0 may map that frame.
 
-There is one guest here. The grantee is the guest itself, or dom0, whose backends map grants as
-guests do. dom0 has granted nothing. Its table has the initial size.
+The grantee is a guest, perhaps the granter itself, or dom0, whose backends map grants as guests do.
+dom0 has granted nothing. Its table has the initial size.
 
 A refused operation raises a `GrantError`, which becomes the operation's status, and not an errno.
 
@@ -378,9 +378,9 @@ def find_domain(caller: Domain, domid: int) -> Domain | None:
     """
     if domid == DOM0:
         return None
-    if domid != caller.domid:
+    if domid not in caller.peers:
         raise GrantError(GNTST_bad_domain, f"there is no domain {domid}")
-    return caller
+    return caller.peers[domid]
 
 
 def refuse_dom0(ref: int) -> NoReturn:
@@ -402,7 +402,10 @@ def own_frame(domain: Domain, gfn: int) -> Mfn:
 
 
 def _refuse_transitive(domain: Domain, ref: int, entry: grant_entry_v2) -> NoReturn:
-    """A transitive grant leads to a grant of dom0's, which has granted nothing, or of nobody's."""
+    """A transitive grant leads to a grant of dom0's, which has granted nothing, or to none.
+
+    Between guests it would lead on: to a third guest, of which no host has one yet.
+    """
     if entry.trans_domid == domain.domid:
         raise GrantError(GNTST_general_error, f"transitive grant {ref} leads to its own domain")
     if entry.trans_domid != DOM0:

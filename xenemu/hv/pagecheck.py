@@ -6,7 +6,7 @@ In Xen: arch/x86/audit.c, as long as it had one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from xenemu.hv.frame_table import (
     LEVELS,
@@ -22,11 +22,16 @@ from xenemu.hv.pagetype import Frames
 from xenemu.x86.paging import ADDR, ENTRIES, PAGE_SHIFT, RW, US, Mfn, P, describe_entry
 
 
-def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
+def recount(
+    frames: Frames,
+    held: Iterable[tuple[int, int]] = (),
+    granted: Container[tuple[int, int]] = (),
+) -> list[str]:
     """Compute all counts from memory; return a sentence for each that the table has otherwise.
 
     `held` are the references that neither memory nor the table's flags show: (mfn, type) of root
-    pointers, GDT frames and the like. PGT_none stands for a general reference alone.
+    pointers, GDT frames and the like. PGT_none stands for a general reference alone. `granted` has
+    (domain, mfn) where a domain's L1 entries may map that frame of another's.
     """
     nr_frames = frames.memory.nr_frames
     count, type_count = [0] * nr_frames, [0] * nr_frames
@@ -58,7 +63,7 @@ def recount(frames: Frames, held: Iterable[tuple[int, int]] = ()) -> list[str]:
         if flags & PGT_pinned:
             refer(mfn, used_as, "its pin")
         if used_as in LEVELS:
-            faults += _unfit_entries(frames, mfn)
+            faults += _unfit_entries(frames, mfn, granted)
             for target, wanted in _references(frames, mfn):
                 refer(target, wanted, f"mfn {mfn:#x}, a {TYPE_NAMES[used_as]},")
                 if LEVELS.get(wanted) == LEVELS[used_as]:
@@ -87,7 +92,7 @@ def _entries(frames: Frames, mfn: int) -> Iterator[tuple[int, int]]:
     )
 
 
-def _unfit_entries(frames: Frames, mfn: int) -> Iterator[str]:
+def _unfit_entries(frames: Frames, mfn: int, granted: Container[tuple[int, int]]) -> Iterator[str]:
     """A table's entries with bits that none may have, or that lead to another's frame."""
     level, rules = LEVELS[frames.type[mfn]], frames.rules
     disallowed = rules.l1_disallow if level == 1 else rules.disallowed(level)
@@ -96,7 +101,8 @@ def _unfit_entries(frames: Frames, mfn: int) -> Iterator[str]:
         target = (entry & ADDR) >> PAGE_SHIFT
         if entry & disallowed:
             yield f"{where} has the bits {entry & disallowed:#x}, which it may not"
-        if target < len(frames.owner) and frames.owner[target] != frames.owner[mfn]:
+        own = target >= len(frames.owner) or frames.owner[target] == frames.owner[mfn]
+        if not own and (level > 1 or (frames.owner[mfn], target) not in granted):
             yield f"{where} leads to {frames.describe(target)}"
 
 

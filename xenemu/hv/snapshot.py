@@ -25,7 +25,7 @@ class DomainSnapshot:
 
     def __init__(self, domain: Domain) -> None:
         buffer, unwatched = io.BytesIO(), copy.copy(domain)
-        unwatched.watch = None
+        unwatched.watch, unwatched.peers = None, {}
         _Pickler(buffer, domain).dump(unwatched)
         self._plain = buffer.getvalue()  # a pickle that never leaves the process
         self._backends = {name: backend.save() for name, backend in domain.backends.items()}
@@ -43,7 +43,8 @@ class DomainSnapshot:
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
-        domain.watch = now.watch
+        domain.watch, domain.peers = now.watch, now.peers
+        domain.peers[domain.domid] = domain
         return domain
 
 

@@ -29,8 +29,11 @@ class Host:
     domains: dict[int, Domain] = field(default_factory=dict)
 
     def admit(self, domain: Domain) -> None:
-        """Have a domain that lives in this memory, in place of one with its id."""
+        """Have a domain, which lives in this memory; ValueError: another has its id."""
+        if domain.domid in self.domains:
+            raise ValueError(f"there is a domain {domain.domid}")
         self.domains[domain.domid] = domain
+        domain.peers = self.domains
 
 
 def build(entry: Entry, image: Image, config: DomainConfig, backends: Iterable[Backend]) -> Host:

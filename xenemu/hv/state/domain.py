@@ -118,12 +118,15 @@ class Domain:
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     watch: Watchers | None = field(default=None, compare=False, repr=False)
+    # The domains of its host by their ids; it is one of them.
+    peers: dict[int, Domain] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self, max_pages: int) -> None:
         self.pages = self.frames.pages[self.domid]
         self.pages.max_pages = max_pages
         self.shared_info_width = self.shared_info_width or self.width
         self.frames.calls = self.calls
+        self.peers[self.domid] = self
 
     @property
     def vm_assist(self) -> int:

@@ -1,0 +1,185 @@
+"""Two domains on a host: what one grants, the other maps, copies or takes, and nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fakes import DOMID, make_current, make_pvh_current
+from grantfakes import ARGUMENT, HEAP, OTHER, PAGE, REF, STRANGER, call, grant, state, status
+from xenemu.abi import grant_table as abi
+from xenemu.abi.xen import DOMID_SELF
+from xenemu.dom0.grants import map_grant as map_for_dom0
+from xenemu.hv import grant_table
+from xenemu.hv.audit import audit
+from xenemu.hv.current import Current
+from xenemu.hv.frame_table import DOMID_NONE, PGT_l1_page_table
+from xenemu.hv.p2m import P2m
+from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.state.domain import DOM0, Domain, Ring
+from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.grants import GrantTable
+from xenemu.machine import Host
+from xenemu.x86.paging import ADDR, RW, Maddr, Mfn, P
+
+NEIGHBOUR, PAGES = 2, 64
+FIRST = Mfn(16 + PAGES)  # of the neighbour's frames
+TABLE, THEIRS, CALLS = (Mfn(FIRST + n) for n in range(3))
+ENTRY = TABLE << 12 | 0x18
+FAR = 0x1000  # a guest frame beyond RAM
+IN_USE = abi.GTF_reading | abi.GTF_writing
+
+
+def make_neighbour(host: Host, like: Current) -> Current:
+    """A vcpu of another domain of the same kind, with half of the frames of the first."""
+    first, vcpu = like.domain, replace(like.vcpu)
+    for mfn in range(FIRST, FIRST + PAGES):
+        host.frames.give(Mfn(mfn), NEIGHBOUR)
+    domain = Domain(
+        width=first.width,
+        memory=host.memory,
+        frames=host.frames,
+        events=EventChannels(),
+        grants=GrantTable(),
+        console=Ring(Mfn(FIRST + 10)),
+        xenstore=Ring(Mfn(FIRST + 11)),
+        shared_info=Mfn(5),
+        max_pages=PAGES,
+        vcpus=[vcpu],
+        domid=NEIGHBOUR,
+    )
+    if first.p2m is not None:
+        domain.p2m = P2m(range(FIRST, FIRST + PAGES))
+        domain.p2m.remove(CALLS)
+        domain.p2m.set(ARGUMENT >> 12, CALLS)
+        for gfn in range(FIRST, FIRST + PAGES):
+            first.p2m.remove(gfn)
+    host.frames.share_with_guest(domain.shared_info, NEIGHBOUR, writable=True)
+    host.admit(domain)
+    return replace(like, domain=domain, vcpu=vcpu)
+
+
+@pytest.fixture(params=[make_current, make_pvh_current])
+def two(request: pytest.FixtureRequest) -> tuple[Current, Current]:
+    """Two domains, each with a heap frame for its grants; REF of the first gives the other PAGE."""
+    first: Current = request.param(pages=2 * PAGES)
+    host = Host(first.domain.memory, first.domain.frames)
+    host.admit(first.domain)
+    second = make_neighbour(host, first)
+    host.frames.add_to_heap(HEAP)
+    for current in (first, second):
+        grant_table.grow(current.domain, 1)
+    grant(first.domain, REF, PAGE, to=NEIGHBOUR)
+    if first.domain.p2m is None:
+        host.frames.get_page_and_type(TABLE, NEIGHBOUR, PGT_l1_page_table)
+    return first, second
+
+
+def faults(*currents: Current) -> list[str]:
+    held = [] if currents[0].domain.p2m is not None else [(TABLE, PGT_l1_page_table)]
+    return [fault for one in currents for fault in audit(one.domain, held)]
+
+
+def map_op(current: Current, dom: int = DOMID, ref: int = REF) -> abi.gnttab_map_grant_ref:
+    pv = current.domain.p2m is None
+    flags = abi.GNTMAP_host_map | (abi.GNTMAP_contains_pte if pv else 0)
+    return abi.gnttab_map_grant_ref(ENTRY if pv else FAR << 12, flags, ref, dom, 99, 99, 99)
+
+
+def mapped(current: Current) -> Mfn | None:
+    """What is where `map_op` maps."""
+    if current.domain.p2m is not None:
+        return current.domain.p2m.get(FAR)
+    entry = current.domain.memory.words[ENTRY >> 3]
+    return Mfn(entry >> 12 & ADDR >> 12) if entry & (P | RW) == P | RW else None
+
+
+def test_a_neighbours_grant_is_mapped_and_given_back(two: tuple[Current, Current]) -> None:
+    first, second = two
+    before = state(first.domain)[1:], state(second.domain)[1:]
+    op = call(second, abi.GNTTABOP_map_grant_ref, map_op(second))[0]
+    assert isinstance(op, abi.gnttab_map_grant_ref)
+    assert (op.status, mapped(second)) == (abi.GNTST_okay, PAGE)
+    assert grant_table.read_entry(first.domain, REF).flags & IN_USE == IN_USE
+    assert first.domain.grants.active[REF].domid == NEIGHBOUR
+    assert faults(first, second) == []
+    undo = abi.gnttab_unmap_grant_ref(op.host_addr, 0, op.handle, 0)
+    assert status(second, abi.GNTTABOP_unmap_grant_ref, undo) == abi.GNTST_okay
+    assert mapped(second) is None
+    assert (state(first.domain)[1:], state(second.domain)[1:]) == before
+    assert faults(first, second) == []
+
+
+def test_a_grant_is_for_its_grantee_alone(two: tuple[Current, Current]) -> None:
+    first, second = two
+    assert status(first, abi.GNTTABOP_map_grant_ref, map_op(first)) == abi.GNTST_general_error
+    op = map_op(second, dom=STRANGER)
+    assert status(second, abi.GNTTABOP_map_grant_ref, op) == abi.GNTST_bad_domain
+    op = map_op(second, dom=NEIGHBOUR)
+    assert status(second, abi.GNTTABOP_map_grant_ref, op) == abi.GNTST_general_error
+    with pytest.raises(grant_table.GrantError):
+        map_for_dom0(first.domain, REF)
+    op = map_op(second)
+    assert status(second, abi.GNTTABOP_map_grant_ref, op) == abi.GNTST_okay
+    grant(first.domain, REF, PAGE, abi.GTF_permit_access | IN_USE, to=DOM0)
+    with pytest.raises(grant_table.GrantError, match="in use by d2"):
+        map_for_dom0(first.domain, REF)
+    assert faults(first, second) == []
+
+
+def test_bytes_are_copied_from_a_neighbours_grant(two: tuple[Current, Current]) -> None:
+    first, second = two
+    memory = first.domain.memory
+    memory.write(Maddr(PAGE << 12), b"hello")
+    pad = bytes(4 if second.vcpu.width == 8 else 0)
+    there = abi.gnttab_copy(
+        REF, DOMID, 0, THEIRS, DOMID_SELF, 0, pad, 5, abi.GNTCOPY_source_gref, 0
+    )
+    assert status(second, abi.GNTTABOP_copy, there) == abi.GNTST_okay
+    assert memory.read(Maddr(THEIRS << 12), 5) == b"hello"
+    back = abi.gnttab_copy(THEIRS, DOMID_SELF, 1, REF, DOMID, 9, pad, 3, abi.GNTCOPY_dest_gref, 0)
+    assert status(second, abi.GNTTABOP_copy, back) == abi.GNTST_okay
+    assert memory.read(Maddr((PAGE << 12) + 9), 3) == b"ell"
+    assert status(first, abi.GNTTABOP_copy, there) == abi.GNTST_general_error
+    assert not first.domain.grants.active
+    assert faults(first, second) == []
+
+
+@pytest.mark.parametrize("two", [make_current], indirect=True)  # a PVH guest transfers nothing
+@pytest.mark.parametrize("room", [1, 0])
+def test_a_page_goes_to_the_neighbour_that_accepts_one(
+    two: tuple[Current, Current], room: int
+) -> None:
+    first, second = two
+    second.domain.pages.max_pages += room
+    grant(second.domain, REF, 7, abi.GTF_accept_transfer, to=DOMID)
+    counts = first.domain.pages.tot_pages, second.domain.pages.tot_pages
+    op = abi.gnttab_transfer(OTHER, NEIGHBOUR, REF, 99)
+    expected = abi.GNTST_okay if room else abi.GNTST_general_error
+    assert status(first, abi.GNTTABOP_transfer, op) == expected
+    assert first.domain.pages.tot_pages == counts[0] - 1
+    assert second.domain.pages.tot_pages == counts[1] + room
+    assert second.domain.frames.owner[OTHER] == (NEIGHBOUR if room else DOMID_NONE)
+    done = abi.GTF_transfer_committed | (abi.GTF_transfer_completed if room else 0)
+    entry = grant_table.read_entry(second.domain, REF)
+    assert (entry.flags, entry.frame) == (abi.GTF_accept_transfer | done, OTHER if room else 7)
+    assert faults(first, second) == []
+
+
+def test_a_restored_domain_takes_its_place_among_the_others(two: tuple[Current, Current]) -> None:
+    first, second = two
+    snapshot = DomainSnapshot(first.domain)
+    assert status(second, abi.GNTTABOP_map_grant_ref, map_op(second)) == abi.GNTST_okay
+    domains = second.domain.peers
+    restored = snapshot.restore(first.domain)
+    assert restored.peers is domains
+    assert domains == {DOMID: restored, NEIGHBOUR: second.domain}
+    assert domains[DOMID] is restored
+
+
+def test_no_two_domains_of_a_host_have_one_id(two: tuple[Current, Current]) -> None:
+    first, second = two
+    host = Host(first.domain.memory, first.domain.frames, domains=dict(first.domain.peers))
+    with pytest.raises(ValueError, match="domain 2"):
+        host.admit(second.domain)
