@@ -1,7 +1,8 @@
 """Linux's own entries, by its boot protocol: 32-bit without paging, and 64-bit.
 
-A bzImage is entered at its first byte after the set-up sectors, or 0x200 later: there its own
-decompressor runs, and with it KASLR. A vmlinux is entered at e_entry. (R)SI leads to boot_params.
+A bzImage is entered at its first byte after the set-up sectors (32-bit), or 0x200 bytes later
+(64-bit). There its own decompressor runs, and with it KASLR. A vmlinux is entered at e_entry. (R)SI
+leads to boot_params.
 
 In Linux: Documentation/arch/x86/boot.rst, arch/x86/boot/compressed/head_64.S and head_32.S,
 arch/x86/kernel/head_64.S and head_32.S
@@ -166,7 +167,7 @@ def _kernel_pieces(image: Image, kernel: LinuxKernel) -> list[tuple[int, Data]]:
 def _initrd_address(
     image: Image, kernel: LinuxKernel, size: int, page: ZeroPage, ram: range
 ) -> int:
-    """As high as the kernel and the RAM allow, for that is where Linux's loaders put it."""
+    """As high as the kernel and the RAM allow, because Linux's loaders put it there."""
     if not size:
         return 0
     start = min(ram.stop, page.get("initrd_addr_max") + 1) - size & -PAGE_SIZE

@@ -75,7 +75,7 @@ class ZeroPage:
 
     @classmethod
     def of_vmlinux(cls) -> ZeroPage:
-        """What a loader must make up for an ELF, which has no set-up header."""
+        """What a loader must make up for an ELF, because an ELF has no set-up header."""
         page = cls(bytearray(SIZE))
         page.put(
             boot_flag=0xAA55,

@@ -1,4 +1,4 @@
-"""The composition root: an image, an entry, a host, a CPU and the hypercalls make a machine."""
+"""Everything put together: an image, an entry, a host, a CPU and the hypercalls make a machine."""
 
 from __future__ import annotations
 

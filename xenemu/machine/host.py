@@ -1,6 +1,6 @@
 """The host: what its domains share, and what dom0 keeps for them.
 
-The builders make memory to the measure of one domain, so there is one.
+The builders make memory of the size that one domain needs, so there is one domain.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class Host:
 
 
 def build(entry: Entry, image: Image, config: DomainConfig, backends: Iterable[Backend]) -> Host:
-    """Build a host with a domain, which an entry makes of an image, as xl does.
+    """Build a host with a domain, which an entry makes from an image, as xl does.
 
-    dom0 has `backends` for the domain, besides the xenstore. Errors are those of `Entry.build`.
+    dom0 has `backends` for the domain, in addition to the xenstore. Errors are those of
+    `Entry.build`.
     """
     domain = entry.build(image, config)
     image.forget_pages()

@@ -1,7 +1,7 @@
-"""A run of a machine: the guest by turns with what waits for it.
+"""A run of a machine: the guest takes turns with what waits for it.
 
-That is due timers, the console and dom0's backends. Virtual time passes with the guest's
-instructions; when every vcpu is blocked, it is moved to the next timer.
+Due timers, the console and dom0's backends wait for the guest. Virtual time passes with the guest's
+instructions. When every vcpu is blocked, time is moved to the next timer.
 """
 
 from __future__ import annotations

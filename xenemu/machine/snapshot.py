@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A machine as it was once: all that decides how its run goes on.
+    """A machine as it was at one instant: everything that decides how its run goes on.
 
-    A machine that is restored and runs on does to the byte what it did when it was not stopped.
-    What belongs to the caller is not in it: the terminal, a debugger, what observers have noted.
-    It is of use to the machine that took it, and to no other.
+    If a machine is restored and runs on, it does the same as when it was not stopped, to the byte.
+    What belongs to the caller is not in the snapshot: the terminal, a debugger, what observers have
+    noted. It is of use only to the machine that took it.
     """
 
     domain: DomainSnapshot

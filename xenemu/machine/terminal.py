@@ -1,4 +1,4 @@
-"""What a run asks of whoever started it: the person's side of the console, and when to give up."""
+"""What a run asks of its caller: the person's side of the console, and when to give up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Terminal(Protocol):
     def leaves(self) -> bool:
         """Whether a person or a signal wants the guest to stop at once; then `check` says why.
 
-        Asked within slices, by the host's clock. Nothing else may come of it.
+        Asked within slices, by the host's clock. The answer must have no other effect.
         """
 
 
