@@ -137,7 +137,7 @@ class Struct:
     def pack(self, width: int) -> bytes:
         """Encode; integers are reduced modulo their field's size as C assignment does."""
         layout = self._layouts[width]
-        values = tuple(getattr(self, f.name) for f in fields(typing.cast(Any, self)))
+        values = tuple([getattr(self, name) for name in layout.offsets])
         try:
             return layout.packer.pack(*values)
         except struct.error:

@@ -69,14 +69,20 @@ def guest_physical(current: Current, vaddr: int, writing: bool = False) -> int:
 
 
 def _walk64(current: Current, vaddr: int, writing: bool, levels: int, table: int) -> int:
-    """Walk 4-level or PAE tables."""
+    """Walk 4-level or PAE tables: each struct that a hypercall points to needs that."""
+    memory, p2m = current.domain.memory, current.domain.p2m
+    assert p2m is not None
     walked = []
     for level in range(levels, 0, -1):
-        shift = PAGE_SHIFT + 9 * (level - 1)
-        maddr = _entry_maddr(current, table + (vaddr >> shift & 511) * 8)
-        entry = current.domain.memory.read_uint(maddr, 8)
+        paddr = table + (vaddr >> PAGE_SHIFT + 9 * (level - 1) & 511) * 8
+        mfn = p2m.get(paddr >> PAGE_SHIFT)
+        if mfn is None:
+            raise _no_table(paddr)
+        maddr = Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK)
+        entry = memory.words[maddr >> 3]
         pae_root = levels == level == 3
-        _check(current, vaddr, entry | RW if pae_root else entry, writing)
+        if not entry & P or (writing and not entry & RW and not pae_root):
+            _check(current, vaddr, entry, writing)
         if not pae_root:
             walked.append((maddr, entry))
         if level == 1 or (entry & PSE and level in LARGE_PAGE_BITS and not pae_root):
@@ -128,8 +134,12 @@ def _entry_maddr(current: Current, paddr: int) -> Maddr:
     assert p2m is not None
     mfn = p2m.get(paddr >> PAGE_SHIFT)
     if mfn is None:
-        raise _fault(paddr, "holds a page table, but is no memory")
+        raise _no_table(paddr)
     return Maddr(mfn << PAGE_SHIFT | paddr & PAGE_MASK)
+
+
+def _no_table(paddr: int) -> XenError:
+    return _fault(paddr, "holds a page table, but is no memory")
 
 
 def _fault(vaddr: int, what: str) -> XenError:
