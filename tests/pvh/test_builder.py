@@ -17,7 +17,7 @@ from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import DomainConfig, Module
 from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.pvh.state import Entry
+from xenemu.pvh.state import StartState
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -58,7 +58,7 @@ def populated(domain):
 def test_the_kernel_is_where_it_is_linked(kernel):
     domain = build(kernel())
     assert domain.memory.read(START, 6) == b"kernel"
-    assert domain.vcpus[0].arch.entry == Entry(START + 16, START + 0x2000)
+    assert domain.vcpus[0].arch.entry == StartState(START + 16, START + 0x2000)
 
 
 def test_a_relocated_kernel_is_entered_where_it_is(kernel):

@@ -7,7 +7,7 @@ from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.personality import enter, leave, start_vcpu
-from xenemu.pvh.state import Entry, pvh, pvh_domain, pvh_vcpu
+from xenemu.pvh.state import StartState, pvh, pvh_domain, pvh_vcpu
 
 FLAT_CODE = Segment(0, 0, 0xFFFFFFFF, 0x00C09B00)
 FLAT_DATA = Segment(0, 0, 0xFFFFFFFF, 0x00C09300)
@@ -15,7 +15,7 @@ FLAT_DATA = Segment(0, 0, 0xFFFFFFFF, 0x00C09300)
 
 def started() -> FakeNativeCpu:
     current = make_pvh_current()
-    pvh(current).entry = Entry(0x1000040, 0x2345000)
+    pvh(current).entry = StartState(0x1000040, 0x2345000)
     cpu = current.cpu
     assert isinstance(cpu, FakeNativeCpu)
     cpu.regs[:] = [0xDEAD] * 16

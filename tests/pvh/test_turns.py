@@ -23,7 +23,7 @@ from xenemu.image import Image, load
 from xenemu.machine import DomainConfig, Machine
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.lapic import Lapic
-from xenemu.pvh.state import Entry, pvh_domain, pvh_vcpu
+from xenemu.pvh.state import StartState, pvh_domain, pvh_vcpu
 from xenemu.x86.paging import Maddr
 
 FOLDER = Path(__file__).parent / "turns"
@@ -91,7 +91,7 @@ class Host:
             machine.domain.memory.write(Maddr(base), start.packed(base))
             vcpu.info = Maddr(base + VCPU_INFO)
             state = pvh_vcpu(vcpu)
-            state.entry = Entry(symbols["wide" if vcpu.vcpu_id else "narrow"], base)
+            state.entry = StartState(symbols["wide" if vcpu.vcpu_id else "narrow"], base)
             state.upcall_vector = start.upcall_vector
             vcpu.online = vcpu.initialised = True
         machine.personality.start(machine.current)

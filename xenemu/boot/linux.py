@@ -31,7 +31,7 @@ from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import BIOS_END, Kernel, low_ram
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.personality import CODE32, DATA32, FLAT_LIMIT, start_vcpu
-from xenemu.pvh.state import Entry, pvh
+from xenemu.pvh.state import StartState, pvh
 from xenemu.x86.paging import PAGE_SIZE, PSE, RW, P
 
 ENTRY64: Final = 0x200  # of a bzImage, from where it is loaded
@@ -155,7 +155,7 @@ def _place(image: Image, kernel: LinuxKernel, config: DomainConfig, room: Room) 
         (TABLES, _identity_tables()),
         (REST, rest),
     ]
-    return Placed(pieces, Entry(kernel.entry, BOOT_PARAMS))
+    return Placed(pieces, StartState(kernel.entry, BOOT_PARAMS))
 
 
 def _kernel_pieces(image: Image, kernel: LinuxKernel) -> list[tuple[int, Data]]:

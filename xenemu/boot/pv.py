@@ -33,7 +33,7 @@ from xenemu.pv.builder import TABLE, Placed
 from xenemu.pv.hypercall_page import hypercall_page
 from xenemu.pv.layout import Layout, PvParameters, lay_out
 from xenemu.pv.personality import start_vcpu
-from xenemu.pv.state import Entry
+from xenemu.pv.state import StartState
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, RW, A, Maddr, Mfn, P, Pfn
 
 LEAF = P | RW | A
@@ -144,7 +144,7 @@ def _place(image: Image, kernel: PvParameters, config: DomainConfig, nr_pages: i
         layout.console,
         layout.xenstore,
         layout.page_tables,
-        Entry(
+        StartState(
             kernel.virt_entry,
             layout.vaddr(Pfn(layout.boot_stack + 1)),
             layout.vaddr(layout.start_info),

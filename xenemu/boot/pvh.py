@@ -16,7 +16,7 @@ from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import Kernel, Layout, lay_out
 from xenemu.pvh.personality import start_vcpu
 from xenemu.pvh.start_info import LoadedModule
-from xenemu.pvh.state import Entry
+from xenemu.pvh.state import StartState
 from xenemu.x86.paging import PAGE_SHIFT
 
 
@@ -50,7 +50,7 @@ def _place(image: Image, kernel: Kernel, config: DomainConfig, room: Room) -> Pl
         *((at, module.data) for at, module in zip(layout.modules, modules, strict=True)),
         (layout.start_info, _start_info(layout, config, modules, room)),
     ]
-    return Placed(pieces, Entry(kernel.entry + layout.offset, layout.start_info))
+    return Placed(pieces, StartState(kernel.entry + layout.offset, layout.start_info))
 
 
 def _modules(config: DomainConfig) -> list[Module]:

@@ -34,7 +34,7 @@ from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv import descriptors, perdomain
 from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import show_m2p
-from xenemu.pv.state import NO_TABLE, Entry, PvDomain, PvVcpu
+from xenemu.pv.state import NO_TABLE, PvDomain, PvVcpu, StartState
 from xenemu.pv.traps import SS64
 from xenemu.x86.paging import PAGE_SHIFT, RW, US, A, D, Maddr, Mfn, P, Pfn
 
@@ -67,7 +67,7 @@ class Placed:
     console: Pfn
     xenstore: Pfn
     root: Pfn  # the top page table
-    entry: Entry
+    entry: StartState
     vm_assist: int  # what is on from the start
     write: Callable[[Domain, int], None]
 

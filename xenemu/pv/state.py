@@ -30,7 +30,7 @@ NO_TRAP = Trap(0, 0)
 
 
 @dataclass(frozen=True)
-class Entry:
+class StartState:
     """Where a vcpu starts."""
 
     rip: int
@@ -69,7 +69,7 @@ class PvVcpu:
 
     kernel_root: Mfn
     user_root: Mfn = NO_TABLE
-    entry: Entry | None = None
+    entry: StartState | None = None
     kernel_mode: bool = True
     inactive_gs: int = 0
     traps: dict[int, Trap] = field(default_factory=dict)

@@ -49,7 +49,7 @@ from xenemu.pvh.layout import (
     memory_map,
     rsdp_address,
 )
-from xenemu.pvh.state import Entry, PvhDomain, PvhVcpu, pvh_vcpu
+from xenemu.pvh.state import PvhDomain, PvhVcpu, StartState, pvh_vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128
@@ -76,7 +76,7 @@ class Placed:
     """What a boot entry puts into a PVH domain's RAM, by address, and how vcpu 0 begins."""
 
     pieces: Sequence[tuple[int, Data]]
-    entry: Entry
+    entry: StartState
 
 
 def make_room(config: DomainConfig, kernel: Kernel) -> Room:

@@ -14,8 +14,8 @@ from xenemu.pvh.mtrr import Mtrrs
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a vcpu starts, and where what it is told begins; both are physical."""
+class StartState:
+    """Where a vcpu starts, and where the data begins that it is told of; both are physical."""
 
     ip: int
     info: int
@@ -39,7 +39,7 @@ class PvhVcpu:
     """What Xen keeps for a PVH vcpu. `upcall_vector` is HVMOP_set_evtchn_upcall_vector's, or 0."""
 
     lapic: Lapic
-    entry: Entry | None = None
+    entry: StartState | None = None
     upcall_vector: int = 0
     mtrrs: Mtrrs = field(default_factory=Mtrrs)
 
