@@ -26,7 +26,7 @@ from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.timers import fire_due, join
 from xenemu.image import load
-from xenemu.pv.entry import HYPERCALL_VECTOR
+from xenemu.pv.exits import HYPERCALL_VECTOR
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.personality import CODE32, DATA32, PV32, PV64
 from xenemu.pv.state import pv
@@ -116,7 +116,7 @@ class ModelWorld:
         if current.vcpu.runnable:
             self.exits.deliver_events()
             if current.vcpu.runstate is not scheduler.RunState.RUNNING:
-                scheduler.run(current)
+                scheduler.enter(current)
 
     def _wait(self) -> None:
         current = self.current

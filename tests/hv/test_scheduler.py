@@ -65,16 +65,16 @@ def test_time_is_added_to_the_state_that_ends(current: Current) -> None:
     scheduler.block(current)
     pass_time(current, 7)
     waking.wake(current.domain, current.vcpu)
-    scheduler.run(current)
+    scheduler.enter(current)
     assert current.vcpu.runstate is RunState.RUNNING
     assert times(current) == [5, 0, 7, 0]
 
 
 def test_a_preempted_vcpu_waits(current: Current) -> None:
     pass_time(current, 5)
-    scheduler.preempt(current)
+    scheduler.leave(current)
     pass_time(current, 3)
-    scheduler.run(current)
+    scheduler.enter(current)
     assert times(current) == [5, 3, 0, 0]
 
 
@@ -83,9 +83,9 @@ def test_a_woken_vcpu_waits_while_another_runs(current: Current) -> None:
     pass_time(current, 4)
     waking.wake(current.domain, current.vcpu)
     other = Current(current.domain, current.domain.vcpus[1], current.cpu, current.translate)
-    scheduler.run(other)
+    scheduler.enter(other)
     pass_time(current, 6)
-    scheduler.run(current)
+    scheduler.enter(current)
     assert times(current) == [0, 6, 4, 0]
 
 
@@ -102,7 +102,7 @@ def test_a_vcpu_that_runs_again_finds_its_runstate_in_its_area(width: int) -> No
     current.vcpu.runstate_area = AREA
     scheduler.block(current)
     pass_time(current, 8)
-    scheduler.run(current)
+    scheduler.enter(current)
     info = current.read_struct(vcpu_runstate_info, AREA)
     assert (info.state, info.state_entry_time) == (RunState.RUNNING, 8)
     assert info.time[16:24] == (8).to_bytes(8, "little")
@@ -113,14 +113,14 @@ def test_a_runstate_area_is_laid_out_as_shared_info_is() -> None:
     current = make_current()
     current.vcpu.width, current.vcpu.runstate_area = 4, AREA
     pass_time(current, 8)
-    scheduler.run(current)
+    scheduler.enter(current)
     info = vcpu_runstate_info.unpack(8, current.read(AREA, vcpu_runstate_info.sizeof(8)))
     assert info.state_entry_time == 8
 
 
 def test_a_runstate_area_has_the_times_up_to_the_last_change(current: Current) -> None:
     current.vcpu.runstate_area = AREA
-    scheduler.run(current)
+    scheduler.enter(current)
     pass_time(current, 9)
     scheduler.update_runstate_area(current)
     assert current.read_struct(vcpu_runstate_info, AREA).time == bytes(32)
@@ -129,7 +129,7 @@ def test_a_runstate_area_has_the_times_up_to_the_last_change(current: Current) -
 def test_an_area_that_cannot_be_written_is_noted_as_stale(current: Current) -> None:
     current.vcpu.runstate_area = READ_ONLY
     before = current.read(READ_ONLY, 48)
-    scheduler.run(current)
+    scheduler.enter(current)
     assert current.read(READ_ONLY, 48) == before
     assert current.vcpu.areas_stale
 
@@ -167,7 +167,7 @@ def test_a_periodic_timer_does_not_wake_its_vcpu(current: Current) -> None:
 
 def test_a_missed_tick_comes_when_the_vcpu_runs_again(current: Current) -> None:
     current.vcpu.periodic_ns = 1000
-    scheduler.run(current)
+    scheduler.enter(current)
     assert event_pending(current.domain, current.vcpu)
     assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1000}
 

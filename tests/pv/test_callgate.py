@@ -21,7 +21,7 @@ from xenemu.abi.arch_x86.xen import (
 from xenemu.errors import DomainCrash
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
-from xenemu.pv.entry import Pv32Exits, PvExits
+from xenemu.pv.exits import Pv32Exits, PvExits
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, segment
 

@@ -8,7 +8,7 @@ from fakes import enter_long_mode, make_pvh_current
 from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
 from xenemu.abi.sched import SHUTDOWN_crash, SHUTDOWN_reboot
 from xenemu.hv.cpu import Delivered, Event, Seg, Segment
-from xenemu.pvh.entry import PvhExits, TripleFault
+from xenemu.pvh.exits import PvhExits, TripleFault
 from xenemu.pvh.state import pvh_domain
 
 CODE, IDT = 0x20000, 0x21000

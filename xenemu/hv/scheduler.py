@@ -1,7 +1,7 @@
 """Blocking vcpus, their runstate accounting, and what their timers do.
 
-The machine has the loop that picks a vcpu and runs it. The loop calls `run` when a vcpu gets the
-CPU, and `preempt` when a vcpu loses the CPU though it could go on. When a timer is due, it calls
+The machine has the loop that picks a vcpu and runs it. The loop calls `enter` when a vcpu gets the
+CPU, and `leave` when a vcpu loses the CPU though it could go on. When a timer is due, it calls
 what `TIMERS` has for that kind of timer.
 
 In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
@@ -47,7 +47,7 @@ def hypercall_preempt_check(current: Current) -> bool:
     return vcpu.blocked or domain.shutdown_code is not None or event_pending(domain, vcpu)
 
 
-def run(current: Current) -> None:
+def enter(current: Current) -> None:
     """The current vcpu gets the CPU: account for it, and show the guest its runstate."""
     vcpu, now_ns = current.vcpu, current.cpu.now_ns
     _account_for_woken(current.domain, now_ns)
@@ -58,7 +58,7 @@ def run(current: Current) -> None:
         _periodic(current, vcpu.vcpu_id)
 
 
-def preempt(current: Current) -> None:
+def leave(current: Current) -> None:
     """The current vcpu loses the CPU, though it could go on."""
     _account_for_woken(current.domain, current.cpu.now_ns)
     set_runstate(current.vcpu, RunState.RUNNABLE, current.cpu.now_ns)

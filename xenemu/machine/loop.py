@@ -24,7 +24,7 @@ from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import End, Outcome
-from xenemu.pvh.entry import TripleFault
+from xenemu.pvh.exits import TripleFault
 
 if TYPE_CHECKING:
     from xenemu.machine.machine import Machine

@@ -26,7 +26,7 @@ from xenemu.machine.loop import SLICE_NS, Run
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import Outcome
-from xenemu.pvh.entry import PORTS
+from xenemu.pvh.exits import PORTS
 from xenemu.sampling import Samples
 
 
@@ -130,7 +130,7 @@ class Machine:
         current, engine = self.current, self.engine
         if vcpu is not current.vcpu:
             if current.vcpu.runnable:
-                scheduler.preempt(current)
+                scheduler.leave(current)
             self.personality.leave(current)
             current.vcpu.saved = engine.store()
             current.vcpu = vcpu
@@ -142,4 +142,4 @@ class Machine:
                 vcpu.saved = None
             self.personality.enter(current)
         if vcpu.runstate is not RunState.RUNNING:
-            scheduler.run(current)
+            scheduler.enter(current)

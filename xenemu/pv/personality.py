@@ -11,7 +11,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
-from xenemu.pv.entry import Pv32Exits, PvExits
+from xenemu.pv.exits import Pv32Exits, PvExits
 from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import pv
 from xenemu.pv.traps import CS64, SS64

@@ -8,7 +8,7 @@ from xenemu.hv.personality import Personality
 from xenemu.pvh import lapic_glue
 from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
-from xenemu.pvh.entry import PvhExits
+from xenemu.pvh.exits import PvhExits
 from xenemu.pvh.paging import translate
 from xenemu.pvh.state import pvh
 from xenemu.x86 import flags

@@ -1,4 +1,4 @@
-"""pv/entry: what each exit of the CPU leads to."""
+"""pv/exits: what each exit of the CPU leads to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, ULONG, Continue, Hypercall, HypercallTable
 from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.descriptors import set_ldt
-from xenemu.pv.entry import PvExits
+from xenemu.pv.exits import PvExits
 from xenemu.pv.paging import toggle_guest_mode
 from xenemu.pv.perdomain import ldt_base
 from xenemu.pv.state import DR6_DEFAULT, Trap, pv

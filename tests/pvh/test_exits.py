@@ -1,4 +1,4 @@
-"""pvh/entry: what a guest's exits lead to."""
+"""pvh/exits: what a guest's exits lead to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue, Hypercall, HypercallTable
 from xenemu.hv.state.domain import OUTPUT_LIMIT
 from xenemu.pvh.callbacks import set_callback_via
-from xenemu.pvh.entry import PvhExits, TripleFault
+from xenemu.pvh.exits import PvhExits, TripleFault
 from xenemu.pvh.personality import PVH
 from xenemu.pvh.state import pvh
 from xenemu.x86.flags import IF, VM

@@ -1,4 +1,4 @@
-"""pv/entry: the exits of a 32-bit guest, where they differ."""
+"""pv/exits: the exits of a 32-bit guest, where they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, U64, ULONG, Continue, Hypercall, HypercallTable
 from xenemu.pv.descriptors import set_ldt
-from xenemu.pv.entry import Pv32Exits
+from xenemu.pv.exits import Pv32Exits
 from xenemu.pv.perdomain import gdt_base, ldt_base
 from xenemu.pv.state import Trap, pv
 from xenemu.x86 import flags, segment
