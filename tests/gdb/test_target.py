@@ -18,7 +18,7 @@ from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.pvh.paging import EFER_LMA
-from xenemu.x86.paging import RW, A, D, Maddr
+from xenemu.x86.paging import PSE, RW, A, D, Maddr, Mfn, P
 
 LINKED = 0xFFFFFFFF81000000
 LOADED = 0x12000
@@ -140,7 +140,26 @@ def test_the_kernel_is_seen_while_a_program_runs(pv_target):
     current.vcpu.arch.kernel_mode = False
     current.cpu.cr3 = current.vcpu.arch.user_root << 12
     current.domain.memory.write(Maddr(CODE), b"code")
+    pv_target.image.segments[0].vaddr = KERNEL_ONLY + CODE
     assert pv_target.read_memory(KERNEL_ONLY + CODE, 4) == b"code"
+
+
+def test_the_kernels_data_is_seen_in_spite_of_page_table_isolation(pvh_target):
+    """A program's tables map only a part of the kernel; its own are in the page before."""
+    current, first = pvh_target.machine.current, 20
+    table = current.domain.memory.table
+    for root, upper, lower in ((first, 22, 23), (first + 1, 24, 25)):
+        table(Mfn(root))[511] = upper << 12 | P | RW
+        table(Mfn(upper))[510] = lower << 12 | P | RW
+    for lower in (23, 25):
+        table(Mfn(lower))[7] = P | RW | PSE
+    table(Mfn(23))[8] = P | RW | PSE  # at LINKED, as the kernel alone has it
+    enter_long_mode(current, first + 1 << 12)
+    current.domain.memory.write(Maddr(LOADED), b"data")
+    pvh_target.image.segments[0].vaddr = LINKED + LOADED
+    assert pvh_target.read_memory(LINKED + LOADED, 4) == b"data"
+    with pytest.raises(Refused, match="is not mapped"):
+        pvh_target.read_memory(LINKED + (2 << 20), 4)
 
 
 def test_linked_addresses_are_seen_before_paging_is_on(pvh_target):

@@ -23,13 +23,13 @@ from xenemu.options import format_size
 from xenemu.outcome import EXIT_IMAGE
 from xenemu.outputs import Output, Outputs, encode
 from xenemu.smoke import formats, runner, worker
+from xenemu.smoke.ending import console_end
 from xenemu.smoke.plan import Boot, load_plan, make_boots
 from xenemu.smoke.results import CODES, Result, never_run, worst
 from xenemu.smoke.worker import Progress
 
 Format = Callable[[Sequence[Result]], str | bytes]
 
-TAIL: Final = 20  # lines of a failed boot's console that are shown
 LOST: Final = 5  # outputs that are lost, each told of
 REFRESHES: Final = 4  # per second
 
@@ -312,12 +312,12 @@ def _tell_failure(result: Result, on_github: bool) -> None:
     if on_github:
         typer.echo(formats.github_annotation(result))
     typer.echo(f"::group::{heading}" if on_github else f"=== {heading}")
-    lines = result.log.splitlines()
+    lines = console_end(result.log)
     if lines:
         typer.echo("Console, with the guest's time:")
-    if len(lines) > TAIL:
+    if len(lines) < len(result.log.splitlines()):
         typer.echo("  ...")
-    for line in lines[-TAIL:]:
+    for line in lines:
         typer.echo(f"  {line}")
     if result.report:
         typer.echo(result.report.rstrip())

@@ -22,7 +22,7 @@ from xenemu.image import Image
 from xenemu.image.elf import parse
 from xenemu.image.kernel_modules import Module
 from xenemu.machine import Machine
-from xenemu.peek import LONG, Code, Tables, in_kernel, locate, tables
+from xenemu.peek import Code, in_kernel, kernel_tables, locate, tables
 from xenemu.pv.state import PvVcpu
 from xenemu.x86 import segment
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
@@ -225,7 +225,7 @@ class Target:
         """Where an address is in the machine.
 
         The kernel's addresses are found even before it has turned paging on, where it was loaded,
-        and even while a PV guest runs a program.
+        and even while a program runs on page tables that lack them.
         """
         current = self.machine.current
         if vaddr >> 64:
@@ -237,14 +237,10 @@ class Target:
         except XenError as error:
             if tables(current) is None:
                 return self._linked(vaddr)
-            arch = current.vcpu.arch
-            if isinstance(arch, PvVcpu) and not arch.kernel_mode and self.image.elf_class == 64:
-                root = Tables(arch.kernel_root << PAGE_SHIFT, LONG, 8)
-                try:
-                    return locate(current, vaddr, root)
-                except XenError:
-                    pass
-            raise Refused(error.reason) from None
+            try:
+                return locate(current, vaddr, kernel_tables(current, self.image))
+            except XenError:
+                raise Refused(error.reason) from None
 
     def _linked(self, vaddr: int) -> Maddr:
         for part in self.image.segments:

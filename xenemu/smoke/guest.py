@@ -22,13 +22,13 @@ from xenemu.errors import UsageError, XenemuError
 from xenemu.options import parse_pattern
 from xenemu.outcome import End
 from xenemu.smoke import wire, worker
+from xenemu.smoke.ending import console_end
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.results import Result
 from xenemu.smoke.runner import ENDING_S, GRACE_S, SPAWN
 from xenemu.smoke.session import Session
 from xenemu.smoke.wire import Inbox, Nonsense
 
-TAIL: Final = 20  # lines of the console that a failure shows
 __tracebackhide__ = True  # pytest shows the test's own line
 
 
@@ -53,7 +53,7 @@ class GuestFailed(AssertionError):
     """The guest did not do what was expected; `result` is what became of it."""
 
     def __init__(self, problem: str, result: Result) -> None:
-        lines = result.log.splitlines()[-TAIL:]
+        lines = console_end(result.log)
         console = ("Console, with the guest's time:", *lines) if lines else ()
         parts = (problem, *console, result.report)
         super().__init__("\n".join(filter(None, parts)))

@@ -157,10 +157,10 @@ class _Guests(list["Guest"]):
 
 
 def _tail(guest: Guest) -> list[str]:
-    from xenemu.smoke.guest import TAIL  # noqa: PLC0415
+    from xenemu.smoke.ending import console_end  # noqa: PLC0415
 
     try:
-        return guest.console.splitlines()[-TAIL:] or ["(it has printed nothing)"]
+        return console_end(guest.console) or ["(it has printed nothing)"]
     except RuntimeError as error:
         return [f"({str(error).splitlines()[0]})"]
 
