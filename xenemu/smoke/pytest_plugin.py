@@ -203,10 +203,7 @@ def _failing() -> Iterator[None]:
     """Fail the test for a person's mistake, with one line."""
     from xenemu.errors import XenemuError  # noqa: PLC0415
 
-    wrong = ""
     try:
         yield
     except XenemuError as error:
-        wrong = str(error)
-    if wrong:  # out here, so that pytest shows no exception besides
-        pytest.fail(wrong, pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
