@@ -151,6 +151,21 @@ def test_a_reader_of_lcov_files_takes_it(kernel: Image, blocks: list[Block]) -> 
     assert summary["lines-covered"] < summary["lines-total"]
 
 
+def test_files_of_several_boots_become_one(kernel: Image, blocks: list[Block]) -> None:
+    lines = LineTable.read(Path(kernel.path))
+    all_ran, none_did = (
+        coverage.write(own, kernel, Code(kernel), lcov=True, lines=lines).decode()
+        for own in (blocks, [])
+    )
+    twice = sections(coverage.merged([all_ran, none_did, all_ran]).encode())
+    once = sections(coverage.merged([all_ran]).encode())
+    assert once == sections(all_ran.encode())
+    main = str(GUESTS / "hello" / "main.c")
+    assert [number for number, _ in twice[main]["FNDA"]] == ["2"]
+    assert {count for _, count in twice[main]["DA"]} == {"0", "2"}
+    assert twice[main]["LH"] == once[main]["LH"]
+
+
 @pytest.mark.skipif(
     not shutil.which("genhtml") and "CI" not in os.environ, reason="genhtml (lcov) is not installed"
 )

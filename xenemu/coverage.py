@@ -9,10 +9,12 @@ read it. lcov's has functions, and lines where the kernel has debug information;
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.lines import LineTable
 from xenemu.peek import Code
@@ -110,6 +112,30 @@ def _merged(pieces: Iterable[tuple[int, int]]) -> Iterator[range]:
 # ---- the files ----
 
 
+class Log(Protocol):
+    """See `cpu.coverage.BlockLog`."""
+
+    def blocks(self) -> Sequence[Block]: ...
+
+
+class Recorder(Protocol):
+    """A `Machine`."""
+
+    @property
+    def current(self) -> Current: ...
+    def record_blocks(self) -> Log: ...
+
+
+def record(machine: Recorder, image: Image, lcov: bool) -> Callable[[], bytes]:
+    """Note what runs from now on; gives what makes the file after the run.
+
+    What that wants of the disk is read now: a run that is confined opens nothing later.
+    """
+    lines = LineTable.read(Path(image.symbol_file.path)) if lcov else None
+    log = machine.record_blocks()
+    return lambda: write(log.blocks(), image, Code(image, machine.current), lcov, lines)
+
+
 def write(
     blocks: Sequence[Block], image: Image, code: Code, lcov: bool, lines: LineTable | None
 ) -> bytes:
@@ -117,6 +143,31 @@ def write(
     if lcov:
         return _lcov(Coverage.of(blocks, image, code), image, lines).encode()
     return _drcov(blocks, image, code)
+
+
+def merged(files: Iterable[str]) -> str:
+    """One file of lcov's form out of several: how many boots ran each function and each line."""
+    functions: dict[str, dict[str, list[int]]] = {}  # by source and name: its line, and how many
+    lines: dict[str, dict[int, int]] = {}
+    for text in files:
+        source = ""
+        for entry in text.splitlines():
+            kind, _, rest = entry.partition(":")
+            first, _, second = rest.partition(",")
+            if kind == "SF":
+                source = rest
+                functions.setdefault(source, {}), lines.setdefault(source, {})
+            elif kind == "FN":
+                functions[source].setdefault(second, [int(first), 0])
+            elif kind == "FNDA":
+                functions[source][second][1] += int(first)
+            elif kind == "DA":
+                number = int(first)
+                lines[source][number] = lines[source].get(number, 0) + int(second)
+    return "".join(
+        _record(source, [(line, name, ran) for name, (line, ran) in own.items()], lines[source])
+        for source, own in sorted(functions.items())
+    )
 
 
 def _drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
@@ -163,13 +214,15 @@ def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
     return "".join(text)
 
 
-def _record(source: str, functions: list[tuple[int, str, bool]], lines: dict[int, bool]) -> str:
+def _record(
+    source: str, functions: Sequence[tuple[int, str, int]], lines: Mapping[int, int]
+) -> str:
     """What lcov's manual, geninfo(1), calls a section: of one source file."""
     said = ["TN:", f"SF:{source}"]
     said += [f"FN:{line},{name}" for line, name, _ in functions]
     said += [f"FNDA:{hit:d},{name}" for _, name, hit in functions]
-    said += [f"FNF:{len(functions)}", f"FNH:{sum(hit for _, _, hit in functions)}"]
+    said += [f"FNF:{len(functions)}", f"FNH:{sum(bool(hit) for _, _, hit in functions)}"]
     said += [f"DA:{line},{hit:d}" for line, hit in sorted(lines.items())]
     if lines:
-        said += [f"LF:{len(lines)}", f"LH:{sum(lines.values())}"]
+        said += [f"LF:{len(lines)}", f"LH:{sum(map(bool, lines.values()))}"]
     return "".join(f"{line}\n" for line in [*said, "end_of_record"])

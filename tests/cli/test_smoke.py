@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+import elfwriter
 from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shutdown
 from xenemu import cli
 from xenemu.cli import matrix
@@ -238,7 +239,16 @@ def test_files_are_written(smoke, place):
     assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
 
 
-OUTPUTS = ("--junit", "--json", "--tap")
+def test_coverage_is_that_of_all_boots_together(smoke, place):
+    for name in ("one", "other"):
+        (place / name).write_bytes(kernel(shutdown(POWEROFF), {"start": elfwriter.ENTRY}))
+    options = ("--coverage", "ran.info", "--memory", "64M")
+    assert smoke("one", "other", "--mode", "auto", "--mode", "pv", *options)[0] == 0
+    lines = (place / "ran.info").read_text().splitlines()
+    assert [line for line in lines if line.startswith("SF:")] == ["SF:one", "SF:other"]
+
+
+OUTPUTS = ("--junit", "--json", "--tap", "--coverage")
 
 
 def test_what_the_user_has_stays(smoke, place):

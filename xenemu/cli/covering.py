@@ -9,7 +9,6 @@ from pathlib import Path
 from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.outputs import Output, Outputs
-from xenemu.peek import Code
 
 
 @dataclass(frozen=True)
@@ -29,18 +28,8 @@ class Covering:
         return cls(outputs.open("--coverage", path), path.suffix == LCOV_SUFFIX)
 
     def begin(self, machine: Machine, image: Image) -> Callable[[], None]:
-        """Note what runs from now on; gives what writes the file (OutputError) after the run.
-
-        What that wants of the disk is read now: a run that is confined opens nothing later.
-        """
+        """Note what runs from now on; gives what writes the file (OutputError) after the run."""
         from xenemu import coverage  # noqa: PLC0415
-        from xenemu.image.lines import LineTable  # noqa: PLC0415
 
-        lines = LineTable.read(Path(image.symbol_file.path)) if self.is_lcov else None
-        log = machine.record_blocks()
-
-        def write() -> None:
-            code = Code(image, machine.current)
-            self.output.write(coverage.write(log.blocks(), image, code, self.is_lcov, lines))
-
-        return write
+        made = coverage.record(machine, image, self.is_lcov)
+        return lambda: self.output.write(made())

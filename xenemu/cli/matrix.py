@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ class Files:
     junit: Path | None = None
     json: Path | None = None
     tap: Path | None = None
+    coverage: Path | None = None
     log_dir: Path | None = None
 
     def open(self, outputs: Outputs, boots: list[Boot]) -> tuple[list[_Document], _Logs | None]:
@@ -54,6 +55,7 @@ class Files:
             ("--junit", self.junit, formats.junit),
             ("--json", self.json, formats.kcidb),
             ("--tap", self.tap, formats.tap),
+            ("--coverage", self.coverage, formats.lcov),
         ]
         documents = [
             _Document(outputs.open(name, path), form) for name, path, form in wanted if path
@@ -92,6 +94,7 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
     A signal stops the boots: what has not ended is skipped, and all else is done as ever.
     """
     _check_scratch()
+    boots = [replace(boot, covered=files.coverage is not None) for boot in boots]
     with Noted() as noted, Outputs() as outputs:
         documents, logs = files.open(outputs, boots)
         for document in documents:

@@ -98,6 +98,9 @@ def smoke(
     junit: Annotated[Path | None, _option("Write JUnit's XML.", "FILE")] = None,
     json: Annotated[Path | None, _option("Write JSON in KernelCI's form.", "FILE")] = None,
     tap: Annotated[Path | None, _option("Write TAP.", "FILE")] = None,
+    coverage: Annotated[
+        Path | None, _option("Write which code ran in all boots together, for lcov.", "FILE")
+    ] = None,
     log_dir: Annotated[
         Path | None, _option("Write each console, with the guest's time, and each report.", "DIR")
     ] = None,
@@ -130,7 +133,7 @@ def smoke(
         if busybox is not None and init is None and rootfs is None:
             raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
-        files = matrix.Files(junit, json, tap, log_dir)
+        files = matrix.Files(junit, json, tap, coverage, log_dir)
         if list_only:
             for boot in boots:
                 typer.echo(boot.name)

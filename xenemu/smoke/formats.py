@@ -26,6 +26,7 @@ from junitparser import (
 )
 
 from xenemu import __version__
+from xenemu.coverage import merged
 from xenemu.smoke.ktap import Case, Status
 from xenemu.smoke.plan import Place
 from xenemu.smoke.results import Result
@@ -199,6 +200,11 @@ def _time(result: Result) -> datetime:
 
 
 # TAP.
+
+
+def lcov(results: Sequence[Result]) -> str:
+    """Which code the boots ran, together: how many of them ran each function and each line."""
+    return merged(result.coverage for result in results)
 
 
 def tap(results: Sequence[Result]) -> str:

@@ -103,7 +103,9 @@ class Boot:
     timeout: float = 300.0
     virtual_timeout: float = math.inf
     quiet_timeout: float = 20.0
-    place: Place | None = field(default=None, compare=False)  # its table in a plan; no key
+    # No keys of a plan:
+    place: Place | None = field(default=None, compare=False)  # its table there
+    covered: bool = False  # somebody wants to know what ran
 
     def __str__(self) -> str:
         return self.name

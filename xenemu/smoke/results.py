@@ -36,6 +36,7 @@ class Result:
     raw: bytes = b""  # the console
     log: str = ""  # the console with virtual times
     report: str = ""
+    coverage: str = ""  # of lcov's form, if it was wanted
     stopped: bool = False  # it was told to, before its end
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from xenemu import image
+from xenemu import coverage, image
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import format_size, parse_module, read_module
@@ -93,6 +93,7 @@ class Session:
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
         self._witness = Witness(self.machine, self.image)
         self._mark("built", 0)
+        self._covered = coverage.record(self.machine, self.image, True) if boot.covered else bytes
 
     # What to do with the guest.
 
@@ -161,6 +162,10 @@ class Session:
         pattern, (number, line) = self._steps[0][0].pattern, found
         where = f"in line {number} of the console, but not after {self._met!r}"
         return f"{pattern!r} is {where}: {line!r}"
+
+    def coverage(self) -> str:
+        """Which code ran, in lcov's form; empty if nobody wants to know."""
+        return self._covered().decode()
 
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""
