@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.options import format_size, parse_memory, parse_seed
+from xenemu.options import format_size, parse_memory, parse_seed, parse_vcpus
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,13 @@ def test_no_sizes(text):
 )
 def test_a_size_is_written_in_its_largest_whole_unit(size, text):
     assert format_size(size) == text
+
+
+def test_vcpus():
+    assert [parse_vcpus("--vcpus", text) for text in ("1", "007", "128")] == [1, 7, 128]
+    for text in ("", "0", "-1", "129", "2.0", "two", "9" * 10, "\u0663"):
+        with pytest.raises(UsageError, match=r"^--vcpus .*: give a number of vcpus, from 1 to 128"):
+            parse_vcpus("--vcpus", text)
 
 
 def test_seeds():

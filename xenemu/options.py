@@ -19,6 +19,7 @@ PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
 MAX_SECONDS: Final = 1_000_000
 MAX_SEED: Final = (1 << 64) - 1
+MAX_VCPUS: Final = 128  # of a PVH domain in Xen; a PV domain could have more
 
 
 def parse_memory(option: str, text: str) -> int:
@@ -52,6 +53,19 @@ def parse_seed(option: str, text: str) -> int:
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"{option} {text}: give a number from 0 to {MAX_SEED:#x}")
     return seed
+
+
+def parse_vcpus(option: str, text: str) -> int:
+    """How many vcpus a guest has; UsageError if it is no number, or none that a guest may have."""
+    count = int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else 0
+    return check_vcpus(count, f"{option} {text}")
+
+
+def check_vcpus(count: int, said: str) -> int:
+    """The number of vcpus, if a guest may have that; UsageError begins with what was `said`."""
+    if not 0 < count <= MAX_VCPUS:
+        raise UsageError(f"{said}: give a number of vcpus, from 1 to {MAX_VCPUS}")
+    return count
 
 
 def parse_count(option: str, text: str) -> int:

@@ -358,6 +358,7 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
     [
         (("--memory", "lots"), "--memory lots: give a number and a unit"),
         (("--mode", "pvh"), "cannot boot as pvh"),
+        (("--vcpus", "129"), "--vcpus 129: give a number of vcpus, from 1 to 128"),
         (("--rng-seed", "dice"), "--rng-seed dice: give a number from 0 to 0xffffffffffffffff"),
         (("--initrd", "/nonexistent"), "--initrd /nonexistent: No such file"),
         (("--initrd", "/dev/null"), "--initrd /dev/null: the file is empty"),

@@ -167,6 +167,7 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--init", "none"), "--init: none: there is no such file"),
         (("--timeout", "0"), "--timeout 0: give seconds, above 0"),
         (("--quiet-timeout", "abc"), "--quiet-timeout abc: give seconds, above 0"),
+        (("--vcpus", "none"), "--vcpus none: give a number of vcpus, from 1 to 128"),
         (("--rng-seed", "abc"), "--rng-seed abc: give a number from 0 to"),
         (("--mode", "pv", "--mode", "pv"), "--mode: 'pv' is there twice"),
         (("sub/good",), "kernel: two would be named 'good'; a plan can name each"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import make_current
+from fakes import FakeCpu, make_current
 from xenemu.abi.callback import callback_unregister
 from xenemu.abi.errno import EBUSY, EFAULT, EINVAL, ENOSYS, EPERM
 from xenemu.errors import DomainCrash, XenError
@@ -24,6 +24,7 @@ from xenemu.hv.dispatch import (
     SubOps,
     format_call,
     format_result,
+    hypercall,
 )
 from xenemu.hv.frame_table import PGT_l1_page_table
 
@@ -121,6 +122,16 @@ def test_a_continuation_has_raw_registers_and_is_not_logged(current: Current) ->
         table.call(current, 7, [1, 2, 3])
     assert again.value.new_args == (2, 0, 1 << 8)
     assert not current.domain.calls
+
+
+def test_a_call_that_makes_another_vcpu_runnable_gives_it_the_cpu(current: Current) -> None:
+    assert isinstance(current.cpu, FakeCpu)
+    for reschedule in (False, True):
+        current.domain.reschedule = reschedule
+        current.table = HypercallTable([Hypercall(7, "seven", ALL, (), lambda _: None)])
+        current.cpu.regs[0] = 7
+        hypercall(current, 2)
+        assert current.cpu.stopped is reschedule
 
 
 def test_the_guests_end_goes_through(current: Current) -> None:

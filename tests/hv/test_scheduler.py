@@ -10,7 +10,7 @@ from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.hv import event_channel, scheduler, waking
 from xenemu.hv.current import Current
-from xenemu.hv.scheduler import PERIODIC, SINGLESHOT, WATCHDOG
+from xenemu.hv.scheduler import PERIODIC, SHARED_SLICE_NS, SINGLESHOT, SLICE_NS, WATCHDOG
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.vcpu import RunState
 from xenemu.hv.waking import POLL
@@ -57,6 +57,27 @@ def test_a_poll_is_over_when_its_vcpu_wakes(current: Current) -> None:
     assert current.domain.timers.next_ns() is None
 
 
+# Turns.
+
+
+def test_a_slice_is_short_while_another_vcpu_could_run() -> None:
+    domain = make_current(vcpus=3).domain
+    assert scheduler.slice_ns(domain, SLICE_NS) == SLICE_NS
+    domain.vcpus[2].online = True
+    assert scheduler.slice_ns(domain, SLICE_NS) == SHARED_SLICE_NS
+    assert scheduler.slice_ns(domain, 50) == 50
+    domain.vcpus[2].blocked = True
+    assert scheduler.slice_ns(domain, SLICE_NS) == SLICE_NS
+
+
+def test_a_waking_asks_for_another_turn(current: Current) -> None:
+    waking.wake(current.domain, current.domain.vcpus[1])
+    assert not current.domain.reschedule
+    current.domain.vcpus[1].blocked = True
+    waking.wake(current.domain, current.domain.vcpus[1])
+    assert current.domain.reschedule
+
+
 # Runstate.
 
 
@@ -94,6 +115,16 @@ def test_the_times_shown_include_the_present_state(current: Current) -> None:
     info = scheduler.runstate_info(current.vcpu, current.cpu.now_ns)
     assert info.time == (9).to_bytes(8, "little") + bytes(24)
     assert times(current) == [0, 0, 0, 0]
+
+
+def test_a_vcpu_that_leaves_shows_in_its_area_what_it_waits_for(current: Current) -> None:
+    current.vcpu.runstate_area = AREA
+    scheduler.leave(current)
+    assert current.read_struct(vcpu_runstate_info, AREA).state == RunState.RUNNABLE
+    scheduler.enter(current)
+    scheduler.block(current)
+    scheduler.leave(current)
+    assert current.read_struct(vcpu_runstate_info, AREA).state == RunState.BLOCKED
 
 
 @pytest.mark.parametrize("width", [8, 4])
@@ -163,6 +194,13 @@ def test_a_periodic_timer_does_not_wake_its_vcpu(current: Current) -> None:
     fire(current, PERIODIC)
     assert current.vcpu.blocked
     assert not event_pending(current.domain, current.vcpu)
+
+
+def test_a_periodic_timer_does_not_tick_while_its_vcpu_is_down(current: Current) -> None:
+    current.vcpu.periodic_ns, current.vcpu.online = 1000, False
+    fire(current, PERIODIC)
+    assert not event_pending(current.domain, current.vcpu)
+    assert not current.domain.timers.deadlines_ns
 
 
 def test_a_missed_tick_comes_when_the_vcpu_runs_again(current: Current) -> None:

@@ -106,6 +106,11 @@ def test_entry_is_another_name_of_mode(plan):
     ]
 
 
+def test_numbers_of_vcpus_stand_for_boots(plan):
+    boots = plan('[[boot]]\nname = "n"\nkernel = "k"\nvcpus = [1, 4]\n')
+    assert [(boot.name, boot.vcpus) for boot in boots] == [("n 1vcpu", 1), ("n 4vcpu", 4)]
+
+
 def test_defaults_count_where_a_boot_says_nothing(plan):
     boots = plan(
         '[defaults]\nkernel = "k"\ntimeout = 5\n'
@@ -194,6 +199,8 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("timeout = true", "9: timeout: True: give seconds"),
         ("rng_seed = -1", "9: rng_seed: -1: give a number from 0 to 0xffffffffffffffff"),
         ('rng_seed = "1"', "9: rng_seed: '1': give a number"),
+        ("vcpus = 0", "9: vcpus: 0: give a number of vcpus, from 1 to 128"),
+        ('vcpus = "2"', "9: vcpus: '2': give a number"),
         ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),
         ('kernel = "none"', "9: kernel: "),
         ('kernel = "d"', "9: kernel: "),

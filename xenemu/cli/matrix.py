@@ -168,7 +168,8 @@ def describe(boot: Boot) -> str:
     """A boot on one line, as `xenemu run` would be asked for it."""
     limits = f"timeout {boot.timeout:g} s, quiet {boot.quiet_timeout:g} s"
     ends = " or ".join(boot.exit) or ("expected" if boot.expect else "poweroff, reboot or suspend")
-    parts = (boot.mode, format_size(boot.memory), repr(boot.full_cmdline), limits, ends)
+    size = format_size(boot.memory) + (f", {boot.vcpus} vcpus" if boot.vcpus > 1 else "")
+    parts = (boot.mode, size, repr(boot.full_cmdline), limits, ends)
     return f"{boot.name}: {boot.kernel}, {', '.join(parts)}"
 
 

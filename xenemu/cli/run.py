@@ -23,6 +23,7 @@ from xenemu.options import (
     parse_seconds,
     parse_seed,
     parse_subarch,
+    parse_vcpus,
 )
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
@@ -118,6 +119,9 @@ def run(
     memory: Annotated[
         str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
     ] = "256M",
+    vcpus: Annotated[
+        str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
+    ] = "1",
     timeout: Annotated[
         str | None,
         typer.Option(
@@ -251,6 +255,7 @@ def run(
         size,
         os.fsencode(cmdline),
         initial_ramdisk(initrd, init, rootfs, busybox, size),
+        vcpus=parse_vcpus("--vcpus", vcpus),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),

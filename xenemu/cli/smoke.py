@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from xenemu.errors import UsageError
-from xenemu.options import parse_count, parse_seconds, parse_seed
+from xenemu.options import parse_count, parse_seconds, parse_seed, parse_vcpus
 
 HELP_EPILOG: Final = """\b
 Examples:
@@ -48,6 +48,7 @@ def smoke(
     memory: Annotated[
         Texts, _option("The guest's memory, 256M if not given; as above.", "SIZE")
     ] = None,
+    vcpus: Annotated[Texts, _option("How many vcpus, 1 if not given; as above.", "N")] = None,
     initrd: Annotated[Path | None, _option("An initial ramdisk.", "FILE")] = None,
     init: Annotated[
         Path | None,
@@ -127,6 +128,8 @@ def smoke(
         for key, text in times.items():
             if text is not None:
                 given[key] = parse_seconds(f"--{key.replace('_', '-')}", text)
+        if vcpus:
+            given["vcpus"] = [parse_vcpus("--vcpus", text) for text in vcpus]
         if rng_seed is not None:
             given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
         at_a_time = parse_count("--jobs", jobs)

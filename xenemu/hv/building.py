@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
+from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS
 from xenemu.errors import ImageError
 from xenemu.hv import event_channel, grant_table
 from xenemu.hv.clock import update_wallclock, write_time
+from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.state.vcpu import RunState
 from xenemu.image import compression
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, Maddr, Mfn
 
 # xl's slack of 1 MiB above the domain's memory, and frames for grant tables and the like.
 MAX_PAGES_SLACK = (1 << 20) >> PAGE_SHIFT
@@ -64,6 +66,13 @@ class DomainConfig:
 def pages(size: int) -> int:
     """How many pages `size` bytes take."""
     return (size + PAGE_MASK) >> PAGE_SHIFT
+
+
+def vcpu_info_at(vcpu_id: int, shared_info: Mfn, dummy: Mfn) -> Maddr:
+    """Where a vcpu's vcpu_info is at first; vcpus without room in shared_info have a dummy."""
+    if vcpu_id < XEN_LEGACY_MAX_VCPUS:
+        return Maddr((shared_info << PAGE_SHIFT) + VCPU_INFO_SIZE * vcpu_id)
+    return Maddr(dummy << PAGE_SHIFT)
 
 
 def unpack_module(data: Data) -> Data:

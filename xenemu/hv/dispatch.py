@@ -319,7 +319,8 @@ def hypercall(current: Current, length: int) -> None:
     Every kind of guest comes here; `length` is that of the instruction that made the call, in
     bytes. A call that is preempted is made again: RIP moves back over the instruction. What the
     call did takes the guest's time. If it moved a timer, the guest runs no further than to the
-    next one. The caller then looks at events.
+    next one. If it made another vcpu runnable, that one gets the CPU. The caller then looks at
+    events.
     """
     table, cpu, domain = current.table, current.cpu, current.domain
     assert table is not None
@@ -342,6 +343,8 @@ def hypercall(current: Current, length: int) -> None:
     if timers.moved:
         timers.moved = False
         cpu.limit(timers.next_ns() or 0)
+    if domain.reschedule:
+        cpu.stop()
 
 
 def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:

@@ -1,8 +1,11 @@
 """Blocking vcpus, their runstate accounting, and what their timers do.
 
-The machine has the loop that picks a vcpu and runs it. The loop calls `enter` when a vcpu gets the
-CPU, and `leave` when a vcpu loses the CPU though it could go on. When a timer is due, it calls
-what `TIMERS` has for that kind of timer.
+The machine has the loop that picks a vcpu and runs it, each in its turn, for a slice of virtual
+time. The loop calls `leave` when a vcpu loses the CPU to another, and `enter` when a vcpu gets it.
+When a timer is due, it calls what `TIMERS` has for that kind of timer.
+
+A slice is long while one vcpu is runnable, and short while several are. It ends early if the vcpu
+blocks, polls or yields, or if it makes another vcpu runnable (`Domain.reschedule`).
 
 In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 """
@@ -27,6 +30,21 @@ from xenemu.hv.waking import NO_POLL, POLL, wake
 SINGLESHOT: Final = "singleshot"
 PERIODIC: Final = "periodic"
 WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
+
+
+SLICE_NS: Final = 10_000_000  # how long a vcpu runs before the console is looked at
+SHARED_SLICE_NS: Final = 100_000  # how long a vcpu runs while others could run, too
+
+
+def slice_ns(domain: Domain, alone_ns: int) -> int:
+    """How long the vcpu whose turn it is may run; `alone_ns` is for one that need not share."""
+    waiting = False
+    for vcpu in domain.vcpus:
+        if vcpu.online and not vcpu.blocked:
+            if waiting:
+                return min(alone_ns, SHARED_SLICE_NS)
+            waiting = True
+    return alone_ns
 
 
 # Blocking.
@@ -59,9 +77,12 @@ def enter(current: Current) -> None:
 
 
 def leave(current: Current) -> None:
-    """The current vcpu loses the CPU, though it could go on."""
-    _account_for_woken(current.domain, current.cpu.now_ns)
-    set_runstate(current.vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+    """The current vcpu loses the CPU to another one: show the guest what it waits for."""
+    vcpu, now_ns = current.vcpu, current.cpu.now_ns
+    _account_for_woken(current.domain, now_ns)
+    if vcpu.runstate is RunState.RUNNING:
+        set_runstate(vcpu, RunState.RUNNABLE, now_ns)
+    update_runstate_area(current)
 
 
 # Runstate.
@@ -103,8 +124,8 @@ def update_runstate_area(current: Current) -> None:
 def _account_for_woken(domain: Domain, now_ns: int) -> None:
     """Let vcpus that were woken wait from now on.
 
-    DIVERGES: Xen notes the instant of the waking; here it is the next change of the CPU's vcpu,
-    which with one vcpu is the same instant.
+    Xen notes the instant of the waking; this is called at the next change of the CPU's vcpu. That
+    is the same instant, because a vcpu that wakes another gives way.
     """
     for vcpu in domain.vcpus:
         if vcpu.runstate is RunState.BLOCKED and not vcpu.blocked:
@@ -121,7 +142,7 @@ def _singleshot(current: Current, vcpu_id: int) -> None:
 def _periodic(current: Current, vcpu_id: int) -> None:
     domain = current.domain
     vcpu = domain.vcpus[vcpu_id]
-    if not vcpu.blocked and vcpu.periodic_ns:
+    if vcpu.runnable and vcpu.periodic_ns:
         event_channel.send_virq(domain, Virq.TIMER, vcpu_id)
         domain.timers.set((PERIODIC, vcpu_id), current.cpu.now_ns + vcpu.periodic_ns)
 

@@ -16,10 +16,11 @@ POLL: Final = "poll"  # the kind of the timer that ends a poll; its number is th
 
 
 def wake(domain: Domain, vcpu: Vcpu) -> None:
-    """Make a blocked vcpu runnable; its poll, if any, is over."""
+    """Make a blocked vcpu runnable; its poll, if any, is over. The vcpu that runs gives way."""
     if not vcpu.blocked:
         return
     vcpu.blocked = False
+    domain.reschedule = True
     vcpu.poll_ports = NO_POLL
     domain.timers.cancel((POLL, vcpu.vcpu_id))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypercalls import TABLE
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.scheduler import SLICE_NS
 from xenemu.machine.host import Host
-from xenemu.machine.loop import SLICE_NS
 from xenemu.machine.machine import Machine
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal

@@ -19,7 +19,7 @@ from xenemu.abi.sched import (
     SHUTDOWN_watchdog,
 )
 from xenemu.errors import DomainCrash
-from xenemu.hv import timers
+from xenemu.hv import scheduler, timers
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.machine.terminal import Limits, Terminal
@@ -29,7 +29,6 @@ from xenemu.pvh.exits import TripleFault
 if TYPE_CHECKING:
     from xenemu.machine.machine import Machine
 
-SLICE_NS = 10_000_000  # how long a guest runs before the console and other vcpus are looked at
 SHUTDOWNS = {
     SHUTDOWN_poweroff: (End.POWEROFF, "the guest powered off"),
     SHUTDOWN_reboot: (End.REBOOT, "the guest asked to be rebooted"),
@@ -116,7 +115,7 @@ class Run:
             machine.exits.deliver_events()
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
-            deadline = engine.now_ns + machine.slice_ns
+            deadline = engine.now_ns + scheduler.slice_ns(domain, machine.slice_ns)
             run(deadline if next_ns is None else min(deadline, next_ns))
             machine.exits.stopped()
             machine.samples.take(machine.current)

@@ -18,11 +18,12 @@ from xenemu.hv.current import Current
 from xenemu.hv.debug import Debugger
 from xenemu.hv.personality import Personality
 from xenemu.hv.prices import PRICES_NS
+from xenemu.hv.scheduler import SLICE_NS
 from xenemu.hv.state.domain import Backend, Domain
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.image import Image
 from xenemu.machine import host
-from xenemu.machine.loop import SLICE_NS, Run
+from xenemu.machine.loop import Run
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import Outcome
@@ -128,9 +129,9 @@ class Machine:
     def switch_to(self, vcpu: Vcpu) -> None:
         """Have a vcpu in the CPU, as running; the one that was there keeps its registers."""
         current, engine = self.current, self.engine
+        current.domain.reschedule = False
         if vcpu is not current.vcpu:
-            if current.vcpu.runnable:
-                scheduler.leave(current)
+            scheduler.leave(current)
             self.personality.leave(current)
             current.vcpu.saved = engine.store()
             current.vcpu = vcpu

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from xenemu.abi.arch_x86.xen import FLAT_RING1_SS
 from xenemu.abi.features import pv_features
 from xenemu.abi.hvm.e820 import E820_RAM
+from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS
+from xenemu.errors import UsageError
 from xenemu.hv.building import (
     MAX_PAGES_SLACK,
     XEN_FRAMES,
@@ -20,6 +22,7 @@ from xenemu.hv.building import (
     give_rings,
     make_ready,
     pages,
+    vcpu_info_at,
 )
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
 from xenemu.hv.memory import Memory
@@ -36,10 +39,13 @@ from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import show_m2p
 from xenemu.pv.state import NO_TABLE, PvDomain, PvVcpu, StartState
 from xenemu.pv.traps import SS64
-from xenemu.x86.paging import PAGE_SHIFT, RW, US, A, D, Maddr, Mfn, P, Pfn
+from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, RW, US, A, D, Maddr, Mfn, P, Pfn
 
 FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed
 GUEST_ALIGNMENT = 512  # frames: the guest's memory begins at a 2 MiB boundary
+
+# DIVERGES: Xen has no such limit. What is mapped for each vcpu lies below 4 GiB here (perdomain).
+MAX_VCPUS32 = (ENTRIES - perdomain.PERDOMAIN_L2_SLOT) * perdomain.VCPUS_PER_L1
 
 TICK_NS = 10_000_000  # a new vcpu's periodic timer (pv_vcpu_initialise)
 TABLE = P | RW | A | D | US
@@ -112,8 +118,11 @@ def _make_domain(
     base, nr_frames = _machine_size(nr_pages, width)
     memory = Memory(nr_frames)
     frames = Frames(memory, PV64 if width == 8 else PV32)
+    if width == 4 and config.vcpus > MAX_VCPUS32:
+        raise UsageError(f"a 32-bit PV domain has at most {MAX_VCPUS32} vcpus, not {config.vcpus}")
     shared_info = heap.take()
     private = PvDomain([], heap.take(), heap.take())
+    dummy_vcpu_info = heap.take() if config.vcpus > XEN_LEGACY_MAX_VCPUS else NO_TABLE
     m2p = _build_m2p(frames, heap, base, nr_pages)
     frames.xen_slots = (_xen_slots64 if width == 8 else _xen_slots32)(
         memory, heap, m2p, private, config.vcpus
@@ -137,7 +146,7 @@ def _make_domain(
         vcpus=[
             Vcpu(
                 n,
-                Maddr((shared_info << PAGE_SHIFT) + 64 * n),
+                vcpu_info_at(n, shared_info, dummy_vcpu_info),
                 width,
                 f"pv{8 * width}",
                 arch=PvVcpu(NO_TABLE),

@@ -14,7 +14,6 @@ from typing import Final
 from xenemu.abi.features import pvh_features
 from xenemu.abi.hvm import params
 from xenemu.abi.sched import SHUTDOWN_reboot
-from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS
 from xenemu.errors import UsageError
 from xenemu.hv.building import (
     MAX_PAGES_SLACK,
@@ -24,11 +23,11 @@ from xenemu.hv.building import (
     give_rings,
     make_ready,
     pages,
+    vcpu_info_at,
 )
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.pagetype import Frames
-from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.state.domain import Domain, Ring
 from xenemu.hv.state.events import EventChannels
 from xenemu.hv.state.grants import GrantTable
@@ -131,7 +130,7 @@ def _make_domain(
         vcpus=[
             Vcpu(
                 n,
-                _vcpu_info(n, shared_info, dummy_vcpu_info),
+                vcpu_info_at(n, shared_info, dummy_vcpu_info),
                 width=4,
                 environment="pvh32",
                 arch=PvhVcpu(Lapic(acpi.apic_id(n))),
@@ -199,13 +198,6 @@ def _params(xenstore_port: int, console_port: int) -> dict[int, int]:
         params.HVM_PARAM_HPET_ENABLED: 1,
         params.HVM_PARAM_TRIPLE_FAULT_REASON: SHUTDOWN_reboot,
     }
-
-
-def _vcpu_info(vcpu_id: int, shared_info: Mfn, dummy: Mfn) -> Maddr:
-    """Where a vcpu's vcpu_info is at first; vcpus without room in shared_info have a dummy."""
-    if vcpu_id < XEN_LEGACY_MAX_VCPUS:
-        return Maddr((shared_info << PAGE_SHIFT) + VCPU_INFO_SIZE * vcpu_id)
-    return Maddr(dummy << PAGE_SHIFT)
 
 
 def _identity_map() -> bytes:

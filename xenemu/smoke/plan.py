@@ -1,10 +1,10 @@
 """What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
 
-``kernel``, ``entry``, ``cmdline`` and ``memory`` may each be a list. A table then stands for each
-combination, named after what varies. ``[defaults]`` has keys for every table. A table's own initial
-ramdisk takes the place of the defaults', in whichever way each is given. Paths are relative to the
-file. They may begin with ``~``, and may have environment variables in them. An empty path means
-none.
+``kernel``, ``entry``, ``cmdline``, ``memory`` and ``vcpus`` may each be a list. A table then stands
+for each combination, named after what varies. ``[defaults]`` has keys for every table. A table's
+own initial ramdisk takes the place of the defaults', in whichever way each is given. Paths are
+relative to the file. They may begin with ``~``, and may have environment variables in them. An
+empty path means none.
 
 The first fault raises `PlanError` with the file, the line and the key, before anything has run.
 """
@@ -26,12 +26,13 @@ from typing import Any, Final
 
 from xenemu.boot import AUTO, MODES
 from xenemu.errors import UsageError
-from xenemu.options import MAX_SECONDS, MAX_SEED, parse_memory, parse_pattern
+from xenemu.options import MAX_SECONDS, MAX_SEED, check_vcpus, parse_memory, parse_pattern
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
-VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory")
+VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory", "vcpus")
 SAME: Final = {"mode": "entry", "entry": "mode"}  # two names of one key
+UNITS: Final = {"vcpus": "vcpu"}  # what follows a value in a name
 ENDS: Final = (
     "poweroff",
     "reboot",
@@ -88,6 +89,7 @@ class Boot:
     mode: str = AUTO
     cmdline: str = ""
     memory: int = 256 << 20  # bytes
+    vcpus: int = 1
     initrd: Path | None = None
     init: Path | None = None
     rootfs: Path | None = None
@@ -249,7 +251,7 @@ class _Reader:
         """What a combination is called: its name, if it has one, and all that varies."""
         wanted = varied if "name" in known else ["kernel", *varied]
         values = table | {"kernel": known["kernel"].name}
-        parts = [values[key] for key in VARIED if key in wanted]
+        parts = [f"{values[key]}{UNITS.get(key, '')}" for key in VARIED if key in wanted]
         return " ".join([known.get("name", ""), *parts]).strip()
 
     def value(self, key: str, value: Any, place: tuple[Any, ...]) -> Any:
@@ -407,6 +409,12 @@ def _seed(value: Any) -> int:
     return value
 
 
+def _vcpus(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r}: give a number")
+    return check_vcpus(value, str(value))
+
+
 def _choice(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{value!r}: give one of {', '.join(known)}")
@@ -440,6 +448,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "entry": lambda reader, value: _choice(value, MODES),
     "cmdline": lambda reader, value: _string(value),
     "memory": lambda reader, value: parse_memory("memory", _string(value)),
+    "vcpus": lambda reader, value: _vcpus(value),
     "initrd": _Reader.maybe_file,
     "init": _Reader.maybe_file,
     "rootfs": _Reader.maybe_directory,

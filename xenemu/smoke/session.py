@@ -82,6 +82,7 @@ class Session:
             os.fsencode(boot.full_cmdline),
             _initrd(boot),
             modules=tuple(parse_module("module", text, boot.memory) for text in boot.module),
+            vcpus=boot.vcpus,
             rng_seed=boot.rng_seed,
         )
         try:

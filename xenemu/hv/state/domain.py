@@ -114,6 +114,7 @@ class Domain:
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     backends: dict[str, Backend] = field(default_factory=dict)  # by name, in the order of attaching
     timers: Timers = field(default_factory=Timers)
+    reschedule: bool = False  # since the current vcpu got the CPU, another has become runnable
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
