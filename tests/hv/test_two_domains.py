@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fakes import DOMID, make_current, make_pvh_current
-from grantfakes import ARGUMENT, HEAP, OTHER, PAGE, REF, STRANGER, call, grant, state, status
+from grantfakes import (
+    ARGUMENT,
+    HEAP,
+    OTHER,
+    PAGE,
+    REF,
+    STRANGER,
+    call,
+    grant,
+    raw_call,
+    state,
+    status,
+)
 from xenemu.abi import grant_table as abi
+from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.dom0.grants import map_grant as map_for_dom0
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv import grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE, PGT_l1_page_table
+from xenemu.hv.observe import mod_entry
 from xenemu.hv.p2m import P2m
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.state.domain import DOM0, Domain, Ring
@@ -26,9 +46,17 @@ from xenemu.x86.paging import ADDR, RW, Maddr, Mfn, P
 NEIGHBOUR, PAGES = 2, 64
 FIRST = Mfn(16 + PAGES)  # of the neighbour's frames
 TABLE, THEIRS, CALLS = (Mfn(FIRST + n) for n in range(3))
+OWN_TABLE = Mfn(30)  # the first's, of page tables
 ENTRY = TABLE << 12 | 0x18
 FAR = 0x1000  # a guest frame beyond RAM
 IN_USE = abi.GTF_reading | abi.GTF_writing
+
+whos, places, pages = st.integers(0, 1), st.integers(0, 3), st.integers(20, 26)
+refs, domids = (
+    st.sampled_from([8, REF, 10]),
+    st.sampled_from([DOMID, NEIGHBOUR, NEIGHBOUR, DOMID, 0]),
+)
+kinds = st.sampled_from([*[abi.GTF_permit_access] * 4, abi.GTF_accept_transfer, 0])
 
 
 def make_neighbour(host: Host, like: Current) -> Current:
@@ -60,10 +88,9 @@ def make_neighbour(host: Host, like: Current) -> Current:
     return replace(like, domain=domain, vcpu=vcpu)
 
 
-@pytest.fixture(params=[make_current, make_pvh_current])
-def two(request: pytest.FixtureRequest) -> tuple[Current, Current]:
+def make_two(make: Callable[..., Current]) -> tuple[Current, Current]:
     """Two domains, each with a heap frame for its grants; REF of the first gives the other PAGE."""
-    first: Current = request.param(pages=2 * PAGES)
+    first = make(pages=2 * PAGES)
     host = Host(first.domain.memory, first.domain.frames)
     host.admit(first.domain)
     second = make_neighbour(host, first)
@@ -73,11 +100,18 @@ def two(request: pytest.FixtureRequest) -> tuple[Current, Current]:
     grant(first.domain, REF, PAGE, to=NEIGHBOUR)
     if first.domain.p2m is None:
         host.frames.get_page_and_type(TABLE, NEIGHBOUR, PGT_l1_page_table)
+        host.frames.get_page_and_type(OWN_TABLE, DOMID, PGT_l1_page_table)
     return first, second
 
 
+@pytest.fixture(params=[make_current, make_pvh_current])
+def two(request: pytest.FixtureRequest) -> tuple[Current, Current]:
+    return make_two(request.param)
+
+
 def faults(*currents: Current) -> list[str]:
-    held = [] if currents[0].domain.p2m is not None else [(TABLE, PGT_l1_page_table)]
+    tables = [] if currents[0].domain.p2m is not None else [TABLE, OWN_TABLE]
+    held = [(mfn, PGT_l1_page_table) for mfn in tables]
     return [fault for one in currents for fault in audit(one.domain, held)]
 
 
@@ -183,3 +217,95 @@ def test_no_two_domains_of_a_host_have_one_id(two: tuple[Current, Current]) -> N
     host = Host(first.domain.memory, first.domain.frames, domains=dict(first.domain.peers))
     with pytest.raises(ValueError, match="domain 2"):
         host.admit(second.domain)
+
+
+class Neighbours(RuleBasedStateMachine):
+    """Each does with grants what it likes; whatever it is, the books of both are true."""
+
+    make = staticmethod(make_current)
+    table: tuple[int, int] | None = OWN_TABLE, TABLE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = make_two(self.make)
+        self.domains = [current.domain for current in self.two]
+        self.made: dict[tuple[int, int], int] = {}  # where the mapping of a handle was made
+
+    def call(self, who: int, command: int, op: Struct) -> None:
+        self.domains[who].frames.calls.clear()
+        self.two[who].write_struct(ARGUMENT, op)
+        with suppress(XenError, DomainCrash):
+            raw_call(self.two[who], command, ARGUMENT, 1)
+
+    def place(self, who: int, which: int) -> int:
+        return (self.table[who] << 12) + 8 * which if self.table else (FAR + which) << 12
+
+    @rule(who=whos, ref=refs, to=domids, page=pages, flags=kinds)
+    def grants(self, who: int, ref: int, to: int, page: int, flags: int) -> None:
+        domain = self.domains[who]
+        in_use = grant_table.read_status(domain, ref) & IN_USE
+        grant(domain, ref, (16, FIRST)[who] + page, flags | in_use, to)
+
+    @rule(who=whos, dom=domids, ref=refs, which=places, readonly=st.booleans())
+    def maps(self, who: int, dom: int, ref: int, which: int, readonly: bool) -> None:
+        op = map_op(self.two[who], dom, ref)
+        op.host_addr = self.place(who, which)
+        op.flags |= abi.GNTMAP_readonly if readonly else 0
+        p2m = self.domains[who].p2m
+        if p2m is None or FAR + which not in p2m.granted:  # else it ends the domain
+            self.call(who, abi.GNTTABOP_map_grant_ref, op)
+            made = self.two[who].read_struct(abi.gnttab_map_grant_ref, ARGUMENT)
+            self.made[who, made.handle] = op.host_addr
+
+    @rule(who=whos, ref=refs, page=pages, which=places, readonly=st.booleans())
+    def grants_and_the_other_maps(
+        self, who: int, ref: int, page: int, which: int, readonly: bool
+    ) -> None:
+        self.grants(who, ref, (NEIGHBOUR, DOMID)[who], page, abi.GTF_permit_access)
+        self.maps(1 - who, (DOMID, NEIGHBOUR)[who], ref, which, readonly)
+
+    @rule(who=whos, ref=refs, page=pages)
+    def gives_and_the_other_accepts(self, who: int, ref: int, page: int) -> None:
+        self.grants(1 - who, ref, (DOMID, NEIGHBOUR)[who], page, abi.GTF_accept_transfer)
+        self.gives(who, (NEIGHBOUR, DOMID)[who], ref, page)
+
+    @rule(who=whos, number=st.integers(0, 9), which=places)
+    def unmaps(self, who: int, number: int, which: int) -> None:
+        handles = [*self.domains[who].grants.maptrack.mappings, 999]
+        op = abi.gnttab_unmap_grant_ref(
+            self.place(who, which), 0, handles[number % len(handles)], 0
+        )
+        self.call(who, abi.GNTTABOP_unmap_grant_ref, op)
+
+    @rule(who=whos, dom=domids, ref=refs, page=pages, back=st.booleans())
+    def copies(self, who: int, dom: int, ref: int, page: int, back: bool) -> None:
+        pad, mine = bytes(self.two[who].vcpu.width - 4), ((16, FIRST)[who] + page, DOMID_SELF, 0)
+        ends = (*mine, ref, dom, 0) if back else (ref, dom, 0, *mine)
+        flags = abi.GNTCOPY_dest_gref if back else abi.GNTCOPY_source_gref
+        self.call(who, abi.GNTTABOP_copy, abi.gnttab_copy(*ends, pad, 8, flags, 0))
+
+    @rule(who=whos, dom=domids, ref=refs, page=pages)
+    def gives(self, who: int, dom: int, ref: int, page: int) -> None:
+        self.domains[1 - who].pages.max_pages += 1
+        op = abi.gnttab_transfer((16, FIRST)[who] + page, dom, ref, 0)
+        self.call(who, abi.GNTTABOP_transfer, op)
+
+    @rule(who=whos, which=places)
+    def clears_an_entry(self, who: int, which: int) -> None:
+        if self.table:
+            mod_entry(self.two[who], self.place(who, which), 0, self.domains[who].domid)
+
+    @invariant()
+    def the_books_are_true(self) -> None:
+        assert faults(*self.two) == []
+
+
+class PvhNeighbours(Neighbours):
+    make = staticmethod(make_pvh_current)
+    table = None
+
+
+for _machine in (Neighbours, PvhNeighbours):
+    _machine.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
+TestNeighbours = Neighbours.TestCase
+TestPvhNeighbours = PvhNeighbours.TestCase
