@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from xenemu.cpu.context import Context, Interrupts
 from xenemu.cpu.engine import Engine
-from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.cpu import Reg, Seg, Segment, Undefined
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.x86 import msr
@@ -207,7 +207,12 @@ def test_what_is_loaded_is_what_is_stored(wide) -> None:
     context = dataclasses.replace(
         context, rflags=context.rflags | 0x10000, interrupts=waits, cpl=0, debug=(*range(7), 0x400)
     )
-    context = dataclasses.replace(context, debug=(*context.debug[:7], ARMED[2]))
+    context = dataclasses.replace(
+        context,
+        debug=(*context.debug[:7], ARMED[2]),
+        undefined=Undefined(0x1234, 64, b"\x0f\x0b\xff"),
+        delivered=(2, 14),
+    )
     host.engine.load(context)
     assert host.engine.store() == context
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xenemu.hv.cpu import Segment
+from xenemu.hv.cpu import Segment, Undefined
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ class Interrupts:
 
 @dataclass(frozen=True)
 class Context:
-    """All registers of a vcpu.
+    """All registers of a vcpu, and what else a CPU tells of it alone.
 
     * `general` has the order of `hv.cpu.Reg`, and `segments` that of `Seg`. `debug` are DR0 to DR7.
     * `cpl` need not be the DPL of CS, since a conforming segment has another.
     * `msrs`, by number, are those MSRs that the CPU keeps and no other field has.
     * `fpu` is the state of x87, MMX and SSE as FXSAVE64 writes it (Intel SDM volume 1, section
       10.5.1), 512 bytes.
+    * `undefined` is the last instruction that the CPU did not know, and `delivered` the kind and
+      the vector of what the CPU was to deliver last: a report asks for both.
     """
 
     general: tuple[int, ...]
@@ -63,3 +65,5 @@ class Context:
     msrs: dict[int, int]
     fpu: bytes
     interrupts: Interrupts
+    undefined: Undefined | None = None
+    delivered: tuple[int, int] = (0, 0)

@@ -28,7 +28,7 @@ from xenemu.cpu.exits import native_exits, pv_exits
 from xenemu.cpu.guest_physical import GuestPhysical
 from xenemu.cpu.registers import Registers
 from xenemu.errors import EngineError, EngineGaveUp
-from xenemu.hv.cpu import Delivered, Event, ExitHandler, NativeExitHandler, Undefined
+from xenemu.hv.cpu import Delivered, Event, ExitHandler, NativeExitHandler
 from xenemu.hv.cpu_policy import HOST_FEATURES
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.memory import Memory
@@ -114,6 +114,7 @@ class Engine(Registers):
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
         loaded.coverage.room = 0  # or blocks would go where another engine's log was
         self._vcpu.ports = self._vcpu.undefined_bits = 0
+        self._vcpu.delivered_kind = self._vcpu.delivered_vector = 0
         self.seed_random(0)
         self.set_prices({})
         self.look = lambda: None
@@ -314,14 +315,6 @@ class Engine(Registers):
         return (self._shim.clock, self._shim.vcpu, self._shim.counters)
 
     # ---- Cpu ----
-
-    def undefined(self) -> Undefined | None:
-        """See `Cpu.undefined`."""
-        vcpu = self._vcpu
-        if not vcpu.undefined_bits:
-            return None
-        code = bytes(vcpu.undefined_code)[: vcpu.undefined_bytes]
-        return Undefined(vcpu.undefined_rip, vcpu.undefined_bits, code)
 
     def seed_random(self, seed: int) -> None:
         """Begin the sequence that RDRAND and RDSEED read; `seed` has 64 bits."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from xenemu.cpu.context import Context, Interrupts
 from xenemu.cpu.shim import Shim
-from xenemu.hv.cpu import Seg, Segment
+from xenemu.hv.cpu import Seg, Segment, Undefined
 from xenemu.x86 import msr, segment
 
 CR0_PV = 0x80050033  # PG AM WP NE ET MP PE
@@ -220,6 +220,14 @@ class Registers:
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PV)
 
+    def undefined(self) -> Undefined | None:
+        """See `Cpu.undefined`."""
+        vcpu = self._vcpu
+        if not vcpu.undefined_bits:
+            return None
+        code = bytes(vcpu.undefined_code)[: vcpu.undefined_bytes]
+        return Undefined(vcpu.undefined_rip, vcpu.undefined_bits, code)
+
     # ---- several vcpus ----
 
     def store(self) -> Context:
@@ -242,6 +250,8 @@ class Registers:
             msrs={number: place.value for number, place in self._msrs},
             fpu=self._fpu_area.raw,
             interrupts=self._store_interrupts(),
+            undefined=self.undefined(),
+            delivered=(self._vcpu.delivered_kind, self._vcpu.delivered_vector),
         )
 
     def _store_interrupts(self) -> Interrupts:
@@ -278,10 +288,19 @@ class Registers:
             place.value = context.msrs[number]
         self._shim.load_fpu(context.fpu)
         self._load_interrupts(context.interrupts)
+        self._load_undefined(context.undefined)
+        self._vcpu.delivered_kind, self._vcpu.delivered_vector = context.delivered
         waits = context.interrupts
         self._shim.load_debug((ctypes.c_uint64 * 8)(*context.debug), waits.debug_hits)
         self._shim.load_mode(context.rflags, context.cpl, waits.shadow, waits.nmi_blocked)
         self._exit.flush = 1
+
+    def _load_undefined(self, found: Undefined | None) -> None:
+        vcpu = self._vcpu
+        vcpu.undefined_bits = found.bits if found else 0
+        if found:
+            vcpu.undefined_rip, vcpu.undefined_bytes = found.rip, len(found.code)
+            vcpu.undefined_code[: len(found.code)] = found.code
 
     def _load_interrupts(self, waits: Interrupts) -> None:
         vcpu, at = self._vcpu, self._constants
