@@ -89,7 +89,10 @@ def test_kaslr_goes_by_the_seed(guest_image, xenemu_run):
             guest_image("debian-cloud-amd64"), "--entry", "linux64", "--timeout", "300", *options
         )
         found = re.search(rb"Kernel Offset: (\w+)", run.stdout)
-        assert run.returncode == 4 and found, run.stderr.decode()
+        report = run.stderr.decode()
+        assert run.returncode == 4 and found, report
+        assert re.search(r"^  \[.*\] Kernel panic - not syncing: VFS", report, re.MULTILINE)
+        assert re.search(r"^     panic\+0x", report, re.MULTILINE)  # named wherever it lies
         return found[1].decode()
 
     console = ("--cmdline", "console=hvc0 panic=-1")

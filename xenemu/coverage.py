@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.lines import LineTable
+from xenemu.kaslr import as_mapped
 from xenemu.peek import Code
 
 LCOV_SUFFIX: Final = ".info"
@@ -133,7 +134,12 @@ def record(machine: Recorder, image: Image, lcov: bool) -> Callable[[], bytes]:
     """
     lines = LineTable.read(Path(image.symbol_file.path)) if lcov else None
     log = machine.record_blocks()
-    return lambda: write(log.blocks(), image, Code(image, machine.current), lcov, lines)
+
+    def made() -> bytes:
+        mapped = as_mapped(machine.current, image)
+        return write(log.blocks(), mapped, Code(mapped, machine.current), lcov, lines)
+
+    return made
 
 
 def write(
@@ -202,13 +208,14 @@ def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
     if lines is None:
         numbered = [(n, name, vaddr in ran) for n, (vaddr, name) in enumerate(own, 1)]
         return _record(image.path, numbered, {})
-    table = lines.of(coverage.ranges)
+    moved = image.offset  # the lines are those of linked addresses
+    table = lines.of([range(ran.start - moved, ran.stop - moved) for ran in coverage.ranges])
     text = []
     for source, hits in sorted(table.items()):
         functions = [
             (place.line, name, vaddr in ran)
             for vaddr, name in own
-            if (place := lines.places.get(vaddr)) and place.source == source
+            if (place := lines.places.get(vaddr - moved)) and place.source == source
         ]
         text.append(_record(source, functions, hits))
     return "".join(text)

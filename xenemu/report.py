@@ -17,6 +17,7 @@ from xenemu.hv.dispatch import format_call
 from xenemu.hv.frame_table import LEVELS, PGT_seg_desc_page
 from xenemu.image import Image
 from xenemu.image.orc import Read
+from xenemu.kaslr import as_mapped
 from xenemu.lacking import undefined_lines
 from xenemu.linux import Linux
 from xenemu.outcome import End
@@ -57,6 +58,7 @@ def report(
     This changes nothing of the guest's. It comes to an end whatever the guest has in its registers
     and its memory, because `Pages` and `facts` read only so much.
     """
+    image = as_mapped(current, image)
     read = Pages(current)
     linux = Linux(current, image, Pages(current, kernel_tables(current, image)))
     code = linux.code

@@ -20,6 +20,7 @@ from xenemu.hv.dispatch import Hypercall
 from xenemu.hv.observe import Watch
 from xenemu.hv.prices import Exit
 from xenemu.image import Image
+from xenemu.kaslr import as_mapped
 from xenemu.linux import Linux
 from xenemu.machine import Limits, Machine, Terminal
 from xenemu.peek import Code, Pages, kernel_tables
@@ -91,6 +92,7 @@ def boot(
     outcome = machine.run(terminal, limits)
     watch.remove(questions)
     current = machine.current
+    image = as_mapped(current, image)
     linux = Linux(current, image, Pages(current, kernel_tables(current, image)))
     coverage = Coverage.of(log.blocks(), image, Code(image, current))
     log.close()

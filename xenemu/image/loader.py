@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -78,6 +78,7 @@ class Image:
     notes: XenNotes
     bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
     separate: SymbolFile | None = None  # symbols that the kernel's own file has not
+    linked: Image | None = None  # what this is a moved copy of: see `moved`
     bzimage: BzImage | None = None  # what `elf` came in, in the file itself: not for later
 
     @property
@@ -103,11 +104,15 @@ class Image:
     @cached_property
     def symbols(self) -> Symbols:
         """The names of its addresses, read at the first question."""
+        if self.linked:
+            return self.linked.symbols.moved(self.offset)
         return load_symbols(self.symbol_file.elf, self.segments)
 
     @cached_property
     def orc(self) -> Orc | None:
         """How to unwind its stack, if it says so."""
+        if self.linked:
+            return self.linked.orc and self.linked.orc.moved(self.offset)
         orc = Orc(self.elf)
         return orc if len(orc) else None
 
@@ -115,6 +120,24 @@ class Image:
     def btf(self) -> Btf:
         """The types of its structs, as far as it says them."""
         return Btf(elf.parse(self.elf))
+
+    @property
+    def offset(self) -> int:
+        """How far a moved copy is from where it was linked."""
+        linked = self.linked or self
+        return max(s.vaddr for s in self.segments) - max(s.vaddr for s in linked.segments)
+
+    def moved(self, virtual: int, physical: int) -> Image:
+        """A copy as if it were linked elsewhere: so many bytes after where it is.
+
+        x86-64 Linux's per-CPU template, which is linked at 0, stays there.
+        """
+        low = min(part.start for part in self.symbols.parts)
+        segments = [
+            replace(s, vaddr=s.vaddr + virtual * (s.vaddr >= low), paddr=s.paddr + physical)
+            for s in self.segments
+        ]
+        return replace(self, segments=tuple(segments), linked=self)
 
     def contents(self) -> Iterator[tuple[int, memoryview]]:
         """Yield what goes into memory: each piece's p_paddr and bytes."""

@@ -135,6 +135,12 @@ class Orc:
             if regs:
                 self._regs, self._count = regs, ips.size // 4
 
+    def moved(self, offset: int) -> Orc:
+        """The tables of the same kernel, so many bytes after where it is."""
+        moved = copy(self)
+        moved._vaddr += offset
+        return moved
+
     def of_module(self, vaddr: int, ips: bytes, entries: bytes) -> Orc:
         """The tables of a module of this kernel's; the first table is at `vaddr`."""
         module = copy(self)

@@ -64,6 +64,16 @@ class Symbols:
         """Where the kernel lies."""
         return self._image
 
+    def moved(self, offset: int) -> Symbols:
+        """The names of the same image, so many bytes after where it is; others stay."""
+        low = min((part.start for part in self._image), default=0)
+
+        def read() -> Iterator[tuple[int, str, bool]]:
+            for vaddr, name, is_code in self.items():
+                yield vaddr + offset * (vaddr >= low), name, is_code
+
+        return Symbols(read, [range(p.start + offset, p.stop + offset) for p in self._image])
+
     @cached_property
     def _table(self) -> tuple[list[int], list[str], list[bool]]:
         entries = sorted(self._read(), key=lambda entry: entry[0])

@@ -9,6 +9,7 @@ from xenemu.abi.sched import SHUTDOWN_crash
 from xenemu.abi.vcpu import VCPUOP_down
 from xenemu.bsd import Bsd
 from xenemu.image import Image
+from xenemu.kaslr import as_mapped
 from xenemu.linux import Linux
 from xenemu.machine import Machine
 from xenemu.outcome import End, Outcome
@@ -25,8 +26,9 @@ class Witness:
 
     def _kernels(self) -> tuple[Linux, Bsd]:
         current = self._machine.current
-        read = Pages(current, kernel_tables(current, self._image))
-        return Linux(current, self._image, read), Bsd(self._image, read)
+        image = as_mapped(current, self._image)
+        read = Pages(current, kernel_tables(current, image))
+        return Linux(current, image, read), Bsd(image, read)
 
     @property
     def panicked(self) -> bool | None:
@@ -38,7 +40,8 @@ class Witness:
     def pattern(self) -> str:
         """What the guest did in the end, if that is clear, to be put after a sentence."""
         current = self._machine.current
-        found = self._machine.samples.pattern(current, Code(self._image, current))
+        code = Code(as_mapped(current, self._image), current)
+        found = self._machine.samples.pattern(current, code)
         return f", {found}" if found else ""
 
     def doubts(self, outcome: Outcome, headlines: Sequence[str]) -> bool:

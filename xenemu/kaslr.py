@@ -1,0 +1,95 @@
+"""Where a Linux that unpacked itself has put itself, and its image as if it were linked there.
+
+By Xen's entries a kernel is where it is linked. By Linux's own, a bzImage's decompressor may choose
+another address for it, and another place in memory, at random.
+
+In Linux: arch/x86/boot/compressed/kaslr.c
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+from xenemu.errors import XenError
+from xenemu.hv.current import Current
+from xenemu.image import Image, Segment
+from xenemu.peek import Tables, locate, machine_frame, tables
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
+
+STEP: Final = 2 << 20  # the least alignment that Linux can be built with
+REACH: Final = 1 << 30  # KERNEL_IMAGE_SIZE
+SAMPLE: Final = 64  # bytes that tell a kernel from others
+ANCHORS: Final = ("linux_banner", "linux_proc_banner")  # constant from the beginning on
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far a kernel is from where it was linked, in virtual and in physical addresses."""
+
+    virtual: int
+    physical: int
+
+
+def as_mapped(current: Current, image: Image) -> Image:
+    """The image as if it were linked where the guest has it; as it is if that cannot be told."""
+    if current.domain.p2m is None:  # PV: Xen has put it where it is linked
+        return image
+    move = find(current, image)
+    return image if move is None or move == Move(0, 0) else _moved(image, move)
+
+
+def find(current: Current, image: Image) -> Move | None:
+    """How far a Linux was moved; None if it is not mapped yet, no Linux, or another kernel's turn.
+
+    After kexec another kernel may run, and even have the same bytes. This one then still lies where
+    it was.
+    """
+    anchor = _anchor(image)
+    if anchor is None:
+        return None
+    segment, at = anchor
+    vaddr, paddr = segment.vaddr + at, segment.paddr + at
+    wanted = bytes(segment.data[at : at + SAMPLE])
+    memory = current.domain.memory
+    frame = machine_frame(current, paddr)
+    home = None if frame is None else Maddr(frame << PAGE_SHIFT | paddr & PAGE_MASK)
+    if home is not None and memory.read(home, SAMPLE) != wanted:
+        home = None
+    for found in _tables(current):
+        for offset in range(0, REACH, STEP):
+            try:
+                maddr = locate(current, vaddr + offset, found)
+            except XenError:
+                continue
+            if home in (None, maddr) and memory.read(maddr, SAMPLE) == wanted:
+                return Move(offset, maddr - paddr if home is None else 0)
+    return None
+
+
+def _tables(current: Current) -> Iterator[Tables]:
+    """Those in use, and those of the kernel while a program runs that sees less of it."""
+    found = tables(current)
+    if found is not None:
+        yield found
+        if found.root & PAGE_SIZE:
+            yield replace(found, root=found.root & ~PAGE_SIZE)
+
+
+def _anchor(image: Image) -> tuple[Segment, int] | None:
+    """Bytes that never change: the segment they are in, and where there."""
+    for name in ANCHORS:
+        vaddr = image.symbols.address(name)
+        for segment in image.segments:
+            if vaddr is not None and 0 <= vaddr - segment.vaddr < len(segment.data) - SAMPLE:
+                at = vaddr - segment.vaddr
+                if (segment.paddr + at) % PAGE_SIZE <= PAGE_SIZE - SAMPLE:
+                    return segment, at
+    return None
+
+
+@lru_cache(maxsize=1)
+def _moved(image: Image, move: Move) -> Image:
+    return image.moved(move.virtual, move.physical)
