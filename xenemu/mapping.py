@@ -6,6 +6,7 @@ The host allocates a page when the page is first written, and a fork gets a copy
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Final
 
 MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Python 3.13
@@ -14,3 +15,11 @@ MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Py
 def anonymous(size: int) -> mmap.mmap:
     """`size` bytes of zeroes, private to this process."""
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+def sparse(size: int) -> mmap.mmap:
+    """The same, for data with large gaps: the host never gives a huge page for a small one."""
+    mapping = anonymous(size)
+    with suppress(OSError):  # a kernel without huge pages does not know of them
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return mapping

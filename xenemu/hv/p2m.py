@@ -20,7 +20,7 @@ from typing import Final
 
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import DomainCrash, XenError
-from xenemu.mapping import anonymous
+from xenemu.mapping import sparse
 from xenemu.x86.cpuid import PHYSICAL_ADDRESS_BITS
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
@@ -49,7 +49,7 @@ class P2m:
     """
 
     def __init__(self, *ram: range) -> None:
-        self._mapping = anonymous(NR_GFNS * ENTRY_SIZE)
+        self._mapping = sparse(NR_GFNS * ENTRY_SIZE)
         self.table = memoryview(self._mapping).cast("I")
         self._entries: dict[int, int] = {}  # by number of a page of the table, if it has any
         self._far: dict[int, Mfn] = {}  # what is beyond the table
