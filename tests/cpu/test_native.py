@@ -329,6 +329,36 @@ def test_addresses_beyond_40_bits_fault(entry):
     assert guest.engine.rip == HANDLERS + 1
 
 
+# For each kind of tables: the bytes of an entry, CR4, the tables above L1, each with its machine
+# address and the entry that leads on, and the machine address of the L1.
+FAR = FAR_GFN << 12
+KINDS_OF_TABLES = {
+    "PAE": (8, 0x20, [(0xA000, FAR + 0x1000 | 1), (0xB000, FAR + 0x2000 | 3)], 0xC000),
+    "two levels": (4, 0, [(0xA000, FAR + 0x1000 | 3)], 0xB000),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TABLES)
+def test_page_tables_may_lie_elsewhere(kind):
+    # mov %eax,%cr3; mov %cr0,%ecx; bts $31,%ecx; mov %ecx,%cr0; mov 0x5008,%ebx; mov 0xd000,%edx
+    code = "0f22d8 0f20c1 0fbae91f 0f22c1 8b1d08500000 8b1500d00000 f4"
+    size, cr4, uppers, l1 = KINDS_OF_TABLES[kind]
+    guest = Guest(bytes.fromhex(code), {14: b"\xf4"})
+    for n, (maddr, entry) in enumerate(uppers):
+        guest.memory.write_uint(Maddr(maddr), size, entry)
+        guest.p2m.set(FAR_GFN + n, Mfn(maddr >> 12))
+    guest.p2m.set(FAR_GFN + len(uppers), Mfn(l1 >> 12))
+    frames = {n: n for n in range(FRAMES)} | {5: GDT >> 12}
+    for n, frame in frames.items():
+        guest.memory.write_uint(Maddr(l1 + size * n), size, 0 if n == 13 else frame << 12 | 3)
+    guest.engine._uc.reg_write(guest_cr4(), cr4)
+    guest.engine.regs[EAX] = FAR
+    guest.run()
+    assert guest[EBX] == FLAT_GDT[1] & 0xFFFFFFFF
+    assert (guest.engine.cr2, guest.engine.rip) == (0xD000, HANDLERS + 1)
+    assert guest.memory.read_uint(Maddr(l1 + size * 5), size) & 0x20  # accessed
+
+
 def guest_cr4() -> int:
     from unicorn import x86_const  # noqa: PLC0415 (after the engine's shim)
 

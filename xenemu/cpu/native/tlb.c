@@ -91,6 +91,32 @@ static bool walk(uint64_t vaddr, int access, int mode)
     return true;
 }
 
+/* Unicorn's own walk, of all other tables and for faults: entries where the guest has them. */
+uint64_t x86_ldq_phys_x86_64(void *cpu, uint64_t paddr)
+{
+    uint64_t *entry = machine_entry(paddr);
+
+    (void)cpu;
+    return entry ? *entry : UINT64_MAX;
+}
+
+uint32_t x86_ldl_phys_x86_64(void *cpu, uint64_t paddr)
+{
+    uint32_t *entry = (uint32_t *)machine_entry(paddr);
+
+    (void)cpu;
+    return entry ? *entry : UINT32_MAX;
+}
+
+void x86_stl_phys_notdirty_x86_64(void *cpu, uint64_t paddr, uint32_t value)
+{
+    uint32_t *entry = (uint32_t *)machine_entry(paddr);
+
+    (void)cpu;
+    if (entry)
+        *entry = value;
+}
+
 bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
                              uintptr_t pc)
 {
