@@ -54,7 +54,6 @@ from xenemu.hv.dispatch import ALL, INT, PTR, PV, Continue, Hypercall, SubOps
 from xenemu.hv.event_fifo import CONTROL_BLOCK_SIZE
 from xenemu.hv.foreign import domain_by_any_id
 from xenemu.hv.scheduler import hypercall_preempt_check
-from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import PAGE_SIZE
 
 ops = SubOps("event_channel_op")
@@ -64,9 +63,9 @@ COMPAT_ARGUMENT: Final = 4  # offset of the union in struct evtchn_op
 
 
 def _check_own(current: Current, domid: int) -> None:
-    """ESRCH: no such domain; EPERM: dom0, which a domU has no power over."""
-    if domain_by_any_id(current, domid) == DOM0:
-        raise XenError(EPERM, "dom0's event channels are not this domain's")
+    """ESRCH: no such domain; EPERM: another, which a domU has no power over."""
+    if domain_by_any_id(current, domid) != current.domain.domid:
+        raise XenError(EPERM, f"d{domid}'s event channels are not this domain's")
 
 
 @ops.sub(EVTCHNOP_bind_interdomain, evtchn_bind_interdomain, copy_back=True)

@@ -17,7 +17,6 @@ from xenemu.abi.grant_table import (
     GNTTAB_CACHE_INVAL,
     GNTCOPY_dest_gref,
     GNTCOPY_source_gref,
-    GNTST_bad_domain,
     GNTST_bad_virt_addr,
     GNTST_general_error,
     GNTST_okay,
@@ -56,8 +55,7 @@ from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, SubOp, SubOps
 from xenemu.hv.foreign import domain_by_any_id
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.grant_copy import CopyEnd, copy
-from xenemu.hv.grant_table import GrantError
-from xenemu.hv.state.domain import DOM0
+from xenemu.hv.grant_table import GrantError, find_domain
 from xenemu.pv.paging import in_guest_range
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
@@ -147,11 +145,10 @@ def _check_array(current: Current, pointer: int) -> None:
 
 
 def _check_own(current: Current, domid: int) -> None:
-    """Whether a table is this domain's: GNTST_permission_denied for dom0's."""
-    if domid == DOM0:
-        raise GrantError(GNTST_permission_denied, "dom0's grant table is not this domain's")
+    """Whether a table is this domain's: GNTST_permission_denied for another's, GNTST_bad_domain."""
     if domid not in (DOMID_SELF, current.domain.domid):
-        raise GrantError(GNTST_bad_domain, f"there is no domain {domid}")
+        find_domain(current.domain, domid)
+        raise GrantError(GNTST_permission_denied, f"d{domid}'s grant table is not this domain's")
 
 
 def _list_frames(current: Current, frames: list[Mfn], pointer: int, size: int) -> None:
@@ -201,9 +198,9 @@ def set_version(current: Current, pointer: int) -> None:
 
 @ops.sub(GNTTABOP_get_version, gnttab_get_version, copy_back=True)
 def get_version(current: Current, op: gnttab_get_version) -> None:
-    """Say which version is in use; ESRCH: no such domain; EPERM: dom0's."""
-    if domain_by_any_id(current, op.dom) == DOM0:
-        raise XenError(EPERM, "dom0's grant table is not this domain's")
+    """Say which version is in use; ESRCH: no such domain; EPERM: another's."""
+    if domain_by_any_id(current, op.dom) != current.domain.domid:
+        raise XenError(EPERM, f"d{op.dom}'s grant table is not this domain's")
     op.version = current.domain.grants.version
 
 

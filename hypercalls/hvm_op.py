@@ -113,6 +113,7 @@ def _hvm_params(current: Current, op: xen_hvm_param, allowed: frozenset[int]) ->
     domid = domain_by_any_id(current, op.domid)
     if current.domain.p2m is None or domid == DOM0:
         raise XenError(EINVAL, f"d{domid} is not an HVM domain")
+    check_target(current, domid)
     if op.index in DEPRECATED:
         raise XenError(EINVAL, f"HVM parameter {op.index} is no more")
     if op.index not in allowed:

@@ -1,7 +1,8 @@
-"""Two domains on a host: what one grants, the other maps, copies or takes, and nobody else."""
+"""Two domains on a host: what one grants, or waits for, is for the other, and for nobody else."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,12 +26,24 @@ from grantfakes import (
     state,
     status,
 )
+from hypercalls.event_channel_op import ops as event_ops
+from hypercalls.memory_op import ops as memory_ops
 from xenemu.abi import grant_table as abi
+from xenemu.abi.errno import EPERM
+from xenemu.abi.event_channel import (
+    EVTCHNOP_bind_interdomain,
+    EVTCHNOP_status,
+    EVTCHNSTAT_closed,
+    EVTCHNSTAT_unbound,
+    evtchn_bind_interdomain,
+    evtchn_status,
+)
 from xenemu.abi.layout import Struct
+from xenemu.abi.memory import XENMEM_current_reservation
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.dom0.grants import map_grant as map_for_dom0
 from xenemu.errors import DomainCrash, XenError
-from xenemu.hv import grant_table
+from xenemu.hv import event_2l, event_channel, grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import DOMID_NONE, PGT_l1_page_table
@@ -61,7 +74,8 @@ kinds = st.sampled_from([*[abi.GTF_permit_access] * 4, abi.GTF_accept_transfer, 
 
 def make_neighbour(host: Host, like: Current) -> Current:
     """A vcpu of another domain of the same kind, with half of the frames of the first."""
-    first, vcpu = like.domain, replace(like.vcpu)
+    first, shared_info = like.domain, Mfn(5)
+    vcpu = replace(copy.deepcopy(like.vcpu), info=Maddr(shared_info << 12))
     for mfn in range(FIRST, FIRST + PAGES):
         host.frames.give(Mfn(mfn), NEIGHBOUR)
     domain = Domain(
@@ -72,7 +86,7 @@ def make_neighbour(host: Host, like: Current) -> Current:
         grants=GrantTable(),
         console=Ring(Mfn(FIRST + 10)),
         xenstore=Ring(Mfn(FIRST + 11)),
-        shared_info=Mfn(5),
+        shared_info=shared_info,
         max_pages=PAGES,
         vcpus=[vcpu],
         domid=NEIGHBOUR,
@@ -201,6 +215,69 @@ def test_a_page_goes_to_the_neighbour_that_accepts_one(
     assert faults(first, second) == []
 
 
+def connect(one: Current, other: Current) -> tuple[int, int]:
+    """A port of each, connected to the other."""
+    waits = event_channel.alloc_unbound(one.domain, other.domain.domid)
+    op = evtchn_bind_interdomain(one.domain.domid, waits, 0)
+    other.write_struct(ARGUMENT, op)
+    assert not event_ops(other, EVTCHNOP_bind_interdomain, ARGUMENT)
+    return waits, other.read_struct(evtchn_bind_interdomain, ARGUMENT).local_port
+
+
+def test_an_event_goes_to_the_neighbour_and_wakes_it(two: tuple[Current, Current]) -> None:
+    first, second = two
+    event_channel.alloc_unbound(second.domain, DOM0)  # so that the ports have two numbers
+    ports = connect(first, second)
+    assert ports[0] != ports[1]
+    first.vcpu.blocked = second.vcpu.blocked = True
+    for current in two:  # the binding itself raises an event
+        current.domain.memory.write(current.vcpu.info, bytes(16))
+    for one, other in ((0, 1), (1, 0)):
+        for current, port in zip(two, ports, strict=True):
+            event_2l.clear_pending(current.domain, port)
+        event_channel.send(two[one].domain, ports[one])
+        assert event_channel.is_pending(two[other].domain, ports[other])
+        assert not event_channel.is_pending(two[one].domain, ports[one])
+        assert not two[other].vcpu.blocked
+    assert faults(first, second) == []
+
+
+def test_a_port_waits_for_its_neighbour_alone(two: tuple[Current, Current]) -> None:
+    first, second = two
+    for_other = event_channel.alloc_unbound(first.domain, DOM0)
+    for_own = event_channel.alloc_unbound(first.domain, DOMID)
+    for port in (for_other, for_own, 99):
+        with pytest.raises(XenError):
+            event_channel.bind_interdomain(second.domain, DOMID, port)
+    assert all(channel.state == EVTCHNSTAT_closed for channel in second.domain.events.channels)
+
+
+def test_a_closed_port_leaves_the_neighbours_unbound(two: tuple[Current, Current]) -> None:
+    first, second = two
+    ports = connect(first, second)
+    event_channel.close(second.domain, ports[1])
+    channel = event_channel.status(first.domain, ports[0])
+    assert (channel.state, channel.remote_domid) == (EVTCHNSTAT_unbound, NEIGHBOUR)
+    assert event_channel.bind_interdomain(second.domain, DOMID, ports[0])
+    assert faults(first, second) == []
+
+
+def test_what_is_the_neighbours_is_not_ones_own(two: tuple[Current, Current]) -> None:
+    first, second = two
+    port = event_channel.alloc_unbound(second.domain, DOMID)
+    first.write_struct(ARGUMENT, evtchn_status(NEIGHBOUR, port, 0, 0, bytes(8)))
+    with pytest.raises(XenError) as error:
+        event_ops(first, EVTCHNOP_status, ARGUMENT)
+    assert error.value.errno == EPERM
+    op = abi.gnttab_setup_table(NEIGHBOUR, 2, 0, ARGUMENT + 64)
+    expected = abi.GNTST_permission_denied
+    assert status(first, abi.GNTTABOP_setup_table, op) == expected
+    first.write_uint(ARGUMENT, 2, NEIGHBOUR)
+    with pytest.raises(XenError) as error:
+        memory_ops(first, XENMEM_current_reservation, ARGUMENT)
+    assert error.value.errno == EPERM
+
+
 def test_a_restored_domain_takes_its_place_among_the_others(two: tuple[Current, Current]) -> None:
     first, second = two
     snapshot = DomainSnapshot(first.domain)
@@ -220,7 +297,7 @@ def test_no_two_domains_of_a_host_have_one_id(two: tuple[Current, Current]) -> N
 
 
 class Neighbours(RuleBasedStateMachine):
-    """Each does with grants what it likes; whatever it is, the books of both are true."""
+    """Each does with grants and ports what it likes; the books of both stay true."""
 
     make = staticmethod(make_current)
     table: tuple[int, int] | None = OWN_TABLE, TABLE
@@ -289,6 +366,20 @@ class Neighbours(RuleBasedStateMachine):
         self.domains[1 - who].pages.max_pages += 1
         op = abi.gnttab_transfer((16, FIRST)[who] + page, dom, ref, 0)
         self.call(who, abi.GNTTABOP_transfer, op)
+
+    @rule(who=whos, dom=domids, port=st.integers(0, 6))
+    def binds(self, who: int, dom: int, port: int) -> None:
+        with suppress(XenError):
+            event_channel.bind_interdomain(self.domains[who], dom, port)
+
+    @rule(who=whos, dom=domids)
+    def waits(self, who: int, dom: int) -> None:
+        event_channel.alloc_unbound(self.domains[who], dom)
+
+    @rule(who=whos, port=st.integers(0, 6), close=st.booleans())
+    def sends_or_closes(self, who: int, port: int, close: bool) -> None:
+        with suppress(XenError):
+            (event_channel.close if close else event_channel.send)(self.domains[who], port)
 
     @rule(who=whos, which=places)
     def clears_an_entry(self, who: int, which: int) -> None:

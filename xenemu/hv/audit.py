@@ -92,9 +92,9 @@ def _events(domain: Domain) -> Iterator[str]:
         if not 0 <= channel.notify_vcpu < len(domain.vcpus):
             yield f"port {port} notifies vcpu {channel.notify_vcpu}, which does not exist"
         if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid != DOM0:
-            if channel.remote_port == port:
+            if (channel.remote_domid, channel.remote_port) == (domain.domid, port):
                 yield f"port {port} is connected to itself"
-            peer = events.channels[channel.remote_port]
+            peer = domain.peers[channel.remote_domid].events.channels[channel.remote_port]
             ends = (peer.state, peer.remote_domid, peer.remote_port)
             if ends != (EVTCHNSTAT_interdomain, domain.domid, port):
                 yield f"port {port} is connected to {channel.remote_port}, which is not to it"

@@ -11,7 +11,7 @@ A port is in one of these states:
 The ABI in use decides how the guest sees an event: `event_2l`, or `event_fifo` once the guest has
 asked for it.
 
-dom0 has no event channels of its own, only ends of this domain's. `bind_from_dom0` connects a
+dom0 has no event channels of its own, only ends of a domain's. `bind_from_dom0` connects a
 backend to a port that waits for it. If the guest closes its end, dom0's end waits for the guest to
 bind to it again.
 
@@ -89,7 +89,7 @@ def bind_from_dom0(domain: Domain, port: int, backend: str) -> int:
 
 
 def bind_interdomain(domain: Domain, remote_domid: int, remote_port: int) -> int:
-    """Connect a new port to an unbound one of this domain's own, or of dom0's.
+    """Connect a new port to an unbound one of a domain's, perhaps this one's own, or of dom0's.
 
     EINVAL: the remote port does not wait for this domain; ENOSPC.
     """
@@ -100,10 +100,11 @@ def bind_interdomain(domain: Domain, remote_domid: int, remote_port: int) -> int
             raise XenError(EINVAL, f"dom0's port {remote_port} does not wait for a peer")
         end.peer = port
     else:
-        remote = _channel(domain, remote_port)
+        peer = domain.peers[remote_domid]
+        remote = _channel(peer, remote_port)
         if remote.state != EVTCHNSTAT_unbound or remote.remote_domid != domain.domid:
             raise XenError(EINVAL, f"port {remote_port} does not wait for this domain")
-        _connect(domain, remote_port, domain.domid, port)
+        _connect(peer, remote_port, domain.domid, port)
     _connect(domain, port, remote_domid, remote_port)
     # Events sent while the remote port was unbound are lost; look for them now.
     set_pending(domain, port)
@@ -175,7 +176,7 @@ def close(domain: Domain, port: int) -> None:
     if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == DOM0:
         domain.events.dom0_ports[channel.remote_port].peer = 0
     elif channel.state == EVTCHNSTAT_interdomain:
-        peer = domain.events.channels[channel.remote_port]
+        peer = domain.peers[channel.remote_domid].events.channels[channel.remote_port]
         peer.state = EVTCHNSTAT_unbound
         peer.remote_domid = domain.domid
     _abi(domain).clear_pending(domain, port)  # or a later owner of the port would be told
@@ -226,7 +227,7 @@ def send(domain: Domain, port: int) -> None:
             backend = domain.events.dom0_ports[channel.remote_port].backend
             domain.backends[backend].notify(domain, channel.remote_port)
         else:
-            set_pending(domain, channel.remote_port)
+            set_pending(domain.peers[channel.remote_domid], channel.remote_port)
     elif channel.state == EVTCHNSTAT_ipi:
         set_pending(domain, port)
     elif channel.state != EVTCHNSTAT_unbound:

@@ -1,6 +1,6 @@
 """Whose memory a memory-management hypercall is about: a domU's own, or nobody's.
 
-The machine has one domU and dom0. The domU may name dom0, but has no rights to it.
+A domU may name dom0 and the other domUs of its host, but has no rights to them.
 
 In Xen: common/page_alloc.c (get_pg_owner), common/domain.c (rcu_lock_domain_by_any_id and others),
 include/xsm/dummy.h.
@@ -22,11 +22,11 @@ def get_pg_owner(current: Current, domid: int) -> int:
     """
     if domid == DOMID_SELF:
         return current.domain.domid
-    if domid in (DOMID_IO, DOMID_XEN, DOM0):
+    if domid in (DOMID_IO, DOMID_XEN):
         return domid
     if domid == current.domain.domid:
         raise XenError(ESRCH, f"d{domid} must call itself DOMID_SELF here")
-    raise XenError(ESRCH, f"there is no domain {domid}")
+    return _existing(current, domid)
 
 
 def check_target(current: Current, domid: int) -> None:
@@ -37,17 +37,17 @@ def check_target(current: Current, domid: int) -> None:
 
 def domain_by_any_id(current: Current, domid: int) -> int:
     """The domain of an argument that may be DOMID_SELF; ESRCH if there is no such domain."""
-    if domid in (DOMID_SELF, current.domain.domid):
-        return current.domain.domid
-    if domid == DOM0:
-        return DOM0
-    raise XenError(ESRCH, f"there is no domain {domid}")
+    return current.domain.domid if domid == DOMID_SELF else _existing(current, domid)
 
 
 def remote_domain_by_id(current: Current, domid: int) -> int:
     """The domain of an argument that must be another; EPERM for oneself, ESRCH if there is none."""
     if domid == current.domain.domid:
         raise XenError(EPERM, f"d{domid} is the caller itself")
-    if domid == DOM0:
-        return DOM0
-    raise XenError(ESRCH, f"there is no domain {domid}")
+    return _existing(current, domid)
+
+
+def _existing(current: Current, domid: int) -> int:
+    if domid != DOM0 and domid not in current.domain.peers:
+        raise XenError(ESRCH, f"there is no domain {domid}")
+    return domid
