@@ -108,6 +108,18 @@ def test_the_page_is_whole_loads_nothing_and_escapes_names() -> None:
         assert word in reader.said
 
 
+def test_what_boots_run_alike_is_shown_once() -> None:
+    said = text.text(
+        comparison(boot("a", "x", "c"), boot("b", "y", "c"), boot("d", "x", "c")), 10, []
+    )
+    assert "  1, 3: x\n    2: y\n  = c\n" in said
+
+
+def test_rows_end_when_each_boot_has_shown_enough() -> None:
+    both = comparison(boot("a", *COMMON), boot("b", "x", "y", "z", *COMMON))
+    assert both.rows(2) == [Row(None, ((), ("x", "y", "z"))), Row("f0"), Row("f1")]
+
+
 def test_the_text_and_the_document_say_who_runs_what() -> None:
     both = comparison(boot("a", "x", "start_kernel"), boot("b", "start_kernel"))
     said = text.text(both, 10, [])

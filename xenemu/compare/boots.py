@@ -102,27 +102,33 @@ class Comparison:
         boot = next(boot for boot in self.boots if boot.name == name)
         return [function for function in boot.order if function not in others]
 
-    def rows(self, count: int) -> list[Row]:
-        """The order of the first `count` functions of each, side by side.
+    @cached_property
+    def spine(self) -> tuple[str, ...]:
+        """What all run in the same order: a long common subsequence of their orders."""
+        return reduce(_longest_common, [boot.order for boot in self.boots])
 
-        What all run in the same order stands in rows of its own; between two of these, each boot
-        has what it runs there.
+    def rows(self, count: int) -> list[Row]:
+        """The order of their functions side by side, until each boot has shown `count`.
+
+        What all run in the same order stands in rows of its own. Between two of these rows each
+        boot has what it runs there.
         """
-        orders = [boot.order[:count] for boot in self.boots]
-        spine = reduce(_longest_common, orders)
+        orders = [boot.order for boot in self.boots]
         rows, at = [], [0] * len(orders)
-        for function in spine:
+        for function in self.spine:
             ends = [order.index(function, start) for order, start in zip(orders, at, strict=True)]
             rows += _apart(orders, at, ends)
-            rows.append(Row(function))
             at = [end + 1 for end in ends]
+            if min(at) > count:
+                return rows
+            rows.append(Row(function))
         return rows + _apart(orders, at, [len(order) for order in orders])
 
     @cached_property
     def join(self) -> str | None:
         """The first function that all run and after which nearly all is common."""
         common = frozenset.intersection(*(frozenset(boot.order) for boot in self.boots))
-        for function in reduce(_longest_common, [boot.order for boot in self.boots]):
+        for function in self.spine:
             if all(_goes_on(boot.order, function, common) for boot in self.boots):
                 return function
         return None

@@ -89,10 +89,13 @@ def _rows(rows: list[Row]) -> Iterator[str]:
         if row.common is not None:
             yield f"= {row.common}"
             continue
+        alike: dict[tuple[str, ...], list[str]] = {}
         for number, names in enumerate(row.apart, 1):
+            alike.setdefault(names, []).append(str(number))
+        for names, who in alike.items():
             if names:
                 more = f" and {len(names) - SHOWN} more" if names[SHOWN:] else ""
-                yield f"    {number}: {', '.join(names[:SHOWN])}{more}"
+                yield f"    {', '.join(who)}: {', '.join(names[:SHOWN])}{more}"
 
 
 def _list(functions: list[str]) -> Iterator[str]:
