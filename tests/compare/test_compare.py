@@ -112,7 +112,7 @@ def test_what_boots_run_alike_is_shown_once() -> None:
     said = text.text(
         comparison(boot("a", "x", "c"), boot("b", "y", "c"), boot("d", "x", "c")), 10, []
     )
-    assert "  1, 3: x\n    2: y\n  = c\n" in said
+    assert "      1, 3: x\n      2: y\n  = c\n" in said
 
 
 def test_rows_end_when_each_boot_has_shown_enough() -> None:
