@@ -90,3 +90,18 @@ def test_the_seed_decides_what_the_guest_draws(machine):
         assert ending.run(Unattended()).end is End.POWEROFF
         drawn.append(ending.engine.regs[Reg.RBX])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_host_has_its_domain_and_frames_after_a_restore(machine):
+    ending = machine(POWER_OFF)
+    snapshot = ending.snapshot()
+    assert ending.run(Unattended()).end is End.POWEROFF
+    host, store = ending.host, ending.host.store
+    ending.restore(snapshot)
+    assert ending.host is host
+    assert host.domains == {1: ending.domain}
+    assert host.domains[1] is ending.domain
+    assert ending.domain.peers is host.domains
+    assert host.frames is ending.domain.frames
+    assert host.store is store
+    assert ending.domain.backends["xenstore"].store is store

@@ -16,7 +16,14 @@ import pytest
 from fakes import make_current
 from grantfakes import HEAP, grant, state
 from guests.build import ENVIRONMENTS, build, guests
-from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly
+from xenemu.abi.grant_table import (
+    GNTTAB_RESERVED_CONSOLE,
+    GNTTAB_RESERVED_XENSTORE,
+    GTF_permit_access,
+    GTF_reading,
+    GTF_readonly,
+    GTF_writing,
+)
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.grants import read_grant, write_grant
 from xenemu.errors import XenError
@@ -169,3 +176,6 @@ def test_a_machine_is_given_a_backend_by_a_list(tmp_path: Path) -> None:
     machine = Machine(image, DomainConfig(32 << 20), kind.mode, [Echo()])
     assert list(machine.domain.backends) == ["xenstore", "console", "echo"]
     assert machine.timers.keys() >= {"echo", "xenstore", "console"}
+    in_use = GTF_permit_access | GTF_reading | GTF_writing
+    for ref in (GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE):
+        assert grant_table.read_entry(machine.domain, ref).flags == in_use

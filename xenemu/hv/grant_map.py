@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from xenemu.abi.grant_table import (
     GNTMAP_device_map,
@@ -26,11 +26,8 @@ from xenemu.hv import grant_table
 from xenemu.hv.frame_table import PGT_none, PGT_writable_page
 from xenemu.hv.grant_table import KINDS, GrantError, pin_increment, refuse_dom0
 from xenemu.hv.maptrack import Mapping, Maptrack
-from xenemu.hv.state.domain import DOM0
+from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.x86.paging import Mfn
-
-if TYPE_CHECKING:
-    from xenemu.hv.state.domain import Domain
 
 FLAGS_MASK = 0xFFFF  # what a mapping remembers of its flags
 

@@ -43,6 +43,7 @@ class Snapshot:
     def put_back(self, machine: Machine) -> None:
         """Make the machine that it is of what it was."""
         domain = self.domain.restore(machine.domain)
+        machine.host.frames = domain.frames
         machine.current.domain = domain
         machine.current.vcpu = domain.vcpus[self.vcpu_id]
         machine.engine.put_back(self.engine)
