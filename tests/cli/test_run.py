@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 
 import pytest
 
@@ -531,6 +532,23 @@ def test_a_console_that_shows_nothing_is_told_while_the_guest_waits(
         " put console=hvc0 on the kernel's command line"
     )
     assert not any("what to do" in line for line in others)
+
+
+def test_on_a_terminal_no_line_of_the_log_comes_twice(guest_image):
+    """Which has both the console and the report."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "xenemu", "run", guest_image("debian-cloud-amd64")]
+    command += ["--mode", "pvh", "--cmdline", "console=hvc0"]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # nobody has the other side any more
+        while more := os.read(master, 4096):
+            shown += more
+    os.close(master)
+    assert process.wait() == 4
+    assert shown.count(b"] Please append a correct") == 1
+    assert b"Kernel log" not in shown and b"Backtrace:\r\n" in shown
 
 
 def test_a_panic_for_want_of_a_root(guest_image, xenemu_run):

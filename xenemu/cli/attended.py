@@ -34,6 +34,7 @@ from xenemu.options import format_size
 from xenemu.outcome import EXIT_BUG, Outcome
 from xenemu.outputs import Output
 from xenemu.report import GIVEN_UP, report
+from xenemu.smoke.verdict import kernel_lines
 from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class AttendedRun:
         code = 128 + terminal.signum if terminal.signum else outcome.exit_code
         if outcome.advice == silence.told:
             outcome = replace(outcome, advice="")
-        self._explain_end(machine, loaded, outcome, code)
+        self._explain_end(machine, loaded, outcome, code, is_shared and is_terminal())
         if explainer is not None:
             explainer.close()
         if write_coverage is not None:
@@ -134,9 +135,12 @@ class AttendedRun:
         return code
 
     def _explain_end(
-        self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int
+        self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int, is_shared: bool
     ) -> None:
-        """Tell what to do, and where the guest was, as far as a person wants to know."""
+        """Tell what to do, and where the guest was, as far as a person wants to know.
+
+        `is_shared`: the console is on the terminal that this is told on.
+        """
         is_reported = code in REPORTED or self.verbose
         if is_reported:
             _tell(outcome.reason)
@@ -144,7 +148,12 @@ class AttendedRun:
             _tell(f"what to do: {outcome.advice}")
         if is_reported:
             samples = machine.samples if outcome.end in GIVEN_UP else None
-            typer.echo(report(machine.current, loaded, outcome.reason, samples), err=True)
+            shown = self._shown() if is_shared else frozenset()
+            typer.echo(report(machine.current, loaded, outcome.reason, samples, shown), err=True)
+
+    def _shown(self) -> frozenset[str]:
+        """The lines of the kernel's log that the person has just seen on his console."""
+        return frozenset(kernel_lines(self.expectations.tail.splitlines()))
 
     def _terminal(
         self,
