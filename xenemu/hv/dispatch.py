@@ -239,51 +239,45 @@ class HypercallTable:
 
         Raises `Continue` with raw registers, and whatever ends the guest.
         """
-        row, cpu, domain = self.rows.get(number), current.cpu, current.domain
+        row, cpu, domain, vcpu = self.rows.get(number), current.cpu, current.domain, current.vcpu
         if row is None:
             name, args = f"hypercall {number}", tuple[int, ...]()
         else:
             name = row.name
-            if current.vcpu.environment in WIDE:
+            if vcpu.environment in WIDE:
                 args = tuple(map(and_, registers, self._masks[number]))
             else:
                 args = _typed32(row.args, registers)
-        record = CallRecord(cpu.now_ns, current.vcpu.vcpu_id, cpu.rip, name, args)
+        record = CallRecord(cpu.now_ns, vcpu.vcpu_id, cpu.rip, name, args)
         domain.calls.append(record)
         watch = domain.watch
         if watch is not None:
             for observer in watch:
                 observer.call_begins(current, row, record)
         try:
-            return self.make(current, row, record)
+            try:
+                if row is None or vcpu.environment not in row.callers:
+                    raise XenError(ENOSYS, f"there is no {name} for {vcpu.environment}")
+                if row.handler is None:
+                    raise StandingAnswer(row.answer, f"{name}: {row.note}")
+                record.result = result = row.handler(current, *args) or 0
+            except XenError as error:
+                record.result = result = -error.errno
+                record.reason, record.standing = error.reason, isinstance(error, StandingAnswer)
+            if vcpu.remarks:
+                remarks = vcpu.take_remarks()
+                record.reason = f"{remarks}; {record.reason}" if record.reason else remarks
+            return result
         except Continue as again:
-            assert row is not None
             with suppress(ValueError):  # those that it contains may have pushed it out
                 domain.calls.remove(record)
-            wide = current.vcpu.environment in WIDE
-            raise Continue(
-                *(again.new_args if wide else _raw32(row.args, again.new_args))
-            ) from None
+            assert row is not None
+            wide, typed = vcpu.environment in WIDE, again.new_args
+            raise Continue(*(typed if wide else _raw32(row.args, typed))) from None
         finally:
             if watch is not None:
                 for observer in watch:
                     observer.call_ends(current, row, record)
-
-    def make(self, current: Current, row: Hypercall | None, record: CallRecord) -> int:
-        """Make the call of a record, and complete it. `row` is None if there is no such call."""
-        try:
-            if row is None or current.vcpu.environment not in row.callers:
-                raise XenError(ENOSYS, f"there is no {record.name} for {current.vcpu.environment}")
-            if row.handler is None:
-                raise StandingAnswer(row.answer, f"{row.name}: {row.note}")
-            record.result = result = row.handler(current, *record.args) or 0
-        except XenError as error:
-            record.result = result = -error.errno
-            record.reason, record.standing = error.reason, isinstance(error, StandingAnswer)
-        if current.vcpu.remarks:
-            remarks = current.vcpu.take_remarks()
-            record.reason = f"{remarks}; {record.reason}" if record.reason else remarks
-        return result
 
 
 STANDING: Final = "Xen's answer to every domU: "  # before the reason of a `StandingAnswer`
@@ -297,17 +291,17 @@ _MASKS = dict.fromkeys(Arg, WORD) | {Arg.INT: 0xFFFFFFFF}
 
 
 class Convention:
-    """How code of a width passes a hypercall's arguments: in which registers, and which bits."""
+    """How code of a width passes a hypercall's arguments: in which registers, and which bits.
+
+    `pick` takes these registers out of a vcpu's general ones.
+    """
 
     def __init__(self, width: int) -> None:
         self.registers = ARGUMENTS[width]
         self.mask = (1 << 8 * width) - 1
-        self._pick = itemgetter(*map(int, self.registers))
-
-    def arguments(self, regs: Sequence[int]) -> Sequence[int]:
-        """The arguments, out of a vcpu's general registers."""
-        picked: tuple[int, ...] = self._pick(regs)
-        return picked if self.mask == WORD else [value & self.mask for value in picked]
+        self.pick: Callable[[Sequence[int]], tuple[int, ...]] = itemgetter(
+            *map(int, self.registers)
+        )
 
 
 CONVENTIONS: Final = {8: Convention(8), 4: Convention(4)}
@@ -326,11 +320,14 @@ def hypercall(current: Current, length: int) -> None:
     assert table is not None
     regs, frames, timers = cpu.regs, domain.frames, domain.timers
     convention = CONVENTIONS[current.vcpu.width]
-    number = regs[RAX] & convention.mask
+    mask = convention.mask
+    number, arguments = regs[RAX] & mask, convention.pick(regs)
+    if mask != WORD:
+        arguments = tuple([value & mask for value in arguments])
     frames.work_left = WORK_PER_CALL
     try:
-        result = table.call(current, number, convention.arguments(regs))
-        regs[RAX] = result & convention.mask
+        result = table.call(current, number, arguments)
+        regs[RAX] = result & mask
         if domain.debug_xen:
             poison_arguments(current, number, convention.registers, result)
     except Continue as again:

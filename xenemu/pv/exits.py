@@ -23,7 +23,7 @@ from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
-from xenemu.pv.state import NO_TRAP, pv, pv_vcpu
+from xenemu.pv.state import NO_TRAP, PvVcpu, pv
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
@@ -31,7 +31,7 @@ from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W
 HYPERCALL_VECTOR = 0x82  # a 32-bit guest's, from ring 1 alone
 IDT_BIT = 1 << 1  # in a selector error code: the selector is a gate of the IDT
 INT_N_LENGTH = 2
-IRET = int(Nr.iret)
+IRET, RAX = int(Nr.iret), Reg.RAX
 HYPERCALL_LENGTH = 2  # of SYSCALL, and of int 0x82
 INT80 = 0x80
 LDT_BYTES = 0x10000
@@ -48,33 +48,29 @@ class PvExits:
 
         The CPU that guests see is Intel's, which has SYSCALL in 64-bit code only.
         """
-        current = self.current
-        if not current.cpu.code64:
-            current.cpu.rip -= traps.SYSCALL_LENGTH
+        current, cpu, state = self.current, self.current.cpu, self.current.vcpu.arch
+        assert isinstance(state, PvVcpu)
+        if not cpu.code64:
+            cpu.rip -= traps.SYSCALL_LENGTH
             traps.inject(current, flags.UD)
-        elif pv(current).kernel_mode:
-            self._hypercall()
-        else:
+        elif not state.kernel_mode:
             traps.syscall_from_user(current)
-        self._deliver_events()
-
-    def _hypercall(self) -> None:
-        current = self.current
-        if current.cpu.regs[Reg.RAX] == IRET:  # by far the commonest, not worth a line in the log
+        elif cpu.regs[RAX] == IRET:  # by far the commonest, and not worth a line in the log
             traps.iret(current)
-            return
-        traps.load_syscall_state(current)
-        hypercall(current, HYPERCALL_LENGTH)
+        else:
+            traps.load_syscall_state(current)
+            hypercall(current, HYPERCALL_LENGTH)
+        self._deliver_events()
 
     def _deliver_events(self) -> None:
         current = self.current
-        vcpu = current.vcpu
+        vcpu, state = current.vcpu, current.vcpu.arch
+        assert isinstance(state, PvVcpu)
         if vcpu.blocked:
             return
-        state = pv_vcpu(vcpu)
         if state.nmi_pending and not state.nmi_masked:
             traps.deliver_nmi(current)
-        if event_pending(current.domain, vcpu):
+        if current.domain.memory.bytes[vcpu.info] and event_pending(current.domain, vcpu):
             traps.deliver_event(current)
 
     def deliver_events(self) -> None:
@@ -236,7 +232,7 @@ class Pv32Exits(PvExits):
 
     def _hypercall32(self) -> None:
         current = self.current
-        if current.cpu.regs[Reg.RAX] & 0xFFFFFFFF == IRET:
+        if current.cpu.regs[RAX] & 0xFFFFFFFF == IRET:
             traps.iret(current)
         else:
             hypercall(current, HYPERCALL_LENGTH)
