@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from xenemu.abi.sched import (
     SHUTDOWN_crash,
@@ -22,12 +21,10 @@ from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler, timers
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
+from xenemu.machine.core import Core
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
-
-if TYPE_CHECKING:
-    from xenemu.machine.machine import Machine
 
 SHUTDOWNS = {
     SHUTDOWN_poweroff: (End.POWEROFF, "the guest powered off"),
@@ -43,7 +40,7 @@ SHUTDOWNS = {
 class Run:
     """A run of a machine until its guest ends, or one of these says to stop."""
 
-    machine: Machine
+    machine: Core
     terminal: Terminal
     limits: Limits
     debugger: Debugger | None = None

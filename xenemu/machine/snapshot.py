@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from xenemu.cpu.engine import EngineState
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.machine.core import Core
 from xenemu.sampling import Samples
-
-if TYPE_CHECKING:
-    from xenemu.machine.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Snapshot:
     next_audit_ns: float
 
     @classmethod
-    def of(cls, machine: Machine) -> Snapshot:
+    def of(cls, machine: Core) -> Snapshot:
         """Keep what a machine is now."""
         return cls(
             DomainSnapshot(machine.domain),
@@ -40,7 +37,7 @@ class Snapshot:
             machine.next_audit_ns,
         )
 
-    def put_back(self, machine: Machine) -> None:
+    def put_back(self, machine: Core) -> None:
         """Make the machine that it is of what it was."""
         domain = self.domain.restore(machine.domain)
         machine.host.frames = domain.frames

@@ -1,0 +1,119 @@
+"""A host, a CPU, the hypercalls and a personality, put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+from hypercalls import TABLE
+from xenemu import boot
+from xenemu.cpu.coverage import BlockLog
+from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.engine import Engine
+from xenemu.dom0.console import Console
+from xenemu.hv import backend, scheduler, timers
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.current import Current
+from xenemu.hv.personality import Personality
+from xenemu.hv.prices import PRICES_NS
+from xenemu.hv.scheduler import SLICE_NS
+from xenemu.hv.state.domain import Backend, Domain
+from xenemu.hv.state.vcpu import RunState, Vcpu
+from xenemu.image import Image
+from xenemu.machine import host
+from xenemu.pvh.exits import PORTS
+from xenemu.sampling import Samples
+
+
+class Core:
+    """A host with a domain, on an engine."""
+
+    slice_ns = SLICE_NS
+
+    def __init__(
+        self,
+        image: Image,
+        config: DomainConfig,
+        mode: str = boot.AUTO,
+        backends: Iterable[Backend] = (),
+    ) -> None:
+        """Build the domain by an entry of `mode`, the one that auto takes if it is not said.
+
+        `backends` are what dom0 has for the domain besides a console and the store.
+        """
+        self.entry = boot.choose(image, mode)
+        self.console = Console()
+        self.host = host.build(self.entry, image, config, [self.console, *backends])
+        self.personality: Personality = self.entry.platform.personality
+        (domain,) = self.host.domains.values()
+        self.engine = Engine(self.host.memory, domain.p2m, PORTS)
+        self.current = Current(
+            domain,
+            domain.vcpus[0],
+            self.engine,
+            self.personality.translate,
+            TABLE,
+        )
+        self.engine.set_prices(PRICES_NS)
+        self.engine.seed_random(config.rng_seed)
+        self.samples = Samples()
+        self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
+        self.next_audit_ns = math.inf
+        self.attach_exits()
+        if self.entry.platform.paged:
+            root = self.personality.address_space(self.current)
+            self.engine.turn_paging_on(root << 12, long_mode=domain.width == 8)
+        self.engine.set_task_switched(False)
+        self._untouched = self.engine.store()  # how each vcpu finds the CPU
+        self.entry.start(self.current)
+        self.personality.enter(self.current)
+
+    @property
+    def domain(self) -> Domain:
+        """The domain whose vcpu is in the CPU."""
+        return self.current.domain
+
+    def attach_exits(self) -> None:
+        """Let the personality answer the CPU's exits, for the domain that there is now."""
+        self.exits = self.personality.exits(self.current)
+        self.engine.attach(self.exits)
+
+    @cached_property
+    def debug(self) -> DebugPort:
+        """The CPU's verbs for a debugger."""
+        return DebugPort(self.engine)
+
+    def record_blocks(self) -> BlockLog:
+        """Note which code the guest runs from now on."""
+        return BlockLog(self.engine)
+
+    def show_ports(self) -> None:
+        """Let observers hear of all ports that the guest tries."""
+        self.engine.show_ports()
+
+    def next_vcpu(self) -> Vcpu | None:
+        """The next runnable vcpu, round-robin from the one after the current."""
+        vcpus = self.domain.vcpus
+        first = self.current.vcpu.vcpu_id + 1
+        order = vcpus[first:] + vcpus[:first]
+        return next((vcpu for vcpu in order if vcpu.runnable), None)
+
+    def switch_to(self, vcpu: Vcpu) -> None:
+        """Have a vcpu in the CPU, as running; the one that was there keeps its registers."""
+        current, engine = self.current, self.engine
+        current.domain.reschedule = False
+        if vcpu is not current.vcpu:
+            scheduler.leave(current)
+            self.personality.leave(current)
+            current.vcpu.saved = engine.store()
+            current.vcpu = vcpu
+            if vcpu.saved is None:
+                engine.load(self._untouched)
+                self.personality.start(current)
+            else:
+                engine.load(vcpu.saved)
+                vcpu.saved = None
+            self.personality.enter(current)
+        if vcpu.runstate is not RunState.RUNNING:
+            scheduler.enter(current)
