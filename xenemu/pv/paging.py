@@ -41,7 +41,7 @@ def translate(
     root: int | None = None,
     shifts: tuple[int, ...] = LEVEL_SHIFTS,
 ) -> Maddr:
-    """Find the machine address behind `vaddr`, as Xen's own access would.
+    """Find the machine address of `vaddr`, as Xen's own access would.
 
     Without a `root`, in the tables in use. `shifts` has, for each level above L1, how far the bits
     of `vaddr` are to the left that are its index.
