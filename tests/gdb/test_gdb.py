@@ -235,7 +235,7 @@ def test_each_step_is_one_instruction(guest_image, tmp_path, name, mode, pc):
     path = guest_image(name)
     loop = f'set $i = 0\nwhile $i < {STEPS}\nstepi\nprintf "at %lx\\n", ${pc}\n'
     script = write_script(tmp_path / "steps", loop + "set $i = $i + 1\nend\n")
-    with waiting(path, "--mode", mode.value, "--cmdline", CMDLINE) as guest:
+    with waiting(path, "--mode", mode, "--cmdline", CMDLINE) as guest:
         no_symbols = "set sysroot /nowhere"  # gdb is much faster without
         lines = run_gdb(no_symbols, f"target remote {guest.address}", script, "kill")
     stepped = [int(line.split()[1], 16) for line in lines if line.startswith("at ")]
