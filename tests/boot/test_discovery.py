@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from elfwriter import PV_NOTES, kernel, note
+from elfwriter import PV_NOTES, Phdr, elf, kernel, note
 from xenemu import boot
 from xenemu.errors import ImageError
 
@@ -42,5 +42,12 @@ def test_a_mode_is_one_of_its_entries_or_a_reason_for_each(load) -> None:
     with pytest.raises(ImageError) as error:
         boot.choose(load(kernel([PVH])), "pv")
     assert str(error.value).endswith(
-        "cannot boot as pv: pv64: there is no ENTRY note; pv32: the image is for x86_64, not i386"
+        "cannot boot as pv: pv64: there is no ENTRY note; pv32: the image is for x86_64, not i386;"
+        " it can with --entry pvh"
     )
+
+
+def test_a_linux_without_xens_notes_is_told_of_its_own_entries(load) -> None:
+    vmlinux = elf([Phdr(b"\x90" * 32 + b"Linux version 6.1", paddr=0x1000000)], entry=0x1000000)
+    with pytest.raises(ImageError, match=r"not i386; it can with --entry linux64$"):
+        boot.choose(load(vmlinux))

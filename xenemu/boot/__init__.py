@@ -49,4 +49,7 @@ def choose(image: Image, mode: str = AUTO) -> Entry:
         if verdict.bootable:
             return entry
         reasons.append(f"{entry.name}: {verdict.reason}")
-    raise ImageError(f"{image.path}: cannot boot as {mode}: {'; '.join(reasons)}")
+    others = [other for other in ENTRIES.values() if other not in wanted]
+    able = [f"--entry {other.mode}" for other in others if other.verdict(image).bootable]
+    advice = f"; it can with {' or '.join(dict.fromkeys(able))}" if able else ""
+    raise ImageError(f"{image.path}: cannot boot as {mode}: {'; '.join(reasons)}{advice}")
