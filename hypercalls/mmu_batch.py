@@ -64,14 +64,11 @@ class Batch:
         """The guest address of the next request."""
         return self.start + self.done * self.size
 
-    def more(self) -> bool:
-        """Whether there is another request; `Restart` if a later call must do it."""
+    def check(self) -> None:
+        """`Restart` if a later call must do the next request."""
         frames = self.frames
-        if self.done == self.count:
-            return False
         if frames.old_tables or (self.done and (self.done >= self.most or frames.work_left <= 0)):
             raise Restart
-        return True
 
 
 def finish_earlier(

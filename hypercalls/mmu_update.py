@@ -16,6 +16,7 @@ from xenemu.abi.xen import (
     MMU_NORMAL_PT_UPDATE,
     MMU_PT_UPDATE_NO_TRANSLATE,
     MMU_PT_UPDATE_PRESERVE_AD,
+    MMU_UPDATE_PREEMPTED,
     Nr,
 )
 from xenemu.abi.xen import mmu_update as mmu_update_t
@@ -44,10 +45,11 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
     cannot be read. ENOSYS: unknown command. EINVAL: the frame is not the domain's, or is in use as
     something that cannot be updated. Other errnos are those of `Frames.mod_entry`.
     """
-    result = finish_earlier(current, ureqs, count, pdone, foreigndom)
-    if result is not None:
-        return result
     domain, frames = current.domain, current.domain.frames
+    if frames.old_tables or count & MMU_UPDATE_PREEMPTED:
+        result = finish_earlier(current, ureqs, count, pdone, foreigndom)
+        if result is not None:
+            return result
     pt_dom = foreigndom >> 16
     if pt_dom not in (0, domain.domid + 1, 1):
         raise XenError(ESRCH, f"there is no domain {pt_dom - 1}")
@@ -56,7 +58,8 @@ def do_mmu_update(current: Current, ureqs: int, count: int, pdone: int, foreignd
     with Batch(current, (ureqs, count, pdone, foreigndom), REQUEST_SIZE, BATCH) as todo:
         try:
             pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
-            while todo.more():
+            while todo.done < todo.count:
+                todo.check()
                 for ptr, value in _read_requests(current, todo):
                     flush |= _update(current, ptr, value, pt_owner, pg_owner)
                     todo.done += 1

@@ -11,6 +11,7 @@ from typing import Final
 from hypercalls.mmu_batch import Batch, finish_earlier
 from xenemu.abi.errno import EACCES, EINVAL, EOPNOTSUPP
 from xenemu.abi.xen import (
+    MMU_UPDATE_PREEMPTED,
     MMUEXT_CLEAR_PAGE,
     MMUEXT_COPY_PAGE,
     MMUEXT_FLUSH_CACHE,
@@ -63,16 +64,18 @@ def do_mmuext_op(current: Current, uops: int, count: int, pdone: int, foreigndom
     ESRCH, EPERM: `foreigndom` is not the caller as DOMID_SELF. EINVAL: the caller is not a PV
     guest. EFAULT: an operation cannot be read. ENOSYS: unknown command.
     """
-    result = finish_earlier(current, uops, count, pdone, foreigndom)
-    if result is not None:
-        return result
+    if current.domain.frames.old_tables or count & MMU_UPDATE_PREEMPTED:
+        result = finish_earlier(current, uops, count, pdone, foreigndom)
+        if result is not None:
+            return result
     pg_owner = get_pg_owner(current, foreigndom & 0xFFFF)
     if current.domain.p2m is not None and pg_owner == current.domain.domid:
         raise XenError(EINVAL, "a PVH guest has its own page tables")
     check_target(current, pg_owner)
     size = mmuext_op_t.sizeof(current.vcpu.width)
     with Batch(current, (uops, count, pdone, foreigndom), size, BATCH) as todo:
-        while todo.more():
+        while todo.done < todo.count:
+            todo.check()
             op = current.read_struct(mmuext_op_t, todo.at)
             _, handler = ops.implemented(current, op.cmd)
             handler(current, op)

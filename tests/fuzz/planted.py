@@ -118,8 +118,8 @@ FAULTS = (
     Fault(
         "a local APIC interrupts what it serves with a vector of the same class",
         "xenemu.pvh.lapic:Lapic.pending_vector",
-        "vector & 0xF0 > self.ppr & 0xF0",
-        "vector & 0xF0 >= self.ppr & 0xF0",
+        "vector & 0xF0 <= max(self.regs[TASKPRI], urgent) & 0xF0",
+        "vector & 0xF0 < max(self.regs[TASKPRI], urgent) & 0xF0",
         recipes_pvh.local_apic,
         "pvh64",
     ),
