@@ -1,7 +1,7 @@
 """Where a Linux that unpacked itself has put itself, and its image as if it were linked there.
 
-By Xen's entries a kernel is where it is linked. By Linux's own, a bzImage's decompressor may choose
-another address for it, and another place in memory, at random.
+Xen's entries start a kernel where it is linked. With Linux's own entries, a bzImage's decompressor
+may choose another address for the kernel, and another place in memory, at random.
 
 In Linux: arch/x86/boot/compressed/kaslr.c
 """
@@ -34,7 +34,7 @@ class Move:
 
 
 def as_mapped(current: Current, image: Image) -> Image:
-    """The image as if it were linked where the guest has it; as it is if that cannot be told."""
+    """The image as if it were linked where the guest has it; unchanged if that cannot be told."""
     if current.domain.p2m is None:  # PV: Xen has put it where it is linked
         return image
     move = find(current, image)
@@ -42,10 +42,10 @@ def as_mapped(current: Current, image: Image) -> Image:
 
 
 def find(current: Current, image: Image) -> Move | None:
-    """How far a Linux was moved; None if it is not mapped yet, no Linux, or another kernel's turn.
+    """How far a Linux was moved; None if it is not mapped yet, or if another kernel runs now.
 
-    After kexec another kernel may run, and even have the same bytes. This one then still lies where
-    it was.
+    None also if it is no Linux. After kexec another kernel may run, and may even have the same
+    bytes. This kernel still lies where it was.
     """
     anchor = _anchor(image)
     if anchor is None:
@@ -70,7 +70,7 @@ def find(current: Current, image: Image) -> Move | None:
 
 
 def _tables(current: Current) -> Iterator[Tables]:
-    """Those in use, and those of the kernel while a program runs that sees less of it."""
+    """The tables in use, and the kernel's own while a program runs that sees less of it."""
     found = tables(current)
     if found is not None:
         yield found
@@ -79,7 +79,7 @@ def _tables(current: Current) -> Iterator[Tables]:
 
 
 def _anchor(image: Image) -> tuple[Segment, int] | None:
-    """Bytes that never change: the segment they are in, and where there."""
+    """Bytes that never change: the segment that they are in, and where they are in it."""
     for name in ANCHORS:
         vaddr = image.symbols.address(name)
         for segment in image.segments:

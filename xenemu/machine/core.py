@@ -38,9 +38,9 @@ class Core:
         mode: str = boot.AUTO,
         backends: Iterable[Backend] = (),
     ) -> None:
-        """Build the domain by an entry of `mode`, the one that auto takes if it is not said.
+        """Build the domain by an entry of `mode`; without one, by the entry that auto takes.
 
-        `backends` are what dom0 has for the domain besides a console and the store.
+        `backends` are what dom0 has for the domain in addition to a console and the store.
         """
         self.entry = boot.choose(image, mode)
         self.console = Console()
@@ -100,7 +100,7 @@ class Core:
         return next((vcpu for vcpu in order if vcpu.runnable), None)
 
     def switch_to(self, vcpu: Vcpu) -> None:
-        """Have a vcpu in the CPU, as running; the one that was there keeps its registers."""
+        """Put a vcpu into the CPU, as running; the vcpu that was there keeps its registers."""
         current, engine = self.current, self.engine
         current.domain.reschedule = False
         if vcpu is not current.vcpu:
