@@ -15,7 +15,7 @@ from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.ondisk import OnDisk
 from xenemu.gdb.target import Target
-from xenemu.gdb.views import KASLR_STEP, find_offset
+from xenemu.gdb.views import find_offset
 from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.p2m import P2m
@@ -23,6 +23,7 @@ from xenemu.image import SymbolFile
 from xenemu.image.kernel_modules import Module
 from xenemu.image.notes import ElfNote, Note, XenNotes
 from xenemu.image.symbols import Symbols
+from xenemu.kaslr import STEP
 from xenemu.machine import TABLE
 from xenemu.pv.state import Trap, pv
 from xenemu.pv.traps import inject, inject_page_fault
@@ -161,9 +162,9 @@ def test_kaslr_is_found(monitor, target, offset):
 
 
 def test_kaslr_of_a_kernel_that_has_moved(monitor, target):
-    reads = {CODE + 3 * KASLR_STEP: BANNER[:64]}
+    reads = {CODE + 3 * STEP: BANNER[:64]}
     target.read_memory = lambda vaddr, size: reads.get(vaddr, bytes(size))
-    assert find_offset(target, monitor._code) == 3 * KASLR_STEP
+    assert find_offset(target, monitor._code) == 3 * STEP
     assert "offset 0x600000" in monitor.run("kaslr")
     assert "symbol-file -o 0x600000" in monitor.run("kaslr")
 

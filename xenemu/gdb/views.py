@@ -23,6 +23,7 @@ from xenemu.hv.frame_table import TYPE_NAMES
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
+from xenemu.kaslr import ANCHORS, REACH, SAMPLE, STEP
 from xenemu.peek import Code, in_kernel, locate, tables, walk
 from xenemu.pv.state import PvVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT
@@ -42,10 +43,6 @@ STATES: Final = {
     EVTCHNSTAT_virq: "virq",
     EVTCHNSTAT_ipi: "ipi",
 }
-KASLR_STEP: Final = 2 << 20  # CONFIG_PHYSICAL_ALIGN
-KASLR_REACH: Final = 1 << 30  # KERNEL_IMAGE_SIZE
-SAMPLE: Final = 64  # bytes that tell a kernel from others
-ANCHORS: Final = ("linux_banner", "linux_proc_banner")  # constant from the beginning on
 
 
 def domain(target: Target) -> list[str]:
@@ -200,7 +197,7 @@ def find_offset(target: Target, code: Code) -> int | None:
     anchors = [found for name in ANCHORS if (found := code.symbols.address(name)) is not None]
     for vaddr in anchors or [part.vaddr for part in target.image.segments][:1]:
         wanted = _linked_bytes(target, vaddr)
-        for offset in range(0, KASLR_REACH, KASLR_STEP):
+        for offset in range(0, REACH, STEP):
             try:
                 if target.read_memory(vaddr + offset, SAMPLE) == wanted:
                     return offset
