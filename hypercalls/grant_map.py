@@ -33,7 +33,7 @@ PV_ONLY = GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte
 
 @dataclass(frozen=True)
 class VcpuGrantee:
-    """The running vcpu, as one who maps grants."""
+    """The running vcpu as a grantee."""
 
     current: Current
 

@@ -56,7 +56,7 @@ class Confine(Enum):
 
 @dataclass(frozen=True)
 class AttendedRun:
-    """What is to be booted, how, and who is told what of it."""
+    """What is to be booted, how, and where the messages about it go."""
 
     kernel: Path
     symbols: Path | None

@@ -28,7 +28,7 @@ class Covering:
         return cls(outputs.open("--coverage", path), path.suffix == LCOV_SUFFIX)
 
     def begin(self, machine: Machine, image: Image) -> Callable[[], None]:
-        """Note what runs from now on; gives what writes the file (OutputError) after the run."""
+        """Note what runs from now on; the function returned writes the file (OutputError)."""
         from xenemu import coverage  # noqa: PLC0415
 
         made = coverage.record(machine, image, self.is_lcov)

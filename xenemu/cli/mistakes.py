@@ -1,17 +1,17 @@
 """Mistakes in a command line, told in one line each.
 
-The parser of arguments tells them in a line of usage, a hint and a sentence of its own.
+The parser of arguments would tell each in a line of usage, a hint and a sentence of its own.
 """
 
 from __future__ import annotations
 
 
 def mistake_in(error: Exception) -> str:
-    """What is wrong, and what to do; empty if the error is none that the parser found.
+    """What is wrong, and what to do; empty if the parser did not find this error.
 
-    The parser's versions have the class of such errors in different places. What they have in
-    common is `format_message`, and what is asked for here: `possibilities` are options with
-    nearly the name.
+    In different versions of the parser, the class of such errors is in different places. All of
+    them have `format_message`, and what is asked for here: `possibilities` are options with nearly
+    the name.
     """
     if not hasattr(error, "format_message"):
         return ""

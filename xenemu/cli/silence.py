@@ -1,7 +1,7 @@
 """A guest whose console has shown nothing yet: the person is told what to do, once.
 
-Else nobody would know before the end, which may never come: a Linux that waits for input on
-another console has a timer, too.
+Otherwise nobody would know before the end of the run. The end may never come: a Linux that waits
+for input on another console has a timer, too.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class DebugPort:
 
     @property
     def kernel_gs_base(self) -> int:
-        """The MSR of that name."""
+        """The MSR KERNEL_GS_BASE."""
         place = self._shim.env() + self._constants.ENV_KERNEL_GS_BASE
         return int(ctypes.c_uint64.from_address(place).value)
 

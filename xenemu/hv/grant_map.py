@@ -33,7 +33,7 @@ FLAGS_MASK = 0xFFFF  # what a mapping remembers of its flags
 
 
 class Grantee(Protocol):
-    """Who maps grants: a vcpu of a guest's, or dom0."""
+    """A party that maps grants: a vcpu of a guest's, or dom0."""
 
     @property
     def domid(self) -> int:
@@ -53,7 +53,7 @@ class Grantee(Protocol):
     def unmap_for_cpu(
         self, granter: Domain, mfn: Mfn, host_addr: int, new_addr: int, flags: int
     ) -> None:
-        """Undo that, with `new_addr`'s entry in its place if not 0. XenError: it is not there."""
+        """Undo that, and put `new_addr`'s entry there if not 0. XenError: it is not there."""
 
 
 def map_grant(

@@ -1,11 +1,12 @@
 """The physmap of a guest whose frame numbers Xen translates: guest frame to machine frame.
 
-RAM lies at its own number: guest frame n is machine frame n. Special pages, frames of Xen's own
-that the guest asked for (shared_info, grant tables) and memory that was moved lie elsewhere.
+RAM lies at its own number: guest frame n is machine frame n. Other frames lie elsewhere: special
+pages, frames of Xen's own that the guest asked for (shared_info, grant tables), and memory that was
+moved.
 
-`P2m.table` is a flat array, indexed by guest frame, that the engine reads, too, when it fills the
+`P2m.table` is a flat array, indexed by guest frame. The engine reads it, too, when it fills the
 TLB. It reaches as far as an address of the guest's. A hypercall may put a frame further out, where
-no access gets: such frames are in a dict.
+no access gets. Such frames are in a dict.
 
 In Xen: arch/x86/mm/p2m.c
 """
@@ -43,9 +44,9 @@ class _State:
 class P2m:
     """At first, the guest frames of `ram` are the machine frames of the same numbers.
 
-    `table` has a machine frame's number plus one, or 0 for a hole: a page of it that has no entry
-    costs the host no memory. `granted` are the guest frames where a grant is mapped. `changed`
-    tells the engine to forget what it has translated.
+    `table` has a machine frame's number plus one, or 0 for a hole. A page of the table without an
+    entry costs the host no memory. `granted` are the guest frames where a grant is mapped.
+    `changed` tells the engine to forget what it has translated.
     """
 
     def __init__(self, *ram: range) -> None:
@@ -100,7 +101,7 @@ class P2m:
 
     @property
     def elsewhere(self) -> dict[int, Mfn]:
-        """The guest frames whose memory is not the machine frame of that number."""
+        """The guest frames that are not the machine frame of the same number."""
         return {gfn: mfn for gfn, mfn in self.places() if gfn != mfn}
 
     @property
@@ -120,9 +121,10 @@ class P2m:
             self._moved[mfn] = gfn
 
     def map_grant(self, gfn: int, mfn: Mfn) -> None:
-        """Map a grant of the guest's own frame: it leaves its place, as does what was at `gfn`.
+        """Map a grant of the guest's own frame, which leaves its place, as does what was at `gfn`.
 
-        Another mapping of a grant there crashes the domain, as in Xen: it could not be undone.
+        If a grant is mapped at `gfn` already, the domain is crashed, as in Xen: that mapping could
+        not be undone any more.
         """
         self.check_no_grant(gfn)
         for place in (gfn, self.find(mfn)):
@@ -170,7 +172,7 @@ class P2m:
     # Snapshots.
 
     def become(self, other: P2m) -> None:
-        """Have what `other` has, at the same place in the host's memory: the engine looks there."""
+        """Take over what `other` has. This table stays in place: the engine looks there."""
         for page in [*self._entries]:
             self._count(page, -self._entries[page])
         self._load(other._state())

@@ -38,7 +38,7 @@ class Snapshot:
         )
 
     def put_back(self, machine: Core) -> None:
-        """Make the machine that it is of what it was."""
+        """Make the machine what it was at the snapshot."""
         domain = self.domain.restore(machine.domain)
         machine.host.frames = domain.frames
         machine.current.domain = domain

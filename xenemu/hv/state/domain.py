@@ -110,7 +110,7 @@ class Domain:
     shared_info_width: int = 0  # the width that shared_info is laid out for
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
     shutdown_code: int | None = None  # None while it runs
-    shutdown_why: str = ""  # how it came to that, where the guest did not ask for it
+    shutdown_why: str = ""  # why it was shut down, unless the guest asked for it
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     backends: dict[str, Backend] = field(default_factory=dict)  # by name, in the order of attaching
     timers: Timers = field(default_factory=Timers)
