@@ -12,7 +12,16 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import boot, image
-from xenemu.cli.initrd import initial_ramdisk
+from xenemu.cli.guest_options import (
+    Busybox,
+    Cmdline,
+    Init,
+    Initrd,
+    Memory,
+    RngSeed,
+    Rootfs,
+    initial_ramdisk,
+)
 from xenemu.cli.screen import redraws
 from xenemu.cli.status import Status
 from xenemu.errors import UsageError
@@ -66,36 +75,19 @@ def compare(
             metavar="ENTRY[,ENTRY...]",
         ),
     ] = None,
-    cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
-    initrd: Annotated[
-        Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
-    ] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="Make an initramfs instead: of a script, with busybox, or of a static program.",
-            metavar="FILE",
-        ),
-    ] = None,
-    rootfs: Annotated[
-        Path | None, typer.Option(help="Make an initramfs of a directory.", metavar="DIR")
-    ] = None,
-    busybox: Annotated[
-        Path | None,
-        typer.Option(help="The static busybox for --init and --rootfs.", metavar="FILE"),
-    ] = None,
-    memory: Annotated[
-        str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
-    ] = "256M",
+    cmdline: Cmdline = "",
+    initrd: Initrd = None,
+    init: Init = None,
+    rootfs: Rootfs = None,
+    busybox: Busybox = None,
+    memory: Memory = "256M",
     timeout: Annotated[
         str,
         typer.Option(
             help="Give up each boot after so many seconds of real time.", metavar="SECONDS"
         ),
     ] = "300",
-    rng_seed: Annotated[
-        str, typer.Option(help="What RDRAND and RDSEED begin with.", metavar="NUMBER")
-    ] = "0",
+    rng_seed: RngSeed = "0",
     steps: Annotated[
         int, typer.Option(help="How many functions to show side by side.", min=0)
     ] = STEPS,

@@ -12,7 +12,16 @@ from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
-from xenemu.cli.initrd import initial_ramdisk
+from xenemu.cli.guest_options import (
+    Busybox,
+    Cmdline,
+    Init,
+    Initrd,
+    Memory,
+    RngSeed,
+    Rootfs,
+    initial_ramdisk,
+)
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.confine import obstacle
 from xenemu.errors import UsageError
@@ -86,28 +95,11 @@ def run(
             metavar="xen|N",
         ),
     ] = None,
-    cmdline: Annotated[str, typer.Option(help="The kernel's command line.")] = "",
-    initrd: Annotated[
-        Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
-    ] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="Make an initramfs instead: of a script, with busybox, or of a static program.",
-            metavar="FILE",
-        ),
-    ] = None,
-    rootfs: Annotated[
-        Path | None, typer.Option(help="Make an initramfs of a directory.", metavar="DIR")
-    ] = None,
-    busybox: Annotated[
-        Path | None,
-        typer.Option(
-            help="The static busybox for --init and --rootfs, which else is the one in PATH;"
-            " alone, it makes an initramfs that gives a shell, which ends with its input.",
-            metavar="FILE",
-        ),
-    ] = None,
+    cmdline: Cmdline = "",
+    initrd: Initrd = None,
+    init: Init = None,
+    rootfs: Rootfs = None,
+    busybox: Busybox = None,
     module: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,9 +108,7 @@ def run(
             metavar="FILE[=CMDLINE]",
         ),
     ] = None,
-    memory: Annotated[
-        str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
-    ] = "256M",
+    memory: Memory = "256M",
     vcpus: Annotated[
         str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
     ] = "1",
@@ -177,14 +167,7 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
     ] = TraceFormat.TEXT,
-    rng_seed: Annotated[
-        str,
-        typer.Option(
-            help="What the guest's RDRAND and RDSEED begin with: a number of 64 bits. The same seed"
-            " gives the same run.",
-            metavar="NUMBER",
-        ),
-    ] = "0",
+    rng_seed: RngSeed = "0",
     coverage: Annotated[
         Path | None,
         typer.Option(

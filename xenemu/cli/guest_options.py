@@ -1,0 +1,68 @@
+"""Options that say what a guest gets, for all commands that boot one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xenemu.errors import UsageError
+from xenemu.options import read_module
+
+Cmdline = Annotated[str, typer.Option(help="The kernel's command line.")]
+Initrd = Annotated[
+    Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
+]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        help="Make an initramfs instead: of a script, with busybox, or of a static program.",
+        metavar="FILE",
+    ),
+]
+Rootfs = Annotated[
+    Path | None, typer.Option(help="Make an initramfs of a directory.", metavar="DIR")
+]
+Busybox = Annotated[
+    Path | None,
+    typer.Option(
+        help="The static busybox for --init and --rootfs, which else is the one in PATH;"
+        " alone, it makes an initramfs that gives a shell, which ends with its input.",
+        metavar="FILE",
+    ),
+]
+Memory = Annotated[
+    str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
+]
+RngSeed = Annotated[
+    str,
+    typer.Option(
+        help="What the guest's RDRAND and RDSEED begin with: a number of 64 bits. The same seed"
+        " gives the same run.",
+        metavar="NUMBER",
+    ),
+]
+
+
+def initial_ramdisk(
+    initrd: Path | None, init: Path | None, rootfs: Path | None, busybox: Path | None, memory: int
+) -> bytes:
+    """The ramdisk that the options give or describe, for a guest of so many bytes of memory.
+
+    Empty if they do neither. UsageError if two of them do, or if one cannot be honoured.
+    """
+    made = {"--init": init, "--rootfs": rootfs, "--busybox": busybox}
+    asked = [option for option, path in made.items() if path is not None]
+    if initrd is not None and asked:
+        raise UsageError(f"{asked[0]}: there is --initrd {initrd} already; give one of them")
+    if initrd is not None:
+        return read_module("--initrd", initrd, memory)
+    if not asked:
+        return b""
+    from xenemu.smoke import initramfs  # noqa: PLC0415 (nobody else pays for it)
+
+    try:
+        return initramfs.make(init, rootfs, busybox)
+    except UsageError as error:  # which begins with a key of a plan
+        raise UsageError(f"--{error}") from None
