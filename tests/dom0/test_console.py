@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.dom0.console import IN, INPUT_LIMIT, OUT, OUTPUT_LIMIT, Console
-from xenemu.hv import event_channel
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
@@ -18,14 +16,7 @@ MFN = Mfn(1)
 PORT = 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _events() -> Iterator[None]:
-    """A reduced domain notes the events that it is sent."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            event_channel, "notify_from_dom0", lambda guest, port: guest.raised.append(port)
-        )
-        yield
+pytestmark = pytest.mark.usefixtures("noted_events")
 
 
 class Guest:

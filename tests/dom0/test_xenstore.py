@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import pickle
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -21,7 +20,6 @@ from xenemu.dom0.xenstore import REQ, RSP, XenstoreRing
 from xenemu.dom0.xenstore_model import MAX_OUTSTANDING, Connection
 from xenemu.dom0.xenstore_nodes import populate
 from xenemu.dom0.xenstore_tree import Store
-from xenemu.hv import event_channel
 from xenemu.hv.memory import Memory
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
@@ -29,14 +27,7 @@ MFN = Mfn(1)
 PORT = 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _events() -> Iterator[None]:
-    """A reduced domain notes the events that it is sent."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            event_channel, "notify_from_dom0", lambda guest, port: guest.raised.append(port)
-        )
-        yield
+pytestmark = pytest.mark.usefixtures("noted_events")
 
 
 class Guest:
