@@ -94,15 +94,20 @@ def _update(current: Current, ptr: int, value: int, pt_owner: int, pg_owner: int
         if pg_owner != DOMID_IO:
             check_target(current, pg_owner)
         check_target(current, pt_owner)
-    mfn = ptr >> PAGE_SHIFT
+    mfn, watch = ptr >> PAGE_SHIFT, current.domain.watch
+    preserve = command == MMU_PT_UPDATE_PRESERVE_AD
+    if (
+        watch is None
+        and mfn < current.domain.memory.nr_frames
+        and frames.type[mfn] == PGT_l1_page_table
+        and frames.owner[mfn] == pt_owner
+    ):  # the commonest; an L1 table does not go away by a change to it, and needs no reference
+        return frames.mod_l1_entry(ptr - command, value, pg_owner, preserve)
     frames.get_page(mfn, pt_owner)
     try:
         used_as = frames.type[mfn]
         if used_as in LEVELS:
-            preserve = command == MMU_PT_UPDATE_PRESERVE_AD
-            if current.domain.watch is None:
-                if used_as == PGT_l1_page_table:
-                    return frames.mod_l1_entry(ptr - command, value, pg_owner, preserve)
+            if watch is None:
                 return frames.mod_entry(ptr - command, value, pg_owner, preserve)
             return mod_entry(current, ptr - command, value, pg_owner, preserve)
         if used_as != PGT_writable_page:
