@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END
+from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END, vcpu_guest_context
 from xenemu.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS
 from xenemu.abi.features import XENFEAT_auto_translated_physmap
 from xenemu.abi.sched import SHUTDOWN_poweroff
@@ -35,15 +35,17 @@ from xenemu.abi.vcpu import (
     vcpu_set_periodic_timer,
     vcpu_set_singleshot_timer,
 )
-from xenemu.abi.xen import Nr
+from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS, Nr
 from xenemu.errors import NotModelled, XenError
 from xenemu.hv import scheduler, waking
 from xenemu.hv.clock import update_time
 from xenemu.hv.current import Current
-from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, StandingAnswer, SubOps
+from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, StandingAnswer, SubOps
 from xenemu.hv.frame_table import PGT_writable_page
+from xenemu.hv.pagetype import Restart
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.state.vcpu import RunState, Vcpu
+from xenemu.pv import context
 from xenemu.pv.state import pv_vcpu
 from xenemu.pvh import callbacks, lapic_glue
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
@@ -51,7 +53,6 @@ from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 MIN_PERIOD_NS: Final = 1_000_000
 MAX_PERIOD_NS: Final = (1 << 62) - 1  # STIME_DELTA_MAX
 COMPAT_VIRT_START: Final = 0xF5800000
-CONTEXT_SIZE: Final = {8: 5168, 4: 2800}  # of struct vcpu_guest_context, by the guest's width
 HVM_CONTEXT_SIZE: Final = 128  # of struct vcpu_hvm_context
 
 
@@ -78,12 +79,36 @@ ops = VcpuOps("vcpu_op", ENOSYS)
 
 @ops.sub(VCPUOP_initialise)
 def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
-    """Load the first registers of a vcpu; EFAULT; EEXIST: it has been done."""
-    translated = current.domain.p2m is not None
-    current.read(pointer, HVM_CONTEXT_SIZE if translated else CONTEXT_SIZE[current.vcpu.width])
+    """Load the first registers of a vcpu; EFAULT; EEXIST: it has been done.
+
+    EINVAL: the vcpu has no vcpu_info yet, or the guest may not have such registers or tables.
+    """
+    if current.domain.p2m is not None:
+        current.read(pointer, HVM_CONTEXT_SIZE)
+        _check_fresh(vcpu)
+        raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
+    if vcpu.vcpu_id >= XEN_LEGACY_MAX_VCPUS and not vcpu.info_registered:
+        raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} has no vcpu_info: register one first")
+    given = current.read_struct(vcpu_guest_context, pointer)
+    _check_fresh(vcpu)
+    try:
+        starts = context.initialise(current, vcpu, given)
+    except Restart:
+        raise Continue(VCPUOP_initialise, vcpu.vcpu_id, pointer) from None
+    vcpu.initialised = True
+    if starts:
+        _bring_up(current, vcpu)
+
+
+def _check_fresh(vcpu: Vcpu) -> None:
     if vcpu.initialised or vcpu.online:
         raise XenError(EEXIST, f"vcpu {vcpu.vcpu_id} is initialised already")
-    raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
+
+
+def _bring_up(current: Current, vcpu: Vcpu) -> None:
+    """Let a vcpu run; the one that asked gives way."""
+    vcpu.online = current.domain.reschedule = True
+    scheduler.set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
 
 
 @ops.sub(VCPUOP_up)
@@ -92,8 +117,7 @@ def up(current: Current, vcpu: Vcpu, pointer: int) -> None:
     if not (vcpu.initialised or vcpu.online):
         raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} is not initialised")
     if not vcpu.online:
-        vcpu.online = True
-        scheduler.set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+        _bring_up(current, vcpu)
 
 
 @ops.sub(VCPUOP_down)
@@ -204,12 +228,15 @@ def register_vcpu_info(current: Current, vcpu: Vcpu, op: vcpu_register_vcpu_info
 def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
     """Send an NMI; EINVAL: the pointer is not null.
 
-    An NMI does not wake a PV guest's vcpu, and is lost if the vcpu has no handler for it.
+    It wakes a vcpu that is blocked. A PV guest's vcpu loses it if it has no handler for it.
     """
     if pointer:
         raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")
     if current.domain.p2m is None:
-        pv_vcpu(vcpu).nmi_pending = True
+        state = pv_vcpu(vcpu)
+        if not state.nmi_pending:
+            state.nmi_pending = True
+            waking.wake(current.domain, vcpu)
     else:
         lapic_glue.send_nmi(current, vcpu)
 

@@ -66,6 +66,7 @@ class FakeCpu:
     flushes: int = 0
     page_flushes: list[int] = field(default_factory=list)
     left_by_iret: bool = False
+    fpu: bytes = b""
     stopped: bool = False
     limit_ns: int | None = None
     spent_ns: int = 0
@@ -100,6 +101,9 @@ class FakeCpu:
 
     def set_tsc_aux(self, value: int) -> None:
         self.tsc_aux = value
+
+    def set_fpu(self, area: bytes) -> None:
+        self.fpu = area
 
     def debug_register(self, index: int) -> int:
         return self.debug_registers[index]

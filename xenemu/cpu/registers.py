@@ -137,6 +137,10 @@ class Registers:
         """Set what RDTSCP leaves in ECX."""
         self._tsc_aux.value = value
 
+    def set_fpu(self, area: bytes) -> None:
+        """Load x87, MMX and SSE from the 512 bytes of an FXSAVE64."""
+        self._shim.load_fpu(area)
+
     def segment(self, which: Seg) -> Segment:
         """Read a segment register with its hidden part."""
         s = self._segs[which]

@@ -90,6 +90,9 @@ class Cpu(Protocol):
     def set_tsc_aux(self, value: int) -> None:
         """Set what RDTSCP leaves in ECX."""
 
+    def set_fpu(self, area: bytes) -> None:
+        """Load x87, MMX and SSE from 512 bytes, as FXRSTOR64 would."""
+
     def undefined(self) -> Undefined | None:
         """The last instruction that raised #UD, except for UD2 and others that are meant to."""
 

@@ -208,6 +208,26 @@ def _ldt_frame(current: Current, linear: int) -> Mfn | None:
     return Mfn((words[at >> 3] & ADDR) >> PAGE_SHIFT)
 
 
+def data_segment(current: Current, selector: int) -> Segment | None:
+    """The data segment that Xen loads for the guest; None where the load faults."""
+    if segment.is_null(selector):
+        return Segment(selector)
+    try:
+        descriptor = read_descriptor(current, selector)
+    except Fault:
+        return None
+    attributes = segment.attributes(descriptor)
+    readable = not attributes & segment.TYPE_CODE or attributes & segment.TYPE_WRITABLE
+    conforming = attributes & segment.TYPE_CODE and attributes & segment.TYPE_CONFORMING
+    needed = segment.PRESENT | segment.S
+    if attributes & needed != needed or not readable:
+        return None
+    if not conforming and segment.dpl(attributes) < selector & segment.SEL_RPL:
+        return None
+    base, limit = segment.base(descriptor), segment.limit(descriptor)
+    return Segment(selector, base, limit, attributes | segment.TYPE_ACCESSED)
+
+
 def read_descriptor(current: Current, selector: int) -> int:
     """The descriptor that a selector names; a Fault where the CPU would raise one.
 

@@ -66,7 +66,7 @@ class PvExits:
         current = self.current
         vcpu, state = current.vcpu, current.vcpu.arch
         assert isinstance(state, PvVcpu)
-        if vcpu.blocked:
+        if vcpu.blocked or not vcpu.online:
             return
         if state.nmi_pending and not state.nmi_masked:
             traps.deliver_nmi(current)

@@ -11,9 +11,10 @@ from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
+from xenemu.pv.context import load_context
 from xenemu.pv.exits import Pv32Exits, PvExits
 from xenemu.pv.paging import translate, translate32
-from xenemu.pv.state import pv
+from xenemu.pv.state import StartContext, pv
 from xenemu.pv.traps import CS64, SS64
 from xenemu.x86 import flags, segment
 
@@ -26,6 +27,9 @@ def start_vcpu(current: Current) -> None:
     state, cpu = pv(current), current.cpu
     entry = state.entry
     assert entry is not None
+    if isinstance(entry, StartContext):
+        load_context(current, entry)
+        return
     for register in range(16):
         cpu.regs[register] = 0
     cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RSI] = entry.rip, entry.rsp, entry.rsi

@@ -38,6 +38,26 @@ class StartState:
     rsi: int
 
 
+@dataclass(frozen=True)
+class StartContext:
+    """Where a vcpu starts that another vcpu has initialised.
+
+    `general` has the order of `hv.cpu.Reg`. `selectors` has that of the first `hv.cpu.Seg`: ES, CS,
+    SS, DS, FS, GS. The bases are a 64-bit guest's; that of FS, and the user's of GS, count where
+    the selector is null. `fpu` is None for a fresh FPU, `debug` are DR0 to DR7.
+    """
+
+    general: tuple[int, ...]
+    rip: int
+    rflags: int
+    selectors: tuple[int, ...]
+    fs_base: int
+    gs_base_kernel: int
+    gs_base_user: int
+    fpu: bytes | None
+    debug: tuple[int, ...]
+
+
 @dataclass
 class PvDomain:
     """What Xen keeps for a PV domain as a whole.
@@ -69,7 +89,7 @@ class PvVcpu:
 
     kernel_root: Mfn
     user_root: Mfn = NO_TABLE
-    entry: StartState | None = None
+    entry: StartState | StartContext | None = None
     kernel_mode: bool = True
     inactive_gs: int = 0
     traps: dict[int, Trap] = field(default_factory=dict)

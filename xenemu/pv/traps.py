@@ -28,6 +28,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.pv.bounce32 import bounce32, iret32
+from xenemu.pv.bounce32 import resume as resume32
 from xenemu.pv.crash import no_frame, no_handler, no_iret_frame
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
@@ -311,6 +312,20 @@ def _load_code_and_stack(current: Current, cs: int, ss: int) -> None:
         return
     cpu.set_segment(Seg.SS, stack)
     cpu.set_segment(Seg.CS, code)
+
+
+def resume(current: Current, cs: int, ss: int) -> None:
+    """Go on in the guest at the registers, and at CS and SS as an IRET at CPL 0 loads them.
+
+    The guest gets the fault if it cannot have them.
+    """
+    if current.domain.width == 8:
+        _load_code_and_stack(current, cs, ss)
+        return
+    try:
+        resume32(current, cs, ss)
+    except Fault as fault:
+        _deliver_iret_fault(current, fault)
 
 
 def _deliver_iret_fault(current: Current, fault: Fault) -> None:

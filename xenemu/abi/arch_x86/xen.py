@@ -6,9 +6,9 @@ Header: public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/arch-x86/xen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
-from xenemu.abi.layout import U8, U16, U64, ULONG, Struct
+from xenemu.abi.layout import U8, U16, U32, U64, ULONG, Struct, blob
 
 FIRST_RESERVED_GDT_PAGE: Final = 14
 FIRST_RESERVED_GDT_BYTE: Final = FIRST_RESERVED_GDT_PAGE * 4096
@@ -74,3 +74,101 @@ class iret_context(Struct, size=(72, 72)):
     rflags: U64
     rsp: U64
     ss: U64
+
+
+@dataclass
+class cpu_user_regs(Struct, size=(200, 200)):
+    """The registers in a 64-bit guest's vcpu_guest_context."""
+
+    r15: U64
+    r14: U64
+    r13: U64
+    r12: U64
+    rbp: U64
+    rbx: U64
+    r11: U64
+    r10: U64
+    r9: U64
+    r8: U64
+    rax: U64
+    rcx: U64
+    rdx: U64
+    rsi: U64
+    rdi: U64
+    error_code: U32
+    entry_vector: U32
+    rip: U64
+    cs: U16
+    pad0: U16
+    saved_upcall_mask: U8
+    pad1: Annotated[bytes, blob(3)]
+    rflags: U64
+    rsp: U64
+    ss: U16
+    pad2: Annotated[bytes, blob(6)]
+    es: U16
+    pad3: Annotated[bytes, blob(6)]
+    ds: U16
+    pad4: Annotated[bytes, blob(6)]
+    fs: U16
+    pad5: Annotated[bytes, blob(6)]
+    gs: U16
+    pad6: Annotated[bytes, blob(6)]
+
+
+@dataclass
+class cpu_user_regs32(Struct, size=(68, 68)):
+    """The registers in a 32-bit guest's vcpu_guest_context."""
+
+    ebx: U32
+    ecx: U32
+    edx: U32
+    esi: U32
+    edi: U32
+    ebp: U32
+    eax: U32
+    error_code: U16
+    entry_vector: U16
+    eip: U32
+    cs: U16
+    saved_upcall_mask: U8
+    pad0: U8
+    eflags: U32
+    esp: U32
+    ss: U16
+    pad1: U16
+    es: U16
+    pad2: U16
+    ds: U16
+    pad3: U16
+    fs: U16
+    pad4: U16
+    gs: U16
+    pad5: U16
+
+
+@dataclass
+class vcpu_guest_context(Struct, size=(5168, 2800)):
+    """All that a PV vcpu begins with. Fields of no bytes are not in that width's struct."""
+
+    fpu_ctxt: Annotated[bytes, blob(512)]
+    flags: ULONG
+    user_regs: Annotated[bytes, blob(200, 8, 68, 4)]
+    trap_ctxt: Annotated[bytes, blob(4096, 8, 2048, 4)]
+    ldt_base: ULONG
+    ldt_ents: ULONG
+    gdt_frames: Annotated[bytes, blob(128, 8, 64, 4)]
+    gdt_ents: ULONG
+    kernel_ss: ULONG
+    kernel_sp: ULONG
+    ctrlreg: Annotated[bytes, blob(64, 8, 32, 4)]
+    debugreg: Annotated[bytes, blob(64, 8, 32, 4)]
+    event_callback_cs: Annotated[bytes, blob(0, 1, 4, 4)]
+    event_callback_eip: ULONG
+    failsafe_callback_cs: Annotated[bytes, blob(0, 1, 4, 4)]
+    failsafe_callback_eip: ULONG
+    syscall_callback_eip: Annotated[bytes, blob(8, 8, 0)]
+    vm_assist: ULONG
+    fs_base: Annotated[bytes, blob(8, 8, 0)]
+    gs_base_kernel: Annotated[bytes, blob(8, 8, 0)]
+    gs_base_user: Annotated[bytes, blob(8, 8, 0)]
