@@ -56,6 +56,28 @@ def test_a_bzimage_is_unpacked(load):
     assert found.notes.guest_os == "linux"
 
 
+def resident(path: str) -> int:
+    """How many KiB of a mapped file are in this process's memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if "-" in name:
+            ours = values[-1] == path
+        elif name == "Rss:" and ours:
+            found += int(values[0])
+    return found
+
+
+def test_a_bzimage_leaves_no_pages_of_its_file_in_memory(load):
+    found = load(bzimage(kernel()))
+    assert found.bzimage is not None
+    assert resident(found.path) == 0
+    assert len(bytes(found.bzimage.file)) > 0
+    assert resident(found.path) > 0
+    found.forget_pages()
+    assert resident(found.path) == 0
+
+
 def test_a_compressed_elf_is_unpacked(load):
     found = load(gzip.compress(kernel()))
     assert (found.format, found.payload.compression) == ("ELF", "gzip")

@@ -147,9 +147,11 @@ class Image:
             yield from self.bsd_symbols.pieces
 
     def forget_pages(self) -> None:
-        """Let the host take back the memory of `elf`, which has been loaded, if a file has it."""
+        """Let the host take back the memory of files: what was in them has been loaded."""
         if self.payload:
             forget(self.elf)
+        if self.bzimage:
+            forget(self.bzimage.file)
 
 
 def load(path: Path) -> Image:
@@ -173,6 +175,7 @@ def _load(path: Path) -> Image:
     if bzimage.is_bzimage(view):
         outer = bzimage.parse(view)
         view = unpacked(outer.compressed, outer.unpack, outer.size)
+        forget(outer.file)  # all of it has been read, for its digest at the least
         payload = Payload(
             outer.compression,
             len(outer.compressed),
