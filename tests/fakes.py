@@ -262,7 +262,7 @@ class FakeNativeCpu(FakeCpu):
             return 0
         return 3 if self.rflags & VM else dpl(self.segment(Seg.SS).attributes)
 
-    def enter_long_mode(self, cr3: int) -> None:
+    def enter_long_mode(self, cr3: int, sse: bool = False) -> None:
         self.cr0, self.cr3, self.cr4, self.efer = 0x80000011, cr3, 0x20, 0x500
 
     def request_interrupt(self) -> None:

@@ -1,4 +1,4 @@
-"""Debian's kernels by Linux's own entries, to userland and power-off, twice the same.
+"""Debian's kernels by Linux's own entries and by EFI, to userland and power-off, twice the same.
 
 A bzImage unpacks itself in the guest, with KASLR; a vmlinux is the ELF in it.
 """
@@ -24,6 +24,9 @@ BOOTS = [
     ("debian-6.12-cloud-amd64", "linux32", "bzImage"),
     ("debian-6.12-cloud-amd64", "linux64", "bzImage"),
     ("debian-6.12-cloud-amd64", "linux64", "vmlinux"),
+    ("debian-amd64", "efi", "bzImage"),
+    ("debian-cloud-amd64", "efi", "bzImage"),
+    ("debian-6.12-cloud-amd64", "efi", "bzImage"),
     ("debian-686-pae", "linux32", "bzImage"),
     ("debian-686-pae", "linux32", "vmlinux"),
 ]
@@ -101,6 +104,22 @@ def test_kaslr_goes_by_the_seed(guest_image, xenemu_run):
     assert offset("--cmdline", "console=hvc0 panic=-1 nokaslr") == "disabled"
 
 
+def test_a_linux_calls_efi_where_it_has_mapped_it(guest_image, xenemu_run, tmp_path):
+    init = tmp_path / "reboot.sh"
+    init.write_text("#!/bin/sh\nreboot -f\n")
+    run = xenemu_run(
+        *(guest_image("debian-cloud-amd64"), "--entry", "efi", "--timeout", "300"),
+        *("--init", init, "--busybox", guest_image("busybox"), "--trace", "hypercalls"),
+        *("--cmdline", "console=hvc0"),
+    )
+    trace = run.stderr.decode()
+    assert run.returncode == 0 and "the guest asked to be rebooted" in trace
+    calls = re.findall(r"EFI\.(\w+)", trace)
+    after = calls[calls.index("ExitBootServices") + 1 :]
+    assert after[0] == "SetVirtualAddressMap" and "GetVariable" in after[1:]
+    assert "EFI_UNSUPPORTED" not in trace
+
+
 # Userland's own view of boot_params: the loader's id, hardware_subarch, and what setup_data is.
 LOOK = """#!/bin/sh
 mount -t sysfs sys /sys
@@ -127,6 +146,9 @@ def test_userland_sees_what_boot_params_said(guest_image, xenemu_run, tmp_path):
 
 
 REFUSED = [
+    ("debian-cloud-amd64", "vmlinux", "efi", (), "this is an ELF, and has no PE header"),
+    ("debian-686-pae", "bzImage", "efi", (), "the PE program is for i386, and this EFI has 64"),
+    ("grub-x86_64-xen", "bzImage", "efi", (), "this is an ELF, and has no PE header"),
     ("debian-cloud-amd64", "vmlinux", "linux32", (), "an x86-64 vmlinux has no 32-bit entry"),
     ("debian-686-pae", "bzImage", "linux64", (), "the bzImage has no 64-bit entry"),
     ("debian-686-pae", "vmlinux", "linux64", (), "an i386 vmlinux has no 64-bit entry"),

@@ -202,13 +202,14 @@ class Registers:
         self.leave_long_mode()
         self._cr[0] = CR0_ENTRY
 
-    def enter_long_mode(self, cr3: int) -> None:
+    def enter_long_mode(self, cr3: int, sse: bool = False) -> None:
         """Turn 4-level paging on, and all of EFER and CR4 off that long mode does not need."""
         from unicorn import x86_const as x86  # noqa: PLC0415 (after the shim)
 
         uc = self._uc
+        allowed = CR4_OSFXSR | CR4_OSXMMEXCPT if sse else 0
         uc.msr_write(msr.EFER, msr.EFER_LME | msr.EFER_LMA)
-        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
+        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE | allowed)
         uc.reg_write(x86.UC_X86_REG_CR3, cr3)
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_ENTRY | CR0_PE_PG)
 

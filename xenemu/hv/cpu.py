@@ -205,10 +205,10 @@ class NativeCpu(Cpu, Protocol):
     def delivered(self) -> Delivered:
         """What was to be delivered last; of a triple fault, what that began with."""
 
-    def enter_long_mode(self, cr3: int) -> None:
+    def enter_long_mode(self, cr3: int, sse: bool = False) -> None:
         """Turn 4-level paging on, and all of EFER and CR4 off that long mode does not need.
 
-        CS then says whether the code has 64 bits.
+        With `sse`, its instructions are allowed. CS then says whether the code has 64 bits.
         """
 
     def request_interrupt(self) -> None:

@@ -48,7 +48,7 @@ from xenemu.pvh.layout import (
     memory_map,
     rsdp_address,
 )
-from xenemu.pvh.state import PvhDomain, PvhVcpu, StartState, pvh_vcpu
+from xenemu.pvh.state import Firmware, PvhDomain, PvhVcpu, StartState, pvh_vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128
@@ -76,6 +76,7 @@ class Placed:
 
     pieces: Sequence[tuple[int, Data]]
     entry: StartState
+    firmware: Firmware | None = None
 
 
 def make_room(config: DomainConfig, kernel: Kernel) -> Room:
@@ -107,7 +108,9 @@ def build(config: DomainConfig, room: Room, placed: Placed) -> Domain:
     domain = _make_domain(config, frames, p2m, room, Mfn(end))
     pvh_vcpu(domain.vcpus[0]).entry = placed.entry
     give_rings(domain)
-    domain.arch = PvhDomain(_params(domain.xenstore.port, domain.console.port))
+    domain.arch = PvhDomain(
+        _params(domain.xenstore.port, domain.console.port), firmware=placed.firmware
+    )
     make_ready(domain)
     return domain
 

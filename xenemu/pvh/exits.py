@@ -52,6 +52,10 @@ class PvhExits:
         if cpu.cpl:
             cpu.regs[Reg.RAX] = -EPERM & MASK64
             return
+        firmware = pvh_domain(current).firmware
+        if firmware is not None and firmware.answers(current):
+            self.deliver_events()
+            return
         vcpu = current.vcpu
         vcpu.width, vcpu.environment = (8, "pvh64") if cpu.code64 else (4, "pvh32")
         hypercall(current, VMCALL_LENGTH)

@@ -6,6 +6,7 @@ In Xen: include/asm-x86/hvm/domain.h, include/asm-x86/hvm/vcpu.h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from xenemu.hv.current import Current
 from xenemu.hv.state.vcpu import Vcpu
@@ -21,6 +22,13 @@ class StartState:
     info: int
 
 
+class Firmware(Protocol):
+    """What runs below the kernel, and answers some of its VMCALLs."""
+
+    def answers(self, current: Current) -> bool:
+        """Serve the VMCALL before RIP, if it is the firmware's; whether it was."""
+
+
 @dataclass
 class PvhDomain:
     """What Xen keeps for a PVH domain: HVM_PARAM_* by index, and the way it hears of events.
@@ -32,6 +40,7 @@ class PvhDomain:
     params: dict[int, int] = field(default_factory=dict)
     callback_vector: int | None = None
     had_idt: bool = False
+    firmware: Firmware | None = None
 
 
 @dataclass

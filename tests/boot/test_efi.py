@@ -1,0 +1,283 @@
+"""boot/efi: what a PE program finds at its first instruction, and what cannot be started."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from efiguest import MIB, SCRATCH, EfiGuest
+from pewriter import TEXT, blocks, efi_bzimage, pe
+
+import elfwriter
+from xenemu.boot import ENTRIES
+from xenemu.boot.efi import abi
+from xenemu.boot.efi.abi import MemoryType, Status
+from xenemu.errors import DomainCrash, FitError, ImageError, UsageError
+from xenemu.hv.building import DomainConfig, Module
+from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.snapshot import DomainSnapshot
+
+
+@pytest.fixture
+def guest(load):
+    return EfiGuest(load, cmdline=b"console=hvc0", initrd=b"an initrd", rng_seed=7)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (elfwriter.kernel(), "this is an ELF, and has no PE header"),
+        (elfwriter.bzimage(elfwriter.kernel()), "there is no PE header"),
+        (efi_bzimage(pe(machine=0x14C)), "the PE program is for i386"),
+        (efi_bzimage(pe(subsystem=3)), "for subsystem 3, which is not EFI"),
+        (efi_bzimage(pe(entry=0x5000)), "the PE header has the entry 0x5000"),
+    ],
+)
+def test_what_cannot_be_started(load, data, reason):
+    assert reason in ENTRIES["efi"].verdict(load(data)).reason
+
+
+def test_what_is_refused_when_it_is_built(load):
+    def build(program: bytes = b"", memory: int = 64 * MIB, **config):
+        ENTRIES["efi"].build(load(efi_bzimage(program or pe())), DomainConfig(memory, **config))
+
+    with pytest.raises(FitError, match="no room for 33554432 bytes"):
+        build(pe(size=32 * MIB), 16 * MIB)
+    with pytest.raises(UsageError, match="EFI has one module"):
+        build(modules=(Module(b"more"),))
+    with pytest.raises(ImageError, match="runs only at 0x400000"):
+        build(pe(image_base=0x400000, flags=0x207))
+    with pytest.raises(UsageError, match="--subarch: efi has no boot_params"):
+        build(subarch=2)
+
+
+def test_the_registers_are_those_of_a_call_in_x64(guest):
+    cpu = guest.cpu
+    assert cpu.code64 and cpu.rflags & 0x200
+    assert cpu.regs[Reg.RSP] % 16 == 8
+    assert cpu.segment(Seg.CS).selector == 0x10 and cpu.segment(Seg.SS).selector == 0x18
+    entry = guest.current.read(cpu.rip, 1)
+    assert entry == b"\xc3" and cpu.rip % 0x1000 == TEXT % 0x1000
+
+
+def test_all_memory_is_mapped_to_itself(load):
+    guest = EfiGuest(load, memory=(5 << 10) * MIB)
+    for address in (SCRATCH, 0xFC000000, (4 << 30) + 64 * MIB):
+        guest.put(address, address)
+        mfn = guest.domain.p2m.lookup(address >> 12)
+        assert guest.domain.memory.words[mfn << 9 | (address & 0xFFF) >> 3] == address
+
+
+def test_the_tables_have_signatures_and_sums(guest):
+    for table, signature in (
+        (guest.system, b"IBI SYST"),
+        (guest.boot, b"BOOTSERV"),
+        (guest.runtime, b"RUNTSERV"),
+    ):
+        head = guest.current.read(table, 24)
+        size = int.from_bytes(head[12:16], "little")
+        data = bytearray(guest.current.read(table, size))
+        crc = int.from_bytes(data[16:20], "little")
+        data[16:20] = bytes(4)
+        assert (head[:8], crc) == (signature, zlib.crc32(data))
+
+
+def test_the_program_is_relocated_to_where_it_is(load):
+    moves = blocks((0x1000, [10 << 12]))
+    program = pe((0x401000).to_bytes(8, "little"), image_base=0x400000, relocations=moves)
+    guest = EfiGuest(load, program)
+    assert guest.word(guest.cpu.rip) == guest.cpu.rip
+
+
+def test_the_loaded_image_has_the_command_line(guest):
+    at, start = SCRATCH, guest.cpu.rip
+    protocol = guest.guid(at, abi.LOADED_IMAGE)
+    assert guest.call("HandleProtocol", guest.image, protocol, at + 16) == Status.SUCCESS
+    loaded = guest.word(at + 16)
+    assert guest.word(loaded + 16) == guest.system
+    base, size = guest.word(loaded + 64), guest.word(loaded + 72)
+    assert base + TEXT == start and size == 0x3000
+    length, options = guest.word(loaded + 48, 4), guest.word(loaded + 56)
+    assert guest.current.read(options, length).decode("utf-16-le") == "console=hvc0\0"
+
+
+def test_a_program_without_a_command_line_has_no_options(load):
+    guest = EfiGuest(load)
+    at = SCRATCH
+    guest.call("HandleProtocol", guest.image, guest.guid(at, abi.LOADED_IMAGE), at + 16)
+    assert guest.word(guest.word(at + 16) + 48, 4) == 0
+
+
+def configuration(guest) -> dict[bytes, int]:
+    count, at = guest.word(guest.system + 104), guest.word(guest.system + 112)
+    return {guest.current.read(at + 24 * n, 16): guest.word(at + 24 * n + 16) for n in range(count)}
+
+
+def test_the_configuration_tables(guest):
+    tables = configuration(guest)
+    assert guest.current.read(tables[abi.ACPI_20_TABLE], 8) == b"RSD PTR "
+    properties = tables[abi.RT_PROPERTIES_TABLE]
+    assert guest.word(properties, 2) == 1 and guest.word(properties + 2, 2) == 8
+    supported = guest.word(properties + 4, 4)
+    for n, name in enumerate(abi.RUNTIME_SERVICES):
+        there = name not in ("UpdateCapsule", "QueryCapsuleCapabilities", "ConvertPointer")
+        there = there and not name.endswith("WakeupTime")
+        assert bool(supported & 1 << n) == there, name
+
+
+def test_a_program_may_install_tables_and_remove_them(guest):
+    own = guest.guid(SCRATCH, bytes(range(16)))
+    assert guest.call("InstallConfigurationTable", own, 0) == Status.NOT_FOUND
+    assert guest.call("InstallConfigurationTable", own, 0x1234) == Status.SUCCESS
+    assert configuration(guest)[bytes(range(16))] == 0x1234
+    assert guest.call("InstallConfigurationTable", own, 0) == Status.SUCCESS
+    assert bytes(range(16)) not in configuration(guest)
+
+
+def test_what_is_not_there_is_unsupported_and_told(guest):
+    assert guest.call("LoadImage", 0, 0, 0, 0, 0, 0) == Status.UNSUPPORTED
+    assert guest.call("UpdateCapsule", 0, 0, 0) == Status.UNSUPPORTED
+    told = "EFI has no LoadImage: it answers EFI_UNSUPPORTED"
+    assert told in guest.domain.refusals
+    assert guest.efi.missing == {"LoadImage": 1, "UpdateCapsule": 1}
+
+
+def test_calls_are_in_the_log_of_calls(guest):
+    guest.call("Stall", 5)
+    guest.call("FreePool", 0x123)
+    stall, free = list(guest.domain.calls)[-2:]
+    assert (stall.name, stall.args, stall.result) == ("EFI.Stall", (5,), 0)
+    assert (free.name, free.result) == ("EFI.FreePool", Status.INVALID_PARAMETER)
+    assert free.reason == "EFI_INVALID_PARAMETER: nothing in the pool begins at 0x123"
+
+
+def test_a_vmcall_elsewhere_is_a_hypercall(guest):
+    """Only the first bytes of a stub, where the firmware has it, are a service."""
+    stub = guest.where("Stall")
+    page = guest.current.read(stub & ~0xFFF, 0x1000)
+    guest.current.write(SCRATCH, page)
+    for rip in (SCRATCH + (stub & 0xFFF), stub + 16 * 200, stub + 1):
+        guest.cpu.rip = rip + 3
+        assert not guest.domain.arch.firmware.answers(guest.current)
+    guest.cpu.rip = stub + 3
+    assert guest.domain.arch.firmware.answers(guest.current)
+
+
+def test_an_other_page_at_a_stubs_address_is_no_stub(guest):
+    """The page is found by where it lies in memory, whatever the guest maps there."""
+    stub = guest.where("Stall")
+    table = guest.efi.places.page_tables + 2 * 4096  # the first GiB
+    guest.put(table + (stub >> 21) * 8, SCRATCH & ~(2 * MIB - 1) | 0x83)
+    guest.cpu.rip = stub + 3
+    assert not guest.domain.arch.firmware.answers(guest.current)
+
+
+def test_a_program_that_returns_ends_the_domain(guest):
+    back = guest.word(guest.cpu.regs[Reg.RSP])
+    with pytest.raises(DomainCrash, match="the EFI program ended, with EFI_LOAD_ERROR"):
+        guest.cpu.regs[Reg.RAX] = Status.LOAD_ERROR | 1 << 63
+        guest.cpu.rip = back + 3
+        guest.exits.vmcall()
+    with pytest.raises(DomainCrash, match="with EFI_ABORTED"):
+        guest.call("Exit", guest.image, Status.ABORTED | 1 << 63, 0, 0)
+
+
+def test_the_console_is_xens(guest):
+    out = guest.word(guest.system + 64)
+    assert guest.method(out, 1, guest.text(SCRATCH, "h\u00e9llo\r\n")) == Status.SUCCESS
+    assert guest.domain.output == "h\u00e9llo\r\n".encode()
+    mode = guest.word(out + 72)
+    assert [guest.word(mode + 4 * n, 4) for n in range(5)] == [1, 0, 7, 0, 1]
+    assert guest.method(out, 3, 0, SCRATCH, SCRATCH + 8) == Status.SUCCESS
+    assert (guest.word(SCRATCH), guest.word(SCRATCH + 8)) == (80, 25)
+    assert guest.method(out, 3, 1, SCRATCH, SCRATCH + 8) == Status.UNSUPPORTED
+    assert guest.method(out, 7, 80, 0) == Status.UNSUPPORTED
+    del guest.domain.output[:]
+    assert guest.method(out, 5, 0x1F) == Status.SUCCESS
+    assert guest.method(out, 7, 2, 3) == Status.SUCCESS
+    assert guest.domain.output == b"\x1b[1;37;44m\x1b[4;3H"
+    assert [guest.word(mode + 4 * n, 4) for n in range(2, 5)] == [0x1F, 2, 3]
+
+
+def test_a_string_waits_for_room_in_the_ring(guest):
+    """While nobody takes what is shown, the call is made again; no byte comes twice."""
+    guest.domain.output += bytes(1 << 20)  # the limit
+    out = guest.word(guest.system + 64)
+    text = "".join(chr(65 + n % 26) for n in range(3000))
+    stub = guest.word(out + 8)
+    guest.jump(stub, out, guest.text(SCRATCH, text))
+    assert guest.cpu.rip == stub and guest.domain.vcpus[0].blocked
+    del guest.domain.output[:]
+    guest.console.pump(guest.domain)
+    assert not guest.domain.vcpus[0].blocked
+    guest.method(out, 1, SCRATCH)
+    assert guest.domain.output.decode() == text
+
+
+def test_a_spoilt_ring_swallows_what_is_shown(guest):
+    ring = guest.domain.console.mfn << 12
+    guest.domain.memory.write_uint(ring + 3072 + 8, 4, 0x9999)
+    out = guest.word(guest.system + 64)
+    assert guest.method(out, 1, guest.text(SCRATCH, "lost")) == Status.SUCCESS
+    assert not guest.domain.output
+
+
+def test_keys_come_from_the_console(guest):
+    con_in = guest.word(guest.system + 48)
+    event = guest.word(con_in + 16)
+    read = [con_in, 1, SCRATCH]
+    assert guest.method(*read) == Status.NOT_READY
+    assert guest.call("CheckEvent", event) == Status.NOT_READY
+    guest.console.feed(guest.domain, b"x\n\x7f\x1b[A\x1b")
+    keys = []
+    while guest.call("CheckEvent", event) == Status.SUCCESS:
+        assert guest.method(*read) == Status.SUCCESS
+        keys.append((guest.word(SCRATCH, 2), guest.word(SCRATCH + 2, 2)))
+    assert keys == [(0, ord("x")), (0, 13), (0, 8), (1, 0), (23, 0)]
+
+
+def test_the_initrd_is_found_by_its_media_path(guest):
+    path = guest.find(abi.LOAD_FILE2) and SCRATCH + 0x100
+    node = bytes((4, 3, 20, 0)) + abi.LINUX_INITRD_MEDIA + bytes((0x7F, 0xFF, 4, 0))
+    guest.current.write(path, node)
+    at = guest.put(SCRATCH + 0x80, path, 0)
+    protocol = guest.guid(SCRATCH, abi.LOAD_FILE2)
+    assert guest.call("LocateDevicePath", protocol, at, at + 8) == Status.SUCCESS
+    assert guest.word(at) == path + 20  # the end is left
+    interface = guest.find(abi.LOAD_FILE2)
+    size, buffer = guest.put(SCRATCH + 0x200, 0), SCRATCH + 0x300
+    load = (interface, 0, path + 20, 0, size, buffer)
+    assert guest.method(*load) == Status.BUFFER_TOO_SMALL
+    assert guest.word(size) == len(b"an initrd")
+    assert guest.method(*load) == Status.SUCCESS
+    assert guest.current.read(buffer, 9) == b"an initrd"
+    assert guest.method(interface, 0, path, 1, size, buffer) == Status.UNSUPPORTED
+
+
+def test_without_an_initrd_there_is_no_such_device(load):
+    guest = EfiGuest(load)
+    protocol = guest.guid(SCRATCH, abi.LOAD_FILE2)
+    assert guest.call("LocateProtocol", protocol, 0, SCRATCH + 16) == Status.NOT_FOUND
+
+
+def test_random_numbers_follow_from_the_seed(load):
+    def draw(seed: int) -> bytes:
+        guest = EfiGuest(load, rng_seed=seed)
+        rng = guest.find(abi.RNG)
+        for n in range(2):
+            assert guest.method(rng, 1, 0, 32, SCRATCH + 32 * n) == Status.SUCCESS
+        return guest.current.read(SCRATCH, 64)
+
+    one = draw(1)
+    assert one == draw(1) != draw(2)
+    assert one[:32] != one[32:]
+
+
+def test_a_snapshot_has_the_firmware_in_it(guest):
+    at = guest.put(SCRATCH, 0)
+    guest.call("AllocatePool", MemoryType.LOADER_DATA, 100, at)
+    before = len(guest.efi.memory.pieces)
+    snapshot = DomainSnapshot(guest.domain)
+    guest.call("FreePool", guest.word(at))
+    restored = snapshot.restore(guest.domain)
+    assert len(restored.arch.firmware.firmware.memory.pieces) == before

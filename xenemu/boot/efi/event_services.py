@@ -1,0 +1,281 @@
+"""Events, timers, task priorities, and the calls of the guest's own functions.
+
+UEFI specification 2.10, section 7.1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenemu.boot.efi import console
+from xenemu.boot.efi.abi import (
+    BOOT_STUBS,
+    EXIT_BOOT_SERVICES_GROUP,
+    RETURNS,
+    STUB_SIZE,
+    VIRTUAL_ADDRESS_CHANGE_GROUP,
+    VMCALL_LENGTH,
+    Status,
+)
+from xenemu.boot.efi.call import (
+    ERROR_BIT,
+    NS_PER_UNIT,
+    REGISTERS,
+    SHADOW,
+    Blocked,
+    Call,
+    EfiError,
+    Left,
+    check,
+    needed,
+    service,
+)
+from xenemu.boot.efi.state import MAX_THINGS, Callback, Event
+from xenemu.errors import DomainCrash
+from xenemu.hv import event_2l, scheduler
+from xenemu.hv.cpu import Reg
+from xenemu.hv.waking import POLL
+
+EVENT_BASE: Final = 0xE000_0000  # events look like addresses, and are none
+TIMER, NOTIFY_WAIT, NOTIFY_SIGNAL = 1 << 31, 0x100, 0x200
+GROUPS: Final = {0x201: EXIT_BOOT_SERVICES_GROUP, 0x60000202: VIRTUAL_ADDRESS_CHANGE_GROUP}
+KINDS: Final = {0, TIMER, *(NOTIFY_WAIT, NOTIFY_SIGNAL), *GROUPS}
+KINDS_WITH_TIMER: Final = KINDS | {TIMER | NOTIFY_WAIT, TIMER | NOTIFY_SIGNAL}
+TPL_APPLICATION, TPL_CALLBACK, TPL_NOTIFY, TPL_HIGH_LEVEL = 4, 8, 16, 31
+TIMER_CANCEL, TIMER_PERIODIC, TIMER_RELATIVE = range(3)
+MAX_WAITED_FOR: Final = 256
+MAX_NESTED: Final = 32
+LONGEST_NS: Final = 1 << 62
+POLL_NS: Final = 100_000  # between two looks at what only a function of the guest's can tell
+WHERE: Final = {name: BOOT_STUBS.index(name) * STUB_SIZE for name in RETURNS}
+
+
+@service("RaiseTPL", "N")
+def raise_tpl(call: Call, tpl: int) -> int:
+    old = call.firmware.tpl
+    call.firmware.tpl = min(tpl, TPL_HIGH_LEVEL)
+    return old
+
+
+@service("RestoreTPL", "N")
+def restore_tpl(call: Call, tpl: int) -> None:
+    call.firmware.tpl = min(tpl, TPL_HIGH_LEVEL)
+
+
+@service("CreateEvent", "INNNN")
+def create_event(call: Call, kind: int, tpl: int, notify: int, context: int, pointer: int) -> None:
+    group = GROUPS.get(kind, b"")
+    _create(call, kind, Event(kind, tpl, notify, context, group), pointer)
+
+
+@service("CreateEventEx", "INNNNN")
+def create_event_ex(
+    call: Call, kind: int, tpl: int, notify: int, context: int, group_at: int, pointer: int
+) -> None:
+    group = call.read_guid(group_at) if group_at else b""
+    check(kind not in GROUPS, Status.INVALID_PARAMETER, "such an event has its own group")
+    _create(call, kind, Event(kind, tpl, notify, context, group), pointer)
+
+
+def _create(call: Call, kind: int, event: Event, pointer: int) -> None:
+    firmware = call.firmware
+    check(kind in KINDS_WITH_TIMER, Status.INVALID_PARAMETER, f"there is no event type {kind:#x}")
+    if kind & (NOTIFY_WAIT | NOTIFY_SIGNAL):
+        good = event.notify and TPL_APPLICATION < event.tpl < TPL_HIGH_LEVEL
+        check(good, Status.INVALID_PARAMETER, "the event has no function, or no priority for it")
+    else:
+        event.notify = 0
+    call.write_word(needed(pointer), add(call, event))
+    firmware.next_event += 1
+
+
+def add(call: Call, event: Event) -> int:
+    """The handle of a new event, before `next_event` moves on."""
+    firmware = call.firmware
+    check(len(firmware.events) < MAX_THINGS, Status.OUT_OF_RESOURCES, "there are too many events")
+    handle = EVENT_BASE + 16 * firmware.next_event
+    firmware.events[handle] = event
+    return handle
+
+
+@service("SetTimer", "NIQ")
+def set_timer(call: Call, handle: int, how: int, units: int) -> None:
+    event = _event(call, handle)
+    good = event.type & TIMER and how <= TIMER_RELATIVE
+    check(good, Status.INVALID_PARAMETER, "the event has no timer, or there is no such timer")
+    ns = min(units * NS_PER_UNIT, LONGEST_NS)
+    event.period_ns = max(ns, NS_PER_UNIT) if how == TIMER_PERIODIC else 0
+    event.due_ns = None if how == TIMER_CANCEL else call.cpu.now_ns + max(ns, event.period_ns)
+
+
+@service("SignalEvent", "N")
+def signal_event(call: Call, handle: int) -> None:
+    signal(call, handle)
+
+
+def signal(call: Call, handle: int) -> None:
+    """Signal an event, and all others of its group."""
+    event = _event(call, handle)
+    if event.group:
+        signal_group(call, event.group)
+    else:
+        _signal(call, handle, event)
+
+
+def signal_group(call: Call, group: bytes) -> None:
+    """Signal all events of a group."""
+    for handle, event in call.firmware.events.items():
+        if event.group == group:
+            _signal(call, handle, event)
+
+
+def _signal(call: Call, handle: int, event: Event) -> None:
+    if event.type & NOTIFY_SIGNAL:
+        if handle not in call.firmware.pending:
+            call.firmware.pending.append(handle)
+    else:
+        event.signalled = True
+
+
+@service("CloseEvent", "N")
+def close_event(call: Call, handle: int) -> None:
+    firmware = call.firmware
+    _event(call, handle)
+    check(handle != firmware.wait_for_key, Status.INVALID_PARAMETER, "the event is the console's")
+    del firmware.events[handle]
+    if handle in firmware.pending:
+        firmware.pending.remove(handle)
+    for registration in [n for n, (_, to, _) in firmware.registrations.items() if to == handle]:
+        del firmware.registrations[registration]
+
+
+@service("CheckEvent", "N")
+def check_event(call: Call, handle: int) -> None:
+    run_timers(call)
+    event = _event(call, handle)
+    check(not event.type & NOTIFY_SIGNAL, Status.INVALID_PARAMETER, "nobody can wait for the event")
+    if not _take(call, handle, event):
+        if event.notify and handle not in call.firmware.pending:  # it may signal it
+            call.firmware.pending.append(handle)
+        raise EfiError(Status.NOT_READY)
+
+
+@service("WaitForEvent", "NNN")
+def wait_for_event(call: Call, count: int, events_at: int, index_at: int) -> None:
+    firmware = call.firmware
+    check(firmware.tpl == TPL_APPLICATION, Status.UNSUPPORTED, "the task priority is too high")
+    good = 0 < count <= MAX_WAITED_FOR and events_at
+    check(good, Status.INVALID_PARAMETER, f"{count} events to wait for")
+    run_timers(call)
+    polled = False
+    for index in range(count):
+        handle = call.read_word(events_at + 8 * index)
+        event = _event(call, handle)
+        if event.type & NOTIFY_SIGNAL:
+            call.write_word(needed(index_at), index)
+            raise EfiError(Status.INVALID_PARAMETER, "nobody can wait for the event")
+        if _take(call, handle, event):
+            call.write_word(needed(index_at), index)
+            return
+        if event.notify:
+            polled = True
+            if handle not in firmware.pending:
+                firmware.pending.append(handle)
+    if polled or firmware.pending:
+        call.cpu.spend(POLL_NS)
+        again(call)
+    wait(call)
+
+
+def wait(call: Call) -> None:
+    """Let the vcpu sleep until the console has something, or a timer is due."""
+    domain, vcpu_id = call.domain, call.current.vcpu.vcpu_id
+    due = [event.due_ns for event in call.firmware.events.values() if event.due_ns is not None]
+    event_2l.clear_pending(domain, domain.console.port)
+    if due:
+        domain.timers.set((POLL, vcpu_id), min(due))
+    scheduler.block(call.current, frozenset({domain.console.port}))
+    raise Blocked
+
+
+def _take(call: Call, handle: int, event: Event) -> bool:
+    """Whether an event is signalled; if so, it is no more."""
+    if handle == call.firmware.wait_for_key:
+        return console.has_input(call)
+    was, event.signalled = event.signalled, False
+    return was
+
+
+def _event(call: Call, handle: int) -> Event:
+    event = call.firmware.events.get(handle)
+    if event is None:
+        raise EfiError(Status.INVALID_PARAMETER, f"{handle:#x} is no event")
+    return event
+
+
+def run_timers(call: Call) -> None:
+    """Signal the events whose time has come."""
+    # DIVERGES: firmware has a timer interrupt; here, time is looked at in calls only.
+    now_ns = call.cpu.now_ns
+    for handle, event in list(call.firmware.events.items()):
+        if event.due_ns is not None and event.due_ns <= now_ns:
+            late = now_ns - event.due_ns
+            step = event.period_ns and late // event.period_ns * event.period_ns + event.period_ns
+            event.due_ns = event.due_ns + step if step else None
+            _signal(call, handle, event)
+
+
+# ---- functions of the guest's ----
+
+
+def again(call: Call) -> None:
+    """Make the call once more, after the functions that wait to be called."""
+    call.cpu.rip -= VMCALL_LENGTH
+    call_back(call)
+    raise Left
+
+
+def call_back(call: Call) -> None:
+    """Call the function of the first event that may interrupt what runs, if there is one."""
+    firmware, cpu = call.firmware, call.cpu
+    for handle in firmware.pending:
+        event = firmware.events[handle]
+        if event.tpl > firmware.tpl and len(firmware.callbacks) < MAX_NESTED:
+            break
+    else:
+        return
+    firmware.pending.remove(handle)
+    rsp = (cpu.regs[Reg.RSP] - SHADOW & ~15) - 8
+    try:
+        call.write_word(rsp, firmware.places.boot_code + WHERE["return of a notification"])
+    except EfiError as error:
+        call.current.log(f"EFI cannot call the function of an event: {error}")
+        return
+    waiting = Callback(cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RAX], firmware.tpl)
+    firmware.callbacks.append(waiting)
+    firmware.tpl = event.tpl
+    cpu.rip, cpu.regs[Reg.RSP] = event.notify, rsp
+    cpu.regs[REGISTERS[0]], cpu.regs[REGISTERS[1]] = handle, event.context
+
+
+def returned(call: Call, name: str) -> None:
+    """A function of the guest's returned: the image's own, or that of an event."""
+    firmware, cpu = call.firmware, call.cpu
+    if name != "return of a notification" or not firmware.callbacks:
+        end(call, cpu.regs[Reg.RAX])
+        return
+    waiting = firmware.callbacks.pop()
+    cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RAX] = waiting.rip, waiting.rsp, waiting.rax
+    firmware.tpl = waiting.tpl
+    call_back(call)
+
+
+def end(call: Call, status: int) -> None:
+    """The image is done: there is nothing else to boot."""
+    known = {member.value for member in Status}
+    code = status & ~ERROR_BIT
+    name = f"EFI_{Status(code).name}" if code in known else f"{status:#x}"
+    raise DomainCrash(
+        f"the EFI program ended, with {name}",
+        "its firmware has nothing else to boot: what the program wrote last says why",
+    )

@@ -1,0 +1,99 @@
+"""All that the firmware knows. Plain data, which a snapshot keeps with the domain."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from xenemu.boot.efi.memory_map import MemoryMap
+
+MAX_THINGS: Final = 1 << 12  # handles, events and the like, of each
+
+
+@dataclass(frozen=True)
+class Places:
+    """Guest-physical addresses of what the firmware has in the guest's memory.
+
+    Stubs and tables of the runtime are apart from those of the boot services, because they stay. In
+    `boot_data` is the table of the boot services, and then the protocols' interfaces.
+    """
+
+    runtime_code: int
+    runtime_data: int
+    boot_code: int
+    boot_data: int
+    page_tables: int
+    stack: int  # its end
+    rsdp: int
+
+
+@dataclass
+class Event:
+    """An event: `period` and `due_ns` are its timer's; `due_ns` is None without one."""
+
+    type: int
+    tpl: int = 0
+    notify: int = 0  # a guest's function, or 0
+    context: int = 0
+    group: bytes = b""
+    signalled: bool = False
+    due_ns: int | None = None
+    period_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Callback:
+    """What goes on after a function of the guest's returns: the registers of who waits for it."""
+
+    rip: int
+    rsp: int
+    rax: int
+    tpl: int
+
+
+@dataclass
+class Firmware:
+    """A domain's EFI.
+
+    * `virtual` has the page of stubs that a virtual page is, by the addresses of both. The guest
+      sees other addresses of the runtime's after SetVirtualAddressMap.
+    * `handles` have interfaces by GUID. `pending` are events whose functions are to be called.
+    * `callbacks` are those that are being called, the innermost last.
+    * `missing` counts the calls of what is not there, by name.
+    """
+
+    places: Places
+    memory: MemoryMap
+    entry: int
+    initrd: bytes
+    seed: bytes
+    virtual: dict[int, int] = field(default_factory=dict)
+    runtime_code: int = 0  # where the guest sees it
+    runtime_data: int = 0
+    mapped: bool = False  # by SetVirtualAddressMap
+    boot: bool = True  # the boot services are there
+    exiting: bool = False
+    image_handle: int = 0
+    console_handle: int = 0
+    next_handle: int = 0
+    next_event: int = 0
+    handles: dict[int, dict[bytes, int]] = field(default_factory=dict)
+    events: dict[int, Event] = field(default_factory=dict)
+    wait_for_key: int = 0
+    registrations: dict[int, tuple[bytes, int, list[int]]] = field(default_factory=dict)
+    tables: dict[bytes, int] = field(default_factory=dict)
+    variables: dict[tuple[str, bytes], tuple[int, bytes]] = field(default_factory=dict)
+    pending: deque[int] = field(default_factory=deque)
+    callbacks: list[Callback] = field(default_factory=list)
+    tpl: int = 4  # TPL_APPLICATION
+    random_taken: int = 0
+    monotonic: int = 0
+    clock_offset_ns: int = 0
+    timezone: tuple[int, int] = (0x7FF, 0)  # unspecified, and no daylight saving
+    output: bytearray = field(
+        default_factory=bytearray
+    )  # of a string that the ring has no room for
+    cursor: tuple[int, int] = (0, 0)
+    attribute: int = 7
+    missing: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,140 @@
+"""The tables that the guest sees: what they have, and where in the firmware's pages.
+
+They are made from the firmware's state, and written anew when that has changed. UEFI specification
+2.10, sections 4.2 to 4.6, 9.1 (loaded image).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+from xenemu.boot.efi import abi, console
+from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB, STUB_SIZE, MemoryType
+from xenemu.boot.efi.call import SERVICES, put
+from xenemu.boot.efi.state import Firmware
+from xenemu.hv.state.domain import Domain
+from xenemu.x86.paging import PAGE_SIZE
+
+# In Places.runtime_data.
+SYSTEM_TABLE, RUNTIME_TABLE, VENDOR, PROPERTIES, CONFIGURATION = 0, 0x100, 0x200, 0x240, 0x400
+MAX_TABLES: Final = (PAGE_SIZE - CONFIGURATION) // 24
+# In Places.boot_data.
+BOOT_TABLE, CON_IN, CON_OUT, LOAD_FILE2, RNG = 0, 0x200, 0x220, 0x280, 0x290
+CON_MODE, INITRD_PATH, IMAGE_PATH, LOADED_IMAGE, GDT = (
+    console.MODE_OFFSET,
+    0x340,
+    0x380,
+    0x400,
+    0x500,
+)
+
+MEDIA_DEVICE_PATH, MEDIA_VENDOR = 4, 3
+PATH_END: Final = bytes((0x7F, 0xFF, 4, 0))
+HEADER: Final = struct.Struct("<QIIII")
+
+
+def _with_header(signature: int, body: bytes) -> bytes:
+    """A table with EFI_TABLE_HEADER before it, whose CRC is of all with the CRC 0."""
+    size = HEADER.size + len(body)
+    table = HEADER.pack(signature, abi.REVISION, size, 0, 0) + body
+    return HEADER.pack(signature, abi.REVISION, size, zlib.crc32(table), 0) + body
+
+
+def _pointers(page: int, names: Sequence[str], of: Sequence[str]) -> bytes:
+    """Pointers to stubs in a page that has those of the services `of`."""
+    stubs = [page + of.index(name) * STUB_SIZE for name in names]
+    return struct.pack(f"<{len(stubs)}Q", *stubs)
+
+
+def stubs(names: Sequence[str]) -> bytes:
+    """A page of stubs."""
+    return (STUB.ljust(STUB_SIZE, b"\xcc") * len(names)).ljust(PAGE_SIZE, b"\xcc")
+
+
+def _system_table(firmware: Firmware) -> bytes:
+    data, boot = firmware.runtime_data, firmware.places.boot_data
+    handle = firmware.console_handle
+    console_part = (handle, boot + CON_IN, handle, boot + CON_OUT, handle, boot + CON_OUT)
+    body = struct.pack(
+        "<QI4x6Q4Q",
+        data + VENDOR,
+        abi.FIRMWARE_REVISION,
+        *(console_part if firmware.boot else (0,) * 6),
+        data + RUNTIME_TABLE,
+        boot + BOOT_TABLE if firmware.boot else 0,
+        len(firmware.tables),
+        data + CONFIGURATION,
+    )
+    return _with_header(abi.SYSTEM_SIGNATURE, body)
+
+
+def runtime_data(firmware: Firmware) -> bytes:
+    """The page that stays: the system table, the runtime services, the configuration tables."""
+    page = bytearray(PAGE_SIZE)
+    services = _pointers(firmware.runtime_code, RUNTIME_SERVICES, RUNTIME_SERVICES)
+    supported = sum(1 << n for n, name in enumerate(RUNTIME_SERVICES) if name in SERVICES)
+    configuration = b"".join(
+        guid + address.to_bytes(8, "little") for guid, address in firmware.tables.items()
+    )
+    for at, piece in (
+        (SYSTEM_TABLE, _system_table(firmware)),
+        (RUNTIME_TABLE, _with_header(abi.RUNTIME_SIGNATURE, services)),
+        (VENDOR, (abi.VENDOR + "\0").encode("utf-16-le")),
+        (PROPERTIES, struct.pack("<HHI", 1, 8, supported)),
+        (CONFIGURATION, configuration),
+    ):
+        page[at : at + len(piece)] = piece
+    return bytes(page)
+
+
+def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
+    """The page that goes: the boot services, and the protocols."""
+    page, code, own = bytearray(PAGE_SIZE), firmware.places.boot_code, firmware.places.boot_data
+    names = ["" if name == "Reserved" else name for name in abi.BOOT_SERVICES]
+    table = b"".join(_pointers(code, [name], BOOT_STUBS) if name else bytes(8) for name in names)
+    con_in = _pointers(code, abi.CONSOLE_IN, BOOT_STUBS)
+    con_out = _pointers(code, abi.CONSOLE_OUT, BOOT_STUBS)
+    vendor = struct.pack("<BBH", MEDIA_DEVICE_PATH, MEDIA_VENDOR, 20) + abi.LINUX_INITRD_MEDIA
+    for at, piece in (
+        (BOOT_TABLE, _with_header(abi.BOOT_SIGNATURE, table)),
+        (CON_IN, con_in + firmware.wait_for_key.to_bytes(8, "little")),
+        (CON_OUT, con_out + (own + CON_MODE).to_bytes(8, "little")),
+        (LOAD_FILE2, _pointers(code, abi.LOAD_FILE2_SERVICES, BOOT_STUBS)),
+        (RNG, _pointers(code, abi.RNG_SERVICES, BOOT_STUBS)),
+        (CON_MODE, console.mode_bytes(firmware.attribute, firmware.cursor)),
+        (INITRD_PATH, vendor + PATH_END),
+        (IMAGE_PATH, PATH_END),
+        (LOADED_IMAGE, loaded_image),
+        (GDT, gdt),
+    ):
+        page[at : at + len(piece)] = piece
+    return bytes(page)
+
+
+def loaded_image(firmware: Firmware, options: range, image: range) -> bytes:
+    """EFI_LOADED_IMAGE_PROTOCOL of a program at `image`, with its load options."""
+    places = firmware.places
+    return struct.pack(
+        "<I4xQQQQQI4xQQQIIQ",
+        0x1000,
+        0,
+        places.runtime_data + SYSTEM_TABLE,
+        0,  # it came from no device
+        places.boot_data + IMAGE_PATH,
+        0,
+        len(options),
+        options.start,
+        image.start,
+        len(image),
+        MemoryType.LOADER_CODE,
+        MemoryType.LOADER_DATA,
+        0,
+    )
+
+
+def write_tables(domain: Domain, firmware: Firmware) -> None:
+    """Write the tables that stay as they are now."""
+    put(domain, firmware.places.runtime_data, runtime_data(firmware))
