@@ -63,6 +63,7 @@ class Guest:
     exit: int
     timeout: int
     initrd: str = ""  # a file in the folder
+    vcpus: int = 1
 
     @property
     def name(self) -> str:

@@ -61,3 +61,15 @@ def test_debian_boots_to_userland_and_powers_off(boot, image, mode, busybox):
         second = boot(image, mode, busybox, "--audit", AUDIT_S)
         assert second.stdout == first.stdout
         assert ended_at(second.stderr) == ended_at(first.stderr)
+
+
+def test_all_vcpus_of_a_pv_debian_come_up(boot):
+    """Each hears of the others by its own IPIs, and two runs are the same."""
+    runs = [boot("debian-cloud-amd64", "pv", "busybox", "--vcpus", "4") for _ in range(2)]
+    console = runs[0].stdout.decode(errors="replace")
+    assert runs[0].returncode == 0, runs[0].stderr.decode()
+    assert "smp: Brought up 1 node, 4 CPUs" in console
+    ipis = re.search(r"^ *RES: +(\d+) +(\d+) +(\d+) +(\d+) ", console, re.MULTILINE)
+    assert ipis and all(map(int, ipis.groups())), console
+    assert runs[1].stdout == runs[0].stdout
+    assert ended_at(runs[1].stderr) == ended_at(runs[0].stderr)

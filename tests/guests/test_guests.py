@@ -26,6 +26,7 @@ def test_guest(name, environment, tmp_path, xenemu_run):
         *("--memory", guest.memory),
         *("--cmdline", guest.cmdline),
         *("--timeout", str(guest.timeout)),
+        *("--vcpus", str(guest.vcpus)),
         *("--audit", "1"),
     )
     console = result.stdout.decode()
