@@ -48,6 +48,8 @@ ENVIRONMENTS = {
         Environment("pv32", ("-m32", "-DGUEST_PV"), ("head_pv32.S", *PV_SOURCES), "pv"),
         Environment("pvh64", ("-m64",), PVH_SOURCES, "pvh"),
         Environment("pvh32", ("-m32",), PVH_SOURCES, "pvh"),
+        Environment("draft64", ("-m64", "-DGUEST_DRAFT"), PVH_SOURCES, "hvm-draft-a"),
+        Environment("draft32", ("-m32", "-DGUEST_DRAFT"), PVH_SOURCES, "hvm-draft-a"),
     )
 }
 

@@ -13,6 +13,7 @@ from typing import Final
 from xenemu.boot.zero_page import SUBARCHES
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Module
+from xenemu.image import DraftNotes
 
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PAGE: Final = 4 << 10
@@ -82,6 +83,18 @@ def parse_subarch(option: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) or int(text) >> 32:
         raise UsageError(f"{option} {text}: give {', '.join(SUBARCHES)}, or a number of 32 bits")
     return int(text)
+
+
+def parse_draft_notes(option: str, text: str) -> DraftNotes:
+    """The types of the draft's two notes; UsageError unless they are two that differ."""
+    match = re.fullmatch(r"([0-9]{1,10}),([0-9]{1,10})", text, re.ASCII)
+    types = DraftNotes(int(match[1]), int(match[2])) if match else None
+    if types is None or types.entry == types.offset or max(types) >> 32:
+        raise UsageError(
+            f"{option} {text}: give the types of PADDR_ENTRY and PADDR_OFFSET: two numbers of 32"
+            " bits that differ, with a comma"
+        )
+    return types
 
 
 def parse_pattern(text: str) -> re.Pattern[str]:

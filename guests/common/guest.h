@@ -9,7 +9,7 @@
 #include "hypercall.h"
 
 #define guest_name GUEST_NAME /* the guest's folder, from guests/build.py */
-extern const char environment[]; /* "pv64", "pvh64", "pvh32" */
+extern const char environment[]; /* "pv64", "pv32", "pvh64"...: guests/build.py */
 
 /* main.c: the guest itself. It must report an outcome before it returns. */
 void guest_main(void);
@@ -45,7 +45,7 @@ struct console console(void);
 void start(void) __attribute__((noreturn)); /* runs guest_main(), then end() */
 
 /* What Xen or its toolstack said at the start: each of the first two is NULL in the other's. */
-const struct start_info *start_info(void);	  /* PV */
+const struct start_info *start_info(void);	  /* PV, and the PVH draft of 2015 */
 const struct hvm_start_info *hvm_start_info(void); /* PVH */
 const char *command_line(void);
 

@@ -1,6 +1,7 @@
 /*
  * Entry of a PVH guest, 32- or 64-bit: Xen starts both in flat 32-bit protected mode without
- * paging, with %ebx on hvm_start_info. The state at entry is kept in entry_state, untouched.
+ * paging, with %ebx on hvm_start_info. The PVH draft of 2015 has the same with a number in %eax and
+ * %esi on start_info. The state at entry is kept in entry_state, untouched.
  */
 #include "elfnote.h"
 #include "x86.h"
@@ -8,13 +9,21 @@
 	ELFNOTE XEN_ELFNOTE_GUEST_OS, .asciz, "xenemu-guest"
 	ELFNOTE XEN_ELFNOTE_GUEST_VERSION, .asciz, "1"
 	ELFNOTE XEN_ELFNOTE_LOADER, .asciz, "generic"
+#ifdef GUEST_DRAFT
+	ELFNOTE DRAFT_ELFNOTE_PADDR_ENTRY, .long, _start
+	ELFNOTE DRAFT_ELFNOTE_PADDR_OFFSET, .long, 0
+#define INFO %esi
+#else
 	ELFNOTE XEN_ELFNOTE_PHYS32_ENTRY, .long, _start
+#define INFO %ebx
+#endif
 
 	.code32
 	.text
 	.global _start
 _start:					/* in the order of struct entry_state, in pvh.h */
-	mov	%ebx, entry_state
+	mov	INFO, entry_state
+	mov	%eax, entry_state + 40
 	mov	$stack_top, %esp
 	pushf
 	popl	entry_state + 4

@@ -1,15 +1,23 @@
-/* The PVH environments: hvm_start_info, CPUID leaves, the hypercall page by MSR, HVM parameters. */
+/*
+ * The PVH environments: hvm_start_info, CPUID leaves, the hypercall page by MSR, HVM parameters.
+ * Those of the PVH draft of 2015 have start_info instead; all else is the same.
+ */
 #include "pvh.h"
 #include "traps.h"
 
-#ifdef __x86_64__
-const char environment[] = "pvh64";
+#ifdef GUEST_DRAFT
+#define KIND "draft"
 #else
-const char environment[] = "pvh32";
+#define KIND "pvh"
+#endif
+#ifdef __x86_64__
+const char environment[] = KIND "64";
+#else
+const char environment[] = KIND "32";
 #endif
 
 /* What the head does not reach stays all ones. */
-struct entry_state entry_state = { .ebx = ~0u, .es = ~0u, .ds = ~0u };
+struct entry_state entry_state = { .info = ~0u, .es = ~0u, .ds = ~0u };
 static struct console pv_console;
 
 uint32_t xen_leaf(void)
@@ -64,6 +72,22 @@ void pvh_start(void)
 	start();
 }
 
+#ifdef GUEST_DRAFT
+const struct start_info *start_info(void)
+{
+	return pointer(entry_state.info);
+}
+
+const struct hvm_start_info *hvm_start_info(void)
+{
+	return NULL;
+}
+
+const char *command_line(void)
+{
+	return start_info()->cmd_line;
+}
+#else
 const struct start_info *start_info(void)
 {
 	return NULL;
@@ -71,13 +95,14 @@ const struct start_info *start_info(void)
 
 const struct hvm_start_info *hvm_start_info(void)
 {
-	return pointer(entry_state.ebx);
+	return pointer(entry_state.info);
 }
 
 const char *command_line(void)
 {
 	return pointer(hvm_start_info()->cmdline_paddr);
 }
+#endif
 
 struct console console(void)
 {

@@ -55,13 +55,13 @@ struct hvm_memmap_table_entry {
 	uint32_t type, reserved;
 };
 
-/* What head_pvh.S saw before it changed anything. */
+/* What head_pvh.S saw before it changed anything; `info` is the register that leads to start_info. */
 struct entry_state {
-	uint32_t ebx, eflags, cr0, cr4;
+	uint32_t info, eflags, cr0, cr4;
 	uint32_t es, ds, cs;	 /* the first two stored through themselves */
-	uint32_t ebx_through_cs; /* ebx again, read by an override */
+	uint32_t info_through_cs; /* info again, read by an override */
 	uint32_t eip_error;	 /* how far EIP was from where the code is linked */
-	uint32_t tr;
+	uint32_t tr, eax;
 };
 extern struct entry_state entry_state;
 

@@ -60,6 +60,8 @@
 #define XEN_ELFNOTE_FEATURES 10
 #define XEN_ELFNOTE_BSD_SYMTAB 11
 #define XEN_ELFNOTE_PHYS32_ENTRY 18
+#define DRAFT_ELFNOTE_PADDR_ENTRY 20 /* of the PVH draft of 2015: no numbers were ever assigned */
+#define DRAFT_ELFNOTE_PADDR_OFFSET 21
 
 #ifndef __ASSEMBLER__
 

@@ -45,7 +45,7 @@ static void check_machine_state(void)
 	check_equal("EFLAGS: VM, IF, TF", entry_state.eflags & 0x20300, 0);
 	check_equal("stored through ES, upper half", entry_state.es >> 16, 0);
 	check_equal("stored through DS, upper half", entry_state.ds >> 16, 0);
-	check_equal("CS' base", entry_state.ebx_through_cs - entry_state.ebx, 0);
+	check_equal("CS' base", entry_state.info_through_cs - entry_state.info, 0);
 	check_equal("EIP", entry_state.eip_error, 0);
 }
 

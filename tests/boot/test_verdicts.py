@@ -140,6 +140,23 @@ def test_what_forbids_pv(load, notes, reason):
         ENTRIES["pv64"].build(load(kernel(notes)), DomainConfig(32 << 20))
 
 
+def test_ring_0_is_for_pvh_alone(load):
+    wanted = note(10, "!supervisor_mode_kernel")
+    reason = (
+        "FEATURES requires supervisor_mode_kernel, which a PV domain does not have: its kernel runs"
+        " in ring 3, or ring 1 if it has 32 bits"
+    )
+    for notes, bits, pv_name in ((PV_NOTES, 64, "pv64"), (PV32_NOTES, 32, "pv32")):
+        found = verdicts(load, [*notes, PVH, wanted], bits=bits)
+        assert (found[pv_name], found["pvh"]) == (reason, "")
+        image = load(kernel([*notes, PVH, wanted], bits=bits))
+        assert boot.choose(image).name == "pvh"
+        with pytest.raises(ImageError, match=f"cannot boot as {pv_name}: {reason}"):
+            ENTRIES[pv_name].build(image, DomainConfig(32 << 20))
+        offered = [*notes, note(10, "supervisor_mode_kernel")]  # it can do without
+        assert not verdicts(load, offered, bits=bits)[pv_name]
+
+
 @pytest.mark.parametrize(
     ("absent", "reason"),
     [(5, "there is no XEN_VERSION note"), (3, "PADDR_OFFSET is given, but VIRT_BASE is not")],

@@ -9,7 +9,7 @@ from hypercalls.vm_assist import vm_assist
 from hypercalls.xen_version import xen_version
 from xenemu.abi import version as abi
 from xenemu.abi.errno import EFAULT, EINVAL, ENOSYS, EPERM
-from xenemu.abi.features import pv_features
+from xenemu.abi.features import XENFEAT_supervisor_mode_kernel, pv_features, pvh_features
 from xenemu.abi.xen import VMASST_CMD_enable, VMASST_TYPE_pae_extended_cr3
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
@@ -57,6 +57,11 @@ def test_linux_sees_the_features_that_it_sees_on_xen(current: Current) -> None:
     assert vm_assist.handler is not None
     vm_assist.handler(current, VMASST_CMD_enable, VMASST_TYPE_pae_extended_cr3)
     assert features(current) == 0x220F0
+
+
+def test_no_kernel_is_told_that_it_runs_in_ring_0() -> None:
+    for told in (pv_features(), pv_features(~0), pvh_features()):
+        assert not told >> XENFEAT_supervisor_mode_kernel & 1
 
 
 def test_there_is_one_submap_of_features(current: Current) -> None:

@@ -5,6 +5,8 @@ In Xen: common/libelf/libelf-dominfo.c (elf_xen_note_check), tools/libs/guest/xg
 
 from __future__ import annotations
 
+from typing import Final
+
 from xenemu.image import Feature, Image
 
 
@@ -36,4 +38,12 @@ def check_features(image: Image, absent: set[Feature]) -> None:
         raise Unbootable("FEATURES requires dom0, and this is an unprivileged domain")
     # DIVERGES: Xen's tools let a kernel that needs supervisor_mode_kernel start, and fail.
     for feature in sorted(absent & image.notes.required):
-        raise Unbootable(f"FEATURES requires {feature.name}, which a PV domain does not have")
+        raise Unbootable(
+            f"FEATURES requires {feature.name}, which a PV domain does not have{_WHY_NOT[feature]}"
+        )
+
+
+_WHY_NOT: Final = {
+    Feature.auto_translated_physmap: ": its page tables hold machine addresses",
+    Feature.supervisor_mode_kernel: ": its kernel runs in ring 3, or ring 1 if it has 32 bits",
+}

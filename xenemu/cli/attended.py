@@ -69,6 +69,7 @@ class AttendedRun:
     watching: Watching
     confined: Confine
     verbose: bool
+    draft_notes: image.DraftNotes | None = None
     log: Output | None = None
     trace_file: Output | None = None
     covering: Covering | None = None
@@ -92,6 +93,8 @@ class AttendedRun:
         try:
             status.phase(f"xenemu: loading {self.kernel}")
             loaded = _load(self.kernel, self.symbols, status)
+            if self.draft_notes is not None:
+                loaded = replace(loaded, draft_notes=self.draft_notes)
             status.phase("xenemu: building the domain")
             machine = _build(loaded, self.config, self.mode)
             witness = Witness(machine, loaded)

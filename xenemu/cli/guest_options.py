@@ -43,6 +43,13 @@ RngSeed = Annotated[
         metavar="NUMBER",
     ),
 ]
+DraftNotes = Annotated[
+    str | None,
+    typer.Option(
+        help="The types of the notes PADDR_ENTRY and PADDR_OFFSET, for hvm-draft-a.",
+        metavar="ENTRY,OFFSET",
+    ),
+]
 
 
 def initial_ramdisk(

@@ -14,9 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from xenemu import boot, image
+from xenemu.cli.guest_options import DraftNotes
 from xenemu.errors import ImageError
 from xenemu.image import Image, Note
+from xenemu.image.notes import as_draft
 from xenemu.image.notes import ignored as why_ignored
+from xenemu.options import parse_draft_notes
 from xenemu.outcome import EXIT_IMAGE
 
 
@@ -25,16 +28,20 @@ def inspect(
         Path, typer.Argument(metavar="KERNEL", help="bzImage, ELF, or compressed ELF.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    draft_notes: DraftNotes = None,
 ) -> None:
     """Show a kernel's format, its Xen notes, and the entries it can boot by.
 
     Exit codes: 0 if it can boot by some entry, 7 if by none, or if it is no kernel.
     """
+    types = None if draft_notes is None else parse_draft_notes("--draft-notes", draft_notes)
     try:
         found = image.load(kernel)
     except ImageError as error:
         typer.echo(f"xenemu: {error}", err=True)
         raise typer.Exit(EXIT_IMAGE) from None
+    if types is not None:
+        found = dataclasses.replace(found, draft_notes=types)
     report = describe(found)
     typer.echo(json_codec.dumps(report, indent=2) if json else _text(report))
     if not any(mode["bootable"] for mode in report["modes"].values()):
@@ -64,7 +71,10 @@ def describe(found: Image) -> dict[str, Any]:
         ],
         "bsd_symbols": _bsd_symbols(found),
         "notes_source": found.notes.source,
-        "notes": [_note(note, _ignored(note, found)) for note in found.notes.raw],
+        "notes": [
+            _note(note, _ignored(note, found))
+            for note in (as_draft(note, found.draft_notes) for note in found.notes.raw)
+        ],
         "lost_notes": _lost_notes(found),
         "features": {
             "supported": [feature.name for feature in sorted(found.notes.supported)],
@@ -198,12 +208,12 @@ def _note_line(note: dict[str, Any], source: str | None) -> str:
 
 
 def _mode_lines(report: dict[str, Any]) -> list[str]:
-    lines = ["", "Entries"]
+    lines, width = ["", "Entries"], max(map(len, report["modes"])) + 2
     for name, mode in report["modes"].items():
         verdict = (
             f"yes: {mode['start']} to {mode['end']}, entry {mode['entry']}"
             if mode["bootable"]
             else f"no: {mode['reason']}"
         )
-        lines.append(f"  {name:<9}{verdict}")
+        lines.append(f"  {name:<{width}}{verdict}")
     return lines

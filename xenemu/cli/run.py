@@ -9,12 +9,14 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import boot
+from xenemu.boot import hvm_draft
 from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
+    DraftNotes,
     Init,
     Initrd,
     Memory,
@@ -27,6 +29,7 @@ from xenemu.confine import obstacle
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
 from xenemu.options import (
+    parse_draft_notes,
     parse_memory,
     parse_module,
     parse_seconds,
@@ -95,6 +98,7 @@ def run(
             metavar="xen|N",
         ),
     ] = None,
+    draft_notes: DraftNotes = None,
     cmdline: Cmdline = "",
     initrd: Initrd = None,
     init: Init = None,
@@ -244,6 +248,11 @@ def run(
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
+    if draft_notes is not None and mode != hvm_draft.NAME:
+        raise UsageError(f"--draft-notes: only --entry {hvm_draft.NAME} reads these notes")
+    note_types = (
+        parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
+    )
     audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
@@ -261,6 +270,7 @@ def run(
             watching=asked,
             confined=confined,
             verbose=verbose,
+            draft_notes=note_types,
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage),

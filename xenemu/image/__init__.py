@@ -1,10 +1,11 @@
 """From a kernel file's bytes to an `Image`: what it is, and what it wants."""
 
 from xenemu.image.loader import Image, Payload, Segment, SymbolFile, load
-from xenemu.image.notes import Feature, Note, XenNotes
+from xenemu.image.notes import DraftNotes, Feature, Note, XenNotes
 from xenemu.image.separate import Separated, build_id, with_symbols
 
 __all__ = [
+    "DraftNotes",
     "Feature",
     "Image",
     "Note",

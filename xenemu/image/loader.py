@@ -18,7 +18,7 @@ from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.btf import Btf
 from xenemu.image.bzimage import BzImage
 from xenemu.image.files import map_file
-from xenemu.image.notes import XenNotes, read_notes
+from xenemu.image.notes import DRAFT_NOTES, DraftNotes, XenNotes, read_notes
 from xenemu.image.orc import Orc
 from xenemu.image.ownfile import own
 from xenemu.image.symbols import Symbols, load_symbols
@@ -79,6 +79,7 @@ class Image:
     bsd_symbols: BsdSymbols | None  # what is loaded after the segments, if the notes ask for it
     separate: SymbolFile | None = None  # symbols that the kernel's own file has not
     linked: Image | None = None  # what this is a moved copy of: see `moved`
+    draft_notes: DraftNotes = DRAFT_NOTES  # the types of notes that Xen has not
     bzimage: BzImage | None = None  # what `elf` came in, in the file itself: not for later
 
     @property

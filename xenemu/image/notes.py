@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import PT_NOTE, SHT_NOTE, Elf, text
@@ -28,6 +28,9 @@ from xenemu.image.notewalk import FoundNote, missed, walk
 MAX_NOTES: Final = 1024  # of any owner; the kernels of distributions have under 20
 MAX_DESC: Final = 4096  # libelf's longest string
 WORD: Final = (1 << 64) - 1
+NUMBER_SIZES: Final = (1, 2, 4, 8)
+DRAFT_ENTRY: Final = "draft PADDR_ENTRY"
+DRAFT_OFFSET: Final = "draft PADDR_OFFSET"
 
 
 class ElfNote(IntEnum):
@@ -53,6 +56,19 @@ class ElfNote(IntEnum):
     SUPPORTED_FEATURES = 17
     PHYS32_ENTRY = 18
     PHYS32_RELOC = 19
+
+
+class DraftNotes(NamedTuple):
+    """The types of the notes PADDR_ENTRY and PADDR_OFFSET of the PVH draft of 2015.
+
+    Xen has never assigned them. The defaults are the first two after the last that it has.
+    """
+
+    entry: int
+    offset: int
+
+
+DRAFT_NOTES: Final = DraftNotes(20, 21)
 
 
 class Feature(IntEnum):
@@ -244,10 +260,27 @@ def ignored(note: Note, machine: str) -> str | None:
     """Say why `note` changes nothing for an image of `machine`; None if it is honoured."""
     if not note.is_xen:
         return "it is not Xen's"
+    if note.name in (DRAFT_ENTRY, DRAFT_OFFSET):
+        return None
     names = _LEGACY_NAMES if note.type is None else ElfNote.__members__
     if note.name not in names:
         return "Xen does not know it"
     return _IGNORED.get(note.name) or _IGNORED_ON.get((note.name, machine))
+
+
+def as_draft(note: Note, types: DraftNotes) -> Note:
+    """Name and decode a note of the draft's, which Xen does not know; others are as they were.
+
+    The value stays bytes if it is no number.
+    """
+    if note.owner != "Xen" or note.type not in types:
+        return note
+    value = note.value
+    if isinstance(value, bytes) and len(value) == note.size in NUMBER_SIZES:
+        value = int.from_bytes(value, "little")
+    return replace(
+        note, name=DRAFT_ENTRY if note.type == types.entry else DRAFT_OFFSET, value=value
+    )
 
 
 class _Reader:
@@ -299,7 +332,7 @@ def _note(owner: str, note_type: int, desc: memoryview, size: int) -> Note:
 
 def _number(name: str, desc: memoryview, size: int) -> int:
     # DIVERGES: libelf reads a number of any other size as 0, which is never meant.
-    if size not in (1, 2, 4, 8):
+    if size not in NUMBER_SIZES:
         raise ImageError(f"the note {name} has {size} bytes, which is no number")
     if len(desc) < size:
         raise ImageError(f"the note {name} runs out of the file")
