@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import elfwriter
-from fakes import enter_long_mode, make_current, make_pv_current, make_pvh_current
+from fakes import FakeCpu, enter_long_mode, make_current, make_pv_current, make_pvh_current
 from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
@@ -271,6 +271,14 @@ def test_a_report_ends_wherever_the_stack_pointer_is(make, kernel, monkeypatch):
 def test_other_vcpus(kernel):
     current = make_current(vcpus=2)
     assert section(report(current, kernel), "Other vcpus:") == ["vcpu 1: offline"]
+
+
+def test_other_vcpus_that_ran_have_a_backtrace(kernel):
+    current = make_pv_current(vcpus=2)
+    other = current.domain.vcpus[1]
+    other.online, other.saved, current.cpu = True, current.cpu, FakeCpu()
+    other.saved.rip = 0x21000
+    assert section(report(current, kernel), "Other vcpus:")[1].strip().startswith("0x21000")
 
 
 def test_nothing_of_the_guest_changes(current, kernel):

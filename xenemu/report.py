@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Set
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -74,7 +75,7 @@ def report(
             *_tasks(linux, current.vcpu.vcpu_id),
             *_registers(current, code),
         ],
-        "Other vcpus": _other_vcpus(current, linux),
+        "Other vcpus": list(_other_vcpus(current, linux)),
         "Modules": _modules(code),
         "Backtrace": code.backtrace(current, read),
         "The last #UD": _undefined(current, code),
@@ -169,14 +170,16 @@ def _undefined(current: Current, code: Code) -> list[str]:
     return undefined_lines(undefined, code.format(undefined.rip)) if undefined else []
 
 
-def _other_vcpus(current: Current, linux: Linux) -> list[str]:
-    return [
-        ", ".join(
-            (f"vcpu {vcpu.vcpu_id}: {vcpu.runstate.name.lower()}", *_tasks(linux, vcpu.vcpu_id))
-        )
-        for vcpu in current.domain.vcpus
-        if vcpu is not current.vcpu
-    ]
+def _other_vcpus(current: Current, linux: Linux) -> Iterator[str]:
+    """The vcpus that are not in the CPU: what each does, and the backtrace of those that ran."""
+    for vcpu in current.domain.vcpus:
+        if vcpu is current.vcpu:
+            continue
+        state = vcpu.runstate.name.lower()
+        yield ", ".join((f"vcpu {vcpu.vcpu_id}: {state}", *_tasks(linux, vcpu.vcpu_id)))
+        if vcpu.saved is not None:
+            other = replace(current, vcpu=vcpu, cpu=vcpu.saved)
+            yield from (f"  {line}" for line in linux.code.backtrace(other, Pages(other)))
 
 
 def _is_readable(read: Read, vaddr: int) -> bool:

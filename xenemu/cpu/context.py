@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xenemu.hv.cpu import Segment, Undefined
+from xenemu.hv.cpu import Seg, Segment, Undefined
+from xenemu.x86 import msr, segment
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Interrupts:
 class Context:
     """All registers of a vcpu, and what else a CPU tells of it alone.
 
+    It is read as a `hv.cpu.Cpu` is, so that a report can look at a vcpu that is not in the CPU.
+
     * `general` has the order of `hv.cpu.Reg`, and `segments` that of `Seg`. `debug` are DR0 to DR7.
     * `cpl` need not be the DPL of CS, since a conforming segment has another.
     * `msrs`, by number, are those MSRs that the CPU keeps and no other field has.
@@ -67,3 +70,18 @@ class Context:
     interrupts: Interrupts
     undefined: Undefined | None = None
     delivered: tuple[int, int] = (0, 0)
+
+    @property
+    def regs(self) -> tuple[int, ...]:
+        return self.general
+
+    def segment(self, which: Seg) -> Segment:
+        return self.segments[which]
+
+    def selector(self, which: Seg) -> int:
+        return self.segments[which].selector
+
+    @property
+    def code64(self) -> bool:
+        long_mode = self.efer & msr.EFER_LMA
+        return bool(long_mode and self.segments[Seg.CS].attributes & segment.L)
