@@ -333,13 +333,19 @@ def test_it_can_start_in_user_mode(current: Current) -> None:
     assert pv_vcpu(current.vcpu).inactive_gs == GS_KERNEL
 
 
-def test_a_selector_takes_the_place_of_the_users_bases(current: Current) -> None:
+def test_a_selector_leaves_nothing_of_the_users_bases(current: Current) -> None:
     descriptor = 0x00CFF30000000000 | 0xFFFF | 0x5000 << 16  # data at 0x5000
     current.domain.memory.write(Maddr(GDT << 12), words(0, descriptor, count=2))
     cpu = start(current, context(user_regs=registers(fs=0xB, gs=0xB, ds=0xB)))
     assert [cpu.selector(which) for which in (Seg.DS, Seg.FS, Seg.GS)] == [0xB] * 3
-    assert (cpu.segment(Seg.DS).base, cpu.segment(Seg.FS).base) == (0x5000, 0x5000)
-    assert (cpu.segment(Seg.GS).base, pv_vcpu(current.vcpu).inactive_gs) == (GS_KERNEL, 0x5000)
+    assert (cpu.segment(Seg.DS).base, cpu.segment(Seg.FS).base) == (0x5000, 0)
+    assert (cpu.segment(Seg.GS).base, pv_vcpu(current.vcpu).inactive_gs) == (GS_KERNEL, 0)
+
+
+def test_a_data_segment_that_cannot_be_leads_to_the_failsafe_callback(current: Current) -> None:
+    cpu = start(current, context(user_regs=registers(ds=0x1B)))
+    assert (cpu.rip, cpu.regs[Reg.RSP]) == (0x200, STACK - 88)
+    assert (cpu.cr3, cpu.selector(Seg.DS)) == (ROOT << 12, 0)
 
 
 def test_its_fpu_is_what_the_context_has_or_zero_if_that_cannot_be(current: Current) -> None:

@@ -32,7 +32,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.pagetype import Restart
 from xenemu.hv.segdesc import fixup_guest_selector
 from xenemu.hv.state.vcpu import Vcpu
-from xenemu.pv import descriptors, traps
+from xenemu.pv import descriptors, failsafe, traps
 from xenemu.pv.debug_registers import set_debugreg
 from xenemu.pv.msr import CR4_FSGSBASE, CR4_TSD, fixup_guest_cr4
 from xenemu.pv.paging import cr3_to_mfn, hide_m2p, in_guest_range, show_m2p
@@ -44,7 +44,6 @@ CR0_TS: Final = 1 << 3
 MXCSR: Final = slice(24, 28)  # of FXSAVE's area
 MXCSR_DEFINED: Final = 0xFFFF
 NO_FPU: Final = bytes(512)  # what Xen loads if the guest's cannot be loaded
-DATA_SEGMENTS: Final = (Seg.DS, Seg.ES, Seg.FS, Seg.GS)
 
 
 # What the guest asks for.
@@ -256,24 +255,28 @@ def load_context(current: Current, start: StartContext) -> None:
             set_debugreg(current, index, value)
     descriptors.load_gdt_register(current)
     descriptors.load_ldt_register(current)
-    _load_data_segments(current, start)
-    traps.resume(current, start.selectors[Seg.CS], start.selectors[Seg.SS])
+    cs, ss = start.selectors[Seg.CS], start.selectors[Seg.SS]
+    selectors = {which: start.selectors[which] for which in failsafe.DATA_SEGMENTS}
+    if _load_data_segments(current, start, selectors):
+        traps.resume(current, cs, ss)
+        return
+    cpu.set_segment(Seg.SS, replace(traps.SS64, selector=ss))  # what the callback's frame has
+    cpu.set_segment(Seg.CS, replace(traps.CS64, selector=cs))
+    failsafe.enter_failsafe(current, selectors)
 
 
-def _load_data_segments(current: Current, start: StartContext) -> None:
-    """Load DS, ES, FS and GS; a 64-bit guest's bases of FS and GS go with null selectors.
+def _load_data_segments(current: Current, start: StartContext, selectors: dict[Seg, int]) -> bool:
+    """Load DS, ES, FS and GS. Whether all could be.
 
-    DIVERGES: where a load faults, Xen enters the failsafe callback; here the segment is null.
+    A 64-bit guest's bases of FS and of the user's GS go with null selectors. Else they are 0.
     """
     state, cpu = pv(current), current.cpu
-    for which in DATA_SEGMENTS:
-        selector = start.selectors[which]
-        loaded = descriptors.data_segment(current, selector) or Segment(0)
-        if current.domain.width == 8 and which is Seg.FS and segment.is_null(selector):
-            loaded = replace(loaded, base=start.fs_base)
-        if current.domain.width == 8 and which is Seg.GS:
-            user = start.gs_base_user if segment.is_null(selector) else loaded.base
-            bases = (start.gs_base_kernel, user)
-            active, state.inactive_gs = bases if state.kernel_mode else reversed(bases)
-            loaded = replace(loaded, base=active)
-        cpu.set_segment(which, loaded)
+    bases = [
+        base if segment.is_null(selectors[which]) else 0
+        for which, base in ((Seg.FS, start.fs_base), (Seg.GS, start.gs_base_user))
+    ]
+    gs = (start.gs_base_kernel, bases[1])
+    active, state.inactive_gs = gs if state.kernel_mode else reversed(gs)
+    cpu.set_segment(Seg.FS, Segment(0, bases[0]))
+    cpu.set_segment(Seg.GS, Segment(0, active))
+    return failsafe.load(current, selectors)

@@ -13,6 +13,7 @@ from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
 from xenemu.pv.context import load_context
 from xenemu.pv.exits import Pv32Exits, PvExits
+from xenemu.pv.failsafe import reload_data_segments
 from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import StartContext, pv
 from xenemu.pv.traps import CS64, SS64
@@ -56,8 +57,9 @@ def leave(current: Current) -> None:
 
 
 def enter(current: Current) -> None:
-    """Let the calls of the current vcpu go on with its own old tables."""
+    """Let the current vcpu's calls go on with its own old tables; reload its data segments."""
     current.domain.frames.old_tables = pv(current).old_tables
+    reload_data_segments(current)
 
 
 PV64 = Personality(

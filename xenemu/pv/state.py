@@ -81,10 +81,8 @@ class PvVcpu:
     `kernel_mode` says which of them the vcpu is in. `inactive_gs` is the GS base of the other mode;
     on hardware, KERNEL_GS_BASE would hold it.
 
-    Two callbacks are kept and never entered. The first is `failsafe_callback`. Xen enters it when
-    it switches to a vcpu and cannot load one of its data segments. Here a vcpu keeps the hidden
-    parts of its segments, so nothing has to be loaded. The second is the callback of 32-bit
-    SYSCALL, which Intel's CPUs do not have.
+    The callback of 32-bit SYSCALL is kept and never entered, because Intel's CPUs have no such
+    instruction.
     """
 
     kernel_root: Mfn
