@@ -8,16 +8,17 @@ import shutil
 import struct
 import subprocess
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import capstone
 import pytest
+from elftools.elf.elffile import ELFFile
 from lcov_cobertura import LcovCobertura
 
 from guests.build import ENVIRONMENTS, GUESTS, build, guests
 from unattended import Unattended
-from xenemu import coverage
+from xenemu import coverage, cpu
 from xenemu.coverage import Block, Coverage
 from xenemu.hv.building import DomainConfig
 from xenemu.image import Image, load
@@ -131,6 +132,33 @@ def test_lcov_without_dwarf_has_functions_only(kernel: Image, blocks: list[Block
     assert "DA" not in told
 
 
+def test_broken_dwarf_has_fewer_lines_and_no_exception(
+    kernel: Image, blocks: list[Block], tmp_path: Path
+) -> None:
+    whole, broken = Path(kernel.path).read_bytes(), tmp_path / "broken"
+    with open(kernel.path, "rb") as file:
+        parts = [s for s in ELFFile(file).iter_sections() if s.name.startswith(".debug")]
+    ran = Coverage.of(blocks, kernel, Code(kernel)).ranges
+    sound = LineTable.read(Path(kernel.path)).of(ran)
+    found = []
+    for part in parts:
+        for at in range(0, min(part["sh_size"], 24), 4):
+            changed = bytearray(whole)
+            changed[part["sh_offset"] + at] ^= 0x7F
+            broken.write_bytes(changed)
+            lines = LineTable.read(broken)
+            found.append(lines.of(ran) if lines else {})
+    assert sound in found
+    assert min(map(len, found)) < len(sound)
+
+
+def test_a_name_of_a_file_stays_on_its_line(kernel: Image, blocks: list[Block]) -> None:
+    renamed = replace(kernel, path="a\nend_of_record\udcff")
+    for lcov in (False, True):
+        file = coverage.write(blocks, renamed, Code(kernel), lcov, None)
+        assert "a\ufffdend_of_record".encode() in file
+
+
 def sections(file: bytes) -> dict[str, dict[str, list[tuple[str, ...]]]]:
     """By source file, what each kind of line of an lcov file says."""
     found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
@@ -195,6 +223,37 @@ def test_another_engine_notes_nothing(kernel: Image) -> None:
     log = machine(kernel).record_blocks()
     machine(kernel).run(Unattended())
     assert log.blocks() == []
+
+
+def test_a_guest_that_makes_code_all_the_time_fills_the_log_once(
+    kernel: Image, blocks: list[Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu.coverage, "ROOM", 4)
+    monkeypatch.setattr(cpu.coverage, "CHUNKS", 2)
+    monkeypatch.setattr(cpu.coverage, "MOST", 20)
+    recorded = machine(kernel)
+    log = recorded.record_blocks()
+    assert coverage.missing(log) == ""
+    assert recorded.run(Unattended()).end is End.POWEROFF
+    kept = log.blocks()
+    assert 20 <= len(kept) < 28
+    assert kept == blocks[: len(kept)]
+    assert log.ended == kept[-1].at
+    assert f"after {log.ended} instructions" in coverage.missing(log)
+
+
+def test_an_error_as_blocks_are_taken_stops_the_run(
+    kernel: Image, blocks: list[Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(log: cpu.coverage.BlockLog) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cpu.coverage, "ROOM", 4)
+    monkeypatch.setattr(cpu.coverage.BlockLog, "_take", exhausted)
+    recorded = machine(kernel)
+    recorded.record_blocks()
+    with pytest.raises(MemoryError):
+        recorded.run(Unattended())
 
 
 def test_nothing_is_noted_after_the_log_is_closed(kernel: Image) -> None:

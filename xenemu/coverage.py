@@ -9,7 +9,7 @@ read it. lcov's has functions, and lines where the kernel has debug information;
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -116,6 +116,8 @@ def _merged(pieces: Iterable[tuple[int, int]]) -> Iterator[range]:
 class Log(Protocol):
     """See `cpu.coverage.BlockLog`."""
 
+    @property
+    def ended(self) -> int | None: ...
     def blocks(self) -> Sequence[Block]: ...
 
 
@@ -127,19 +129,34 @@ class Recorder(Protocol):
     def record_blocks(self) -> Log: ...
 
 
-def record(machine: Recorder, image: Image, lcov: bool) -> Callable[[], bytes]:
-    """Note what runs from now on; gives what makes the file after the run.
+class Recording:
+    """Notes what a machine runs from now on, for a file.
 
-    What that wants of the disk is read now: a run that is confined opens nothing later.
+    What the file wants of the disk is read now: a run that is confined opens nothing later.
     """
-    lines = LineTable.read(Path(image.symbol_file.path)) if lcov else None
-    log = machine.record_blocks()
 
-    def made() -> bytes:
-        mapped = as_mapped(machine.current, image)
-        return write(log.blocks(), mapped, Code(mapped, machine.current), lcov, lines)
+    def __init__(self, machine: Recorder, image: Image, lcov: bool) -> None:
+        self._machine, self._image, self._lcov = machine, image, lcov
+        self._lines = LineTable.read(Path(image.symbol_file.path)) if lcov else None
+        self._log = machine.record_blocks()
 
-    return made
+    def file(self) -> bytes:
+        """What the file has, after the run."""
+        mapped = as_mapped(self._machine.current, self._image)
+        code = Code(mapped, self._machine.current)
+        return write(self._log.blocks(), mapped, code, self._lcov, self._lines)
+
+    @property
+    def missing(self) -> str:
+        """What is not in the file, in words, if the guest ran too much; empty if all is."""
+        return missing(self._log)
+
+
+def missing(log: Log) -> str:
+    """What a log does not have, in words, if the guest ran too much; empty if it has all."""
+    if log.ended is None:
+        return ""
+    return f"the guest makes too much code: none is noted after {log.ended} instructions"
 
 
 def write(
@@ -195,11 +212,11 @@ def _drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
         "Columns: id, base, end, entry, path",
     ]
     head += [
-        f"{number:3}, {part.start:#x}, {part.stop:#x}, 0x0, {path}"
+        f"{number:3}, {part.start:#x}, {part.stop:#x}, 0x0, {_on_one_line(path)}"
         for number, (path, part) in enumerate(parts)
     ]
     head.append(f"BB Table: {len(table)} bbs")
-    return "".join(f"{line}\n" for line in head).encode(errors="replace") + b"".join(table)
+    return "".join(f"{line}\n" for line in head).encode() + b"".join(table)
 
 
 def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
@@ -221,11 +238,16 @@ def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
     return "".join(text)
 
 
+def _on_one_line(name: str) -> str:
+    """A file's name, which may have any character, even bytes that are no text."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
+
+
 def _record(
     source: str, functions: Sequence[tuple[int, str, int]], lines: Mapping[int, int]
 ) -> str:
     """What lcov's manual, geninfo(1), calls a section: of one source file."""
-    said = ["TN:", f"SF:{source}"]
+    said = ["TN:", f"SF:{_on_one_line(source)}"]
     said += [f"FN:{line},{name}" for line, name, _ in functions]
     said += [f"FNDA:{hit:d},{name}" for _, name, hit in functions]
     said += [f"FNF:{len(functions)}", f"FNH:{sum(bool(hit) for _, _, hit in functions)}"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 import elfwriter
 import tinyguest
-from xenemu.cli import main
-from xenemu.outcome import EXIT_IMAGE
+from xenemu.cli import compare, main
+from xenemu.cli.signals import Interrupted
+from xenemu.machine import Limits, Machine
+from xenemu.outcome import EXIT_IMAGE, Outcome
 
 SYMBOLS = {"start": elfwriter.ENTRY, "leave": elfwriter.ENTRY + 2}
 
@@ -69,3 +73,26 @@ def test_what_cannot_be_compared_is_one_line_and_writes_nothing(
         assert words in told.err
         assert (told.out, told.err.count("\n")) == ("", 1)
         assert not page.exists()
+
+
+class Signalled:
+    """A machine that is sent a signal while the engine runs, and looks after it."""
+
+    def run(self, terminal: compare.Nobody, limits: Limits) -> Outcome:
+        assert (terminal.leaves(), terminal.check()) == (False, None)
+        os.kill(os.getpid(), signal.SIGINT)  # nothing may be raised here
+        assert terminal.leaves()
+        stopped = terminal.check()
+        assert stopped is not None
+        return stopped
+
+
+def test_a_signal_stops_the_boot_and_the_command(
+    kernels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Machine, "run", Signalled.run)
+    page = tmp_path / "page.html"
+    with pytest.raises(Interrupted) as interrupted:
+        main(["compare", *kernels, "--html", str(page)])
+    assert interrupted.value.signum == signal.SIGINT
+    assert not page.exists()

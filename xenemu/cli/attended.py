@@ -128,8 +128,8 @@ class AttendedRun:
         self._explain_end(machine, loaded, outcome, code, is_shared and is_terminal())
         if explainer is not None:
             explainer.close()
-        if write_coverage is not None:
-            write_coverage()
+        if write_coverage is not None and (missing := write_coverage()):
+            _tell(f"--coverage: {missing}")
         engine = machine.engine
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"

@@ -6,6 +6,7 @@ import json as json_codec
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,12 +24,13 @@ from xenemu.cli.guest_options import (
     initial_ramdisk,
 )
 from xenemu.cli.screen import redraws
+from xenemu.cli.signals import Interrupted, Noted
 from xenemu.cli.status import Status
 from xenemu.errors import UsageError
 from xenemu.image import Image
-from xenemu.machine import DomainConfig, Limits
+from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import parse_memory, parse_seconds, parse_seed
-from xenemu.outcome import Outcome
+from xenemu.outcome import End, Outcome
 from xenemu.outputs import Outputs, encode
 
 STEPS: Final = 100
@@ -46,10 +48,13 @@ Request = tuple[str, Image, str]  # a boot's name, its kernel and its entry
 
 
 class Nobody:
-    """Types nothing, and reads nothing."""
+    """Types nothing, and reads nothing; the boot ends when a signal is noted."""
 
     interactive = False
     exhausted = True
+
+    def __init__(self, noted: Noted) -> None:
+        self._noted = noted
 
     def write(self, data: bytes) -> None: ...
 
@@ -57,10 +62,19 @@ class Nobody:
         return b""
 
     def check(self) -> Outcome | None:
-        return None
+        return Outcome(End.STOPPED, "stopped by a signal") if self._noted.signum else None
 
     def leaves(self) -> bool:
-        return False
+        return bool(self._noted.signum)
+
+
+def _run(machine: Machine, seconds: float) -> Outcome:
+    """Run a boot to its end. A signal stops it, because no callback of the engine's may raise."""
+    with Noted() as noted:
+        outcome = machine.run(Nobody(noted), Limits(seconds))
+    if noted.signum:
+        raise Interrupted(noted.signum)
+    return outcome
 
 
 def compare(
@@ -119,11 +133,11 @@ def compare(
     with Outputs() as outputs:
         json_file = outputs.open("--json", json) if json else None
         html_file = outputs.open("--html", html) if html else None
-        boots = []
+        boots, run = [], partial(_run, seconds=seconds)
         try:
             for name, kernel, mode in wanted:
                 status.phase(f"xenemu: booting {name}")
-                boots.append(survey.boot(name, kernel, config, mode, Nobody(), Limits(seconds)))
+                boots.append(survey.boot(name, kernel, config, mode, run))
         finally:
             typer.echo(status.end(), err=True, nl=False)
         found = Comparison(tuple(boots))

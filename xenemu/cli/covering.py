@@ -27,9 +27,17 @@ class Covering:
 
         return cls(outputs.open("--coverage", path), path.suffix == LCOV_SUFFIX)
 
-    def begin(self, machine: Machine, image: Image) -> Callable[[], None]:
-        """Note what runs from now on; the function returned writes the file (OutputError)."""
+    def begin(self, machine: Machine, image: Image) -> Callable[[], str]:
+        """Note what runs from now on.
+
+        The function returned writes the file (OutputError), and says in words what is not in it.
+        """
         from xenemu import coverage  # noqa: PLC0415
 
-        made = coverage.record(machine, image, self.is_lcov)
-        return lambda: self.output.write(made())
+        recording = coverage.Recording(machine, image, self.is_lcov)
+
+        def write() -> str:
+            self.output.write(recording.file())
+            return recording.missing
+
+        return write

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Final
 
 import capstone
 
 from xenemu.compare.boots import Boot
-from xenemu.coverage import Coverage
+from xenemu.coverage import Coverage, missing
 from xenemu.decode import call_name
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.calls import CallRecord
@@ -22,7 +22,8 @@ from xenemu.hv.prices import Exit
 from xenemu.image import Image
 from xenemu.kaslr import as_mapped
 from xenemu.linux import Linux
-from xenemu.machine import Limits, Machine, Terminal
+from xenemu.machine import Machine
+from xenemu.outcome import Outcome
 from xenemu.peek import Code, Pages, kernel_tables
 from xenemu.x86 import msr
 
@@ -81,15 +82,15 @@ def _msr_names() -> dict[int, str]:
 
 
 def boot(
-    name: str, image: Image, config: DomainConfig, mode: str, terminal: Terminal, limits: Limits
+    name: str, image: Image, config: DomainConfig, mode: str, run: Callable[[Machine], Outcome]
 ) -> Boot:
-    """Run one boot to its end; ImageError, FitError or UsageError if there is none."""
+    """Have `run` run one boot to its end; ImageError, FitError or UsageError if there is none."""
     machine = Machine(image, config, mode)
     machine.show_ports()
     log, questions = machine.record_blocks(), Questions()
     watch = Watch.of(machine.current)
     watch.add(questions)
-    outcome = machine.run(terminal, limits)
+    outcome = run(machine)
     watch.remove(questions)
     current = machine.current
     image = as_mapped(current, image)
@@ -98,7 +99,8 @@ def boot(
     log.close()
     asked = {**questions.counts, PRIVILEGED: privileged(coverage.ranges, image)}
     memory = tuple(_memory_map(line.text for line in linux.log()))
-    return Boot(name, outcome.reason, machine.engine.instructions, coverage, asked, memory)
+    end = "; ".join(filter(None, (outcome.reason, missing(log))))
+    return Boot(name, end, machine.engine.instructions, coverage, asked, memory)
 
 
 def privileged(ranges: Iterable[range], image: Image) -> Counter[str]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from xenemu.cpu.engine import Engine
 
 ROOM = 1 << 15  # blocks that the shim notes before they are taken over
-CHUNKS = 32  # of so many, before those that were translated again are dropped
+CHUNKS = 8  # of so many, before those that were translated again are dropped
+MOST = 1 << 20  # different blocks, in about 400 MB; a boot of Debian has 70 000
 FORM = struct.Struct("=QQHHI")  # struct block
 
 
@@ -28,20 +29,33 @@ class Block(NamedTuple):
 
 
 class BlockLog:
-    """The blocks that an engine runs from now on."""
+    """The blocks that an engine runs from now on.
+
+    A guest that makes new code all the time does not get all the host's memory. Once there are
+    `MOST` blocks, no more are noted. `ended` says how many instructions had run then; before, it
+    is None.
+    """
 
     def __init__(self, engine: Engine) -> None:
+        self.ended: int | None = None
+        self._fail = engine.fail
         self._shared = shared = engine._shim.coverage
         assert ctypes.sizeof(engine._shim.block) == FORM.size
         self._noted = (ctypes.c_uint8 * (FORM.size * ROOM))()
         self._chunks: list[bytes] = []
         self._first: dict[tuple[int, int, int], tuple[int, int]] = {}
-        self._full = ctypes.PYFUNCTYPE(None)(self._take)
+        self._full = ctypes.PYFUNCTYPE(None)(self._on_full)
         engine._shim.forget_blocks()
         engine.block_log = self
         shared.blocks, shared.noted = ctypes.addressof(self._noted), 0
         shared.full = ctypes.cast(self._full, ctypes.c_void_p).value
         shared.room = ROOM
+
+    def _on_full(self) -> None:
+        try:
+            self._take()
+        except BaseException as error:
+            self._fail(error)
 
     def _take(self) -> None:
         self._chunks.append(bytes(memoryview(self._noted)[: self._shared.noted * FORM.size]))
@@ -54,6 +68,9 @@ class BlockLog:
             for pc, at, size, instructions, paged in FORM.iter_unpack(chunk):
                 self._first.setdefault((pc, size, paged), (at, instructions))
         self._chunks.clear()
+        if len(self._first) >= MOST and self.ended is None:
+            self.ended = max(at for at, _ in self._first.values())
+            self._shared.room = 0
 
     def blocks(self) -> list[Block]:
         """Each block once, in the order in which they first ran."""

@@ -166,15 +166,18 @@ class Engine(Registers):
             if self._p2m is not None and self._p2m.changed:
                 self._forget_places()
         except BaseException as error:
-            self._error = error
-            self.stop()
+            self.fail(error)
 
     def _on_look(self) -> None:
         try:
             self.look()
         except BaseException as error:
-            self._error = error
-            self.stop()
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the guest because of an error in a callback, which must not raise: `run` does."""
+        self._error = error
+        self.stop()
 
     def _drop_stale_code(self) -> None:
         for mfn in sorted(self._memory.stale_code):

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
-from xenemu.errors import ImageError
 from xenemu.image.files import map_file
+
+Item = TypeVar("Item")
 
 
 class Place(NamedTuple):
@@ -37,25 +38,24 @@ class LineTable:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """The table of an ELF at `path`; None if it has no line numbers, or cannot be read."""
-        from elftools.common.exceptions import ELFError  # noqa: PLC0415 (nobody else pays for it)
-        from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+        from elftools.elf.elffile import ELFFile  # noqa: PLC0415 (nobody else pays for it)
 
-        try:
+        def information(path: Path) -> Any:
             file = ELFFile(BytesIO(map_file(path)))
-            dwarf = file.get_dwarf_info(follow_links=False) if file.has_dwarf_info() else None
-        except (ELFError, ImageError, OSError):
-            return None
+            return file.get_dwarf_info(follow_links=False) if file.has_dwarf_info() else None
+
+        dwarf = next(_sound(map(information, [path])), None)
         return cls(dwarf) if dwarf is not None and dwarf.debug_line_sec else None
 
     def of(self, ran: Sequence[range]) -> dict[str, dict[int, bool]]:
         """Each source file of the units that code which ran is in: its lines, and which ran.
 
-        `ran` is ascending, its ranges apart.
+        `ran` is ascending, its ranges apart. Lines that broken DWARF has are left out.
         """
         starts = [part.start for part in ran]
         lines: dict[str, dict[int, bool]] = {}
         for unit in self._units(ran):
-            for start, end, place in self._rows(unit):
+            for start, end, place in _sound(self._rows(unit)):
                 self.places.setdefault(start, place)
                 before = bisect_right(starts, end - 1)
                 hit = before > 0 and ran[before - 1].stop > start
@@ -64,9 +64,9 @@ class LineTable:
         return lines
 
     def _units(self, ran: Sequence[range]) -> Iterator[Any]:
-        ranges = self.dwarf.get_aranges()
+        ranges = next(_sound(get() for get in [self.dwarf.get_aranges]), None)
         if ranges is None:
-            yield from self.dwarf.iter_CUs()
+            yield from _sound(self.dwarf.iter_CUs())
             return
         starts = [part.start for part in ran]
         touched = set()
@@ -75,7 +75,7 @@ class LineTable:
             if before and ran[before - 1].stop > entry.begin_addr:
                 touched.add(entry.info_offset)
         for offset in sorted(touched):
-            yield self.dwarf.get_CU_at(offset)
+            yield from _sound(map(self.dwarf.get_CU_at, [offset]))
 
     def _rows(self, unit: Any) -> Iterator[tuple[int, int, Place]]:
         """The first address and the end of each row of a unit's table, and its line."""
@@ -85,8 +85,21 @@ class LineTable:
         names = _names(program, unit)
         states = [entry.state for entry in program.get_entries() if entry.state is not None]
         for row, following in pairwise(states):
-            if not row.end_sequence and row.line and following.address > row.address:
+            if not row.end_sequence and row.line > 0 and following.address > row.address:
                 yield row.address, following.address, Place(names(row.file), row.line)
+
+
+def _sound(items: Iterator[Item]) -> Iterator[Item]:
+    """The items up to the first that cannot be read.
+
+    pyelftools raises exceptions of nearly every class, its own and Python's, over broken DWARF.
+    """
+    try:
+        yield from items
+    except MemoryError:
+        raise
+    except Exception:
+        return
 
 
 def _names(program: Any, unit: Any) -> Any:

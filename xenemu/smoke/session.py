@@ -94,7 +94,9 @@ class Session:
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
         self._witness = Witness(self.machine, self.image)
         self._mark("built", 0)
-        self._covered = coverage.record(self.machine, self.image, True) if boot.covered else bytes
+        self._recording = (
+            coverage.Recording(self.machine, self.image, True) if boot.covered else None
+        )
 
     # What to do with the guest.
 
@@ -166,7 +168,7 @@ class Session:
 
     def coverage(self) -> str:
         """Which code ran, in lcov's form; empty if nobody wants to know."""
-        return self._covered().decode()
+        return self._recording.file().decode() if self._recording else ""
 
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""

@@ -5,7 +5,10 @@
  */
 #include "shim.h"
 
-/* Note a block that was translated; when there is no room for another, Python makes some. */
+/*
+ * Note a block that was translated. When there is no room for another, Python takes those that are
+ * noted. Whatever becomes of that, the next block is the first again.
+ */
 void note_block(const void *tb)
 {
     struct coverage *coverage = &G.coverage;
@@ -18,8 +21,10 @@ void note_block(const void *tb)
     block->bytes = FIELD(tb, TB_SIZE, uint16_t);
     block->instructions = FIELD(tb, TB_ICOUNT, uint16_t);
     block->paged = FIELD(G.env, ENV_CR0, uint64_t) >> 31 & 1;
-    if (++coverage->noted == coverage->room)
+    if (++coverage->noted == coverage->room) {
         call_python(coverage->full);
+        coverage->noted = 0;
+    }
 }
 
 /* Translate again all that runs from now on. */
