@@ -43,6 +43,27 @@ def test_a_real_xen_agrees(name, environment, tmp_path, guest_image, xenemu_run)
     assert bool(result.returncode) is crashes, console + result.stderr.decode()
 
 
+FEATURES = b"!writable_page_tables|pae_pgdir_above_4gb\0"
+
+
+@pytest.mark.parametrize("environment", ["pv64", "pv32"])
+def test_a_real_xen_refuses_a_kernel_that_requires_ring_0(
+    environment, tmp_path, guest_image, xenemu_run
+):
+    """Xen's own builder does, which dom0 and the shim's guest have; so do we, for all."""
+    kernel = build(GUESTS["hello"], ENVIRONMENTS[environment], tmp_path / "hello")
+    data = kernel.read_bytes()
+    assert data.count(FEATURES) == 1
+    required = b"!supervisor_mode_kernel".ljust(len(FEATURES), b"\0")
+    kernel.write_bytes(data.replace(FEATURES, required))
+    real = xenemu_run(guest_image("xen-shim"), *SHIM, "--initrd", kernel)
+    assert b"requires supervisor-mode execution" in real.stdout, real.stderr.decode()
+    assert b"hello" not in real.stdout and real.returncode
+    ours = xenemu_run(kernel, "--entry", "pv")
+    assert (ours.returncode, ours.stdout, ours.stderr.count(b"\n")) == (7, b"", 1)
+    assert b"FEATURES requires supervisor_mode_kernel, which a PV domain does not" in ours.stderr
+
+
 @pytest.mark.parametrize("name", ["gnumach-xen-486", "gnumach-xen-486-i386"])
 def test_mach_shuts_itself_down_on_a_real_xen_too(name, guest_image, xenemu_run):
     """With the reason it happens to have in a register: that of its store to a page table."""

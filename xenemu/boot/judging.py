@@ -36,7 +36,8 @@ def check_features(image: Image, absent: set[Feature]) -> None:
         raise Unbootable(f"FEATURES requires {name!r}, which Xen does not know")
     if Feature.dom0 in image.notes.required:
         raise Unbootable("FEATURES requires dom0, and this is an unprivileged domain")
-    # DIVERGES: Xen's tools let a kernel that needs supervisor_mode_kernel start, and fail.
+    # As Xen's own builder does (pv/dom0_build.c). DIVERGES: Xen's tools let a kernel that needs
+    # supervisor_mode_kernel start, and fail.
     for feature in sorted(absent & image.notes.required):
         raise Unbootable(
             f"FEATURES requires {feature.name}, which a PV domain does not have{_WHY_NOT[feature]}"
