@@ -11,6 +11,7 @@ from typing import Final
 from xenemu.abi.arch_x86.xen import HYPERVISOR_VIRT_END, vcpu_guest_context
 from xenemu.abi.errno import EEXIST, EFAULT, EINVAL, ENOENT, ENOSYS
 from xenemu.abi.features import XENFEAT_auto_translated_physmap
+from xenemu.abi.hvm.hvm_vcpu import vcpu_hvm_context
 from xenemu.abi.sched import SHUTDOWN_poweroff
 from xenemu.abi.vcpu import (
     VCPUOP_down,
@@ -36,7 +37,7 @@ from xenemu.abi.vcpu import (
     vcpu_set_singleshot_timer,
 )
 from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS, Nr
-from xenemu.errors import NotModelled, XenError
+from xenemu.errors import XenError
 from xenemu.hv import scheduler, waking
 from xenemu.hv.clock import update_time
 from xenemu.hv.current import Current
@@ -48,12 +49,13 @@ from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.pv import context
 from xenemu.pv.state import pv_vcpu
 from xenemu.pvh import callbacks, lapic_glue
+from xenemu.pvh import context as pvh_context
+from xenemu.pvh.state import pvh_vcpu
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MIN_PERIOD_NS: Final = 1_000_000
 MAX_PERIOD_NS: Final = (1 << 62) - 1  # STIME_DELTA_MAX
 COMPAT_VIRT_START: Final = 0xF5800000
-HVM_CONTEXT_SIZE: Final = 128  # of struct vcpu_hvm_context
 
 
 class VcpuOps(SubOps):
@@ -83,12 +85,14 @@ def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
 
     EINVAL: the vcpu has no vcpu_info yet, or the guest may not have such registers or tables.
     """
-    if current.domain.p2m is not None:
-        current.read(pointer, HVM_CONTEXT_SIZE)
-        _check_fresh(vcpu)
-        raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
     if vcpu.vcpu_id >= XEN_LEGACY_MAX_VCPUS and not vcpu.info_registered:
         raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} has no vcpu_info: register one first")
+    if current.domain.p2m is not None:
+        registers = current.read_struct(vcpu_hvm_context, pointer)
+        _check_fresh(vcpu)
+        pvh_vcpu(vcpu).start = pvh_context.checked(registers)
+        vcpu.initialised = True
+        return
     given = current.read_struct(vcpu_guest_context, pointer)
     _check_fresh(vcpu)
     try:
@@ -97,18 +101,12 @@ def initialise(current: Current, vcpu: Vcpu, pointer: int) -> None:
         raise Continue(VCPUOP_initialise, vcpu.vcpu_id, pointer) from None
     vcpu.initialised = True
     if starts:
-        _bring_up(current, vcpu)
+        scheduler.bring_up(current, vcpu)
 
 
 def _check_fresh(vcpu: Vcpu) -> None:
     if vcpu.initialised or vcpu.online:
         raise XenError(EEXIST, f"vcpu {vcpu.vcpu_id} is initialised already")
-
-
-def _bring_up(current: Current, vcpu: Vcpu) -> None:
-    """Let a vcpu run; the one that asked gives way."""
-    vcpu.online = current.domain.reschedule = True
-    scheduler.set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
 
 
 @ops.sub(VCPUOP_up)
@@ -117,7 +115,7 @@ def up(current: Current, vcpu: Vcpu, pointer: int) -> None:
     if not (vcpu.initialised or vcpu.online):
         raise XenError(EINVAL, f"vcpu {vcpu.vcpu_id} is not initialised")
     if not vcpu.online:
-        _bring_up(current, vcpu)
+        scheduler.bring_up(current, vcpu)
 
 
 @ops.sub(VCPUOP_down)

@@ -262,6 +262,12 @@ class FakeNativeCpu(FakeCpu):
             return 0
         return 3 if self.rflags & VM else dpl(self.segment(Seg.SS).attributes)
 
+    def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+        self.regs[:] = [0] * 16
+        self.cr0, self.cr2, self.cr3, self.cr4, self.efer = cr0, 0, cr3, cr4, efer
+        self.halted = self.nmi_pending = False
+        self.apic_vector = self.accepted = None
+
     def enter_long_mode(self, cr3: int, sse: bool = False) -> None:
         self.cr0, self.cr3, self.cr4, self.efer = 0x80000011, cr3, 0x20, 0x500
 

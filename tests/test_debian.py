@@ -63,9 +63,10 @@ def test_debian_boots_to_userland_and_powers_off(boot, image, mode, busybox):
         assert ended_at(second.stderr) == ended_at(first.stderr)
 
 
-def test_all_vcpus_of_a_pv_debian_come_up(boot):
+@pytest.mark.parametrize("mode", ["pv", "pvh"])
+def test_all_vcpus_of_a_debian_come_up(boot, mode):
     """Each hears of the others by its own IPIs, and two runs are the same."""
-    runs = [boot("debian-cloud-amd64", "pv", "busybox", "--vcpus", "4") for _ in range(2)]
+    runs = [boot("debian-cloud-amd64", mode, "busybox", "--vcpus", "4") for _ in range(2)]
     console = runs[0].stdout.decode(errors="replace")
     assert runs[0].returncode == 0, runs[0].stderr.decode()
     assert "smp: Brought up 1 node, 4 CPUs" in console

@@ -262,3 +262,40 @@ def test_a_context_is_plain_data() -> None:
 
     assert all(abs(n - mapping) > FRAMES << 12 for n in numbers(context))
     assert context.msrs[msr.KERNEL_GS_BASE] or context.segments[Seg.GS].base
+
+
+def test_a_vcpu_that_begins_has_nothing_of_its_past_but_msrs_segments_and_the_fpu() -> None:
+    host = Host()
+    context = host.run(host.place(BUSY), 77)
+    waits = Interrupts(True, True, True, True, True, 0b11, True, 0x41, 0x42, 0x43, 0x1010)
+    host.engine.load(dataclasses.replace(context, interrupts=waits, cpl=3))
+    host.engine.begin(0x10, 0, 0, 0)
+    begun = host.engine.store()
+    kept = {"msrs", "segments", "fpu", "rip"}
+    assert begun == dataclasses.replace(
+        Context((0,) * 16, 0, 2, (), 0, 0x10, 0, 0, 0, 0, (0,) * 6 + (DR6, DR7), {}, b"",
+                Interrupts(), None, (0, 0)),
+        **{name: getattr(context, name) for name in kept},
+    )  # fmt: skip
+
+
+# mov %cs:0x40,%ax; mov %ax,%ds; movl $0x12345678,0x50; mov %cs,%bx; hlt
+REAL_MODE = bytes.fromhex("2e a1 40 00 8e d8 66 c7 06 50 00 78 56 34 12 8c cb f4")
+
+
+def test_a_vcpu_begins_in_real_mode_after_another_was_in_64_bit_code() -> None:
+    host = Host()
+    host.run(host.place(BUSY), 77)
+    engine, page = host.engine, 0x1A000
+    host.memory.write(Maddr(page), REAL_MODE)
+    host.memory.write_uint(Maddr(page + 0x40), 2, 0x1B00)
+    engine.begin(0x10, 0, 0, 0)
+    engine.rip = 0
+    for which in (Seg.DS, Seg.ES, Seg.SS):
+        engine.set_segment(which, Segment(0, 0, 0xFFFF, 0x9300))
+    engine.set_segment(Seg.CS, Segment(page >> 4, page, 0xFFFF, 0x9B00))
+    before = engine.instructions
+    engine.run(engine.now_ns + 100)
+    assert engine.halted and engine.instructions == before + 5
+    assert host.memory.read_uint(Maddr(0x1B050), 4) == 0x12345678
+    assert engine.regs[Reg.RBX] == page >> 4

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xenemu.abi.arch_x86.cpufeatureset import (
@@ -23,7 +23,7 @@ from xenemu.abi.arch_x86.cpufeatureset import (
     word_of,
 )
 from xenemu.cpu import self_check, shim
-from xenemu.cpu.context import Context
+from xenemu.cpu.context import Context, Interrupts
 from xenemu.cpu.exits import native_exits, pv_exits
 from xenemu.cpu.guest_physical import GuestPhysical
 from xenemu.cpu.registers import Registers
@@ -34,6 +34,7 @@ from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
+from xenemu.x86 import flags
 
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
 
@@ -43,6 +44,7 @@ FEATURE_WORDS = {0: WORD_1D, 1: WORD_1C, 2: WORD_7B0, 3: WORD_7C0, 6: WORD_E1D, 
 NR_FEATURE_WORDS = 8
 
 DOUBLE_FAULT = 8
+DEBUG_REGISTERS = (0,) * 6 + (0xFFFF0FF0, 0x400)  # after a reset
 
 MAX_RUN_NS = 1 << 62
 
@@ -340,6 +342,25 @@ class Engine(Registers):
     @property
     def halted(self) -> bool:
         return bool(self._halted.value)
+
+    def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+        """See `NativeCpu.begin`."""
+        fresh = replace(
+            self.store(),
+            cr0=cr0,
+            cr2=0,
+            cr3=cr3,
+            cr4=cr4,
+            efer=efer,
+            general=(0,) * len(self.regs),
+            rflags=flags.FIXED,
+            cpl=0,
+            debug=DEBUG_REGISTERS,
+            interrupts=Interrupts(),
+            undefined=None,
+            delivered=(0, 0),
+        )
+        self.load(fresh)
 
     @property
     def triple_fault(self) -> bool:

@@ -205,6 +205,13 @@ class NativeCpu(Cpu, Protocol):
     def delivered(self) -> Delivered:
         """What was to be delivered last; of a triple fault, what that began with."""
 
+    def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+        """Become as after INIT, but with these control registers.
+
+        General registers and CR2 are 0, breakpoints are off, and no event waits or is held back.
+        Segments, the FPU and MSRs stay as they are.
+        """
+
     def enter_long_mode(self, cr3: int, sse: bool = False) -> None:
         """Turn 4-level paging on, and all of EFER and CR4 off that long mode does not need.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.abi.sched import SHUTDOWN_watchdog
+from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_watchdog
 from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
@@ -57,6 +57,26 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
     vcpu.poll_ports = poll_ports
     set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
     current.cpu.stop()
+
+
+def bring_up(current: Current, vcpu: Vcpu) -> None:
+    """Let a vcpu that is initialised and down run; the vcpu that asked gives way."""
+    vcpu.online = current.domain.reschedule = True
+    set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+
+
+def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
+    """Let a vcpu run no more until it is brought up; with the last one, the domain powers off.
+
+    `why` is a sentence for the person, in case that it is the last one.
+    """
+    vcpu.online = False
+    set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
+    if vcpu is current.vcpu:
+        current.cpu.stop()
+    if not any(other.online for other in current.domain.vcpus):
+        shutdown(current.domain, SHUTDOWN_poweroff, why)
+        current.cpu.stop()
 
 
 def hypercall_preempt_check(current: Current) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from xenemu.abi.errno import EPERM
 from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
-from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenemu.abi.sched import SHUTDOWN_reboot
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
@@ -142,8 +142,5 @@ class PvhExits:
 
     def _vcpu_down(self) -> None:
         """HLT with interrupts off: the vcpu goes, and with the last one the domain."""
-        domain, vcpu = self.current.domain, self.current.vcpu
-        vcpu.online = False
-        if not any(other.online for other in domain.vcpus):
-            why = "the guest powered off: its last vcpu halted with interrupts off"
-            scheduler.shutdown(domain, SHUTDOWN_poweroff, why)
+        why = "the guest powered off: its last vcpu halted with interrupts off"
+        scheduler.take_down(self.current, self.current.vcpu, why)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.errors import DomainCrash, NotModelled
-from xenemu.hv import waking
+from xenemu.errors import DomainCrash
+from xenemu.hv import scheduler, waking
 from xenemu.hv.cpu import Msr
 from xenemu.hv.current import Current
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.timers import Owners
+from xenemu.pvh.context import after_startup
 from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.state import PvhVcpu, pvh
+from xenemu.pvh.state import PvhVcpu, pvh, pvh_domain, pvh_vcpu
 
 TIMER = "lapic"  # what a timer's key says: the second half is the vcpu
 
@@ -151,11 +152,17 @@ def deliver(current: Current, ipis: list[Ipi]) -> None:
 
     In Xen: arch/x86/hvm/vlapic.c (vlapic_accept_irq)
     """
-    vcpus = current.domain.vcpus
-    lapics = [lapic_of(vcpu) for vcpu in vcpus]
+    if not ipis:
+        return
+    domain, state = current.domain, pvh_domain(current)
+    lapics = [lapic_of(vcpu) for vcpu in domain.vcpus]
     for ipi in ipis:
-        for vcpu_id in destinations(ipi, pvh(current).lapic, lapics):
-            _accept(current, vcpus[vcpu_id], ipi)
+        for vcpu_id in destinations(ipi, pvh(current).lapic, lapics, state.last_lowest):
+            _accept(current, domain.vcpus[vcpu_id], ipi)
+            if ipi.kind is Delivery.LOWEST:
+                state.last_lowest = vcpu_id
+    if domain.reschedule:
+        current.cpu.stop()
 
 
 def _accept(current: Current, vcpu: Vcpu, ipi: Ipi) -> None:
@@ -164,23 +171,48 @@ def _accept(current: Current, vcpu: Vcpu, ipi: Ipi) -> None:
             assert_vector(current, vcpu, ipi.vector)
         case Delivery.NMI:
             send_nmi(current, vcpu)
+            if vcpu.initialised and not vcpu.online:
+                scheduler.bring_up(current, vcpu)
         case Delivery.INIT if vcpu.initialised:
-            raise NotModelled(f"an INIT that resets vcpu {vcpu.vcpu_id}")
+            _reset(current, vcpu)
         case Delivery.STARTUP if not vcpu.initialised:
-            raise NotModelled(f"bringing up vcpu {vcpu.vcpu_id}: this xenemu runs one vcpu")
+            pvh_vcpu(vcpu).start = after_startup(ipi.vector)
+            vcpu.initialised = True
+            scheduler.bring_up(current, vcpu)
         case Delivery.EXTINT:
             raise DomainCrash("its local APIC sends an interrupt of the type EXTINT")
         case _:
             pass
 
 
+def _reset(current: Current, vcpu: Vcpu) -> None:
+    """Take a vcpu down until a STARTUP, or a VCPUOP_initialise, brings it up afresh.
+
+    In Xen: arch/x86/hvm/vlapic.c (vlapic_init_sipi_one), common/domain.c (vcpu_reset)
+    """
+    waking.wake(current.domain, vcpu)
+    scheduler.take_down(current, vcpu, "the guest's last vcpu was reset by an INIT")
+    vcpu.initialised = False
+    lapic_of(vcpu).init()
+    set_timer(current, vcpu)
+
+
 def send_nmi(current: Current, vcpu: Vcpu) -> None:
-    """Let a vcpu take an NMI."""
-    if vcpu is not current.vcpu:
-        raise NotModelled(f"an NMI to vcpu {vcpu.vcpu_id}, which is not the one that runs")
-    cpu_of(current).request_nmi()
-    for observer in current.watch or ():
-        observer.entered(current, "NMI", None)
+    """Let a vcpu take an NMI; it wakes the vcpu if that is blocked."""
+    pvh_vcpu(vcpu).nmi_pending = True
+    waking.wake(current.domain, vcpu)
+    if vcpu is current.vcpu:
+        update_nmi(current)
+
+
+def update_nmi(current: Current) -> None:
+    """Tell the CPU of an NMI for the current vcpu."""
+    state = pvh(current)
+    if state.nmi_pending:
+        state.nmi_pending = False
+        cpu_of(current).request_nmi()
+        for observer in current.watch or ():
+            observer.entered(current, "NMI", None)
 
 
 TIMERS: Final[Owners] = {TIMER: fire_timer}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
-from xenemu.pvh import lapic_glue
+from xenemu.pvh import context, lapic_glue
 from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
 from xenemu.pvh.exits import PvhExits
@@ -21,9 +21,11 @@ LDT = 0x00008200
 
 
 def start_vcpu(current: Current) -> None:
-    """Load the first registers, as docs/misc/pvh.pandoc promises them."""
+    """Load the first registers: of vcpu 0 those that docs/misc/pvh.pandoc promises."""
     cpu, entry = current.cpu, pvh(current).entry
-    assert entry is not None
+    if entry is None:  # as another vcpu wants it
+        context.load(current)
+        return
     for register in range(16):
         cpu.regs[register] = 0
     cpu.rip, cpu.regs[Reg.RBX] = entry.ip, entry.info
@@ -46,8 +48,13 @@ def leave(current: Current) -> None:
 
 
 def enter(current: Current) -> None:
-    """Tell the CPU what waits for the current vcpu, which others may have changed."""
+    """Tell the CPU what waits for the current vcpu, which others may have changed.
+
+    They may even have reset it, so that it starts now.
+    """
+    context.load(current)
     lapic_glue.update(current)
+    lapic_glue.update_nmi(current)
     update_upcall(current)
 
 
