@@ -25,8 +25,7 @@ RUNS = [
     if ENVIRONMENTS[environment].mode == "pv"
 ]
 
-# It has no grant tables, and here one vcpu.
-SHIM_LACKS = dict.fromkeys(("grant-tables", "ap-start"), "Test result: SKIP")
+SHIM_LACKS = {"grant-tables": "Test result: SKIP"}
 SHIM = ("--mode", "pvh", "--memory", "256M", "--timeout", "120", "--cmdline", "pv-shim console=pv")
 
 
@@ -34,7 +33,8 @@ SHIM = ("--mode", "pvh", "--memory", "256M", "--timeout", "120", "--cmdline", "p
 def test_a_real_xen_agrees(name, environment, tmp_path, guest_image, xenemu_run):
     guest = GUESTS[name]
     kernel = build(guest, ENVIRONMENTS[environment], tmp_path / name)
-    result = xenemu_run(guest_image("xen-shim"), *SHIM, "--initrd", kernel)
+    vcpus = ("--vcpus", str(guest.vcpus))
+    result = xenemu_run(guest_image("xen-shim"), *SHIM, *vcpus, "--initrd", kernel)
     console = result.stdout.decode(errors="replace")
     verdict = SHIM_LACKS.get(name, guest.expected(environment).splitlines()[-1])
     assert "Xen version 4.17" in console, result.stderr.decode()
