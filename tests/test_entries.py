@@ -27,6 +27,7 @@ BOOTS = [
     ("debian-amd64", "efi", "bzImage"),
     ("debian-cloud-amd64", "efi", "bzImage"),
     ("debian-6.12-cloud-amd64", "efi", "bzImage"),
+    ("debian-cloud-amd64", "efi-handover", "bzImage"),
     ("debian-686-pae", "linux32", "bzImage"),
     ("debian-686-pae", "linux32", "vmlinux"),
 ]

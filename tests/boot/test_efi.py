@@ -9,18 +9,73 @@ from efiguest import MIB, SCRATCH, EfiGuest
 from pewriter import TEXT, blocks, efi_bzimage, pe
 
 import elfwriter
+from fakes import FakeNativeCpu
 from xenemu.boot import ENTRIES
 from xenemu.boot.efi import abi
 from xenemu.boot.efi.abi import MemoryType, Status
+from xenemu.boot.zero_page import ZeroPage
 from xenemu.errors import DomainCrash, FitError, ImageError, UsageError
 from xenemu.hv.building import DomainConfig, Module
 from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.current import Current
 from xenemu.hv.snapshot import DomainSnapshot
 
 
 @pytest.fixture
 def guest(load):
     return EfiGuest(load, cmdline=b"console=hvc0", initrd=b"an initrd", rng_seed=7)
+
+
+def handover(flags: int = 8, offset: int = 0, **fields: int) -> bytes:
+    """A bzImage with a 64-bit handover entry, if its header says so."""
+    data = bytearray(elfwriter.bzimage(elfwriter.kernel()))
+    data += bytes(1024)
+    data[0x201] = 0x6A
+    usual = {"cmdline_size": 100, "pref_address": 16 * MIB, "init_size": 4 * MIB}
+    page = ZeroPage(data)
+    page.put(**usual | fields | {"xloadflags": flags, "handover_offset": offset})
+    return bytes(data)
+
+
+def test_the_handover_entry_is_called_with_boot_params(load):
+    config = DomainConfig(64 * MIB, cmdline=b"quiet", initrd=b"an initrd")
+    entry = ENTRIES["efi-handover"]
+    domain = entry.build(load(handover(offset=0x10)), config)
+    cpu = FakeNativeCpu(regs=[0xDEAD] * 16)
+    current = Current(domain, domain.vcpus[0], cpu, entry.platform.personality.translate)
+    entry.start(current)
+    assert cpu.rip == 16 * MIB + 0x210 and cpu.regs[Reg.RSP] % 16 == 8
+    firmware = domain.arch.firmware.firmware
+    assert cpu.regs[Reg.RDI] == firmware.image_handle
+    assert current.read(cpu.regs[Reg.RSI], 8) == b"IBI SYST"
+    page = ZeroPage(bytearray(current.read(cpu.regs[Reg.RDX], 4096)))
+    assert current.read(page.get("cmd_line_ptr"), 6) == b"quiet\0"
+    assert current.read(page.get("ramdisk_image"), page.get("ramdisk_size")) == b"an initrd"
+    assert page.get("type_of_loader") == 0x90 and page.get("code32_start") == 16 * MIB
+    region = firmware.memory.at(16 * MIB)
+    assert (region.type, region.end - region.start) == (MemoryType.LOADER_CODE, 4 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (elfwriter.kernel(), "this is an ELF; Linux's bzImage has a handover entry"),
+        (handover(flags=7), "by its xloadflags, the bzImage has no 64-bit handover entry"),
+        (handover(version=0x20B), "by its xloadflags, the bzImage has no 64-bit handover entry"),
+        (handover(offset=1 << 20), "handover_offset, 0x100000, lies outside the bzImage"),
+        (handover(pref_address=0), "the bzImage wants to be at 0x0-0x400000"),
+    ],
+)
+def test_bzimages_without_a_handover_entry(load, data, reason):
+    assert reason in ENTRIES["efi-handover"].verdict(load(data)).reason
+
+
+def test_a_handover_needs_its_memory_and_a_short_command_line(load):
+    build = ENTRIES["efi-handover"].build
+    with pytest.raises(FitError, match="the kernel would lie at 0x1000000-0x1400000"):
+        build(load(handover()), DomainConfig(18 * MIB))
+    with pytest.raises(ImageError, match="has 101 bytes; this kernel takes at most 100"):
+        build(load(handover()), DomainConfig(64 * MIB, cmdline=b"x" * 101))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ E820_MAX: Final = 128
 
 SIZE: Final = 4096
 LOADED_HIGH: Final = 1 << 0  # loadflags: the kernel is to be loaded at 1 MiB or above
+XLF_EFI_HANDOVER_64: Final = 1 << 3
 XLF_KERNEL_64: Final = 1 << 0  # xloadflags: there is a 64-bit entry at 0x200
 
 # Protocol versions, by what they brought.
@@ -54,6 +55,7 @@ _FIELDS: Final = {  # offset and code
     "setup_data": (0x250, "Q"),
     "pref_address": (0x258, "Q"),
     "init_size": (0x260, "I"),
+    "handover_offset": (0x264, "I"),
 }
 _E820_TABLE: Final = 0x2D0
 _E820_ENTRY: Final = struct.Struct("<QQI")

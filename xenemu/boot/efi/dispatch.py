@@ -119,8 +119,9 @@ def _make(call: Call, name: str, record: CallRecord) -> int:
     firmware, declared, result = call.firmware, SERVICES.get(name), 0
     try:
         if declared is None:
+            if name not in firmware.missing:
+                call.current.log(f"EFI has no {name}: it answers EFI_UNSUPPORTED")
             firmware.missing[name] = firmware.missing.get(name, 0) + 1
-            call.current.log(f"EFI has no {name}: it answers EFI_UNSUPPORTED")
             raise EfiError(Status.UNSUPPORTED, "it is not there")
         result = declared.handler(call, *arguments(call, declared)) or 0
     except EfiError as error:

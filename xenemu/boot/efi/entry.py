@@ -1,55 +1,32 @@
-"""The entry of EFI: a PE program in 64-bit code, with its image handle and the system table.
+"""The entries of EFI: a PE program, and Linux's handover with boot_params, both in 64-bit code.
 
-UEFI specification 2.10, section 2.3.4.
+UEFI specification 2.10, section 2.3.4. In Linux: Documentation/arch/x86/boot.rst (EFI handover
+protocol)
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from dataclasses import dataclass
 from typing import Final
 
-from xenemu.boot.efi import event_services, protocol_services, tables
-from xenemu.boot.efi.abi import (
-    ACPI_20_TABLE,
-    BOOT_STUBS,
-    DEVICE_PATH,
-    LOAD_FILE2,
-    LOADED_IMAGE,
-    RETURNS,
-    RNG,
-    RT_PROPERTIES_TABLE,
-    RUNTIME_SERVICES,
-    STUB_SIZE,
-    TEXT_INPUT,
-    TEXT_OUTPUT,
-    MemoryType,
-)
-from xenemu.boot.efi.dispatch import Efi
-from xenemu.boot.efi.memory_map import MemoryMap
-from xenemu.boot.efi.state import Event, Firmware, Places
+from xenemu.boot import zero_page
+from xenemu.boot.efi.abi import MemoryType
+from xenemu.boot.efi.environment import Placer, check_config, place_efi, start_efi
 from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import Unbootable
 from xenemu.boot.platform import PVH_PLATFORM
-from xenemu.errors import FitError, ImageError, UsageError
-from xenemu.hv.building import Data, DomainConfig
-from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.boot.zero_page import ZeroPage
+from xenemu.errors import ImageError
+from xenemu.hv.building import DomainConfig
+from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.image import Image, pe
 from xenemu.pvh.builder import Placed, Room
-from xenemu.pvh.layout import Kernel, low_ram
-from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.personality import DATA32, FLAT_LIMIT, start_vcpu
-from xenemu.pvh.state import StartState, pvh, pvh_domain
-from xenemu.x86 import flags
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, P
+from xenemu.pvh.layout import BIOS_END, Kernel
+from xenemu.pvh.personality import FLAT_LIMIT
+from xenemu.pvh.state import StartState, pvh
 
-CS, DS = 0x10, 0x18
-CODE64: Final = 0x00A09B00  # attributes: ring 0, accessed
-STACK_PAGES: Final = 64  # 128 KiB at least, by the specification
-GIB: Final = 1 << 30
-SEED_BYTES: Final = 32
+ENTRY64: Final = 0x200  # what a 64-bit handover entry lies after its offset
 
 
 @dataclass(frozen=True)
@@ -75,151 +52,104 @@ def _judge(image: Image) -> Program:
     return Program(0, program.size, program.entry, pe=program)
 
 
-class _Placer:
-    """Gives out memory before the guest runs, from the top of low RAM down."""
-
-    def __init__(self, image: Image, room: Room) -> None:
-        self.memory = MemoryMap.of_e820(room.e820)
-        self.below = low_ram(room.memory).stop
-        self._path = image.path
-
-    def __call__(self, kind: MemoryType, size: int) -> int:
-        """The address of whole pages for `size` bytes; FitError without any."""
-        pages = size + PAGE_MASK >> PAGE_SHIFT
-        at = self.memory.allocate(kind, pages, self.below)
-        if at is None:
-            raise FitError(
-                f"{self._path}: there is no room for {size} bytes below {self.below:#x}: give the"
-                " domain more with --memory"
-            )
-        return at
-
-
 def _place(image: Image, kernel: Program, config: DomainConfig, room: Room) -> Placed:
     """Place the firmware and the program; FitError or UsageError if that cannot be."""
     assert kernel.pe is not None
-    if config.modules:
-        raise UsageError("EFI has one module, the --initrd; PVH takes more")
-    placer = _Placer(image, room)
-    places = _places(placer, room)
+    check_config(config)
+    placer = Placer(image, room)
     at = placer(MemoryType.LOADER_CODE, kernel.pe.size)
-    options = _load_options(config.cmdline)
-    options_at = placer(MemoryType.LOADER_DATA, len(options)) if options else 0
     try:
         loaded = kernel.pe.load(at)
     except ImageError as fault:
         raise ImageError(f"{image.path}: {fault}") from None
-    firmware = _firmware(placer, places, at + kernel.pe.entry, config)
-    interface = tables.loaded_image(
-        firmware,
-        range(options_at, options_at + len(options)),
-        range(at, at + kernel.pe.size),
-    )
-    pieces: list[tuple[int, Data]] = [
-        (places.runtime_code, tables.stubs(RUNTIME_SERVICES)),
-        (places.runtime_data, tables.runtime_data(firmware)),
-        (places.boot_code, tables.stubs(BOOT_STUBS)),
-        (places.boot_data, tables.boot_data(firmware, interface, _gdt())),
-        (places.page_tables, _identity_tables(places.page_tables, _span(room))),
-        (places.stack - 8, _return_address(places)),
-        (at, loaded),
-        (options_at, options),
-    ]
-    return Placed(pieces, StartState(firmware.entry, places.runtime_data), Efi(firmware))
-
-
-def _places(placer: _Placer, room: Room) -> Places:
-    return Places(
-        runtime_code=placer(MemoryType.RUNTIME_SERVICES_CODE, PAGE_SIZE),
-        runtime_data=placer(MemoryType.RUNTIME_SERVICES_DATA, PAGE_SIZE),
-        boot_code=placer(MemoryType.BOOT_SERVICES_CODE, len(tables.stubs(BOOT_STUBS))),
-        boot_data=placer(MemoryType.BOOT_SERVICES_DATA, PAGE_SIZE),
-        page_tables=placer(MemoryType.BOOT_SERVICES_DATA, (2 + _span(room)) * PAGE_SIZE),
-        stack=placer(MemoryType.BOOT_SERVICES_DATA, STACK_PAGES * PAGE_SIZE)
-        + STACK_PAGES * PAGE_SIZE
-        - 64,
-        rsdp=room.rsdp,
-    )
-
-
-def _firmware(placer: _Placer, places: Places, entry: int, config: DomainConfig) -> Firmware:
-    """What there is at the start: the console, the image, and an initrd and random numbers."""
-    firmware = Firmware(
-        places, placer.memory, entry, bytes(config.initrd), _seed(config),
-        {places.boot_code: places.boot_code, places.runtime_code: places.runtime_code},
-        places.runtime_code, places.runtime_data,
-    )  # fmt: skip
-    firmware.wait_for_key = event_services.EVENT_BASE
-    firmware.events[firmware.wait_for_key] = Event(0)
-    firmware.next_event = 1
-    at = places.boot_data
-    firmware.console_handle = protocol_services.add(
-        firmware, {TEXT_INPUT: at + tables.CON_IN, TEXT_OUTPUT: at + tables.CON_OUT}
-    )
-    firmware.image_handle = protocol_services.add(
-        firmware, {LOADED_IMAGE: at + tables.LOADED_IMAGE}
-    )
-    protocol_services.add(firmware, {RNG: at + tables.RNG})
-    if config.initrd:
-        interfaces = {DEVICE_PATH: at + tables.INITRD_PATH, LOAD_FILE2: at + tables.LOAD_FILE2}
-        protocol_services.add(firmware, interfaces)
-    firmware.tables[ACPI_20_TABLE] = places.rsdp
-    firmware.tables[RT_PROPERTIES_TABLE] = places.runtime_data + tables.PROPERTIES
-    return firmware
-
-
-def _load_options(cmdline: bytes) -> bytes:
-    """The command line as EFI's shell would give it; nothing for an empty one."""
-    text = cmdline.decode("utf-8", "replace")
-    return (text + "\0").encode("utf-16-le") if text else b""
-
-
-def _seed(config: DomainConfig) -> bytes:
-    """What the protocol for random numbers begins with, by --rng-seed."""
-    seed = config.rng_seed.to_bytes(8, "little")
-    return hashlib.blake2b(seed, digest_size=SEED_BYTES, person=b"efi rng").digest()
-
-
-def _span(room: Room) -> int:
-    """The GiB to map: all RAM, and 4 at least."""
-    end = max(start + size for start, size, _ in room.e820)
-    return max(4, (end + GIB - 1) // GIB)
-
-
-def _gdt() -> bytes:
-    flat = [(attributes | 0xF0000) << 32 | 0xFFFF for attributes in (CODE64, DATA32)]
-    return struct.pack("<4Q", 0, 0, *flat)
-
-
-def _identity_tables(at: int, gib: int) -> bytes:
-    """Tables of `2 + gib` pages at an address; they map memory to itself."""
-    pages = [at + n * PAGE_SIZE | RW | P for n in range(2 + gib)]
-    root = struct.pack("<512Q", pages[1], *[0] * 511)
-    level3 = struct.pack("<512Q", *pages[2:], *[0] * (512 - gib))
-    large = (n << 21 | PSE | RW | P for n in range(512 * gib))
-    return root + level3 + struct.pack(f"<{512 * gib}Q", *large)
-
-
-def _return_address(places: Places) -> bytes:
-    stub = places.boot_code + BOOT_STUBS.index(RETURNS[0]) * STUB_SIZE
-    return stub.to_bytes(8, "little")
+    start = StartState(at + kernel.pe.entry, 0)
+    return place_efi(placer, room, config, range(at, at + kernel.pe.size), start, [(at, loaded)])
 
 
 def _start(current: Current) -> None:
-    """Load the registers of a call of the program's entry, as a function in x64."""
-    start_vcpu(current)
-    cpu, entry, efi = cpu_of(current), pvh(current).entry, pvh_domain(current).firmware
-    assert entry is not None and isinstance(efi, Efi)
-    firmware, places = efi.firmware, efi.firmware.places
-    cpu.enter_long_mode(places.page_tables, sse=True)
-    cpu.regs[Reg.RBX] = 0
-    cpu.regs[Reg.RCX], cpu.regs[Reg.RDX] = firmware.image_handle, entry.info
-    cpu.regs[Reg.RSP] = places.stack - 8
-    cpu.rflags |= flags.IF
-    cpu.set_segment(Seg.CS, Segment(CS, 0, FLAT_LIMIT, CODE64))
-    for which in (Seg.DS, Seg.ES, Seg.FS, Seg.GS, Seg.SS):
-        cpu.set_segment(which, Segment(DS, 0, FLAT_LIMIT, DATA32))
-    cpu.set_segment(Seg.GDTR, Segment(0, places.boot_data + tables.GDT, 4 * 8 - 1))
+    """Call the program's entry, as a function in x64 with two arguments."""
+    firmware = start_efi(current)
+    regs = current.cpu.regs
+    regs[Reg.RCX], regs[Reg.RDX] = firmware.image_handle, firmware.runtime_data
 
 
-ENTRIES = [BootEntry[Program, Room, Placed]("efi", "efi", PVH_PLATFORM, _judge, _place, _start)]
+# ---- Linux's handover ----
+
+
+@dataclass(frozen=True)
+class Handover(Kernel):
+    """A bzImage where it wants to be, and the boot_params that its file begins."""
+
+    header: bytes = b""
+
+
+def _judge_handover(image: Image) -> Handover:
+    if not image.bzimage:
+        raise Unbootable("this is an ELF; Linux's bzImage has a handover entry")
+    header = ZeroPage.of_bzimage(image.bzimage.file)
+    new = header.get("version") >= zero_page.HAS_XLOADFLAGS
+    if not new or not header.get("xloadflags") & zero_page.XLF_EFI_HANDOVER_64:
+        raise Unbootable("by its xloadflags, the bzImage has no 64-bit handover entry")
+    start = header.get("pref_address")
+    size = max(header.get("init_size"), len(image.bzimage.code))
+    offset = header.get("handover_offset") + ENTRY64
+    if start < BIOS_END or start + size > FLAT_LIMIT:
+        raise Unbootable(f"the bzImage wants to be at {start:#x}-{start + size:#x}")
+    if offset >= len(image.bzimage.code):
+        raise Unbootable(f"handover_offset, {offset - ENTRY64:#x}, lies outside the bzImage")
+    return Handover(start, start + size, start + offset, header=bytes(header.data))
+
+
+def _place_handover(image: Image, kernel: Handover, config: DomainConfig, room: Room) -> Placed:
+    """Place the firmware, the kernel where it wants to be, and what its boot_params lead to."""
+    assert image.bzimage is not None
+    check_config(config)
+    page = ZeroPage(bytearray(kernel.header))
+    longest = page.get("cmdline_size")
+    if len(config.cmdline) > longest:
+        raise ImageError(
+            f"the command line has {len(config.cmdline)} bytes; this kernel takes at most {longest}"
+        )
+    placer, size = Placer(image, room), kernel.end - kernel.start
+    placer.at(MemoryType.LOADER_CODE, kernel.start, size, "the kernel")
+    boot_params = placer(MemoryType.LOADER_DATA, len(page.data))
+    cmdline = placer(MemoryType.LOADER_DATA, len(config.cmdline) + 1)
+    initrd = placer(MemoryType.LOADER_DATA, len(config.initrd)) if config.initrd else 0
+    page.put(
+        type_of_loader=zero_page.LOADER,
+        code32_start=kernel.start,
+        cmd_line_ptr=cmdline,
+        ramdisk_image=initrd,
+        ramdisk_size=len(config.initrd),
+    )
+    return place_efi(
+        placer,
+        room,
+        config,
+        range(kernel.start, kernel.end),
+        StartState(kernel.entry, boot_params),
+        [
+            (kernel.start, image.bzimage.code),
+            (boot_params, page.data),
+            (cmdline, config.cmdline + b"\0"),
+            (initrd, config.initrd),
+        ],
+    )
+
+
+def _start_handover(current: Current) -> None:
+    """Call the handover entry, as a function of C's in Linux with three arguments."""
+    firmware, entry = start_efi(current), pvh(current).entry
+    assert entry is not None
+    regs = current.cpu.regs
+    regs[Reg.RDI], regs[Reg.RSI] = firmware.image_handle, firmware.runtime_data
+    regs[Reg.RDX] = entry.info
+
+
+ENTRIES = [
+    BootEntry[Program, Room, Placed]("efi", "efi", PVH_PLATFORM, _judge, _place, _start),
+    BootEntry[Handover, Room, Placed](
+        "efi-handover", "efi-handover", PVH_PLATFORM, _judge_handover, _place_handover,
+        _start_handover,
+    ),
+]  # fmt: skip

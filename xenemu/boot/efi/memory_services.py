@@ -31,6 +31,7 @@ RUNTIME: Final = {MemoryType.RUNTIME_SERVICES_CODE, MemoryType.RUNTIME_SERVICES_
 NOT_GIVEN: Final = {MemoryType.CONVENTIONAL, MemoryType.PERSISTENT, MemoryType.UNACCEPTED}
 DESCRIPTOR: Final = struct.Struct(f"<I4xQQQQ{MEMORY_DESCRIPTOR_SIZE - 40}x")
 PIECE: Final = 1 << 16  # bytes copied at a time
+MAX_SPAN: Final = 64 << 20  # bytes that a call goes over, for nothing interrupts it
 
 
 def _check_type(kind: int) -> None:
@@ -131,6 +132,7 @@ def _attributes(kind: int) -> int:
 
 @service("CopyMem", "NNN")
 def copy_mem(call: Call, to: int, source: int, size: int) -> None:
+    _check_span(size)
     backwards = source < to < source + size
     starts = range(0, size, PIECE)
     for offset in reversed(starts) if backwards else starts:
@@ -141,6 +143,7 @@ def copy_mem(call: Call, to: int, source: int, size: int) -> None:
 
 @service("SetMem", "NNB")
 def set_mem(call: Call, to: int, size: int, value: int) -> None:
+    _check_span(size)
     for offset in range(0, size, PIECE):
         n = min(PIECE, size - offset)
         call.write(to + offset, bytes([value]) * n)
@@ -150,12 +153,18 @@ def set_mem(call: Call, to: int, size: int, value: int) -> None:
 @service("CalculateCrc32", "NNN")
 def calculate_crc32(call: Call, data: int, size: int, crc_at: int) -> None:
     check(data and size and crc_at, Status.INVALID_PARAMETER, "there is nothing to sum up")
+    _check_span(size)
     crc = 0
     for offset in range(0, size, PIECE):
         n = min(PIECE, size - offset)
         crc = zlib.crc32(call.read(data + offset, n), crc)
         _take_time(call, n)
     call.write_word(crc_at, crc, 4)
+
+
+def _check_span(size: int) -> None:
+    # DIVERGES: firmware would go on for as long as it takes.
+    check(size <= MAX_SPAN, Status.INVALID_PARAMETER, f"{size} bytes are too many for a call")
 
 
 def _take_time(call: Call, size: int) -> None:

@@ -65,7 +65,6 @@ class Firmware:
 
     places: Places
     memory: MemoryMap
-    entry: int
     initrd: bytes
     seed: bytes
     virtual: dict[int, int] = field(default_factory=dict)

@@ -1,0 +1,203 @@
+"""What a program of EFI's begins in: the firmware in the guest's memory, and the first registers.
+
+UEFI specification 2.10, section 2.3.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Final
+
+from xenemu.boot.efi import event_services, protocol_services, tables
+from xenemu.boot.efi.abi import (
+    ACPI_20_TABLE,
+    BOOT_STUBS,
+    DEVICE_PATH,
+    LOAD_FILE2,
+    LOADED_IMAGE,
+    RETURNS,
+    RNG,
+    RT_PROPERTIES_TABLE,
+    RUNTIME_SERVICES,
+    STUB_SIZE,
+    TEXT_INPUT,
+    TEXT_OUTPUT,
+    MemoryType,
+)
+from xenemu.boot.efi.dispatch import Efi
+from xenemu.boot.efi.memory_map import MemoryMap
+from xenemu.boot.efi.state import Event, Firmware, Places
+from xenemu.errors import FitError, UsageError
+from xenemu.hv.building import Data, DomainConfig
+from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.current import Current
+from xenemu.image import Image
+from xenemu.pvh.builder import Placed, Room
+from xenemu.pvh.layout import low_ram
+from xenemu.pvh.paging import cpu_of
+from xenemu.pvh.personality import DATA32, FLAT_LIMIT, start_vcpu
+from xenemu.pvh.state import StartState, pvh_domain
+from xenemu.x86 import flags
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, P
+
+CS, DS = 0x10, 0x18
+CODE64: Final = 0x00A09B00  # attributes: ring 0, accessed
+STACK_PAGES: Final = 64  # 128 KiB at least, by the specification
+GIB: Final = 1 << 30
+SEED_BYTES: Final = 32
+
+
+class Placer:
+    """Gives out memory before the guest runs, from the top of low RAM down."""
+
+    def __init__(self, image: Image, room: Room) -> None:
+        self.memory = MemoryMap.of_e820(room.e820)
+        self.below = low_ram(room.memory).stop
+        self._path = image.path
+
+    def __call__(self, kind: MemoryType, size: int) -> int:
+        """The address of whole pages for `size` bytes; FitError without any."""
+        pages = size + PAGE_MASK >> PAGE_SHIFT
+        at = self.memory.allocate(kind, pages, self.below)
+        if at is None:
+            raise FitError(
+                f"{self._path}: there is no room for {size} bytes below {self.below:#x}: give the"
+                " domain more with --memory"
+            )
+        return at
+
+    def at(self, kind: MemoryType, start: int, size: int, what: str) -> None:
+        """Give out whole pages where they must be; FitError if something else is there."""
+        end = start + size + PAGE_MASK & ~PAGE_MASK
+        if not self.memory.is_all(start, end, {MemoryType.CONVENTIONAL}):
+            raise FitError(
+                f"{self._path}: {what} would lie at {start:#x}-{end:#x}, and that is not all free"
+                " RAM: give the domain more with --memory"
+            )
+        self.memory.take(start, end - start >> PAGE_SHIFT, kind)
+
+
+def check_config(config: DomainConfig) -> None:
+    """UsageError if EFI cannot have what is asked for."""
+    if config.modules:
+        raise UsageError("EFI has one module, the --initrd; PVH takes more")
+
+
+def place_efi(
+    placer: Placer,
+    room: Room,
+    config: DomainConfig,
+    image: range,
+    start: StartState,
+    pieces: list[tuple[int, Data]],
+) -> Placed:
+    """Put the firmware beside `pieces`, in which a program is at `image` that begins at `start`."""
+    places = _places(placer, room)
+    options = _load_options(config.cmdline)
+    options_at = placer(MemoryType.LOADER_DATA, len(options)) if options else 0
+    firmware = _firmware(placer, places, config)
+    interface = tables.loaded_image(firmware, range(options_at, options_at + len(options)), image)
+    own: list[tuple[int, Data]] = [
+        (places.runtime_code, tables.stubs(RUNTIME_SERVICES)),
+        (places.runtime_data, tables.runtime_data(firmware)),
+        (places.boot_code, tables.stubs(BOOT_STUBS)),
+        (places.boot_data, tables.boot_data(firmware, interface, _gdt())),
+        (places.page_tables, _identity_tables(places.page_tables, _span(room))),
+        (places.stack - 8, _return_address(places)),
+        (options_at, options),
+    ]
+    return Placed([*pieces, *own], start, Efi(firmware))
+
+
+def _places(placer: Placer, room: Room) -> Places:
+    return Places(
+        runtime_code=placer(MemoryType.RUNTIME_SERVICES_CODE, PAGE_SIZE),
+        runtime_data=placer(MemoryType.RUNTIME_SERVICES_DATA, PAGE_SIZE),
+        boot_code=placer(MemoryType.BOOT_SERVICES_CODE, len(tables.stubs(BOOT_STUBS))),
+        boot_data=placer(MemoryType.BOOT_SERVICES_DATA, PAGE_SIZE),
+        page_tables=placer(MemoryType.BOOT_SERVICES_DATA, (2 + _span(room)) * PAGE_SIZE),
+        stack=placer(MemoryType.BOOT_SERVICES_DATA, STACK_PAGES * PAGE_SIZE)
+        + STACK_PAGES * PAGE_SIZE
+        - 64,
+        rsdp=room.rsdp,
+    )
+
+
+def _firmware(placer: Placer, places: Places, config: DomainConfig) -> Firmware:
+    """What there is at the start: the console, the image, and an initrd and random numbers."""
+    firmware = Firmware(
+        places, placer.memory, bytes(config.initrd), _seed(config),
+        {places.boot_code: places.boot_code, places.runtime_code: places.runtime_code},
+        places.runtime_code, places.runtime_data,
+    )  # fmt: skip
+    firmware.wait_for_key = event_services.EVENT_BASE
+    firmware.events[firmware.wait_for_key] = Event(0)
+    firmware.next_event = 1
+    at = places.boot_data
+    firmware.console_handle = protocol_services.add(
+        firmware, {TEXT_INPUT: at + tables.CON_IN, TEXT_OUTPUT: at + tables.CON_OUT}
+    )
+    firmware.image_handle = protocol_services.add(
+        firmware, {LOADED_IMAGE: at + tables.LOADED_IMAGE}
+    )
+    protocol_services.add(firmware, {RNG: at + tables.RNG})
+    if config.initrd:
+        interfaces = {DEVICE_PATH: at + tables.INITRD_PATH, LOAD_FILE2: at + tables.LOAD_FILE2}
+        protocol_services.add(firmware, interfaces)
+    firmware.tables[ACPI_20_TABLE] = places.rsdp
+    firmware.tables[RT_PROPERTIES_TABLE] = places.runtime_data + tables.PROPERTIES
+    return firmware
+
+
+def _load_options(cmdline: bytes) -> bytes:
+    """The command line as EFI's shell would give it; nothing for an empty one."""
+    text = cmdline.decode("utf-8", "replace")
+    return (text + "\0").encode("utf-16-le") if text else b""
+
+
+def _seed(config: DomainConfig) -> bytes:
+    """What the protocol for random numbers begins with, by --rng-seed."""
+    seed = config.rng_seed.to_bytes(8, "little")
+    return hashlib.blake2b(seed, digest_size=SEED_BYTES, person=b"efi rng").digest()
+
+
+def _span(room: Room) -> int:
+    """The GiB to map: all RAM, and 4 at least."""
+    end = max(start + size for start, size, _ in room.e820)
+    return max(4, (end + GIB - 1) // GIB)
+
+
+def _gdt() -> bytes:
+    flat = [(attributes | 0xF0000) << 32 | 0xFFFF for attributes in (CODE64, DATA32)]
+    return struct.pack("<4Q", 0, 0, *flat)
+
+
+def _identity_tables(at: int, gib: int) -> bytes:
+    """Tables of `2 + gib` pages at an address; they map memory to itself."""
+    pages = [at + n * PAGE_SIZE | RW | P for n in range(2 + gib)]
+    root = struct.pack("<512Q", pages[1], *[0] * 511)
+    level3 = struct.pack("<512Q", *pages[2:], *[0] * (512 - gib))
+    large = (n << 21 | PSE | RW | P for n in range(512 * gib))
+    return root + level3 + struct.pack(f"<{512 * gib}Q", *large)
+
+
+def _return_address(places: Places) -> bytes:
+    stub = places.boot_code + BOOT_STUBS.index(RETURNS[0]) * STUB_SIZE
+    return stub.to_bytes(8, "little")
+
+
+def start_efi(current: Current) -> Firmware:
+    """Load the registers of a program's first instruction, but for those that pass arguments."""
+    start_vcpu(current)
+    cpu, efi = cpu_of(current), pvh_domain(current).firmware
+    assert isinstance(efi, Efi)
+    places = efi.firmware.places
+    cpu.enter_long_mode(places.page_tables, sse=True)
+    cpu.regs[Reg.RBX], cpu.regs[Reg.RSP] = 0, places.stack - 8
+    cpu.rflags |= flags.IF
+    cpu.set_segment(Seg.CS, Segment(CS, 0, FLAT_LIMIT, CODE64))
+    for which in (Seg.DS, Seg.ES, Seg.FS, Seg.GS, Seg.SS):
+        cpu.set_segment(which, Segment(DS, 0, FLAT_LIMIT, DATA32))
+    cpu.set_segment(Seg.GDTR, Segment(0, places.boot_data + tables.GDT, 4 * 8 - 1))
+    return efi.firmware
