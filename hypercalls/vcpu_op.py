@@ -45,7 +45,7 @@ from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, StandingAnswe
 from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.pagetype import Restart
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
-from xenemu.hv.state.vcpu import RunState, Vcpu
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv import context
 from xenemu.pv.state import pv_vcpu
 from xenemu.pvh import callbacks, lapic_glue
@@ -128,7 +128,7 @@ def down(current: Current, vcpu: Vcpu, pointer: int) -> None:
     elif vcpu.online:
         vcpu.initialised = True
         vcpu.online = False
-        scheduler.set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
+        scheduler.wait(vcpu, current.cpu.now_ns)
         if vcpu is current.vcpu:
             current.cpu.stop()
 

@@ -13,7 +13,7 @@ from xenemu.abi.layout import Struct
 from xenemu.abi.sched import SHUTDOWN_poweroff
 from xenemu.abi.xen import vcpu_time_info
 from xenemu.errors import XenError
-from xenemu.hv import event_channel
+from xenemu.hv import event_channel, scheduler
 from xenemu.hv.clock import EPOCH_NS, write_time
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import StandingAnswer
@@ -21,6 +21,7 @@ from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.hv.scheduler import PERIODIC, SINGLESHOT
 from xenemu.hv.shared_info import event_pending, vcpu_field
 from xenemu.hv.state.vcpu import RunState
+from xenemu.hv.waking import wake
 
 ARGUMENT = 0x20000
 AREA = 0x21000
@@ -112,6 +113,22 @@ def test_a_vcpu_can_take_itself_down(current: Current) -> None:
     assert not current.vcpu.online and current.vcpu.runstate is RunState.OFFLINE
     assert isinstance(current.cpu, FakeCpu) and current.cpu.stopped
     assert current.domain.shutdown_code is None
+
+
+def test_a_blocked_vcpu_that_goes_down_stays_blocked_until_it_is_woken(current: Current) -> None:
+    vcpu = current.domain.vcpus[1]
+    for comes_back in (True, False):
+        vcpu.online = vcpu.blocked = True
+        vcpu.runstate = RunState.BLOCKED
+        call(current, abi.VCPUOP_down, vcpu_id=1)
+        assert (vcpu.online, vcpu.runstate) == (False, RunState.BLOCKED)
+        if comes_back:
+            call(current, abi.VCPUOP_up, vcpu_id=1)
+            assert (vcpu.runnable, vcpu.runstate) == (False, RunState.BLOCKED)
+        wake(current.domain, vcpu)
+        scheduler.enter(current)
+        woken = RunState.RUNNABLE if comes_back else RunState.OFFLINE
+        assert (vcpu.runnable, vcpu.runstate) == (comes_back, woken)
 
 
 def test_the_last_vcpu_down_powers_off(current: Current) -> None:

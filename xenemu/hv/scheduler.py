@@ -62,7 +62,7 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
 def bring_up(current: Current, vcpu: Vcpu) -> None:
     """Let a vcpu that is initialised and down run; the vcpu that asked gives way."""
     vcpu.online = current.domain.reschedule = True
-    set_runstate(vcpu, RunState.RUNNABLE, current.cpu.now_ns)
+    wait(vcpu, current.cpu.now_ns)
 
 
 def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
@@ -115,6 +115,17 @@ def set_runstate(vcpu: Vcpu, state: RunState, now_ns: int) -> None:
     vcpu.runstate_since_ns = now_ns
 
 
+def wait(vcpu: Vcpu, now_ns: int) -> None:
+    """Enter the state of a vcpu that does not run. One that went down while blocked stays blocked.
+
+    In Xen: common/sched/core.c (vcpu_wake, vcpu_sleep_nosync_locked)
+    """
+    state = RunState.RUNNABLE if vcpu.online else RunState.OFFLINE
+    state = RunState.BLOCKED if vcpu.blocked else state
+    if vcpu.runstate is not state:
+        set_runstate(vcpu, state, now_ns)
+
+
 def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
     """A vcpu's runstate as the guest sees it, with the times up to now."""
     times = list(vcpu.runstate_times_ns)
@@ -148,8 +159,8 @@ def _account_for_woken(domain: Domain, now_ns: int) -> None:
     is the same instant, because a vcpu that wakes another gives way.
     """
     for vcpu in domain.vcpus:
-        if vcpu.runstate is RunState.BLOCKED and not vcpu.blocked:
-            set_runstate(vcpu, RunState.RUNNABLE, now_ns)
+        if vcpu.runstate is RunState.BLOCKED:
+            wait(vcpu, now_ns)
 
 
 # Timers and the end.
