@@ -30,9 +30,11 @@ PV_MILESTONES = ("Hypervisor detected: Xen PV", "Booting kernel on Xen", *MILEST
 def boot(guest_image, xenemu_run, tmp_path_factory):
     """A function that boots a kernel with a busybox initramfs; the finished process."""
 
-    def run(image, mode, busybox, *more):
+    def run(image, mode, busybox, *more, init=None):
         initrd = tmp_path_factory.mktemp("boot") / "initrd.gz"
-        initrd.write_bytes(build(guest_image(busybox).read_bytes(), DEFAULT_INIT.read_bytes()))
+        initrd.write_bytes(
+            build(guest_image(busybox).read_bytes(), init or DEFAULT_INIT.read_bytes())
+        )
         options = (*more, "--mode", mode, "--memory", "256M", "--timeout", "300")
         console = ("--initrd", initrd, "--cmdline", "console=hvc0")
         return xenemu_run(guest_image(image), *options, *console)
@@ -63,13 +65,31 @@ def test_debian_boots_to_userland_and_powers_off(boot, image, mode, busybox):
         assert ended_at(second.stderr) == ended_at(first.stderr)
 
 
+WORK = b"""#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys
+cd /sys/devices/system/cpu
+for cpu in 0 1 2 3; do
+    seq 1 1000 | taskset $((1 << cpu)) awk -v cpu=$cpu '{ s += $1 } END { print cpu ": " s }' &
+done
+wait
+echo 0 > cpu1/online; cat online
+echo 1 > cpu1/online; cat online
+grep RES: /proc/interrupts
+poweroff -f
+"""
+
+
 @pytest.mark.parametrize("mode", ["pv", "pvh"])
-def test_all_vcpus_of_a_debian_come_up(boot, mode):
+def test_all_vcpus_of_a_debian_work_and_one_goes_and_comes_back(boot, mode):
     """Each hears of the others by its own IPIs, and two runs are the same."""
-    runs = [boot("debian-cloud-amd64", mode, "busybox", "--vcpus", "4") for _ in range(2)]
+    options = ("debian-cloud-amd64", mode, "busybox", "--vcpus", "4")
+    runs = [boot(*options, init=WORK) for _ in range(2)]
     console = runs[0].stdout.decode(errors="replace")
     assert runs[0].returncode == 0, runs[0].stderr.decode()
     assert "smp: Brought up 1 node, 4 CPUs" in console
+    lines = console.splitlines()
+    assert {f"{cpu}: 500500" for cpu in range(4)} <= {*lines}, console
+    assert lines.index("0,2-3") < lines.index("0-3"), console
     ipis = re.search(r"^ *RES: +(\d+) +(\d+) +(\d+) +(\d+) ", console, re.MULTILINE)
     assert ipis and all(map(int, ipis.groups())), console
     assert runs[1].stdout == runs[0].stdout

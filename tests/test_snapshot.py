@@ -105,7 +105,7 @@ def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
     guest, environment = guests()[name], ENVIRONMENTS[kind]
     kernel = load(build(guest, environment, tmp_path / name))
     initrd = (guest.folder / guest.initrd).read_bytes() if guest.initrd else b""
-    config = DomainConfig(64 << 20, guest.cmdline.encode(), initrd)
+    config = DomainConfig(64 << 20, guest.cmdline.encode(), initrd, vcpus=guest.vcpus)
     assert assert_the_same(make, (1, 4, 9)) > 0
 
 
