@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fakes32
 from fakes import KERNEL_STACK, ROOT, USER_ROOT, FakeCpu, make_pv_current, protect
@@ -28,7 +30,7 @@ from xenemu.abi.arch_x86.xen import (
 )
 from xenemu.abi.errno import EEXIST, EINVAL
 from xenemu.abi.vcpu import VCPUOP_initialise, VCPUOP_is_up, VCPUOP_send_nmi, VCPUOP_up
-from xenemu.errors import XenError
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
@@ -290,9 +292,9 @@ def test_coming_up_asks_for_a_turn(current: Current) -> None:
 
 
 def test_the_books_are_right_then(current: Current, current32: Current) -> None:
-    for each, given in ((current, context()), (current32, context32())):
+    for each, wanted in ((current, context()), (current32, context32())):
         before = audit(each.domain)
-        initialise(each, given)
+        initialise(each, wanted)
         assert audit(each.domain) == before
 
 
@@ -401,3 +403,30 @@ def test_an_nmi_wakes_the_vcpu_that_it_is_sent_to(current: Current) -> None:
     assert vcpu_op.handler is not None
     vcpu_op.handler(current, VCPUOP_send_nmi, 1, 0)
     assert vcpu.runnable and pv_vcpu(vcpu).nmi_pending and current.domain.reschedule
+
+
+# Whatever a guest gives.
+
+ODD = (0, 1, GDT, ROOT, ROOT << 12, USER_ROOT << 12, 25 << 12, WILD, 1 << 40, (1 << 64) - 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5168 // 8 - 1), st.sampled_from(ODD)), max_size=12))
+@settings(max_examples=60)
+def test_any_context_is_taken_or_refused_and_the_books_are_right(
+    changes: list[tuple[int, int]],
+) -> None:
+    current = make_pv_current(vcpus=2)
+    current.domain.vcpus[1].arch = PvVcpu(Mfn(0))
+    protect(current, GDT)
+    clean = audit(current.domain)
+    words_ = list(struct.unpack("<646Q", context().pack(8)))
+    for at, value in changes:
+        words_[at] = value
+    given_ = vcpu_guest_context.unpack(8, struct.pack("<646Q", *words_))
+    try:
+        start(current, given_)
+    except XenError as error:
+        assert error.errno == EINVAL
+    except DomainCrash:  # it could not be started: no handler, no stack
+        assert current.domain.vcpus[1].initialised
+    assert audit(current.domain) == clean
