@@ -98,6 +98,12 @@ def test_what_is_refused_when_it_is_built(load):
 
     with pytest.raises(FitError, match="no room for 33554432 bytes"):
         build(pe(size=32 * MIB), 16 * MIB)
+    data = bytearray(efi_bzimage(pe()))
+    data[0x201] = 0x6A
+    ZeroPage(data).put(init_size=32 * MIB, pref_address=16 * MIB, kernel_alignment=2 * MIB)
+    with pytest.raises(FitError, match="takes 33554432 bytes from 0x1000000 or above"):
+        ENTRIES["efi"].build(load(bytes(data)), DomainConfig(48 * MIB))
+    assert ENTRIES["efi"].build(load(bytes(data)), DomainConfig(64 * MIB))
     with pytest.raises(UsageError, match="EFI has one module"):
         build(modules=(Module(b"more"),))
     with pytest.raises(ImageError, match="runs only at 0x400000"):

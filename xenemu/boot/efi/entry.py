@@ -16,7 +16,7 @@ from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import Unbootable
 from xenemu.boot.platform import PVH_PLATFORM
 from xenemu.boot.zero_page import ZeroPage
-from xenemu.errors import ImageError
+from xenemu.errors import FitError, ImageError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
@@ -63,7 +63,31 @@ def _place(image: Image, kernel: Program, config: DomainConfig, room: Room) -> P
     except ImageError as fault:
         raise ImageError(f"{image.path}: {fault}") from None
     start = StartState(at + kernel.pe.entry, 0)
-    return place_efi(placer, room, config, range(at, at + kernel.pe.size), start, [(at, loaded)])
+    span = range(at, at + kernel.pe.size)
+    placed = place_efi(placer, room, config, span, start, [(at, loaded)])
+    _check_room_to_unpack(image, placer)
+    return placed
+
+
+def _check_room_to_unpack(image: Image, placer: Placer) -> None:
+    """FitError if Linux's EFI stub cannot have the memory that the kernel takes while it starts.
+
+    Some Linux (6.1 at least) does not see that, and unpacks itself over whatever is there.
+    """
+    assert image.bzimage is not None
+    header = ZeroPage.of_bzimage(image.bzimage.file)
+    if header.get("version") < zero_page.HAS_INIT_SIZE:
+        return
+    size, lowest = header.get("init_size"), header.get("pref_address")
+    align = max(1, header.get("kernel_alignment"))
+    for region in placer.memory.regions:
+        start = (max(region.start, lowest) + align - 1) // align * align
+        if region.type == MemoryType.CONVENTIONAL and start + size <= region.end:
+            return
+    raise FitError(
+        f"{image.path}: the kernel takes {size} bytes from {lowest:#x} or above while it starts,"
+        " and EFI leaves no such room: give the domain more with --memory"
+    )
 
 
 def _start(current: Current) -> None:
