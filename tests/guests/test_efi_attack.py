@@ -14,7 +14,7 @@ from pewriter import efi_bzimage, pe
 
 from xenemu.boot.efi import abi
 
-CALLS = 2_000
+CALLS = 50_000
 SPOILS = {"CopyMem", "SetMem", "Reserved", "Exit", "ExitBootServices", "ResetSystem"}
 WAITS = {"WaitForEvent", "RaiseTPL", "RestoreTPL"}
 OFFSETS = [24 + 8 * n for n, name in enumerate(abi.BOOT_SERVICES) if name not in SPOILS | WAITS]
