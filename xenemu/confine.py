@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import Final
 
 # What Python's own library imports when it is first asked, and a run may ask for: `Counter`'s
-# most_common, names of characters in an expression, and the width of a traceback's line.
-IMPORTED_LATE: Final = ("heapq", "unicodedata")
+# most_common, names of characters in an expression, the width of a traceback's line, EFI's text.
+IMPORTED_LATE: Final = ("heapq", "unicodedata", "encodings.utf_16_le")
 LIBRARY: Final = "libseccomp.so.2"
 MISSING: Final = f"there is no {LIBRARY}; Debian and Ubuntu have it in libseccomp2"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,13 @@ from xenemu.machine import Limits, Machine
 from xenemu.outcome import EXIT_IMAGE, Outcome
 
 SYMBOLS = {"start": elfwriter.ENTRY, "leave": elfwriter.ENTRY + 2}
+
+
+@pytest.fixture(autouse=True)
+def _unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the command is called in this process, the process stays as it is."""
+    module = importlib.import_module("xenemu.cli.compare")
+    monkeypatch.setattr(module, "_confine_once", lambda: None)
 
 
 @pytest.fixture
@@ -42,6 +52,16 @@ def test_two_kernels_by_one_entry(
     found = json.loads(document.read_text())
     assert [boot["name"] for boot in found["boots"]] == ["old", "new"]
     assert found["asked"]["Hypercalls"] == {"sched_op(shutdown)": [1, 1]}
+
+
+def test_a_confined_process_does_all_of_it(kernels: list[str], tmp_path: Path) -> None:
+    names = [Path(kernel).name for kernel in kernels]
+    command = [sys.executable, "-m", "xenemu", "compare", *names, "--html", "p", "--json", "j"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Run by new only" in found.stdout
+    assert (tmp_path / "p").stat().st_size
+    assert json.loads((tmp_path / "j").read_text())["boots"]
 
 
 def test_two_runs_say_the_same(kernels: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,14 @@ def test_a_milestone_that_one_boot_does_not_reach_is_none() -> None:
     assert comparison(boot("a", "start_kernel"), boot("b", "x")).milestones == []
 
 
+def test_the_spine_is_the_longest_that_there_is() -> None:
+    both = comparison(boot("a", *"bacdef"), boot("b", *"cabxdfe"))
+    assert len(both.spine) == 3
+    mixed = [[name for n in range(3000) for name in (f"x{n}", f"{who}{n}")] for who in ("y", "z")]
+    both = comparison(boot("a", *mixed[0]), boot("b", *mixed[1]))
+    assert both.spine == tuple(f"x{n}" for n in range(3000))
+
+
 def test_rows_have_what_is_common_in_its_order_and_the_rest_between() -> None:
     rows = comparison(boot("a", "x", "c", "y", "d"), boot("b", "c", "d", "z")).rows(10)
     assert rows == [

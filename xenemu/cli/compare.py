@@ -6,13 +6,14 @@ import json as json_codec
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from xenemu import boot, image
+from xenemu.cli import inherited
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
@@ -26,6 +27,7 @@ from xenemu.cli.guest_options import (
 from xenemu.cli.screen import redraws
 from xenemu.cli.signals import Interrupted, Noted
 from xenemu.cli.status import Status
+from xenemu.confine import confine
 from xenemu.errors import UsageError
 from xenemu.image import Image
 from xenemu.machine import DomainConfig, Limits, Machine
@@ -68,10 +70,20 @@ class Nobody:
         return bool(self._noted.signum)
 
 
-def _run(machine: Machine, seconds: float) -> Outcome:
-    """Run a boot to its end. A signal stops it, because no callback of the engine's may raise."""
-    with Noted() as noted:
-        outcome = machine.run(Nobody(noted), Limits(seconds))
+@cache
+def _confine_once() -> None:
+    inherited.close()
+    confine()
+
+
+def _run(machine: Machine, noted: Noted, seconds: float) -> Outcome:
+    """Run a boot to its end. A signal stops it, because no callback of the engine's may raise.
+
+    From the first run on, this process is confined as that of `xenemu run` is: by then the engine
+    is loaded, and all files are open.
+    """
+    _confine_once()
+    outcome = machine.run(Nobody(noted), Limits(seconds))
     if noted.signum:
         raise Interrupted(noted.signum)
     return outcome
@@ -133,11 +145,13 @@ def compare(
     with Outputs() as outputs:
         json_file = outputs.open("--json", json) if json else None
         html_file = outputs.open("--html", html) if html else None
-        boots, run = [], partial(_run, seconds=seconds)
+        boots = []
         try:
-            for name, kernel, mode in wanted:
-                status.phase(f"xenemu: booting {name}")
-                boots.append(survey.boot(name, kernel, config, mode, run))
+            with Noted() as noted:
+                run = partial(_run, noted=noted, seconds=seconds)
+                for name, kernel, mode in wanted:
+                    status.phase(f"xenemu: booting {name}")
+                    boots.append(survey.boot(name, kernel, config, mode, run))
         finally:
             typer.echo(status.end(), err=True, nl=False)
         found = Comparison(tuple(boots))

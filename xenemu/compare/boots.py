@@ -6,10 +6,10 @@ told apart by their names, because two kernels have them at different addresses.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import cached_property, reduce
 from typing import Final
 
@@ -155,9 +155,26 @@ def _most(item: tuple[tuple[str, ...], int]) -> tuple[int, int]:
 
 
 def _longest_common(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
-    matcher = SequenceMatcher(None, one, other, autojunk=False)
-    blocks = matcher.get_matching_blocks()
-    return tuple(name for block in blocks for name in one[block.a : block.a + block.size])
+    """The longest common subsequence of two sequences without repetitions.
+
+    It is the longest run of names in `one` whose places in `other` ascend. `ends` has the last
+    place of the best such run of each length, and `before` the name that each name then follows.
+    """
+    places = {name: place for place, name in enumerate(other)}
+    ends: list[int] = []
+    last: list[str] = []
+    before: dict[str, str | None] = {}
+    for name in one:
+        if (place := places.get(name)) is None:
+            continue
+        length = bisect_left(ends, place)
+        before[name] = last[length - 1] if length else None
+        ends[length : length + 1], last[length : length + 1] = [place], [name]
+    found, name_at = [], last[-1] if last else None
+    while name_at is not None:
+        found.append(name_at)
+        name_at = before[name_at]
+    return tuple(reversed(found))
 
 
 def _apart(
