@@ -23,8 +23,10 @@ settings.register_profile(
 )
 settings.load_profile("xenemu")
 
-# A shell starts its background jobs deaf to SIGINT. What tests start would inherit that.
+# A shell starts its background jobs deaf to SIGINT, nohup its command to SIGHUP. What tests start
+# would inherit that, and wait for ever for the signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
