@@ -8,7 +8,7 @@ import pytest
 
 from xenemu import boot, image
 
-LINUX64 = {"pv64", "pvh", "linux32", "linux64"}
+LINUX64 = {"pv64", "pvh", "efi", "efi-handover", "linux32", "linux64"}
 REAL = {
     "debian-amd64": ("bzImage", "xz", "x86_64", "PT_NOTE", LINUX64),
     "debian-cloud-amd64": ("bzImage", "lz4", "x86_64", "PT_NOTE", LINUX64),

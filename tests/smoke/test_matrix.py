@@ -61,6 +61,7 @@ def _tables(place: Path):
             yield (
                 f'\n[[boot]]\nname = "guest {image.name}"\nkernel = "{image.name}"\n'
                 f'mode = "{ENVIRONMENTS[environment].mode}"\nmemory = "{guest.memory}"\n'
+                f"vcpus = {guest.vcpus}\n"
                 f'cmdline = "{guest.cmdline}"\nexpect = "^{last}$"\n'
                 f'exit = "{ended}"\n{initrd}'
             )
