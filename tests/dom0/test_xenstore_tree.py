@@ -108,6 +108,15 @@ def test_the_root_stays(store: Store) -> None:
     refused(store, errno.EINVAL, store.rm, DOM0, "/")
 
 
+def test_a_transaction_removes_nothing_whose_parent_it_saw_missing(
+    store: Store, guest: Connection
+) -> None:
+    tx = begin(store, guest)
+    refused(store, errno.ENOENT, store.read, guest, "data/a", tx)
+    store.mkdir(guest, "data/a/b")  # by others, meanwhile
+    refused(store, errno.EINVAL, store.rm, guest, "data/a/b", tx)
+
+
 def test_a_deep_path_is_removed_without_recursion(store: Store) -> None:
     path = "/d" * 1000
     store.mkdir(DOM0, path)

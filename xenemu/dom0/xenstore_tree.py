@@ -173,13 +173,14 @@ class Store:
             return
         if path == "/":
             raise XenError(EINVAL, "the root cannot be removed")
+        parent = self._get(conn, _parent(path), tx)
+        if parent is None:  # as the transaction saw it, before somebody made both
+            raise XenError(EINVAL, f"to the transaction, {path} has no parent")
         self._fire(path, tx)
         for below in self._subtree(conn, path, tx):
             if below != path:
                 self._fire(below, tx, exact=True)
             self._put(conn, below, None, tx)
-        parent = self._get(conn, _parent(path), tx)
-        assert parent is not None
         name = path.rpartition("/")[2]
         children = tuple(child for child in parent.children if child != name)
         self._put(conn, _parent(path), replace(parent, children=children), tx)
