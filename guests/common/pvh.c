@@ -108,3 +108,14 @@ struct console console(void)
 {
 	return pv_console;
 }
+
+void check_flat_start(void)
+{
+	check_equal("CR0", entry_state.cr0 & ~0x10u, CR0_PE); /* ET cannot be written */
+	check_equal("CR4", entry_state.cr4, 0);
+	check_equal("EFLAGS: VM, IF, TF", entry_state.eflags & 0x20300, 0);
+	check_equal("stored through ES, upper half", entry_state.es >> 16, 0);
+	check_equal("stored through DS, upper half", entry_state.ds >> 16, 0);
+	check_equal("CS' base", entry_state.info_through_cs - entry_state.info, 0);
+	check_equal("EIP", entry_state.eip_error, 0);
+}

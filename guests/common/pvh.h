@@ -65,6 +65,9 @@ struct entry_state {
 };
 extern struct entry_state entry_state;
 
+/* Check that the guest began in flat 32-bit code, unpaged, where it is linked. */
+void check_flat_start(void);
+
 /* Pointers in Xen's structures are 64 bits wide in both environments. */
 static inline void *pointer(uint64_t paddr)
 {

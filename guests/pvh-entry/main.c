@@ -38,17 +38,6 @@ static void show(const struct table *table)
 	       table->signature[2], table->signature[3], table->revision, table->length);
 }
 
-static void check_machine_state(void)
-{
-	check_equal("CR0", entry_state.cr0 & ~0x10u, CR0_PE); /* ET cannot be written */
-	check_equal("CR4", entry_state.cr4, 0);
-	check_equal("EFLAGS: VM, IF, TF", entry_state.eflags & 0x20300, 0);
-	check_equal("stored through ES, upper half", entry_state.es >> 16, 0);
-	check_equal("stored through DS, upper half", entry_state.ds >> 16, 0);
-	check_equal("CS' base", entry_state.info_through_cs - entry_state.info, 0);
-	check_equal("EIP", entry_state.eip_error, 0);
-}
-
 static void check_memory_map(const struct hvm_start_info *info)
 {
 	static struct { uint64_t addr, size; uint32_t type; } __attribute__((packed)) e820[32];
@@ -88,7 +77,7 @@ void guest_main(void)
 	const struct hvm_start_info *info = hvm_start_info();
 	const struct hvm_modlist_entry *module;
 
-	check_machine_state();
+	check_flat_start();
 	check_equal("magic", info->magic, XEN_HVM_START_MAGIC_VALUE);
 	printk("version %u, flags 0x%x, command line '%s', %u modules\n", info->version,
 	       info->flags, command_line(), info->nr_modules);

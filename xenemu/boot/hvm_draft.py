@@ -13,7 +13,7 @@ from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import NoNote, Unbootable, check_features, check_has_notes
 from xenemu.boot.platform import PVH_PLATFORM
 from xenemu.boot.pv import MAGIC
-from xenemu.errors import ImageError, UsageError
+from xenemu.errors import UsageError
 from xenemu.hv.building import DomainConfig, pages, unpack_module
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
@@ -76,11 +76,7 @@ def _place(image: Image, kernel: DraftKernel, config: DomainConfig, room: Room) 
     """Place the kernel, its initrd and start_info; ImageError, FitError, UsageError if not."""
     if config.modules:
         raise UsageError(f"{NAME} takes one module, its --initrd; PVH takes more")
-    if len(config.cmdline) >= MAX_GUEST_CMDLINE:
-        raise ImageError(
-            f"the command line has {len(config.cmdline)} bytes; {NAME} takes at most"
-            f" {MAX_GUEST_CMDLINE - 1}"
-        )
+    config.check_cmdline(NAME, MAX_GUEST_CMDLINE - 1)
     initrd, width = unpack_module(config.initrd), image.elf_class // 8
     sizes = [len(initrd)] if initrd else []
     layout = lay_out(image, kernel, sizes, start_info.sizeof(width), room.ram)

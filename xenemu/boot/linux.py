@@ -21,7 +21,7 @@ from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import Unbootable
 from xenemu.boot.platform import PVH_PLATFORM
 from xenemu.boot.zero_page import ZeroPage
-from xenemu.errors import FitError, ImageError, UsageError
+from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Data, DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
@@ -124,11 +124,7 @@ def _place(image: Image, kernel: LinuxKernel, config: DomainConfig, room: Room) 
     if config.modules:
         raise UsageError("Linux's own entries take one module, its --initrd; PVH takes more")
     page = ZeroPage(bytearray(kernel.header))
-    longest = page.get("cmdline_size")
-    if len(config.cmdline) > longest:
-        raise ImageError(
-            f"the command line has {len(config.cmdline)} bytes; this kernel takes at most {longest}"
-        )
+    config.check_cmdline("this kernel", page.get("cmdline_size"))
     ram = low_ram(room.memory)
     if kernel.end > ram.stop:
         raise FitError(

@@ -23,7 +23,7 @@ from xenemu.abi.xen import (
 from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import NoNote, Unbootable, check_features, check_has_notes
 from xenemu.boot.platform import PV32_PLATFORM, PV64_PLATFORM
-from xenemu.errors import ImageError, UsageError
+from xenemu.errors import UsageError
 from xenemu.hv.building import DomainConfig, pages, unpack_module
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
@@ -131,11 +131,7 @@ def _place(image: Image, kernel: PvParameters, config: DomainConfig, nr_pages: i
     """Find room for everything; ImageError or FitError if there is none."""
     if config.modules:
         raise UsageError("a PV guest takes one module, its --initrd; only a PVH guest takes more")
-    if len(config.cmdline) >= MAX_GUEST_CMDLINE:
-        raise ImageError(
-            f"the command line has {len(config.cmdline)} bytes; a PV guest takes at most"
-            f" {MAX_GUEST_CMDLINE - 1}"
-        )
+    config.check_cmdline("a PV guest", MAX_GUEST_CMDLINE - 1)
     config = replace(config, initrd=unpack_module(config.initrd))
     width = image.elf_class // 8
     layout = lay_out(kernel, nr_pages, len(config.initrd), width, image.path)

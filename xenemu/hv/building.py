@@ -62,6 +62,13 @@ class DomainConfig:
     subarch: int | None = None  # hardware_subarch of a boot_params, 32 bits; None: as it is
     modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
 
+    def check_cmdline(self, who: str, longest: int) -> None:
+        """ImageError if the command line has more bytes than `who` takes, without its end."""
+        if len(self.cmdline) > longest:
+            raise ImageError(
+                f"the command line has {len(self.cmdline)} bytes; {who} takes at most {longest}"
+            )
+
 
 def pages(size: int) -> int:
     """How many pages `size` bytes take."""

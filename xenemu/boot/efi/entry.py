@@ -129,11 +129,7 @@ def _place_handover(image: Image, kernel: Handover, config: DomainConfig, room: 
     assert image.bzimage is not None
     check_config(config)
     page = ZeroPage(bytearray(kernel.header))
-    longest = page.get("cmdline_size")
-    if len(config.cmdline) > longest:
-        raise ImageError(
-            f"the command line has {len(config.cmdline)} bytes; this kernel takes at most {longest}"
-        )
+    config.check_cmdline("this kernel", page.get("cmdline_size"))
     placer, size = Placer(image, room), kernel.end - kernel.start
     placer.at(MemoryType.LOADER_CODE, kernel.start, size, "the kernel")
     boot_params = placer(MemoryType.LOADER_DATA, len(page.data))
