@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.xenstore_nodes import populate
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.hv.backend import attach
@@ -15,7 +16,8 @@ from xenemu.hv.state.domain import Backend, Domain
 
 
 def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterable[Backend]) -> None:
-    """Make the domain's nodes in the store, and connect it to dom0's backends."""
+    """Make the domain's and its devices' nodes in the store, and connect it to dom0's backends."""
+    backends = list(backends)
     populate(
         store,
         domain.domid,
@@ -28,4 +30,7 @@ def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterabl
         domain.mfn_to_gfn(domain.xenstore.mfn),
         domain.xenstore.port,
     )
+    for backend in backends:
+        if isinstance(backend, BusBackend):
+            backend.plug(store, domain)
     attach(domain, backends)

@@ -77,7 +77,7 @@ class XenstoreRing(RingBackend):
 
     def connect(self, domain: Domain) -> None:
         self.connect_ring(domain, GNTTAB_RESERVED_XENSTORE, domain.xenstore.port)
-        self.connection = self.store.connect(domain.domid)
+        self.connection = self.store.connect(domain.domid, self.name)
 
     def pump(self, domain: Domain) -> None:
         """Serve what can be served now, and tell the guest if anything moved."""
@@ -91,6 +91,11 @@ class XenstoreRing(RingBackend):
             self._send(domain)
         if self._indices(domain) != before:
             self.tell(domain)
+        self.store.wake(domain)
+
+    def timer(self, domain: Domain, number: int, now_ns: int) -> None:
+        """A backend has changed the store, and that is an event for the domain."""
+        self.pump(domain)
 
     def save(self) -> object:
         """What the domain has of the store and on the way, and the store, as it is for all."""

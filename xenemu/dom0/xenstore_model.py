@@ -125,10 +125,12 @@ class Connection:
     """A domain's session: its watches, its transactions, and its events not yet delivered.
 
     The transport takes `events`, and calls `delivered` when the domain has them. Until then an
-    identical event is not posted again.
+    identical event is not posted again. `backend` is the one of dom0's that is the transport, or
+    that has the session itself.
     """
 
     domid: int
+    backend: str = ""
     watches: list[Watch] = field(default_factory=list)
     transactions: dict[int, Transaction] = field(default_factory=dict)
     next_transaction_id: int = 1

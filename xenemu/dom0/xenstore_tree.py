@@ -51,10 +51,12 @@ from xenemu.dom0.xenstore_model import (
     Watch,
 )
 from xenemu.errors import XenError
+from xenemu.hv.state.domain import Domain
 
 # DIVERGES: no write rate limit and no time limit on unread watch events, as xenstored measures
 # both with the host's clock.
 
+WATCH_FIRED: Final = 0  # the number of a backend's timer
 NO_GENERATION: Final = -1  # of a node that does not exist
 
 _VALID_PATH: Final = re.compile(r"/|(/[-0-9A-Za-z_@]+)+")
@@ -94,18 +96,26 @@ class Store:
 
     def restore(self, state: dict[str, object]) -> None:
         """Know what `save` returned, and nothing else; who has a connection keeps it."""
-        known = {connection.domid: connection for connection in self.connections}
+        known = self.connections
         vars(self).update(copy.deepcopy(state))
-        for n, connection in enumerate(self.connections):
-            mine = known.setdefault(connection.domid, connection)
-            vars(mine).update(vars(connection))
+        for n, mine in enumerate(known[: len(self.connections)]):
+            vars(mine).update(vars(self.connections[n]))
             self.connections[n] = mine
 
-    def connect(self, domid: int) -> Connection:
-        """Open a domain's session."""
-        connection = Connection(domid)
+    def connect(self, domid: int, backend: str = "") -> Connection:
+        """Open a session for a domain, by one of dom0's backends."""
+        connection = Connection(domid, backend)
         self.connections.append(connection)
         return connection
+
+    def wake(self, domain: Domain) -> None:
+        """Have the backends of a domain's look at their events now, by a timer.
+
+        Whoever has changed the store for a domain calls it.
+        """
+        for connection in self.connections:
+            if connection.events and connection.backend:
+                domain.timers.set((connection.backend, WATCH_FIRED), 0)
 
     # Operations on nodes.
 

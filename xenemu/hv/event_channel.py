@@ -82,10 +82,19 @@ def bind_from_dom0(domain: Domain, port: int, backend: str) -> int:
     channel = _channel(domain, port)
     if channel.state != EVTCHNSTAT_unbound or channel.remote_domid != DOM0:
         raise XenError(EINVAL, f"port {port} does not wait for dom0")
-    dom0_port = FIRST_DOM0_PORT + len(domain.events.dom0_ports)
+    dom0_port = FIRST_DOM0_PORT
+    while dom0_port in domain.events.dom0_ports:
+        dom0_port += 1
     domain.events.dom0_ports[dom0_port] = Dom0Port(backend, port)
     _connect(domain, port, DOM0, dom0_port)
     return dom0_port
+
+
+def close_from_dom0(domain: Domain, dom0_port: int) -> None:
+    """Free a port of dom0's; the guest's end, if there is one, waits for dom0 again."""
+    end = domain.events.dom0_ports.pop(dom0_port)
+    if end.peer:
+        domain.events.channels[end.peer].state = EVTCHNSTAT_unbound
 
 
 def bind_interdomain(domain: Domain, remote_domid: int, remote_port: int) -> int:

@@ -1,0 +1,180 @@
+"""Pages that a frontend shares, and the backend's end of a ring of requests in them.
+
+The frontend may store anything in the pages at any time, and even into the backend's index. So a
+backend reads each thing once, and keeps its own indices.
+
+Header: public/io/ring.h
+In Xen: the macros of that header; xenbus_map_ring_valloc in Linux's drivers/xen/xenbus
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from xenemu.abi.errno import EINVAL, EIO
+from xenemu.abi.io.ring import sring
+from xenemu.dom0 import grants
+from xenemu.errors import XenError
+from xenemu.hv.grant_table import GrantError
+from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+
+INDEX_MASK: Final = 0xFFFF_FFFF
+HEADER_SIZE: Final = sring.sizeof(8)  # and of 4
+_at = sring.layout(8).offsets
+
+
+class RingError(Exception):
+    """The frontend has broken the ring: `str()` says how."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Granted pages that are mapped one after the other, as if they were contiguous."""
+
+    mfns: tuple[Mfn, ...]
+    handles: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all of them."""
+        return len(self.mfns) << PAGE_SHIFT
+
+    def read(self, memory: Memory, offset: int, size: int) -> bytes:
+        """Copy bytes out, which may lie in several pages."""
+        return b"".join(memory.read(maddr, n) for maddr, n in self._pieces(offset, size))
+
+    def write(self, memory: Memory, offset: int, data: bytes) -> None:
+        """Copy bytes in."""
+        done = 0
+        for maddr, n in self._pieces(offset, len(data)):
+            memory.write(maddr, data[done : done + n])
+            done += n
+
+    def read_uint(self, memory: Memory, offset: int) -> int:
+        """Read 32 bits."""
+        return int.from_bytes(self.read(memory, offset, 4), "little")
+
+    def write_uint(self, memory: Memory, offset: int, value: int) -> None:
+        """Write 32 bits."""
+        self.write(memory, offset, (value & INDEX_MASK).to_bytes(4, "little"))
+
+    def _pieces(self, offset: int, size: int) -> Iterator[tuple[Maddr, int]]:
+        """Addresses and sizes of what lies in one page each."""
+        while size > 0:
+            start = offset & (PAGE_SIZE - 1)
+            n = min(size, PAGE_SIZE - start)
+            yield Maddr((self.mfns[offset >> PAGE_SHIFT] << PAGE_SHIFT) + start), n
+            offset, size = offset + n, size - n
+
+
+def map_pages(domain: Domain, refs: Sequence[int]) -> Pages:
+    """Map what a domain has granted, for reading and writing; EINVAL, and nothing is mapped."""
+    handles: list[int] = []
+    mfns: list[Mfn] = []
+    for ref in refs:
+        try:
+            handle, mfn = grants.map_grant(domain, ref)
+        except GrantError as error:
+            for done in handles:
+                grants.unmap_grant(domain, done)
+            raise XenError(EINVAL, f"mapping in shared page {ref}: {error.reason}") from None
+        handles.append(handle)
+        mfns.append(mfn)
+    return Pages(tuple(mfns), tuple(handles))
+
+
+def unmap_pages(domain: Domain, pages: Pages) -> None:
+    """Undo `map_pages`."""
+    for handle in pages.handles:
+        with suppress(GrantError):
+            grants.unmap_grant(domain, handle)
+
+
+@dataclass
+class BackRing:
+    """A backend's end of a ring, whose slots have `slot_size` bytes.
+
+    `req_cons` requests were taken, and `rsp_prod` responses were put, of which the frontend has
+    been shown those up to the last `push`. A response takes the slot of a request that was taken.
+    """
+
+    pages: Pages
+    slot_size: int
+    req_cons: int = 0
+    rsp_prod: int = 0
+
+    @classmethod
+    def attach(cls, memory: Memory, pages: Pages, slot_size: int) -> BackRing:
+        """The end of a ring that is as its frontend made it, or as an earlier backend left it.
+
+        EIO: more requests wait than the ring has slots.
+        """
+        done = pages.read_uint(memory, _at["rsp_prod"])
+        ring = cls(pages, slot_size, done, done)
+        waiting = (pages.read_uint(memory, _at["req_prod"]) - done) & INDEX_MASK
+        if waiting > ring.slots:
+            raise XenError(EIO, f"{waiting} requests wait in a ring of {ring.slots}")
+        return ring
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are: the largest power of two for which there is room."""
+        return 1 << ((self.pages.size - HEADER_SIZE) // self.slot_size).bit_length() - 1
+
+    def take(self, memory: Memory) -> bytes | None:
+        """Take the next request, or None if all are taken.
+
+        RingError: the frontend claims to have put more than there is room for.
+        """
+        req_prod = self.pages.read_uint(memory, _at["req_prod"])
+        unanswered = (req_prod - self.rsp_prod) & INDEX_MASK
+        if unanswered > self.slots:
+            raise RingError(
+                f"bogus requests in the ring: {req_prod} put, {self.rsp_prod} answered,"
+                f" {self.slots} slots"
+            )
+        under_way = (self.req_cons - self.rsp_prod) & INDEX_MASK
+        if unanswered <= under_way:
+            return None
+        request = self.pages.read(memory, self._slot(self.req_cons), self.slot_size)
+        self.req_cons = (self.req_cons + 1) & INDEX_MASK
+        return request
+
+    def put(self, memory: Memory, response: bytes) -> None:
+        """Put a response, which the frontend does not see before the next `push`."""
+        self.pages.write(memory, self._slot(self.rsp_prod), response)
+        self.rsp_prod = (self.rsp_prod + 1) & INDEX_MASK
+
+    def push(self, memory: Memory) -> bool:
+        """Show the frontend the responses; whether it wants an event for them.
+
+        RING_PUSH_RESPONSES_AND_CHECK_NOTIFY. The old index is the one in the page, as in the macro.
+        """
+        old = self.pages.read_uint(memory, _at["rsp_prod"])
+        self.pages.write_uint(memory, _at["rsp_prod"], self.rsp_prod)
+        wanted = self.pages.read_uint(memory, _at["rsp_event"])
+        return (self.rsp_prod - wanted) & INDEX_MASK < (self.rsp_prod - old) & INDEX_MASK
+
+    def final_check(self, memory: Memory) -> bool:
+        """Ask for an event at the next request; whether one has come before that.
+
+        RING_FINAL_CHECK_FOR_REQUESTS; without it, the frontend sends no event.
+        """
+        if self.has_requests(memory):
+            return True
+        self.pages.write_uint(memory, _at["req_event"], self.req_cons + 1)
+        return self.has_requests(memory)
+
+    def has_requests(self, memory: Memory) -> bool:
+        """Whether there is a request to take: RING_HAS_UNCONSUMED_REQUESTS."""
+        waiting = (self.pages.read_uint(memory, _at["req_prod"]) - self.req_cons) & INDEX_MASK
+        under_way = (self.req_cons - self.rsp_prod) & INDEX_MASK
+        return min(waiting, self.slots - under_way) > 0
+
+    def _slot(self, index: int) -> int:
+        return HEADER_SIZE + (index & self.slots - 1) * self.slot_size
