@@ -70,6 +70,7 @@ class FakeCpu:
     stopped: bool = False
     limit_ns: int | None = None
     spent_ns: int = 0
+    pauses: int = 0
 
     def came_from(self) -> int:
         return 0
@@ -125,6 +126,9 @@ class FakeCpu:
 
     def limit(self, deadline_ns: int) -> None:
         self.limit_ns = deadline_ns
+
+    def leave_after_pauses(self, count: int) -> None:
+        self.pauses = count
 
     def stop(self) -> None:
         self.stopped = True

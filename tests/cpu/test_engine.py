@@ -743,6 +743,26 @@ def test_exits_have_prices(engine: Engine) -> None:
     assert engine.instructions == 14
 
 
+def test_a_guest_that_pauses_often_leaves(engine: Engine) -> None:
+    pauses = INC_RAX + b"\xf3\x90\xeb\xf9"  # inc %rax; pause; jmp -7
+    engine.leave_after_pauses(3)
+    run(engine, pauses, 1000)
+    assert (engine.regs[Reg.RAX], engine.rip, engine.instructions) == (3, CODE + 5, 8)
+    assert engine.slice_over
+    engine.run(1000)  # no more are counted, and the next slice goes on where this one ended
+    assert (engine.instructions, engine.regs[Reg.RAX]) == (1000, 334)
+
+
+def test_a_pause_that_ends_the_slice_ends_it_when_it_is_stepped(engine: Engine) -> None:
+    debug = DebugPort(engine)
+    engine.leave_after_pauses(1)
+    engine._memory.write(Maddr(CODE), INC_RAX + b"\xf3\x90" + LOOP)
+    debug.begin(1000)
+    for ended, rip in ((False, CODE + 3), (True, CODE + 5)):
+        debug.step()
+        assert (debug.over, engine.rip) == (ended, rip)
+
+
 def test_a_price_is_paid_before_the_hypervisor_looks_at_its_clock(engine: Engine) -> None:
     engine.set_prices({Priced.SYSCALL: 50})
     seen: list[int] = []

@@ -111,7 +111,7 @@ class Engine(Registers):
         physical.info = ctypes.addressof(ctypes.c_char.from_buffer(memory.page_info))
         physical.table_types = sum(1 << used_as for used_as in LEVELS) if p2m is None else 0
         physical.p2m = physical.gfns = 0
-        clock.left = clock.end = clock.skipped_ns = clock.looked_ns = 0
+        clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
         loaded.coverage.room = 0  # or blocks would go where another engine's log was
@@ -264,6 +264,10 @@ class Engine(Registers):
         clock.left -= ns
         clock.end -= ns
         clock.skipped_ns += ns
+
+    def leave_after_pauses(self, count: int) -> None:
+        """See `Cpu.leave_after_pauses`."""
+        self._clock.pauses = count
 
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""

@@ -123,6 +123,9 @@ class Cpu(Protocol):
     def limit(self, deadline_ns: int) -> None:
         """Leave the run loop no later than at a virtual time."""
 
+    def leave_after_pauses(self, count: int) -> None:
+        """Leave the run loop after so many PAUSEs of the guest from now on; 0: after none."""
+
     def stop(self) -> None:
         """Leave the run loop before the next guest instruction (blocked, shut down, due)."""
 

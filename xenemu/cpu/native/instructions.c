@@ -68,10 +68,17 @@ PORT_IO(b, 0, 0xffu)
 PORT_IO(w, 1, 0xffffu)
 PORT_IO(l, 2, 0xffffffffu)
 
-/* A CPU's PAUSE takes its time, and loops that delay count on it. */
+/*
+ * A CPU's PAUSE takes its time, and loops that delay count on it. So many of them in a slice say
+ * that the vcpu waits for another one.
+ */
 void helper_pause_x86_64(void *env, int next_eip_addend)
 {
     spend(G.clock.prices[EXIT_PAUSE]);
+    if (G.clock.pauses && !--G.clock.pauses) {
+        G.exit.stop |= STOP_HYPERVISOR;
+        U.emu_stop(G.uc);
+    }
     U.pause(env, next_eip_addend);
 }
 
