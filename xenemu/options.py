@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from xenemu.boot.zero_page import SUBARCHES
 from xenemu.errors import FitError, UsageError
@@ -67,6 +68,23 @@ def check_vcpus(count: int, said: str) -> int:
     if not 0 < count <= MAX_VCPUS:
         raise UsageError(f"{said}: give a number of vcpus, from 1 to {MAX_VCPUS}")
     return count
+
+
+def parse_name(option: str, text: str) -> str:
+    """A domain's name, as it stands in the xenstore; UsageError if xl would not take it."""
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,80}", text, re.ASCII):
+        raise UsageError(f"{option} {text}: give up to 80 letters, digits, and any of _ . + -")
+    return text
+
+
+def parse_uuid(option: str, text: str) -> bytes:
+    """The 16 bytes of a UUID; UsageError if this is none."""
+    try:
+        return UUID(text).bytes
+    except ValueError:
+        raise UsageError(
+            f"{option} {text}: give 32 hexadecimal digits, with hyphens if you like"
+        ) from None
 
 
 def parse_count(option: str, text: str) -> int:

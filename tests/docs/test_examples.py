@@ -46,7 +46,7 @@ IMAGES = {  # what the examples call an image: its name in guests/images.toml
     "busybox": "busybox",
 }
 PLUGIN = "xenemu.smoke.pytest_plugin"
-FILES = ("toml", "python")
+FILES = ("toml", "python", "ini")
 TIMEOUT = 120  # seconds, for a xenemu that hangs
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\r")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

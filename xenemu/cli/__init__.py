@@ -17,6 +17,7 @@ import typer
 from xenemu import __version__
 from xenemu.cli.compare import HELP_EPILOG as COMPARE_EPILOG
 from xenemu.cli.compare import compare
+from xenemu.cli.configured import Configurable
 from xenemu.cli.hypercalls import hypercalls
 from xenemu.cli.inspect import inspect
 from xenemu.cli.mistakes import mistake_in
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=HELP_EPILOG)(run)
+app.command(cls=Configurable, epilog=HELP_EPILOG)(run)
 app.command(epilog=SMOKE_EPILOG)(smoke)
 app.command(epilog=COMPARE_EPILOG)(compare)
 app.command()(inspect)

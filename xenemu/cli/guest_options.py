@@ -10,6 +10,13 @@ import typer
 from xenemu.errors import UsageError
 from xenemu.options import read_module
 
+Kernel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="KERNEL",
+        help="bzImage, ELF, or compressed ELF; or a guest's configuration for xl create.",
+    ),
+]
 Cmdline = Annotated[str, typer.Option(help="The kernel's command line.")]
 Initrd = Annotated[
     Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")

@@ -8,41 +8,45 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_codec
-from pathlib import Path
+import shlex
 from typing import Annotated, Any
 
 import typer
 
 from xenemu import boot, image
-from xenemu.cli.guest_options import DraftNotes
+from xenemu.cli.guest_options import DraftNotes, Kernel
 from xenemu.errors import ImageError
 from xenemu.image import Image, Note
 from xenemu.image.notes import as_draft
 from xenemu.image.notes import ignored as why_ignored
 from xenemu.options import parse_draft_notes
 from xenemu.outcome import EXIT_IMAGE
+from xenemu.xl import Config, is_config, read_config
 
 
 def inspect(
-    kernel: Annotated[
-        Path, typer.Argument(metavar="KERNEL", help="bzImage, ELF, or compressed ELF.")
-    ],
+    kernel: Kernel,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     draft_notes: DraftNotes = None,
 ) -> None:
     """Show a kernel's format, its Xen notes, and the entries it can boot by.
 
+    Of a guest's configuration, show what it means to xenemu run, and the same of its kernel.
+
     Exit codes: 0 if it can boot by some entry, 7 if by none, or if it is no kernel.
     """
     types = None if draft_notes is None else parse_draft_notes("--draft-notes", draft_notes)
+    config = read_config(kernel) if is_config(kernel) else None
     try:
-        found = image.load(kernel)
+        found = image.load(config.kernel if config else kernel)
     except ImageError as error:
         typer.echo(f"xenemu: {error}", err=True)
         raise typer.Exit(EXIT_IMAGE) from None
     if types is not None:
         found = dataclasses.replace(found, draft_notes=types)
     report = describe(found)
+    if config:
+        report = {"config": _config(config)} | report
     typer.echo(json_codec.dumps(report, indent=2) if json else _text(report))
     if not any(mode["bootable"] for mode in report["modes"].values()):
         raise typer.Exit(EXIT_IMAGE)
@@ -81,6 +85,14 @@ def describe(found: Image) -> dict[str, Any]:
             "required": [feature.name for feature in sorted(found.notes.required)],
         },
         "modes": _modes(found),
+    }
+
+
+def _config(config: Config) -> dict[str, Any]:
+    return {
+        "path": config.file,
+        "command": ["xenemu", "run", str(config.kernel), *config.arguments(set())],
+        "notes": [{"line": note.line, "text": note.text} for note in config.notes],
     }
 
 
@@ -139,7 +151,8 @@ def _modes(found: Image) -> dict[str, Any]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"File      {report['path']}", f"Format    {_format(report)}"]
+    lines = _config_lines(report) if "config" in report else []
+    lines += [f"File      {report['path']}", f"Format    {_format(report)}"]
     if payload := report["payload"]:
         lines.append(
             f"Payload   {payload['compression']}, {payload['compressed_size']} bytes,"
@@ -154,6 +167,13 @@ def _text(report: dict[str, Any]) -> str:
     if report["program"]:
         lines.append(f"          an ordinary program, run by {report['interpreter']}")
     return "\n".join([*lines, *_segment_lines(report), *_note_lines(report), *_mode_lines(report)])
+
+
+def _config_lines(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    lines = [f"Guest     {config['path']}", f"Means     {shlex.join(config['command'])}"]
+    lines += [f"Line {note['line']:<5}{note['text']}" for note in config["notes"]]
+    return [*lines, ""]
 
 
 def _format(report: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Final
+from uuid import UUID
 
 import typer
 
@@ -19,6 +20,7 @@ from xenemu.cli.guest_options import (
     DraftNotes,
     Init,
     Initrd,
+    Kernel,
     Memory,
     RngSeed,
     Rootfs,
@@ -32,9 +34,11 @@ from xenemu.options import (
     parse_draft_notes,
     parse_memory,
     parse_module,
+    parse_name,
     parse_seconds,
     parse_seed,
     parse_subarch,
+    parse_uuid,
     parse_vcpus,
 )
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
@@ -45,6 +49,7 @@ Examples:
   xenemu run vmlinuz --initrd initrd.gz --cmdline "console=hvc0"
   xenemu run vmlinuz --busybox /bin/busybox --cmdline "console=hvc0"   gives a shell
   xenemu run vmlinuz --cmdline "console=hvc0" --timeout 60 --expect "login:"
+  xenemu run guest.cfg --memory 1G                    what xl create would start
   printf 'ls\\n' | xenemu run grub-x86_64-xen.bin --expect '\\(memdisk\\)'
 
 \b
@@ -77,9 +82,7 @@ def _known_mode(mode: str) -> str:
 
 
 def run(
-    kernel: Annotated[
-        Path, typer.Argument(metavar="KERNEL", help="bzImage, ELF, or compressed ELF.")
-    ],
+    kernel: Kernel,
     mode: Annotated[
         str,
         typer.Option(
@@ -116,6 +119,12 @@ def run(
     vcpus: Annotated[
         str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
     ] = "1",
+    name: Annotated[
+        str, typer.Option(help="What the domain is called, as the xenstore tells it.")
+    ] = DomainConfig.name,
+    uuid: Annotated[
+        str, typer.Option(help="The domain's UUID, as the xenstore tells it.", metavar="UUID")
+    ] = str(UUID(bytes=DomainConfig.uuid)),
     timeout: Annotated[
         str | None,
         typer.Option(
@@ -242,6 +251,8 @@ def run(
         size,
         os.fsencode(cmdline),
         initial_ramdisk(initrd, init, rootfs, busybox, size),
+        name=parse_name("--name", name),
+        uuid=parse_uuid("--uuid", uuid),
         vcpus=parse_vcpus("--vcpus", vcpus),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),

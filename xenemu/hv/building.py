@@ -55,6 +55,7 @@ class DomainConfig:
     initrd: Data = b""
     domid: int = FIRST_DOMID
     name: str = "guest"
+    uuid: bytes = bytes(range(16))
     vcpus: int = 1
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments

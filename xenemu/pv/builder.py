@@ -156,6 +156,7 @@ def _make_domain(
         ],
         domid=config.domid,
         name=config.name,
+        uuid=config.uuid,
         features=pv_features(),
         # libxl gives a PV domain this map (XEN_DOMCTL set_memmap_limit): all of it RAM.
         e820=[(0, config.memory, E820_RAM)],

@@ -142,6 +142,7 @@ def _make_domain(
         ],
         domid=config.domid,
         name=config.name,
+        uuid=config.uuid,
         features=pvh_features(),
         e820=room.e820,
         p2m=p2m,

@@ -1,0 +1,146 @@
+"""What each key of a guest's configuration means to `xenemu run`."""
+
+from __future__ import annotations
+
+import pytest
+
+from xenemu.errors import UsageError
+from xenemu.xl import is_config, read_config
+
+KERNEL = 'kernel = "/k"\n'
+
+
+@pytest.fixture
+def read(tmp_path):
+    path = tmp_path / "guest.cfg"
+
+    def read(text):
+        path.write_text(text)
+        return read_config(path)
+
+    return read
+
+
+def words(config):
+    given = config.arguments(set())
+    return dict(zip(given[::2], given[1::2], strict=True))
+
+
+def test_a_kernel_alone_is_a_pv_guest(read):
+    config = read(KERNEL)
+    assert (str(config.kernel), words(config), config.notes) == ("/k", {"--entry": "pv"}, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "value"),
+    [
+        ('name = "web"', "--name", "web"),
+        ('uuid = "{00010203-0405-0607-0809-0A0B0C0D0E0F}"', "--uuid",
+         "00010203-0405-0607-0809-0a0b0c0d0e0f"),
+        ('type = "pvh"', "--entry", "pvh"),
+        ("pvh = 1", "--entry", "pvh"),
+        ("pvh = 0", "--entry", "pv"),
+        ('builder = "generic"', "--entry", "pv"),
+        ('ramdisk = "/i"', "--initrd", "/i"),
+        ("memory = 0x200", "--memory", "512M"),
+        ("memory = '512'", "--memory", "512M"),
+        ("maxmem = 300", "--memory", "300M"),
+        ("vcpus = 010", "--vcpus", "8"),
+        ('cmdline = "a b"', "--cmdline", "a b"),
+        ('root = "/dev/xvda1 ro"', "--cmdline", "root=/dev/xvda1 ro"),
+        ('root = "/r"; extra = "quiet"', "--cmdline", "root=/r quiet"),
+        ('extra = "quiet"; root = "/r"; cmdline = "x"', "--cmdline", "x"),
+    ],
+)  # fmt: skip
+def test_a_key_is_an_option(read, line, option, value):
+    assert words(read(f"{KERNEL}{line}"))[option] == value
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('seclabel = "x"', "seclabel: no effect: xenemu has no security modules"),
+        ("pci = []", "the host's devices stay with the host"),
+        ("memory = 256; maxmem = 512", "maxmem: no effect"),
+        ("cmdlin = 'x'", "xl knows no such key; did you mean cmdline?"),
+        ("on_crash = 'preserve'", "on_crash: no effect: the run ends then"),
+        ("cmdline = 'x'; root = '/r'", "root: no effect: cmdline takes its place"),
+        ('bootloader = "pygrub"', "bootloader: no effect: there is a kernel"),
+        ("pvshim = 1", "needs no shim"),
+        ("type = 'pv'; builder = 'hvm'", "type says it, too"),
+    ],
+)
+def test_what_has_no_effect_is_said_with_its_line(read, line, words):
+    (note,) = read(f"{KERNEL}{line}").notes
+    assert note.line == 2
+    assert words in note.text
+
+
+def test_remarks_are_in_the_order_of_the_lines(read):
+    config = read("seclabel='x'\nroot='/r'\non_crash='preserve'\ncmdline='x'\n" + KERNEL)
+    assert [note.line for note in config.notes] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it names no kernel"),
+        ('bootloader = "pygrub"', ":1: bootloader: xenemu starts no program"),
+        ('\nfirmware = "pvgrub64"', ":2: firmware: xenemu starts no program"),
+        (f'{KERNEL}type = "hvm"', ":2: type: hvm: xenemu emulates no PC"),
+        (f'{KERNEL}builder = "hvm"', ":2: builder: hvm: xenemu emulates no PC"),
+        (f'{KERNEL}type = "x"', ":2: type: 'x': give one of pv, pvh, hvm"),
+        (f"{KERNEL}memory = 'x'", ":2: memory: 'x': give a whole number"),
+        (f"{KERNEL}memory = [1]", ":2: memory: give a string, not a list"),
+        (f"{KERNEL}vcpus = '-1'", ":2: vcpus: '-1': give a whole number"),
+        (f"{KERNEL}uuid = 'x'", ":2: uuid: x: this is no UUID"),
+        (f"{KERNEL}on_crash = 'x'", ":2: on_crash: 'x': give one of destroy"),
+        (f"{KERNEL}name = b", ":2: b: name: give a number"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(read, text, words):
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert words in str(caught.value)
+
+
+def test_another_ramdisk_takes_the_place_of_the_ramdisk(read):
+    config = read(f"{KERNEL}ramdisk = '/i'")
+    for name in ("initrd", "init", "rootfs", "busybox"):
+        assert config.arguments({name}) == ["--entry", "pv"]
+
+
+def test_what_is_typed_takes_the_place_of_what_is_set(read):
+    assert read(f"{KERNEL}memory = 512").arguments({"mode"}) == ["--memory", "512M"]
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (KERNEL.encode(), True),
+        (b"# a guest\n\nname='x'\n", True),
+        (b"disk += ['x']", True),
+        (b"", False),
+        (b"\x7fELF\nname=1\n\0", False),
+        (b"#!/bin/sh\nname=x\n", False),
+        (b"only words\n", False),
+        (b"\xff\xfename='x'", False),
+    ],
+)
+def test_a_configuration_is_told_from_a_kernel(tmp_path, data, wanted):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert is_config(path) is wanted
+
+
+def test_what_is_no_file_is_no_configuration(tmp_path):
+    assert not is_config(tmp_path)
+    assert not is_config(tmp_path / "absent")
+
+
+def test_a_file_that_is_not_text_or_too_long_is_refused(tmp_path):
+    path = tmp_path / "guest.cfg"
+    for data, words in ((b"a='\xff'", "not UTF-8"), (b"#" * (1 << 20) + b"\n", "more than 1 MiB")):
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=words):
+            read_config(path)
