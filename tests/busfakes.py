@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from fakes import FIRST_GUEST_FRAME, FakeCpu, make_current
 from grantfakes import HEAP, grant
-from xenemu.abi.io.ring import sring
+from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS
 from xenemu.abi.io.xenbus import XenbusState
 from xenemu.dom0 import toolstack
 from xenemu.dom0.bus import BusBackend
-from xenemu.dom0.ring import HEADER_SIZE
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_model import Connection
 from xenemu.dom0.xenstore_tree import Store
@@ -117,24 +116,22 @@ class FrontRing:
     rsp_cons: int = 0
 
     def __post_init__(self) -> None:
-        self.set("req_event", 1)
-        self.set("rsp_event", 1)
+        self.set(REQ_EVENT, 1)
+        self.set(RSP_EVENT, 1)
 
     @property
     def slots(self) -> int:
-        room = (len(self.mfns) * PAGE_SIZE - HEADER_SIZE) // self.slot_size
+        room = (len(self.mfns) * PAGE_SIZE - SLOTS) // self.slot_size
         return 1 << room.bit_length() - 1
 
-    def get(self, name: str) -> int:
-        at = self.mfns[0] * PAGE_SIZE + sring.offsetof(name, 8)
-        return self.domain.memory.read_uint(Maddr(at), 4)
+    def get(self, offset: int) -> int:
+        return self.domain.memory.read_uint(Maddr(self.mfns[0] * PAGE_SIZE + offset), 4)
 
-    def set(self, name: str, value: int) -> None:
-        at = self.mfns[0] * PAGE_SIZE + sring.offsetof(name, 8)
-        self.domain.memory.write_uint(Maddr(at), 4, value)
+    def set(self, offset: int, value: int) -> None:
+        self.domain.memory.write_uint(Maddr(self.mfns[0] * PAGE_SIZE + offset), 4, value)
 
     def _bytes(self, index: int) -> Iterable[Maddr]:
-        start = HEADER_SIZE + index % self.slots * self.slot_size
+        start = SLOTS + index % self.slots * self.slot_size
         for offset in range(start, start + self.slot_size):
             yield Maddr(self.mfns[offset // PAGE_SIZE] * PAGE_SIZE + offset % PAGE_SIZE)
 
@@ -143,13 +140,13 @@ class FrontRing:
         for maddr, byte in zip(self._bytes(self.req_prod), request, strict=False):
             self.domain.memory.write_uint(maddr, 1, byte)
         self.req_prod = (self.req_prod + 1) & 0xFFFF_FFFF
-        self.set("req_prod", self.req_prod)
+        self.set(REQ_PROD, self.req_prod)
 
     def take(self, size: int) -> bytes | None:
         """Take the next response, of so many bytes, and want an event at the one after it."""
-        if self.rsp_cons == self.get("rsp_prod"):
+        if self.rsp_cons == self.get(RSP_PROD):
             return None
         places = list(self._bytes(self.rsp_cons))[:size]
         self.rsp_cons = (self.rsp_cons + 1) & 0xFFFF_FFFF
-        self.set("rsp_event", (self.rsp_cons + 1) & 0xFFFF_FFFF)
+        self.set(RSP_EVENT, (self.rsp_cons + 1) & 0xFFFF_FFFF)
         return bytes(self.domain.memory.read(maddr, 1)[0] for maddr in places)

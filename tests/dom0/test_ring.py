@@ -7,6 +7,7 @@ import pytest
 from busfakes import Bus, FrontRing
 from grantfakes import state
 from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly
+from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from xenemu.dom0.ring import BackRing, Pages, RingError, map_pages, unmap_pages
 from xenemu.errors import XenError
 from xenemu.x86.paging import PAGE_SIZE
@@ -67,7 +68,7 @@ def test_a_full_ring_is_taken_and_one_more_is_refused(bus: Bus) -> None:
 @pytest.mark.parametrize("wild", [33, 0x8000_0000, 0xFFFF_FFFF])
 def test_a_producer_that_runs_away_is_refused(bus: Bus, wild: int) -> None:
     front, back = rings(bus)
-    front.set("req_prod", wild)
+    front.set(REQ_PROD, wild)
     with pytest.raises(RingError):
         back.take(bus.domain.memory)
     with pytest.raises(XenError, match="requests wait"):
@@ -77,8 +78,8 @@ def test_a_producer_that_runs_away_is_refused(bus: Bus, wild: int) -> None:
 def test_indices_run_over_the_end_of_32_bits(bus: Bus) -> None:
     front, back = rings(bus)
     front.req_prod = front.rsp_cons = 0xFFFF_FFFE
-    for name in ("req_prod", "rsp_prod"):
-        front.set(name, 0xFFFF_FFFE)
+    for index in (REQ_PROD, RSP_PROD):
+        front.set(index, 0xFFFF_FFFE)
     back = BackRing.attach(bus.domain.memory, back.pages, SLOT)
     for n in range(4):
         front.put(bytes([n]) * SLOT)
@@ -94,7 +95,7 @@ def test_the_frontend_gets_the_events_that_it_asked_for(bus: Bus) -> None:
     for _ in range(4):
         front.put(bytes(SLOT))
         back.take(memory)
-    front.set("rsp_event", 3)
+    front.set(RSP_EVENT, 3)
     wanted = []
     for _ in range(4):
         back.put(memory, bytes(16))
@@ -109,7 +110,7 @@ def test_the_backend_asks_for_an_event_at_the_next_request(bus: Bus) -> None:
     assert back.final_check(memory)
     back.take(memory)
     assert not back.final_check(memory)
-    assert front.get("req_event") == 2
+    assert front.get(REQ_EVENT) == 2
 
 
 def test_what_a_frontend_writes_to_our_index_does_no_harm(bus: Bus) -> None:
@@ -117,10 +118,10 @@ def test_what_a_frontend_writes_to_our_index_does_no_harm(bus: Bus) -> None:
     front, back = rings(bus)
     front.put(bytes(SLOT))
     back.take(memory)
-    front.set("rsp_prod", 77)
+    front.set(RSP_PROD, 77)
     back.put(memory, bytes(16))
     back.push(memory)
-    assert front.get("rsp_prod") == 1
+    assert front.get(RSP_PROD) == 1
 
 
 def test_no_page_is_mapped_if_one_cannot_be(bus: Bus) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, EIO
-from xenemu.abi.io.ring import sring
+from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS
 from xenemu.dom0 import grants
 from xenemu.errors import XenError
 from xenemu.hv.grant_table import GrantError
@@ -24,8 +24,6 @@ from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 INDEX_MASK: Final = 0xFFFF_FFFF
-HEADER_SIZE: Final = sring.sizeof(8)  # and of 4
-_at = sring.layout(8).offsets
 
 
 class RingError(Exception):
@@ -114,9 +112,9 @@ class BackRing:
 
         EIO: more requests wait than the ring has slots.
         """
-        done = pages.read_uint(memory, _at["rsp_prod"])
+        done = pages.read_uint(memory, RSP_PROD)
         ring = cls(pages, slot_size, done, done)
-        waiting = (pages.read_uint(memory, _at["req_prod"]) - done) & INDEX_MASK
+        waiting = (pages.read_uint(memory, REQ_PROD) - done) & INDEX_MASK
         if waiting > ring.slots:
             raise XenError(EIO, f"{waiting} requests wait in a ring of {ring.slots}")
         return ring
@@ -124,14 +122,14 @@ class BackRing:
     @property
     def slots(self) -> int:
         """How many slots there are: the largest power of two for which there is room."""
-        return 1 << ((self.pages.size - HEADER_SIZE) // self.slot_size).bit_length() - 1
+        return 1 << ((self.pages.size - SLOTS) // self.slot_size).bit_length() - 1
 
     def take(self, memory: Memory) -> bytes | None:
         """Take the next request, or None if all are taken.
 
         RingError: the frontend claims to have put more than there is room for.
         """
-        req_prod = self.pages.read_uint(memory, _at["req_prod"])
+        req_prod = self.pages.read_uint(memory, REQ_PROD)
         unanswered = (req_prod - self.rsp_prod) & INDEX_MASK
         if unanswered > self.slots:
             raise RingError(
@@ -155,9 +153,9 @@ class BackRing:
 
         RING_PUSH_RESPONSES_AND_CHECK_NOTIFY. The old index is the one in the page, as in the macro.
         """
-        old = self.pages.read_uint(memory, _at["rsp_prod"])
-        self.pages.write_uint(memory, _at["rsp_prod"], self.rsp_prod)
-        wanted = self.pages.read_uint(memory, _at["rsp_event"])
+        old = self.pages.read_uint(memory, RSP_PROD)
+        self.pages.write_uint(memory, RSP_PROD, self.rsp_prod)
+        wanted = self.pages.read_uint(memory, RSP_EVENT)
         return (self.rsp_prod - wanted) & INDEX_MASK < (self.rsp_prod - old) & INDEX_MASK
 
     def final_check(self, memory: Memory) -> bool:
@@ -167,14 +165,14 @@ class BackRing:
         """
         if self.has_requests(memory):
             return True
-        self.pages.write_uint(memory, _at["req_event"], self.req_cons + 1)
+        self.pages.write_uint(memory, REQ_EVENT, self.req_cons + 1)
         return self.has_requests(memory)
 
     def has_requests(self, memory: Memory) -> bool:
         """Whether there is a request to take: RING_HAS_UNCONSUMED_REQUESTS."""
-        waiting = (self.pages.read_uint(memory, _at["req_prod"]) - self.req_cons) & INDEX_MASK
+        waiting = (self.pages.read_uint(memory, REQ_PROD) - self.req_cons) & INDEX_MASK
         under_way = (self.req_cons - self.rsp_prod) & INDEX_MASK
         return min(waiting, self.slots - under_way) > 0
 
     def _slot(self, index: int) -> int:
-        return HEADER_SIZE + (index & self.slots - 1) * self.slot_size
+        return SLOTS + (index & self.slots - 1) * self.slot_size
