@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 
-from pewriter import efi_bzimage, pe
+from pewriter import I386, X86_64, efi_bzimage, pe
 
 from fakes import FakeNativeCpu
 from xenemu.boot import ENTRIES
 from xenemu.boot.efi import abi
-from xenemu.boot.efi.abi import Status
-from xenemu.boot.efi.call import ERROR_BIT
+from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB_SIZE, Status
+from xenemu.boot.efi.call import SERVICES
+from xenemu.boot.efi.width import X64, Width
 from xenemu.dom0.console import Console
 from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
@@ -20,15 +21,23 @@ from xenemu.pvh.exits import PvhExits
 
 MIB = 1 << 20
 SCRATCH = 0x200000  # memory for what is passed, which nothing gives out
-RUNTIME_AT = {name: 24 + 8 * n for n, name in enumerate(abi.RUNTIME_SERVICES)}
-BOOT_AT = {name: 24 + 8 * n for n, name in enumerate(abi.BOOT_SERVICES)}
+SYSTEM_TABLE = "NINNNNNNNNNN"  # after the header
 
 
 class EfiGuest:
     """A domain of 64 MiB as its PE program finds it, at its first instruction."""
 
-    def __init__(self, load, program: bytes | None = None, memory: int = 64 * MIB, **config):
-        image = load(efi_bzimage(program or pe()))
+    def __init__(
+        self,
+        load,
+        program: bytes | None = None,
+        memory: int = 64 * MIB,
+        width: Width = X64,
+        **config,
+    ):
+        self.width = width
+        machine = X86_64 if width is X64 else I386
+        image = load(efi_bzimage(program or pe(machine=machine)))
         self.domain = ENTRIES["efi"].build(image, DomainConfig(memory, **config))
         self.console = Console()
         attach(self.domain, [self.console])
@@ -37,13 +46,23 @@ class EfiGuest:
         self.current = Current(self.domain, self.domain.vcpus[0], self.cpu, personality.translate)
         ENTRIES["efi"].start(self.current)
         self.exits = PvhExits(self.current)
-        self.image, self.system = self.cpu.regs[Reg.RCX], self.cpu.regs[Reg.RDX]
-        self.stack = self.cpu.regs[Reg.RSP] - 0x1000
-        self.boot, self.runtime = self.word(self.system + 96), self.word(self.system + 88)
+        rsp, regs = self.cpu.regs[Reg.RSP], self.cpu.regs
+        passed = (regs[Reg.RCX], regs[Reg.RDX])
+        if width is not X64:
+            passed = (self.native(rsp + 4), self.native(rsp + 8))
+        self.image, self.system = passed
+        self.stack = rsp - 0x1000
+        data = self.current.read(self.system + 24, width.length(SYSTEM_TABLE))
+        fields = width.unpack(SYSTEM_TABLE, data)
+        self.con_in, self.con_out, self.runtime, self.boot = (fields[n] for n in (3, 5, 8, 9))
         self.efi = self.domain.arch.firmware.firmware
 
     def word(self, at: int, size: int = 8) -> int:
         return self.current.read_uint(at, size)
+
+    def native(self, at: int) -> int:
+        """A UINTN, a handle or a pointer."""
+        return self.word(at, self.width.word)
 
     def put(self, at: int, *words: int) -> int:
         """Write words of 64 bits, and return where."""
@@ -60,9 +79,10 @@ class EfiGuest:
 
     def where(self, name: str) -> int:
         """The address of a service's stub, by the table that it is in."""
-        if name in RUNTIME_AT:
-            return self.word(self.runtime + RUNTIME_AT[name])
-        return self.word(self.boot + BOOT_AT[name])
+        late = name in abi.RUNTIME_SERVICES
+        names = abi.RUNTIME_SERVICES if late else abi.BOOT_SERVICES
+        table = self.runtime if late else self.boot
+        return self.native(table + 24 + self.width.word * names.index(name))
 
     def jump(self, stub: int, *args: int) -> int:
         """Call the stub at an address; what RAX is then."""
@@ -72,38 +92,52 @@ class EfiGuest:
 
     def prepare(self, stub: int, *args: int) -> None:
         """Have a CPU that has just done the VMCALL of a stub, called with these arguments."""
-        for register, value in zip((Reg.RCX, Reg.RDX, Reg.R8, Reg.R9), args, strict=False):
-            self.cpu.regs[register] = value & (1 << 64) - 1
+        width = self.width
+        words = list(self.words(stub, args))
+        for register in width.registers:
+            self.cpu.regs[register] = words.pop(0) if words else 0
         self.cpu.regs[Reg.RSP] = self.stack
-        self.put(self.stack, 0x1234, 0, 0, 0, 0, *(arg & (1 << 64) - 1 for arg in args[4:]))
+        shadow = bytes(width.shadow)
+        self.current.write(self.stack, width.pointers(0x1234) + shadow + width.pointers(*words))
         assert self.current.read(stub, 4) == abi.STUB
         self.cpu.rip = stub + abi.VMCALL_LENGTH
 
+    def words(self, stub: int, args: tuple[int, ...]):
+        """Arguments as the caller passes them: one of 64 bits may be two words."""
+        index, late = (stub & 0xFFF) // STUB_SIZE, stub & ~0xFFF == self.efi.runtime_code
+        names = RUNTIME_SERVICES if late else BOOT_STUBS
+        declared = SERVICES.get(names[index])
+        types = (declared.types if declared else "").ljust(len(args), "N")
+        for letter, value in zip(types, args, strict=False):
+            for n in range(max(1, self.width.size(letter) // self.width.word)):
+                yield value >> self.width.bits * n & self.width.mask
+
     def call(self, name: str, *args: int) -> Status:
         """Call a service of a table; its status."""
-        return status(self.jump(self.where(name), *args))
+        return self.status(self.jump(self.where(name), *args))
 
     def method(self, protocol: int, index: int, *args: int) -> Status:
         """Call a function of a protocol, whose first argument is the protocol."""
-        return status(self.jump(self.word(protocol + 8 * index), protocol, *args))
+        function = self.native(protocol + self.width.word * index)
+        return self.status(self.jump(function, protocol, *args))
 
     def find(self, protocol: bytes) -> int:
         """A protocol's interface."""
         assert self.call("LocateProtocol", self.guid(SCRATCH, protocol), 0, SCRATCH + 16) == 0
-        return self.word(SCRATCH + 16)
+        return self.native(SCRATCH + 16)
 
     def map_key(self) -> int:
         """The key of the memory map, by reading it."""
         at = SCRATCH + 0x1000
         self.put(at, 0x10000)
         assert self.call("GetMemoryMap", at, at + 64, at + 8, at + 16, at + 24) == 0
-        return self.word(at + 8)
+        return self.native(at + 8)
 
     def leave_boot_services(self) -> None:
         assert self.call("ExitBootServices", self.image, self.map_key()) == 0
 
-
-def status(rax: int) -> Status:
-    """A status as EFI has it: all but success have the highest bit."""
-    assert bool(rax & ERROR_BIT) == bool(rax), hex(rax)
-    return Status(rax & ~ERROR_BIT)
+    def status(self, rax: int) -> Status:
+        """A status as EFI has it: all but success have the highest bit."""
+        error = self.width.error
+        assert bool(rax & error) == bool(rax), hex(rax)
+        return Status(rax & ~error)

@@ -28,6 +28,9 @@ BOOTS = [
     ("debian-cloud-amd64", "efi", "bzImage"),
     ("debian-6.12-cloud-amd64", "efi", "bzImage"),
     ("debian-cloud-amd64", "efi-handover", "bzImage"),
+    ("debian-cloud-amd64", "efi32", "bzImage"),
+    ("debian-cloud-amd64", "efi-handover32", "bzImage"),
+    ("debian-686-pae", "efi", "bzImage"),
     ("debian-686-pae", "linux32", "bzImage"),
     ("debian-686-pae", "linux32", "vmlinux"),
 ]
@@ -148,7 +151,9 @@ def test_userland_sees_what_boot_params_said(guest_image, xenemu_run, tmp_path):
 
 REFUSED = [
     ("debian-cloud-amd64", "vmlinux", "efi", (), "this is an ELF, and has no PE header"),
-    ("debian-686-pae", "bzImage", "efi", (), "the PE program is for i386, and this EFI has 64"),
+    ("debian-686-pae", "bzImage", "efi32", (), "the PE program has 32 bits itself: by efi, it g"),
+    ("debian-686-pae", "bzImage", "efi-handover", (), "the bzImage has no 64-bit handover entry"),
+    ("xen-shim", "bzImage", "efi-handover32", (), "this is an ELF; Linux's bzImage has a"),
     ("grub-x86_64-xen", "bzImage", "efi", (), "this is an ELF, and has no PE header"),
     ("debian-cloud-amd64", "vmlinux", "linux32", (), "an x86-64 vmlinux has no 32-bit entry"),
     ("debian-686-pae", "bzImage", "linux64", (), "the bzImage has no 64-bit entry"),

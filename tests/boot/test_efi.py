@@ -83,8 +83,8 @@ def test_a_handover_needs_its_memory_and_a_short_command_line(load):
     [
         (elfwriter.kernel(), "this is an ELF, and has no PE header"),
         (elfwriter.bzimage(elfwriter.kernel()), "there is no PE header"),
-        (efi_bzimage(pe(machine=0x14C)), "the PE program is for i386"),
-        (efi_bzimage(pe(subsystem=3)), "for subsystem 3, which is not EFI"),
+        (efi_bzimage(pe(machine=0x1C0)), "the PE header is for machine 0x1c0, which is no x86"),
+        (efi_bzimage(pe(subsystem=11)), "for subsystem 11, and is no application of EFI's (10)"),
         (efi_bzimage(pe(entry=0x5000)), "the PE header has the entry 0x5000"),
     ],
 )

@@ -9,6 +9,7 @@ from efiguest import MIB, SCRATCH, EfiGuest
 
 from xenemu.boot.efi import abi
 from xenemu.boot.efi.abi import BOOT_STUBS, RETURNS, RUNTIME_SERVICES, STUB_SIZE
+from xenemu.boot.efi.width import IA32, X64
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg
 
@@ -38,7 +39,8 @@ def test_random_calls_end_in_a_status(load, seed):
     guest = None
     for _ in range(STEPS):
         if guest is None:
-            guest, guests = EfiGuest(load, initrd=bytes(5000)), guests + 1
+            width = (X64, IA32)[guests % 2]
+            guest, guests = EfiGuest(load, width=width, initrd=bytes(5000)), guests + 1
             known = [guest.system, guest.boot, guest.runtime, guest.image, 0x800000]
             fill(chance, guest)
         name = chance.choice(BOOT_STUBS + RUNTIME_SERVICES)

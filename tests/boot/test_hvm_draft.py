@@ -156,7 +156,7 @@ def test_inspect_names_the_notes(tmp_path, capsys):
     assert code == 7 and "there is no note PADDR_ENTRY of the draft's (type 20)" in out
     assert "type 0x63            1000000100000000  (ignored: Xen does not know it)\n" in out
     code, out, _ = run(capsys, "inspect", str(path), "--draft-notes", "99,98")
-    assert code == 0 and "hvm-draft-a   yes: 0x1000000 to 0x1002000, entry 0x1000010\n" in out
+    assert code == 0 and "hvm-draft-a     yes: 0x1000000 to 0x1002000, entry 0x1000010\n" in out
     assert "  draft PADDR_ENTRY    0x1000010\n  draft PADDR_OFFSET   0x0\n" in out
 
 

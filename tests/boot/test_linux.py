@@ -10,7 +10,8 @@ import pytest
 from elfwriter import KERNEL, PV_NOTES, Phdr, bzimage, elf, kernel, note
 from fakes import FakeNativeCpu
 from xenemu.boot import ENTRIES
-from xenemu.boot.linux import BOOT_CS, BOOT_DS, BOOT_PARAMS, GDT
+from xenemu.boot.flat import BOOT_CS, BOOT_DS
+from xenemu.boot.linux import BOOT_PARAMS, GDT
 from xenemu.boot.zero_page import SETUP_RNG_SEED, ZeroPage
 from xenemu.errors import FitError, ImageError, UsageError
 from xenemu.hv.building import DomainConfig, Module

@@ -8,11 +8,19 @@ import pytest
 
 from xenemu import boot, image
 
-LINUX64 = {"pv64", "pvh", "efi", "efi-handover", "linux32", "linux64"}
+EFI = {"efi", "efi32", "efi-handover", "efi-handover32"}
+LINUX32 = {"pvh", "linux32", "efi", "efi-handover32"}
+LINUX64 = {"pv64", "pvh", "linux32", "linux64"} | EFI
 REAL = {
     "debian-amd64": ("bzImage", "xz", "x86_64", "PT_NOTE", LINUX64),
     "debian-cloud-amd64": ("bzImage", "lz4", "x86_64", "PT_NOTE", LINUX64),
-    "debian-686-pae": ("bzImage", "xz", "i386", "PT_NOTE", {"pvh", "linux32"}),
+    "debian-686-pae": (
+        "bzImage",
+        "xz",
+        "i386",
+        "PT_NOTE",
+        LINUX32,
+    ),
     "grub-x86_64-xen": ("ELF", None, "x86_64", "PT_NOTE", {"pv64"}),
     "grub-i386-xen": ("ELF", None, "i386", "PT_NOTE", {"pv32"}),
     "grub-i386-xen_pvh": ("ELF", None, "i386", "PT_NOTE", {"pvh"}),

@@ -12,27 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-import struct
 from dataclasses import dataclass
 from typing import Final
 
-from xenemu.boot import zero_page
+from xenemu.boot import flat, zero_page
 from xenemu.boot.entry import BootEntry
+from xenemu.boot.flat import CODE64
 from xenemu.boot.judging import Unbootable
 from xenemu.boot.platform import PVH_PLATFORM
 from xenemu.boot.zero_page import ZeroPage
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Data, DomainConfig
-from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.pvh import start_info
 from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import BIOS_END, Kernel, low_ram
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.personality import CODE32, DATA32, FLAT_LIMIT, start_vcpu
+from xenemu.pvh.personality import CODE32, FLAT_LIMIT, start_vcpu
 from xenemu.pvh.state import StartState, pvh
-from xenemu.x86.paging import PAGE_SIZE, PSE, RW, P
+from xenemu.x86.paging import PAGE_SIZE
 
 ENTRY64: Final = 0x200  # of a bzImage, from where it is loaded
 BANNER: Final = re.compile(rb"Linux version \d")  # every Linux has it
@@ -43,10 +43,9 @@ BOOT_PARAMS: Final = 0x90000
 GDT: Final = BOOT_PARAMS + PAGE_SIZE
 TABLES: Final = GDT + PAGE_SIZE
 REST: Final = TABLES + 6 * PAGE_SIZE
+GIB_MAPPED: Final = 4  # with 6 pages of tables
 LOW_END: Final = 0x9F000
 
-BOOT_CS, BOOT_DS = 0x10, 0x18
-CODE64: Final = 0x00A09B00  # attributes: ring 0, accessed
 SEED_BYTES: Final = 32
 
 
@@ -147,8 +146,8 @@ def _place(image: Image, kernel: LinuxKernel, config: DomainConfig, room: Room) 
         *_kernel_pieces(image, kernel),
         (initrd, config.initrd),
         (BOOT_PARAMS, page.data),
-        (GDT, _gdt(kernel.code)),
-        (TABLES, _identity_tables()),
+        (GDT, flat.gdt(kernel.code)),
+        (TABLES, flat.identity_tables(TABLES, GIB_MAPPED)),
         (REST, rest),
     ]
     return Placed(pieces, StartState(kernel.entry, BOOT_PARAMS))
@@ -206,20 +205,6 @@ def _rng_seed(config: DomainConfig) -> bytes:
     return hashlib.blake2b(seed, digest_size=SEED_BYTES, person=b"setup_data").digest()
 
 
-def _gdt(code: int) -> bytes:
-    """Flat segments for BOOT_CS, which has the attributes `code`, and BOOT_DS."""
-    flat = [(attributes | 0xF0000) << 32 | 0xFFFF for attributes in (code, DATA32)]
-    return struct.pack("<4Q", 0, 0, *flat)
-
-
-def _identity_tables() -> bytes:
-    """Tables of 6 pages that map the first 4 GiB to themselves, from `TABLES` on."""
-    pages = [TABLES + n * PAGE_SIZE | RW | P for n in range(6)]
-    root = struct.pack("<512Q", pages[1], *[0] * 511)
-    level3 = struct.pack("<512Q", *pages[2:], *[0] * 508)
-    return root + level3 + struct.pack("<2048Q", *(n << 21 | PSE | RW | P for n in range(2048)))
-
-
 def _start32(current: Current) -> None:
     """Load the registers of the 32-bit entry: flat segments, no paging, ESI to boot_params."""
     start_vcpu(current)
@@ -237,10 +222,7 @@ def _load(current: Current, code: int) -> None:
     cpu, entry = current.cpu, pvh(current).entry
     assert entry is not None
     cpu.regs[Reg.RBX], cpu.regs[Reg.RSI] = 0, entry.info
-    cpu.set_segment(Seg.CS, Segment(BOOT_CS, 0, FLAT_LIMIT, code))
-    for which in (Seg.DS, Seg.ES, Seg.SS):
-        cpu.set_segment(which, Segment(BOOT_DS, 0, FLAT_LIMIT, DATA32))
-    cpu.set_segment(Seg.GDTR, Segment(0, GDT, 4 * 8 - 1))
+    flat.load_segments(current, code, GDT, (Seg.DS, Seg.ES, Seg.SS))
 
 
 ENTRIES = [

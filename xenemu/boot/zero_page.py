@@ -19,6 +19,7 @@ E820_MAX: Final = 128
 
 SIZE: Final = 4096
 LOADED_HIGH: Final = 1 << 0  # loadflags: the kernel is to be loaded at 1 MiB or above
+XLF_EFI_HANDOVER_32: Final = 1 << 2
 XLF_EFI_HANDOVER_64: Final = 1 << 3
 XLF_KERNEL_64: Final = 1 << 0  # xloadflags: there is a 64-bit entry at 0x200
 

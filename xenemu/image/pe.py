@@ -14,12 +14,14 @@ from xenemu.errors import ImageError
 MACHINES: Final = {0x8664: "x86_64", 0x14C: "i386"}
 EFI_APPLICATION: Final = 10
 EFI_SUBSYSTEMS: Final = range(EFI_APPLICATION, 13)
+COMPAT: Final = b".compat\0"  # the section that says where other machines begin
+COMPAT_ENTRY: Final = struct.Struct("<BBHI")  # type 1, its size, the machine, the entry
 MAX_SIZE: Final = 1 << 30
 MAX_SECTIONS: Final = 96  # as in Windows
 
 _LFANEW: Final = 0x3C
 _COFF: Final = struct.Struct("<4sHH12xHH")  # signature, machine, sections, header size, flags
-_SECTION: Final = struct.Struct("<8x4I16x")  # virtual size, address, raw size, raw pointer
+_SECTION: Final = struct.Struct("<8s4I16x")  # name, virtual size, address, raw size, raw pointer
 _RELOCATION_DIRECTORY: Final = 5
 _STRIPPED: Final = 1 << 0  # there are no relocations: it runs at its ImageBase only
 _ABSOLUTE, _HIGHLOW, _DIR64 = 0, 3, 10  # types of relocations
@@ -40,6 +42,7 @@ _FORMATS: Final = {0x20B: _Format(0x20B, "<Q", 24, 108), 0x10B: _Format(0x10B, "
 
 @dataclass(frozen=True)
 class Section:
+    name: bytes  # 8 bytes
     address: int  # from where the image is loaded
     size: int
     data: memoryview
@@ -57,6 +60,7 @@ class Pe:
     relocatable: bool
     sections: tuple[Section, ...]  # the first is that of the headers
     relocations: tuple[int, int]  # address and size of the directory
+    compat: dict[str, int]  # entries for other machines, which Linux's kernels have
 
     def load(self, base: int) -> bytearray:
         """The image as it is in memory at `base`; ImageError if it cannot be there."""
@@ -112,7 +116,7 @@ def parse(view: memoryview) -> Pe | None:
     (image_base,) = struct.unpack_from(form.image_base, view, optional + form.image_base_at)
     if not entry < size <= MAX_SIZE:
         raise ImageError(f"the PE header has the entry {entry:#x} in an image of {size:#x} bytes")
-    sections = [Section(0, headers, view[:headers])]
+    sections = [Section(bytes(8), 0, headers, view[:headers])]
     sections += _sections(view, optional + header_size, count)
     for section in sections:
         if section.address + max(section.size, len(section.data)) > size:
@@ -126,6 +130,7 @@ def parse(view: memoryview) -> Pe | None:
         not flags & _STRIPPED,
         tuple(sections),
         _relocations(view, optional, header_size, form, size),
+        _compat(sections, size),
     )
 
 
@@ -134,12 +139,25 @@ def _sections(view: memoryview, at: int, count: int) -> list[Section]:
         raise ImageError("the PE sections are cut off")
     sections = []
     for n in range(count):
-        size, address, raw_size, raw = _SECTION.unpack_from(view, at + n * _SECTION.size)
+        name, size, address, raw_size, raw = _SECTION.unpack_from(view, at + n * _SECTION.size)
         taken = min(size or raw_size, raw_size)
         if raw + taken > len(view):
             raise ImageError(f"the PE section at {address:#x} is cut off by the end of the file")
-        sections.append(Section(address, size or raw_size, view[raw : raw + taken]))
+        sections.append(Section(name, address, size or raw_size, view[raw : raw + taken]))
     return sections
+
+
+def _compat(sections: list[Section], image_size: int) -> dict[str, int]:
+    """The entries that the section .compat has; what it has beside them says nothing."""
+    entries = {}
+    for section in sections:
+        data = section.data if section.name == COMPAT else memoryview(b"")
+        while len(data) >= COMPAT_ENTRY.size and data[0] and data[1] >= 2:
+            kind, _, machine, entry = COMPAT_ENTRY.unpack_from(data)
+            if kind == 1 and machine in MACHINES and entry < image_size:
+                entries[MACHINES[machine]] = entry
+            data = data[data[1] :]
+    return entries
 
 
 def _relocations(

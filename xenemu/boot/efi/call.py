@@ -8,7 +8,7 @@ A service is declared once: its name, the types of its arguments, and its handle
 A handler raises `EfiError` for any other status than success. Pointers from the guest go through
 `Call.read` and `Call.write`.
 
-UEFI specification 2.10, section 2.3.4.2 (calls in x64).
+UEFI specification 2.10, sections 2.3.2.2 (calls in IA-32) and 2.3.4.2 (in x64).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from xenemu.boot.efi.abi import Status
 from xenemu.boot.efi.state import Firmware
+from xenemu.boot.efi.width import WIDTHS, Width
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.current import Current
@@ -26,14 +27,11 @@ from xenemu.hv.dispatch import ULONG, Hypercall
 from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
-WORD: Final = (1 << 64) - 1
-ERROR_BIT: Final = 1 << 63
-REGISTERS: Final = (Reg.RCX, Reg.RDX, Reg.R8, Reg.R9)
-SHADOW: Final = 32  # bytes on the stack that a caller leaves for the registers
 MAX_TEXT: Final = 1 << 16  # bytes of a string
 PREFIX: Final = "EFI."  # of the services' names among those of hypercalls
 NO_NUMBER: Final = -1
 NS_PER_UNIT: Final = 100  # of EFI's times
+ROOM: Final = 32  # bytes in the stack for the arguments of a function of the guest's
 
 
 class EfiError(Exception):
@@ -72,11 +70,25 @@ class Call:
     def domain(self) -> Domain:
         return self.current.domain
 
-    def argument(self, index: int) -> int:
-        """An argument by its place, from 0 on."""
-        if index < len(REGISTERS):
-            return self.cpu.regs[REGISTERS[index]]
-        return self.read_word(self.cpu.regs[Reg.RSP] + 8 + SHADOW + 8 * (index - len(REGISTERS)))
+    @property
+    def width(self) -> Width:
+        return WIDTHS[self.firmware.width]
+
+    @property
+    def stack(self) -> int:
+        return self.cpu.regs[Reg.RSP] & self.width.mask
+
+    def argument(self, slot: int) -> int:
+        """What a slot for arguments has, from 0 on."""
+        width = self.width
+        if slot < len(width.registers):
+            return self.cpu.regs[width.registers[slot]]
+        slot -= len(width.registers)
+        return self.read_word(self.stack + width.word + width.shadow + width.word * slot)
+
+    def enter(self, function: int, back: int, *arguments: int) -> None:
+        """Let the guest go on in a function, which returns to `back`."""
+        enter(self.current, self.width, function, back, *arguments)
 
     # ---- the guest's memory, as the caller sees it ----
 
@@ -84,7 +96,7 @@ class Call:
         """Copy from the caller's address space."""
         # DIVERGES: firmware would fault, or store into what it has there.
         try:
-            return self.current.read(vaddr & WORD, size) if size else b""
+            return self.current.read(vaddr & self.width.mask, size) if size else b""
         except XenError as fault:
             raise EfiError(Status.INVALID_PARAMETER, fault.reason) from None
 
@@ -92,14 +104,15 @@ class Call:
         """Copy to the caller's address space, all or nothing."""
         try:
             if data:
-                self.current.write(vaddr & WORD, data)
+                self.current.write(vaddr & self.width.mask, data)
         except XenError as fault:
             raise EfiError(Status.INVALID_PARAMETER, fault.reason) from None
 
-    def read_word(self, vaddr: int) -> int:
-        return int.from_bytes(self.read(vaddr, 8), "little")
+    def read_word(self, vaddr: int, letter: str = "N") -> int:
+        return int.from_bytes(self.read(vaddr, self.width.size(letter)), "little")
 
-    def write_word(self, vaddr: int, value: int, size: int = 8) -> None:
+    def write_word(self, vaddr: int, value: int, letter: str = "N") -> None:
+        size = self.width.size(letter)
         self.write(vaddr, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
 
     def read_guid(self, vaddr: int) -> bytes:
@@ -136,6 +149,17 @@ def put(domain: Domain, paddr: int, data: bytes) -> None:
         data, paddr = data[size:], paddr + size
 
 
+def enter(current: Current, width: Width, function: int, back: int, *arguments: int) -> None:
+    """Let the guest go on in a function; `Fault` if its stack is no memory."""
+    regs, passed = current.cpu.regs, width.registers
+    frame = width.pointers(back, *(() if passed else arguments))
+    rsp = (regs[Reg.RSP] - ROOM & width.mask & ~15) - width.word
+    current.write(rsp, frame)
+    regs[Reg.RSP], current.cpu.rip = rsp, function
+    for register, value in zip(passed, arguments, strict=False):
+        regs[register] = value
+
+
 def needed(pointer: int) -> int:
     """A pointer that may not be null."""
     if not pointer:
@@ -154,17 +178,16 @@ Handler = Callable[..., "int | None"]
 
 @dataclass(frozen=True)
 class Service:
-    """A service that is there: `masks` are of its arguments' types.
+    """A service that is there: `types` are its arguments'.
 
     `row` is what those see who watch a guest's hypercalls.
     """
 
-    masks: tuple[int, ...]
+    types: str
     handler: Handler
     row: Hypercall
 
 
-MASKS: Final = {"N": WORD, "Q": WORD, "I": 0xFFFFFFFF, "W": 0xFFFF, "B": 0xFF}
 SERVICES: Final[dict[str, Service]] = {}
 
 
@@ -176,9 +199,8 @@ def service(name: str, types: str = "") -> Callable[[Handler], Handler]:
     """
 
     def register(handler: Handler) -> Handler:
-        masks = tuple(MASKS[letter] for letter in types)
-        row = Hypercall(NO_NUMBER, PREFIX + name, frozenset(), (ULONG,) * len(masks), handler)
-        SERVICES[name] = Service(masks, handler, row)
+        row = Hypercall(NO_NUMBER, PREFIX + name, frozenset(), (ULONG,) * len(types), handler)
+        SERVICES[name] = Service(types, handler, row)
         return handler
 
     return register
@@ -186,4 +208,8 @@ def service(name: str, types: str = "") -> Callable[[Handler], Handler]:
 
 def arguments(call: Call, declared: Service) -> list[Any]:
     """The arguments of a call of a service, as its prototype has them."""
-    return [call.argument(n) & mask for n, mask in enumerate(declared.masks)]
+    width, values = call.width, []
+    for letter, (slot, count) in zip(declared.types, width.slots(declared.types), strict=True):
+        words = (call.argument(slot + n) << width.bits * n for n in range(count))
+        values.append(sum(words) & (1 << 8 * width.size(letter)) - 1)
+    return values

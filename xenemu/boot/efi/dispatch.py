@@ -28,7 +28,6 @@ from xenemu.boot.efi.abi import (
     Status,
 )
 from xenemu.boot.efi.call import (
-    ERROR_BIT,
     PREFIX,
     SERVICES,
     Blocked,
@@ -39,9 +38,10 @@ from xenemu.boot.efi.call import (
 )
 from xenemu.boot.efi.event_services import call_back, returned, run_timers
 from xenemu.boot.efi.state import Firmware
+from xenemu.boot.efi.width import X64
 from xenemu.errors import XenError
 from xenemu.hv.calls import CallRecord
-from xenemu.hv.cpu import Reg
+from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.pvh.paging import guest_physical
 from xenemu.x86.paging import PAGE_MASK
@@ -62,7 +62,7 @@ def serve(firmware: Firmware, current: Current) -> bool:
     """Serve a call, if the VMCALL before RIP is a stub of the firmware's."""
     at = current.cpu.rip - VMCALL_LENGTH
     page = firmware.virtual.get(at & ~PAGE_MASK)
-    if page is None or not current.cpu.code64:
+    if page is None or not _calls(current, firmware.width):
         return False
     try:
         if guest_physical(current, at) & ~PAGE_MASK != page:
@@ -74,6 +74,13 @@ def serve(firmware: Firmware, current: Current) -> bool:
         return False
     _serve(Call(current, firmware), name)
     return True
+
+
+def _calls(current: Current, width: int) -> bool:
+    """Whether the CPU runs code as EFI's of this width is."""
+    if width == X64.word:
+        return current.cpu.code64
+    return not current.cpu.code64 and not current.cpu.segment(Seg.CS).base
 
 
 def _name(firmware: Firmware, page: int, offset: int) -> str | None:
@@ -125,7 +132,7 @@ def _make(call: Call, name: str, record: CallRecord) -> int:
             raise EfiError(Status.UNSUPPORTED, "it is not there")
         result = declared.handler(call, *arguments(call, declared)) or 0
     except EfiError as error:
-        result = error.status | ERROR_BIT
+        result = error.status | call.width.error
         record.reason = f"EFI_{error.status.name}" + (f": {error.reason}" if error.reason else "")
-    record.result = result & ~ERROR_BIT
+    record.result = result & ~call.width.error
     return result

@@ -1,4 +1,7 @@
-"""The entries of EFI: a PE program, and Linux's handover with boot_params, both in 64-bit code.
+"""The entries of EFI: a PE program, and Linux's handover with boot_params, in either width.
+
+A kernel of 64 bits may be started by an EFI of 32 bits, which is called mixed mode: it goes back to
+32-bit code for each of its calls. It has entries of its own for that.
 
 UEFI specification 2.10, section 2.3.4. In Linux: Documentation/arch/x86/boot.rst (EFI handover
 protocol)
@@ -6,12 +9,15 @@ protocol)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from xenemu.boot import zero_page
 from xenemu.boot.efi.abi import MemoryType
 from xenemu.boot.efi.environment import Placer, check_config, place_efi, start_efi
+from xenemu.boot.efi.width import IA32, WIDTHS, X64, Width
 from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import Unbootable
 from xenemu.boot.platform import PVH_PLATFORM
@@ -24,9 +30,7 @@ from xenemu.image import Image, pe
 from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import BIOS_END, Kernel
 from xenemu.pvh.personality import FLAT_LIMIT
-from xenemu.pvh.state import StartState, pvh
-
-ENTRY64: Final = 0x200  # what a 64-bit handover entry lies after its offset
+from xenemu.pvh.state import StartState
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,29 @@ class Program(Kernel):
     """A PE program. The firmware chooses where it goes: addresses are from there."""
 
     pe: pe.Pe | None = None
+    width: Width = X64
 
 
 def _judge(image: Image) -> Program:
+    program = _pe(image)
+    widths = {width.machine: width for width in WIDTHS.values()}
+    return Program(0, program.size, program.entry, pe=program, width=widths[program.machine])
+
+
+def _judge_mixed(image: Image) -> Program:
+    program = _pe(image)
+    if program.machine == IA32.machine:
+        raise Unbootable("the PE program has 32 bits itself: by efi, it gets an EFI of 32 bits")
+    entry = program.compat.get(IA32.machine)
+    if entry is None:
+        raise Unbootable(
+            "the PE program has no entry for 32-bit EFI (Linux has one with CONFIG_EFI_MIXED)"
+        )
+    return Program(0, program.size, entry, pe=program, width=IA32)
+
+
+def _pe(image: Image) -> pe.Pe:
+    """The program that an image is; Unbootable if it is none for EFI."""
     if not image.bzimage:
         raise Unbootable("this is an ELF, and has no PE header; Linux's bzImage has one")
     try:
@@ -45,11 +69,12 @@ def _judge(image: Image) -> Program:
         raise Unbootable(str(fault)) from None
     if program is None:
         raise Unbootable("there is no PE header (Linux has one with CONFIG_EFI_STUB)")
-    if program.machine != "x86_64":
-        raise Unbootable(f"the PE program is for {program.machine}, and this EFI has 64 bits")
-    if program.subsystem not in pe.EFI_SUBSYSTEMS:
-        raise Unbootable(f"the PE program is for subsystem {program.subsystem}, which is not EFI")
-    return Program(0, program.size, program.entry, pe=program)
+    if program.subsystem != pe.EFI_APPLICATION:
+        raise Unbootable(
+            f"the PE program is for subsystem {program.subsystem}, and is no application of EFI's"
+            f" ({pe.EFI_APPLICATION})"
+        )
+    return program
 
 
 def _place(image: Image, kernel: Program, config: DomainConfig, room: Room) -> Placed:
@@ -62,9 +87,9 @@ def _place(image: Image, kernel: Program, config: DomainConfig, room: Room) -> P
         loaded = kernel.pe.load(at)
     except ImageError as fault:
         raise ImageError(f"{image.path}: {fault}") from None
-    start = StartState(at + kernel.pe.entry, 0)
+    start = StartState(at + kernel.entry, 0)
     span = range(at, at + kernel.pe.size)
-    placed = place_efi(placer, room, config, span, start, [(at, loaded)])
+    placed = place_efi(placer, room, config, span, start, kernel.width, [(at, loaded)])
     _check_room_to_unpack(image, placer)
     return placed
 
@@ -90,13 +115,6 @@ def _check_room_to_unpack(image: Image, placer: Placer) -> None:
     )
 
 
-def _start(current: Current) -> None:
-    """Call the program's entry, as a function in x64 with two arguments."""
-    firmware = start_efi(current)
-    regs = current.cpu.regs
-    regs[Reg.RCX], regs[Reg.RDX] = firmware.image_handle, firmware.runtime_data
-
-
 # ---- Linux's handover ----
 
 
@@ -105,23 +123,41 @@ class Handover(Kernel):
     """A bzImage where it wants to be, and the boot_params that its file begins."""
 
     header: bytes = b""
+    width: Width = X64
 
 
-def _judge_handover(image: Image) -> Handover:
+@dataclass(frozen=True)
+class _Flavour:
+    """One of the two handover entries: its bit in xloadflags, and where it is."""
+
+    width: Width
+    flag: int
+    offset: int  # from handover_offset
+
+
+HANDOVER64: Final = _Flavour(X64, zero_page.XLF_EFI_HANDOVER_64, 0x200)
+HANDOVER32: Final = _Flavour(IA32, zero_page.XLF_EFI_HANDOVER_32, 0)
+
+
+def _judge_handover(flavour: _Flavour, image: Image) -> Handover:
     if not image.bzimage:
         raise Unbootable("this is an ELF; Linux's bzImage has a handover entry")
     header = ZeroPage.of_bzimage(image.bzimage.file)
     new = header.get("version") >= zero_page.HAS_XLOADFLAGS
-    if not new or not header.get("xloadflags") & zero_page.XLF_EFI_HANDOVER_64:
-        raise Unbootable("by its xloadflags, the bzImage has no 64-bit handover entry")
+    if not new or not header.get("xloadflags") & flavour.flag:
+        bits = flavour.width.bits
+        raise Unbootable(f"by its xloadflags, the bzImage has no {bits}-bit handover entry")
     start = header.get("pref_address")
     size = max(header.get("init_size"), len(image.bzimage.code))
-    offset = header.get("handover_offset") + ENTRY64
+    offset = header.get("handover_offset") + flavour.offset
     if start < BIOS_END or start + size > FLAT_LIMIT:
         raise Unbootable(f"the bzImage wants to be at {start:#x}-{start + size:#x}")
     if offset >= len(image.bzimage.code):
-        raise Unbootable(f"handover_offset, {offset - ENTRY64:#x}, lies outside the bzImage")
-    return Handover(start, start + size, start + offset, header=bytes(header.data))
+        at = offset - flavour.offset
+        raise Unbootable(f"handover_offset, {at:#x}, lies outside the bzImage")
+    return Handover(
+        start, start + size, start + offset, header=bytes(header.data), width=flavour.width
+    )
 
 
 def _place_handover(image: Image, kernel: Handover, config: DomainConfig, room: Room) -> Placed:
@@ -148,6 +184,7 @@ def _place_handover(image: Image, kernel: Handover, config: DomainConfig, room: 
         config,
         range(kernel.start, kernel.end),
         StartState(kernel.entry, boot_params),
+        kernel.width,
         [
             (kernel.start, image.bzimage.code),
             (boot_params, page.data),
@@ -157,19 +194,27 @@ def _place_handover(image: Image, kernel: Handover, config: DomainConfig, room: 
     )
 
 
-def _start_handover(current: Current) -> None:
-    """Call the handover entry, as a function of C's in Linux with three arguments."""
-    firmware, entry = start_efi(current), pvh(current).entry
-    assert entry is not None
+def _start_handover64(current: Current) -> None:
+    """Call the 64-bit handover entry: its arguments are where C has them in Linux."""
+    start_efi(current)
     regs = current.cpu.regs
-    regs[Reg.RDI], regs[Reg.RSI] = firmware.image_handle, firmware.runtime_data
-    regs[Reg.RDX] = entry.info
+    regs[Reg.RDI], regs[Reg.RSI], regs[Reg.RDX] = regs[Reg.RCX], regs[Reg.RDX], regs[Reg.R8]
+
+
+def _program(name: str, judge: Callable[[Image], Program]) -> BootEntry[Program, Room, Placed]:
+    return BootEntry(name, name, PVH_PLATFORM, judge, _place, start_efi)
+
+
+def _handover(
+    name: str, flavour: _Flavour, start: Callable[[Current], None]
+) -> BootEntry[Handover, Room, Placed]:
+    judge = partial(_judge_handover, flavour)
+    return BootEntry(name, name, PVH_PLATFORM, judge, _place_handover, start)
 
 
 ENTRIES = [
-    BootEntry[Program, Room, Placed]("efi", "efi", PVH_PLATFORM, _judge, _place, _start),
-    BootEntry[Handover, Room, Placed](
-        "efi-handover", "efi-handover", PVH_PLATFORM, _judge_handover, _place_handover,
-        _start_handover,
-    ),
-]  # fmt: skip
+    _program("efi", _judge),
+    _program("efi32", _judge_mixed),
+    _handover("efi-handover", HANDOVER64, _start_handover64),
+    _handover("efi-handover32", HANDOVER32, start_efi),
+]

@@ -6,9 +6,9 @@ UEFI specification 2.10, section 2.3.4.
 from __future__ import annotations
 
 import hashlib
-import struct
 from typing import Final
 
+from xenemu.boot import flat
 from xenemu.boot.efi import event_services, protocol_services, tables
 from xenemu.boot.efi.abi import (
     ACPI_20_TABLE,
@@ -25,24 +25,24 @@ from xenemu.boot.efi.abi import (
     TEXT_OUTPUT,
     MemoryType,
 )
+from xenemu.boot.efi.call import enter
 from xenemu.boot.efi.dispatch import Efi
 from xenemu.boot.efi.memory_map import MemoryMap
 from xenemu.boot.efi.state import Event, Firmware, Places
+from xenemu.boot.efi.width import WIDTHS, X64, Width
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Data, DomainConfig
-from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import low_ram
 from xenemu.pvh.paging import cpu_of
-from xenemu.pvh.personality import DATA32, FLAT_LIMIT, start_vcpu
-from xenemu.pvh.state import StartState, pvh_domain
+from xenemu.pvh.personality import start_vcpu
+from xenemu.pvh.state import StartState, pvh, pvh_domain
 from xenemu.x86 import flags
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, P
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
-CS, DS = 0x10, 0x18
-CODE64: Final = 0x00A09B00  # attributes: ring 0, accessed
 STACK_PAGES: Final = 64  # 128 KiB at least, by the specification
 GIB: Final = 1 << 30
 SEED_BYTES: Final = 32
@@ -90,44 +90,45 @@ def place_efi(
     config: DomainConfig,
     image: range,
     start: StartState,
+    width: Width,
     pieces: list[tuple[int, Data]],
 ) -> Placed:
     """Put the firmware beside `pieces`, in which a program is at `image` that begins at `start`."""
-    places = _places(placer, room)
+    places = _places(placer, room, width)
     options = _load_options(config.cmdline)
     options_at = placer(MemoryType.LOADER_DATA, len(options)) if options else 0
-    firmware = _firmware(placer, places, config)
+    firmware = _firmware(placer, places, config, width)
     interface = tables.loaded_image(firmware, range(options_at, options_at + len(options)), image)
     own: list[tuple[int, Data]] = [
         (places.runtime_code, tables.stubs(RUNTIME_SERVICES)),
         (places.runtime_data, tables.runtime_data(firmware)),
         (places.boot_code, tables.stubs(BOOT_STUBS)),
-        (places.boot_data, tables.boot_data(firmware, interface, _gdt())),
-        (places.page_tables, _identity_tables(places.page_tables, _span(room))),
-        (places.stack - 8, _return_address(places)),
+        (places.boot_data, tables.boot_data(firmware, interface, flat.gdt(width.code))),
         (options_at, options),
     ]
+    if places.page_tables:
+        own.append((places.page_tables, flat.identity_tables(places.page_tables, _span(room))))
     return Placed([*pieces, *own], start, Efi(firmware))
 
 
-def _places(placer: Placer, room: Room) -> Places:
+def _places(placer: Placer, room: Room, width: Width) -> Places:
+    tables_size = (2 + _span(room)) * PAGE_SIZE
     return Places(
         runtime_code=placer(MemoryType.RUNTIME_SERVICES_CODE, PAGE_SIZE),
         runtime_data=placer(MemoryType.RUNTIME_SERVICES_DATA, PAGE_SIZE),
         boot_code=placer(MemoryType.BOOT_SERVICES_CODE, len(tables.stubs(BOOT_STUBS))),
         boot_data=placer(MemoryType.BOOT_SERVICES_DATA, PAGE_SIZE),
-        page_tables=placer(MemoryType.BOOT_SERVICES_DATA, (2 + _span(room)) * PAGE_SIZE),
+        page_tables=placer(MemoryType.BOOT_SERVICES_DATA, tables_size) if width is X64 else 0,
         stack=placer(MemoryType.BOOT_SERVICES_DATA, STACK_PAGES * PAGE_SIZE)
-        + STACK_PAGES * PAGE_SIZE
-        - 64,
+        + STACK_PAGES * PAGE_SIZE,
         rsdp=room.rsdp,
     )
 
 
-def _firmware(placer: Placer, places: Places, config: DomainConfig) -> Firmware:
+def _firmware(placer: Placer, places: Places, config: DomainConfig, width: Width) -> Firmware:
     """What there is at the start: the console, the image, and an initrd and random numbers."""
     firmware = Firmware(
-        places, placer.memory, bytes(config.initrd), _seed(config),
+        width.word, places, placer.memory, bytes(config.initrd), _seed(config),
         {places.boot_code: places.boot_code, places.runtime_code: places.runtime_code},
         places.runtime_code, places.runtime_data,
     )  # fmt: skip
@@ -168,36 +169,21 @@ def _span(room: Room) -> int:
     return max(4, (end + GIB - 1) // GIB)
 
 
-def _gdt() -> bytes:
-    flat = [(attributes | 0xF0000) << 32 | 0xFFFF for attributes in (CODE64, DATA32)]
-    return struct.pack("<4Q", 0, 0, *flat)
+def start_efi(current: Current) -> None:
+    """Load the registers of a program's first instruction, which gets the usual two arguments.
 
-
-def _identity_tables(at: int, gib: int) -> bytes:
-    """Tables of `2 + gib` pages at an address; they map memory to itself."""
-    pages = [at + n * PAGE_SIZE | RW | P for n in range(2 + gib)]
-    root = struct.pack("<512Q", pages[1], *[0] * 511)
-    level3 = struct.pack("<512Q", *pages[2:], *[0] * (512 - gib))
-    large = (n << 21 | PSE | RW | P for n in range(512 * gib))
-    return root + level3 + struct.pack(f"<{512 * gib}Q", *large)
-
-
-def _return_address(places: Places) -> bytes:
-    stub = places.boot_code + BOOT_STUBS.index(RETURNS[0]) * STUB_SIZE
-    return stub.to_bytes(8, "little")
-
-
-def start_efi(current: Current) -> Firmware:
-    """Load the registers of a program's first instruction, but for those that pass arguments."""
+    A third one, to whom it means something, is where the StartState says that data are.
+    """
     start_vcpu(current)
-    cpu, efi = cpu_of(current), pvh_domain(current).firmware
-    assert isinstance(efi, Efi)
-    places = efi.firmware.places
-    cpu.enter_long_mode(places.page_tables, sse=True)
-    cpu.regs[Reg.RBX], cpu.regs[Reg.RSP] = 0, places.stack - 8
+    cpu, efi, entry = cpu_of(current), pvh_domain(current).firmware, pvh(current).entry
+    assert isinstance(efi, Efi) and entry is not None
+    places, width = efi.firmware.places, WIDTHS[efi.firmware.width]
+    if width is X64:
+        cpu.enter_long_mode(places.page_tables, sse=True)
     cpu.rflags |= flags.IF
-    cpu.set_segment(Seg.CS, Segment(CS, 0, FLAT_LIMIT, CODE64))
-    for which in (Seg.DS, Seg.ES, Seg.FS, Seg.GS, Seg.SS):
-        cpu.set_segment(which, Segment(DS, 0, FLAT_LIMIT, DATA32))
-    cpu.set_segment(Seg.GDTR, Segment(0, places.boot_data + tables.GDT, 4 * 8 - 1))
-    return efi.firmware
+    segments = (Seg.DS, Seg.ES, Seg.FS, Seg.GS, Seg.SS)
+    flat.load_segments(current, width.code, places.boot_data + tables.GDT, segments)
+    cpu.regs[Reg.RBX], cpu.regs[Reg.RSP] = 0, places.stack
+    back = places.boot_code + BOOT_STUBS.index(RETURNS[0]) * STUB_SIZE
+    handle, system_table = efi.firmware.image_handle, places.runtime_data + tables.SYSTEM_TABLE
+    enter(current, width, entry.ip, back, handle, system_table, entry.info)

@@ -18,10 +18,7 @@ from xenemu.boot.efi.abi import (
     Status,
 )
 from xenemu.boot.efi.call import (
-    ERROR_BIT,
     NS_PER_UNIT,
-    REGISTERS,
-    SHADOW,
     Blocked,
     Call,
     EfiError,
@@ -30,8 +27,8 @@ from xenemu.boot.efi.call import (
     needed,
     service,
 )
-from xenemu.boot.efi.state import MAX_THINGS, Callback, Event
-from xenemu.errors import DomainCrash
+from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Callback, Event
+from xenemu.errors import DomainCrash, XenError
 from xenemu.hv import event_2l, scheduler
 from xenemu.hv.cpu import Reg
 from xenemu.hv.waking import POLL
@@ -92,7 +89,8 @@ def _create(call: Call, kind: int, event: Event, pointer: int) -> None:
 def add(call: Call, event: Event) -> int:
     """The handle of a new event, before `next_event` moves on."""
     firmware = call.firmware
-    check(len(firmware.events) < MAX_THINGS, Status.OUT_OF_RESOURCES, "there are too many events")
+    room = len(firmware.events) < MAX_THINGS and firmware.next_event < MAX_EVER
+    check(room, Status.OUT_OF_RESOURCES, "there are too many events")
     handle = EVENT_BASE + 16 * firmware.next_event
     firmware.events[handle] = event
     return handle
@@ -169,7 +167,7 @@ def wait_for_event(call: Call, count: int, events_at: int, index_at: int) -> Non
     run_timers(call)
     polled = False
     for index in range(count):
-        handle = call.read_word(events_at + 8 * index)
+        handle = call.read_word(events_at + call.width.word * index)
         event = _event(call, handle)
         if event.type & NOTIFY_SIGNAL:
             call.write_word(needed(index_at), index)
@@ -245,17 +243,15 @@ def call_back(call: Call) -> None:
     else:
         return
     firmware.pending.remove(handle)
-    rsp = (cpu.regs[Reg.RSP] - SHADOW & ~15) - 8
-    try:
-        call.write_word(rsp, firmware.places.boot_code + WHERE["return of a notification"])
-    except EfiError as error:
-        call.current.log(f"EFI cannot call the function of an event: {error}")
-        return
+    back = firmware.places.boot_code + WHERE["return of a notification"]
     waiting = Callback(cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RAX], firmware.tpl)
+    try:
+        call.enter(event.notify, back, handle, event.context)
+    except XenError as fault:
+        call.current.log(f"EFI cannot call the function of an event: {fault.reason}")
+        return
     firmware.callbacks.append(waiting)
     firmware.tpl = event.tpl
-    cpu.rip, cpu.regs[Reg.RSP] = event.notify, rsp
-    cpu.regs[REGISTERS[0]], cpu.regs[REGISTERS[1]] = handle, event.context
 
 
 def returned(call: Call, name: str) -> None:
@@ -273,7 +269,7 @@ def returned(call: Call, name: str) -> None:
 def end(call: Call, status: int) -> None:
     """The image is done: there is nothing else to boot."""
     known = {member.value for member in Status}
-    code = status & ~ERROR_BIT
+    code = status & call.width.mask & ~call.width.error
     name = f"EFI_{Status(code).name}" if code in known else f"{status:#x}"
     raise DomainCrash(
         f"the EFI program ended, with {name}",

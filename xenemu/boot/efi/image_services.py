@@ -14,14 +14,13 @@ from xenemu.boot.efi.abi import (
     STUB_SIZE,
     Status,
 )
-from xenemu.boot.efi.call import ERROR_BIT, Call, Left, check, needed, put, service
+from xenemu.boot.efi.call import Call, Left, check, needed, put, service
 from xenemu.boot.efi.tables import write_tables
 from xenemu.hv.cpu import Reg
 
 MAX_TABLES: Final = tables.MAX_TABLES
 NS_PER_US: Final = 1000
 LONGEST_US: Final = 1 << 40
-GONE: Final = b"\x48\xb8" + (Status.UNSUPPORTED | ERROR_BIT).to_bytes(8, "little") + b"\xc3"
 
 
 @service("Exit", "NNNN")
@@ -39,7 +38,7 @@ def exit_boot_services(call: Call, image: int, key: int) -> None:
         event_services.signal_group(call, EXIT_BOOT_SERVICES_GROUP)
         if firmware.pending:
             event_services.again(call)
-    rsp = call.cpu.regs[Reg.RSP]
+    rsp = call.stack
     back = call.read_word(rsp)
     firmware.boot = False
     firmware.virtual.pop(firmware.places.boot_code)
@@ -48,10 +47,11 @@ def exit_boot_services(call: Call, image: int, key: int) -> None:
     firmware.handles.clear()
     firmware.registrations.clear()
     # What was a stub now answers by itself, for as long as the guest leaves it alone.
-    stub = GONE.ljust(STUB_SIZE, b"\xcc")
+    stub = call.width.gone.ljust(STUB_SIZE, b"\xcc")
     put(call.domain, firmware.places.boot_code, stub * len(BOOT_STUBS))
     write_tables(call.domain, firmware)
-    call.cpu.rip, call.cpu.regs[Reg.RSP], call.cpu.regs[Reg.RAX] = back, rsp + 8, Status.SUCCESS
+    call.cpu.rip, call.cpu.regs[Reg.RSP] = back, rsp + call.width.word
+    call.cpu.regs[Reg.RAX] = Status.SUCCESS
     raise Left(Status.SUCCESS)
 
 
@@ -81,5 +81,5 @@ def set_watchdog_timer(call: Call, seconds: int, code: int, size: int, data: int
 
 @service("GetNextMonotonicCount", "N")
 def get_next_monotonic_count(call: Call, pointer: int) -> None:
-    call.write_word(needed(pointer), call.firmware.monotonic + 1)
+    call.write_word(needed(pointer), call.firmware.monotonic + 1, "Q")
     call.firmware.monotonic += 1

@@ -18,7 +18,7 @@ from xenemu.boot.efi.abi import (
     MemoryType,
     Status,
 )
-from xenemu.boot.efi.call import WORD, Call, EfiError, check, needed, service
+from xenemu.boot.efi.call import Call, EfiError, check, needed, service
 from xenemu.hv.prices import WORK_NS
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
@@ -45,11 +45,11 @@ def _check_type(kind: int) -> None:
 
 @service("AllocatePages", "IINN")
 def allocate_pages(call: Call, how: int, kind: int, pages: int, pointer: int) -> None:
-    memory = call.firmware.memory
+    memory, limit = call.firmware.memory, call.width.mask
     _check_type(kind)
     check(how <= ADDRESS and pages, Status.INVALID_PARAMETER, f"{pages} pages, as {how}")
     check(not memory.is_full, Status.OUT_OF_RESOURCES, "the memory map has too many regions")
-    wanted = call.read_word(needed(pointer))
+    wanted = call.read_word(needed(pointer), "Q")
     if how == ADDRESS:
         end = wanted + (pages << PAGE_SHIFT)
         check(not wanted & PAGE_MASK, Status.NOT_FOUND, f"{wanted:#x} is not a page's")
@@ -60,12 +60,12 @@ def allocate_pages(call: Call, how: int, kind: int, pages: int, pointer: int) ->
         )
         start = wanted
     else:
-        below = wanted + 1 if how == MAX_ADDRESS else WORD
+        below = min(wanted, limit) + 1 if how == MAX_ADDRESS else limit
         found = memory.find(pages, below)
         if found is None:
             raise EfiError(Status.OUT_OF_RESOURCES, f"no {pages} pages are free below {below:#x}")
         start = found
-    call.write_word(pointer, start)
+    call.write_word(pointer, start, "Q")
     memory.take(start, pages, kind)
 
 
@@ -93,7 +93,7 @@ def allocate_pool(call: Call, kind: int, size: int, pointer: int) -> None:
 
 def pool(call: Call, size: int, kind: int = MemoryType.BOOT_SERVICES_DATA) -> int:
     """A piece of memory that the guest gives back by FreePool."""
-    at = call.firmware.memory.allocate_pool(kind, size, WORD)
+    at = call.firmware.memory.allocate_pool(kind, size, call.width.mask)
     if at is None:
         raise EfiError(Status.OUT_OF_RESOURCES, f"there is no room for {size} bytes")
     return at
@@ -115,7 +115,7 @@ def get_memory_map(
     if descriptor_at:
         call.write_word(descriptor_at, MEMORY_DESCRIPTOR_SIZE)
     if version_at:
-        call.write_word(version_at, MEMORY_DESCRIPTOR_VERSION, 4)
+        call.write_word(version_at, MEMORY_DESCRIPTOR_VERSION, "I")
     check(room >= size, Status.BUFFER_TOO_SMALL, f"the memory map has {size} bytes")
     packed = b"".join(
         DESCRIPTOR.pack(region.type, region.start, 0, region.pages, _attributes(region.type))
@@ -159,7 +159,7 @@ def calculate_crc32(call: Call, data: int, size: int, crc_at: int) -> None:
         n = min(PIECE, size - offset)
         crc = zlib.crc32(call.read(data + offset, n), crc)
         _take_time(call, n)
-    call.write_word(crc_at, crc, 4)
+    call.write_word(crc_at, crc, "I")
 
 
 def _check_span(size: int) -> None:

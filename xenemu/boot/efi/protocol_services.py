@@ -12,7 +12,7 @@ from xenemu.boot.efi import event_services
 from xenemu.boot.efi.abi import DEVICE_PATH, Status
 from xenemu.boot.efi.call import Call, EfiError, check, needed, service
 from xenemu.boot.efi.memory_services import pool
-from xenemu.boot.efi.state import MAX_THINGS, Firmware
+from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Firmware
 
 HANDLE_BASE: Final = 0xD000_0000  # handles look like addresses, and are none
 REGISTRATION_BASE: Final = 0xC000_0000
@@ -89,7 +89,7 @@ def _install(call: Call, handle_at: int, interfaces: dict[bytes, int]) -> None:
         check(len(protocols) < MAX_AT_ONCE, Status.OUT_OF_RESOURCES, "there are too many protocols")
         protocols.update(interfaces)
     else:
-        full = len(firmware.handles) >= MAX_THINGS
+        full = len(firmware.handles) >= MAX_THINGS or firmware.next_handle >= MAX_EVER
         check(interfaces and not full, Status.OUT_OF_RESOURCES, "no handle can be made")
         call.write_word(handle_at, HANDLE_BASE + 16 * firmware.next_handle)
         handle = add(firmware, interfaces)
@@ -167,9 +167,9 @@ def protocols_per_handle(call: Call, handle: int, buffer_at: int, count_at: int)
     """Give a piece of pool with a pointer to each GUID; the GUIDs come after the pointers."""
     protocols = _protocols(call, handle)
     check(buffer_at and count_at, Status.INVALID_PARAMETER, "a pointer is null")
-    at = pool(call, 24 * len(protocols))
-    guids = at + 8 * len(protocols)
-    pointers = b"".join((guids + 16 * n).to_bytes(8, "little") for n in range(len(protocols)))
+    size = call.width.word * len(protocols)
+    at = pool(call, size + 16 * len(protocols))
+    pointers = call.width.pointers(*(at + size + 16 * n for n in range(len(protocols))))
     call.write(at, pointers + b"".join(protocols))
     call.write_word(buffer_at, at)
     call.write_word(count_at, len(protocols))
@@ -224,9 +224,10 @@ def locate_handle(
 ) -> None:
     room = call.read_word(needed(size_at))
     found = _search(call, how, protocol_at, key)
-    call.write_word(size_at, 8 * len(found))
-    check(room >= 8 * len(found), Status.BUFFER_TOO_SMALL, f"there are {len(found)} handles")
-    call.write(needed(buffer), _pack(found))
+    handles = call.width.pointers(*found)
+    call.write_word(size_at, len(handles))
+    check(room >= len(handles), Status.BUFFER_TOO_SMALL, f"there are {len(found)} handles")
+    call.write(needed(buffer), handles)
 
 
 @service("LocateHandleBuffer", "INNNN")
@@ -235,14 +236,11 @@ def locate_handle_buffer(
 ) -> None:
     check(count_at and buffer_at, Status.INVALID_PARAMETER, "a pointer is null")
     found = _search(call, how, protocol_at, key)
-    at = pool(call, 8 * len(found))
-    call.write(at, _pack(found))
+    handles = call.width.pointers(*found)
+    at = pool(call, len(handles))
+    call.write(at, handles)
     call.write_word(count_at, len(found))
     call.write_word(buffer_at, at)
-
-
-def _pack(handles: list[int]) -> bytes:
-    return b"".join(handle.to_bytes(8, "little") for handle in handles)
 
 
 @service("LocateProtocol", "NNN")

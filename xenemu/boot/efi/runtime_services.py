@@ -59,7 +59,7 @@ def set_time(call: Call, time_at: int) -> None:
     firmware.timezone = timezone, daylight
 
 
-@service("ResetSystem", "IQNN")
+@service("ResetSystem", "INNN")
 def reset_system(call: Call, how: int, status: int, size: int, data: int) -> None:
     reason = SHUTDOWN_poweroff if how == RESET_SHUTDOWN else SHUTDOWN_reboot
     scheduler.shutdown(call.domain, reason)
@@ -87,7 +87,7 @@ def set_virtual_address_map(
         _, start, virtual, pages, _ = DESCRIPTOR.unpack(call.read(at, DESCRIPTOR.size))
         for place in (places.runtime_code, places.runtime_data):
             if start <= place < start + (pages << PAGE_SHIFT) and not virtual & PAGE_MASK:
-                moved[place] = virtual + place - start & (1 << 64) - 1
+                moved[place] = virtual + place - start & call.width.mask
     check(len(moved) == 2, Status.NOT_FOUND, "the runtime's memory is not all in the map")
     firmware.mapped = True
     firmware.runtime_code = moved[places.runtime_code]
@@ -102,5 +102,5 @@ def set_virtual_address_map(
 @service("GetNextHighMonotonicCount", "N")
 def get_next_high_monotonic_count(call: Call, pointer: int) -> None:
     count = (call.firmware.monotonic >> 32) + 1
-    call.write_word(needed(pointer), count, 4)
+    call.write_word(needed(pointer), count, "I")
     call.firmware.monotonic = count << 32

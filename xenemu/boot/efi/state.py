@@ -9,6 +9,7 @@ from typing import Final
 from xenemu.boot.efi.memory_map import MemoryMap
 
 MAX_THINGS: Final = 1 << 12  # handles, events and the like, of each
+MAX_EVER: Final = 1 << 24  # of handles and of events, those that are gone included
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Places:
     runtime_data: int
     boot_code: int
     boot_data: int
-    page_tables: int
+    page_tables: int  # 0 without paging
     stack: int  # its end
     rsdp: int
 
@@ -63,6 +64,7 @@ class Firmware:
     * `missing` counts the calls of what is not there, by name.
     """
 
+    width: int  # bytes of a pointer: 8 or 4
     places: Places
     memory: MemoryMap
     initrd: bytes

@@ -15,6 +15,7 @@ from xenemu.boot.efi import abi, console
 from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB, STUB_SIZE, MemoryType
 from xenemu.boot.efi.call import SERVICES, put
 from xenemu.boot.efi.state import Firmware
+from xenemu.boot.efi.width import WIDTHS, Width
 from xenemu.hv.state.domain import Domain
 from xenemu.x86.paging import PAGE_SIZE
 
@@ -43,10 +44,9 @@ def _with_header(signature: int, body: bytes) -> bytes:
     return HEADER.pack(signature, abi.REVISION, size, zlib.crc32(table), 0) + body
 
 
-def _pointers(page: int, names: Sequence[str], of: Sequence[str]) -> bytes:
-    """Pointers to stubs in a page that has those of the services `of`."""
-    stubs = [page + of.index(name) * STUB_SIZE for name in names]
-    return struct.pack(f"<{len(stubs)}Q", *stubs)
+def _pointers(width: Width, page: int, names: Sequence[str], of: Sequence[str]) -> bytes:
+    """Pointers to stubs in a page that has those of the services `of`; null for no name."""
+    return width.pointers(*(page + of.index(name) * STUB_SIZE if name else 0 for name in names))
 
 
 def stubs(names: Sequence[str]) -> bytes:
@@ -58,8 +58,8 @@ def _system_table(firmware: Firmware) -> bytes:
     data, boot = firmware.runtime_data, firmware.places.boot_data
     handle = firmware.console_handle
     console_part = (handle, boot + CON_IN, handle, boot + CON_OUT, handle, boot + CON_OUT)
-    body = struct.pack(
-        "<QI4x6Q4Q",
+    body = WIDTHS[firmware.width].pack(
+        "NINNNNNNNNNN",
         data + VENDOR,
         abi.FIRMWARE_REVISION,
         *(console_part if firmware.boot else (0,) * 6),
@@ -73,11 +73,11 @@ def _system_table(firmware: Firmware) -> bytes:
 
 def runtime_data(firmware: Firmware) -> bytes:
     """The page that stays: the system table, the runtime services, the configuration tables."""
-    page = bytearray(PAGE_SIZE)
-    services = _pointers(firmware.runtime_code, RUNTIME_SERVICES, RUNTIME_SERVICES)
+    page, width = bytearray(PAGE_SIZE), WIDTHS[firmware.width]
+    services = _pointers(width, firmware.runtime_code, RUNTIME_SERVICES, RUNTIME_SERVICES)
     supported = sum(1 << n for n, name in enumerate(RUNTIME_SERVICES) if name in SERVICES)
     configuration = b"".join(
-        guid + address.to_bytes(8, "little") for guid, address in firmware.tables.items()
+        guid + width.pointers(address) for guid, address in firmware.tables.items()
     )
     for at, piece in (
         (SYSTEM_TABLE, _system_table(firmware)),
@@ -94,16 +94,17 @@ def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
     """The page that goes: the boot services, and the protocols."""
     page, code, own = bytearray(PAGE_SIZE), firmware.places.boot_code, firmware.places.boot_data
     names = ["" if name == "Reserved" else name for name in abi.BOOT_SERVICES]
-    table = b"".join(_pointers(code, [name], BOOT_STUBS) if name else bytes(8) for name in names)
-    con_in = _pointers(code, abi.CONSOLE_IN, BOOT_STUBS)
-    con_out = _pointers(code, abi.CONSOLE_OUT, BOOT_STUBS)
+    width = WIDTHS[firmware.width]
+    table = _pointers(width, code, names, BOOT_STUBS)
+    con_in = _pointers(width, code, abi.CONSOLE_IN, BOOT_STUBS)
+    con_out = _pointers(width, code, abi.CONSOLE_OUT, BOOT_STUBS)
     vendor = struct.pack("<BBH", MEDIA_DEVICE_PATH, MEDIA_VENDOR, 20) + abi.LINUX_INITRD_MEDIA
     for at, piece in (
         (BOOT_TABLE, _with_header(abi.BOOT_SIGNATURE, table)),
-        (CON_IN, con_in + firmware.wait_for_key.to_bytes(8, "little")),
-        (CON_OUT, con_out + (own + CON_MODE).to_bytes(8, "little")),
-        (LOAD_FILE2, _pointers(code, abi.LOAD_FILE2_SERVICES, BOOT_STUBS)),
-        (RNG, _pointers(code, abi.RNG_SERVICES, BOOT_STUBS)),
+        (CON_IN, con_in + width.pointers(firmware.wait_for_key)),
+        (CON_OUT, con_out + width.pointers(own + CON_MODE)),
+        (LOAD_FILE2, _pointers(width, code, abi.LOAD_FILE2_SERVICES, BOOT_STUBS)),
+        (RNG, _pointers(width, code, abi.RNG_SERVICES, BOOT_STUBS)),
         (CON_MODE, console.mode_bytes(firmware.attribute, firmware.cursor)),
         (INITRD_PATH, vendor + PATH_END),
         (IMAGE_PATH, PATH_END),
@@ -117,8 +118,8 @@ def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
 def loaded_image(firmware: Firmware, options: range, image: range) -> bytes:
     """EFI_LOADED_IMAGE_PROTOCOL of a program at `image`, with its load options."""
     places = firmware.places
-    return struct.pack(
-        "<I4xQQQQQI4xQQQIIQ",
+    return WIDTHS[firmware.width].pack(
+        "INNNNNINNQIIN",
         0x1000,
         0,
         places.runtime_data + SYSTEM_TABLE,

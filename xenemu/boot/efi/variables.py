@@ -41,7 +41,7 @@ def get_variable(
     there = attributes and _visible(call.firmware, attributes)
     check(there, Status.NOT_FOUND, f"there is no variable {key[0]}")
     if attributes_at:
-        call.write_word(attributes_at, attributes, 4)
+        call.write_word(attributes_at, attributes, "I")
     call.write_word(size_at, len(data))
     check(room >= len(data), Status.BUFFER_TOO_SMALL, f"{key[0]} has {len(data)} bytes")
     call.write(needed(data_at), data)
@@ -112,4 +112,4 @@ def query_variable_info(
     check(not attributes & ~PLAIN, Status.UNSUPPORTED, f"the attributes are {attributes:#x}")
     left = STORAGE - _used(call.firmware)
     for at, value in ((maximum_at, STORAGE), (remaining_at, left), (largest_at, MAX_VARIABLE)):
-        call.write_word(needed(at), value)
+        call.write_word(needed(at), value, "Q")
