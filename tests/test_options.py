@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.options import format_size, parse_memory, parse_seed, parse_vcpus
+from xenemu.options import format_size, parse_memory, parse_seed, parse_slice, parse_vcpus
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,14 @@ def test_vcpus():
     for text in ("", "0", "-1", "129", "2.0", "two", "9" * 10, "\u0663"):
         with pytest.raises(UsageError, match=r"^--vcpus .*: give a number of vcpus, from 1 to 128"):
             parse_vcpus("--vcpus", text)
+
+
+def test_slices():
+    for text, ns in (("1", 1), ("500ns", 500), ("20us", 20_000), ("10ms", 10_000_000)):
+        assert parse_slice("--slice", text) == ns
+    for text in ("", "0", "-1", "1s", "1.5us", "20 us", "us", "11ms", "10000001", "9" * 99, "٣us"):
+        with pytest.raises(UsageError, match=r"^--slice .*: give a time from 1ns to 10ms, as in"):
+            parse_slice("--slice", text)
 
 
 def test_seeds():

@@ -13,6 +13,7 @@ from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg, Seg, Segment, Undefined
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.p2m import P2m
+from xenemu.hv.state.schedule import Schedule
 from xenemu.linux import Linux, LogLine
 from xenemu.peek import MAX_READS, Pages
 from xenemu.pv.state import PvVcpu
@@ -271,6 +272,14 @@ def test_a_report_ends_wherever_the_stack_pointer_is(make, kernel, monkeypatch):
 def test_other_vcpus(kernel):
     current = make_current(vcpus=2)
     assert section(report(current, kernel), "Other vcpus:") == ["vcpu 1: offline"]
+
+
+def test_the_order_of_vcpus_is_told_if_it_was_asked_for(kernel):
+    heading = "To let the vcpus run in the same order"
+    current = make_current(vcpus=2)
+    assert heading not in report(current, kernel)
+    current.domain.schedule = Schedule(500, 7)
+    assert section(report(current, kernel), f"{heading}:") == ["--schedule-seed 7 --slice 500ns"]
 
 
 def test_other_vcpus_that_ran_have_a_backtrace(kernel):

@@ -109,6 +109,12 @@ def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
     assert assert_the_same(make, (1, 4, 9)) > 0
 
 
+def test_what_a_seed_draws_next(tmp_path: Path) -> None:
+    kernel = load(build(guests()["race"], ENVIRONMENTS["pv64"], tmp_path / "race"))
+    config = DomainConfig(64 << 20, vcpus=2, slice_ns=20_000, schedule_seed=3)
+    assert assert_the_same(lambda: Machine(kernel, config, "pv"), (20, 50, 100)) == 3
+
+
 @pytest.mark.parametrize("mode", ["pv", "pvh"])
 def test_debian(guest_image, mode: str) -> None:
     initrd = build_initramfs(guest_image("busybox").read_bytes(), DEFAULT_INIT.read_bytes())

@@ -14,9 +14,11 @@ from uuid import UUID
 from xenemu.boot.zero_page import SUBARCHES
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Module
+from xenemu.hv.state.schedule import MAX_SHARED_SLICE_NS
 from xenemu.image import DraftNotes
 
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
 MAX_SECONDS: Final = 1_000_000
@@ -85,6 +87,20 @@ def parse_uuid(option: str, text: str) -> bytes:
         raise UsageError(
             f"{option} {text}: give 32 hexadecimal digits, with hyphens if you like"
         ) from None
+
+
+def parse_slice(option: str, text: str) -> int:
+    """A slice of time in ns, such as ``100us``; UsageError if it is no time, or no such slice."""
+    match = re.fullmatch(r"([0-9]{1,9})(ns|us|ms)?", text, re.ASCII)
+    return check_slice(int(match[1]) * TIMES[match[2] or "ns"] if match else 0, f"{option} {text}")
+
+
+def check_slice(ns: int, said: str) -> int:
+    """A slice, if vcpus may have such; UsageError begins with what was `said`."""
+    if not 0 < ns <= MAX_SHARED_SLICE_NS:
+        longest = f"{MAX_SHARED_SLICE_NS // TIMES['ms']}ms"
+        raise UsageError(f"{said}: give a time from 1ns to {longest}, as in 500, 20us or 1ms")
+    return ns
 
 
 def parse_count(option: str, text: str) -> int:

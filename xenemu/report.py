@@ -62,7 +62,7 @@ def report(
     image = as_mapped(current, image)
     read = Pages(current)
     linux = Linux(current, image, Pages(current, kernel_tables(current, image)))
-    code = linux.code
+    code, schedule = linux.code, current.domain.schedule
     sections = {
         f"Kernel log, from its memory{', without what is shown' if shown else ''}": [
             str(line) for line in linux.log()[-LOG_LINES:] if line.text not in shown
@@ -76,6 +76,7 @@ def report(
             *_registers(current, code),
         ],
         "Other vcpus": list(_other_vcpus(current, linux)),
+        "To let the vcpus run in the same order": list(filter(None, (schedule.options,))),
         "Modules": _modules(code),
         "Backtrace": code.backtrace(current, read),
         "The last #UD": _undefined(current, code),

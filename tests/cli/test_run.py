@@ -361,6 +361,8 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
         (("--mode", "pvh"), "cannot boot as pvh"),
         (("--vcpus", "129"), "--vcpus 129: give a number of vcpus, from 1 to 128"),
         (("--rng-seed", "dice"), "--rng-seed dice: give a number from 0 to 0xffffffffffffffff"),
+        (("--schedule-seed", "-1"), "--schedule-seed -1: give a number from 0 to 0xff"),
+        (("--slice", "1s"), "--slice 1s: give a time from 1ns to 10ms, as in 500, 20us or 1ms"),
         (("--initrd", "/nonexistent"), "--initrd /nonexistent: No such file"),
         (("--initrd", "/dev/null"), "--initrd /dev/null: the file is empty"),
         (

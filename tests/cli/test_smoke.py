@@ -169,6 +169,8 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--quiet-timeout", "abc"), "--quiet-timeout abc: give seconds, above 0"),
         (("--vcpus", "none"), "--vcpus none: give a number of vcpus, from 1 to 128"),
         (("--rng-seed", "abc"), "--rng-seed abc: give a number from 0 to"),
+        (("--schedule-seed", "abc"), "--schedule-seed abc: give a number from 0 to"),
+        (("--slice", "0"), "--slice 0: give a time from 1ns to 10ms"),
         (("--mode", "pv", "--mode", "pv"), "--mode: 'pv' is there twice"),
         (("sub/good",), "kernel: two would be named 'good'; a plan can name each"),
         (("plan.toml",), "plan.toml: a plan stands alone; put the other kernels into it"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from fakes import FakeCpu, make_current
@@ -10,8 +12,10 @@ from xenemu.abi.vcpu import vcpu_runstate_info
 from xenemu.abi.xen import Virq
 from xenemu.hv import event_channel, scheduler, waking
 from xenemu.hv.current import Current
-from xenemu.hv.scheduler import PERIODIC, SHARED_SLICE_NS, SINGLESHOT, SLICE_NS, WATCHDOG
+from xenemu.hv.scheduler import PERIODIC, SINGLESHOT, SLICE_NS, WATCHDOG
 from xenemu.hv.shared_info import event_pending
+from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.schedule import SHARED_SLICE_NS, Schedule
 from xenemu.hv.state.vcpu import RunState
 from xenemu.hv.waking import POLL
 
@@ -68,6 +72,79 @@ def test_a_slice_is_short_while_another_vcpu_could_run() -> None:
     assert scheduler.slice_ns(domain, 50) == 50
     domain.vcpus[2].blocked = True
     assert scheduler.slice_ns(domain, SLICE_NS) == SLICE_NS
+
+
+def make_running(count: int, seed: int | None = None) -> Domain:
+    domain = make_current(vcpus=count).domain
+    domain.schedule = Schedule(seed=seed)
+    for vcpu in domain.vcpus:
+        vcpu.online = True
+    return domain
+
+
+def turns(domain: Domain, count: int) -> list[tuple[int, int]]:
+    """Who comes next, and for how long."""
+    found, vcpu = [], domain.vcpus[0]
+    for _ in range(count):
+        after = scheduler.next_vcpu(domain, vcpu)
+        assert after is not None
+        vcpu = after
+        found.append((vcpu.vcpu_id, scheduler.slice_ns(domain, SLICE_NS)))
+    return found
+
+
+def test_turns_go_round_past_those_that_cannot_run() -> None:
+    domain = make_running(4)
+    domain.vcpus[2].blocked = True
+    assert [vcpu_id for vcpu_id, _ in turns(domain, 4)] == [1, 3, 0, 1]
+    for vcpu in domain.vcpus[1:]:
+        vcpu.online = False
+    assert scheduler.next_vcpu(domain, domain.vcpus[0]) is domain.vcpus[0]
+    domain.vcpus[0].blocked = True
+    assert scheduler.next_vcpu(domain, domain.vcpus[0]) is None
+
+
+def test_a_seed_draws_turns_that_come_again() -> None:
+    drawn = [turns(make_running(4, seed), 200) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0][:3] == [(1, 2648), (2, 12385), (0, 157744)]  # in each version of Python
+    order = [vcpu_id for vcpu_id, _ in drawn[0]]
+    assert set(order) == {0, 1, 2, 3}
+    assert all(one != other for one, other in pairwise(order))
+    lengths = [length for _, length in drawn[0]]
+    assert 0 < min(lengths) < SHARED_SLICE_NS / 50 and max(lengths) > SHARED_SLICE_NS
+    assert max(lengths) < 2 * SHARED_SLICE_NS
+
+
+def test_a_seed_draws_nothing_for_a_vcpu_alone() -> None:
+    domain = make_running(1, 1)
+    before = domain.schedule.draws.getstate()
+    assert turns(domain, 1) == [(0, SLICE_NS)]
+    assert domain.schedule.draws.getstate() == before
+
+
+def test_who_wakes_another_gives_way(current: Current) -> None:
+    current.domain.reschedule = True
+    scheduler.give_way(current)
+    assert current.cpu.stopped and current.domain.reschedule
+
+
+def test_by_a_seed_who_wakes_another_may_go_on(current: Current) -> None:
+    current.domain.schedule = Schedule(seed=1)
+    other = current.domain.vcpus[1]
+    other.online = other.blocked = True
+    other.runstate = RunState.BLOCKED
+    ways = set()
+    for _ in range(20):
+        other.blocked, other.runstate = True, RunState.BLOCKED
+        current.cpu.stopped = False
+        waking.wake(current.domain, other)
+        scheduler.give_way(current)
+        ways.add(current.cpu.stopped)
+        if not current.cpu.stopped:
+            assert other.runstate is RunState.RUNNABLE and not current.domain.reschedule
+            assert 0 < current.cpu.limit_ns - current.cpu.now_ns < 2 * SHARED_SLICE_NS
+    assert ways == {False, True}
 
 
 def test_a_waking_asks_for_another_turn(current: Current) -> None:

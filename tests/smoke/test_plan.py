@@ -61,6 +61,8 @@ def test_everything(plan, tmp_path):
         virtual_timeout = 2.5
         quiet_timeout = 1
         rng_seed = 0x12
+        slice = "20us"
+        schedule_seed = 5
         """
     )
     assert boot == Boot(
@@ -83,6 +85,8 @@ def test_everything(plan, tmp_path):
         virtual_timeout=2.5,
         quiet_timeout=1,
         rng_seed=18,
+        slice=20_000,
+        schedule_seed=5,
     )
     assert boot.full_cmdline == 'quiet A=1 "B=two words"'
 
@@ -109,6 +113,12 @@ def test_entry_is_another_name_of_mode(plan):
 def test_numbers_of_vcpus_stand_for_boots(plan):
     boots = plan('[[boot]]\nname = "n"\nkernel = "k"\nvcpus = [1, 4]\n')
     assert [(boot.name, boot.vcpus) for boot in boots] == [("n 1vcpu", 1), ("n 4vcpu", 4)]
+
+
+def test_seeds_stand_for_boots(plan):
+    boots = plan('[[boot]]\nname = "n"\nkernel = "k"\nslice = 500\nschedule_seed = [0, 4]\n')
+    assert [(boot.name, boot.schedule_seed) for boot in boots] == [("n seed0", 0), ("n seed4", 4)]
+    assert {boot.slice for boot in boots} == {500}
 
 
 def test_defaults_count_where_a_boot_says_nothing(plan):
@@ -199,6 +209,10 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("timeout = true", "9: timeout: True: give seconds"),
         ("rng_seed = -1", "9: rng_seed: -1: give a number from 0 to 0xffffffffffffffff"),
         ('rng_seed = "1"', "9: rng_seed: '1': give a number"),
+        ("slice = true", "9: slice: give a time, as in 500"),
+        ('slice = "1s"', "9: slice: 1s: give a time from 1ns to 10ms"),
+        ("slice = 0", "9: slice: 0: give a time from 1ns to 10ms"),
+        ('schedule_seed = "1"', "9: schedule_seed: '1': give a number"),
         ("vcpus = 0", "9: vcpus: 0: give a number of vcpus, from 1 to 128"),
         ('vcpus = "2"', "9: vcpus: '2': give a number"),
         ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),

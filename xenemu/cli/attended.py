@@ -130,10 +130,11 @@ class AttendedRun:
             explainer.close()
         if write_coverage is not None and (missing := write_coverage()):
             _tell(f"--coverage: {missing}")
-        engine = machine.engine
+        engine, order = machine.engine, machine.domain.schedule.options
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
             f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
+            f"{f'; the same again: {order}' if order else ''}"
         )
         return code
 

@@ -50,6 +50,22 @@ RngSeed = Annotated[
         metavar="NUMBER",
     ),
 ]
+Slice = Annotated[
+    str,
+    typer.Option(
+        help="How long a vcpu runs before another one that can run gets its turn: a number of"
+        " nanoseconds, or of us or ms.",
+        metavar="TIME",
+    ),
+]
+ScheduleSeed = Annotated[
+    str | None,
+    typer.Option(
+        help="Let vcpus run in an order, and for times, that this number of 64 bits draws: to hunt"
+        " a race. The same seed gives the same run.",
+        metavar="NUMBER",
+    ),
+]
 DraftNotes = Annotated[
     str | None,
     typer.Option(

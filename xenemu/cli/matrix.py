@@ -19,6 +19,7 @@ from xenemu.cli import github
 from xenemu.cli.screen import redraws
 from xenemu.cli.signals import Noted
 from xenemu.errors import OutputError, UsageError
+from xenemu.hv.state.schedule import Schedule
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_IMAGE
 from xenemu.outputs import Output, Outputs, encode
@@ -169,6 +170,8 @@ def describe(boot: Boot) -> str:
     limits = f"timeout {boot.timeout:g} s, quiet {boot.quiet_timeout:g} s"
     ends = " or ".join(boot.exit) or ("expected" if boot.expect else "poweroff, reboot or suspend")
     size = format_size(boot.memory) + (f", {boot.vcpus} vcpus" if boot.vcpus > 1 else "")
+    order = Schedule(boot.slice, boot.schedule_seed).options
+    size += f", {order}" if order else ""
     parts = (boot.mode, size, repr(boot.full_cmdline), limits, ends)
     return f"{boot.name}: {boot.kernel}, {', '.join(parts)}"
 

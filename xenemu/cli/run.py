@@ -24,6 +24,8 @@ from xenemu.cli.guest_options import (
     Memory,
     RngSeed,
     Rootfs,
+    ScheduleSeed,
+    Slice,
     initial_ramdisk,
 )
 from xenemu.cli.watch import TraceFormat, Watching
@@ -37,6 +39,7 @@ from xenemu.options import (
     parse_name,
     parse_seconds,
     parse_seed,
+    parse_slice,
     parse_subarch,
     parse_uuid,
     parse_vcpus,
@@ -125,6 +128,8 @@ def run(
     uuid: Annotated[
         str, typer.Option(help="The domain's UUID, as the xenstore tells it.", metavar="UUID")
     ] = str(UUID(bytes=DomainConfig.uuid)),
+    slice: Slice = "100us",
+    schedule_seed: ScheduleSeed = None,
     timeout: Annotated[
         str | None,
         typer.Option(
@@ -256,6 +261,10 @@ def run(
         vcpus=parse_vcpus("--vcpus", vcpus),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
+        slice_ns=parse_slice("--slice", slice),
+        schedule_seed=(
+            None if schedule_seed is None else parse_seed("--schedule-seed", schedule_seed)
+        ),
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )

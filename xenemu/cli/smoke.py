@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from xenemu.errors import UsageError
-from xenemu.options import parse_count, parse_seconds, parse_seed, parse_vcpus
+from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, parse_vcpus
 
 HELP_EPILOG: Final = """\b
 Examples:
@@ -69,6 +69,13 @@ def smoke(
     ] = None,
     rng_seed: Annotated[
         str | None, _option("What RDRAND and RDSEED begin with; 0.", "NUMBER")
+    ] = None,
+    slice: Annotated[
+        str | None, _option("How long a vcpu runs while others could; 100us.", "TIME")
+    ] = None,
+    schedule_seed: Annotated[
+        Texts,
+        _option("Let vcpus run in an order that this draws; say it again for another boot.", "N"),
     ] = None,
     timeout: Annotated[
         str | None,
@@ -132,6 +139,10 @@ def smoke(
             given["vcpus"] = [parse_vcpus("--vcpus", text) for text in vcpus]
         if rng_seed is not None:
             given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
+        if slice is not None:
+            given["slice"] = parse_slice("--slice", slice)
+        if schedule_seed:
+            given["schedule_seed"] = [parse_seed("--schedule-seed", one) for one in schedule_seed]
         at_a_time = parse_count("--jobs", jobs)
         if busybox is not None and init is None and rootfs is None:
             raise UsageError("--busybox: say what to make with it, by --init or --rootfs")

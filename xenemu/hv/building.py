@@ -15,6 +15,7 @@ from xenemu.hv import event_channel, grant_table
 from xenemu.hv.clock import update_wallclock, write_time
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.state.domain import DOM0, Domain
+from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.hv.state.vcpu import RunState
 from xenemu.image import compression
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, Maddr, Mfn
@@ -60,6 +61,8 @@ class DomainConfig:
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
     rng_seed: int = 0  # of what RDRAND and RDSEED read, and setup_data has; 64 bits
+    slice_ns: int = SHARED_SLICE_NS  # of a vcpu while others could run, too
+    schedule_seed: int | None = None  # draws the order in which vcpus run; None: by turns
     subarch: int | None = None  # hardware_subarch of a boot_params, 32 bits; None: as it is
     modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
 

@@ -32,6 +32,7 @@ from xenemu.abi.errno import ENOSYS
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
 from xenemu.abi.layout import Struct
 from xenemu.errors import XenError
+from xenemu.hv import scheduler
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
@@ -313,8 +314,8 @@ def hypercall(current: Current, length: int) -> None:
     Every kind of guest comes here; `length` is that of the instruction that made the call, in
     bytes. A call that is preempted is made again: RIP moves back over the instruction. What the
     call did takes the guest's time. If it moved a timer, the guest runs no further than to the
-    next one. If it made another vcpu runnable, that one gets the CPU. The caller then looks at
-    events.
+    next one. If it made another vcpu runnable, that one's turn comes (`scheduler.give_way`). The
+    caller then looks at events.
     """
     table, cpu, domain = current.table, current.cpu, current.domain
     assert table is not None
@@ -341,7 +342,7 @@ def hypercall(current: Current, length: int) -> None:
         timers.moved = False
         cpu.limit(timers.next_ns() or 0)
     if domain.reschedule:
-        cpu.stop()
+        scheduler.give_way(current)
 
 
 def poison_arguments(current: Current, number: int, registers: Sequence[Reg], result: int) -> None:

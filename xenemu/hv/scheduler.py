@@ -1,11 +1,17 @@
 """Blocking vcpus, their runstate accounting, and what their timers do.
 
-The machine has the loop that picks a vcpu and runs it, each in its turn, for a slice of virtual
-time. The loop calls `leave` when a vcpu loses the CPU to another, and `enter` when a vcpu gets it.
-When a timer is due, it calls what `TIMERS` has for that kind of timer.
+The machine has the loop that runs a vcpu, each in its turn, for a slice of virtual time. The loop
+calls `leave` when a vcpu loses the CPU to another, and `enter` when a vcpu gets it. When a timer is
+due, it calls what `TIMERS` has for that kind of timer.
 
 A slice is long while one vcpu is runnable, and short while several are. It ends early if the vcpu
-blocks, polls or yields, or if it makes another vcpu runnable (`Domain.reschedule`).
+blocks, polls or yields, or if it makes another vcpu runnable (`Domain.reschedule`). Turns go round
+robin.
+
+A seed (`Domain.schedule`) draws another order. Then a slice has from a 128th to twice its length,
+and short ones are as likely as long ones. Any other vcpu that is runnable comes next. And a vcpu
+that makes another one runnable may go on for a while, as if the other one had a CPU of its own that
+is slow to start.
 
 In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 """
@@ -22,6 +28,7 @@ from xenemu.hv import event_channel
 from xenemu.hv.current import Current
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.schedule import Schedule
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.timers import Owners
 from xenemu.hv.waking import NO_POLL, POLL, wake
@@ -33,7 +40,24 @@ WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
 
 
 SLICE_NS: Final = 10_000_000  # how long a vcpu runs before the console is looked at
-SHARED_SLICE_NS: Final = 100_000  # how long a vcpu runs while others could run, too
+HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
+
+
+# Turns.
+
+
+def next_vcpu(domain: Domain, last: Vcpu) -> Vcpu | None:
+    """The vcpu whose turn it is after `last`, which has no other turn while another can run."""
+    after = last.vcpu_id + 1
+    order = domain.vcpus[after:] + domain.vcpus[:after]
+    if domain.schedule.seed is None:
+        return next((vcpu for vcpu in order if vcpu.runnable), None)
+    runnable = [vcpu for vcpu in order if vcpu.runnable]
+    if runnable[1:] and runnable[-1] is last:
+        runnable.pop()
+    if runnable[1:]:
+        return runnable[domain.schedule.below(len(runnable))]
+    return runnable[0] if runnable else None
 
 
 def slice_ns(domain: Domain, alone_ns: int) -> int:
@@ -42,9 +66,26 @@ def slice_ns(domain: Domain, alone_ns: int) -> int:
     for vcpu in domain.vcpus:
         if vcpu.online and not vcpu.blocked:
             if waiting:
-                return min(alone_ns, SHARED_SLICE_NS)
+                return min(alone_ns, _shared_ns(domain.schedule))
             waiting = True
     return alone_ns
+
+
+def _shared_ns(schedule: Schedule) -> int:
+    if schedule.seed is None:
+        return schedule.shared_ns
+    return max(1, schedule.below(2 * schedule.shared_ns) >> schedule.below(HALVINGS))
+
+
+def give_way(current: Current) -> None:
+    """Let a vcpu that the current one has made runnable have the CPU: now, or by a seed later."""
+    domain, cpu = current.domain, current.cpu
+    if domain.schedule.seed is None or domain.schedule.below(2):
+        cpu.stop()
+        return
+    domain.reschedule = False
+    _account_for_woken(domain, cpu.now_ns)
+    cpu.limit(cpu.now_ns + _shared_ns(domain.schedule))
 
 
 # Blocking.
@@ -155,8 +196,8 @@ def update_runstate_area(current: Current) -> None:
 def _account_for_woken(domain: Domain, now_ns: int) -> None:
     """Let vcpus that were woken wait from now on.
 
-    Xen notes the instant of the waking; this is called at the next change of the CPU's vcpu. That
-    is the same instant, because a vcpu that wakes another gives way.
+    Xen notes the instant of the waking. This is called when the vcpu that woke them gives way, or
+    decides not to, which is the same instant.
     """
     for vcpu in domain.vcpus:
         if vcpu.runstate is RunState.BLOCKED:

@@ -92,13 +92,6 @@ class Core:
         """Let observers hear of all ports that the guest tries."""
         self.engine.show_ports()
 
-    def next_vcpu(self) -> Vcpu | None:
-        """The next runnable vcpu, round-robin from the one after the current."""
-        vcpus = self.domain.vcpus
-        first = self.current.vcpu.vcpu_id + 1
-        order = vcpus[first:] + vcpus[:first]
-        return next((vcpu for vcpu in order if vcpu.runnable), None)
-
     def switch_to(self, vcpu: Vcpu) -> None:
         """Put a vcpu into the CPU, as running; the vcpu that was there keeps its registers."""
         current, engine = self.current, self.engine

@@ -16,6 +16,7 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames
 from xenemu.hv.state.domain import Backend, Domain
+from xenemu.hv.state.schedule import Schedule
 from xenemu.image import Image
 
 
@@ -43,6 +44,7 @@ def build(entry: Entry, image: Image, config: DomainConfig, backends: Iterable[B
     `Entry.build`.
     """
     domain = entry.build(image, config)
+    domain.schedule = Schedule(config.slice_ns, config.schedule_seed)
     image.forget_pages()
     host = Host(domain.memory, domain.frames)
     host.admit(domain)

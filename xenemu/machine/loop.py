@@ -101,7 +101,7 @@ class Run:
                 return ended
             if debugger:
                 debugger.look()
-            vcpu = machine.next_vcpu()
+            vcpu = scheduler.next_vcpu(domain, machine.current.vcpu)
             if vcpu is None:
                 waited = self._wait()
                 if not (waited or (debugger and debugger.idle())):

@@ -162,7 +162,7 @@ def deliver(current: Current, ipis: list[Ipi]) -> None:
             if ipi.kind is Delivery.LOWEST:
                 state.last_lowest = vcpu_id
     if domain.reschedule:
-        current.cpu.stop()
+        scheduler.give_way(current)
 
 
 def _accept(current: Current, vcpu: Vcpu, ipi: Ipi) -> None:

@@ -1,10 +1,10 @@
 """What to boot: a TOML file of ``[[boot]]`` tables, read and checked as a whole.
 
-``kernel``, ``entry``, ``cmdline``, ``memory`` and ``vcpus`` may each be a list. A table then stands
-for each combination, named after what varies. ``[defaults]`` has keys for every table. A table's
-own initial ramdisk takes the place of the defaults', in whichever way each is given. Paths are
-relative to the file. They may begin with ``~``, and may have environment variables in them. An
-empty path means none.
+``kernel``, ``entry``, ``cmdline``, ``memory``, ``vcpus`` and ``schedule_seed`` may each be a list.
+A table then stands for each combination, named after what varies. ``[defaults]`` has keys for every
+table. A table's own initial ramdisk takes the place of the defaults', in whichever way each is
+given. Paths are relative to the file. They may begin with ``~``, and may have environment variables
+in them. An empty path means none.
 
 The first fault raises `PlanError` with the file, the line and the key, before anything has run.
 """
@@ -26,13 +26,21 @@ from typing import Any, Final
 
 from xenemu.boot import AUTO, MODES
 from xenemu.errors import UsageError
-from xenemu.options import MAX_SECONDS, MAX_SEED, check_vcpus, parse_memory, parse_pattern
+from xenemu.hv.state.schedule import SHARED_SLICE_NS
+from xenemu.options import (
+    MAX_SECONDS,
+    MAX_SEED,
+    check_vcpus,
+    parse_memory,
+    parse_pattern,
+    parse_slice,
+)
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
-VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory", "vcpus")
+VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory", "vcpus", "schedule_seed")
 SAME: Final = {"mode": "entry", "entry": "mode"}  # two names of one key
-UNITS: Final = {"vcpus": "vcpu"}  # what follows a value in a name
+SHOWN: Final = {"vcpus": "{}vcpu", "schedule_seed": "seed{}"}  # how a value stands in a name
 ENDS: Final = (
     "poweroff",
     "reboot",
@@ -102,6 +110,8 @@ class Boot:
     exit: tuple[str, ...] = ()
     tolerate: tuple[Verdict, ...] = ()
     rng_seed: int = 0
+    slice: int = SHARED_SLICE_NS
+    schedule_seed: int | None = None
     timeout: float = 300.0
     virtual_timeout: float = math.inf
     quiet_timeout: float = 20.0
@@ -251,7 +261,7 @@ class _Reader:
         """What a combination is called: its name, if it has one, and all that varies."""
         wanted = varied if "name" in known else ["kernel", *varied]
         values = table | {"kernel": known["kernel"].name}
-        parts = [f"{values[key]}{UNITS.get(key, '')}" for key in VARIED if key in wanted]
+        parts = [SHOWN.get(key, "{}").format(values[key]) for key in VARIED if key in wanted]
         return " ".join([known.get("name", ""), *parts]).strip()
 
     def value(self, key: str, value: Any, place: tuple[Any, ...]) -> Any:
@@ -415,6 +425,12 @@ def _vcpus(value: Any) -> int:
     return check_vcpus(value, str(value))
 
 
+def _slice(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError('give a time, as in 500, "20us" or "1ms"')
+    return parse_slice("slice", str(value))
+
+
 def _choice(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{value!r}: give one of {', '.join(known)}")
@@ -461,6 +477,8 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "exit": lambda reader, value: _ends(value),
     "tolerate": lambda reader, value: _tolerated(value),
     "rng_seed": lambda reader, value: _seed(value),
+    "slice": lambda reader, value: _slice(value),
+    "schedule_seed": lambda reader, value: _seed(value),
     "timeout": lambda reader, value: _seconds(value),
     "virtual_timeout": lambda reader, value: _seconds(value),
     "quiet_timeout": lambda reader, value: _seconds(value),

@@ -84,6 +84,8 @@ class Session:
             modules=tuple(parse_module("module", text, boot.memory) for text in boot.module),
             vcpus=boot.vcpus,
             rng_seed=boot.rng_seed,
+            slice_ns=boot.slice,
+            schedule_seed=boot.schedule_seed,
         )
         try:
             self.machine = Machine(self.image, config, boot.mode)

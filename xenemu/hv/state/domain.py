@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.events import EventChannels
+from xenemu.hv.state.schedule import Schedule
 from xenemu.hv.state.timers import Timers
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
@@ -114,6 +115,7 @@ class Domain:
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     backends: dict[str, Backend] = field(default_factory=dict)  # by name, in the order of attaching
     timers: Timers = field(default_factory=Timers)
+    schedule: Schedule = field(default_factory=Schedule)
     reschedule: bool = False  # since the current vcpu got the CPU, another has become runnable
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
     calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
