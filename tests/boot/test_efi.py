@@ -338,7 +338,7 @@ def test_a_snapshot_has_the_firmware_in_it(guest):
     at = guest.put(SCRATCH, 0)
     guest.call("AllocatePool", MemoryType.LOADER_DATA, 100, at)
     before = len(guest.efi.memory.pieces)
-    snapshot = DomainSnapshot(guest.domain)
+    snapshot = DomainSnapshot.of(guest.domain)
     guest.call("FreePool", guest.word(at))
     restored = snapshot.restore(guest.domain)
     assert len(restored.arch.firmware.firmware.memory.pieces) == before

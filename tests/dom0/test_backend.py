@@ -154,7 +154,7 @@ def test_a_page_that_is_not_granted_is_not_connected(current: Current) -> None:
 
 def test_what_is_under_way_goes_on_after_a_restore(current: Current, echo: Echo) -> None:
     ask(current, echo, b"abcdefgh")
-    snapshot = DomainSnapshot(current.domain)
+    snapshot = DomainSnapshot.of(current.domain)
     assert wait(current) == b"hgfedcba"
     for _ in range(2):
         current.domain = snapshot.restore(current.domain)

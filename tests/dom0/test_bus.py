@@ -241,9 +241,9 @@ def test_the_audit_knows_what_a_device_holds(bus: Bus, toy: Toy) -> None:
 
 
 def test_what_was_restored_goes_on(bus: Bus, toy: Toy) -> None:
-    snapshots = [DomainSnapshot(bus.domain)]
+    snapshots = [DomainSnapshot.of(bus.domain)]
     connect(bus, toy)
-    snapshots.append(DomainSnapshot(bus.domain))
+    snapshots.append(DomainSnapshot.of(bus.domain))
     bus.switch(toy, CLOSED)
     for _ in range(2):
         for snapshot, now in zip(snapshots, ("2", "4"), strict=True):

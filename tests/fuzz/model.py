@@ -63,7 +63,7 @@ class ModelWorld:
         self.current.table = self.table
         self.exits: Any = self.personality.exits(self.current)
         self._furnish()
-        self._snapshot = DomainSnapshot(self.current.domain)
+        self._snapshot = DomainSnapshot.of(self.current.domain)
         self._cpu = {key: _copied(value) for key, value in vars(self.current.cpu).items()}
 
     def _build(self) -> Current:

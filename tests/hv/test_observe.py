@@ -184,7 +184,7 @@ def test_an_observer_is_told_as_long_as_it_is_there(current: Current) -> None:
 
 def test_a_snapshot_is_of_the_guest_alone(current: Current, notes: Notes) -> None:
     """Who watches now watches what is restored, and nobody watches what nobody watched."""
-    snapshot = DomainSnapshot(current.domain)
+    snapshot = DomainSnapshot.of(current.domain)
     restored = snapshot.restore(current.domain)
     assert restored.watch is current.domain.watch
     Watch.of(current).remove(notes)

@@ -280,7 +280,7 @@ def test_what_is_the_neighbours_is_not_ones_own(two: tuple[Current, Current]) ->
 
 def test_a_restored_domain_takes_its_place_among_the_others(two: tuple[Current, Current]) -> None:
     first, second = two
-    snapshot = DomainSnapshot(first.domain)
+    snapshot = DomainSnapshot.of(first.domain)
     assert status(second, abi.GNTTABOP_map_grant_ref, map_op(second)) == abi.GNTST_okay
     domains = second.domain.peers
     restored = snapshot.restore(first.domain)

@@ -245,6 +245,6 @@ def _unpin(current: Current, mfn: int) -> tuple[int, int, int, int]:
 
 def test_a_restored_vcpu_has_its_own_old_tables_still(current: Current) -> None:
     PV64.enter(current)
-    snapshot = DomainSnapshot(current.domain)
+    snapshot = DomainSnapshot.of(current.domain)
     restored = snapshot.restore(current.domain)
     assert restored.frames.old_tables is pv_vcpu(restored.vcpus[0]).old_tables

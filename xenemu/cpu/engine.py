@@ -53,11 +53,12 @@ MAX_RUN_NS = 1 << 62
 class EngineState:
     """What `Engine.keep` found: registers, and what the shim has of the guest's own.
 
-    There are addresses of this process in it, so that it is for the same engine only.
+    Plain data: addresses of this process are not in it.
     """
 
     registers: Context
-    subjects: tuple[bytes, ...]  # the clock, the vcpu and the counters (cpu/shared.def)
+    # Of the clock, the vcpu and the counters (cpu/shared.def), the fields that are no addresses.
+    subjects: tuple[dict[str, int | bytes], ...]
     by_iret: int
     stop: int
     let_fault: int
@@ -305,7 +306,7 @@ class Engine(Registers):
     def keep(self) -> EngineState:
         """Everything of the guest's that the engine has, for `put_back`; only between runs."""
         registers = self.store()
-        subjects = tuple(map(bytes, self._guests_own()))
+        subjects = tuple(map(_plain_fields, self._guests_own()))
         loaded = self._shim
         return EngineState(
             registers, subjects, loaded.exit.by_iret, loaded.exit.stop, loaded.debug.let_fault
@@ -314,8 +315,10 @@ class Engine(Registers):
     def put_back(self, kept: EngineState) -> None:
         """Go on from what this engine has kept."""
         self.load(kept.registers)
-        for place, data in zip(self._guests_own(), kept.subjects, strict=True):
-            ctypes.memmove(ctypes.addressof(place), data, len(data))
+        for place, fields in zip(self._guests_own(), kept.subjects, strict=True):
+            for name, value in fields.items():
+                kind = type(getattr(place, name))
+                setattr(place, name, value if kind is int else kind.from_buffer_copy(value))
         loaded = self._shim
         loaded.exit.by_iret, loaded.exit.stop = kept.by_iret, kept.stop
         loaded.debug.let_fault = kept.let_fault
@@ -409,3 +412,13 @@ class Engine(Registers):
         self._vcpu.upcall_pending = self._ram + info_maddr
         self._vcpu.callback_vector = self._constants.NO_VECTOR if vector is None else vector
         self.request_interrupt()
+
+
+def _plain_fields(subject: ctypes.Structure) -> dict[str, int | bytes]:
+    """The fields that are no addresses; an array as its bytes."""
+    found: dict[str, int | bytes] = {}
+    for name, kind, *_ in subject._fields_:
+        if kind is not ctypes.c_void_p:
+            value = getattr(subject, name)
+            found[name] = bytes(value) if isinstance(value, ctypes.Array) else value
+    return found

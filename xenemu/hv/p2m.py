@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from xenemu.abi.errno import EINVAL
 from xenemu.errors import DomainCrash, XenError
@@ -29,16 +28,6 @@ MAX_GFN: Final = (1 << 36) - 1  # as far as four levels of tables reach
 NR_GFNS: Final = 1 << PHYSICAL_ADDRESS_BITS - PAGE_SHIFT  # as far as an address does
 ENTRY_SIZE: Final = 4
 PER_PAGE: Final = PAGE_SIZE // ENTRY_SIZE
-
-
-@dataclass
-class _State:
-    """A P2m as plain data: the pages of its table that have entries, and what else there is."""
-
-    pages: dict[int, bytes]
-    far: dict[int, Mfn]
-    moved: dict[Mfn, int]
-    granted: set[int]
 
 
 class P2m:
@@ -175,32 +164,34 @@ class P2m:
         """Take over what `other` has. This table stays in place: the engine looks there."""
         for page in [*self._entries]:
             self._count(page, -self._entries[page])
-        self._load(other._state())
+        self._load(other.__getstate__())
 
-    def _state(self) -> _State:
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain data: the pages of the table that have entries, and what else there is."""
         starts = {page: page * PAGE_SIZE for page in sorted(self._entries)}
         pages = {page: self._mapping[at : at + PAGE_SIZE] for page, at in starts.items()}
-        return _State(pages, self._far.copy(), self._moved.copy(), self.granted.copy())
+        return {
+            "pages": pages,
+            "far": self._far.copy(),
+            "moved": self._moved.copy(),
+            "granted": self.granted.copy(),
+        }
 
-    def _load(self, state: _State) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, which is given away; the table must be empty."""
-        for page, entries in state.pages.items():
+        P2m.__init__(self)
+        self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        for page, entries in state["pages"].items():
             self._mapping[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = entries
             self._entries[page] = PER_PAGE - self._page(page).count(0)
-        self._far, self._moved, self.granted = state.far, state.moved, state.granted
+        self._far, self._moved = state["far"], state["moved"]
+        self.granted = state["granted"]
         self.changed = True
 
-    def __reduce__(self) -> tuple[Callable[[_State], P2m], tuple[_State]]:
-        return _loaded, (self._state(),)
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, P2m) and self._state() == other._state()
+        return isinstance(other, P2m) and self.__getstate__() == other.__getstate__()
 
     def __hash__(self) -> int:
         raise TypeError("a P2m changes: it has no hash")
-
-
-def _loaded(state: _State) -> P2m:
-    p2m = P2m()
-    p2m._load(state)
-    return p2m

@@ -1,45 +1,57 @@
 """A domain as it was at one instant: its plain data, and what its memory held.
 
-A snapshot lives in the process that took it, and is of one domain. The watchers are not part of it.
-The restored domain has the watchers of the domain that it replaces.
+The watchers are not part of a snapshot. If a domain takes the place of another, it has the watchers
+of that one.
 """
 
 from __future__ import annotations
 
 import copy
-import io
-import pickle
+from dataclasses import dataclass
 from typing import Final
 
+from xenemu.encoding import decode, encode
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import Memory
-from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.domain import Backend, Domain
 from xenemu.x86.paging import PAGE_SHIFT
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
 MEMORY: Final = ""  # where backends have their names
 
 
+@dataclass(frozen=True)
 class DomainSnapshot:
-    """A domain as it is when this is made."""
+    """A domain as it was.
 
-    def __init__(self, domain: Domain) -> None:
-        buffer, unwatched = io.BytesIO(), copy.copy(domain)
+    * `plain` is its plain data, encoded.
+    * `backends` have what each of its backends saved, by name.
+    * `pieces` are where memory can be: machine address, size, bytes; None for zeroes.
+    * `page_info` are the records of its memory's frames.
+    """
+
+    plain: bytes
+    backends: dict[str, object]
+    pieces: list[tuple[int, int, bytes | None]]
+    nr_frames: int
+    page_info: bytes
+
+    @classmethod
+    def of(cls, domain: Domain) -> DomainSnapshot:
+        """Keep what a domain is now."""
+        unwatched = copy.copy(domain)
         unwatched.watch, unwatched.peers = None, {}
-        _Pickler(buffer, domain).dump(unwatched)
-        self._plain = buffer.getvalue()  # a pickle that never leaves the process
-        self._backends = {name: backend.save() for name, backend in domain.backends.items()}
-        self._pieces = _content(domain)
-        self._page_info = domain.memory.page_info[:]
+        return cls(
+            encode(unwatched, {MEMORY: domain.memory, **domain.backends}),
+            {name: backend.save() for name, backend in domain.backends.items()},
+            _content(domain),
+            domain.memory.nr_frames,
+            domain.memory.page_info[:],
+        )
 
     def restore(self, now: Domain) -> Domain:
         """The domain as it was, in the memory of the present one, which ends here."""
-        domain = _Unpickler(self._plain, now).load()
-        assert isinstance(domain, Domain)
-        for name, state in self._backends.items():
-            domain.backends[name].restore(state)
-        _put_content(now.memory, self._pieces)
-        now.memory.page_info[:] = self._page_info
+        domain = self.revive(now.memory, now.backends)
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
@@ -47,33 +59,20 @@ class DomainSnapshot:
         domain.peers[domain.domid] = domain
         return domain
 
+    def revive(self, memory: Memory, backends: dict[str, Backend]) -> Domain:
+        """The domain as it was, in a memory of the same size, with backends of the same names.
 
-class _Pickler(pickle.Pickler):
-    """Leaves out the memory, and the backends, which save themselves."""
-
-    def __init__(self, buffer: io.BytesIO, domain: Domain) -> None:
-        super().__init__(buffer, pickle.HIGHEST_PROTOCOL)
-        self._names = {id(backend): name for name, backend in domain.backends.items()}
-        self._names[id(domain.memory)] = MEMORY
-
-    def persistent_id(self, value: object) -> str | None:
-        return self._names.get(id(value))
-
-
-class _Unpickler(pickle.Unpickler):
-    """Puts the memory and the backends of the present domain in their places."""
-
-    def __init__(self, data: bytes, now: Domain) -> None:
-        super().__init__(io.BytesIO(data))
-        self._parts = {MEMORY: now.memory, **now.backends}
-
-    def persistent_load(self, name: object) -> object:
-        assert isinstance(name, str)
-        return self._parts[name]
+        DecodeError: the snapshot is of another version of the records, or damaged.
+        """
+        domain = decode(self.plain, {MEMORY: memory, **backends}, Domain)
+        for name, state in self.backends.items():
+            backends[name].restore(state)
+        _put_content(memory, self.pieces)
+        memory.page_info[:] = self.page_info
+        return domain
 
 
 def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:
-    """Where memory can be, piece by piece: machine address, size, bytes; None for zeroes."""
     ram = domain.memory.bytes
     pieces = []
     for start, end in _used(domain):

@@ -30,7 +30,7 @@ class Snapshot:
     def of(cls, machine: Core) -> Snapshot:
         """Keep what a machine is now."""
         return cls(
-            DomainSnapshot(machine.domain),
+            DomainSnapshot.of(machine.domain),
             machine.current.vcpu.vcpu_id,
             machine.engine.keep(),
             copy.deepcopy(machine.samples),
