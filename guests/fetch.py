@@ -7,7 +7,8 @@ needs no privilege, leaves the machine's lists alone and can reach a foreign arc
 Layout of ``$XDG_CACHE_HOME/xenemu``::
 
     images/<name>.json            {"version": ..., "path": ...}, written last
-    images/<name>/<version>/...   the file or directory itself
+    images/<name>/<version>/...   the file or directory itself; a root file system's version is a
+                                  digest of what is in it
     apt/<architecture>/           apt's lists and caches
 """
 
@@ -26,6 +27,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # then only this folder is searched for modules
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from guests import rootfs
+
 DECLARATIONS = Path(__file__).with_name("images.toml")
 
 
@@ -34,12 +39,18 @@ class FetchError(Exception):
 
 
 # What else may go wrong while a package is taken apart: a full disk, a missing or failing dpkg-deb.
-FAILURES = (FetchError, OSError, subprocess.SubprocessError, tarfile.TarError)
+FAILURES = (
+    FetchError,
+    rootfs.RootfsError,
+    OSError,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+)
 
 
 @dataclass(frozen=True)
 class Image:
-    """A declaration of images.toml; exactly one of `file`, `files` and `tree` is set."""
+    """A declaration of images.toml; exactly one of `file`, `files`, `tree` and `system` is set."""
 
     name: str
     package: str = ""
@@ -48,6 +59,7 @@ class Image:
     file: str = ""
     files: tuple[str, ...] = ()
     tree: str = ""
+    system: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ def declared() -> dict[str, Image]:
     """Read images.toml."""
     tables = tomllib.loads(DECLARATIONS.read_text())
     for table in tables.values():
-        table["files"] = tuple(table.get("files", ()))
+        table |= {key: tuple(table.get(key, ())) for key in ("files", "system")}
     return {name: Image(name, **table) for name, table in tables.items()}
 
 
@@ -187,6 +199,24 @@ def install(image: Image, deb: Path) -> Cached:
     if len(found) < max(1, len(image.files)):
         raise FetchError(f"{deb.name} has no {image.file or image.tree or ', '.join(image.files)}")
     path = folder / image.tree if image.tree else folder if image.files else found[0]
+    return _enter(image, version, path)
+
+
+def make_system(image: Image) -> Cached:
+    """Make a root file system and enter it in the cache; what is not complete has another name."""
+    folder = cache_dir() / "images" / image.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="new-", dir=folder) as scratch:
+        draft = Path(scratch) / "made"
+        draft.mkdir()
+        version = rootfs.make(image.system, draft)
+        if not (folder / version).exists():
+            draft.rename(folder / version)
+    return _enter(image, version, folder / version)
+
+
+def _enter(image: Image, version: str, path: Path) -> Cached:
+    images = cache_dir() / "images"
     record = {"version": version, "path": str(path.relative_to(images))}
     draft = images / f"{image.name}.json.new"
     draft.write_text(json.dumps(record) + "\n")
@@ -235,8 +265,18 @@ def main() -> int:
 
     failed: dict[str, Exception] = {}
     have = {image.name: None if arguments.refresh else cached(image.name) for image in wanted}
+    for image in wanted:
+        if image.system and not have[image.name]:
+            try:
+                have[image.name] = make_system(image)
+            except FAILURES as error:
+                failed[image.name] = error
     for architecture in sorted({image.architecture for image in wanted}):
-        missing = [i for i in wanted if i.architecture == architecture and not have[i.name]]
+        missing = [
+            image
+            for image in wanted
+            if image.architecture == architecture and not (image.system or have[image.name])
+        ]
         if missing:
             done, errors = fetch(missing, Apt(cache_dir() / "apt", architecture))
             have |= {entry.name: entry for entry in done}

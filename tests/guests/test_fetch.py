@@ -131,6 +131,9 @@ def test_what_cannot_be_had_is_one_line_and_a_failure(monkeypatch, capsys):
 
 def test_every_declaration_names_one_package_and_one_thing_in_it():
     for image in fetch.declared().values():
+        if image.system:
+            assert image == Image(image.name, system=image.system)
+            continue
         assert bool(image.package) != bool(image.metapackage), image.name
         assert [bool(image.file), bool(image.files), bool(image.tree)].count(True) == 1, image.name
 
@@ -147,3 +150,29 @@ def test_fewer_files_than_patterns_are_too_few():
     image = Image("some", package="kernel", files=("*/xen.h", "absent"))
     done, failed = fetch.fetch([image], FakeApt())
     assert not done and "*/xen.h, absent" in str(failed["some"])
+
+
+def test_a_root_file_system_is_named_by_what_is_in_it(cache, monkeypatch):
+    def make(packages, folder):
+        (folder / "root.tar").write_text(" ".join(packages))
+        return "cafe"
+
+    monkeypatch.setattr(fetch.rootfs, "make", make)
+    made = fetch.make_system(Image("deb", system=("init", "sh")))
+    assert made == fetch.cached("deb")
+    assert (made.version, made.path) == ("cafe", cache / "images/deb/cafe")
+    assert (made.path / "root.tar").read_text() == "init sh"
+    assert fetch.make_system(Image("deb", system=("init", "sh"))) == made
+    assert [path.name for path in made.path.parent.iterdir()] == ["cafe"]
+
+
+def test_what_is_not_complete_is_not_in_the_cache(cache, monkeypatch):
+    def make(packages, folder):
+        (folder / "root.tar").touch()
+        raise fetch.rootfs.RootfsError("no mmdebstrap")
+
+    monkeypatch.setattr(fetch.rootfs, "make", make)
+    with pytest.raises(fetch.rootfs.RootfsError):
+        fetch.make_system(Image("deb", system=("sh",)))
+    assert fetch.cached("deb") is None
+    assert not list((cache / "images/deb").iterdir())
