@@ -77,7 +77,7 @@ NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.cli.compare xenemu.cli.smoke xenemu.image.lines xenemu.smoke.wire.Inbox zipfile
+    xenemu.image.lines xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 MAIN_FUNCTIONS = ("main", "_main", "_test", "_test_generator")
@@ -223,7 +223,7 @@ def run_late(*arguments: str) -> None:
 
     from xenemu import cli  # noqa: PLC0415 (as above)
 
-    sys.modules["xenemu.cli.attended"].confine = instead
+    import_module("xenemu.cli.attended").confine = instead
     cli.main(["run", *arguments])
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from xenemu.abi import callback, event_channel, grant_table, memory, nmi, sched, xen
 from xenemu.abi.arch_x86 import xen as arch_xen
@@ -113,12 +113,12 @@ def decode_struct(value: Struct) -> dict[str, Value]:
     """The fields of a struct by name; raw bytes in hex."""
     owner = type(value).__name__
     found: dict[str, Value] = {}
-    for field in fields(cast(Any, value)):
-        content = getattr(value, field.name)
+    for field in value.layout(8).offsets:
+        content = getattr(value, field)
         if isinstance(content, bytes):
-            found[field.name] = content.hex()
+            found[field] = content.hex()
         else:
-            found[field.name] = name_value(owner, field.name, content)
+            found[field] = name_value(owner, field, content)
     if isinstance(value, xen.mmu_update):
         found.update(_update(value))
     return found

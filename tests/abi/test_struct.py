@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from xenemu.abi.layout import S8, S64, U8, U16, U32, U64, U64A, ULONG, Struct, blob
 
 
-@dataclass
 class Mixed(Struct, size=(32, 20)):
     small: U8
     big: U64  # aligned to 8, or to 4 in the 32-bit ABI
@@ -20,19 +18,16 @@ class Mixed(Struct, size=(32, 20)):
     last: U16
 
 
-@dataclass
 class Aligned(Struct, size=(16, 16)):
     small: U8
     big: U64A
 
 
-@dataclass
 class WithUnion(Struct, size=(24, 12)):
     tag: U32
     union: Annotated[bytes, blob(16, 8, 8, 4)]
 
 
-@dataclass
 class Signed(Struct, size=(16, 12)):
     low: S8
     high: S64
@@ -68,7 +63,6 @@ def test_signed_fields_wrap_too() -> None:
     assert Signed.unpack(8, Signed(0xFF, 1 << 63).pack(8)) == Signed(-1, -(1 << 63))
 
 
-@dataclass
 class Wrong(Struct, size=(8, 8)):
     pointer: ULONG
 

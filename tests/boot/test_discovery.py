@@ -1,13 +1,16 @@
-"""boot/: an entry is a file, and whoever asks for one goes by its name."""
+"""boot/: an entry is a file, which is imported when its mode is asked for."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from elfwriter import PV_NOTES, Phdr, elf, kernel, note
 from xenemu import boot
+from xenemu.boot.modes import FILES
 from xenemu.errors import ImageError
 
 PVH = note(18, 0x1000010, width=4)
@@ -16,20 +19,45 @@ PVH = note(18, 0x1000010, width=4)
 TOY = """
 from dataclasses import replace
 
-from xenemu.boot import ENTRIES as others
+from xenemu.boot.pvh import ENTRIES as others
 
-ENTRIES = [replace(others["pvh"], name="toy32", mode="toy", auto=0)]
+ENTRIES = [replace(others[0], name="toy32", mode="toy")]
 """
 
 
-def test_a_file_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load) -> None:
-    (tmp_path / "toys").mkdir()
-    (tmp_path / "toys" / "toy.py").write_text(TOY)
-    (tmp_path / "toys" / "no_entry.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = boot.discover([str(tmp_path / "toys")], "toys")
-    assert list(found) == ["toy32"]
-    assert found["toy32"].verdict(load(kernel([PVH]))).where == (0x1000000, 0x1002000, 0x1000010)
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The name of a file in boot/ with an entry."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(boot, "__path__", [*boot.__path__, str(tmp_path)])
+    monkeypatch.setitem(FILES, "toy", "toy")
+    yield "xenemu.boot.toy"
+    sys.modules.pop("xenemu.boot.toy", None)
+
+
+def test_a_file_and_its_mode_are_an_entry(toy: str, load) -> None:
+    found = boot.choose(load(kernel([PVH])), "toy")
+    assert found.name == "toy32"
+    assert found.verdict(load(kernel([PVH]))).where == (0x1000000, 0x1002000, 0x1000010)
+
+
+def test_a_file_is_imported_when_its_mode_is_asked_for(toy: str, load) -> None:
+    both = load(kernel([*PV_NOTES, PVH]))
+    boot.choose(both)
+    boot.choose(both, "pv")
+    assert toy not in sys.modules
+    boot.choose(both, "toy")
+    assert toy in sys.modules
+
+
+def test_each_files_modes_are_known() -> None:
+    declared = {}
+    for path in Path(*boot.__path__).iterdir():
+        name = path.stem
+        if name != "__init__" and not name.startswith("__"):
+            module = import_module(f"xenemu.boot.{name}")
+            declared |= {entry.mode: name for entry in getattr(module, "ENTRIES", ())}
+    assert declared == FILES
 
 
 def test_auto_prefers_pvh_and_takes_what_there_is(load) -> None:

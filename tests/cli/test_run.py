@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pty
 import signal
@@ -70,7 +71,7 @@ def test_the_time_out_counts_from_the_beginning(monkeypatch, tmp_path):
         now_s = 5.0
         return real_load(path)
 
-    module = sys.modules["xenemu.cli.run"]
+    module = importlib.import_module("xenemu.cli.run")
     real_load = image.load
     monkeypatch.setattr(image, "load", load)
     monkeypatch.setattr(module, "Limits", lambda timeout: Limits(timeout, lambda: now_s))

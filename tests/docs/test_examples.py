@@ -25,7 +25,7 @@ import typer
 from gdbtools import need_gdb
 from guests import initramfs
 from guests.build import ENVIRONMENTS, build, guests
-from xenemu.cli import app
+from xenemu.cli import parser
 from xenemu.gdb.monitor import COMMANDS as MONITOR_COMMANDS
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
 from xenemu.smoke.guest import Found, Guest
@@ -192,12 +192,12 @@ def test_lines_are_compared_in_order(shown, printed, missing):
 
 def test_every_subcommand_has_an_example():
     shown = [step.command for _, text in _blocks(README, "console") for step in _steps(text)]
-    for name in typer.main.get_command(app).commands:
+    for name in typer.main.get_command(parser()).commands:
         assert any(f"xenemu {name}" in command for command in shown), name
 
 
 def test_jobs_call_what_there_is():
-    command = typer.main.get_command(app).commands["smoke"]
+    command = typer.main.get_command(parser()).commands["smoke"]
     known = {option for parameter in command.params for option in parameter.opts}
     jobs = [text for path in DOCUMENTS for _, text in _blocks(path, "yaml")]
     calls = [line for text in jobs for line in text.splitlines() if "xenemu smoke" in line]

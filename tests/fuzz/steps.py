@@ -7,7 +7,6 @@ structs that handlers copy in by themselves.
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Callable, Iterator
 from random import Random
@@ -194,15 +193,15 @@ class Steps:
         width = self.values.width
         hints = typing.get_type_hints(struct, include_extras=True)
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(typing.cast(Any, struct)):
-            kind = hints[field.name].__metadata__[0]
-            if field.name in given:
-                values[field.name] = given[field.name]
+        for field in struct.layout(width).offsets:
+            kind = hints[field].__metadata__[0]
+            if field in given:
+                values[field] = given[field]
             elif isinstance(kind, Blob):
                 size = kind.size64 if width == 8 else kind.size32
-                values[field.name] = self._blob(field.name, size)
+                values[field] = self._blob(field, size)
             else:
-                values[field.name] = self.values.named(field.name)
+                values[field] = self.values.named(field)
         return struct(**values).pack(width)
 
     def _blob(self, name: str, size: int) -> bytes:

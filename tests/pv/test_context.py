@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,7 +72,7 @@ def _packed(cls: Any, given: dict[str, int]) -> bytes:
     defaults = {"pad1": bytes(3)} | {f"pad{n}": bytes(6) for n in range(2, 7)}
     if cls is cpu_user_regs32:
         defaults = {}
-    every = dict.fromkeys((field.name for field in fields(cls)), 0) | defaults | given
+    every = dict.fromkeys(cls.layout(8).offsets, 0) | defaults | given
     return bytes(cls(**every).pack(8))
 
 

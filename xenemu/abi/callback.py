@@ -5,7 +5,6 @@ Header: public/callback.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U16, Struct, blob
@@ -24,7 +23,6 @@ CALLBACKOP_register: Final = 0
 CALLBACKOP_unregister: Final = 1
 
 
-@dataclass
 class callback_register(Struct, size=(16, 12)):
     """`address` is an ``unsigned long``, or for a 32-bit guest {cs, eip}."""
 
@@ -33,7 +31,6 @@ class callback_register(Struct, size=(16, 12)):
     address: Annotated[bytes, blob(8, 8, 8, 4)]
 
 
-@dataclass
 class callback_unregister(Struct, size=(4, 4)):
     """Which callback to forget."""
 

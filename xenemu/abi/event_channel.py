@@ -5,7 +5,6 @@ Header: public/event_channel.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U8, U16, U32, U64, Struct, blob
@@ -52,7 +51,6 @@ def evtchn_2l_nr_channels(width: int) -> int:
     return (8 * width) ** 2
 
 
-@dataclass
 class evtchn_alloc_unbound(Struct, size=(8, 8)):
     """Allocate a port in `dom` for `remote_dom` to bind to; `port` is OUT."""
 
@@ -61,7 +59,6 @@ class evtchn_alloc_unbound(Struct, size=(8, 8)):
     port: U32
 
 
-@dataclass
 class evtchn_bind_interdomain(Struct, size=(12, 12)):
     """Connect to an unbound port of another domain; `local_port` is OUT."""
 
@@ -70,7 +67,6 @@ class evtchn_bind_interdomain(Struct, size=(12, 12)):
     local_port: U32
 
 
-@dataclass
 class evtchn_bind_virq(Struct, size=(12, 12)):
     """Bind a port to a virtual interrupt; `port` is OUT."""
 
@@ -79,7 +75,6 @@ class evtchn_bind_virq(Struct, size=(12, 12)):
     port: U32
 
 
-@dataclass
 class evtchn_bind_pirq(Struct, size=(12, 12)):
     """Bind a port to a physical interrupt; `port` is OUT."""
 
@@ -88,7 +83,6 @@ class evtchn_bind_pirq(Struct, size=(12, 12)):
     port: U32
 
 
-@dataclass
 class evtchn_bind_ipi(Struct, size=(8, 8)):
     """Bind a port that this domain's own vcpus send to; `port` is OUT."""
 
@@ -96,21 +90,18 @@ class evtchn_bind_ipi(Struct, size=(8, 8)):
     port: U32
 
 
-@dataclass
 class evtchn_close(Struct, size=(4, 4)):
     """Close a port."""
 
     port: U32
 
 
-@dataclass
 class evtchn_send(Struct, size=(4, 4)):
     """Send an event to the other end of a port."""
 
     port: U32
 
 
-@dataclass
 class evtchn_status(Struct, size=(24, 24)):
     """What a port is; everything after `port` is OUT."""
 
@@ -121,7 +112,6 @@ class evtchn_status(Struct, size=(24, 24)):
     u: Annotated[bytes, blob(8, 4)]  # by status: dom; dom and (at 4) port; pirq; virq
 
 
-@dataclass
 class evtchn_bind_vcpu(Struct, size=(8, 8)):
     """Choose the vcpu that a port notifies."""
 
@@ -129,21 +119,18 @@ class evtchn_bind_vcpu(Struct, size=(8, 8)):
     vcpu: U32
 
 
-@dataclass
 class evtchn_unmask(Struct, size=(4, 4)):
     """Unmask a port, and deliver what is pending."""
 
     port: U32
 
 
-@dataclass
 class evtchn_reset(Struct, size=(2, 2)):
     """Close all ports of a domain."""
 
     dom: U16
 
 
-@dataclass
 class evtchn_init_control(Struct, size=(24, 24)):
     """Give a vcpu its FIFO control block; `link_bits` is OUT."""
 
@@ -154,14 +141,12 @@ class evtchn_init_control(Struct, size=(24, 24)):
     pad: Annotated[bytes, blob(7)]
 
 
-@dataclass
 class evtchn_expand_array(Struct, size=(8, 8)):
     """Add a page of event words."""
 
     array_gfn: U64
 
 
-@dataclass
 class evtchn_set_priority(Struct, size=(8, 8)):
     """Choose the FIFO queue of a port, 0 being the most urgent."""
 
@@ -169,7 +154,6 @@ class evtchn_set_priority(Struct, size=(8, 8)):
     priority: U32
 
 
-@dataclass
 class evtchn_fifo_control_block(Struct, size=(72, 72)):
     """A vcpu's FIFO queues: a ready bit and a head for each priority."""
 

@@ -5,7 +5,6 @@ Header: public/grant_table.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import HANDLE, S16, U16, U32, U64, ULONG, Struct, blob
@@ -73,7 +72,6 @@ GNTST_NAMES: Final = {
 }
 
 
-@dataclass
 class grant_entry_v1(Struct, size=(8, 8)):
     """What one domain lets another do with a frame."""
 
@@ -82,7 +80,6 @@ class grant_entry_v1(Struct, size=(8, 8)):
     frame: U32
 
 
-@dataclass
 class grant_entry_v2(Struct, size=(16, 16)):
     """An entry in version 2: a union, of which only the first two fields are always there.
 
@@ -106,7 +103,6 @@ class grant_entry_v2(Struct, size=(16, 16)):
         return self.frame & 0xFFFFFFFF
 
 
-@dataclass
 class gnttab_map_grant_ref(Struct, size=(32, 32)):
     """Map a grant; `status`, `handle` and `dev_bus_addr` are OUT."""
 
@@ -119,7 +115,6 @@ class gnttab_map_grant_ref(Struct, size=(32, 32)):
     dev_bus_addr: U64
 
 
-@dataclass
 class gnttab_unmap_grant_ref(Struct, size=(24, 24)):
     """Undo a mapping; `status` is OUT."""
 
@@ -129,7 +124,6 @@ class gnttab_unmap_grant_ref(Struct, size=(24, 24)):
     status: S16
 
 
-@dataclass
 class gnttab_setup_table(Struct, size=(24, 16)):
     """Ask for the frames of the table; `status` and what `frame_list` leads to are OUT."""
 
@@ -139,7 +133,6 @@ class gnttab_setup_table(Struct, size=(24, 16)):
     frame_list: HANDLE
 
 
-@dataclass
 class gnttab_transfer(Struct, size=(24, 16)):
     """Give a page to the domain whose grant `ref` accepts one; `status` is OUT."""
 
@@ -149,7 +142,6 @@ class gnttab_transfer(Struct, size=(24, 16)):
     status: S16
 
 
-@dataclass
 class gnttab_copy(Struct, size=(40, 24)):
     """Copy within or between frames, named by grant or by gmfn; `status` is OUT."""
 
@@ -165,7 +157,6 @@ class gnttab_copy(Struct, size=(40, 24)):
     status: S16
 
 
-@dataclass
 class gnttab_query_size(Struct, size=(16, 16)):
     """Ask how big the table is and may become; all but `dom` is OUT."""
 
@@ -175,7 +166,6 @@ class gnttab_query_size(Struct, size=(16, 16)):
     status: S16
 
 
-@dataclass
 class gnttab_unmap_and_replace(Struct, size=(24, 24)):
     """Undo a mapping, moving another entry in its place; `status` is OUT."""
 
@@ -185,14 +175,12 @@ class gnttab_unmap_and_replace(Struct, size=(24, 24)):
     status: S16
 
 
-@dataclass
 class gnttab_set_version(Struct, size=(4, 4)):
     """Ask for a version of the table's layout; it holds the one in use afterwards."""
 
     version: U32
 
 
-@dataclass
 class gnttab_get_status_frames(Struct, size=(16, 12)):
     """Ask for the status frames of a version 2 table."""
 
@@ -202,7 +190,6 @@ class gnttab_get_status_frames(Struct, size=(16, 12)):
     frame_list: HANDLE
 
 
-@dataclass
 class gnttab_get_version(Struct, size=(8, 8)):
     """Ask for the version in use; `version` is OUT."""
 
@@ -211,7 +198,6 @@ class gnttab_get_version(Struct, size=(8, 8)):
     version: U32
 
 
-@dataclass
 class gnttab_swap_grant_ref(Struct, size=(12, 12)):
     """Swap the contents of two entries; `status` is OUT."""
 
@@ -220,7 +206,6 @@ class gnttab_swap_grant_ref(Struct, size=(12, 12)):
     status: S16
 
 
-@dataclass
 class gnttab_cache_flush(Struct, size=(16, 16)):
     """Flush the cache lines of a part of a frame."""
 

@@ -2,15 +2,15 @@
 
 ::
 
-    @dataclass
     class evtchn_alloc_unbound(Struct, size=(8, 8)):
         dom: U16
         remote_dom: U16
         port: U32
 
-`size` is the struct's `sizeof`, for 64-bit and for 32-bit guests. A wrong size raises an exception
-when the struct is first used, and in a test of all structs. It does not do so at import, because
-laying out all structs there would take a fifth of the start-up.
+A struct becomes a dataclass when it is first made, and is laid out when a layout is first asked
+for: most runs use few of the structs, and all of them would take a third of the start-up. `size` is
+the struct's `sizeof`, for 64-bit and for 32-bit guests. A wrong size raises an exception when the
+struct is laid out, and in a test of all structs.
 
 In the 32-bit ABI a ``uint64_t`` is aligned to 4 bytes, as in i386's psABI. `U64A` is Xen's
 ``uint64_aligned_t``, which is aligned to 8 in both. Declare a union as `blob(size, align)`. The
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import struct
 import typing
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, dataclass_transform
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,23 @@ class _Layouts(dict[int, Layout]):
         return self.setdefault(width, layout)
 
 
+@dataclass_transform()
 class Struct:
-    """Base of ABI structs. Subclasses are dataclasses; see the module's example."""
+    """Base of ABI structs, which are dataclasses without the decorator: see the module's example.
+
+    The functions of `dataclasses` know a class only after its first instance was made.
+    `layout(width).offsets` has its fields at any time.
+    """
 
     _layouts: ClassVar[_Layouts]
 
     def __init_subclass__(cls, size: tuple[int, int]) -> None:
         cls._layouts = _Layouts(cls, size)
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        """Make the first instance of the class; later ones are made by the dataclass's own."""
+        cls: Any = dataclass(type(self))
+        cls.__init__(self, *values, **named)
 
     @classmethod
     def layout(cls, width: int) -> Layout:
@@ -147,8 +157,7 @@ class Struct:
 def _wrapped(cls: type[Struct], width: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Reduce integers that do not fit their fields."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    names = [f.name for f in fields(typing.cast(Any, cls))]
-    codes = [hints[name].__metadata__[0].codes(width)[0] for name in names]
+    codes = [hints[name].__metadata__[0].codes(width)[0] for name in cls.layout(width).offsets]
     return tuple(
         _reduce(value, code) if isinstance(value, int) else value
         for value, code in zip(values, codes, strict=True)

@@ -5,7 +5,6 @@ Header: public/memory.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import HANDLE, U8, U16, U32, U64, U64A, ULONG, Struct, blob
@@ -60,7 +59,6 @@ XENMEM_RDM_ALL: Final = 1
 E820_ENTRY: Final = "<QQI"  # an entry of a memory map, packed: base, size, type
 
 
-@dataclass
 class xen_memory_reservation(Struct, size=(32, 20)):
     """Extents of 2^order pages: a list of frame numbers, and whose they are."""
 
@@ -71,7 +69,6 @@ class xen_memory_reservation(Struct, size=(32, 20)):
     domid: U16
 
 
-@dataclass
 class xen_memory_exchange(Struct, size=(72, 44)):
     """Pages for pages; both halves are `xen_memory_reservation`."""
 
@@ -80,7 +77,6 @@ class xen_memory_exchange(Struct, size=(72, 44)):
     nr_exchanged: ULONG  # IN/OUT, in extents of `in_`
 
 
-@dataclass
 class xen_machphys_mfn_list(Struct, size=(24, 12)):
     """Where to list the frames of the machine-to-physical table, one per 2 MiB of it."""
 
@@ -89,7 +85,6 @@ class xen_machphys_mfn_list(Struct, size=(24, 12)):
     nr_extents: U32  # OUT
 
 
-@dataclass
 class xen_machphys_mapping(Struct, size=(24, 12)):
     """OUT: where the guest sees the machine-to-physical table."""
 
@@ -98,7 +93,6 @@ class xen_machphys_mapping(Struct, size=(24, 12)):
     max_mfn: ULONG
 
 
-@dataclass
 class xen_add_to_physmap(Struct, size=(24, 16)):
     """Put a page at a guest frame number."""
 
@@ -109,7 +103,6 @@ class xen_add_to_physmap(Struct, size=(24, 16)):
     gpfn: ULONG
 
 
-@dataclass
 class xen_add_to_physmap_batch(Struct, size=(32, 20)):
     """Put pages at guest frame numbers."""
 
@@ -122,7 +115,6 @@ class xen_add_to_physmap_batch(Struct, size=(32, 20)):
     errs: HANDLE
 
 
-@dataclass
 class xen_remove_from_physmap(Struct, size=(16, 8)):
     """Take away the page at a guest frame number."""
 
@@ -130,7 +122,6 @@ class xen_remove_from_physmap(Struct, size=(16, 8)):
     gpfn: ULONG
 
 
-@dataclass
 class xen_memory_map(Struct, size=(16, 8)):
     """A buffer for `nr_entries` of E820_ENTRY; `nr_entries` is OUT too."""
 
@@ -138,7 +129,6 @@ class xen_memory_map(Struct, size=(16, 8)):
     buffer: HANDLE
 
 
-@dataclass
 class xen_foreign_memory_map(Struct, size=(24, 12)):
     """A memory map for a domain."""
 
@@ -146,7 +136,6 @@ class xen_foreign_memory_map(Struct, size=(24, 12)):
     map: Annotated[bytes, blob(16, 8, 8, 4)]  # xen_memory_map
 
 
-@dataclass
 class xen_pod_target(Struct, size=(40, 36)):
     """Populate-on-demand figures of a domain."""
 
@@ -157,7 +146,6 @@ class xen_pod_target(Struct, size=(40, 36)):
     domid: U16
 
 
-@dataclass
 class xen_mem_access_op(Struct, size=(32, 24)):
     """Access rights to guest frames, for introspection."""
 
@@ -170,7 +158,6 @@ class xen_mem_access_op(Struct, size=(32, 24)):
     access_list: HANDLE
 
 
-@dataclass
 class xen_vnuma_topology_info(Struct, size=(40, 40)):
     """A domain's virtual NUMA topology; the handles are 8 bytes in both widths."""
 
@@ -184,7 +171,6 @@ class xen_vnuma_topology_info(Struct, size=(40, 40)):
     vmemrange: U64
 
 
-@dataclass
 class xen_reserved_device_memory_map(Struct, size=(24, 16)):
     """A buffer for the memory that firmware reserved for devices."""
 
@@ -194,7 +180,6 @@ class xen_reserved_device_memory_map(Struct, size=(24, 16)):
     dev: U32  # pci: segment, bus and devfn
 
 
-@dataclass
 class xen_mem_acquire_resource(Struct, size=(32, 28)):
     """Map frames of another domain's resource."""
 

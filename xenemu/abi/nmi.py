@@ -5,7 +5,6 @@ Header: public/nmi.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.layout import ULONG, Struct
@@ -14,7 +13,6 @@ XENNMI_register_callback: Final = 0
 XENNMI_unregister_callback: Final = 1
 
 
-@dataclass
 class xennmi_callback(Struct, size=(16, 8)):
     """Where a guest's NMI handler begins."""
 

@@ -5,7 +5,6 @@ Header: public/physdev.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import HANDLE, S32, U8, U16, U32, ULONG, Struct, blob
@@ -47,21 +46,18 @@ XENIRQSTAT_needs_eoi: Final = 1 << 0
 XENIRQSTAT_shared: Final = 1 << 1
 
 
-@dataclass
 class physdev_eoi(Struct, size=(4, 4)):
     """An interrupt has been handled."""
 
     irq: U32
 
 
-@dataclass
 class physdev_pirq_eoi_gmfn(Struct, size=(8, 4)):
     """A page in which Xen marks the interrupts that need an EOI."""
 
     gmfn: ULONG
 
 
-@dataclass
 class physdev_irq_status_query(Struct, size=(8, 8)):
     """What an interrupt needs; `flags` is OUT."""
 
@@ -69,14 +65,12 @@ class physdev_irq_status_query(Struct, size=(8, 8)):
     flags: U32
 
 
-@dataclass
 class physdev_set_iopl(Struct, size=(4, 4)):
     """The vcpu's I/O privilege level."""
 
     iopl: U32
 
 
-@dataclass
 class physdev_set_iobitmap(Struct, size=(16, 8)):
     """The ports that the vcpu's user mode may use: a clear bit allows."""
 
@@ -84,7 +78,6 @@ class physdev_set_iobitmap(Struct, size=(16, 8)):
     nr_ports: U32
 
 
-@dataclass
 class physdev_setup_gsi(Struct, size=(8, 8)):
     """How an interrupt line is wired."""
 
@@ -93,7 +86,6 @@ class physdev_setup_gsi(Struct, size=(8, 8)):
     polarity: U8
 
 
-@dataclass
 class physdev_get_free_pirq(Struct, size=(8, 8)):
     """A pirq that is not in use; `pirq` is OUT."""
 
@@ -101,7 +93,6 @@ class physdev_get_free_pirq(Struct, size=(8, 8)):
     pirq: U32
 
 
-@dataclass
 class physdev_map_pirq(Struct, size=(40, 36)):
     """Map an interrupt to a pirq."""
 
@@ -115,7 +106,6 @@ class physdev_map_pirq(Struct, size=(40, 36)):
     table_base: Annotated[bytes, blob(8, 8)]
 
 
-@dataclass
 class physdev_unmap_pirq(Struct, size=(8, 8)):
     """Undo map_pirq."""
 
@@ -123,7 +113,6 @@ class physdev_unmap_pirq(Struct, size=(8, 8)):
     pirq: S32
 
 
-@dataclass
 class physdev_op(Struct, size=(24, 16)):
     """The oldest form: a command and a union of its arguments."""
 

@@ -5,7 +5,6 @@ Header: public/sched.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.layout import HANDLE, S32, U16, U32, U64, Struct
@@ -28,14 +27,12 @@ SHUTDOWN_soft_reset: Final = 5
 SHUTDOWN_MAX: Final = 5
 
 
-@dataclass
 class sched_shutdown(Struct, size=(4, 4)):
     """Why the domain shuts down."""
 
     reason: U32
 
 
-@dataclass
 class sched_poll(Struct, size=(24, 16)):
     """Ports to wait for, and until when; 0 is for ever."""
 
@@ -44,7 +41,6 @@ class sched_poll(Struct, size=(24, 16)):
     timeout: U64
 
 
-@dataclass
 class sched_remote_shutdown(Struct, size=(8, 8)):
     """Shut down another domain."""
 
@@ -52,7 +48,6 @@ class sched_remote_shutdown(Struct, size=(8, 8)):
     reason: U32
 
 
-@dataclass
 class sched_watchdog(Struct, size=(8, 8)):
     """A watchdog (0: a new one) and its timeout in seconds (0: stop it)."""
 
@@ -60,7 +55,6 @@ class sched_watchdog(Struct, size=(8, 8)):
     timeout: U32
 
 
-@dataclass
 class sched_pin_override(Struct, size=(4, 4)):
     """Pin the vcpu to a physical CPU (negative: undo)."""
 

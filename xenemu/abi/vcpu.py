@@ -5,7 +5,6 @@ Header: public/vcpu.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import S32, U32, U64, Struct, blob
@@ -33,7 +32,6 @@ VCPU_SSHOTTMR_future: Final = 1 << 0
 XEN_PVCLOCK_TSC_STABLE_BIT: Final = 1 << 0  # public/xen.h: vcpu_time_info.flags
 
 
-@dataclass
 class vcpu_runstate_info(Struct, size=(48, 44)):
     """A vcpu's state, since when, and the time spent in each (ns)."""
 
@@ -42,21 +40,18 @@ class vcpu_runstate_info(Struct, size=(48, 44)):
     time: Annotated[bytes, blob(32, 8)]
 
 
-@dataclass
 class vcpu_register_runstate_memory_area(Struct, size=(8, 8)):
     """The union's 64-bit arm; a guest handle is its first bytes."""
 
     addr: U64
 
 
-@dataclass
 class vcpu_set_periodic_timer(Struct, size=(8, 8)):
     """The period of VIRQ_TIMER."""
 
     period_ns: U64
 
 
-@dataclass
 class vcpu_set_singleshot_timer(Struct, size=(16, 12)):
     """When to raise VIRQ_TIMER, in system time."""
 
@@ -64,7 +59,6 @@ class vcpu_set_singleshot_timer(Struct, size=(16, 12)):
     flags: U32
 
 
-@dataclass
 class vcpu_register_vcpu_info(Struct, size=(16, 16)):
     """Where the vcpu_info is to be."""
 
@@ -73,14 +67,12 @@ class vcpu_register_vcpu_info(Struct, size=(16, 16)):
     rsvd: U32
 
 
-@dataclass
 class vcpu_get_physid(Struct, size=(8, 8)):
     """The physical CPU of a vcpu."""
 
     phys_id: U64
 
 
-@dataclass
 class vcpu_register_time_memory_area(Struct, size=(8, 8)):
     """The union's 64-bit arm; a guest handle is its first bytes."""
 

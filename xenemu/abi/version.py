@@ -5,7 +5,6 @@ Header: public/version.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U32, ULONG, Struct, blob
@@ -28,7 +27,6 @@ XEN_CHANGESET_INFO_LEN: Final = 64
 XEN_COMMANDLINE_LEN: Final = 1024
 
 
-@dataclass
 class xen_compile_info(Struct, size=(144, 144)):
     """Who compiled Xen, when, with what."""
 
@@ -38,14 +36,12 @@ class xen_compile_info(Struct, size=(144, 144)):
     compile_date: Annotated[bytes, blob(32)]
 
 
-@dataclass
 class xen_platform_parameters(Struct, size=(8, 4)):
     """Where Xen's part of the address space starts."""
 
     virt_start: ULONG
 
 
-@dataclass
 class xen_feature_info(Struct, size=(8, 8)):
     """A submap of features: the index is IN, the bits are OUT."""
 

@@ -5,7 +5,6 @@ Header: public/xen.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Final
 
@@ -150,7 +149,6 @@ MAX_GUEST_CMDLINE: Final = 1024
 XEN_LEGACY_MAX_VCPUS: Final = 32
 
 
-@dataclass
 class mmu_update(Struct, size=(16, 16)):
     """A page-table update: the entry's machine address (command in bits 1:0), the value."""
 
@@ -158,7 +156,6 @@ class mmu_update(Struct, size=(16, 16)):
     val: U64
 
 
-@dataclass
 class mmuext_op(Struct, size=(24, 12)):
     """An extended MMU operation; the unions hold what the command says."""
 
@@ -167,7 +164,6 @@ class mmuext_op(Struct, size=(24, 12)):
     arg2: ULONG  # nr_ents, vcpumask, or src_mfn
 
 
-@dataclass
 class multicall_entry(Struct, size=(64, 32)):
     """One call of a batch."""
 
@@ -176,7 +172,6 @@ class multicall_entry(Struct, size=(64, 32)):
     args: Annotated[bytes, blob(48, 8, 24, 4)]
 
 
-@dataclass
 class vcpu_time_info(Struct, size=(32, 32)):
     """How to turn a TSC reading into nanoseconds since boot."""
 
@@ -190,7 +185,6 @@ class vcpu_time_info(Struct, size=(32, 32)):
     pad1: Annotated[bytes, blob(2)]
 
 
-@dataclass
 class vcpu_info(Struct, size=(64, 64)):
     """What Xen and one vcpu share: the pending and mask bytes, the selector, CR2, the time."""
 
@@ -201,7 +195,6 @@ class vcpu_info(Struct, size=(64, 64)):
     time: Annotated[bytes, blob(32, 8)]
 
 
-@dataclass
 class shared_info(Struct, size=(3136, 2344)):
     """The page that Xen and the domain share."""
 
@@ -215,7 +208,6 @@ class shared_info(Struct, size=(3136, 2344)):
     arch: Annotated[bytes, blob(48, 8, 28, 4)]
 
 
-@dataclass
 class start_info(Struct, size=(1168, 1112)):
     """What a PV kernel finds at its first instruction, by %rsi."""
 

@@ -1,36 +1,51 @@
 """The ways into a kernel, a file for each: what `--entry` can ask for.
 
-A file here may have `ENTRIES`, a list of `BootEntry`. That is all it takes to add them: nothing
-else names them.
+A file here may have `ENTRIES`, a list of `BootEntry`. `modes.FILES` says which modes it has. That
+is all it takes to add them: nothing else names them.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
 from typing import Any, Final
 
 from xenemu.boot.entry import BootEntry, Verdict
+from xenemu.boot.modes import AUTO, DRAFT, FILES, MODES, PREFERRED
 from xenemu.errors import ImageError
 from xenemu.image import Image
 
-__all__ = ["AUTO", "ENTRIES", "MODES", "BootEntry", "Verdict", "choose", "discover", "verdicts"]
+__all__ = ["AUTO", "DRAFT", "ENTRIES", "MODES", "BootEntry", "Verdict", "choose", "verdicts"]
 
-AUTO: Final = "auto"
 Entry = BootEntry[Any, Any, Any]
 
 
-def discover(path: Iterable[str], package: str) -> dict[str, Entry]:
-    """The entries of the modules of a package, by name: first those that auto may choose."""
-    found: list[Entry] = []
-    for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
-        found += getattr(importlib.import_module(f"{package}.{module.name}"), "ENTRIES", [])
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: not entry.auto)}
+class Entries(Mapping[str, Entry]):
+    """The entries of some modes, by name; when one is asked for, the modes' files are imported."""
+
+    def __init__(self, modes: Iterable[str]) -> None:
+        self._modes = modes
+
+    @cached_property
+    def _found(self) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for mode in self._modes:
+            declared = import_module(f"{__name__}.{FILES[mode]}").ENTRIES
+            found |= {entry.name: entry for entry in declared if entry.mode == mode}
+        return found
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
-ENTRIES: Final = discover(__path__, __name__)
-MODES: Final = (AUTO, *dict.fromkeys(entry.mode for entry in ENTRIES.values()))
+ENTRIES: Final = Entries(FILES)
 
 
 def verdicts(image: Image) -> dict[str, Verdict]:
@@ -40,16 +55,14 @@ def verdicts(image: Image) -> dict[str, Verdict]:
 
 def choose(image: Image, mode: str = AUTO) -> Entry:
     """Settle by which entry an image is booted; ImageError says why it cannot be."""
-    wanted = [entry for entry in ENTRIES.values() if mode in (entry.mode, AUTO)]
-    if mode == AUTO:
-        wanted = sorted(filter(lambda entry: entry.auto, wanted), key=lambda entry: -entry.auto)
+    wanted = Entries(PREFERRED if mode == AUTO else (mode,))
     reasons = []
-    for entry in wanted:
+    for entry in wanted.values():
         verdict = entry.verdict(image)
         if verdict.bootable:
             return entry
         reasons.append(f"{entry.name}: {verdict.reason}")
-    others = [other for other in ENTRIES.values() if other not in wanted]
+    others = [other for name, other in ENTRIES.items() if name not in wanted]
     able = [f"--entry {other.mode}" for other in others if other.verdict(image).bootable]
     advice = f"; it can with {' or '.join(dict.fromkeys(able))}" if able else ""
     raise ImageError(f"{image.path}: cannot boot as {mode}: {'; '.join(reasons)}{advice}")

@@ -46,9 +46,8 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
       touches nothing.
     * `start` loads the first registers of vcpu 0.
     * `name` is the entry's name in reports and JSON.
-    * `mode` is what a person asks for. Several entries may share one mode.
-    * `auto` ranks the entries for `--mode auto`, which takes the entry with the highest. It never
-      takes an entry with 0.
+    * `mode` is what a person asks for. Several entries may share one mode: the first that can boot
+      the image is taken.
     """
 
     name: str
@@ -57,7 +56,6 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
     judge: Callable[[Image], KernelT]
     place: Callable[[Image, KernelT, DomainConfig, RoomT], PlacedT]
     start: Callable[[Current], None]
-    auto: int = 0
     zero_page: bool = False  # it has a boot_params, for --subarch
 
     def verdict(self, image: Image) -> Verdict:

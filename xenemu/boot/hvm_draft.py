@@ -11,6 +11,7 @@ from typing import Final
 from xenemu.abi.xen import MAX_GUEST_CMDLINE, start_info
 from xenemu.boot.entry import BootEntry
 from xenemu.boot.judging import NoNote, Unbootable, check_features, check_has_notes
+from xenemu.boot.modes import DRAFT
 from xenemu.boot.platform import PVH_PLATFORM
 from xenemu.boot.pv import MAGIC
 from xenemu.errors import UsageError
@@ -25,7 +26,6 @@ from xenemu.pvh.personality import FLAT_LIMIT, start_vcpu
 from xenemu.pvh.state import StartState, pvh
 from xenemu.x86.paging import PAGE_SHIFT
 
-NAME: Final = "hvm-draft-a"
 EAX: Final = 0xFF6BC1E2  # so a kernel knows how it was entered
 EMPTY: Final = bytes(16)
 
@@ -75,8 +75,8 @@ def _number(image: Image, name: str) -> int | None:
 def _place(image: Image, kernel: DraftKernel, config: DomainConfig, room: Room) -> Placed:
     """Place the kernel, its initrd and start_info; ImageError, FitError, UsageError if not."""
     if config.modules:
-        raise UsageError(f"{NAME} takes one module, its --initrd; PVH takes more")
-    config.check_cmdline(NAME, MAX_GUEST_CMDLINE - 1)
+        raise UsageError(f"{DRAFT} takes one module, its --initrd; PVH takes more")
+    config.check_cmdline(DRAFT, MAX_GUEST_CMDLINE - 1)
     initrd, width = unpack_module(config.initrd), image.elf_class // 8
     sizes = [len(initrd)] if initrd else []
     layout = lay_out(image, kernel, sizes, start_info.sizeof(width), room.ram)
@@ -123,4 +123,4 @@ def _start(current: Current) -> None:
     regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RSI] = EAX, 0, entry.info
 
 
-ENTRIES = [BootEntry[DraftKernel, Room, Placed](NAME, NAME, PVH_PLATFORM, _judge, _place, _start)]
+ENTRIES = [BootEntry[DraftKernel, Room, Placed](DRAFT, DRAFT, PVH_PLATFORM, _judge, _place, _start)]

@@ -237,6 +237,6 @@ def _write_start_info(domain: Domain, layout: Layout, config: DomainConfig, base
 
 
 ENTRIES = [
-    BootEntry("pv64", "pv", PV64_PLATFORM, partial(_judge, "x86_64"), _place, start_vcpu, auto=2),
-    BootEntry("pv32", "pv", PV32_PLATFORM, partial(_judge, "i386"), _place, start_vcpu, auto=1),
+    BootEntry("pv64", "pv", PV64_PLATFORM, partial(_judge, "x86_64"), _place, start_vcpu),
+    BootEntry("pv32", "pv", PV32_PLATFORM, partial(_judge, "i386"), _place, start_vcpu),
 ]

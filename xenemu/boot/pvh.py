@@ -70,4 +70,4 @@ def _start_info(layout: Layout, config: DomainConfig, modules: list[Module], roo
     return start_info.encode(layout.start_info, config.cmdline, loaded, room.rsdp, room.e820)
 
 
-ENTRIES = [BootEntry("pvh", "pvh", PVH_PLATFORM, _judge, _place, start_vcpu, auto=3)]
+ENTRIES = [BootEntry("pvh", "pvh", PVH_PLATFORM, _judge, _place, start_vcpu)]

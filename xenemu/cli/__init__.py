@@ -9,40 +9,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from xenemu import __version__
-from xenemu.cli.compare import HELP_EPILOG as COMPARE_EPILOG
-from xenemu.cli.compare import compare
-from xenemu.cli.configured import Configurable
-from xenemu.cli.hypercalls import hypercalls
-from xenemu.cli.inspect import inspect
 from xenemu.cli.mistakes import mistake_in
-from xenemu.cli.run import HELP_EPILOG, run
-from xenemu.cli.smoke import HELP_EPILOG as SMOKE_EPILOG
-from xenemu.cli.smoke import smoke
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
+
+# Each is a function in the module of its name. There, HELP_EPILOG is what its help ends with, and
+# COMMAND is the class of its parser, if that is a special one.
+COMMANDS: Final = ("run", "smoke", "compare", "inspect", "hypercalls")
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
 EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE
 PARSER_PIPE: Final = 1  # what the parser of arguments exits with if standard output was closed
-
-app = typer.Typer(
-    name="xenemu",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(cls=Configurable, epilog=HELP_EPILOG)(run)
-app.command(epilog=SMOKE_EPILOG)(smoke)
-app.command(epilog=COMPARE_EPILOG)(compare)
-app.command()(inspect)
-app.command()(hypercalls)
 
 
 def _show_version(wanted: bool) -> None:
@@ -51,7 +35,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def xenemu(
     context: typer.Context,
     version: Annotated[
@@ -71,10 +54,32 @@ def xenemu(
         raise typer.Exit(EXIT_IMAGE)
 
 
+def parser(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The parser of a command line.
+
+    It knows the command that `arguments` begin with, and only that command is imported. If they
+    begin with none, it knows them all.
+    """
+    app = typer.Typer(
+        name="xenemu",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(xenemu)
+    for name in [each for each in COMMANDS if each in arguments[:1]] or COMMANDS:
+        module = import_module(f"xenemu.cli.{name}")
+        epilog, parses = getattr(module, "HELP_EPILOG", None), getattr(module, "COMMAND", None)
+        app.command(cls=parses, epilog=epilog)(getattr(module, name))
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `arguments` are those of the process."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = app(arguments, prog_name="xenemu", standalone_mode=False)
+        code = parser(given)(given, prog_name="xenemu", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as end:
         return EXIT_PIPE if end.code == PARSER_PIPE else EXIT_BUG
@@ -91,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(mistake, EXIT_IMAGE)
         if exhausted := exhaustion(error):
             return _fail(exhausted, EXIT_IMAGE)
-        verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
+        verbose = {"-v", "--verbose"} & set(given)
         if verbose:
             traceback.print_exc()
         return _fail(_describe_bug(error, bool(verbose)), EXIT_BUG)

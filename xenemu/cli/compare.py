@@ -27,6 +27,8 @@ from xenemu.cli.guest_options import (
 from xenemu.cli.screen import redraws
 from xenemu.cli.signals import Interrupted, Noted
 from xenemu.cli.status import Status
+from xenemu.compare import page, survey, text
+from xenemu.compare.boots import Comparison
 from xenemu.confine import confine
 from xenemu.errors import UsageError
 from xenemu.image import Image
@@ -130,9 +132,6 @@ def compare(
     of them ran, or some, or one only; their order, side by side, and where they join; what each
     asked of the hypervisor and its platform; and which init code none of them reached.
     """
-    from xenemu.compare import page, survey, text  # noqa: PLC0415 (nobody else pays for it)
-    from xenemu.compare.boots import Comparison  # noqa: PLC0415
-
     size, seconds = parse_memory("--memory", memory), parse_seconds("--timeout", timeout)
     config = DomainConfig(
         size,
@@ -141,6 +140,8 @@ def compare(
         rng_seed=parse_seed("--rng-seed", rng_seed),
     )
     wanted = _requests(kernels, entry)
+    for _, kernel, mode in wanted:  # now that files may be read; and one that fails spoils all
+        boot.choose(kernel, mode)
     status = Status(sys.stderr if redraws() else None)
     with Outputs() as outputs:
         json_file = outputs.open("--json", json) if json else None
@@ -196,6 +197,4 @@ def _requests(kernels: Sequence[Path], entry: str | None) -> list[Request]:
             raise UsageError(f"{kernel.path}: it has {has}; see `xenemu inspect`")
     elif len(modes) < 2:
         raise UsageError(f"--entry {entry}: give at least two entries, or two kernels")
-    for mode in modes:
-        boot.choose(kernel, mode)  # or there is no use in booting the others
     return [(mode, kernel, mode) for mode in modes]

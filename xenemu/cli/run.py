@@ -10,8 +10,8 @@ from uuid import UUID
 import typer
 
 from xenemu import boot
-from xenemu.boot import hvm_draft
 from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest_options import (
@@ -47,6 +47,7 @@ from xenemu.options import (
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
 
+COMMAND: Final = Configurable
 HELP_EPILOG: Final = f"""\b
 Examples:
   xenemu run vmlinuz --initrd initrd.gz --cmdline "console=hvc0"
@@ -268,8 +269,8 @@ def run(
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
     )
-    if draft_notes is not None and mode != hvm_draft.NAME:
-        raise UsageError(f"--draft-notes: only --entry {hvm_draft.NAME} reads these notes")
+    if draft_notes is not None and mode != boot.DRAFT:
+        raise UsageError(f"--draft-notes: only --entry {boot.DRAFT} reads these notes")
     note_types = (
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from xenemu.cli import github, matrix
 from xenemu.errors import UsageError
 from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, parse_vcpus
 
@@ -126,8 +127,6 @@ def smoke(
     times = {
         "timeout": timeout, "virtual_timeout": virtual_timeout, "quiet_timeout": quiet_timeout,
     }  # fmt: skip
-    from xenemu.cli import github, matrix  # noqa: PLC0415 (nobody else pays for them)
-
     with github.told():
         given: dict[str, Any] = {
             key: value for key, value in described.items() if value not in (None, [])

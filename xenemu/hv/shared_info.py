@@ -9,7 +9,6 @@ In Xen: include/xen/shared.h, include/xen/guest_atomics.h
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Final
 
 from xenemu.abi.layout import Struct
@@ -27,8 +26,7 @@ UPCALL_MASK: Final = vcpu_info.offsetof("evtchn_upcall_mask", 8)
 
 def _offsets(struct: type[Struct]) -> dict[int, dict[str, int]]:
     """Where the fields of a struct are, by width and name."""
-    names = [field.name for field in fields(struct)]  # type: ignore[arg-type]
-    return {width: {name: struct.offsetof(name, width) for name in names} for width in (4, 8)}
+    return {width: struct.layout(width).offsets for width in (4, 8)}
 
 
 _SHARED_INFO: Final = _offsets(shared_info)

@@ -140,9 +140,9 @@ def _registers(context: vcpu_guest_context, width: int) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys((f"r{n}" for n in range(8, 16)), 0)
     layout: Any = cpu_user_regs if width == 8 else cpu_user_regs32
     regs = layout.unpack(8, context.user_regs)
-    for field in fields(layout):
-        name = f"r{field.name[1:]}" if field.name.startswith("e") else field.name
-        found[field.name if field.name == "es" else name] = getattr(regs, field.name)
+    for field in regs.layout(8).offsets:
+        name = f"r{field[1:]}" if field.startswith("e") else field
+        found[field if field == "es" else name] = getattr(regs, field)
     return found
 
 

@@ -5,7 +5,6 @@ Header: public/arch-x86/xen.h, public/arch-x86/xen-x86_64.h, public/arch-x86/xen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U8, U16, U32, U64, ULONG, Struct, blob
@@ -51,7 +50,6 @@ TI_DPL: Final = 3  # trap_info.flags: privilege level
 TI_IF: Final = 4  # trap_info.flags: mask events on entry
 
 
-@dataclass
 class trap_info(Struct, size=(16, 8)):
     """One entry of a PV guest's trap table."""
 
@@ -61,7 +59,6 @@ class trap_info(Struct, size=(16, 8)):
     address: ULONG
 
 
-@dataclass
 class iret_context(Struct, size=(72, 72)):
     """The frame on the kernel's stack for the 64-bit iret hypercall."""
 
@@ -76,7 +73,6 @@ class iret_context(Struct, size=(72, 72)):
     ss: U64
 
 
-@dataclass
 class cpu_user_regs(Struct, size=(200, 200)):
     """The registers in a 64-bit guest's vcpu_guest_context."""
 
@@ -116,7 +112,6 @@ class cpu_user_regs(Struct, size=(200, 200)):
     pad6: Annotated[bytes, blob(6)]
 
 
-@dataclass
 class cpu_user_regs32(Struct, size=(68, 68)):
     """The registers in a 32-bit guest's vcpu_guest_context."""
 
@@ -147,7 +142,6 @@ class cpu_user_regs32(Struct, size=(68, 68)):
     pad5: U16
 
 
-@dataclass
 class vcpu_guest_context(Struct, size=(5168, 2800)):
     """All that a PV vcpu begins with. Fields of no bytes are not in that width's struct."""
 

@@ -5,7 +5,6 @@ Header: public/hvm/hvm_op.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U8, U16, U32, U64, Struct, blob
@@ -33,7 +32,6 @@ TRACE_EXTRA_MAX: Final = 7  # public/trace.h
 TRC_SUBCLS_SHIFT: Final = 12  # public/trace.h
 
 
-@dataclass
 class xen_hvm_param(Struct, size=(16, 16)):
     """A parameter of a domain."""
 
@@ -43,7 +41,6 @@ class xen_hvm_param(Struct, size=(16, 16)):
     value: U64
 
 
-@dataclass
 class xen_hvm_pagetable_dying(Struct, size=(16, 16)):
     """A page table is about to be torn down."""
 
@@ -52,14 +49,12 @@ class xen_hvm_pagetable_dying(Struct, size=(16, 16)):
     gpa: U64
 
 
-@dataclass
 class xen_hvm_get_time(Struct, size=(8, 8)):
     """The time in ns."""
 
     now: U64
 
 
-@dataclass
 class xen_hvm_xentrace(Struct, size=(32, 32)):
     """A record for Xen's trace buffer."""
 
@@ -68,7 +63,6 @@ class xen_hvm_xentrace(Struct, size=(32, 32)):
     extra: Annotated[bytes, blob(4 * TRACE_EXTRA_MAX)]
 
 
-@dataclass
 class xen_hvm_get_mem_type(Struct, size=(16, 16)):
     """What kind of memory a page is."""
 
@@ -78,7 +72,6 @@ class xen_hvm_get_mem_type(Struct, size=(16, 16)):
     pfn: U64
 
 
-@dataclass
 class xen_hvm_evtchn_upcall_vector(Struct, size=(8, 8)):
     """The vector by which a vcpu hears of events."""
 

@@ -5,7 +5,6 @@ Header: public/hvm/hvm_vcpu.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import U16, U32, U64A, Struct, blob
@@ -14,7 +13,6 @@ VCPU_HVM_MODE_32B: Final = 0
 VCPU_HVM_MODE_64B: Final = 1
 
 
-@dataclass
 class vcpu_hvm_x86_32(Struct, size=(120, 120)):
     """The registers of a vcpu that starts in 32-bit code."""
 
@@ -51,7 +49,6 @@ class vcpu_hvm_x86_32(Struct, size=(120, 120)):
     pad2: Annotated[bytes, blob(6, 2)]
 
 
-@dataclass
 class vcpu_hvm_x86_64(Struct, size=(112, 112)):
     """The registers of a vcpu that starts in 64-bit code."""
 
@@ -71,7 +68,6 @@ class vcpu_hvm_x86_64(Struct, size=(112, 112)):
     efer: U64A
 
 
-@dataclass
 class vcpu_hvm_context(Struct, size=(128, 128)):
     """One of the two above, as `mode` says."""
 

@@ -5,13 +5,11 @@ Header: public/io/console.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from xenemu.abi.layout import U32, Struct, blob
 
 
-@dataclass
 class xencons_interface(Struct, size=(3088, 3088)):
     """Two byte rings with free-running indices; `in` is a keyword of Python's, hence `in_`."""
 

@@ -5,7 +5,6 @@ Header: public/io/xs_wire.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Final
 
@@ -56,7 +55,6 @@ XENSTORE_ERROR_RINGIDX: Final = 2  # invalid ring index
 XENSTORE_ERROR_PROTO: Final = 3  # payload too long
 
 
-@dataclass
 class xsd_sockmsg(Struct, size=(16, 16)):
     """The header of a message; `len` bytes of payload follow."""
 
@@ -66,7 +64,6 @@ class xsd_sockmsg(Struct, size=(16, 16)):
     len: U32
 
 
-@dataclass
 class xenstore_domain_interface(Struct, size=(2076, 2076)):
     """The ring page: requests to xenstored, replies and watch events from it."""
 

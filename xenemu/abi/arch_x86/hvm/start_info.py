@@ -5,7 +5,6 @@ Header: public/arch-x86/hvm/start_info.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.layout import U32, U64, Struct
@@ -14,7 +13,6 @@ XEN_HVM_START_MAGIC_VALUE: Final = 0x336EC578  # "xEn3", bit 7 of the E set
 XEN_HVM_START_INFO_V1: Final = 1  # the version with a memory map
 
 
-@dataclass
 class hvm_start_info(Struct, size=(56, 56)):
     """The head; addresses are guest-physical, 0 if there is nothing."""
 
@@ -30,7 +28,6 @@ class hvm_start_info(Struct, size=(56, 56)):
     reserved: U32
 
 
-@dataclass
 class hvm_modlist_entry(Struct, size=(32, 32)):
     """A module: the initial ramdisk is the first."""
 
@@ -40,7 +37,6 @@ class hvm_modlist_entry(Struct, size=(32, 32)):
     reserved: U64
 
 
-@dataclass
 class hvm_memmap_table_entry(Struct, size=(24, 24)):
     """A range of memory; types are those of the e820 map."""
 
