@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xenemu.outcome import Outcome
 
 
@@ -18,7 +20,13 @@ class Unattended:
         """Keep what the guest printed."""
         self.shown += data
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
         """Nothing is typed."""
         return b""
 

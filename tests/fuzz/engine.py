@@ -141,7 +141,13 @@ class EngineWorld:
     def write(self, data: bytes) -> None:
         """Drop what the guest printed."""
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
         """What the step types."""
         typed, self._input = self._input[:room], self._input[room:]
         return typed

@@ -62,7 +62,13 @@ class Nobody:
 
     def write(self, data: bytes) -> None: ...
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
         return b""
 
     def check(self) -> Outcome | None:

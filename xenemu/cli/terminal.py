@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -199,20 +199,26 @@ class HostTerminal:
             if not self.signum:  # which may be that the terminal was hung up
                 raise OutputError(f"{output.name}: {error.strerror}") from None
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
         """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
-        if self._typed:
+        if self._typed and room:
             data, self._typed = self._typed[:room], self._typed[room:]
             return data
-        if self._stdin is None or not room:
-            return b""
+        typing = [self._stdin] if self._stdin is not None and room else []
+        if not typing and (wait_ns == 0 or (wait_ns is None and not reading)):
+            return b""  # nothing can come
         if wait_ns is None:
-            self._status.phase("waiting for input")
+            self._status.phase("waiting for packets" if reading else "waiting for input")
         seconds = None if wait_ns is None else min(wait_ns / 1e9, MAX_WAIT_S)
         callers = self.callers() if seconds != 0 else []
-        if self._stdin not in self._wait([self._stdin, *callers], [], seconds):
-            return b""
-        return self._read_input(room)
+        ready = self._wait([*typing, *callers, *reading], [*writing], seconds)
+        return self._read_input(room) if set(ready) & set(typing) else b""
 
     def _read_input(self, room: int) -> bytes:
         """Up to `room` bytes of input that is there; notes its end, and Ctrl-]."""

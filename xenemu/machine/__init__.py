@@ -7,6 +7,7 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.scheduler import SLICE_NS
 from xenemu.machine.host import Host
 from xenemu.machine.machine import Machine
+from xenemu.machine.outside import Line, Source
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 
@@ -16,7 +17,9 @@ __all__ = [
     "DomainConfig",
     "Host",
     "Limits",
+    "Line",
     "Machine",
     "Snapshot",
+    "Source",
     "Terminal",
 ]

@@ -1,7 +1,8 @@
 """A run of a machine: the guest takes turns with what waits for it.
 
-Due timers, the console and dom0's backends wait for the guest. Virtual time passes with the guest's
-instructions. When every vcpu is blocked, time is moved to the next timer.
+Due timers, what comes from outside and dom0's backends wait for the guest. Virtual time passes with
+the guest's instructions. When every vcpu is blocked, time is moved to the next timer, or passes as
+the host's does if somebody outside may call.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from xenemu.hv import scheduler, timers
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded
 from xenemu.machine.core import Core
+from xenemu.machine.outside import Outside
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
@@ -41,9 +43,14 @@ class Run:
     """A run of a machine until its guest ends, or one of these says to stop."""
 
     machine: Core
-    terminal: Terminal
+    outside: Outside
     limits: Limits
     debugger: Debugger | None = None
+
+    @property
+    def terminal(self) -> Terminal:
+        """The person's side of the console."""
+        return self.outside.terminal
 
     def run(self, audit_ns: int | None) -> Outcome:
         """Run it; with `audit_ns`, audit the domain each time that so much has passed."""
@@ -66,6 +73,7 @@ class Run:
             crashed = Outcome(End.REFUSED, str(crash), crash.advice)
         self.machine.console.pump(self.machine.domain)
         self._show_output()
+        self.outside.send()
         return self.terminal.check() or crashed
 
     def _audit(self) -> Outcome | None:
@@ -138,42 +146,35 @@ class Run:
 
     def _wait(self) -> bool:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
-        domain, engine = self.machine.domain, self.machine.engine
-        next_ns = domain.timers.next_ns()
-        if next_ns is None and (self.terminal.exhausted or not self.machine.console.input_room):
-            return False
-        if next_ns is not None and not self.terminal.interactive:
+        outside, engine = self.outside, self.machine.engine
+        next_ns, is_live = self.machine.domain.timers.next_ns(), self.outside.is_live
+        if next_ns is not None and not is_live:
             engine.skip_to(next_ns)
             return True
+        if next_ns is None and outside.is_over:
+            return False
         wait_ns = None if next_ns is None else next_ns - engine.now_ns
         left_s = self.limits.left_s()
         if left_s is not None:
             left_ns = int(left_s * 1e9)
             wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
         before = self.limits.clock()
-        data = self.terminal.read(self.machine.console.input_room, wait_ns)
-        passed = int((self.limits.clock() - before) * 1e9)
-        if data:
-            self.machine.console.feed(domain, data)
-            if self.terminal.interactive:
-                engine.skip_to(engine.now_ns + passed)
-        elif self.debugger and self.debugger.calls():
-            engine.skip_to(engine.now_ns + min(passed, wait_ns or 0))
-        elif next_ns is not None:
-            engine.skip_to(next_ns)
+        typed = outside.wait(wait_ns)
+        if is_live:
+            now_ns = engine.now_ns + int((self.limits.clock() - before) * 1e9)
+            engine.skip_to(now_ns if next_ns is None else min(now_ns, next_ns))
+        if typed:
+            outside.arrive(self.machine.console, typed)
         return True
 
     def _pump(self) -> None:
-        """Move console bytes both ways, and let each backend do what it could not before."""
+        """Take what has come, and let each backend do what it could not before."""
         domain = self.machine.domain
         self._show_output()
-        room = self.machine.console.input_room
-        if room and not self.terminal.exhausted:
-            data = self.terminal.read(room, 0)
-            if data:
-                self.machine.console.feed(domain, data)
+        self.outside.take()
         for served in domain.backends.values():
             served.pump(domain)
+        self.outside.send()
         self._show_output()
 
     def _show_output(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xenemu.hv.debug import Debugger
 from xenemu.machine.core import Core
 from xenemu.machine.loop import Run
+from xenemu.machine.outside import Line, Outside, Source
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import Outcome
@@ -27,10 +30,13 @@ class Machine(Core):
         limits: Limits | None = None,
         audit_ns: int | None = None,
         debugger: Debugger | None = None,
+        sources: Sequence[tuple[Line, Source]] = (),
     ) -> Outcome:
         """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop.
 
         With `audit_ns`, audit the domain each time that so much virtual time has passed, and in
-        the end.
+        the end. `sources` are what brings input from outside besides the terminal, each with its
+        backend.
         """
-        return Run(self, terminal, limits or Limits(), debugger).run(audit_ns)
+        outside = Outside(self, terminal, sources)
+        return Run(self, outside, limits or Limits(), debugger).run(audit_ns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +17,17 @@ class Terminal(Protocol):
     def write(self, data: bytes) -> None:
         """Show what the guest printed."""
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
         """Up to `room` bytes of input, none if there are none.
 
-        With `wait_ns`, wait that long (0: do not; None: for ever, or until no more can come).
+        With `wait_ns`, wait that long (0: do not; None: for ever, or until no more can come). What
+        can be read from or written to others' descriptors ends the wait, too.
         """
 
     @property

@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from xenemu.smoke.verdict import Finding, Verdict, advice, crash, judge, kernel_
 from xenemu.smoke.witness import Witness
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
+LOOK_S: Final = 0.25  # how long it waits before it looks whether it is to stop
 MILESTONES: Final = {
     "kernel": re.compile(r"(?:\[ *\d+\.\d+\] )?Linux version \d"),
     "init": re.compile(r"(?:\[ *\d+\.\d+\] )?Run \S+ as init process"),
@@ -208,10 +210,19 @@ class Session:
             self._input += step.send.encode()
             self._mark(f"expect {len(self.matches)}", self.machine.engine.now_ns)
 
-    def read(self, room: int, wait_ns: int | None) -> bytes:
-        """What is typed; nobody waits, as nothing else will be until the guest prints."""
+    def read(
+        self,
+        room: int,
+        wait_ns: int | None,
+        reading: Sequence[int] = (),
+        writing: Sequence[int] = (),
+    ) -> bytes:
+        """What is typed; nothing else will be until the guest prints. Waits for others' packets."""
         data = bytes(self._input[:room])
         del self._input[:room]
+        if reading and not data:
+            seconds = LOOK_S if wait_ns is None else min(wait_ns / 1e9, LOOK_S)
+            select.select(reading, writing, [], seconds)
         return data
 
     @property

@@ -1,0 +1,120 @@
+"""What comes from outside while a guest runs: what a person types, and what sources bring.
+
+All of it comes through one function, `Outside.arrive`, between two slices of the guest. So a list
+of (virtual time, backend, bytes) is all of a run that is no function of its start.
+
+A source has a descriptor and belongs to a backend. For example, a wire brings packets to a vif.
+While the guest is idle and a source may bring something, the machine waits for it, and the guest's
+time passes as the host's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from xenemu.hv.state.domain import Domain
+from xenemu.machine.core import Core
+from xenemu.machine.terminal import Terminal
+
+
+class Receiver(Protocol):
+    """A backend that takes what comes from outside."""
+
+    @property
+    def name(self) -> str: ...
+
+    def feed(self, domain: Domain, data: bytes) -> object:
+        """Take what has come: bytes of a stream, or one packet."""
+
+
+class Line(Receiver, Protocol):
+    """A backend that has a source. What it sends waits in it until the end of the slice."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes anything now, if only to drop it."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has room, and what it takes would reach the guest."""
+
+    def take_sent(self) -> Iterable[tuple[int, bytes]]:
+        """What it has sent since it was asked last, each with its virtual time."""
+
+
+class Source(Protocol):
+    """Something outside with a descriptor. None of its methods wait."""
+
+    @property
+    def reading(self) -> int | None:
+        """The descriptor to wait for; None if nothing can come."""
+
+    @property
+    def writing(self) -> int | None:
+        """The descriptor to wait for if something could not be sent at once."""
+
+    def receive(self, now_ns: int) -> Sequence[bytes]:
+        """What has come; a bounded amount."""
+
+    def send(self, now_ns: int, data: bytes) -> None:
+        """Send; what there is no room for is lost."""
+
+    def flush(self) -> None:
+        """Send what could not be sent at once."""
+
+
+@dataclass
+class Outside:
+    """Everything outside of a machine that it takes input from, for one run."""
+
+    machine: Core
+    terminal: Terminal
+    sources: Sequence[tuple[Line, Source]] = field(default=())
+
+    def arrive(self, receiver: Receiver, data: bytes) -> None:
+        """Hand a backend what has come for it, now. Nothing else brings a guest any input."""
+        receiver.feed(self.machine.domain, data)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether idle time passes as the host's: a person types, or a packet may come."""
+        return self.terminal.interactive or bool(self._awaited())
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can come any more, or nothing that there is room for."""
+        no_input = self.terminal.exhausted or not self.machine.console.input_room
+        return no_input and not self._awaited()
+
+    def wait(self, wait_ns: int | None) -> bytes:
+        """Wait until something comes, or so long; what was typed. `take` has the rest."""
+        room = self.machine.console.input_room
+        writing = [source.writing for _, source in self.sources]
+        return self.terminal.read(
+            room, wait_ns, self._awaited(), [one for one in writing if one is not None]
+        )
+
+    def take(self) -> None:
+        """Take what has come, without waiting."""
+        console = self.machine.console
+        if console.input_room and not self.terminal.exhausted:
+            data = self.terminal.read(console.input_room, 0)
+            if data:
+                self.arrive(console, data)
+        for line, source in self.sources:
+            if line.has_room and source.reading is not None:
+                for packet in source.receive(self.machine.engine.now_ns):
+                    self.arrive(line, packet)
+
+    def send(self) -> None:
+        """Send what the backends have for their sources."""
+        for line, source in self.sources:
+            source.flush()
+            for at_ns, data in line.take_sent():
+                source.send(at_ns, data)
+
+    def _awaited(self) -> list[int]:
+        found = (source.reading for line, source in self.sources if line.listens)
+        return [descriptor for descriptor in found if descriptor is not None]
