@@ -196,7 +196,8 @@ def test_a_filter_that_fails_says_why(monkeypatch):
 
 
 def test_nothing_is_imported_late(guest):
-    assert answer("run_late", guest(SPIN), "--gdb", "stdio") == []
+    late = answer("run_late", guest(SPIN), "--gdb", "stdio", "--net", "none-but-pcap")
+    assert late == []
     assert smoke(guest(SPIN), confined.boot_late) == []
 
 

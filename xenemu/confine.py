@@ -43,11 +43,12 @@ CALLS: Final = """
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall getitimer setitimer
     getpid gettid getpgrp futex sched_yield getrandom wait4 exit exit_group
 """.split()
-# A debugger comes through a socket that listens already; it may go, and come again.
-DEBUGGER_CALLS: Final = """
+# A debugger, or the other end of a wire, comes through a socket that listens already; it may go,
+# and come again.
+CALLER_CALLS: Final = """
     accept accept4 recvfrom shutdown getsockname getpeername getsockopt setsockopt
 """.split()
-DEBUGGER_DESCRIPTORS: Final = 4
+CALLER_DESCRIPTORS: Final = 4
 
 F_GETFD, F_SETFD, F_GETFL, F_SETFL = range(1, 5)
 TCGETS, TCSETS, TCSETSW, TCSETSF = range(0x5401, 0x5405)
@@ -110,8 +111,8 @@ def obstacle() -> str:
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
 
 
-def confine(debugger: bool = False) -> Confinement:
-    """Confine this process, which has one thread; with `debugger`, one may come and go.
+def confine(callers: bool = False) -> Confinement:
+    """Confine this process, which has one thread; with `callers`, such may come and go.
 
     If this host lacks one of the locks, that lock is left out, and the answer says so. No exception
     is raised.
@@ -121,11 +122,11 @@ def confine(debugger: bool = False) -> Confinement:
     libc, library = _libc(), _library()
     libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     landlock = _landlock(libc)
-    _limit(DEBUGGER_DESCRIPTORS if debugger else 0)
+    _limit(CALLER_DESCRIPTORS if callers else 0)
     if library is None:
         return Confinement(landlock, MISSING)
     try:
-        _filter(library, [*CALLS, *DEBUGGER_CALLS] if debugger else CALLS)
+        _filter(library, [*CALLS, *CALLER_CALLS] if callers else CALLS)
     except OSError as error:
         return Confinement(landlock, str(error.strerror))
     return Confinement(landlock)

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -28,8 +29,9 @@ from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, Watching, watching
 from xenemu.confine import confine
+from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
-from xenemu.machine import DomainConfig, Limits, Machine
+from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_BUG, Outcome
 from xenemu.outputs import Output
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
     from xenemu.gdb.server import Server
+    from xenemu.network import Wired
 
 # Exit codes after which a person wants to know where it was.
 REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
@@ -74,6 +77,8 @@ class AttendedRun:
     trace_file: Output | None = None
     covering: Covering | None = None
     listener: Listener | None = None
+    wired: Wired | None = None
+    capture: Output | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -96,7 +101,7 @@ class AttendedRun:
             if self.draft_notes is not None:
                 loaded = replace(loaded, draft_notes=self.draft_notes)
             status.phase("xenemu: building the domain")
-            machine = _build(loaded, self.config, self.mode)
+            machine = _build(loaded, self.config, self.mode, self.wired.vifs if self.wired else ())
             witness = Witness(machine, loaded)
             silence = Silence(
                 lambda: machine.engine.now_ns,
@@ -113,10 +118,11 @@ class AttendedRun:
             server = self._serve(machine, loaded, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
-                _confine(self.confined, self.listener is not None, self.verbose)
+                sources = self._sources(terminal, status)
+                _confine(self.confined, self._takes_callers, self.verbose)
                 if self.listener and self._has_stdio:
                     _tell(f"waiting for gdb: target remote {self.listener.address}")
-                outcome = machine.run(terminal, self.limits, self.audit_ns, server)
+                outcome = machine.run(terminal, self.limits, self.audit_ns, server, sources)
             host_s = time.monotonic() - started
         finally:
             typer.echo(status.end(), err=True, nl=False)
@@ -130,6 +136,8 @@ class AttendedRun:
             explainer.close()
         if write_coverage is not None and (missing := write_coverage()):
             _tell(f"--coverage: {missing}")
+        if self.wired is not None and self.verbose:
+            _tell(self.wired.summary())
         engine, order = machine.engine, machine.domain.schedule.options
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
@@ -137,6 +145,19 @@ class AttendedRun:
             f"{f'; the same again: {order}' if order else ''}"
         )
         return code
+
+    @property
+    def _takes_callers(self) -> bool:
+        """Whether somebody may connect while the guest runs: a gdb, or the end of a wire."""
+        return self.listener is not None or (self.wired is not None and self.wired.takes_callers)
+
+    def _sources(self, terminal: HostTerminal, status: Status) -> Sequence[tuple[Line, Source]]:
+        """What brings packets, if there is a network."""
+        if self.wired is None:
+            return ()
+        self.wired.tell = lambda sentence: _tell_amid(status, sentence)
+        capture = self.capture
+        return self.wired.sources(partial(terminal.put, capture) if capture else None)
 
     def _explain_end(
         self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int, is_shared: bool
@@ -233,9 +254,11 @@ def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
     return found.image
 
 
-def _build(loaded: image.Image, config: DomainConfig, mode: str) -> Machine:
+def _build(
+    loaded: image.Image, config: DomainConfig, mode: str, devices: Sequence[BusBackend]
+) -> Machine:
     try:
-        return Machine(loaded, config, mode)
+        return Machine(loaded, config, mode, devices)
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
@@ -243,11 +266,11 @@ def _build(loaded: image.Image, config: DomainConfig, mode: str) -> Machine:
         raise UsageError(f"--memory: this host has no {size} to give; try less") from None
 
 
-def _confine(wanted: Confine, debugger: bool, verbose: bool) -> None:
+def _confine(wanted: Confine, callers: bool, verbose: bool) -> None:
     if wanted is Confine.OFF:
         return
     inherited.close()
-    confinement = confine(debugger)
+    confinement = confine(callers)
     if confinement.trouble and wanted is Confine.MUST:
         raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
     if verbose:
@@ -268,6 +291,18 @@ def listening(spec: str | None) -> Iterator[Listener | None]:
         yield listener
     finally:
         listener.close()
+
+
+@contextmanager
+def networked(asked: Sequence[str] | None, name: str) -> Iterator[Wired | None]:
+    """Connect what ``--net`` asks for, for a guest of that name; UsageError."""
+    if not asked:
+        yield None
+        return
+    from xenemu.network import connected, parse_net  # noqa: PLC0415 (nobody else pays for it)
+
+    with connected([parse_net("--net", text) for text in asked], name) as wired:
+        yield wired
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

@@ -42,6 +42,16 @@ Busybox = Annotated[
 Memory = Annotated[
     str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
 ]
+Net = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A network interface for the guest. user: this host's network, by passt, with this"
+        " host's ports if you like (hostfwd=tcp:2222:22). socket:PATH: a wire to another xenemu or"
+        " to QEMU's -netdev stream; the first one there listens. none-but-pcap: a wire with nobody"
+        " at its other end. For several interfaces, say it again.",
+        metavar="user[,hostfwd=tcp:HOSTPORT:PORT]|socket:PATH|none-but-pcap[,mac=MAC]",
+    ),
+]
 RngSeed = Annotated[
     str,
     typer.Option(

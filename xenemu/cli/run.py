@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from xenemu import boot
-from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.attended import AttendedRun, Confine, listening, networked
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
@@ -22,6 +22,7 @@ from xenemu.cli.guest_options import (
     Initrd,
     Kernel,
     Memory,
+    Net,
     RngSeed,
     Rootfs,
     ScheduleSeed,
@@ -117,6 +118,15 @@ def run(
             help="A further module to give a PVH kernel, with a command line of its own if you"
             " like; for several, say it again.",
             metavar="FILE[=CMDLINE]",
+        ),
+    ] = None,
+    net: Net = None,
+    pcap: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all packets of all interfaces, with the guest's time, to this file, which"
+            " must be new or empty: pcapng, for wireshark and tshark.",
+            metavar="FILE",
         ),
     ] = None,
     memory: Memory = "256M",
@@ -278,7 +288,9 @@ def run(
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
-    with Outputs() as outputs, listening(gdb) as listener:
+    if pcap is not None and not net:
+        raise UsageError("--pcap: the guest has no network; give it one: --net none-but-pcap")
+    with Outputs() as outputs, listening(gdb) as listener, networked(net, config.name) as wired:
         attended = AttendedRun(
             kernel,
             symbols,
@@ -296,6 +308,8 @@ def run(
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage),
             listener=listener,
+            wired=wired,
+            capture=outputs.open("--pcap", pcap) if pcap else None,
         )
         code = attended.run()
     raise typer.Exit(code)

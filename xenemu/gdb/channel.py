@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import select
 import socket
-import stat
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+from xenemu import unixsocket
 from xenemu.confine import Errand
 from xenemu.errors import UsageError
 
@@ -24,12 +21,6 @@ CHUNK: Final = 1 << 16
 HOST_PORT: Final = re.compile(
     r"(?:tcp:)?(?:\[(?P<six>[^]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})"
 )
-KINDS: Final[dict[Callable[[int], bool], str]] = {
-    stat.S_ISREG: "a file",
-    stat.S_ISDIR: "a directory",
-    stat.S_ISLNK: "a symbolic link",
-    stat.S_ISFIFO: "a pipe",
-}
 FORMS: Final = ":PORT, HOST:PORT, unix:PATH or stdio"
 
 
@@ -108,17 +99,16 @@ class SocketChannel:
 
 
 class SocketListener:
-    """Listens on a socket; `path` is that of a Unix socket.
-
-    The socket is removed at the end if it is still ours, by a process that is not confined.
-    """
+    """Listens on a socket; `removal` removes it at the end, if it is a Unix socket."""
 
     takes_stdio = False
     ended = False
 
-    def __init__(self, listening: socket.socket, address: str, path: Path | None = None) -> None:
+    def __init__(
+        self, listening: socket.socket, address: str, removal: Errand | None = None
+    ) -> None:
         self._socket, self.address = listening, address
-        self._removal = Errand(partial(_remove, path, _identity(path))) if path else None
+        self._removal = removal
         listening.setblocking(False)  # whoever called may have gone again
 
     def fileno(self) -> int | None:
@@ -231,55 +221,8 @@ def listen(spec: str) -> Listener:
 
 
 def _listen_unix(path: Path) -> SocketListener:
-    listening = socket.socket(socket.AF_UNIX)
     try:
-        if _is_left_behind(path):
-            path.unlink()
-        listening.bind(str(path))
-        listening.listen()
-        return SocketListener(listening, str(path), path)
+        listening, removal = unixsocket.listen(path)
     except OSError as error:
-        listening.close()
-        reason = error.strerror or error
-        if error.errno == errno.EADDRINUSE:
-            reason = f"{_in_the_way(path)}; give a path where nothing is"
-        raise UsageError(f"--gdb unix:{path}: {reason}") from None
-
-
-def _in_the_way(path: Path) -> str:
-    """What is there already, and stays."""
-    with suppress(FileNotFoundError):  # by now
-        mode = path.lstat().st_mode
-        if stat.S_ISSOCK(mode):
-            return "a program has this socket"
-        kind = next((name for test, name in KINDS.items() if test(mode)), "something")
-        return f"{kind} is there already"
-    return "something was there"
-
-
-def _is_left_behind(path: Path) -> bool:
-    """Whether it is a socket that no process has any more.
-
-    A datagram tells. It is refused only where no process is bound to the socket, whatever the type
-    of the socket and whatever that process does. Nothing is sent, nobody notices, and the call does
-    not wait.
-
-    In Linux: net/unix/af_unix.c, unix_find_bsd()
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            return False
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
-
-
-def _remove(path: Path, ours: tuple[int, int]) -> None:
-    if _identity(path) == ours:
-        path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
+        raise UsageError(f"--gdb unix:{path}: {error.strerror or error}") from None
+    return SocketListener(listening, str(path), removal)

@@ -1,0 +1,126 @@
+"""network/wired: the interfaces that are asked for, and a file of what passes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from xenemu.errors import UsageError
+from xenemu.network import connected, parse_net
+from xenemu.network.pcap import INBOUND, OUTBOUND, Capture
+from xenemu.network.wires import Listening, Stream
+
+FRAME = bytes.fromhex("ffffffffffff 00163e000001 88b5") + b"hello" + bytes(41)
+
+
+def asked(*texts: str):
+    return [parse_net("--net", text) for text in texts]
+
+
+def test_addresses_are_the_same_in_every_run_and_differ(tmp_path: Path) -> None:
+    wire = f"socket:{tmp_path}/wire"
+    macs = []
+    for _ in range(2):
+        with (
+            connected(asked("none-but-pcap", "none-but-pcap", wire), "a") as one,
+            connected(asked("none-but-pcap", wire), "a") as two,
+        ):
+            macs.append([vif.mac for wired in (one, two) for vif in wired.vifs])
+    assert macs[0] == macs[1] and all(mac.startswith("00:16:3e:") for mac in macs[0])
+    *_, listens, _, calls = macs[0]
+    assert listens != calls and len({*macs[0][:3]}) == 3
+    with connected(asked("user,mac=02:00:00:00:00:01")[:0], "a") as none:
+        assert not none.vifs
+    with connected(asked("none-but-pcap,mac=02:00:00:00:00:01"), "a") as wired:
+        assert wired.vifs[0].mac == "02:00:00:00:00:01"
+
+
+def test_the_first_one_at_a_socket_listens(tmp_path: Path) -> None:
+    path = tmp_path / "wire"
+    with connected(asked(f"socket:{path}"), "a") as first:
+        with connected(asked(f"socket:{path}"), "b") as second:
+            assert isinstance(first.wires[0], Listening) and first.takes_callers
+            assert isinstance(second.wires[0], Stream) and not second.takes_callers
+            second.wires[0].send(0, FRAME)
+            assert first.wires[0].receive(0) == [FRAME]
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_socket_that_was_left_behind_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "wire"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    with connected(asked(f"socket:{path}"), "a") as wired:
+        assert isinstance(wired.wires[0], Listening)
+
+
+def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with (
+        pytest.raises(UsageError, match=r"file: .*refused"),
+        connected(asked(f"socket:{path}"), "a"),
+    ):
+        pass
+    assert path.read_text() == "mine"
+
+
+def test_a_lack_of_passt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with (
+        pytest.raises(UsageError, match="there is no passt on this host"),
+        connected(asked("user"), "a"),
+    ):
+        pass
+
+
+def passt_or_skip() -> None:
+    if shutil.which("passt") is None:
+        pytest.skip("there is no passt") if "CI" not in os.environ else pytest.fail("no passt")
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    passt_or_skip()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = f"user,hostfwd=tcp:127.0.0.1:{port}:22"
+        with pytest.raises(UsageError, match=r"passt: .*"), connected(asked(text), "a"):
+            pass
+
+
+def test_passt_ends_with_the_run() -> None:
+    passt_or_skip()
+    for _ in range(2):  # the second one finds its port free
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with connected(asked(f"user,hostfwd=tcp:127.0.0.1:{port}:22"), "a"):
+            socket.create_connection(("127.0.0.1", port)).close()
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+
+
+def test_a_capture_is_what_tshark_reads(tmp_path: Path) -> None:
+    if shutil.which("tshark") is None:
+        pytest.skip("there is no tshark") if "CI" not in os.environ else pytest.fail("no tshark")
+    path = tmp_path / "x.pcapng"
+    with path.open("wb") as file:
+        capture = Capture(file.write, ["vif-0", "vif-1"])
+        capture.packet(0, 1_500_000_001, OUTBOUND, FRAME)
+        capture.packet(1, 5 << 32, INBOUND, FRAME + b"x")
+    fields = ("frame.time_epoch", "frame.interface_name", "frame.packet_flags_direction")
+    options = [word for field in (*fields, "frame.len") for word in ("-e", field)]
+    command = ["tshark", "-r", path, "-T", "fields", *options]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    first, second = (line.split("\t") for line in shown.splitlines())
+    assert first == ["1.500000001", "vif-0", "0x00000002", str(len(FRAME))]
+    assert second == ["21.474836480", "vif-1", "0x00000001", str(len(FRAME) + 1)]

@@ -1,0 +1,96 @@
+"""``--net``: what a person asks for, in words that are near to QEMU's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from xenemu.errors import UsageError
+
+NOBODY: Final = "none-but-pcap"
+FORMS: Final = f"user, socket:PATH or {NOBODY}"
+MAX_PORT: Final = 65535
+FORWARD: Final = re.compile(
+    r"(?P<protocol>tcp|udp):(?:(?P<address>\[[^]]*\]|[^:,\[\]]*):)?"
+    r"(?P<host>\d{1,5})(?:-:?|:)(?P<guest>\d{1,5})",
+    re.ASCII,
+)
+MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port of this host's that leads to one of the guest's."""
+
+    protocol: str
+    address: str  # of this host; empty for all of them
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One network interface: whom its wire leads to, and its address if that is asked for.
+
+    `path` is that of a socket. Without a path, it is the user's network, or nobody's.
+    """
+
+    text: str
+    is_user: bool = False
+    path: Path | None = None
+    mac: str | None = None
+    forwards: tuple[Forward, ...] = ()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing comes from outside, so that the run is a function of its start."""
+        return not (self.is_user or self.path)
+
+
+def parse_net(option: str, text: str) -> Asked:
+    """Read ``user[,hostfwd=...]``, ``socket:PATH`` or ``none-but-pcap``, each with ``,mac=``.
+
+    UsageError says what is wrong.
+    """
+    said = f"{option} {text}"
+    kind, *settings = text.split(",")
+    path = kind.removeprefix("socket:") if kind.startswith("socket:") else None
+    if kind not in ("user", NOBODY) and not path:
+        raise UsageError(f"{said}: give {FORMS}")
+    mac, forwards = None, []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key == "mac":
+            mac = _mac(said, value)
+        elif key == "hostfwd" and kind == "user":
+            forwards.append(_forward(said, value))
+        else:
+            known = "hostfwd= and mac=" if kind == "user" else "mac="
+            raise UsageError(f"{said}: {setting!r} is unknown; there are {known}")
+    return Asked(text, kind == "user", Path(path) if path else None, mac, tuple(forwards))
+
+
+def _mac(said: str, text: str) -> str:
+    if not MAC.fullmatch(text):
+        raise UsageError(f"{said}: mac= wants an address such as 00:16:3e:12:34:56")
+    if int(text[:2], 16) & 1:
+        raise UsageError(f"{said}: {text} is an address of many; the first byte must be even")
+    return text.lower()
+
+
+def _forward(said: str, text: str) -> Forward:
+    found = FORWARD.fullmatch(text)
+    if not found or not all(0 < int(found[end]) <= MAX_PORT for end in ("host", "guest")):
+        raise UsageError(
+            f"{said}: hostfwd= wants tcp or udp, this host's port and the guest's: tcp:2222:22, or"
+            " tcp:127.0.0.1:2222-:22 as in QEMU"
+        )
+    address = (found["address"] or "").strip("[]")
+    try:
+        address = str(ip_address(address)) if address else ""
+    except ValueError:
+        raise UsageError(f"{said}: {address} is no IP address") from None
+    return Forward(found["protocol"], address, int(found["host"]), int(found["guest"]))
