@@ -1,4 +1,4 @@
-"""An initramfs with modules of the kernel's, one of which panics a second after it is loaded."""
+"""An initramfs with modules of the kernel's: by default some of which one panics after a second."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ poweroff -f
 """
 
 
-def module_initramfs(guest_image, kernel):
-    """The archive for a kernel of guests/images.toml, with the modules of its own package."""
-    members = entries(INIT, guest_image("busybox").read_bytes())
+def module_initramfs(guest_image, kernel, init=INIT, modules=MODULES):
+    """The archive for a kernel of guests/images.toml, with modules of its own package."""
+    members = entries(init, guest_image("busybox").read_bytes())
     folder = guest_image(f"{kernel}-modules")
-    for name in MODULES:
+    for name in modules:
         (path,) = folder.glob(f"{name}.ko*")
         data = path.read_bytes()
         if path.suffix == ".xz":

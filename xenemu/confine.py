@@ -25,7 +25,7 @@ import importlib
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -111,8 +111,10 @@ def obstacle() -> str:
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
 
 
-def confine(callers: bool = False) -> Confinement:
+def confine(callers: bool = False, more: Iterable[str] = ()) -> Confinement:
     """Confine this process, which has one thread; with `callers`, such may come and go.
+
+    `more` are the names of system calls that the guest's devices need, beside CALLS.
 
     If this host lacks one of the locks, that lock is left out, and the answer says so. No exception
     is raised.
@@ -126,7 +128,7 @@ def confine(callers: bool = False) -> Confinement:
     if library is None:
         return Confinement(landlock, MISSING)
     try:
-        _filter(library, [*CALLS, *CALLER_CALLS] if callers else CALLS)
+        _filter(library, [*CALLS, *(CALLER_CALLS if callers else ()), *more])
     except OSError as error:
         return Confinement(landlock, str(error.strerror))
     return Confinement(landlock)

@@ -51,6 +51,7 @@ def test_everything(plan, tmp_path):
         rootfs = "d"
         busybox = "k2"
         module = ["k", "k2=root=x"]
+        disk = ["k,rw", "k2"]
         environment = {A = "1", B = "two words"}
         input = "ls"
         expect = ["one", {pattern = "two", send = "x"}]
@@ -75,6 +76,7 @@ def test_everything(plan, tmp_path):
         rootfs=tmp_path / "d",
         busybox=tmp_path / "k2",
         module=(str(tmp_path / "k"), f"{tmp_path / 'k2'}=root=x"),
+        disk=(f"{tmp_path / 'k'},rw", str(tmp_path / "k2")),
         environment=(("A", "1"), ("B", "two words")),
         input="ls",
         expect=(Step("one"), Step("two", "x")),

@@ -79,6 +79,7 @@ class AttendedRun:
     listener: Listener | None = None
     wired: Wired | None = None
     capture: Output | None = None
+    devices: Sequence[BusBackend] = ()
 
     @property
     def _has_stdio(self) -> bool:
@@ -101,7 +102,8 @@ class AttendedRun:
             if self.draft_notes is not None:
                 loaded = replace(loaded, draft_notes=self.draft_notes)
             status.phase("xenemu: building the domain")
-            machine = _build(loaded, self.config, self.mode, self.wired.vifs if self.wired else ())
+            vifs = self.wired.vifs if self.wired else ()
+            machine = _build(loaded, self.config, self.mode, [*self.devices, *vifs])
             witness = Witness(machine, loaded)
             silence = Silence(
                 lambda: machine.engine.now_ns,
@@ -119,7 +121,7 @@ class AttendedRun:
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
                 sources = self._sources(terminal, status)
-                _confine(self.confined, self._takes_callers, self.verbose)
+                self._confine()
                 if self.listener and self._has_stdio:
                     _tell(f"waiting for gdb: target remote {self.listener.address}")
                 outcome = machine.run(terminal, self.limits, self.audit_ns, server, sources)
@@ -158,6 +160,18 @@ class AttendedRun:
         self.wired.tell = lambda sentence: _tell_amid(status, sentence)
         capture = self.capture
         return self.wired.sources(partial(terminal.put, capture) if capture else None)
+
+    def _confine(self) -> None:
+        if self.confined is Confine.OFF:
+            return
+        inherited.close()
+        more = [call for device in self.devices for call in device.calls]
+        confinement = confine(self._takes_callers, more)
+        if confinement.trouble and self.confined is Confine.MUST:
+            raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
+        if self.verbose:
+            trouble = f"; {confinement.trouble}" if confinement.trouble else ""
+            _tell(f"confined by {confinement}{trouble}")
 
     def _explain_end(
         self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int, is_shared: bool
@@ -264,18 +278,6 @@ def _build(
             raise
         size = format_size(config.memory)
         raise UsageError(f"--memory: this host has no {size} to give; try less") from None
-
-
-def _confine(wanted: Confine, callers: bool, verbose: bool) -> None:
-    if wanted is Confine.OFF:
-        return
-    inherited.close()
-    confinement = confine(callers)
-    if confinement.trouble and wanted is Confine.MUST:
-        raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
-    if verbose:
-        trouble = f"; {confinement.trouble}" if confinement.trouble else ""
-        _tell(f"confined by {confinement}{trouble}")
 
 
 @contextmanager

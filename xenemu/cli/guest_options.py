@@ -52,6 +52,15 @@ Net = Annotated[
         metavar="user[,hostfwd=tcp:HOSTPORT:PORT]|socket:PATH|none-but-pcap[,mac=MAC]",
     ),
 ]
+Disk = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A disk for the guest. What it writes is gone after the run: with rw it is in FILE,"
+        " with ro it is refused. Without a name, it is the first free of xvda, xvdb and so on. For"
+        " several disks, say it again.",
+        metavar="FILE[,ro|rw|overlay][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]",
+    ),
+]
 RngSeed = Annotated[
     str,
     typer.Option(

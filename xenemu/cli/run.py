@@ -17,6 +17,7 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
+    Disk,
     DraftNotes,
     Init,
     Initrd,
@@ -31,6 +32,7 @@ from xenemu.cli.guest_options import (
 )
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.confine import obstacle
+from xenemu.disks import opened, parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
 from xenemu.options import (
@@ -120,6 +122,7 @@ def run(
             metavar="FILE[=CMDLINE]",
         ),
     ] = None,
+    disk: Disk = None,
     net: Net = None,
     pcap: Annotated[
         Path | None,
@@ -287,10 +290,16 @@ def run(
     audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
+    disks = [parse_disk("--disk", text) for text in disk or []]
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
     if pcap is not None and not net:
         raise UsageError("--pcap: the guest has no network; give it one: --net none-but-pcap")
-    with Outputs() as outputs, listening(gdb) as listener, networked(net, config.name) as wired:
+    with (
+        Outputs() as outputs,
+        listening(gdb) as listener,
+        opened("--disk", disks) as devices,
+        networked(net, config.name) as wired,
+    ):
         attended = AttendedRun(
             kernel,
             symbols,
@@ -310,6 +319,7 @@ def run(
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,
+            devices=devices,
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -35,7 +35,6 @@ from xenemu.hv import event_channel
 from xenemu.hv.state.domain import Domain
 
 TOKEN: Final = b"frontend"
-NOT_STATE: Final = ("store", "connection")  # attributes that belong to the store
 NUMBER: Final = re.compile(rb"\s*([+-]?[0-9]+)")
 
 
@@ -48,6 +47,8 @@ class BusBackend:
     """
 
     kind: ClassVar[str]  # as in the paths, such as "vbd"
+    calls: ClassVar[Sequence[str]] = ()  # the host's system calls that it makes while guests run
+    not_state: ClassVar[Sequence[str]] = ("store", "connection")  # what is saved elsewhere
 
     devid: int
     domid: int = field(default=0, init=False)
@@ -297,7 +298,7 @@ class BusBackend:
             yield f"{self.name} knows of dom0's ports {self.ports}, and has {own}"
 
     def save(self) -> object:
-        own = {name: value for name, value in vars(self).items() if name not in NOT_STATE}
+        own = {name: value for name, value in vars(self).items() if name not in self.not_state}
         return copy.deepcopy(own)
 
     def restore(self, state: object) -> None:

@@ -47,7 +47,11 @@ class Memory:
         if not 0 <= maddr <= end <= len(self.bytes):
             raise IndexError(f"machine range {maddr:#x}+{len(data):#x} is outside memory")
         self.bytes[maddr:end] = data
-        for mfn in range(maddr >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT):
+        self.wrote(maddr, len(data))
+
+    def wrote(self, maddr: Maddr, size: int) -> None:
+        """Somebody has stored `size` bytes through `bytes`, in RAM."""
+        for mfn in range(maddr >> PAGE_SHIFT, (maddr + size + PAGE_SIZE - 1) >> PAGE_SHIFT):
             if self.code[mfn]:
                 self.stale_code.add(mfn)
 

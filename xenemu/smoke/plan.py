@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from xenemu.boot import AUTO, MODES
+from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.options import (
@@ -103,6 +104,7 @@ class Boot:
     rootfs: Path | None = None
     busybox: Path | None = None
     module: tuple[str, ...] = ()
+    disk: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     input: str = ""
     expect: tuple[Step, ...] = ()
@@ -308,6 +310,14 @@ class _Reader:
             found.append(f"{self.file_of(path)}{equals}{cmdline}")
         return tuple(found)
 
+    def disks(self, value: Any) -> tuple[str, ...]:
+        found = []
+        for text in _strings(value):
+            spec = parse_disk("disk", text)
+            words = text.partition(",")[2]
+            found.append(",".join(filter(None, (str(self.file_of(str(spec.path))), words))))
+        return tuple(found)
+
     def error(self, place: tuple[Any, ...], problem: str) -> UsageError:
         """An error about what stands at `place`, such as ``("boot", 2, "timeout")``."""
         key = next((part for part in reversed(place) if isinstance(part, str)), "")
@@ -470,6 +480,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "rootfs": _Reader.maybe_directory,
     "busybox": _Reader.maybe_file,
     "module": _Reader.modules,
+    "disk": _Reader.disks,
     "environment": lambda reader, value: _environment(value),
     "input": lambda reader, value: _string(value),
     "expect": lambda reader, value: _steps(value),

@@ -13,10 +13,12 @@ import re
 import select
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from xenemu import coverage, image
+from xenemu.disks import opened, parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import format_size, parse_module, read_module
@@ -70,6 +72,7 @@ class Session:
     def __post_init__(self) -> None:
         """Load and build. Raises what `xenemu run` raises for what cannot be had."""
         boot, self._started = self.boot, self.clock()
+        self._files = ExitStack()  # for as long as there is the guest
         self._steps: list[tuple[Step, re.Pattern[str]]] = []
         self._reject = [re.compile(pattern, re.MULTILINE) for pattern in boot.reject]
         self._input = bytearray(boot.input.encode())
@@ -89,8 +92,10 @@ class Session:
             slice_ns=boot.slice,
             schedule_seed=boot.schedule_seed,
         )
+        disks = [parse_disk("disk", text) for text in boot.disk]
+        self.devices = self._files.enter_context(opened("disk", disks))
         try:
-            self.machine = Machine(self.image, config, boot.mode)
+            self.machine = Machine(self.image, config, boot.mode, self.devices)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -101,6 +106,11 @@ class Session:
         self._recording = (
             coverage.Recording(self.machine, self.image, True) if boot.covered else None
         )
+
+    @property
+    def calls(self) -> list[str]:
+        """The system calls that the guest's devices need; see `confine`."""
+        return [call for device in self.devices for call in device.calls]
 
     # What to do with the guest.
 

@@ -1,0 +1,177 @@
+"""xenemu/disks.py: disks as a person asks for them, and what becomes of the files."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from xenemu.disks import Access, DiskSpec, Format, opened, parse_disk
+from xenemu.dom0.disk import FileDisk, OverlayDisk
+from xenemu.errors import UsageError
+
+CONTENT = bytes(range(256)) * 64  # 32 sectors
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("a", DiskSpec(Path("a"))),
+        ("a,rw", DiskSpec(Path("a"), Access.WRITE)),
+        ("a,ro,name=xvdb1", DiskSpec(Path("a"), Access.READ_ONLY, "xvdb1")),
+        ("/x/a,overlay", DiskSpec(Path("/x/a"))),
+        ("a,format=qcow2", DiskSpec(Path("a"), format=Format.QCOW2)),
+        ("a,sector-size=4096,format=raw", DiskSpec(Path("a"), format=Format.RAW, sector_size=4096)),
+    ],
+)
+def test_a_disk_is_read(text: str, spec: DiskSpec) -> None:
+    assert parse_disk("--disk", text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "give a file"),
+        (",rw", "give a file"),
+        ("a,wr", "'wr' is not known: FILE"),
+        ("a,format=vmdk", "'format=vmdk' is not known"),
+        ("a,sector-size=1024", "'sector-size=1024' is not known"),
+        ("a,size=4", "'size=4' is not known"),
+        ("a,rw,ro", "ro: this is said twice"),
+        ("a,name=vda", "'vda' is no name of a disk: give one such as xvda"),
+        ("a,", "'' is not known"),
+    ],
+)
+def test_what_is_no_disk_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_disk("--disk", text)
+    assert str(error.value).startswith(f"--disk {text}: {problem}")
+
+
+def problem_of(*specs: DiskSpec) -> str:
+    with pytest.raises(UsageError) as error, opened("--disk", specs):
+        pass
+    return str(error.value)
+
+
+def test_disks_get_the_names_that_are_free(path: Path) -> None:
+    names = ("", "xvda", "", "sda")
+    with opened("--disk", [DiskSpec(path, name=name) for name in names]) as blocks:
+        assert [(block.vdev, block.devid) for block in blocks] == [
+            ("xvdb", 51728),
+            ("xvda", 51712),
+            ("xvdc", 51744),
+            ("sda", 2048),
+        ]
+    twice = DiskSpec(path, name="xvda")
+    assert problem_of(twice, twice) == f"--disk {path}: another disk is xvda"
+
+
+def test_each_access_has_its_disk(path: Path) -> None:
+    for access, kind in (
+        (Access.OVERLAY, OverlayDisk),
+        (Access.READ_ONLY, FileDisk),
+        (Access.WRITE, FileDisk),
+    ):
+        with opened("--disk", [DiskSpec(path, access)]) as (block,):
+            assert isinstance(block.disk, kind)
+            assert block.read_only is (access is Access.READ_ONLY)
+            assert block.disk.size == len(CONTENT)
+            if access is not Access.READ_ONLY:
+                block.disk.write(0, [memoryview(b"new")])
+        written = access is Access.WRITE
+        assert path.read_bytes() == (b"new" + CONTENT[3:] if written else CONTENT)
+
+
+def test_a_file_that_is_written_to_is_used_by_nobody_else(path: Path) -> None:
+    both = [DiskSpec(path), DiskSpec(path, Access.READ_ONLY)]
+    with opened("--disk", both):
+        assert problem_of(DiskSpec(path, Access.WRITE)) == (
+            f"--disk {path}: it is being used, and so it is locked"
+        )
+    with opened("--disk", [DiskSpec(path, Access.WRITE)]):
+        for spec in both:
+            assert problem_of(spec) == f"--disk {path}: it is being written to, and so it is locked"
+    with path.open("rb") as file:  # nothing stays locked
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_cannot_be_a_disk_is_refused(path: Path, tmp_path: Path) -> None:
+    missing, folder, pipe = tmp_path / "missing", tmp_path, tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for access in Access:
+        for at, problem in (
+            (missing, "No such file or directory"),
+            (pipe, "a disk is a file or a block device"),
+        ):
+            assert problem_of(DiskSpec(at, access)) == f"--disk {at}: {problem}"
+    assert problem_of(DiskSpec(folder)) == f"--disk {folder}: a disk is a file or a block device"
+    path.write_bytes(bytes(511))
+    assert "there is not one sector of 512 bytes in it" in problem_of(DiskSpec(path))
+
+
+def test_only_whole_sectors_count(path: Path) -> None:
+    path.write_bytes(CONTENT + b"x" * 700)
+    for sector_size, size in ((512, len(CONTENT) + 512), (4096, len(CONTENT))):
+        with opened("--disk", [DiskSpec(path, sector_size=sector_size)]) as (block,):
+            assert block.disk.size == size
+
+
+def test_qcow2_is_told_from_raw(path: Path) -> None:
+    path.write_bytes(b"QFI\xfb" + CONTENT)
+    assert problem_of(DiskSpec(path)) == (
+        f"--disk {path}: it looks like qcow2: add format=qcow2, or else format=raw"
+    )
+    with opened("--disk", [DiskSpec(path, format=Format.RAW)]) as (block,):
+        assert isinstance(block.disk, OverlayDisk)
+
+
+@pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img, of qemu-utils")
+def test_qcow2_is_read_and_written_over(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dissect.hypervisor")
+    for number, more in enumerate(([], ["-c"], ["-o", "compat=0.10"])):
+        image = tmp_path / f"{number}.qcow2"
+        command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", *more, path, image]
+        subprocess.run(command, check=True)
+        digest = hashlib.sha256(image.read_bytes()).digest()
+        spec = DiskSpec(image, format=Format.QCOW2)
+        with opened("--disk", [spec]) as (block,):
+            assert block.disk.size == len(CONTENT)
+            block.disk.write(5000, [memoryview(b"new")])
+            into = [memoryview(bytearray(8000)), memoryview(bytearray(len(CONTENT) - 8000))]
+            block.disk.read(0, into)
+            assert b"".join(into) == CONTENT[:5000] + b"new" + CONTENT[5003:]
+        assert hashlib.sha256(image.read_bytes()).digest() == digest
+    assert "a qcow2 file is not written to: leave rw out" in problem_of(
+        DiskSpec(image, Access.WRITE, format=Format.QCOW2)
+    )
+
+
+def test_what_only_looks_like_qcow2_is_refused(path: Path) -> None:
+    pytest.importorskip("dissect.hypervisor")
+    for content in (CONTENT, b"QFI\xfb", b"QFI\xfb" + bytes(100), b"QFI\xfb\0\0\0\3" + CONTENT):
+        path.write_bytes(content)
+        problem = problem_of(DiskSpec(path, format=Format.QCOW2))
+        assert problem.startswith(f"--disk {path}: it cannot be read as qcow2")
+
+
+def test_without_the_library_qcow2_has_another_way(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dissect.hypervisor.disk.qcow2", None)
+    assert problem_of(DiskSpec(path, format=Format.QCOW2)) == (
+        f"--disk {path}: to read qcow2, pip install 'xenemu[qcow2]'; or make it raw with"
+        " qemu-img convert -O raw"
+    )

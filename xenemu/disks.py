@@ -1,0 +1,183 @@
+"""A guest's disks as a person asks for them, and the files that they are kept in.
+
+An error begins with the name of the option, or of whatever else held the text.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+from xenemu.dom0 import vdev
+from xenemu.dom0.block import Block
+from xenemu.dom0.disk import BlocksInMemory, Disk, FileDisk, OverlayDisk, StreamDisk
+from xenemu.errors import UsageError
+
+if TYPE_CHECKING:
+    from dissect.hypervisor.disk.qcow2 import QCow2
+
+QCOW2_MAGIC: Final = b"QFI\xfb"
+SECTOR_SIZES: Final = (512, 4096)
+SYNTAX: Final = "FILE[,ro|rw|overlay][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
+
+
+class Access(Enum):
+    """What becomes of what the guest writes."""
+
+    OVERLAY = "overlay"  # it is kept for this run, and the file stays as it is
+    READ_ONLY = "ro"  # the guest gets an error
+    WRITE = "rw"  # it is in the file
+
+
+class Format(Enum):
+    """What a file has besides the disk's bytes."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """A disk that a guest is to have; without a `name` it is the first that is free.
+
+    Without a `format`, the file is raw, but must not look like another.
+    """
+
+    path: Path
+    access: Access = Access.OVERLAY
+    name: str = ""
+    format: Format | None = None
+    sector_size: int = 512
+
+
+def parse_disk(option: str, text: str) -> DiskSpec:
+    """Read a disk given as SYNTAX says; UsageError."""
+    path, *words = text.split(",")
+    values: dict[str, object] = {}
+    if not path:
+        raise UsageError(f"{option} {text}: give a file: {SYNTAX}")
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            key, value = "access", word
+        if key in values:
+            raise UsageError(f"{option} {text}: {word}: this is said twice")
+        try:
+            match key:
+                case "access":
+                    values[key] = Access(value)
+                case "name":
+                    vdev.number_of(value)
+                    values[key] = value
+                case "format":
+                    values[key] = Format(value)
+                case "sector-size" if value in map(str, SECTOR_SIZES):
+                    values["sector_size"] = int(value)
+                case _:
+                    raise ValueError
+        except ValueError as error:
+            problem = str(error) if key == "name" else f"{word!r} is not known: {SYNTAX}"
+            raise UsageError(f"{option} {text}: {problem}") from None
+    return DiskSpec(Path(path), **values)  # type: ignore[arg-type]
+
+
+def name_all(option: str, specs: Sequence[DiskSpec]) -> list[tuple[str, int]]:
+    """The name and the number of each disk; UsageError if two have one."""
+    taken = {spec.name for spec in specs}
+    found: dict[int, str] = {}
+    names = []
+    for spec in specs:
+        name = spec.name or vdev.free_name(taken)
+        taken.add(name)
+        number = vdev.number_of(name)
+        if number in found:
+            raise UsageError(f"{option} {spec.path}: another disk is {found[number]}")
+        found[number] = name
+        names.append((name, number))
+    return names
+
+
+@contextmanager
+def opened(option: str, specs: Sequence[DiskSpec]) -> Iterator[list[Block]]:
+    """Open and lock the files of disks, as backends; UsageError."""
+    names = name_all(option, specs)
+    with ExitStack() as files:
+        yield [
+            Block(
+                number,
+                disk=_open(option, spec, files),
+                vdev=name,
+                params=str(spec.path),
+                read_only=spec.access is Access.READ_ONLY,
+                sector_size=spec.sector_size,
+            )
+            for spec, (name, number) in zip(specs, names, strict=True)
+        ]
+
+
+def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
+    said = f"{option} {spec.path}"
+    writes = spec.access is Access.WRITE
+    try:
+        flags = os.O_RDWR if writes else os.O_RDONLY
+        descriptor = os.open(spec.path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UsageError(f"{said}: {error.strerror}") from None
+    files.callback(os.close, descriptor)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFBLK):
+        raise UsageError(f"{said}: a disk is a file or a block device")
+    _lock(said, descriptor, writes)
+    looks_like_qcow2 = os.pread(descriptor, len(QCOW2_MAGIC), 0) == QCOW2_MAGIC
+    disk: Disk
+    if spec.format is Format.QCOW2:
+        if writes:
+            raise UsageError(
+                f"{said}: a qcow2 file is not written to: leave rw out, or make it raw with"
+                " qemu-img convert -O raw"
+            )
+        disk = _open_qcow2(said, spec.path)
+    elif looks_like_qcow2 and spec.format is None:
+        raise UsageError(f"{said}: it looks like qcow2: add format=qcow2, or else format=raw")
+    else:
+        disk = FileDisk(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+    disk.size -= disk.size % spec.sector_size
+    if not disk.size:
+        raise UsageError(f"{said}: there is not one sector of {spec.sector_size} bytes in it")
+    return OverlayDisk(disk, BlocksInMemory()) if spec.access is Access.OVERLAY else disk
+
+
+def _lock(said: str, descriptor: int, writes: bool) -> None:
+    """Keep others from writing to it, and with `writes` from using it at all."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if writes else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        what = "used" if writes else "written to"
+        raise UsageError(f"{said}: it is being {what}, and so it is locked") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _open_qcow2(said: str, path: Path) -> StreamDisk:
+    """Open a qcow2 file, and the one that it is based on, by a library."""
+    try:
+        from dissect.hypervisor.disk.qcow2 import QCow2  # noqa: PLC0415 (an extra)
+        from dissect.hypervisor.exceptions import Error  # noqa: PLC0415
+    except ImportError:
+        raise UsageError(
+            f"{said}: to read qcow2, pip install 'xenemu[qcow2]'; or make it raw with"
+            " qemu-img convert -O raw"
+        ) from None
+    try:
+        image: QCow2 = QCow2(path)
+        stream = image.open()
+    except (Error, OSError, EOFError, ValueError) as error:
+        raise UsageError(f"{said}: it cannot be read as qcow2: {error}") from None
+    return StreamDisk(cast(BinaryIO, stream), stream.size)

@@ -1,0 +1,373 @@
+"""A block device: the backend that Linux's xen-blkback is on a real host.
+
+A request takes time: a disk does one after the other, at NS_PER_BYTE, and each is done LATENCY_NS
+after that. So requests are done in their order, and a flush needs to wait for nothing. The pages of
+a request are mapped from when it is taken until it is done. The bytes move when it is done.
+
+Header: public/io/blkif.h
+In Xen: Linux's drivers/block/xen-blkback; tools/libs/light/libxl_disk.c
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from xenemu.abi.errno import EINVAL, ENOSYS
+from xenemu.abi.grant_table import GNTMAP_host_map, GNTMAP_readonly
+from xenemu.abi.io.blkif import (
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+    SECTOR_SHIFT,
+    VDISK_READONLY,
+    blkif_request,
+    blkif_response,
+)
+from xenemu.dom0 import disk as disks
+from xenemu.dom0 import grants
+from xenemu.dom0.block_request import (
+    FLUSHES,
+    MAX_INDIRECT_SEGMENTS,
+    BadRequestError,
+    Request,
+    UnknownRequestError,
+    check,
+    decode,
+    identify,
+)
+from xenemu.dom0.bus import BusBackend
+from xenemu.dom0.disk import Disk
+from xenemu.dom0.ring import BackRing, RingError
+from xenemu.errors import XenError
+from xenemu.hv.grant_table import GrantError
+from xenemu.hv.state.domain import Domain
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+
+LATENCY_NS: Final = 50_000
+NS_PER_BYTE: Final = 1  # 1 GB/s
+
+MAX_QUEUES: Final = 4
+MAX_RING_PAGE_ORDER: Final = 4
+MAX_PERSISTENT: Final = 1056  # pages that a queue keeps mapped: blkback's max_pgrants
+WIDTHS: Final = {b"x86_64-abi": 8, b"x86_32-abi": 4}
+
+DONE: Final = 1  # numbers of timers: a request is done;
+LOOK: Final = 2  # there are requests in the ring of the queue that this is added to
+
+
+@dataclass
+class Pending:
+    """A request under way: when it is done, its pages, and the handles of those to be unmapped."""
+
+    queue: int
+    request: Request
+    due_ns: int = 0
+    mfns: list[Mfn] = field(default_factory=list)
+    handles: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Queue:
+    """A ring with its port. `persistent` has the pages that stay mapped, by their references."""
+
+    ring: BackRing
+    port: int
+    persistent: dict[int, tuple[int, Mfn]] = field(default_factory=dict)
+    halted: bool = False  # for good: its frontend has broken the ring
+
+
+@dataclass
+class Block(BusBackend):
+    """A disk of a domain's.
+
+    `vdev` is its name in the guest, such as xvda; `params` what the toolstack calls its file.
+    """
+
+    kind = "vbd"
+    calls = disks.CALLS
+    not_state = (*BusBackend.not_state, "disk")  # which has a say of its own
+
+    disk: Disk
+    vdev: str
+    params: str = ""
+    read_only: bool = False
+    sector_size: int = 512
+    queues: list[Queue] = field(default_factory=list, init=False)
+    width: int = field(default=8, init=False)  # of the ring's layout
+    is_persistent: bool = field(default=False, init=False)
+    pending: deque[Pending] = field(default_factory=deque, init=False)
+    free_ns: int = field(default=0, init=False)  # when the disk has nothing more to move
+
+    def frontend_nodes(self) -> Mapping[str, str | int]:
+        return {"virtual-device": self.devid, "device-type": "disk"}
+
+    def backend_nodes(self) -> Mapping[str, str | int]:
+        mode = "r" if self.read_only else "w"
+        minor = self.devid & 0xFF
+        return {
+            "params": self.params,
+            "script": "/etc/xen/scripts/block",
+            "removable": 0,
+            "bootable": 1,
+            "dev": self.vdev,
+            "type": "phy",
+            "mode": mode,
+            "device-type": "disk",
+            "discard-enable": 0 if self.read_only else 1,
+            "specification": "xen",
+            "physical-device": f"7:{minor:x}",  # a loop device
+            "physical-device-path": f"/dev/loop{minor}",
+        }
+
+    def probe(self, domain: Domain) -> None:
+        self.write("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS)
+        self.write("multi-queue-max-queues", MAX_QUEUES)
+        self.write("max-ring-page-order", MAX_RING_PAGE_ORDER)
+
+    def open(self, domain: Domain) -> None:
+        """Connect the queues, and say what the disk is; see `BusBackend.open`."""
+        protocol = self.read("protocol")
+        if protocol is None:
+            self.width = domain.vcpus[0].width
+        elif protocol in WIDTHS:
+            self.width = WIDTHS[protocol]
+        else:
+            raise XenError(ENOSYS, f"unknown fe protocol {protocol[:63].decode('latin-1')}")
+        self.is_persistent = bool(self.read_number("feature-persistent", 0))
+        count = self.read_number("multi-queue-num-queues", 1)
+        if not 1 <= count <= MAX_QUEUES:
+            raise XenError(
+                ENOSYS, f"guest requested {count} queues, exceeding the maximum of {MAX_QUEUES}."
+            )
+        pages = self._ring_pages()
+        for number in range(count):
+            place = f"queue-{number}/" if count > 1 else ""
+            self.queues.append(self._open_queue(domain, place, pages))
+        self._describe()
+
+    def _ring_pages(self) -> int:
+        order = self.read_number("ring-page-order", 0)
+        if order > MAX_RING_PAGE_ORDER:
+            raise XenError(
+                EINVAL, f"requested ring page order {order} exceed max:{MAX_RING_PAGE_ORDER}"
+            )
+        return 1 << order
+
+    def _open_queue(self, domain: Domain, place: str, pages: int) -> Queue:
+        port = self.read_number(f"{place}event-channel")
+        if pages == 1 and self.read(f"{place}ring-ref0") is None:
+            names = [f"{place}ring-ref"]
+        else:
+            names = [f"{place}ring-ref{number}" for number in range(pages)]
+        refs = [self.read_number(name) for name in names]
+        try:
+            shared = self.map_pages(domain, refs)
+            ring = BackRing.attach(domain.memory, shared, blkif_request.sizeof(self.width))
+            return Queue(ring, self.bind(domain, port))
+        except XenError as error:
+            reason = f"mapping ring-ref port {port}: {error.reason}"
+            raise XenError(error.errno, reason) from None
+
+    def _describe(self) -> None:
+        """Write what a frontend must know of the disk."""
+        can_write = 0 if self.read_only else 1
+        self.write("feature-flush-cache", can_write)
+        if can_write:
+            self.write("discard-granularity", disks.BLOCK_SIZE)
+            self.write("discard-alignment", 0)
+            self.write("discard-secure", 0)
+            self.write("feature-discard", 1)
+        self.write("feature-barrier", can_write)
+        self.write("feature-persistent", 1)
+        self.write("sectors", self.disk.size >> SECTOR_SHIFT)
+        self.write("info", VDISK_READONLY if self.read_only else 0)
+        self.write("sector-size", self.sector_size)
+        self.write("physical-sector-size", self.sector_size)
+
+    def shut(self, domain: Domain) -> None:
+        """Finish what is under way without an answer, and unmap everything."""
+        while self.pending:
+            self._finish(domain, self.pending.popleft())
+        for queue in self.queues:
+            for handle, _ in queue.persistent.values():
+                grants.unmap_grant(domain, handle)
+        self.queues.clear()
+        domain.timers.cancel((self.name, DONE))
+
+    # Requests are taken,
+
+    def event(self, domain: Domain, port: int) -> None:
+        for number, queue in enumerate(self.queues):
+            if queue.port == port:
+                domain.timers.set((self.name, LOOK + number), 0)  # the clock is asked there
+
+    def due(self, domain: Domain, number: int, now_ns: int) -> None:
+        if number == DONE:
+            self._complete(domain, now_ns)
+        elif number - LOOK < len(self.queues):  # it may have closed meanwhile
+            self._take_all(domain, number - LOOK, now_ns)
+
+    def _take_all(self, domain: Domain, number: int, now_ns: int) -> None:
+        queue = self.queues[number]
+        answered = False
+        try:
+            while not queue.halted:
+                slot = queue.ring.take(domain.memory)
+                if slot is not None:
+                    answered |= self._take(domain, number, slot, now_ns)
+                elif not queue.ring.final_check(domain.memory):
+                    break
+        except RingError as error:
+            queue.halted = True
+            self.complain(domain, XenError(EINVAL, f"queue {number} halted: {error}"))
+        if answered:
+            self._push(domain, queue)
+        self._set_timer(domain)
+
+    def _take(self, domain: Domain, number: int, slot: bytes, now_ns: int) -> bool:
+        """Begin a request, or answer one that cannot be done; whether it was answered."""
+        queue = self.queues[number]
+        try:
+            request = decode(self.width, slot, lambda refs: self._read_pages(domain, queue, refs))
+            check(request, self.disk.size, self.sector_size, self.read_only)
+            pending = self._map_all(domain, number, request)
+        except (BadRequestError, UnknownRequestError, GrantError) as error:
+            unknown = isinstance(error, UnknownRequestError)
+            status = BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
+            self._answer(domain, queue, *identify(self.width, slot), status)
+            domain.refusals.append(f"{self.name}: {error}")
+            return True
+        moved = 0 if request.operation == BLKIF_OP_DISCARD else request.size
+        self.free_ns = max(self.free_ns, now_ns) + moved * NS_PER_BYTE
+        pending.due_ns = self.free_ns + LATENCY_NS
+        self.pending.append(pending)
+        return False
+
+    def _map_all(self, domain: Domain, number: int, request: Request) -> Pending:
+        """Map all that a request needs; GrantError, and nothing is."""
+        pending = Pending(number, request)
+        read_only = request.operation != BLKIF_OP_READ
+        try:
+            for segment in request.segments:
+                mfn = self._map(
+                    domain, self.queues[number], segment.ref, read_only, pending.handles
+                )
+                pending.mfns.append(mfn)
+        except GrantError:
+            self._unmap(domain, pending.handles)
+            raise
+        return pending
+
+    def _map(
+        self, domain: Domain, queue: Queue, ref: int, read_only: bool, handles: list[int]
+    ) -> Mfn:
+        """Find a page that is mapped, or map it, perhaps for good; else its handle is noted."""
+        if ref in queue.persistent:
+            return queue.persistent[ref][1]
+        stays = self.is_persistent and len(queue.persistent) < MAX_PERSISTENT
+        flags = GNTMAP_host_map | (GNTMAP_readonly if read_only and not stays else 0)
+        handle, mfn = grants.map_grant(domain, ref, flags)
+        if stays:
+            queue.persistent[ref] = handle, mfn
+        else:
+            handles.append(handle)
+        return mfn
+
+    def _read_pages(self, domain: Domain, queue: Queue, refs: Sequence[int]) -> list[bytes]:
+        handles: list[int] = []
+        try:
+            mfns = [self._map(domain, queue, ref, True, handles) for ref in refs]
+            return [domain.memory.read(Maddr(mfn << PAGE_SHIFT), PAGE_SIZE) for mfn in mfns]
+        finally:
+            self._unmap(domain, handles)
+
+    def _unmap(self, domain: Domain, handles: Sequence[int]) -> None:
+        for handle in handles:
+            grants.unmap_grant(domain, handle)
+
+    # and done.
+
+    def _complete(self, domain: Domain, now_ns: int) -> None:
+        answered = set()
+        while self.pending and self.pending[0].due_ns <= now_ns:
+            pending = self.pending.popleft()
+            status = self._finish(domain, pending)
+            queue = self.queues[pending.queue]
+            self._answer(domain, queue, pending.request.id, pending.request.operation, status)
+            answered.add(pending.queue)
+        for number in sorted(answered):
+            self._push(domain, self.queues[number])
+        self._set_timer(domain)
+
+    def _finish(self, domain: Domain, pending: Pending) -> int:
+        """Do what was asked for, and unmap its pages; its status."""
+        try:
+            self._perform(domain, pending)
+        except OSError as error:
+            domain.refusals.append(f"{self.name}: {self.params}: {error.strerror or error}")
+            unknown = error.errno == errno.EOPNOTSUPP
+            return BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
+        finally:
+            self._unmap(domain, pending.handles)
+        return BLKIF_RSP_OKAY
+
+    def _perform(self, domain: Domain, pending: Pending) -> None:
+        request, memory = pending.request, domain.memory
+        places = [
+            ((mfn << PAGE_SHIFT) + segment.start, segment.size)
+            for mfn, segment in zip(pending.mfns, request.segments, strict=True)
+        ]
+        views = [memory.bytes[maddr : maddr + size] for maddr, size in places]
+        match request.operation:
+            case operation if operation == BLKIF_OP_READ:
+                self.disk.read(request.offset, views)
+                for maddr, size in places:
+                    memory.wrote(Maddr(maddr), size)
+            case operation if operation == BLKIF_OP_DISCARD:
+                self.disk.discard(request.offset, request.size)
+            case operation:
+                if operation == BLKIF_OP_WRITE_BARRIER:
+                    self.disk.flush()
+                if operation == BLKIF_OP_WRITE or views:
+                    self.disk.write(request.offset, views)
+                if operation in FLUSHES:
+                    self.disk.flush()
+
+    def _answer(
+        self, domain: Domain, queue: Queue, request_id: int, operation: int, status: int
+    ) -> None:
+        response = blkif_response(request_id, operation, status).pack(self.width)
+        queue.ring.put(domain.memory, response)
+
+    def _push(self, domain: Domain, queue: Queue) -> None:
+        if queue.ring.push(domain.memory):
+            self.tell(domain, queue.port)
+
+    def _set_timer(self, domain: Domain) -> None:
+        if self.pending:
+            domain.timers.set((self.name, DONE), self.pending[0].due_ns)
+
+    # For the audit and for snapshots.
+
+    def own_handles(self) -> Iterator[int]:
+        for queue in self.queues:
+            yield from (handle for handle, _ in queue.persistent.values())
+        for pending in self.pending:
+            yield from pending.handles
+
+    def save(self) -> object:
+        return super().save(), self.disk.save()
+
+    def restore(self, state: object) -> None:
+        assert isinstance(state, tuple)
+        own, kept = state
+        super().restore(own)
+        self.disk.restore(kept)

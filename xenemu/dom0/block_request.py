@@ -1,0 +1,135 @@
+"""A request to a block device: what is in its slot, and what can be wrong with it.
+
+All sector numbers are of 512 bytes, as in Linux, whatever the device's own sectors are.
+
+Header: public/io/blkif.h
+In Xen: Linux's drivers/block/xen-blkback/blkback.c
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from xenemu.abi.io.blkif import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_INDIRECT,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_OP_WRITE_BARRIER,
+    SECTOR_SHIFT,
+    blkif_request,
+    blkif_request_discard,
+    blkif_request_indirect,
+    blkif_request_segment,
+)
+from xenemu.x86.paging import PAGE_SIZE
+
+MAX_INDIRECT_SEGMENTS: Final = 256
+SEGMENTS_PER_PAGE: Final = PAGE_SIZE // blkif_request_segment.sizeof(8)
+FLUSHES: Final = (BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_WRITE_BARRIER)
+TRANSFERS: Final = (BLKIF_OP_READ, BLKIF_OP_WRITE, *FLUSHES)
+_SEGMENT: Final = struct.Struct("<IBBxx")
+_SECTORS_PER_PAGE: Final = PAGE_SIZE >> SECTOR_SHIFT
+
+
+class BadRequestError(Exception):
+    """A request gets BLKIF_RSP_ERROR: `str()` says why."""
+
+
+class UnknownRequestError(Exception):
+    """A request gets BLKIF_RSP_EOPNOTSUPP."""
+
+
+class Segment(NamedTuple):
+    """A part of a granted page: bytes from `start` on."""
+
+    ref: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request: `operation` is what is to be done, with bytes of the disk."""
+
+    id: int
+    operation: int
+    offset: int
+    size: int
+    segments: tuple[Segment, ...] = ()
+
+
+def identify(width: int, slot: bytes) -> tuple[int, int]:
+    """The id of a request, and the operation that its response must name."""
+    head = blkif_request.unpack(width, slot[: blkif_request.sizeof(width)])
+    indirect = head.operation == BLKIF_OP_INDIRECT
+    return head.id, head.nr_segments if indirect else head.operation  # where indirect_op lies
+
+
+def decode(width: int, slot: bytes, read_pages: Callable[[Sequence[int]], list[bytes]]) -> Request:
+    """Take a slot apart; `read_pages` reads granted pages with indirect segments.
+
+    BadRequestError, UnknownRequestError; and what `read_pages` raises.
+    """
+    operation = slot[0]
+    if operation == BLKIF_OP_DISCARD:
+        discard = _unpack(blkif_request_discard, width, slot)
+        offset, size = discard.sector_number << SECTOR_SHIFT, discard.nr_sectors << SECTOR_SHIFT
+        return Request(discard.id, operation, offset, size)
+    if operation == BLKIF_OP_INDIRECT:
+        indirect = _unpack(blkif_request_indirect, width, slot)
+        operation, count = indirect.indirect_op, indirect.nr_segments
+        if operation not in (BLKIF_OP_READ, BLKIF_OP_WRITE):
+            raise BadRequestError(f"invalid indirect operation ({operation})")
+        _check_count(operation, count, MAX_INDIRECT_SEGMENTS)
+        pages = (count + SEGMENTS_PER_PAGE - 1) // SEGMENTS_PER_PAGE
+        refs = struct.unpack_from(f"<{pages}I", indirect.indirect_grefs)
+        return _transfer(indirect, operation, count, b"".join(read_pages(refs)))
+    if operation in TRANSFERS:
+        request = blkif_request.unpack(width, slot)
+        _check_count(operation, request.nr_segments, BLKIF_MAX_SEGMENTS_PER_REQUEST)
+        return _transfer(request, operation, request.nr_segments, request.seg)
+    raise UnknownRequestError(f"there is no operation {operation}")
+
+
+def check(request: Request, disk_size: int, sector_size: int, read_only: bool) -> None:
+    """BadRequestError unless the disk can do it."""
+    if read_only and request.operation != BLKIF_OP_READ:
+        raise BadRequestError("access denied: the disk is read-only")
+    if request.size and request.offset + request.size > disk_size:
+        raise BadRequestError(
+            f"access denied: bytes {request.offset:#x} to {request.offset + request.size:#x} of"
+            f" a disk of {disk_size:#x}"
+        )
+    for number in (request.offset, *(segment.size for segment in request.segments)):
+        if request.segments and number % sector_size:
+            raise BadRequestError(f"misaligned: the disk's sectors have {sector_size} bytes")
+
+
+def _unpack(kind: type, width: int, slot: bytes):  # type: ignore[no-untyped-def]
+    return kind.unpack(width, slot[: kind.sizeof(width)])  # type: ignore[attr-defined]
+
+
+def _check_count(operation: int, count: int, most: int) -> None:
+    if count > most or (not count and operation not in FLUSHES):
+        raise BadRequestError(f"bad number of segments in request ({count})")
+
+
+def _transfer(
+    request: blkif_request | blkif_request_indirect, operation: int, count: int, packed: bytes
+) -> Request:
+    segments, size = [], 0
+    for ref, first, last in _SEGMENT.iter_unpack(packed[: count * _SEGMENT.size]):
+        if last >= _SECTORS_PER_PAGE or last < first:
+            raise BadRequestError(f"a segment has the sectors {first} to {last} of a page")
+        length = last - first + 1 << SECTOR_SHIFT
+        segments.append(Segment(ref, first << SECTOR_SHIFT, length))
+        size += length
+    return Request(
+        request.id, operation, request.sector_number << SECTOR_SHIFT, size, tuple(segments)
+    )
