@@ -27,6 +27,7 @@ from xenemu.abi.io.blkif import (
 from xenemu.abi.io.ring import REQ_PROD
 from xenemu.abi.io.xenbus import XenbusState
 from xenemu.dom0.block import LATENCY_NS, MAX_PERSISTENT, Block
+from xenemu.encoding import decode, encode
 from xenemu.hv import event_channel, grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.snapshot import DomainSnapshot
@@ -498,7 +499,7 @@ def test_requests_in_flight_go_on_after_a_restore() -> None:
     guest.submit(guest.rw(BLKIF_OP_WRITE, 8, (source, 0, 7)))
     guest.submit(guest.rw(BLKIF_OP_READ, 8, (ref, 0, 7), id=8))
     guest.bus.settle()
-    snapshot, now_ns = DomainSnapshot(guest.bus.domain), guest.bus.cpu.now_ns
+    snapshot, now_ns = DomainSnapshot.of(guest.bus.domain), guest.bus.cpu.now_ns
     ends = []
     for _ in range(3):
         guest.bus.settle(10 * LATENCY_NS)
@@ -510,5 +511,6 @@ def test_requests_in_flight_go_on_after_a_restore() -> None:
         guest.rings[0].domain = guest.bus.domain
         guest.bus.cpu.now_ns, guest.rings[0].rsp_cons = now_ns, 0
         assert guest.disk.content == CONTENT
+        guest.block.restore(decode(encode(guest.block.save(), {}), {}, tuple))  # as a file has it
     assert ends[0][:3] == ((7, 1, OKAY), (8, 0, OKAY), b"s" * PAGE_SIZE)
     assert ends[1:] == ends[:2]
