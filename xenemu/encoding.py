@@ -19,6 +19,7 @@ import enum
 import importlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -122,6 +123,8 @@ class _Encoder:
             return "bytearray", [bytes(value)]
         if kind is range:
             return "range", [value.start, value.stop, value.step]
+        if kind is Random:
+            return "random", [self.encode(value.getstate())]
         if isinstance(value, type):
             return "class", [self._class(value)]
         if isinstance(value, enum.Enum):
@@ -207,6 +210,9 @@ class _Decoder:
         elif kind == "deque":
             self.made[number] = queue = deque[Any](maxlen=items[0])
             queue.extend(self._all(items[1:]))
+        elif kind == "random":
+            self.made[number] = drawn = Random()
+            drawn.setstate(*self._all(items))
         elif kind == "dict":
             self.made[number] = {}
             self._fill(self.made[number], items)
@@ -231,10 +237,9 @@ class _Decoder:
         self.made[number] = made = kind.__new__(kind)
         state = dict(zip(fields, self._all(values), strict=True))
         _check_fields(kind, state)
-        if hasattr(kind, "__setstate__"):
-            made.__setstate__(state)
-        elif hasattr(made, "__dict__"):
-            vars(made).update(state)
+        if hasattr(made, "__dict__"):
+            set_state = getattr(made, "__setstate__", vars(made).update)
+            set_state(state)
         else:
             for name, value in state.items():
                 object.__setattr__(made, name, value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xenemu.dom0.bus import BusBackend
+from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_nodes import populate
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.hv.backend import attach
@@ -34,3 +35,10 @@ def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterabl
         if isinstance(backend, BusBackend):
             backend.plug(store, domain)
     attach(domain, backends)
+
+
+def rejoin(store: Store, backends: Iterable[Backend]) -> None:
+    """Give backends, which a snapshot was read into, the store and their sessions in it."""
+    for backend in backends:
+        if isinstance(backend, BusBackend | XenstoreRing):
+            backend.store, backend.connection = store, store.session(backend.name)

@@ -108,6 +108,13 @@ class Store:
         self.connections.append(connection)
         return connection
 
+    def session(self, backend: str) -> Connection:
+        """The session of a backend of dom0's, in a store from a snapshot; KeyError."""
+        for connection in self.connections:
+            if connection.backend == backend:
+                return connection
+        raise KeyError(f"the store has no session of {backend}")
+
     def wake(self, domain: Domain) -> None:
         """Have the backends of a domain's look at their events now, by a timer.
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from hypercalls import TABLE
 from xenemu import boot
+from xenemu.boot import Entry
 from xenemu.cpu.coverage import BlockLog
 from xenemu.cpu.debug import DebugPort
 from xenemu.cpu.engine import Engine
@@ -22,6 +23,7 @@ from xenemu.hv.state.domain import Backend, Domain
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.image import Image
 from xenemu.machine import host
+from xenemu.machine.host import Host
 from xenemu.pvh.exits import PORTS
 from xenemu.sampling import Samples
 
@@ -42,12 +44,23 @@ class Core:
 
         `backends` are what dom0 has for the domain in addition to a console and the store.
         """
-        self.entry = boot.choose(image, mode)
-        self.console = Console()
-        self.host = host.build(self.entry, image, config, [self.console, *backends])
-        self.personality: Personality = self.entry.platform.personality
-        (domain,) = self.host.domains.values()
-        self.engine = Engine(self.host.memory, domain.p2m, PORTS)
+        entry, console = boot.choose(image, mode), Console()
+        self.put_together(entry, console, host.build(entry, image, config, [console, *backends]))
+        self.engine.seed_random(config.rng_seed)
+        if entry.platform.paged:
+            root = self.personality.address_space(self.current)
+            self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
+        self.engine.set_task_switched(False)
+        self.untouched = self.engine.store()  # how each vcpu finds the CPU
+        entry.start(self.current)
+        self.personality.enter(self.current)
+
+    def put_together(self, entry: Entry, console: Console, host: Host) -> None:
+        """An engine for a host, whose domain's first vcpu is to have the CPU."""
+        self.entry, self.console, self.host = entry, console, host
+        self.personality: Personality = entry.platform.personality
+        (domain,) = host.domains.values()
+        self.engine = Engine(host.memory, domain.p2m, PORTS)
         self.current = Current(
             domain,
             domain.vcpus[0],
@@ -56,18 +69,10 @@ class Core:
             TABLE,
         )
         self.engine.set_prices(PRICES_NS)
-        self.engine.seed_random(config.rng_seed)
         self.samples = Samples()
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
         self.attach_exits()
-        if self.entry.platform.paged:
-            root = self.personality.address_space(self.current)
-            self.engine.turn_paging_on(root << 12, long_mode=domain.width == 8)
-        self.engine.set_task_switched(False)
-        self._untouched = self.engine.store()  # how each vcpu finds the CPU
-        self.entry.start(self.current)
-        self.personality.enter(self.current)
 
     @property
     def domain(self) -> Domain:
@@ -102,7 +107,7 @@ class Core:
             current.vcpu.saved = engine.store()
             current.vcpu = vcpu
             if vcpu.saved is None:
-                engine.load(self._untouched)
+                engine.load(self.untouched)
                 self.personality.start(current)
             else:
                 engine.load(vcpu.saved)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from xenemu.hv.debug import Debugger
+from xenemu.hv.state.domain import Backend
 from xenemu.machine.core import Core
 from xenemu.machine.loop import Run
 from xenemu.machine.outside import Line, Outside, Source
@@ -23,6 +24,17 @@ class Machine(Core):
     def restore(self, snapshot: Snapshot) -> None:
         """Make the machine what it was at a snapshot that it took; not while it runs."""
         snapshot.put_back(self)
+
+    @classmethod
+    def revive(cls, snapshot: Snapshot, backends: Iterable[Backend] = ()) -> Machine:
+        """A new machine, which goes on from another's snapshot.
+
+        `backends` are those that the other had. DecodeError: the snapshot is damaged, or of another
+        version.
+        """
+        machine = cls.__new__(cls)
+        snapshot.revive(machine, backends)
+        return machine
 
     def run(
         self,

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from xenemu import boot
+from xenemu.cpu.context import Context
 from xenemu.cpu.engine import EngineState
+from xenemu.dom0 import toolstack
+from xenemu.dom0.console import Console
+from xenemu.dom0.xenstore import XenstoreRing
+from xenemu.dom0.xenstore_tree import Store
+from xenemu.encoding import DecodeError
+from xenemu.hv.memory import Memory
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.state.domain import Backend, Domain
 from xenemu.machine.core import Core
+from xenemu.machine.host import Host
 from xenemu.sampling import Samples
 
 
@@ -17,12 +28,14 @@ class Snapshot:
 
     If a machine is restored and runs on, it does the same as when it was not stopped, to the byte.
     What belongs to the caller is not in the snapshot: the terminal, a debugger, what observers have
-    noted. It is of use only to the machine that took it.
+    noted.
     """
 
+    entry: str  # by which the domain was booted
     domain: DomainSnapshot
     vcpu_id: int  # who was in the CPU,
     engine: EngineState  # and what was there
+    untouched: Context  # how a vcpu that has not begun finds the CPU
     samples: Samples
     next_audit_ns: float
 
@@ -30,16 +43,43 @@ class Snapshot:
     def of(cls, machine: Core) -> Snapshot:
         """Keep what a machine is now."""
         return cls(
+            machine.entry.name,
             DomainSnapshot.of(machine.domain),
             machine.current.vcpu.vcpu_id,
             machine.engine.keep(),
+            machine.untouched,
             copy.deepcopy(machine.samples),
             machine.next_audit_ns,
         )
 
     def put_back(self, machine: Core) -> None:
         """Make the machine what it was at the snapshot."""
-        domain = self.domain.restore(machine.domain)
+        self._go_on(machine, self.domain.restore(machine.domain))
+
+    def revive(self, machine: Core, backends: Iterable[Backend]) -> None:
+        """Make a machine, of which there is nothing yet, what another was at the snapshot.
+
+        `backends` are those that dom0 had in addition to a console and the store. DecodeError: the
+        snapshot is damaged, or of another version.
+        """
+        entry = boot.ENTRIES.get(self.entry)
+        if entry is None:
+            raise DecodeError(f"there is no entry {self.entry}")
+        console, store, memory = Console(), Store(), Memory(self.domain.nr_frames)
+        every: list[Backend] = [XenstoreRing(store=store), console, *backends]
+        parts = {backend.name: backend for backend in every}
+        try:
+            domain = self.domain.revive(memory, parts)
+            toolstack.rejoin(store, every)
+        except (KeyError, AssertionError) as error:
+            raise DecodeError(f"its backends are others: {error}") from None
+        host = Host(memory, domain.frames, store)
+        host.admit(domain)
+        machine.put_together(entry, console, host)
+        machine.untouched = self.untouched
+        self._go_on(machine, domain)
+
+    def _go_on(self, machine: Core, domain: Domain) -> None:
         machine.host.frames = domain.frames
         machine.current.domain = domain
         machine.current.vcpu = domain.vcpus[self.vcpu_id]
