@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import random
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_snapshot import Script, end_of
+from test_snapshot import Script, a_header, end_of
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
+from xenemu.errors import UsageError
 from xenemu.hv.building import DomainConfig
 from xenemu.image import load
 from xenemu.machine import Machine, snapshot_file
@@ -20,9 +24,10 @@ from xenemu.smoke.initramfs import build as build_initramfs
 
 ELSEWHERE = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 sys.path.insert(0, "tests")
-from test_snapshot import Script, end_of
+from test_snapshot import Script, a_header, end_of
 from xenemu.machine import Machine, snapshot_file
 machine = Machine.revive(snapshot_file.read(Path(sys.argv[1])).snapshot)
 shown = bytearray(Path(sys.argv[2]).read_bytes())
@@ -30,22 +35,9 @@ print(end_of(machine, Script(machine, (), 1000, shown)))
 """
 
 
-def header(machine):
-    return snapshot_file.Header(
-        kernel="/k",
-        kernel_digest="",
-        entry=machine.entry.name,
-        memory=machine.domain.memory.nr_frames << 12,
-        now_ns=machine.engine.now_ns,
-        instructions=machine.engine.instructions,
-        plain_size=0,
-        pieces=[],
-    )
-
-
 def saved(machine):
     file = io.BytesIO()
-    snapshot_file.write(file, header(machine), machine.snapshot())
+    snapshot_file.write(file, a_header(), machine.snapshot())
     return file.getvalue()
 
 
@@ -81,3 +73,65 @@ def test_debian(guest_image, tmp_path: Path, mode: str) -> None:
     config = DomainConfig(128 << 20, b"console=hvc0", initrd)
     size = assert_goes_on_elsewhere(lambda: Machine(kernel, config, mode), tmp_path, 100)
     assert size < 40 << 20
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A file with a guest of 1 MiB or so, and where it is."""
+    guest = guests()["hello"]
+    kernel = load(build(guest, ENVIRONMENTS["pv64"], tmp_path_factory.mktemp("hello") / "hello"))
+    machine = Machine(kernel, DomainConfig(16 << 20))
+    return saved(machine)
+
+
+def test_damage_is_one_line(whole, tmp_path):
+    rng, place = random.Random(1), tmp_path / "snapshot"
+    for _ in range(1000):
+        at = rng.randrange(len(whole))
+        data = bytearray(whole)
+        data[at] ^= 1 << rng.randrange(8)
+        place.write_bytes(data)
+        with pytest.raises(UsageError, match=r"damaged|no snapshot of xenemu's"):
+            snapshot_file.read(place)
+
+
+def resealed(data):
+    """With a digest that fits."""
+    return bytes(data) + hashlib.blake2b(data, digest_size=snapshot_file.DIGEST_SIZE).digest()
+
+
+def test_what_a_stranger_made_is_refused_or_read(whole, tmp_path):
+    rng, place = random.Random(2), tmp_path / "snapshot"
+    body = whole[: -snapshot_file.DIGEST_SIZE]
+    for n in range(1000):
+        data = bytearray(body)
+        # Half of the changes are in the header, which is not compressed.
+        at = rng.randrange(len(data) if n % 2 else 300)
+        data[at] ^= 1 << rng.randrange(8)
+        place.write_bytes(resealed(data))
+        with suppress(UsageError):
+            snapshot_file.read(place)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 20, 24, 300, -40, -1])
+def test_a_piece_of_a_file_is_refused(whole, tmp_path, size):
+    place = tmp_path / "snapshot"
+    for data in (whole[:size], resealed(whole[:size])):
+        place.write_bytes(data)
+        with pytest.raises(UsageError):
+            snapshot_file.read(place)
+
+
+def test_a_file_of_another_version_says_so(whole, tmp_path):
+    place = tmp_path / "snapshot"
+    data = whole[: -snapshot_file.DIGEST_SIZE].replace(b"2.1.4", b"2.1.5", 1)
+    place.write_bytes(resealed(data))
+    with pytest.raises(UsageError, match=r"made by xenemu .* engine 2.1.5"):
+        snapshot_file.read(place)
+
+
+def test_what_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        snapshot_file.read(tmp_path / "absent")
+    with pytest.raises(UsageError, match="directory"):
+        snapshot_file.read(tmp_path)

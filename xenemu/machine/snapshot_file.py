@@ -50,10 +50,11 @@ class Header(msgspec.Struct, kw_only=True):
     kernel_digest: str  # SHA-256 of that file
     entry: str
     memory: int  # bytes, as the person asked for them
-    now_ns: int
-    instructions: int
-    plain_size: int
-    pieces: list[tuple[int, int, bool]]  # machine address, size, whether its bytes are there
+    now_ns: int = 0
+    instructions: int = 0
+    # For who reads the rest.
+    plain_size: int = 0
+    pieces: list[tuple[int, int, bool]] = []  # machine address, size, whether its bytes are there
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _snapshot(header: Header, data: memoryview) -> Snapshot:
     parts = _unpack(data, [header.plain_size, *present])
     snapshot = decode(next(parts), {}, Snapshot)
     pieces = [(at, size, next(parts) if there else None) for at, size, there in header.pieces]
+    next(parts, None)  # to look at the end
     domain = replace(snapshot.domain, pieces=pieces)
     _check_sizes(domain.nr_frames, domain.page_info, pieces)
     return replace(snapshot, domain=domain)
@@ -145,6 +147,10 @@ def _unpack(data: memoryview, sizes: Iterable[int]) -> Iterator[bytes]:
                 raise DecodeError("its data end too early")
             part += more
         yield bytes(part)
+    if not stream.eof and stream.decompress(fed, 1):
+        raise DecodeError("it has more data than it says")
+    if not stream.eof or stream.unused_data:
+        raise DecodeError("its data do not end where it ends")
 
 
 def _check_sizes(
