@@ -22,7 +22,7 @@ def read(tmp_path):
 
 
 def words(config):
-    given = config.arguments(set())
+    given = config.arguments({})
     return dict(zip(given[::2], given[1::2], strict=True))
 
 
@@ -46,6 +46,12 @@ def test_a_kernel_alone_is_a_pv_guest(read):
         ("memory = '512'", "--memory", "512M"),
         ("maxmem = 300", "--memory", "300M"),
         ("vcpus = 010", "--vcpus", "8"),
+        ('disk = ["/x.img,raw,xvda,rw"]', "--disk", "/x.img,overlay,name=xvda,format=raw"),
+        ('disk = ["vg/x,qcow2,hda,r"]', "--disk", "/dev/vg/x,ro,name=hda,format=qcow2"),
+        ('disk = ["file:/x.iso,hdc:cdrom,r"]', "--disk", "/x.iso,ro,name=hdc,format=raw"),
+        ("vif = ['']", "--net", "none-but-pcap"),
+        ("vif = ['mac=00:16:3e:00:00:01, bridge=xenbr0']", "--net",
+         "none-but-pcap,mac=00:16:3e:00:00:01"),
         ('cmdline = "a b"', "--cmdline", "a b"),
         ('root = "/dev/xvda1 ro"', "--cmdline", "root=/dev/xvda1 ro"),
         ('root = "/r"; extra = "quiet"', "--cmdline", "root=/r quiet"),
@@ -66,6 +72,9 @@ def test_a_key_is_an_option(read, line, option, value):
         ("on_crash = 'preserve'", "on_crash: no effect: the run ends then"),
         ("cmdline = 'x'; root = '/r'", "root: no effect: cmdline takes its place"),
         ('bootloader = "pygrub"', "bootloader: no effect: there is a kernel"),
+        ('disk = ["/x,,xvda"]', "gone after the run; --disk /x,rw,name=xvda keeps it"),
+        ('disk = [",hdc:cdrom,r"]', "disk: hdc: no effect: a drive without a medium"),
+        ("vif = ['bridge=xenbr0']", "nobody is at the other end"),
         ("pvshim = 1", "needs no shim"),
         ("type = 'pv'; builder = 'hvm'", "type says it, too"),
     ],
@@ -95,6 +104,13 @@ def test_remarks_are_in_the_order_of_the_lines(read):
         (f"{KERNEL}vcpus = '-1'", ":2: vcpus: '-1': give a whole number"),
         (f"{KERNEL}uuid = 'x'", ":2: uuid: x: this is no UUID"),
         (f"{KERNEL}on_crash = 'x'", ":2: on_crash: 'x': give one of destroy"),
+        (f"{KERNEL}disk = ['/x,xvda,w']", ":2: disk: xvda: give one of raw"),
+        (f"{KERNEL}disk = '/x,,xvda'", ":2: disk: give a list"),
+        (f"{KERNEL}disk = ['/x,vhd,xvda,w']", "qemu-img convert makes either"),
+        (f"{KERNEL}disk = ['/x,,xvda,script=s']", "xenemu runs no program"),
+        (f"{KERNEL}disk = ['/x,,xvda,backend=d']", "no domain but this one"),
+        (f"{KERNEL}disk = ['vdev=xvda,target=/a,b']", "no path with a comma"),
+        (f"{KERNEL}vif = ['bridge']", ":2: vif: bridge: give name=value"),
         (f"{KERNEL}name = b", ":2: b: name: give a number"),
     ],
 )
@@ -107,11 +123,17 @@ def test_what_is_wrong_is_said_with_its_line(read, text, words):
 def test_another_ramdisk_takes_the_place_of_the_ramdisk(read):
     config = read(f"{KERNEL}ramdisk = '/i'")
     for name in ("initrd", "init", "rootfs", "busybox"):
-        assert config.arguments({name}) == ["--entry", "pv"]
+        assert config.arguments({name: 1}) == ["--entry", "pv"]
+
+
+def test_a_typed_disk_takes_the_place_of_that_name(read):
+    config = read(f"{KERNEL}disk = ['/x,,xvda,r', '/y,,xvdb,r']")
+    kept = config.arguments({"disk": ["/z,rw,name=xvda"]})
+    assert kept == ["--disk", "/y,ro,name=xvdb,format=raw", "--entry", "pv"]
 
 
 def test_what_is_typed_takes_the_place_of_what_is_set(read):
-    assert read(f"{KERNEL}memory = 512").arguments({"mode"}) == ["--memory", "512M"]
+    assert read(f"{KERNEL}memory = 512").arguments({"mode": "pv"}) == ["--memory", "512M"]
 
 
 @pytest.mark.parametrize(

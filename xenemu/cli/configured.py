@@ -22,7 +22,11 @@ class Configurable(TyperCommand):
             return rest
         config = read_config(kernel)
         sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-        given = {name for name, source in sources.items() if source.name == "COMMANDLINE"}
+        given = {
+            name: ctx.params[name]
+            for name, source in sources.items()
+            if source is not None and source.name == "COMMANDLINE"
+        }
         ctx.params.clear()
         rest = super().parse_args(ctx, [*config.arguments(given), *typed])
         ctx.params["kernel"] = config.kernel

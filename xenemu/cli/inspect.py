@@ -91,7 +91,7 @@ def describe(found: Image) -> dict[str, Any]:
 def _config(config: Config) -> dict[str, Any]:
     return {
         "path": config.file,
-        "command": ["xenemu", "run", str(config.kernel), *config.arguments(set())],
+        "command": ["xenemu", "run", str(config.kernel), *config.arguments({})],
         "notes": [{"line": note.line, "text": note.text} for note in config.notes],
     }
 

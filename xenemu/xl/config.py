@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from uuid import UUID
 
 from xenemu.errors import UsageError
+from xenemu.xl.disk import parse_disk
 from xenemu.xl.syntax import Setting, parse
 
 LONGEST: Final = 1 << 20  # bytes of a file
@@ -56,6 +57,10 @@ WITHOUT_EFFECT: Final = {
         "a run is one domain, and stays": "nomigrate driver_domain xend_suspend_evtchn_compat",
     }.items()
 }  # fmt: skip
+VIF_PARTS: Final = (  # xl-network-configuration(5)
+    "mac", "bridge", "gatewaydev", "type", "model", "vifname", "script", "ip", "backend", "rate",
+    "devid", "mtu", "trusted", "network",
+)  # fmt: skip
 OPTIONS: Final = {"mode": "--entry"}  # where the parameter has another name
 REASONS: Final = {name: reason for reason, names in WITHOUT_EFFECT.items() for name in names}
 
@@ -77,16 +82,22 @@ class Config:
     options: dict[str, list[str]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
-    def arguments(self, typed: set[str]) -> list[str]:
-        """The options, as on a command line, but for those that `typed` ones replace."""
-        gone = set(typed)
+    def arguments(self, typed: Mapping[str, object]) -> list[str]:
+        """The options, as on a command line, but for those that `typed` ones replace.
+
+        A typed disk replaces the one of the same name only.
+        """
+        gone = set(typed) - {"disk"}
         if gone & {"initrd", "init", "rootfs", "busybox"}:
             gone.add("initrd")  # one ramdisk, however it is given
+        disks = typed.get("disk")
+        named = {_name_of(text) for text in disks} if isinstance(disks, list) else set()
         return [
             word
             for name, values in self.options.items()
             if name not in gone
             for value in values
+            if name != "disk" or _name_of(value) not in named
             for word in (OPTIONS.get(name, f"--{name}"), value)
         ]
 
@@ -203,6 +214,39 @@ class _Reader:
         elif _number(setting) != _number(least):
             self.remark(name, "no effect: the guest keeps the memory that it begins with")
 
+    def disks(self, name: str, setting: Setting) -> None:
+        for text in _strings(setting):
+            disk = parse_disk(text)
+            if not disk.target:
+                self.remark(name, f"{disk.vdev}: no effect: a drive without a medium")
+                continue
+            path = Path("/dev", disk.target)  # as with xl, which leaves an absolute path alone
+            for problem, is_so in (
+                (f"script={disk.script}: xenemu runs no program on this host", disk.script),
+                (f"backend={disk.backend}: there is no domain but this one", disk.backend),
+                ("xenemu takes no path with a comma in it", "," in disk.target),
+                (f"{disk.format}: xenemu reads raw and qcow2; qemu-img convert makes either",
+                 disk.format not in ("raw", "qcow2")),
+            ):  # fmt: skip
+                if is_so:
+                    raise ValueError(f"{text}: {problem}")
+            if disk.writable:
+                keep = f"--disk {path},rw,name={disk.vdev}"
+                self.remark(name, f"what the guest writes is gone after the run; {keep} keeps it")
+            access = "overlay" if disk.writable else "ro"
+            self.option("disk", f"{path},{access},name={disk.vdev},format={disk.format}")
+
+    def vifs(self, name: str, setting: Setting) -> None:
+        for text in _strings(setting):
+            parts = dict(_pair(part, VIF_PARTS) for part in text.split(",") if part.strip())
+            mac = f",mac={parts['mac']}" if "mac" in parts else ""
+            self.option("net", f"none-but-pcap{mac}")
+            self.remark(
+                name,
+                "nobody is at the other end of the guest's network; --net user"
+                f"{mac} gives it this host's",
+            )
+
     def count(self, name: str, setting: Setting) -> None:
         self.option(name, str(_number(setting)))
 
@@ -252,6 +296,8 @@ KEYS: Final[Mapping[str, Callable[[_Reader, str, Setting], None]]] = {
     "memory": _Reader.memory,
     "maxmem": _Reader.maxmem,
     "vcpus": _Reader.count,
+    "disk": _Reader.disks,
+    "vif": _Reader.vifs,
     "bootloader": _Reader.no_loader,
     "bootloader_args": _Reader.no_loader,
     "firmware": _Reader.no_loader,
@@ -283,6 +329,20 @@ def _strings(setting: Setting) -> Iterator[str]:
     if not isinstance(setting.value, list):
         raise ValueError('give a list: ["...", "..."]')
     yield from setting.value
+
+
+def _pair(text: str, known: tuple[str, ...]) -> tuple[str, str]:
+    """A part such as ``mac=00:16:3e:00:00:01``."""
+    name, equals, value = text.strip().partition("=")
+    if not equals or name not in known:
+        raise ValueError(f"{text.strip()}: give name=value; there are {', '.join(known)}")
+    return name, value
+
+
+def _name_of(disk: object) -> str:
+    """The name in the value of a --disk; empty if it has none."""
+    words = [word for word in str(disk).split(",") if word.startswith("name=")]
+    return words[0].removeprefix("name=") if words else str(disk)
 
 
 def _number(setting: Setting) -> int:
