@@ -77,7 +77,8 @@ NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.disks xenemu.image.lines xenemu.smoke.wire.Inbox zipfile
+    xenemu.disks xenemu.image.lines xenemu.machine.machine.Machine.snapshot
+    xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 MAIN_FUNCTIONS = ("main", "_main", "_test", "_test_generator")
@@ -216,7 +217,7 @@ def is_open(descriptor: int) -> bool:
 def run_late(*arguments: str) -> None:
     """`xenemu run`, which tells of late imports where it would be confined."""
 
-    def instead(*_: object) -> confine.Confinement:
+    def instead(*_: object, **more: object) -> confine.Confinement:
         _import_late()
         print(json.dumps(late_imports()))
         return confine.Confinement("", 0)
@@ -227,7 +228,7 @@ def run_late(*arguments: str) -> None:
     cli.main(["run", *arguments])
 
 
-def _import_late() -> None:
+def _import_late(more: object = ()) -> None:
     for module in confine.IMPORTED_LATE:
         import_module(module)
 

@@ -18,7 +18,8 @@ from xenemu.hv.cpu import Seg
 from xenemu.hv.current import Current, Observer
 from xenemu.hv.observe import Watch
 from xenemu.image import load
-from xenemu.machine import SLICE_NS, Machine, Snapshot, snapshot_file
+from xenemu.machine import SLICE_NS, Machine, snapshot_file
+from xenemu.machine.snapshot import Snapshot
 from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as build_initramfs
 

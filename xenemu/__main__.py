@@ -4,6 +4,7 @@ Nothing is imported before a person can press Ctrl-C in peace: it takes half a s
 the rest.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ def main() -> int:
     """Run the command, and return its exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
+    gc.disable()  # until all is imported, which is never garbage
     from xenemu.cli.process import command  # noqa: PLC0415
 
     return command()

@@ -5,6 +5,7 @@ A person's mistake is one line on standard error; a traceback is a bug of xenemu
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Sequence
@@ -79,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `arguments` are those of the process."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = parser(given)(given, prog_name="xenemu", standalone_mode=False)
+        command = parser(given)
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+        code = command(given, prog_name="xenemu", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as end:
         return EXIT_PIPE if end.code == PARSER_PIPE else EXIT_BUG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,9 +19,9 @@ class Configurable(TyperCommand):
         typed = list(args)
         rest = super().parse_args(ctx, list(args))
         kernel = ctx.params.get("kernel")
-        if kernel is None or not is_config(kernel):
+        if kernel is None or not is_config(Path(kernel)):
             return rest
-        config = read_config(kernel)
+        config = read_config(Path(kernel))
         sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
         given = {
             name: ctx.params[name]

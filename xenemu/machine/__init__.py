@@ -8,7 +8,6 @@ from xenemu.hv.scheduler import SLICE_NS
 from xenemu.machine.host import Host
 from xenemu.machine.machine import Machine
 from xenemu.machine.outside import Line, Source
-from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "Limits",
     "Line",
     "Machine",
-    "Snapshot",
     "Source",
     "Terminal",
 ]

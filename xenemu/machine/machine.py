@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from xenemu.hv.debug import Debugger
 from xenemu.hv.state.domain import Backend
 from xenemu.machine.core import Core
 from xenemu.machine.loop import Run
 from xenemu.machine.outside import Line, Outside, Source
-from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import Outcome
+
+if TYPE_CHECKING:
+    from xenemu.machine.snapshot import Snapshot
 
 
 class Machine(Core):
     """A machine, which runs, and goes back to what it was."""
 
     def snapshot(self) -> Snapshot:
-        """Keep what the machine is now; not while it runs."""
+        """Keep what the machine is now; not while it runs.
+
+        A process that is to be confined imports `machine.snapshot` before that.
+        """
+        from xenemu.machine.snapshot import Snapshot  # noqa: PLC0415 (few runs want one)
+
         return Snapshot.of(self)
 
     def restore(self, snapshot: Snapshot) -> None:
