@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.features import pvh_features
+from xenemu.cpu.context import Context, Interrupts
 from xenemu.dom0.console import Console
 from xenemu.dom0.toolstack import create
 from xenemu.dom0.xenstore import XenstoreRing
@@ -35,6 +36,7 @@ from xenemu.pvh.paging import translate as guest_tables
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.pvh.state import PvhDomain, PvhVcpu
 from xenemu.x86.flags import VM
+from xenemu.x86.msr import KERNEL_GS_BASE
 from xenemu.x86.paging import RW, US, Maddr, Mfn, P
 from xenemu.x86.segment import L, dpl
 
@@ -132,6 +134,31 @@ class FakeCpu:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def store(self) -> Context:
+        """As `cpu.registers.Registers.store`."""
+        return Context(
+            general=tuple(self.regs),
+            rip=self.rip,
+            rflags=self.rflags,
+            segments=tuple(self.segment(which) for which in Seg),
+            cpl=dpl(self.segment(Seg.SS).attributes),
+            cr0=self.cr0,
+            cr2=self.cr2,
+            cr3=self.cr3,
+            cr4=getattr(self, "cr4", 0),
+            efer=getattr(self, "efer", EFER_LMA if self.code64 else 0),
+            debug=tuple(self.debug_registers),
+            msrs={KERNEL_GS_BASE: 0},
+            fpu=self.fpu.ljust(512, b"\0"),
+            interrupts=Interrupts(),
+        )
+
+    def load(self, context: Context) -> None:
+        """As `cpu.registers.Registers.load`, of what a debugger changes."""
+        self.regs[:] = context.general
+        self.rip, self.rflags, self.fpu = context.rip, context.rflags, context.fpu
+        self.segments = dict(zip(Seg, context.segments, strict=True))
 
 
 # What make_pv_current has: the tables, and where the guest's frames are mapped.

@@ -105,3 +105,15 @@ def test_a_host_has_its_domain_and_frames_after_a_restore(machine):
     assert host.frames is ending.domain.frames
     assert host.store is store
     assert ending.domain.backends["xenstore"].store is store
+
+
+def test_the_timers_of_vcpus_that_a_debugger_holds_do_not_make_time_pass(machine):
+    spinning = machine(SPIN)
+    timers = spinning.domain.timers
+    timers.set(("singleshot", 0), 1 << 50)
+    timers.set(("singleshot", 1), 1 << 51)
+    assert spinning.next_wake_ns() == timers.next_ns() <= 1 << 50
+    spinning.let_run = frozenset((1,))
+    assert spinning.next_wake_ns() == 1 << 51
+    spinning.let_run = frozenset((2,))
+    assert spinning.next_wake_ns() is None

@@ -14,7 +14,6 @@ from guests.initramfs import DEFAULT_INIT
 from unattended import Unattended
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.calls import CallRecord
-from xenemu.hv.cpu import Seg
 from xenemu.hv.current import Current, Observer
 from xenemu.hv.observe import Watch
 from xenemu.image import load
@@ -47,20 +46,6 @@ class Script(Unattended):
         return None
 
 
-def registers(machine: Machine) -> list[object]:
-    """Every register by name; Unicorn's own bytes have flags that it has yet to work out."""
-    engine = machine.engine
-    names = [f"xmm{n}" for n in range(16)] + [f"st{n}" for n in range(8)]
-    return [
-        *engine.regs,
-        *(engine.rip, engine.rflags, engine.cr0, engine.cr2, engine.cr3, engine.cr4, engine.efer),
-        *map(engine.segment, Seg),
-        *map(engine.debug_register, range(8)),
-        *map(machine.debug.float_register, [*names, "fctrl", "fstat", "ftag", "mxcsr"]),
-        machine.debug.kernel_gs_base,
-    ]
-
-
 def end_of(machine: Machine, terminal: Script) -> tuple[object, ...]:
     """Run a machine to its end: all that can be compared."""
     outcome = machine.run(terminal)
@@ -70,7 +55,7 @@ def end_of(machine: Machine, terminal: Script) -> tuple[object, ...]:
         bytes(terminal.shown),
         engine.instructions,
         engine.now_ns,
-        registers(machine),
+        engine.store(),
         [(record.name, record.at_ns, record.result) for record in machine.domain.calls],
         hashlib.sha256(machine.domain.memory.bytes[: 64 << 20]).hexdigest(),
     )

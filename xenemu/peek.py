@@ -16,6 +16,8 @@ from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
+from xenemu.hv.waking import ANY_PORT
 from xenemu.image import Image
 from xenemu.image.backtrace import backtrace, follows_call
 from xenemu.image.kernel_modules import Module, Modules
@@ -193,6 +195,20 @@ class Pages:
             where = locate(self._current, vaddr, self._tables)
             page = self._pages[vaddr] = self._current.domain.memory.read(where, PAGE_SIZE)
         return page
+
+
+def doing(current: Current, vcpu: Vcpu) -> str:
+    """What a vcpu does, for the person: it runs, could run, waits for something, or is down."""
+    if not vcpu.online:
+        if not vcpu.initialised:
+            return "down, not initialised"
+        return "down" if vcpu.saved or vcpu is current.vcpu else "down, initialised"
+    if not vcpu.blocked:
+        return "running" if vcpu is current.vcpu else "runnable"
+    if not vcpu.poll_ports:
+        return "blocked"
+    ports = ", ".join("any" if p == ANY_PORT else str(p) for p in sorted(vcpu.poll_ports))
+    return f"polling port{'s' if len(vcpu.poll_ports) > 1 else ''} {ports}"
 
 
 def in_kernel(current: Current) -> bool:

@@ -393,13 +393,3 @@ def test_a_request_stops_behind_the_hypercall() -> None:
     guest.handler.on_vmcall = guest.debug.request_halt
     assert guest.debug.run() is None
     assert (guest.at, guest.debug.over) == (3, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("st0", bytes(range(10))), ("xmm15", bytes(range(16))), ("mxcsr", b"\x80\x1f\0\0")],
-)
-def test_float_registers_are_read_and_written(name: str, value: bytes) -> None:
-    guest = Guest(NOP)
-    guest.debug.set_float_register(name, value)
-    assert guest.debug.float_register(name) == value

@@ -210,7 +210,7 @@ def test_names_callers_and_variables(kernel, mode):
     assert "Old value = 0" in lines
     assert "New value = 1" in lines
     assert "in rest_init ()" in "\n".join(lines)
-    assert 'Thread 1 "vcpu 0: running, kernel mode"' in line_with(lines, "* 1")
+    assert 'Thread 1 "vcpu 0" (running, kernel mode)' in line_with(lines, "* 1")
     assert "in tick_handle_periodic ()" in "\n".join(lines)
     assert "Linux version 6." in line_with(lines, "<linux_banner>")
     assert line_with(lines, "$4 = ") == "$4 = 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,11 @@ BANNER = b"Linux version 6.1.0 (somebody@somewhere) (a compiler) #1 SMP 2026 and
 
 @pytest.fixture
 def target():
-    current = make_pv_current()
+    return make_target()
+
+
+def make_target(vcpus=1):
+    current = make_pv_current(vcpus=vcpus)
     current.table = TABLE
     current.cpu.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE64))
     current.cpu.statistics = dict
@@ -51,7 +56,7 @@ def target():
     debug = SimpleNamespace(catch_faults=lambda vectors: caught.append(sorted(vectors)))
     machine = SimpleNamespace(
         current=current, domain=current.domain, engine=current.cpu, debug=debug, caught=caught,
-        entry=SimpleNamespace(name="pv64"),
+        entry=SimpleNamespace(name="pv64"), untouched=current.cpu.store(),
     )  # fmt: skip
     return Target(machine, image)
 
@@ -103,7 +108,8 @@ def test_what_cannot_be_answered_is_one_line(monitor, line, words):
     ("line", "words"),
     [
         ("info domain", "domain 1, booted as pv64"),
-        ("info vcpu", "64-bit code, kernel mode"),
+        ("info vcpu", "vcpu 0: running, in kernel mode at start+0x0/0x8"),
+        ("info vcpu", "64-bit code at 0x8:0x21000"),
         ("info mem", "frames in use as l1_page_table"),
         ("info notes", "the image has none"),
         ("hypercalls last 3", "none yet"),
@@ -149,22 +155,51 @@ def test_code_is_disassembled_as_the_cpu_reads_it(monitor, target, attributes, s
 
 def test_code_above_4_gib_is_64_bit_code_whatever_the_cpu_runs_now(monitor, target, monkeypatch):
     target.machine.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, 0xC09B00))
-    monkeypatch.setattr(target, "read_memory", lambda vaddr, length: b"\x48\xff\xc0")
+    monkeypatch.setattr(target, "read_memory", lambda vaddr, length, current: b"\x48\xff\xc0")
     assert monitor.run(f"disas {1 << 32:#x} 1").endswith("\tincq %rax\n")
     assert monitor.run(f"disas {(1 << 32) - 1:#x} 1").endswith("\tdecl %eax\n")
+
+
+def test_commands_are_about_the_vcpu_that_was_held_or_one_of_choice():
+    target = make_target(vcpus=2)
+    monitor = Monitor(target, Files(target), print, print)
+    vcpu = target.machine.domain.vcpus[1]
+    vcpu.saved = replace(target.machine.engine.store(), rip=CODE + 8)
+    assert monitor.run("disas $pc 1").startswith("of vcpu 0:\n=> start+0x0")
+    assert monitor.run("vcpu 1") == "the commands are about vcpu 1\n"
+    assert monitor.run("disas $pc 1").startswith("of vcpu 1:\n=> next+0x0")
+    assert monitor.run("walk $pc").startswith("of vcpu 1:\n")
+    assert monitor.run("vcpu 2") == "there is no vcpu 2\n"
+    monitor.stopped()
+    assert monitor.run("vcpu") == "the commands are about vcpu 0\n"
+
+
+def test_each_vcpu_is_shown():
+    target = make_target(vcpus=3)
+    second = target.machine.domain.vcpus[1]
+    second.saved, second.initialised = target.machine.engine.store(), True
+    monitor = Monitor(target, Files(target), print, print)
+    lines = monitor.run("info vcpu").splitlines()
+    assert [line for line in lines if line[0] != " "] == [
+        "vcpu 0: running, in kernel mode at start+0x0/0x8",
+        "vcpu 1: down, in kernel mode at start+0x0/0x8",
+        "vcpu 2: down, not initialised",
+    ]
+    assert sum("64-bit code at 0x8:0x21000" in line for line in lines) == 2
+    assert sum("time: running 0.000000 s, runnable 0.000000 s" in line for line in lines) == 3
 
 
 @pytest.mark.parametrize("offset", [0, None])
 def test_kaslr_is_found(monitor, target, offset):
     if offset is not None:
         target.machine.domain.memory.write(Maddr(CODE + offset), BANNER)
-    assert find_offset(target, monitor._code) == offset
+    assert find_offset(target, target.current) == offset
 
 
 def test_kaslr_of_a_kernel_that_has_moved(monitor, target):
     reads = {CODE + 3 * STEP: BANNER[:64]}
-    target.read_memory = lambda vaddr, size: reads.get(vaddr, bytes(size))
-    assert find_offset(target, monitor._code) == 3 * STEP
+    target.read_memory = lambda vaddr, size, current: reads.get(vaddr, bytes(size))
+    assert find_offset(target, target.current) == 3 * STEP
     assert "offset 0x600000" in monitor.run("kaslr")
     assert "symbol-file -o 0x600000" in monitor.run("kaslr")
 

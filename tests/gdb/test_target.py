@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from fakes import (
     CODE,
+    CODE64,
     KERNEL_ONLY,
     L1,
+    FakeCpu,
     enter_long_mode,
     make_pv_current,
     make_pvh_current,
@@ -17,6 +20,8 @@ from fakes import (
 from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.cpu import Reg, Seg, Segment
+from xenemu.pv.state import StartContext
+from xenemu.pvh.context import after_startup
 from xenemu.pvh.paging import EFER_LMA
 from xenemu.x86.paging import PSE, RW, A, D, Maddr, Mfn, P
 
@@ -28,12 +33,8 @@ RSP, RIP, EFLAGS, CS = 7, 16, 17, 18
 def make_target(current, elf_class=64):
     part = SimpleNamespace(vaddr=LINKED, paddr=LOADED, memsz=0x2000, data=b"")
     image = SimpleNamespace(elf_class=elf_class, segments=(part,), path="kernel")
-    debug = SimpleNamespace(
-        kernel_gs_base=0x5000,
-        float_register=lambda name: bytes(10 if name[:2] == "st" else 16 if "xmm" in name else 4),
-    )
     machine = SimpleNamespace(
-        current=current, domain=current.domain, engine=current.cpu, debug=debug
+        current=current, domain=current.domain, engine=current.cpu, untouched=FakeCpu().store()
     )
     return Target(machine, image)
 
@@ -208,23 +209,104 @@ def test_a_breakpoint_where_the_kernel_was_loaded_is_also_where_it_will_run(pvh_
 # Threads.
 
 
-def test_threads_are_vcpus_that_were_brought_up():
+def test_each_vcpu_is_a_thread():
     target = make_target(make_pv_current(vcpus=3))
-    assert target.threads == [1]
-    target.machine.domain.vcpus[2].saved = b"registers"
-    assert target.threads == [1, 3]
-    with pytest.raises(Refused, match="no thread 2"):
-        target.vcpu(2)
+    assert target.threads == [1, 2, 3]
+    for thread in (0, 4):
+        with pytest.raises(Refused, match=f"no thread {thread}"):
+            target.select(thread)
 
 
-def test_another_vcpus_registers_are_loaded_for_a_while():
+def test_what_a_thread_does():
+    target = make_target(make_pv_current(vcpus=6))
+    saved = target.machine.engine.store()
+    _, second, third, fourth, fifth, sixth = target.machine.domain.vcpus
+    sixth.initialised = True
+    for vcpu in (second, third, fourth, fifth):
+        vcpu.initialised = vcpu.online = True
+        vcpu.saved = saved
+    third.blocked = fourth.blocked = True
+    fourth.poll_ports = frozenset((7, 3))
+    fifth.online = False
+    assert [target.thread_state(thread) for thread in target.threads] == [
+        "running, kernel mode", "runnable, kernel mode", "blocked, kernel mode",
+        "polling ports 3, 7, kernel mode", "down, kernel mode", "down, initialised",
+    ]  # fmt: skip
+    sixth.initialised = False
+    assert target.thread_state(6) == "down, not initialised"
+
+
+def another(target, **fields):
+    """Let vcpu 1 be one that has run, and is not in the CPU."""
+    vcpu = target.machine.domain.vcpus[1]
+    vcpu.saved = replace(target.machine.engine.store(), **fields)
+    target.select(2)
+    return vcpu
+
+
+def test_another_vcpus_registers_are_read_and_written_where_they_are_kept():
     target = make_target(make_pv_current(vcpus=2))
-    cpu, (first, second) = target.machine.engine, target.machine.domain.vcpus
-    cpu.store = lambda: cpu.rip.to_bytes(8, "little")
-    cpu.load = lambda saved: setattr(cpu, "rip", int.from_bytes(saved, "little"))
-    cpu.rip, second.saved = 0x1111, (0x2222).to_bytes(8, "little")
-    with target.loaded(2):
-        assert (cpu.rip, target.machine.current.vcpu) == (0x2222, second)
-        cpu.rip = 0x3333
-    assert (cpu.rip, target.machine.current.vcpu, first.saved) == (0x1111, first, None)
-    assert second.saved == (0x3333).to_bytes(8, "little")
+    vcpu, cpu = another(target, rip=0x2222), target.machine.engine
+    before = cpu.store()
+    rip = named(target, "rip")
+    assert target.read_register(rip) == (0x2222).to_bytes(8, "little")
+    for name, value in (("rip", 0x3333), ("rbx", 5), ("eflags", 0x297), ("gs_base", 0x7000)):
+        register = named(target, name)
+        target.write_register(register, value.to_bytes(register.size, "little"))
+    assert (vcpu.saved.rip, vcpu.saved.rflags, vcpu.saved.regs[Reg.RBX]) == (0x3333, 0x297, 5)
+    assert vcpu.saved.segment(Seg.GS).base == 0x7000
+    assert cpu.store() == before
+
+
+def test_another_vcpus_memory_is_seen_by_its_own_tables():
+    target = make_target(make_pv_current(vcpus=2))
+    memory, empty = target.machine.domain.memory, Mfn(40)
+    another(target, cr3=empty << 12)
+    with pytest.raises(Refused, match="is not mapped"):
+        target.read_memory(CODE, 4)
+    memory.words[empty << 9] = memory.words[target.machine.engine.cr3 >> 12 << 9]
+    memory.write(Maddr(CODE), b"code")
+    assert target.read_memory(CODE, 4) == b"code"
+
+
+def test_a_vcpu_that_has_yet_to_begin_has_the_registers_that_it_will_begin_with():
+    target = make_target(make_pvh_current(vcpus=2))
+    vcpu = target.machine.domain.vcpus[1]
+    vcpu.arch.start = after_startup(0x9A)
+    vcpu.initialised = True
+    target.select(2)
+    cs, rip = named(target, "cs"), named(target, "rip")
+    assert target.read_register(cs) == (0x9A00).to_bytes(4, "little")
+    assert target.read_register(rip) == (0x9A000).to_bytes(8, "little")
+    with pytest.raises(Refused, match="vcpu 1 has yet to begin"):
+        target.write_register(rip, bytes(8))
+    assert vcpu.arch.start == after_startup(0x9A)
+    assert vcpu.saved is None
+
+
+def test_a_pv_vcpu_that_has_yet_to_begin_too():
+    target = make_target(make_pv_current(vcpus=2))
+    vcpu = target.machine.domain.vcpus[1]
+    target.select(2)
+    assert target.read_register(named(target, "rax")) == bytes(8)
+    regs, selectors = tuple(range(16)), (0, 0xE033, 0xE02B, 0, 0, 0)
+    vcpu.arch.entry = StartContext(regs, CODE, 0x202, selectors, 1, 2, 3, None, (0,) * 8)
+    vcpu.initialised = True
+    assert target.read_register(named(target, "rip")) == CODE.to_bytes(8, "little")
+    assert target.read_register(named(target, "rdi")) == (7).to_bytes(8, "little")
+    assert target.read_register(named(target, "gs_base")) == (2).to_bytes(8, "little")
+    assert target.read_memory(CODE, 4) == bytes(4)
+
+
+def test_rip_is_where_the_code_is_linear(pvh_target):
+    """In segments with a base, gdb would else look for breakpoints and code elsewhere."""
+    cpu = pvh_target.machine.engine
+    cpu.set_segment(Seg.CS, Segment(0x900, 0x9000, 0xFFFF, 0x9B00))
+    cpu.rip = 0x12
+    rip = named(pvh_target, "rip")
+    assert pvh_target.read_register(rip) == (0x9012).to_bytes(8, "little")
+    pvh_target.write_register(rip, (0x9034).to_bytes(8, "little"))
+    assert (cpu.rip, pvh_target.pc) == (0x34, 0x9034)
+    cpu.efer = EFER_LMA
+    cpu.set_segment(Seg.CS, Segment(8, 0x9000, 0, CODE64))  # where it has none
+    assert pvh_target.pc == 0x34

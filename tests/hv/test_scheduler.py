@@ -104,6 +104,16 @@ def test_turns_go_round_past_those_that_cannot_run() -> None:
     assert scheduler.next_vcpu(domain, domain.vcpus[0]) is None
 
 
+def test_only_those_run_that_a_debugger_lets() -> None:
+    for seed in (None, 1):
+        domain = make_running(4, seed)
+        last = domain.vcpus[2]
+        assert scheduler.next_vcpu(domain, last, {0, 2}) is domain.vcpus[0]
+        assert scheduler.next_vcpu(domain, last, {2}) is last
+        last.blocked = True
+        assert scheduler.next_vcpu(domain, last, {2}) is None
+
+
 def test_a_seed_draws_turns_that_come_again() -> None:
     drawn = [turns(make_running(4, seed), 200) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -13,8 +13,6 @@ from xenemu.cpu.engine import Engine
 from xenemu.hv.debug import Access, Cause, Halt, Watchpoint
 
 MAX_RETRIES = 8  # how often an instruction can fault, be helped by the hypervisor, and start anew
-FLOAT_NAMES = {"fctrl": "FPCW", "fstat": "FPSW", "ftag": "FPTAG"}
-FLOAT_NAMES |= {f"st{n}": f"FP{n}" for n in range(8)}
 
 
 class DebugPort:
@@ -105,30 +103,3 @@ class DebugPort:
     def catch_faults(self, vectors: Collection[int]) -> None:
         """Halt at these faults, before the guest has them."""
         self._debug.caught_faults = sum(1 << vector for vector in set(vectors))
-
-    @property
-    def kernel_gs_base(self) -> int:
-        """The MSR KERNEL_GS_BASE."""
-        place = self._shim.env() + self._constants.ENV_KERNEL_GS_BASE
-        return int(ctypes.c_uint64.from_address(place).value)
-
-    def float_register(self, name: str) -> bytes:
-        """See `DebugCpu.float_register`."""
-        value = self._engine._uc.reg_read(self._number(name))
-        if isinstance(value, tuple):  # an 80-bit number
-            mantissa, exponent = value
-            return int(mantissa).to_bytes(8, "little") + int(exponent).to_bytes(2, "little")
-        return int(value).to_bytes(16 if name.startswith("xmm") else 4, "little")
-
-    def set_float_register(self, name: str, value: bytes) -> None:
-        """See `DebugCpu.set_float_register`."""
-        number: int | tuple[int, int] = int.from_bytes(value, "little")
-        if len(value) == 10:
-            number = (int.from_bytes(value[:8], "little"), int.from_bytes(value[8:10], "little"))
-        self._engine._uc.reg_write(self._number(name), number)
-
-    @staticmethod
-    def _number(name: str) -> int:
-        from unicorn import x86_const  # noqa: PLC0415 (after the shim)
-
-        return int(getattr(x86_const, f"UC_X86_REG_{FLOAT_NAMES.get(name, name.upper())}"))

@@ -117,6 +117,7 @@ class Engine(Registers):
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
         loaded.coverage.room = 0  # or blocks would go where another engine's log was
         self._vcpu.ports = self._vcpu.undefined_bits = 0
+        self._vcpu.upcall_pending = None  # which is in memory of the last engine's guest
         self._vcpu.delivered_kind = self._vcpu.delivered_vector = 0
         self.seed_random(0)
         self.set_prices({})

@@ -11,7 +11,8 @@ from xenemu.errors import XenError
 from xenemu.gdb import views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
-from xenemu.gdb.target import Refused, Target
+from xenemu.gdb.target import Refused, Target, pc_of
+from xenemu.hv.current import Current
 from xenemu.report import call_lines, walk_lines
 from xenemu.trace import KINDS, Tracer
 
@@ -32,7 +33,8 @@ class Command:
 
 COMMANDS: Final = {
     "help": Command("", "this list"),
-    "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest"),
+    "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest; of each vcpu"),
+    "vcpu": Command("[N]", "which vcpu the commands are about, until the next stop"),
     "hypercalls": Command("last [N]", "the last hypercalls, with results"),
     "walk": Command("ADDR", "the page tables' entries on the way to ADDR"),
     "gva2gpa": Command("ADDR", "where ADDR is in the guest and the machine"),
@@ -48,7 +50,9 @@ COMMANDS: Final = {
 
 
 class Monitor:
-    """Runs one command line at a time, on the vcpu that is loaded.
+    """Runs one command line at a time. It is about the vcpu that was held, or another by choice.
+
+    gdb does not say which of its threads a person has selected when he gives a monitor command.
 
     `say` shows the person a text at once. `request` holds the guest, and gives the reason.
     """
@@ -65,9 +69,11 @@ class Monitor:
         self._breaks = Breaks(target.machine, request, target.code.format)
         self._say = say
         self._tracer: Tracer | None = None
+        self._chosen: int | None = None  # a thread
         self._run = {
             "help": self._help,
             "info": self._info,
+            "vcpu": self._vcpu,
             "hypercalls": self._calls,
             "walk": self._walk,
             "gva2gpa": self._gva2gpa,
@@ -85,6 +91,21 @@ class Monitor:
         """The gdb that gave commands is gone."""
         self._breaks.clear()
         self._trace(["off"])
+
+    def stopped(self) -> None:
+        """The guest is held anew: commands are about the vcpu in the CPU."""
+        self._chosen = None
+
+    @property
+    def _current(self) -> Current:
+        """The vcpu that commands are about."""
+        return self._target.current_of(self._chosen or self._target.current_thread)
+
+    def _whose(self) -> list[str]:
+        """A heading, where another vcpu could be meant."""
+        if len(self._target.threads) == 1:
+            return []
+        return [f"of vcpu {self._current.vcpu.vcpu_id}:"]
 
     def run(self, line: str) -> str:
         """Run a command; what it prints, with a sentence for what cannot be."""
@@ -117,7 +138,7 @@ class Monitor:
             return int(text, 0)
         offset = int(found["offset"] or "0", 0)
         if found["pc"]:
-            return self._target.pc + offset
+            return pc_of(self._current.cpu) + offset
         vaddr = self._code.address(found["name"])
         if vaddr is None:
             raise Refused(f"the image has no symbol {found['name']}")
@@ -132,19 +153,28 @@ class Monitor:
             raise ValueError(what)
         return view(self._target)
 
+    def _vcpu(self, words: list[str]) -> list[str]:
+        if words:
+            (text,) = words
+            thread = int(text, 0) + 1
+            if thread not in self._target.threads:
+                raise Refused(f"there is no vcpu {text}")
+            self._chosen = thread
+        return [f"the commands are about vcpu {self._current.vcpu.vcpu_id}"]
+
     def _calls(self, words: list[str]) -> list[str]:
         if words and words[0] == "last":
             words = words[1:]
         count = int(words[0]) if words else CALLS
-        return call_lines(self._target.machine.current, count) or ["none yet"]
+        return call_lines(self._current, count) or ["none yet"]
 
     def _walk(self, words: list[str]) -> list[str]:
         (text,) = words
-        return walk_lines(self._target.machine.current, self._address(text))
+        return self._whose() + walk_lines(self._current, self._address(text))
 
     def _gva2gpa(self, words: list[str]) -> list[str]:
         (text,) = words
-        return views.addresses(self._target, self._address(text))
+        return self._whose() + views.addresses(self._target, self._current, self._address(text))
 
     def _events(self, words: list[str]) -> list[str]:
         return views.events(self._target)
@@ -172,12 +202,12 @@ class Monitor:
         ]
 
     def _disas(self, words: list[str]) -> list[str]:
-        vaddr = self._address(words[0]) if words else self._target.pc
+        vaddr = self._address(words[0] if words else "$pc")
         count = int(words[1], 0) if len(words) > 1 else INSTRUCTIONS
-        return views.disassemble(self._target, self._code, vaddr, count)
+        return self._whose() + views.disassemble(self._target, self._current, vaddr, count)
 
     def _kaslr(self, words: list[str]) -> list[str]:
-        found = views.find_offset(self._target, self._code)
+        found = views.find_offset(self._target, self._current)
         if found is None:
             return ["the kernel is not mapped yet, or not where any KASLR would put it"]
         if found == 0:

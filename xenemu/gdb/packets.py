@@ -16,7 +16,7 @@ from xenemu.gdb.features import Register, describe
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import Monitor
 from xenemu.gdb.rsp import PACKET_SIZE, hex_text, number
-from xenemu.gdb.stops import CONTINUE, DETACHED, Go, Stop
+from xenemu.gdb.stops import DETACHED, FREELY, STEP, Action, Go, Stop
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watchpoint
 
@@ -33,7 +33,7 @@ MAX_TEXT: Final = 1 << 14
 SEARCH_CHUNK: Final = 1 << 20
 MAX_HOLES: Final = 1 << 14  # pages that are not mapped, in one search
 VCONT: Final = re.compile(
-    rb"(?P<action>[csCSr])(?P<a>[0-9a-fA-F]+)?(?:,(?P<b>[0-9a-fA-F]+))?(?::(?P<thread>-?[0-9a-f]+))?"
+    rb"(?P<action>[csCStr])(?P<a>[0-9a-fA-F]+)?(?:,(?P<b>[0-9a-fA-F]+))?(?::(?P<thread>-?[0-9a-f]+))?"
 )
 EXPEDITED: Final = {"rip", "rsp", "rbp", "eip", "esp", "ebp"}
 # All of the address space is memory: without a map, gdb would guess at nothing else.
@@ -72,7 +72,8 @@ class Packets:
         self.hardware: set[int] = set()
         self.software: set[int] = set()
         self.watches: set[Watchpoint] = set()
-        self._thread = self._target.current_thread
+        self._target.select(self._target.current_thread)
+        self._goes: int | None = None  # the thread that `c` and `s` are about; None: any
         self._monitor.reset()
         self._files.close_all()
 
@@ -80,10 +81,6 @@ class Packets:
     def breakpoints(self) -> set[int]:
         """Where to hold the guest."""
         return self.hardware | self.software
-
-    def select(self, thread: int) -> None:
-        """Make a thread the one that registers and memory are asked of."""
-        self._thread = thread
 
     def _request(self, sentence: str) -> None:
         self.requested = sentence
@@ -106,6 +103,11 @@ class Packets:
         """The answer to this packet is sent."""
         if payload == b"QStartNoAckMode":
             self.acknowledged = False
+
+    def stopped(self) -> None:
+        """The guest is held anew: what follows is about the vcpu in the CPU."""
+        self._target.select(self._target.current_thread)
+        self._monitor.stopped()
 
     # What gdb asks first.
 
@@ -133,7 +135,8 @@ class Packets:
         )
 
     def stop_reply(self, stop: Stop) -> bytes:
-        """A stop, with the registers that gdb asks for each time."""
+        """A stop, with the registers that gdb asks for each time. The thread is selected then."""
+        self._target.select(self._target.current_thread)
         fields = [
             f"{index:x}:{self._target.read_register(register).hex()}"
             for index, register in enumerate(self._target.description.registers)
@@ -148,12 +151,15 @@ class Packets:
 
     def select_thread(self, rest: bytes) -> Answer:
         """``Hg``, ``Hc``: which thread the following is about; 0 and -1 are any."""
-        kind, thread = rest[:1], rest[1:]
-        if kind == b"g" and thread not in (b"0", b"-1"):
-            self._target.vcpu(number(thread))
-            self._thread = number(thread)
-        elif kind not in (b"g", b"c"):
+        kind, thread = rest[:1], None if rest[1:] in (b"0", b"-1") else number(rest[1:])
+        if kind not in (b"g", b"c"):
             return b""
+        if thread is not None:
+            self._target.vcpu(thread)
+        if kind == b"c":
+            self._goes = thread
+        elif thread is not None:
+            self._target.select(thread)
         return b"OK"
 
     def is_alive(self, rest: bytes) -> Answer:
@@ -175,7 +181,9 @@ class Packets:
 
     def thread_text(self, rest: bytes) -> Answer:
         """``qThreadExtraInfo``."""
-        return hex_text(self._target.thread_name(number(rest)))
+        thread = number(rest)
+        name, state = self._target.thread_name(thread), self._target.thread_state(thread)
+        return hex_text(f"{name}, {state}")
 
     # Registers.
 
@@ -184,25 +192,21 @@ class Packets:
 
     def read_registers(self, _rest: bytes) -> Answer:
         """``g``."""
-        with self._target.loaded(self._thread):
-            return self._target.registers().hex().encode()
+        return self._target.registers().hex().encode()
 
     def write_registers(self, rest: bytes) -> Answer:
         """``G``."""
-        with self._target.loaded(self._thread):
-            self._target.write_registers(bytes.fromhex(rest.decode("ascii")))
+        self._target.write_registers(bytes.fromhex(rest.decode("ascii")))
         return b"OK"
 
     def read_register(self, rest: bytes) -> Answer:
         """``p``."""
-        with self._target.loaded(self._thread):
-            return self._target.read_register(self._register(rest)).hex().encode()
+        return self._target.read_register(self._register(rest)).hex().encode()
 
     def write_register(self, rest: bytes) -> Answer:
         """``P``."""
         which, _, value = rest.partition(b"=")
-        with self._target.loaded(self._thread):
-            self._target.write_register(self._register(which), bytes.fromhex(value.decode("ascii")))
+        self._target.write_register(self._register(which), bytes.fromhex(value.decode("ascii")))
         return b"OK"
 
     # Memory.
@@ -210,11 +214,10 @@ class Packets:
     def read_memory(self, rest: bytes) -> Answer:
         """``m``: as much as is mapped. gdb takes a sentence here for data."""
         vaddr, size = map(number, rest.split(b","))
-        with self._target.loaded(self._thread):
-            try:
-                return self._target.read_memory(vaddr, min(size, MAX_READ)).hex().encode()
-            except Refused:
-                return NOT_MAPPED
+        try:
+            return self._target.read_memory(vaddr, min(size, MAX_READ)).hex().encode()
+        except Refused:
+            return NOT_MAPPED
 
     def write_memory(self, rest: bytes) -> Answer:
         """``M``."""
@@ -230,29 +233,27 @@ class Packets:
         vaddr, size = map(number, place.split(b","))
         if size != len(data):
             raise ValueError(f"{len(data)} bytes where {size} were announced")
-        with self._target.loaded(self._thread):
-            self._target.write_memory(vaddr, data)
+        self._target.write_memory(vaddr, data)
         return b"OK"
 
     def search_memory(self, rest: bytes) -> Answer:
         """``qSearch:memory``: the first place of a pattern in a range; unmapped pages have none."""
         start, length, pattern = rest.split(b";", 2)
         at, end, holes = number(start), number(start) + number(length), 0
-        with self._target.loaded(self._thread):
-            while at < end:
-                size = min(SEARCH_CHUNK, end - at)
-                try:
-                    data = self._target.read_memory(at, size)
-                except Refused:
-                    at, holes = (at | 0xFFF) + 1, holes + 1
-                    if holes > MAX_HOLES:
-                        raise
-                    continue
-                found = data.find(pattern)
-                if found >= 0:
-                    return b"1,%x" % (at + found)
-                last = len(data) == size == end - at
-                at += max(1, len(data) if last else len(data) - len(pattern) + 1)
+        while at < end:
+            size = min(SEARCH_CHUNK, end - at)
+            try:
+                data = self._target.read_memory(at, size)
+            except Refused:
+                at, holes = (at | 0xFFF) + 1, holes + 1
+                if holes > MAX_HOLES:
+                    raise
+                continue
+            found = data.find(pattern)
+            if found >= 0:
+                return b"1,%x" % (at + found)
+            last = len(data) == size == end - at
+            at += max(1, len(data) if last else len(data) - len(pattern) + 1)
         return b"0"
 
     # Breakpoints and watchpoints.
@@ -290,33 +291,32 @@ class Packets:
         return b"vCont;c;C;s;S;t;r"
 
     def vcont(self, rest: bytes) -> Answer:
-        """``vCont``: the first action for a thread counts. Only one can step at a time."""
+        """``vCont``: for each thread, the first action that names it, or all, counts."""
+        threads: dict[int, Action | None] = {}
         for text in rest.split(b";"):
             found = VCONT.fullmatch(text)
             if not found:
                 raise ValueError(f"vCont action {text!r}")
-            thread = found["thread"]
-            any_thread = thread is None or thread.startswith(b"-") or number(thread) == 0
-            who = None if any_thread else number(thread)
-            if found["action"] in (b"s", b"S"):
-                return Go(True, who)
-            if found["action"] == b"r":
-                return Go(True, who, range(number(found["a"]), number(found["b"])))
-        return CONTINUE
+            action, thread = _action(found), found["thread"]
+            if thread is None or thread.startswith(b"-") or number(thread) == 0:
+                return Go(threads, action)
+            self._target.vcpu(number(thread))
+            threads.setdefault(number(thread), action)
+        return Go(threads)
 
     def go(self, rest: bytes) -> Answer:
         """``c``, from an address if one is given."""
-        self._jump(rest)
-        return CONTINUE
+        return self._go(rest, FREELY)
 
     def step(self, rest: bytes) -> Answer:
         """``s``."""
-        self._jump(rest)
-        return Go(True)
+        return self._go(rest, STEP)
 
-    def _jump(self, rest: bytes) -> None:
+    def _go(self, rest: bytes, action: Action) -> Answer:
         if rest:
-            self._target.machine.engine.rip = number(rest)
+            self._target.select(self._goes or self._target.current_thread)
+            self._target.jump(number(rest))
+        return Go({}, action) if self._goes is None else Go({self._goes: action})
 
     def detach(self, _rest: bytes) -> Answer:
         """``D``: the guest runs on alone."""
@@ -350,7 +350,8 @@ class Packets:
             return MEMORY_MAP.encode()
         if name == "threads":
             lines = [
-                f'<thread id="{thread:x}" core="0" name="{target.thread_name(thread)}"/>'
+                f'<thread id="{thread:x}" core="0" name="{target.thread_name(thread)}">'
+                f"{target.thread_state(thread)}</thread>"
                 for thread in target.threads
             ]
             return "\n".join(['<?xml version="1.0"?>', "<threads>", *lines, "</threads>"]).encode()
@@ -362,11 +363,22 @@ class Packets:
 
     def command(self, rest: bytes) -> Answer:
         """``qRcmd``: a monitor command."""
-        with self._target.loaded(self._thread):
-            text = self._monitor.run(bytes.fromhex(rest.decode("ascii")).decode(errors="replace"))
+        text = self._monitor.run(bytes.fromhex(rest.decode("ascii")).decode(errors="replace"))
         for at in range(0, len(text), MAX_TEXT):
             self._say(text[at : at + MAX_TEXT])
         return b"OK"
+
+
+def _action(found: re.Match[bytes]) -> Action | None:
+    """What an action of vCont's makes of a thread; `t` leaves it where it is."""
+    match found["action"]:
+        case b"s" | b"S":
+            return STEP
+        case b"r":
+            return Action(True, range(number(found["a"]), number(found["b"])))
+        case b"t":
+            return None
+    return FREELY
 
 
 def _handlers(packets: Packets) -> list[tuple[bytes, Callable[[bytes], Answer]]]:

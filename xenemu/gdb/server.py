@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from xenemu.gdb.channel import Channel, Listener
 from xenemu.gdb.packets import Packets
 from xenemu.gdb.rsp import Decoder, Packet, Signal, encode, hex_text
-from xenemu.gdb.stops import SIGABRT, SIGINT, SIGTRAP, Go, Stop, stop_of
+from xenemu.gdb.stops import SIGABRT, SIGINT, SIGTRAP, Action, Go, Stop, stop_of
 from xenemu.gdb.target import Target
 from xenemu.hv.debug import Cause, Halt, RunEnded
 from xenemu.machine import Limits
@@ -68,7 +68,8 @@ class Server:
         self._going: Go | None = None  # how the guest goes on; None: it is held
         self._stop = Stop(SIGTRAP)
         self._steps = 0
-        self._stepped_from: int | None = None  # where a step will begin
+        self._told_who_waits = False
+        self._stepped_from: dict[int, int] = {}  # where the next step of a thread will begin
         self._last_sent = b""
         self._kept = False  # gdb has yet to hear of the stop
         self._awaited = False  # gdb waits for a stop reply
@@ -82,12 +83,12 @@ class Server:
         debug.begin(deadline_ns)
         if self._going is None:
             self._hold()
-        while not debug.over:
+        while not debug.over and (action := self._action):
             self._arm()
-            if self._steps_here():
+            if action.stepping:
                 halt = debug.step()
                 self._steps += 1
-                done = self._going is not None and self._going.is_done(target.pc)
+                done = action.is_done(target.pc)
             else:
                 halt, done = debug.run(), False
             self._settle(halt, done)
@@ -96,8 +97,11 @@ class Server:
         """Hold the guest if gdb pressed Ctrl-C, or a new one came."""
         if self._going is None:
             self._hold()
-        elif self.calls():
-            self._listen(held=False)
+        else:
+            if self.calls():
+                self._listen(held=False)
+            self._give_up_on_vcpus_that_are_down()
+            self._say_who_waits()
             if self._going is None:
                 self._hold()
 
@@ -131,23 +135,69 @@ class Server:
 
     # Going on, and stopping.
 
+    @property
+    def _action(self) -> Action | None:
+        """What the current thread does; None: it is held."""
+        return self._going.action(self.target.current_thread) if self._going else None
+
+    @property
     def _steps_here(self) -> bool:
-        going = self._going
-        if going is None or not going.stepping:
-            return False
-        return going.thread is None or going.thread == self.target.current_thread
+        action = self._action
+        return action is not None and action.stepping
+
+    def _start(self, going: Go) -> None:
+        """Let the threads go on that have an action; the machine must let no other vcpu run."""
+        target = self.target
+        actions = {thread: going.action(thread) for thread in target.threads}
+        goes = [thread for thread, action in actions.items() if action is not None]
+        held = len(goes) < len(actions)
+        target.machine.let_run = frozenset(thread - 1 for thread in goes) if held else None
+        steps = [thread for thread, action in actions.items() if action and action.stepping]
+        self._stepped_from = {thread: target.pc_of(thread) for thread in steps}
+        self._going, self._steps, self._awaited = going, 0, not going.detached
+        self._told_who_waits = False
+        self._give_up_on_vcpus_that_are_down()
+
+    def _give_up_on_vcpus_that_are_down(self) -> None:
+        """Stop where only vcpus may go on that are down, and nobody is there to bring them up."""
+        machine = self.target.machine
+        if self._going is None or machine.let_run is None:
+            return
+        vcpus = machine.domain.vcpus
+        if not any(vcpus[vcpu_id].online for vcpu_id in machine.let_run):
+            who = _names(machine.let_run)
+            self._console(f"xenemu: {who} cannot go on alone: down until another brings it up\n")
+            self._halt(Stop(SIGTRAP))
+
+    def _say_who_waits(self) -> None:
+        """Say, once, that the vcpus wait that go on, perhaps for one that does not."""
+        machine = self.target.machine
+        if self._going is None or machine.let_run is None or self._told_who_waits:
+            return
+        vcpus = machine.domain.vcpus
+        waits = not any(vcpus[vcpu_id].runnable for vcpu_id in machine.let_run)
+        if waits and machine.next_wake_ns() is None:
+            self._told_who_waits = True
+            who = _names(machine.let_run)
+            self._console(
+                f"xenemu: {who} may wait for a vcpu that gdb holds; Ctrl-C, and then"
+                " set scheduler-locking off\n"
+            )
 
     def _stop_at_the_door(self) -> None:
-        """A step that begins with an upcall to the guest ends at its first instruction."""
+        """A step that begins with an upcall to the guest ends at its first instruction.
+
+        So does one of a vcpu that another has meanwhile brought up afresh.
+        """
         self._settle_requests()
-        before, self._stepped_from = self._stepped_from, None
-        if before is not None and self._steps_here() and before != self.target.pc:
+        before = self._stepped_from.pop(self.target.current_thread, None)
+        if before is not None and self._steps_here and before != self.target.pc:
             self._halt(Stop(SIGTRAP))
 
     def _arm(self) -> None:
         """Set what gdb asks for, as late as possible: gdb takes everything back at each stop."""
         debug = self.target.machine.debug
-        if not self._steps_here():
+        if not self._steps_here:
             debug.set_breakpoints(self._packets.breakpoints)
         debug.set_watchpoints(self._packets.watches)
 
@@ -162,8 +212,8 @@ class Server:
             pass
         elif done:
             self._halt(Stop(SIGTRAP))
-        elif self._steps_here():
-            self._stepped_from = self.target.pc
+        elif self._steps_here:
+            self._stepped_from[self.target.current_thread] = self.target.pc
             if self._steps % POLLED_STEPS == 0 and self.calls():
                 self._listen(held=False)
         elif not self.target.machine.debug.over and self.calls():
@@ -187,7 +237,7 @@ class Server:
     def _halt(self, stop: Stop) -> None:
         """Hold the guest, and say why to a gdb that waits for it."""
         self._going, self._stop = None, stop
-        self._packets.select(self.target.current_thread)
+        self._packets.stopped()
         if self._awaited:
             self._awaited = False
             redescription = self._packets.redescribes()
@@ -209,7 +259,6 @@ class Server:
             self._listen(held=True)
             if attached:
                 limits.started += limits.clock() - before
-        self._stepped_from = self.target.pc
 
     # The wire.
 
@@ -296,7 +345,7 @@ class Server:
             self._kept = False
             self._send(self._packets.stop_reply(self._stop))
         elif isinstance(answer, Go):
-            self._going, self._steps, self._awaited = answer, 0, not answer.detached
+            self._start(answer)
             if answer.detached:
                 self._send(b"OK")
                 self._hang_up()
@@ -339,3 +388,7 @@ class Server:
             self._channel.close()
             self._channel = None
             self._packets.reset()
+
+
+def _names(vcpu_ids: frozenset[int]) -> str:
+    return " and ".join(f"vcpu {vcpu_id}" for vcpu_id in sorted(vcpu_ids))

@@ -5,6 +5,7 @@ gdb manual: Stop Reply Packets; the vCont packet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,21 +40,36 @@ def stop_of(halt: Halt, hardware: set[int], pc: int) -> Stop:
 
 
 @dataclass(frozen=True)
-class Go:
-    """How the guest goes on: freely, by an instruction, or while it is in a range of addresses.
-
-    `thread` is the one that steps; None: whichever runs. A detached guest runs on alone.
-    """
+class Action:
+    """How a thread goes on: freely, by an instruction, or while it is in a range of addresses."""
 
     stepping: bool = False
-    thread: int | None = None
     within: range | None = None
-    detached: bool = False
 
     def is_done(self, pc: int) -> bool:
         """Whether a step that led to `pc` was the last."""
         return self.within is None or pc not in self.within
 
 
-CONTINUE: Final = Go()
-DETACHED: Final = Go(detached=True)
+FREELY: Final = Action()
+STEP: Final = Action(stepping=True)
+
+
+@dataclass(frozen=True)
+class Go:
+    """How the guest goes on: what each thread does, and what the others do.
+
+    A thread without an action is held while the others go on. A detached guest runs on alone.
+    """
+
+    threads: Mapping[int, Action | None]
+    others: Action | None = None
+    detached: bool = False
+
+    def action(self, thread: int) -> Action | None:
+        """What a thread does."""
+        return self.threads.get(thread, self.others)
+
+
+CONTINUE: Final = Go({}, FREELY)
+DETACHED: Final = Go({}, FREELY, detached=True)

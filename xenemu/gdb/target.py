@@ -7,27 +7,29 @@ a descriptor table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from xenemu.errors import XenError
+from xenemu.gdb import fpu
 from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64, SEGMENTS, Description, Register
-from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.cpu import Cpu, Reg, Seg
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
+from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.image import Image
 from xenemu.image.elf import parse
 from xenemu.image.kernel_modules import Module
-from xenemu.machine import Machine
-from xenemu.peek import Code, in_kernel, kernel_tables, locate, tables
+from xenemu.machine import Machine, registers
+from xenemu.peek import Code, doing, in_kernel, kernel_tables, locate, tables
 from xenemu.pv.state import PvVcpu
 from xenemu.x86 import segment
+from xenemu.x86.msr import KERNEL_GS_BASE
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
-UPCALL_MASK: Final = 1  # offset in vcpu_info
 SEGMENT_BASES: Final = {"fs_base": Seg.FS, "gs_base": Seg.GS}
 
 
@@ -43,6 +45,7 @@ class Target:
     image: Image
 
     def __post_init__(self) -> None:
+        self._selected = self.current_thread
         self.follows_mode = False  # gdb gets another description when the CPU's mode changes
         self.description: Description = self._wanted_description()
 
@@ -99,9 +102,8 @@ class Target:
 
     @property
     def threads(self) -> list[int]:
-        """Those of all vcpus that have been brought up, and of the current one."""
-        vcpus = self.machine.domain.vcpus
-        return [v.vcpu_id + 1 for v in vcpus if v.saved or v is self.machine.current.vcpu]
+        """Those of all vcpus; one that is down is a thread, too, so that gdb can wait for it."""
+        return [vcpu.vcpu_id + 1 for vcpu in self.machine.domain.vcpus]
 
     def vcpu(self, thread: int) -> Vcpu:
         """The vcpu of a thread; Refused if there is none."""
@@ -109,74 +111,65 @@ class Target:
             raise Refused(f"there is no thread {thread}")
         return self.machine.domain.vcpus[thread - 1]
 
-    def thread_name(self, thread: int) -> str:
-        """What `info threads` says of it."""
+    def select(self, thread: int) -> None:
+        """Make a thread the one whose registers, memory and pc are meant; Refused if none is."""
+        self.vcpu(thread)
+        self._selected = thread
+
+    @property
+    def current(self) -> Current:
+        """The selected thread's vcpu."""
+        return self.current_of(self._selected)
+
+    def current_of(self, thread: int) -> Current:
+        """A thread's vcpu, with its registers in place of a CPU: to be looked at, and no more."""
         vcpu = self.vcpu(thread)
-        with self.loaded(thread):
-            mode = "kernel" if in_kernel(self.machine.current) else "user"
-        return f"vcpu {vcpu.vcpu_id}: {vcpu.runstate.name.lower()}, {mode} mode"
+        found: Any = registers.read(self.machine, vcpu)
+        return replace(self.machine.current, vcpu=vcpu, cpu=found)
 
-    @contextmanager
-    def loaded(self, thread: int) -> Iterator[None]:
-        """Have a thread's vcpu in the CPU for a while."""
-        current, engine, vcpu = self.machine.current, self.machine.engine, self.vcpu(thread)
-        was = current.vcpu
-        if vcpu is was:
-            yield
-            return
-        assert vcpu.saved is not None
-        was.saved, current.vcpu = engine.store(), vcpu
-        engine.load(vcpu.saved)
-        try:
-            yield
-        finally:
-            vcpu.saved, current.vcpu = engine.store(), was
-            engine.load(was.saved)
-            was.saved = None
+    def has_begun(self, vcpu: Vcpu) -> bool:
+        """Whether a vcpu has run since it was last brought up afresh."""
+        return registers.has_begun(self.machine, vcpu)
 
-    # Registers of the vcpu that is loaded.
+    def thread_name(self, thread: int) -> str:
+        """What `info threads` calls it."""
+        return f"vcpu {self.vcpu(thread).vcpu_id}"
+
+    def thread_state(self, thread: int) -> str:
+        """What `info threads` says of it: what it does, and in which mode if it has begun."""
+        current = self.current_of(thread)
+        state = doing(self.machine.current, current.vcpu)
+        if not self.has_begun(current.vcpu):
+            return state
+        return f"{state}, {'kernel' if in_kernel(current) else 'user'} mode"
+
+    # Registers of the selected thread.
 
     def registers(self) -> bytes:
         """All of them, in the description's order."""
-        return b"".join(self.read_register(register) for register in self.description.registers)
+        current = self.current
+        return b"".join(_read(current, register) for register in self.description.registers)
 
     def read_register(self, register: Register) -> bytes:
         """A register's bytes."""
-        name = register.name
-        if name.startswith(("st", "xmm")) or name in ("fctrl", "fstat", "ftag", "mxcsr"):
-            return self.machine.debug.float_register(name)
-        value = self._value(name) & (1 << register.bits) - 1
-        return value.to_bytes(register.size, "little")
-
-    def _value(self, name: str) -> int:
-        cpu = self.machine.engine
-        if name in GENERAL:
-            return cpu.regs[GENERAL[name]]
-        if name in SEGMENTS:
-            return cpu.selector(SEGS[name])
-        if name in SEGMENT_BASES:
-            return cpu.segment(SEGMENT_BASES[name]).base
-        return _OTHERS[name](self) if name in _OTHERS else 0
+        return _read(self.current, register)
 
     def write_register(self, register: Register, data: bytes) -> None:
         """Set a register; Refused if its value is not for a debugger to change."""
-        name, cpu = register.name, self.machine.engine
-        value = int.from_bytes(data, "little")
+        name = register.name
         if len(data) != register.size:
             raise Refused(f"{name} has {register.size} bytes")
-        if name.startswith(("st", "xmm")) or name in ("fctrl", "fstat", "ftag", "mxcsr"):
-            self.machine.debug.set_float_register(name, data)
-        elif name in GENERAL:
-            cpu.regs[GENERAL[name]] = value
-        elif name in ("rip", "eip"):
-            cpu.rip = value
-        elif name == "eflags":
-            cpu.rflags = value
-        elif name in SEGMENT_BASES:
-            which = SEGMENT_BASES[name]
-            cpu.set_segment(which, replace(cpu.segment(which), base=value))
-        elif self.read_register(register) != data:
+        current = self.current
+        if _read(current, register) == data:
+            return
+        changes = _changes(current.cpu, name, data)
+        if changes is None:
             raise Refused(f"{name} is the guest's own to change")
+        if not self.has_begun(current.vcpu):
+            raise Refused(
+                f"vcpu {current.vcpu.vcpu_id} has yet to begin: it will set its registers"
+            )
+        registers.change(self.machine, current.vcpu, **changes)
 
     def write_registers(self, data: bytes) -> None:
         """Set all of them; Refused before the first that may not change."""
@@ -184,18 +177,29 @@ class Target:
         for register in self.description.registers:
             piece = data[at : at + register.size]
             at += register.size
-            if len(piece) == register.size and self.read_register(register) != piece:
+            if len(piece) == register.size:
                 self.write_register(register, piece)
 
-    # Memory, by the addresses of the vcpu that is loaded.
+    def jump(self, pc: int) -> None:
+        """Have the selected thread go on from another place."""
+        register = next(r for r in self.description.registers if r.name in ("rip", "eip"))
+        self.write_register(
+            register, (pc & (1 << register.bits) - 1).to_bytes(register.size, "little")
+        )
 
-    def read_memory(self, vaddr: int, size: int) -> bytes:
-        """As many of `size` bytes as are mapped in one piece; Refused if not even the first is."""
+    # Memory, by the addresses of the selected thread.
+
+    def read_memory(self, vaddr: int, size: int, current: Current | None = None) -> bytes:
+        """As many of `size` bytes as are mapped in one piece; Refused if not even the first is.
+
+        With `current`, by the addresses of another vcpu.
+        """
+        current = current or self.current
         pieces: list[bytes] = []
         while size:
             n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
             try:
-                pieces.append(self.machine.domain.memory.read(self._locate(vaddr), n))
+                pieces.append(self.machine.domain.memory.read(self._locate(current, vaddr), n))
             except Refused:
                 if not pieces:
                     raise
@@ -205,99 +209,146 @@ class Target:
 
     def write_memory(self, vaddr: int, data: bytes) -> None:
         """Store, also where the guest itself could not; Refused, and nothing stored, or all."""
-        places, start = [], 0
+        current, places, start = self.current, [], 0
         while start < len(data):
             n = min(len(data) - start, PAGE_SIZE - (vaddr + start & PAGE_MASK))
-            places.append((self._writable(vaddr + start), data[start : start + n]))
+            places.append((self._writable(current, vaddr + start), data[start : start + n]))
             start += n
         for maddr, piece in places:
             self.machine.domain.memory.write(maddr, piece)
 
-    def _writable(self, vaddr: int) -> Maddr:
-        maddr, frames = self._locate(vaddr), self.machine.domain.frames
+    def _writable(self, current: Current, vaddr: int) -> Maddr:
+        maddr, frames = self._locate(current, vaddr), self.machine.domain.frames
         mfn = maddr >> PAGE_SHIFT
         used_as = frames.type[mfn] if frames.type_count[mfn] else 0
         if self.machine.domain.p2m is None and (used_as in LEVELS or used_as == PGT_seg_desc_page):
             raise Refused(f"{vaddr:#x} is in a {TYPE_NAMES[used_as]}, which Xen has checked")
         return maddr
 
-    def _locate(self, vaddr: int) -> Maddr:
+    def _locate(self, current: Current, vaddr: int) -> Maddr:
         """Where an address is in the machine.
 
         The kernel's addresses are found even before it has turned paging on, where it was loaded,
         and even while a program runs on page tables that lack them.
         """
-        current = self.machine.current
         if vaddr >> 64:
             raise Refused(f"{vaddr:#x} is no address")
         try:
             if tables(current) is None and vaddr >> 32:
-                return self._linked(vaddr)
+                return self._linked(current, vaddr)
             return locate(current, vaddr)
         except XenError as error:
             if tables(current) is None:
-                return self._linked(vaddr)
+                return self._linked(current, vaddr)
             try:
                 return locate(current, vaddr, kernel_tables(current, self.image))
             except XenError:
                 raise Refused(error.reason) from None
 
-    def _linked(self, vaddr: int) -> Maddr:
+    def _linked(self, current: Current, vaddr: int) -> Maddr:
         for part in self.image.segments:
             if part.vaddr <= vaddr < part.vaddr + part.memsz:
-                return locate(self.machine.current, part.paddr + vaddr - part.vaddr)
+                return locate(current, part.paddr + vaddr - part.vaddr)
         raise Refused(f"{vaddr:#x} is not in the kernel's image, and paging is off")
 
     @property
     def pc(self) -> int:
         """Where the vcpu in the CPU is: a linear address, as breakpoints have it."""
-        cpu = self.machine.engine
-        return (cpu.segment(Seg.CS).base + cpu.rip) & (1 << 64) - 1
+        return pc_of(self.machine.engine)
+
+    def pc_of(self, thread: int) -> int:
+        """Where a thread is."""
+        return self.pc if thread == self.current_thread else pc_of(self.current_of(thread).cpu)
 
     @property
     def code_bits(self) -> int:
         """16, 32 or 64: how the CPU reads the instruction at RIP."""
-        cpu = self.machine.engine
-        if cpu.code64:
-            return 64
-        return 32 if cpu.segment(Seg.CS).attributes & segment.DB else 16
+        return code_bits_of(self.machine.engine)
 
-    def event_mask(self) -> int:
-        """Whether the vcpu has its event upcalls masked."""
-        return self.machine.domain.memory.read(self._info(), 2)[UPCALL_MASK]
 
-    def _info(self) -> Maddr:
-        return self.machine.current.vcpu.info
+def pc_of(cpu: Cpu) -> int:
+    """Where a CPU is, as a linear address. gdb knows no other, and is told so for RIP, too."""
+    base = 0 if cpu.code64 else cpu.segment(Seg.CS).base
+    return (base + cpu.rip) & (1 << 64) - 1
 
-    def roots(self) -> tuple[int, int]:
-        """The machine or guest addresses of the kernel's and the user's page tables."""
-        arch = self.machine.current.vcpu.arch
-        if isinstance(arch, PvVcpu):
-            return arch.kernel_root << PAGE_SHIFT, arch.user_root << PAGE_SHIFT
-        return self.machine.engine.cr3, 0
 
-    def kernel_gs_base(self) -> int:
-        """The GS base that SWAPGS, or a PV guest's change of mode, would bring."""
-        arch = self.machine.current.vcpu.arch
-        return arch.inactive_gs if isinstance(arch, PvVcpu) else self.machine.debug.kernel_gs_base
+def code_bits_of(cpu: Cpu) -> int:
+    """16, 32 or 64: how a CPU reads the instruction at RIP."""
+    if cpu.code64:
+        return 64
+    return 32 if cpu.segment(Seg.CS).attributes & segment.DB else 16
+
+
+def event_mask(current: Current) -> int:
+    """Whether a vcpu has its event upcalls masked."""
+    return current.domain.memory.bytes[current.vcpu.info + UPCALL_MASK]
+
+
+def roots(current: Current) -> tuple[int, int]:
+    """The machine or guest addresses of the kernel's and the user's page tables."""
+    arch = current.vcpu.arch
+    if isinstance(arch, PvVcpu):
+        return arch.kernel_root << PAGE_SHIFT, arch.user_root << PAGE_SHIFT
+    return current.cpu.cr3, 0
+
+
+def _kernel_gs_base(current: Current) -> int:
+    """The GS base that SWAPGS, or a PV guest's change of mode, would bring."""
+    arch = current.vcpu.arch
+    found: Any = current.cpu
+    return arch.inactive_gs if isinstance(arch, PvVcpu) else int(found.msrs[KERNEL_GS_BASE])
+
+
+def _read(current: Current, register: Register) -> bytes:
+    """A register of a vcpu's, of which `current` has the context."""
+    name, cpu = register.name, current.cpu
+    if name in fpu.NAMES:
+        found: Any = cpu
+        return fpu.read(found.fpu, name)
+    if name in GENERAL:
+        value = cpu.regs[GENERAL[name]]
+    elif name in SEGS:
+        value = cpu.selector(SEGS[name])
+    elif name in SEGMENT_BASES:
+        value = cpu.segment(SEGMENT_BASES[name]).base
+    elif name in PLAIN:
+        value = getattr(cpu, PLAIN[name])
+    else:
+        value = _OTHERS[name](current) if name in _OTHERS else 0
+    return (value & (1 << register.bits) - 1).to_bytes(register.size, "little")
+
+
+def _changes(cpu: Any, name: str, data: bytes) -> dict[str, Any] | None:
+    """Which fields of a context change with a register; None if gdb may not change it."""
+    value = int.from_bytes(data, "little")
+    if name in fpu.NAMES:
+        return {"fpu": fpu.write(cpu.fpu, name, data)}
+    if name in GENERAL:
+        general = list(cpu.regs)
+        general[GENERAL[name]] = value
+        return {"general": tuple(general)}
+    if name in ("rip", "eip"):
+        return {"rip": value - (pc_of(cpu) - cpu.rip) & (1 << 64) - 1}
+    if name == "eflags":
+        return {"rflags": value}
+    if name in SEGMENT_BASES:
+        segments, which = list(cpu.segments), SEGMENT_BASES[name]
+        segments[which] = replace(segments[which], base=value)
+        return {"segments": tuple(segments)}
+    return None
 
 
 GENERAL: Final = {register.name.lower(): register for register in Reg} | {
     f"e{register.name.lower()[1:]}": register for register in list(Reg)[:8]
 }
 SEGS: Final = {name: Seg[name.upper()] for name in SEGMENTS}
-_OTHERS: Final[dict[str, Callable[[Target], int]]] = {
-    "rip": lambda target: target.machine.engine.rip,
-    "eip": lambda target: target.machine.engine.rip,
-    "eflags": lambda target: target.machine.engine.rflags,
-    "cr0": lambda target: target.machine.engine.cr0,
-    "cr2": lambda target: target.machine.engine.cr2,
-    "cr3": lambda target: target.machine.engine.cr3,
-    "cr4": lambda target: target.machine.engine.cr4,
-    "efer": lambda target: target.machine.engine.efer,
-    "k_gs_base": Target.kernel_gs_base,
-    "xen_event_mask": Target.event_mask,
-    "xen_kernel_root": lambda target: target.roots()[0],
-    "xen_user_root": lambda target: target.roots()[1],
-    "xen_user_mode": lambda target: int(not in_kernel(target.machine.current)),
+PLAIN: Final = {name: name for name in ("cr0", "cr2", "cr3", "cr4", "efer")} | {"eflags": "rflags"}
+_OTHERS: Final[dict[str, Callable[[Current], int]]] = {
+    "rip": lambda current: pc_of(current.cpu),
+    "eip": lambda current: pc_of(current.cpu),
+    "k_gs_base": _kernel_gs_base,
+    "xen_event_mask": event_mask,
+    "xen_kernel_root": lambda current: roots(current)[0],
+    "xen_user_root": lambda current: roots(current)[1],
+    "xen_user_mode": lambda current: int(not in_kernel(current)),
 }

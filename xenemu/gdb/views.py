@@ -17,15 +17,21 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED
 from xenemu.abi.xen import Virq
-from xenemu.gdb.target import Refused, Target
+from xenemu.gdb.target import Refused, Target, code_bits_of, event_mask, pc_of
 from xenemu.hv import event_channel
+from xenemu.hv.cpu import Reg, Seg
+from xenemu.hv.current import Current
 from xenemu.hv.frame_table import TYPE_NAMES
+from xenemu.hv.scheduler import runstate_info
 from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
+from xenemu.hv.state.vcpu import RunState
 from xenemu.kaslr import ANCHORS, REACH, SAMPLE, STEP
-from xenemu.peek import Code, in_kernel, locate, tables, walk
+from xenemu.peek import doing, in_kernel, locate, tables, walk
 from xenemu.pv.state import PvVcpu
+from xenemu.pvh.acpi import apic_id
+from xenemu.pvh.state import PvhVcpu
 from xenemu.x86.paging import ADDR, PAGE_SHIFT
 
 MODES: Final = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
@@ -37,6 +43,7 @@ E820_NAMES: Final = {
     E820_NVS: "ACPI NVS",
 }
 VIRQS: Final = {virq.value: virq.name for virq in Virq}
+RUNSTATES: Final = [(state.value, state.name.lower()) for state in RunState]
 STATES: Final = {
     EVTCHNSTAT_unbound: "unbound",
     EVTCHNSTAT_interdomain: "interdomain",
@@ -65,29 +72,51 @@ def domain(target: Target) -> list[str]:
 
 
 def vcpus(target: Target) -> list[str]:
-    """Each vcpu: whether it runs, in which mode, and its events."""
-    lines, machine = [], target.machine
-    for vcpu in machine.domain.vcpus:
-        state = vcpu.runstate.name.lower()
-        pending = "pending" if event_pending(machine.domain, vcpu) else "none to deliver"
-        line = f"vcpu {vcpu.vcpu_id}: {state}, {'online' if vcpu.online else 'offline'}"
-        line += f", events: {pending}"
-        if vcpu.poll_ports:
-            line += f", polls ports {', '.join(map(str, sorted(vcpu.poll_ports)))}"
-        lines.append(line)
-        if vcpu is not machine.current.vcpu:
-            continue
-        mode = "kernel" if in_kernel(machine.current) else "user"
-        lines.append(
-            f"  {target.code_bits}-bit code, {mode} mode, upcall mask {target.event_mask()}"
-        )
-        arch = vcpu.arch
-        if isinstance(arch, PvVcpu):
-            lines.append(f"  roots: kernel {arch.kernel_root:#x}, user {arch.user_root:#x}")
-            lines.append(f"  kernel stack {arch.kernel_ss:#x}:{arch.kernel_sp:#x}")
-            lines.append(f"  event callback {arch.event_callback.address:#x}")
-            lines.append(f"  {len(arch.traps)} trap handlers")
+    """Each vcpu: what it does, where, with which tables; its events; its time in each state."""
+    lines = []
+    for thread in target.threads:
+        current = target.current_of(thread)
+        vcpu = current.vcpu
+        state = doing(target.machine.current, vcpu)
+        where = ""
+        if target.has_begun(vcpu):
+            mode = "kernel" if in_kernel(current) else "user"
+            pc = pc_of(current.cpu)
+            where = f", in {mode} mode at {target.code.format(pc)}"
+        elif vcpu.initialised:
+            where = f", to begin at {target.code.format(pc_of(current.cpu))}"
+        lines.append(f"vcpu {vcpu.vcpu_id}: {state}{where}")
+        lines += [f"  {line}" for line in _vcpu_lines(target, current)]
     return lines
+
+
+def _vcpu_lines(target: Target, current: Current) -> list[str]:
+    domain, vcpu, cpu = current.domain, current.vcpu, current.cpu
+    lines = []
+    if target.has_begun(vcpu):
+        cs, bits = cpu.selector(Seg.CS), code_bits_of(cpu)
+        lines.append(f"{bits}-bit code at {cs:#x}:{cpu.rip:#x}, rsp {cpu.regs[Reg.RSP]:#x}")
+        lines.append(f"cr3 {cpu.cr3:#x}, cr0 {cpu.cr0:#x}, rflags {cpu.rflags:#x}")
+    pending = "some to deliver" if event_pending(domain, vcpu) else "none to deliver"
+    lines.append(f"events: {pending}, upcall mask {event_mask(current)}")
+    times = runstate_info(vcpu, target.machine.engine.now_ns).time
+    lines.append("time: " + ", ".join(f"{name} {_seconds(times, n)}" for n, name in RUNSTATES))
+    arch = vcpu.arch
+    if isinstance(arch, PvVcpu):
+        lines.append(f"roots: kernel {arch.kernel_root:#x}, user {arch.user_root:#x}")
+        lines.append(f"kernel stack {arch.kernel_ss:#x}:{arch.kernel_sp:#x}")
+        lines.append(f"event callback {arch.event_callback.address:#x}")
+        lines.append(f"{len(arch.traps)} trap handlers")
+    elif isinstance(arch, PvhVcpu):
+        enabled = "enabled" if arch.lapic.enabled else "disabled"
+        vector = arch.lapic.pending_vector()
+        waits = "" if vector is None else f", vector {vector:#x} waits"
+        lines.append(f"APIC ID {apic_id(vcpu.vcpu_id)}, {enabled}{waits}")
+    return lines
+
+
+def _seconds(times: bytes, state: int) -> str:
+    return f"{int.from_bytes(times[8 * state : 8 * state + 8], 'little') / 1e9:.6f} s"
 
 
 def memory(target: Target) -> list[str]:
@@ -152,9 +181,8 @@ def _peer(target: Target, channel: Channel) -> str:
     return state
 
 
-def addresses(target: Target, vaddr: int) -> list[str]:
+def addresses(target: Target, current: Current, vaddr: int) -> list[str]:
     """What a virtual address is to the guest, and in the machine."""
-    current = target.machine.current
     maddr = locate(current, vaddr)
     found = tables(current)
     if found is None:
@@ -174,14 +202,15 @@ def addresses(target: Target, vaddr: int) -> list[str]:
     return lines
 
 
-def disassemble(target: Target, code: Code, vaddr: int, count: int) -> list[str]:
-    """Instructions, in the mode that the CPU is in; above 4 GiB there is only 64-bit code."""
-    bits = target.code_bits if vaddr < 1 << 32 else 64
+def disassemble(target: Target, current: Current, vaddr: int, count: int) -> list[str]:
+    """Instructions, in the mode that the vcpu is in; above 4 GiB there is only 64-bit code."""
+    cpu = current.cpu
+    bits, pc = code_bits_of(cpu) if vaddr < 1 << 32 else 64, pc_of(cpu)
     reader = capstone.Cs(capstone.CS_ARCH_X86, MODES[bits])
     reader.syntax = capstone.CS_OPT_SYNTAX_ATT
-    data = target.read_memory(vaddr, min(count, 1000) * MAX_INSTRUCTION)
+    data = target.read_memory(vaddr, min(count, 1000) * MAX_INSTRUCTION, current)
     lines = [
-        f"{'=>' if insn.address == target.pc else '  '} {code.format(insn.address)}:"
+        f"{'=>' if insn.address == pc else '  '} {target.code.format(insn.address)}:"
         f"\t{insn.mnemonic} {insn.op_str}".rstrip()
         for insn in reader.disasm(data, vaddr, count)
     ]
@@ -190,16 +219,18 @@ def disassemble(target: Target, code: Code, vaddr: int, count: int) -> list[str]
     return lines
 
 
-def find_offset(target: Target, code: Code) -> int | None:
+def find_offset(target: Target, current: Current) -> int | None:
     """How far from where it was linked the kernel is mapped; None if it is found nowhere."""
-    if tables(target.machine.current) is None:
+    if tables(current) is None:
         return None
-    anchors = [found for name in ANCHORS if (found := code.symbols.address(name)) is not None]
+    anchors = [
+        found for name in ANCHORS if (found := target.code.symbols.address(name)) is not None
+    ]
     for vaddr in anchors or [part.vaddr for part in target.image.segments][:1]:
         wanted = _linked_bytes(target, vaddr)
         for offset in range(0, REACH, STEP):
             try:
-                if target.read_memory(vaddr + offset, SAMPLE) == wanted:
+                if target.read_memory(vaddr + offset, SAMPLE, current) == wanted:
                     return offset
             except Refused:
                 continue

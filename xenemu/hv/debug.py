@@ -87,12 +87,6 @@ class DebugCpu(Protocol):
     def catch_faults(self, vectors: Collection[int]) -> None:
         """Halt at these faults, before the guest has them."""
 
-    def float_register(self, name: str) -> bytes:
-        """Read st0-7 (10 bytes), xmm0-15 (16 bytes), fctrl, fstat, ftag or mxcsr (4 bytes)."""
-
-    def set_float_register(self, name: str, value: bytes) -> None:
-        """Write one of them."""
-
 
 class Debugger(Protocol):
     """An object that may hold the guest still.

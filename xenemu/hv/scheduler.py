@@ -18,6 +18,7 @@ In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from xenemu.abi.sched import SHUTDOWN_poweroff, SHUTDOWN_watchdog
@@ -46,10 +47,15 @@ HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
 # Turns.
 
 
-def next_vcpu(domain: Domain, last: Vcpu) -> Vcpu | None:
-    """The vcpu whose turn it is after `last`, which has no other turn while another can run."""
+def next_vcpu(domain: Domain, last: Vcpu, let_run: Collection[int] | None = None) -> Vcpu | None:
+    """The vcpu whose turn it is after `last`, which has no other turn while another can run.
+
+    `let_run` are those that may run; None: all.
+    """
     after = last.vcpu_id + 1
     order = domain.vcpus[after:] + domain.vcpus[:after]
+    if let_run is not None:
+        order = [vcpu for vcpu in order if vcpu.vcpu_id in let_run]
     if domain.schedule.seed is None:
         return next((vcpu for vcpu in order if vcpu.runnable), None)
     runnable = [vcpu for vcpu in order if vcpu.runnable]

@@ -72,6 +72,7 @@ class Core:
         self.samples = Samples()
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
+        self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()
 
     @property
@@ -96,6 +97,17 @@ class Core:
     def show_ports(self) -> None:
         """Let observers hear of all ports that the guest tries."""
         self.engine.show_ports()
+
+    def next_wake_ns(self) -> int | None:
+        """When the next timer is due; if a debugger holds vcpus, of those that it lets run.
+
+        The deadlines of vcpus that are held do not make time pass.
+        """
+        timers, let_run = self.domain.timers, self.let_run
+        if let_run is None:
+            return timers.next_ns()
+        deadlines = timers.deadlines_ns.items()
+        return min((ns for (_kind, number), ns in deadlines if number in let_run), default=None)
 
     def switch_to(self, vcpu: Vcpu) -> None:
         """Put a vcpu into the CPU, as running; the vcpu that was there keeps its registers."""

@@ -109,7 +109,7 @@ class Run:
                 return ended
             if debugger:
                 debugger.look()
-            vcpu = scheduler.next_vcpu(domain, machine.current.vcpu)
+            vcpu = scheduler.next_vcpu(domain, machine.current.vcpu, machine.let_run)
             if vcpu is None:
                 waited = self._wait()
                 if not (waited or (debugger and debugger.idle())):
@@ -147,7 +147,7 @@ class Run:
     def _wait(self) -> bool:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
         outside, engine = self.outside, self.machine.engine
-        next_ns, is_live = self.machine.domain.timers.next_ns(), self.outside.is_live
+        next_ns, is_live = self.machine.next_wake_ns(), self.outside.is_live
         if next_ns is not None and not is_live:
             engine.skip_to(next_ns)
             return True
