@@ -78,7 +78,7 @@ NOT_THEN = """
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
     xenemu.disks xenemu.image.lines xenemu.machine.machine.Machine.snapshot
-    xenemu.smoke.wire.Inbox zipfile
+    xenemu.shares xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 MAIN_FUNCTIONS = ("main", "_main", "_test", "_test_generator")

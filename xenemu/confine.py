@@ -14,7 +14,7 @@ Three locks hold for the rest of the process's life, each without the others:
 * Limits: no core file, no new process, no new descriptor.
 
 libseccomp makes the filter. Landlock takes only two system calls, because no file or port is
-excepted from it.
+excepted from it. A server that this process starts is kept to what it serves (`keep_to`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import importlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -83,10 +83,18 @@ ATTRIBUTES: Final = (
     (SCMP_FLTATR_CTL_SSB, 1),  # else older hosts slow this process down, against Spectre 4
 )
 
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_RULE_PATH_BENEATH: Final = 1
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 # How many rights each version knows: to files, to ports, and to other processes.
 LANDLOCK_RIGHTS: Final = ((13, 0, 0), (14, 0, 0), (15, 0, 0), (15, 2, 0), (16, 2, 0), (16, 2, 2))
+# Rights of every version: to run, change and read a file, and to list a directory.
+LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1, 2, 4, 8
+LANDLOCK_READ: Final = LANDLOCK_EXECUTE | LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
+# What a program needs to start, and to look a user up.
+PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
+SETTINGS: Final = ("/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group")
+NOTHING: Final = "/dev/null"
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,20 @@ def confine(callers: bool = False, more: Iterable[str] = ()) -> Confinement:
     return Confinement(landlock)
 
 
+def keep_to(directory: str, writable: bool) -> None:
+    """Let this process, and the program that it becomes, reach only `directory` and programs.
+
+    That is Landlock's, as far as this host has it. Without it, nothing is given up. What Landlock
+    does not know of, such as a file's mode and owner, stays as it is.
+    """
+    libc = _libc()
+    libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
+    own = -1 if writable else LANDLOCK_READ
+    kept = dict.fromkeys(PROGRAMS, LANDLOCK_READ) | dict.fromkeys(SETTINGS, LANDLOCK_READ_FILE)
+    kept[NOTHING] = LANDLOCK_READ_FILE | LANDLOCK_WRITE_FILE
+    _landlock(libc, kept | {directory: own})
+
+
 class Errand:
     """Something to be done in the end, by a process that stays free.
 
@@ -176,8 +198,18 @@ def _limit(descriptors: int) -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def _landlock(libc: ctypes.CDLL) -> int:
-    """Give up all that Landlock knows of; its version on this host, or 0."""
+class _PathBeneath(ctypes.Structure):
+    """`struct landlock_path_beneath_attr`."""
+
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def _landlock(libc: ctypes.CDLL, kept: Mapping[str, int] | None = None) -> int:
+    """Give up all that Landlock knows of; its version on this host, or 0.
+
+    `kept` are the rights to what is in a directory, or to a file; -1 is all of them.
+    """
     version = libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     if version < 1:
         return 0
@@ -187,6 +219,14 @@ def _landlock(libc: ctypes.CDLL) -> int:
     ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, handled, size, 0)
     if ruleset < 0:
         return 0
+    for path, right in (kept or {}).items():
+        with suppress(OSError):  # not every host has each
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = _PathBeneath(right & handled[0], descriptor)
+            libc.syscall(
+                LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0
+            )
+            os.close(descriptor)
     restricted = libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0
     os.close(ruleset)
     return version if restricted else 0

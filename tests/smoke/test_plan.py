@@ -52,6 +52,7 @@ def test_everything(plan, tmp_path):
         busybox = "k2"
         module = ["k", "k2=root=x"]
         disk = ["k,rw", "k2"]
+        share = "d,tag=out"
         environment = {A = "1", B = "two words"}
         input = "ls"
         expect = ["one", {pattern = "two", send = "x"}]
@@ -77,6 +78,7 @@ def test_everything(plan, tmp_path):
         busybox=tmp_path / "k2",
         module=(str(tmp_path / "k"), f"{tmp_path / 'k2'}=root=x"),
         disk=(f"{tmp_path / 'k'},rw", str(tmp_path / "k2")),
+        share=(f"{tmp_path / 'd'},tag=out",),
         environment=(("A", "1"), ("B", "two words")),
         input="ls",
         expect=(Step("one"), Step("two", "x")),

@@ -121,6 +121,8 @@ class AttendedRun:
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
                 sources = self._sources(terminal, status)
+                for device in self.devices:
+                    device.leave_if(lambda: terminal.leaves() or self.limits.expired())
                 self._confine()
                 if self.listener and self._has_stdio:
                     _tell(f"waiting for gdb: target remote {self.listener.address}")

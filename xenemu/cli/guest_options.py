@@ -9,6 +9,7 @@ import typer
 
 from xenemu.errors import UsageError
 from xenemu.options import read_module
+from xenemu.shares import FORM
 
 Kernel = Annotated[
     Path,
@@ -59,6 +60,16 @@ Disk = Annotated[
         " with ro it is refused. Without a name, it is the first free of xvda, xvdb and so on. For"
         " several disks, say it again.",
         metavar="FILE[,ro|rw|overlay][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]",
+    ),
+]
+Sharing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share",
+        help="A directory for the guest to mount by 9P, under its tag, root if none is given;"
+        " Debian's diod serves it. The guest changes nothing in it, unless you say rw. For several"
+        " directories, say it again.",
+        metavar=FORM,
     ),
 ]
 RngSeed = Annotated[

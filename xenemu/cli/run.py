@@ -27,6 +27,7 @@ from xenemu.cli.guest_options import (
     RngSeed,
     Rootfs,
     ScheduleSeed,
+    Sharing,
     Slice,
     initial_ramdisk,
 )
@@ -49,6 +50,7 @@ from xenemu.options import (
 )
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
+from xenemu.shares import parse_share, served
 
 COMMAND: Final = Configurable
 HELP_EPILOG: Final = f"""\b
@@ -123,6 +125,7 @@ def run(
         ),
     ] = None,
     disk: Disk = None,
+    share: Sharing = None,
     net: Net = None,
     pcap: Annotated[
         Path | None,
@@ -291,13 +294,15 @@ def run(
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
     disks = [parse_disk("--disk", text) for text in disk or []]
+    shares = [parse_share("--share", text) for text in share or []]
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
     if pcap is not None and not net:
         raise UsageError("--pcap: the guest has no network; give it one: --net none-but-pcap")
     with (
         Outputs() as outputs,
         listening(gdb) as listener,
-        opened("--disk", disks) as devices,
+        opened("--disk", disks) as blocks,
+        served("--share", shares) as directories,
         networked(net, config.name) as wired,
     ):
         attended = AttendedRun(
@@ -319,7 +324,7 @@ def run(
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,
-            devices=devices,
+            devices=[*blocks, *directories],
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -94,6 +94,9 @@ class BusBackend:
     def own_handles(self) -> Iterator[int]:
         """The mappings beside `shared`, for the audit."""
         yield from ()
+
+    def leave_if(self, leaves: Callable[[], bool]) -> None:
+        """If it waits for something outside, it does so no longer once `leaves` says True."""
 
     # What they can use.
 

@@ -36,6 +36,7 @@ from xenemu.options import (
     parse_pattern,
     parse_slice,
 )
+from xenemu.shares import parse_share
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
@@ -105,6 +106,7 @@ class Boot:
     busybox: Path | None = None
     module: tuple[str, ...] = ()
     disk: tuple[str, ...] = ()
+    share: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     input: str = ""
     expect: tuple[Step, ...] = ()
@@ -318,6 +320,14 @@ class _Reader:
             found.append(",".join(filter(None, (str(self.file_of(str(spec.path))), words))))
         return tuple(found)
 
+    def shares(self, value: Any) -> tuple[str, ...]:
+        found = []
+        for text in _strings(value):
+            path, comma, words = text.partition(",")
+            parse_share("share", text)
+            found.append(f"{self.directory_of(path)}{comma}{words}")
+        return tuple(found)
+
     def error(self, place: tuple[Any, ...], problem: str) -> UsageError:
         """An error about what stands at `place`, such as ``("boot", 2, "timeout")``."""
         key = next((part for part in reversed(place) if isinstance(part, str)), "")
@@ -481,6 +491,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "busybox": _Reader.maybe_file,
     "module": _Reader.modules,
     "disk": _Reader.disks,
+    "share": _Reader.shares,
     "environment": lambda reader, value: _environment(value),
     "input": lambda reader, value: _string(value),
     "expect": lambda reader, value: _steps(value),

@@ -19,11 +19,13 @@ from typing import Final
 
 from xenemu import coverage, image
 from xenemu.disks import opened, parse_disk
+from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.options import format_size, parse_module, read_module
 from xenemu.outcome import End, Outcome
 from xenemu.report import GIVEN_UP, report
+from xenemu.shares import parse_share, served
 from xenemu.smoke import initramfs
 from xenemu.smoke.ktap import parse
 from xenemu.smoke.plan import Boot, Step
@@ -93,7 +95,13 @@ class Session:
             schedule_seed=boot.schedule_seed,
         )
         disks = [parse_disk("disk", text) for text in boot.disk]
-        self.devices = self._files.enter_context(opened("disk", disks))
+        shares = [parse_share("share", text) for text in boot.share]
+        self.devices: list[BusBackend] = [
+            *self._files.enter_context(opened("disk", disks)),
+            *self._files.enter_context(served("share", shares)),
+        ]
+        for device in self.devices:
+            device.leave_if(self.leaves)
         try:
             self.machine = Machine(self.image, config, boot.mode, self.devices)
         except OSError as error:

@@ -1,0 +1,243 @@
+"""shares and diod: what a person writes, and a directory that Debian's diod serves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from xenemu.diod import SYSTEM_PATH, Diod
+from xenemu.dom0.p9 import Server, ServerError
+from xenemu.dom0.p9_messages import HEADER, NOBODY, Export, Refused, T, amend, amend_answer
+from xenemu.errors import UsageError
+from xenemu.shares import ShareSpec, parse_share, served
+
+needs_diod = pytest.mark.skipif(
+    not shutil.which("diod", path=f"{os.environ['PATH']}:{SYSTEM_PATH}"),
+    reason="there is no diod: install Debian's diod",
+)
+ALL_ATTRIBUTES = 0x3FFF
+O_RDONLY, O_WRONLY = 0, 1
+MKDIR, WRITE, SYMLINK = 72, 118, 16
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("/srv", ShareSpec(Path("/srv"))),
+        ("tree,ro,tag=src", ShareSpec(Path("tree"), "src")),
+        ("/srv,rw", ShareSpec(Path("/srv"), writable=True)),
+        ("/srv,diod=/opt/diod", ShareSpec(Path("/srv"), diod=Path("/opt/diod"))),
+    ],
+)
+def test_what_is_shared(text: str, spec: ShareSpec) -> None:
+    assert parse_share("--share", text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("/srv,wr", "wr: give DIR"),
+        ("/srv,", "nothing after a comma: give DIR"),
+        ("/srv,tag=", "tag=: give DIR"),
+        ("/srv,rw=1", "rw=1: give DIR"),
+        ("/srv,tag=a/b", "a/b: a tag has"),
+        ("/srv,ro,rw", "access is there twice"),
+        ("/srv,tag=a,tag=b", "tag is there twice"),
+    ],
+)
+def test_what_is_no_share(text: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=f"^--share {text}: {problem}"):
+        parse_share("--share", text)
+
+
+def refusal(*specs: ShareSpec) -> str:
+    with pytest.raises(UsageError) as caught, served("--share", specs):
+        pass
+    return str(caught.value)
+
+
+def test_what_cannot_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert refusal(ShareSpec(tmp_path / "no")).endswith("no: there is no such directory")
+    assert refusal(ShareSpec(tmp_path / "file")).endswith("file: not a directory")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("xenemu.diod.SYSTEM_PATH", "")
+    assert refusal(ShareSpec(tmp_path)).endswith("there is no diod, which serves the directory;"
+                                                 " install Debian's diod")  # fmt: skip
+
+
+def test_a_program_that_is_no_diod(tmp_path: Path) -> None:
+    for program, why in (("/bin/false", "does not serve"), ("/no/diod", "cannot be started")):
+        assert why in refusal(ShareSpec(tmp_path, diod=Path(program)))
+
+
+@needs_diod
+def test_two_shares_have_two_tags(tmp_path: Path) -> None:
+    assert "another has the tag root" in refusal(ShareSpec(tmp_path), ShareSpec(tmp_path))
+    with served("--share", [ShareSpec(tmp_path), ShareSpec(tmp_path, "other")]) as shares:
+        assert [(share.devid, share.tag) for share in shares] == [(0, "root"), (1, "other")]
+
+
+class Guest:
+    """A guest that has attached to a share, as fid 0."""
+
+    def __init__(self, server: Server, export: Export) -> None:
+        self.server, self.export, self.asked = server, export, 0
+        names = string(b"nobody") + string(b"")
+        self.ask(T.VERSION, struct.pack("<I", 8192) + string(b"9P2000.L"))
+        self.ask(T.ATTACH, struct.pack("<II", 0, NOBODY) + names + struct.pack("<I", NOBODY))
+
+    def ask(self, kind: int, body: bytes) -> bytes:
+        """The body of the answer; OSError if it is an error."""
+        request = HEADER.pack(HEADER.size + len(body), kind, 1) + body
+        try:
+            amended = amend(request, self.export)
+        except Refused as refused:
+            raise OSError(refused.errno, "refused") from None
+        answer = amend_answer(request, self.server.ask(amended, self.asked), self.export)
+        self.asked += 1
+        if answer[4] == T.RLERROR:
+            raise OSError(int.from_bytes(answer[7:], "little"), "answered")
+        assert answer[4] == kind + 1
+        return answer[7:]
+
+    def walk(self, *names: str, fid: int = 1) -> None:
+        body = struct.pack("<IIH", 0, fid, len(names)) + b"".join(
+            string(name.encode()) for name in names
+        )
+        if len(self.ask(T.WALK, body)) != 2 + 13 * len(names):
+            raise FileNotFoundError
+
+    def read(self, *names: str) -> bytes:
+        self.walk(*names)
+        try:
+            self.ask(T.LOPEN, struct.pack("<II", 1, O_RDONLY))
+            return self.ask(T.READ, struct.pack("<IQI", 1, 0, 4096))[4:]
+        finally:
+            self.ask(T.CLUNK, struct.pack("<I", 1))
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<H", len(text)) + text
+
+
+@contextmanager
+def sharing(tree: Path, writable: bool = False) -> Iterator[Guest]:
+    with served("--share", [ShareSpec(tree, writable=writable)]) as (share,):
+        yield Guest(share.server, share.export)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub/file").write_text("hello")
+    (tmp_path / "secret").write_text("outside")
+    return tree
+
+
+def contents(tree: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in tree.rglob("*")
+    }
+
+
+@needs_diod
+def test_a_guest_reads_what_is_there(tree: Path) -> None:
+    with sharing(tree) as guest:
+        assert guest.read("sub", "file") == b"hello"
+        with pytest.raises(FileNotFoundError):
+            guest.walk("sub", "no")
+
+
+@needs_diod
+def test_a_guest_cannot_leave_the_directory(tree: Path) -> None:
+    (tree / "way-out").symlink_to(tree.parent / "secret")
+    for writable in (False, True):
+        with sharing(tree, writable) as guest:
+            with pytest.raises(OSError, match="answered"):
+                guest.read("..", "secret")
+            with pytest.raises(OSError, match="answered"):
+                guest.read("way-out")
+
+
+@needs_diod
+def test_writes_reach_the_directory_with_rw_only(tree: Path) -> None:
+    mkdir = struct.pack("<I", 0) + string(b"new") + struct.pack("<II", 0o755, 0)
+    link = struct.pack("<I", 0) + string(b"link") + string(b"to") + struct.pack("<I", 0)
+    mode = struct.pack("<IIIIIQQQQQ", 1, 1, 0o600, 0, 0, 0, 0, 0, 0, 0)
+    before = contents(tree)
+
+    def change(guest: Guest) -> None:
+        guest.walk("sub", "file")
+        for kind, body in (
+            (MKDIR, mkdir),
+            (SYMLINK, link),
+            (26, mode),  # setattr
+            (T.LOPEN, struct.pack("<II", 1, O_WRONLY)),
+            (WRITE, struct.pack("<IQI", 1, 0, 5) + b"HELLO"),
+            (T.REMOVE, struct.pack("<I", 1)),
+        ):
+            try:
+                guest.ask(kind, body)
+            except OSError as error:
+                errors.append(error.errno)
+
+    errors: list[int | None] = []
+    with sharing(tree) as guest:
+        change(guest)
+        with pytest.raises(OSError, match="answered"):  # it has given the fid back
+            guest.ask(T.GETATTR, struct.pack("<IQ", 1, ALL_ATTRIBUTES))
+    assert (errors, contents(tree)) == ([30] * 6, before)
+    errors.clear()
+    with sharing(tree, writable=True) as guest:
+        change(guest)
+    assert errors == []
+    assert (tree / "new").is_dir()
+    assert not (tree / "sub/file").exists()
+
+
+@needs_diod
+def test_a_fifo_does_not_stop_the_server(tree: Path) -> None:
+    os.mkfifo(tree / "fifo")
+    with sharing(tree, writable=True) as guest:
+        guest.walk("fifo")
+        guest.ask(T.LOPEN, struct.pack("<II", 1, O_RDONLY))
+        assert guest.read("sub", "file") == b"hello"
+
+
+@needs_diod
+def test_a_guest_that_knows_of_fewer_requests_is_not_served(tree: Path) -> None:
+    with sharing(tree) as guest:
+        guest.asked -= 1
+        with pytest.raises(ServerError, match="snapshot"):
+            guest.read("sub", "file")
+
+
+@needs_diod
+def test_a_diod_that_is_killed_is_missed(tree: Path) -> None:
+    with sharing(tree) as guest:
+        assert isinstance(guest.server, Diod)
+        guest.server.process.kill()
+        guest.server.process.wait()
+        with pytest.raises(ServerError, match="diod"):
+            guest.read("sub", "file")
+
+
+@needs_diod
+def test_a_run_that_ends_does_not_wait(tree: Path) -> None:
+    with sharing(tree) as guest:
+        assert isinstance(guest.server, Diod)
+        subprocess.run(["kill", "-STOP", str(guest.server.process.pid)], check=True)
+        guest.server.leaves = lambda: True
+        with pytest.raises(ServerError, match="answered"):
+            guest.read("sub", "file")
+        subprocess.run(["kill", "-CONT", str(guest.server.process.pid)], check=True)

@@ -1,0 +1,154 @@
+"""A server of 9P2000.L for a directory: Debian's diod, in a process of its own.
+
+diod serves one connection, which it inherits. It can reach no files but the directory, and what a
+program needs to start (`confine.keep_to`). It ends when this process does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from xenemu.confine import keep_to
+from xenemu.dom0.p9 import MAX_MESSAGE, ServerError
+from xenemu.dom0.p9_messages import HEADER, Export, T
+from xenemu.errors import UsageError
+
+DIOD: Final = "diod"
+SYSTEM_PATH: Final = "/usr/sbin:/sbin"  # of programs that a user's PATH does not show
+PATIENCE_S: Final = 30.0
+LOOK_S: Final = 0.1
+NO_FID: Final = 0xFFFF_FFFF
+NO_TAG: Final = 0xFFFF
+VERSION: Final = b"9P2000.L"
+
+
+@dataclass
+class Diod:
+    """A connection to a diod.
+
+    `leaves` says whether the run is to end: then nobody waits for an answer. `answered` counts the
+    guest's requests.
+    """
+
+    connection: socket.socket
+    process: subprocess.Popen[bytes]
+    leaves: Callable[[], bool] = field(default=lambda: False)
+    answered: int = 0
+
+    def ask(self, request: bytes, before: int) -> bytes:
+        """As `dom0.p9.Server.ask`."""
+        if before != self.answered:
+            raise ServerError(
+                f"diod has answered {self.answered} requests, and this guest knows of {before}:"
+                " a snapshot does not have the files that were open in the share"
+            )
+        answer = self.exchange(request)
+        self.answered += 1
+        return answer
+
+    def leave_if(self, leaves: Callable[[], bool]) -> None:
+        """As `dom0.p9.Server.leave_if`."""
+        self.leaves = leaves
+
+    def exchange(self, request: bytes) -> bytes:
+        """Send a request, and wait for the answer to it. ServerError: there is none."""
+        descriptor = self.connection.fileno()
+        try:
+            while request:
+                request = request[os.write(descriptor, request) :]
+            header = self._read(HEADER.size)
+            size = HEADER.unpack(header)[0]
+            if not HEADER.size <= size <= MAX_MESSAGE:
+                raise ServerError(f"diod sent a message of {size} bytes")
+            return header + self._read(size - HEADER.size)
+        except OSError as error:
+            raise ServerError(f"diod does not answer: {error.strerror}") from None
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        deadline_s = time.monotonic() + PATIENCE_S
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        while len(data) < size:
+            if poll.poll(LOOK_S * 1000):
+                piece = os.read(self.connection.fileno(), size - len(data))
+                if not piece:
+                    raise ServerError("diod has closed the connection")
+                data += piece
+            elif self.leaves():
+                raise ServerError("the run ends before diod has answered")
+            elif time.monotonic() > deadline_s:
+                raise ServerError(f"diod has not answered in {PATIENCE_S:.0f} s")
+        return data
+
+    def close(self) -> None:
+        """Let diod end."""
+        self.connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE_S)
+
+
+def serve(export: Export, program: Path | None = None) -> Diod:
+    """Start a diod, and see that it serves the directory; UsageError says why it does not.
+
+    `program` is a diod that is not in PATH.
+    """
+    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
+    found = program or shutil.which(DIOD, path=path)
+    if found is None:
+        raise UsageError("there is no diod, which serves the directory; install Debian's diod")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = theirs.fileno()
+        directory = os.fsdecode(export.path)
+        options = ["--foreground", "--no-auth", "--no-userdb", "--nwthreads=1"]
+        options += [f"--rfdno={number}", f"--wfdno={number}", f"--export={directory}"]
+        options += ["--config-file=/dev/null", "--logdest=/dev/null"]
+        try:
+            process = subprocess.Popen(
+                [found, *options],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for xenemu
+                preexec_fn=partial(keep_to, directory, export.writable),  # noqa: PLW1509 (one thread)
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            ours.close()
+            raise UsageError(f"{found}: cannot be started: {error}") from None
+    diod = Diod(ours, process)
+    try:
+        _greet(diod, export)
+    except ServerError as error:
+        diod.close()
+        raise UsageError(f"{found} does not serve {directory}: {error}") from None
+    return diod
+
+
+def _greet(diod: Diod, export: Export) -> None:
+    """Attach to the directory, and leave it; ServerError."""
+
+    def ask(message: T, tag: int, body: bytes) -> None:
+        request = HEADER.pack(HEADER.size + len(body), message, tag) + body
+        answer = diod.exchange(request)
+        if answer[4] == T.RLERROR:
+            raise ServerError(os.strerror(int.from_bytes(answer[HEADER.size :], "little")))
+
+    names = struct.pack("<HH", 0, len(export.path)) + export.path
+    uid = struct.pack("<I", export.uid or 0)
+    ask(T.VERSION, NO_TAG, struct.pack("<IH", MAX_MESSAGE, len(VERSION)) + VERSION)
+    ask(T.ATTACH, 0, struct.pack("<II", 0, NO_FID) + names + uid)
+    ask(T.CLUNK, 0, struct.pack("<I", 0))
