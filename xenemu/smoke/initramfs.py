@@ -21,10 +21,10 @@ from xenemu.image import elf
 
 COMMANDS: Final = (
     "ash awk basename cat chmod chown chroot cmp cp cut date dd dirname dmesg echo env expr false "
-    "find free grep gunzip halt head hostname id insmod kill ln ls lsmod md5sum mkdir mkfifo mknod "
-    "mktemp modprobe mount mv nproc poweroff printf ps pwd readlink reboot rm rmdir sed seq setsid "
-    "sh sha256sum sleep sort stat stty switch_root sync tail tar tee test timeout touch tr true "
-    "umount uname uniq uptime usleep wc which xargs yes"
+    "find free grep gunzip halt head hostname id insmod ip kill ln ls lsmod md5sum mkdir mkfifo "
+    "mknod mktemp modprobe mount mv nc nproc ping poweroff printf ps pwd readlink reboot rm rmdir "
+    "sed seq setsid sh sha256sum sleep sort stat stty switch_root sync tail tar tee test timeout "
+    "touch tr true udhcpc umount uname uniq uptime usleep wc wget which xargs yes"
 ).split()
 DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 
