@@ -6,20 +6,26 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.network import connected, parse_net
+from xenemu.network import networked
 from xenemu.network.pcap import INBOUND, OUTBOUND, Capture
+from xenemu.network.wired import Wired
 from xenemu.network.wires import Listening, Stream
 
 FRAME = bytes.fromhex("ffffffffffff 00163e000001 88b5") + b"hello" + bytes(41)
 
 
-def asked(*texts: str):
-    return [parse_net("--net", text) for text in texts]
+@contextmanager
+def connected(name: str, *texts: str) -> Iterator[Wired]:
+    with networked("--net", texts, name) as wired:
+        assert wired is not None
+        yield wired
 
 
 def test_addresses_are_the_same_in_every_run_and_differ(tmp_path: Path) -> None:
@@ -27,23 +33,21 @@ def test_addresses_are_the_same_in_every_run_and_differ(tmp_path: Path) -> None:
     macs = []
     for _ in range(2):
         with (
-            connected(asked("none-but-pcap", "none-but-pcap", wire), "a") as one,
-            connected(asked("none-but-pcap", wire), "a") as two,
+            connected("a", "none-but-pcap", "none-but-pcap", wire) as one,
+            connected("a", "none-but-pcap", wire) as two,
         ):
             macs.append([vif.mac for wired in (one, two) for vif in wired.vifs])
     assert macs[0] == macs[1] and all(mac.startswith("00:16:3e:") for mac in macs[0])
     *_, listens, _, calls = macs[0]
     assert listens != calls and len({*macs[0][:3]}) == 3
-    with connected(asked("user,mac=02:00:00:00:00:01")[:0], "a") as none:
-        assert not none.vifs
-    with connected(asked("none-but-pcap,mac=02:00:00:00:00:01"), "a") as wired:
+    with connected("a", "none-but-pcap,mac=02:00:00:00:00:01") as wired:
         assert wired.vifs[0].mac == "02:00:00:00:00:01"
 
 
 def test_the_first_one_at_a_socket_listens(tmp_path: Path) -> None:
     path = tmp_path / "wire"
-    with connected(asked(f"socket:{path}"), "a") as first:
-        with connected(asked(f"socket:{path}"), "b") as second:
+    with connected("a", f"socket:{path}") as first:
+        with connected("b", f"socket:{path}") as second:
             assert isinstance(first.wires[0], Listening) and first.takes_callers
             assert isinstance(second.wires[0], Stream) and not second.takes_callers
             second.wires[0].send(0, FRAME)
@@ -56,7 +60,7 @@ def test_a_socket_that_was_left_behind_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "wire"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with connected(asked(f"socket:{path}"), "a") as wired:
+    with connected("a", f"socket:{path}") as wired:
         assert isinstance(wired.wires[0], Listening)
 
 
@@ -65,7 +69,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
     path.write_text("mine")
     with (
         pytest.raises(UsageError, match=r"file: .*refused"),
-        connected(asked(f"socket:{path}"), "a"),
+        connected("a", f"socket:{path}"),
     ):
         pass
     assert path.read_text() == "mine"
@@ -75,7 +79,7 @@ def test_a_lack_of_passt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with (
         pytest.raises(UsageError, match="there is no passt on this host"),
-        connected(asked("user"), "a"),
+        connected("a", "user"),
     ):
         pass
 
@@ -92,7 +96,7 @@ def test_a_port_that_is_taken_is_told() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         text = f"user,hostfwd=tcp:127.0.0.1:{port}:22"
-        with pytest.raises(UsageError, match=r"passt: .*"), connected(asked(text), "a"):
+        with pytest.raises(UsageError, match=r"passt: .*"), connected("a", text):
             pass
 
 
@@ -102,7 +106,7 @@ def test_passt_ends_with_the_run() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        with connected(asked(f"user,hostfwd=tcp:127.0.0.1:{port}:22"), "a"):
+        with connected("a", f"user,hostfwd=tcp:127.0.0.1:{port}:22"):
             socket.create_connection(("127.0.0.1", port)).close()
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

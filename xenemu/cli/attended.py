@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
     from xenemu.gdb.server import Server
-    from xenemu.network import Wired
+    from xenemu.network.wired import Wired
 
 # Exit codes after which a person wants to know where it was.
 REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
@@ -295,18 +295,6 @@ def listening(spec: str | None) -> Iterator[Listener | None]:
         yield listener
     finally:
         listener.close()
-
-
-@contextmanager
-def networked(asked: Sequence[str] | None, name: str) -> Iterator[Wired | None]:
-    """Connect what ``--net`` asks for, for a guest of that name; UsageError."""
-    if not asked:
-        yield None
-        return
-    from xenemu.network import connected, parse_net  # noqa: PLC0415 (nobody else pays for it)
-
-    with connected([parse_net("--net", text) for text in asked], name) as wired:
-        yield wired
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from xenemu import boot
-from xenemu.cli.attended import AttendedRun, Confine, listening, networked
+from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
@@ -36,6 +36,7 @@ from xenemu.confine import obstacle
 from xenemu.disks import opened, parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
+from xenemu.network import networked
 from xenemu.options import (
     parse_draft_notes,
     parse_memory,
@@ -303,7 +304,7 @@ def run(
         listening(gdb) as listener,
         opened("--disk", disks) as blocks,
         served("--share", shares) as directories,
-        networked(net, config.name) as wired,
+        networked("--net", net or (), config.name) as wired,
     ):
         attended = AttendedRun(
             kernel,

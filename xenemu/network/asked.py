@@ -50,14 +50,17 @@ class Asked:
         return not (self.is_user or self.path)
 
 
-def parse_net(option: str, text: str) -> Asked:
+def parse_net(option: str, text: str, folder: Path | None = None) -> Asked:
     """Read ``user[,hostfwd=...]``, ``socket:PATH`` or ``none-but-pcap``, each with ``,mac=``.
 
-    UsageError says what is wrong.
+    A path is relative to `folder`. UsageError says what is wrong.
     """
     said = f"{option} {text}"
     kind, *settings = text.split(",")
     path = kind.removeprefix("socket:") if kind.startswith("socket:") else None
+    if path and folder is not None:
+        path = str(folder / path)
+        text = ",".join([f"socket:{path}", *settings])
     if kind not in ("user", NOBODY) and not path:
         raise UsageError(f"{said}: give {FORMS}")
     mac, forwards = None, []

@@ -6,6 +6,7 @@ well-known addresses by DHCP: 10.0.2.15, and 10.0.2.2 for the gateway, which is 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -15,8 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-from xenemu.errors import UsageError
-from xenemu.network.asked import Asked, Forward
+from xenemu.network.asked import Forward
 from xenemu.network.wires import Stream
 
 PROGRAM: Final = "passt"
@@ -38,14 +38,14 @@ class Passt(Stream):
             self.process.wait(ENDING_S)
 
 
-def start(asked: Asked, gone: Callable[[str], None]) -> Passt:
-    """Start it, with its ports, and wait until it is ready; UsageError says why it cannot be."""
+def start(forwards: Iterable[Forward], gone: Callable[[str], None]) -> Passt:
+    """Start it, with ports, and wait until it is ready; OSError says why it cannot be."""
     program = shutil.which(PROGRAM)
-    said = f"--net {asked.text}"
     if program is None:
-        raise UsageError(
-            f"{said}: there is no {PROGRAM} on this host; Debian and Ubuntu have it in the package"
-            f" {PROGRAM}"
+        raise OSError(
+            errno.ENOENT,
+            f"there is no {PROGRAM} on this host; Debian and Ubuntu have it in the package"
+            f" {PROGRAM}",
         )
     ours, theirs = socket.socketpair()
     ready, telling = os.pipe()
@@ -55,24 +55,23 @@ def start(asked: Asked, gone: Callable[[str], None]) -> Passt:
         to = ["--fd", str(theirs.fileno()), "--pid", f"/dev/fd/{telling}"]
         try:
             wire.process = subprocess.Popen(
-                [program, "--foreground", *to, *ADDRESSES, *_ports(asked.forwards)],
+                [program, "--foreground", *to, *ADDRESSES, *_ports(forwards)],
                 pass_fds=[theirs.fileno(), telling],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is not for it
             )
-        except OSError as error:
+        except OSError:
             ours.close()
-            raise UsageError(f"{said}: {program}: {error.strerror}") from None
+            raise
         finally:
             os.close(telling)
         if not readiness.read(1):
             wire.close()
             errors.seek(0)
-            raise UsageError(
-                f"{said}: {PROGRAM}: {_problem(errors.read().decode(errors='replace'))}"
-            )
+            problem = _problem(errors.read().decode(errors="replace"))
+            raise OSError(errno.EIO, f"{PROGRAM}: {problem}")
     return wire
 
 

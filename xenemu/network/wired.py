@@ -16,7 +16,7 @@ from xenemu import unixsocket
 from xenemu.dom0.net import Vif
 from xenemu.errors import UsageError
 from xenemu.network import passt
-from xenemu.network.asked import Asked
+from xenemu.network.asked import Asked, parse_net
 from xenemu.network.pcap import Capture, Tapped
 from xenemu.network.wires import Listening, Nobody, Stream
 
@@ -56,12 +56,16 @@ class Wired:
 
 
 @contextmanager
-def connected(asked: Sequence[Asked], name: str) -> Iterator[Wired]:
-    """Connect the wires for a guest of that name; UsageError says which cannot be."""
+def connected(option: str, texts: Sequence[str], name: str) -> Iterator[Wired]:
+    """Connect wires; see `xenemu.network.networked`."""
+    asked = [parse_net(option, text) for text in texts]
     wired = Wired()
     try:
         for index, one in enumerate(asked):
-            wire = _wire(one, wired)
+            try:
+                wire = _wire(one, wired)
+            except OSError as error:
+                raise UsageError(f"{option} {one.text}: {error.strerror or error}") from None
             wired.wires.append(wire)
             wired.vifs.append(Vif(index, one.mac or _mac(name, index, wire)))
         yield wired
@@ -71,22 +75,20 @@ def connected(asked: Sequence[Asked], name: str) -> Iterator[Wired]:
 
 
 def _wire(asked: Asked, wired: Wired) -> Wire:
-    gone = partial(_tell_gone, wired, f"--net {asked.text}")
+    """Connect one wire; OSError."""
+    gone = partial(_tell_gone, wired, asked.text)
     if asked.is_user:
-        return passt.start(asked, gone)
+        return passt.start(asked.forwards, gone)
     if asked.path is None:
         return Nobody()
-    try:
-        connection = _connect(asked.path)
-        if connection is not None:
-            return Stream(connection, gone)
-        return Listening(*unixsocket.listen(asked.path), gone)
-    except OSError as error:
-        raise UsageError(f"--net {asked.text}: {error.strerror or error}") from None
+    connection = _connect(asked.path)
+    if connection is not None:
+        return Stream(connection, gone)
+    return Listening(*unixsocket.listen(asked.path), gone)
 
 
 def _tell_gone(wired: Wired, who: str, reason: str) -> None:
-    wired.tell(f"{who}: the other end is gone: {reason}")
+    wired.tell(f"network {who}: the other end is gone: {reason}")
 
 
 def _connect(path: Path) -> socket.socket | None:

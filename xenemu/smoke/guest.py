@@ -180,7 +180,7 @@ def _serve(boot: Boot, connection: Connection, errors: str) -> None:
         try:
             if session is None:
                 session = Session(boot)
-                confine(more=session.calls)
+                confine(session.takes_callers, session.calls)
             answer = ANSWERS[request](session, argument)
         except XenemuError as error:
             answer = Problem(str(error), usage=True)

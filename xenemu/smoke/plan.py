@@ -28,6 +28,7 @@ from xenemu.boot import AUTO, MODES
 from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import SHARED_SLICE_NS
+from xenemu.network.asked import parse_net
 from xenemu.options import (
     MAX_SECONDS,
     MAX_SEED,
@@ -107,6 +108,7 @@ class Boot:
     module: tuple[str, ...] = ()
     disk: tuple[str, ...] = ()
     share: tuple[str, ...] = ()
+    net: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     input: str = ""
     expect: tuple[Step, ...] = ()
@@ -328,6 +330,9 @@ class _Reader:
             found.append(f"{self.directory_of(path)}{comma}{words}")
         return tuple(found)
 
+    def nets(self, value: Any) -> tuple[str, ...]:
+        return tuple(parse_net("net", text, self.folder).text for text in _strings(value))
+
     def error(self, place: tuple[Any, ...], problem: str) -> UsageError:
         """An error about what stands at `place`, such as ``("boot", 2, "timeout")``."""
         key = next((part for part in reversed(place) if isinstance(part, str)), "")
@@ -492,6 +497,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "module": _Reader.modules,
     "disk": _Reader.disks,
     "share": _Reader.shares,
+    "net": _Reader.nets,
     "environment": lambda reader, value: _environment(value),
     "input": lambda reader, value: _string(value),
     "expect": lambda reader, value: _steps(value),

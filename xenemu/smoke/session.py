@@ -22,6 +22,7 @@ from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
+from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module
 from xenemu.outcome import End, Outcome
 from xenemu.report import GIVEN_UP, report
@@ -102,8 +103,10 @@ class Session:
         ]
         for device in self.devices:
             device.leave_if(self.leaves)
+        self._wired = self._files.enter_context(networked("net", boot.net, config.name))
+        vifs = self._wired.vifs if self._wired else ()
         try:
-            self.machine = Machine(self.image, config, boot.mode, self.devices)
+            self.machine = Machine(self.image, config, boot.mode, [*self.devices, *vifs])
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -119,6 +122,11 @@ class Session:
     def calls(self) -> list[str]:
         """The system calls that the guest's devices need; see `confine`."""
         return [call for device in self.devices for call in device.calls]
+
+    @property
+    def takes_callers(self) -> bool:
+        """Whether somebody may connect while the guest runs; see `confine`."""
+        return self._wired is not None and self._wired.takes_callers
 
     # What to do with the guest.
 
@@ -139,7 +147,10 @@ class Session:
         self._to_end = to_end
         self.matches = []
         self._advance()
-        self.outcome = self.machine.run(self, Limits(timeout, self.clock, started))
+        limits = Limits(timeout, self.clock, started)
+        self.outcome = self.machine.run(
+            self, limits, sources=self._wired.sources() if self._wired else ()
+        )
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
             self.outcome = replace(self.outcome, reason=reason)
