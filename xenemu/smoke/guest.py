@@ -180,7 +180,7 @@ def _serve(boot: Boot, connection: Connection, errors: str) -> None:
         try:
             if session is None:
                 session = Session(boot)
-                confine(session.takes_callers, session.calls)
+                confine(callers=session.takes_callers, more=session.calls)
             answer = ANSWERS[request](session, argument)
         except XenemuError as error:
             answer = Problem(str(error), usage=True)

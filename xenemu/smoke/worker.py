@@ -104,7 +104,7 @@ def boot_once(
         session = Session(boot, step=_step(connection, is_to_stop), is_to_stop=is_to_stop)
         result.mode = session.machine.entry.name
         if confined:
-            confine(session.takes_callers, session.calls)
+            confine(callers=session.takes_callers, more=session.calls)
         result.findings = run(session)
         result.reason = session.reason
     except XenemuError as error:
