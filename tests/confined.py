@@ -228,7 +228,7 @@ def run_late(*arguments: str) -> None:
     cli.main(["run", *arguments])
 
 
-def _import_late(more: object = ()) -> None:
+def _import_late(**_: object) -> None:
     for module in confine.IMPORTED_LATE:
         import_module(module)
 

@@ -90,8 +90,8 @@ class Nobody:
         pass
 
 
-def smoke(path, main, name="boot"):
-    (result,) = runner.run([Boot(name, path)], 1, Nobody(), main=main)
+def smoke(path, main, name="boot", **keys):
+    (result,) = runner.run([Boot(name, path, **keys)], 1, Nobody(), main=main)
     (finding,) = result.findings
     return json.loads(finding.reason)
 
@@ -198,7 +198,7 @@ def test_a_filter_that_fails_says_why(monkeypatch):
 def test_nothing_is_imported_late(guest):
     late = answer("run_late", guest(SPIN), "--gdb", "stdio", "--net", "none-but-pcap")
     assert late == []
-    assert smoke(guest(SPIN), confined.boot_late) == []
+    assert smoke(guest(SPIN), confined.boot_late, net=("none-but-pcap",)) == []
 
 
 def test_late_imports_are_noticed(guest, monkeypatch):
