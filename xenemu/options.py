@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -21,6 +22,9 @@ UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
+MAX_TREE: Final = 1 << 30  # bytes in all files of a directory for EFI
+MAX_FILES: Final = 1 << 14
+MAX_NAME: Final = 255  # UTF-16 units, as on FAT
 MAX_SECONDS: Final = 1_000_000
 MAX_SEED: Final = (1 << 64) - 1
 MAX_VCPUS: Final = 128  # of a PVH domain in Xen; a PV domain could have more
@@ -144,6 +148,56 @@ def parse_pattern(text: str) -> re.Pattern[str]:
     if pattern.search(""):
         raise ValueError(f"{text!r} matches before anything is printed; give what must be there")
     return pattern
+
+
+def read_tree(option: str, root: Path) -> dict[str, bytes]:
+    """Read a directory with all that is below it, by path from there; a directory ends in ``/``.
+
+    Symbolic links to files are followed. UsageError if something cannot be read, is neither file
+    nor directory, is too much, or cannot be told from another without regard to case.
+    """
+    tree: dict[str, bytes] = {}
+    room = MAX_TREE
+    try:
+        for path in sorted(_below(root)):
+            name = path.relative_to(root).as_posix()
+            if path.is_dir() and not path.is_symlink():
+                tree[name + "/"] = b""
+            elif path.is_file():
+                with path.open("rb") as file:
+                    tree[name] = file.read(room + 1)
+                room -= len(tree[name])
+            else:
+                raise UsageError(f"{option} {path}: neither a file nor a directory")
+            if room < 0 or len(tree) > MAX_FILES:
+                most = f"{MAX_FILES} files, {format_size(MAX_TREE)}"
+                raise UsageError(f"{option} {root}: larger than EFI can have: {most}")
+    except OSError as error:
+        raise UsageError(f"{option} {error.filename}: {error.strerror}") from None
+    _check_names(option, root, tree)
+    return tree
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    for path in directory.iterdir():
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+
+
+def _check_names(option: str, root: Path, tree: Mapping[str, bytes]) -> None:
+    seen: dict[str, str] = {}
+    for name in tree:
+        folded = name.rstrip("/").lower()
+        last = folded.rpartition("/")[2]
+        if "\\" in name or len(last.encode("utf-16-le", "surrogatepass")) > 2 * MAX_NAME:
+            raise UsageError(f"{option} {root / name}: EFI can have no file of this name")
+        if folded in seen:
+            raise UsageError(
+                f"{option} {root / name}: EFI cannot tell this from {seen[folded]}: they differ in"
+                " case only"
+            )
+        seen[folded] = name
 
 
 def format_size(size: int) -> str:

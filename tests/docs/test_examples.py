@@ -45,6 +45,7 @@ IMAGES = {  # what the examples call an image: its name in guests/images.toml
     "grub-x86_64-xen.bin": "grub-x86_64-xen",
     "grub-i386-xen_pvh.bin": "grub-i386-xen_pvh",
     "busybox": "busybox",
+    "systemd-bootx64.efi": "systemd-boot",
 }
 PLUGIN = "xenemu.smoke.pytest_plugin"
 FILES = ("toml", "python", "ini")
@@ -56,6 +57,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = {"make", "pip", "xenemu", "python", "python3", "tar", "printf", "apt-get", "echo", "gdb"}
 COMMANDS |= {"truncate", "mkfs.ext4"}
 SHELL = {"for", "done"}
+COMMANDS |= {"mkdir", "cp"}
 HOSTS = {"keepachangelog.com", "semver.org"}
 DIRECTORIES = {"bin", "boot", "dev", "init", "proc", "sys"}
 

@@ -95,7 +95,7 @@ def test_what_is_not_loadable_is_left_out(load):
     [
         (b"", "the file is empty"),
         (b"#!/bin/sh\n", "a script, not a kernel"),
-        (b"MZ" + bytes(600), "an EFI program without Linux's boot header"),
+        (b"MZ" + bytes(600), "a program of DOS's: it has no PE header"),
         (b"hello", "not a kernel: neither an ELF"),
         (gzip.compress(b"hello", mtime=0), "the gzip payload is not an ELF"),
         (bzimage(b"hello"), "the gzip payload is not an ELF"),

@@ -57,6 +57,7 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
     place: Callable[[Image, KernelT, DomainConfig, RoomT], PlacedT]
     start: Callable[[Current], None]
     zero_page: bool = False  # it has a boot_params, for --subarch
+    efi: bool = False  # it has an EFI, for --efi-root
 
     def verdict(self, image: Image) -> Verdict:
         """Whether the entry can boot an image."""
@@ -79,6 +80,8 @@ class BootEntry(Generic[KernelT, RoomT, PlacedT]):
             raise UsageError(
                 f"--subarch: {self.name} has no boot_params; linux32 and linux64 have one"
             )
+        if config.efi_root is not None and not self.efi:
+            raise UsageError(f"--efi-root: {self.name} has no EFI; efi and efi32 have one")
         room = self.platform.make_room(config, kernel)
         placed = self.place(image, kernel, config, room)
         return self.platform.build(config, room, placed)

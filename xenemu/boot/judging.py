@@ -21,6 +21,8 @@ class NoNote(Unbootable):
 def check_has_notes(image: Image) -> None:
     if image.notes.source is not None:
         return
+    if image.program:
+        raise Unbootable("this is a PE program, which EFI starts, and has no Xen notes")
     if image.is_program:
         raise Unbootable(
             f"this is an ordinary program ({image.type}, run by {image.interpreter}),"

@@ -15,7 +15,8 @@ Kernel = Annotated[
     Path,
     typer.Argument(
         metavar="KERNEL",
-        help="bzImage, ELF, or compressed ELF; or a guest's configuration for xl create.",
+        help="bzImage, ELF, compressed ELF, or PE program; or a guest's configuration for"
+        " xl create.",
     ),
 ]
 Cmdline = Annotated[str, typer.Option(help="The kernel's command line.")]
@@ -94,6 +95,14 @@ ScheduleSeed = Annotated[
         help="Let vcpus run in an order, and for times, that this number of 64 bits draws: to hunt"
         " a race. The same seed gives the same run.",
         metavar="NUMBER",
+    ),
+]
+EfiRoot = Annotated[
+    Path | None,
+    typer.Option(
+        help="A directory whose files EFI has on a disk, to read; it is read before the guest runs."
+        " For --entry efi and the like.",
+        metavar="DIR",
     ),
 ]
 DraftNotes = Annotated[

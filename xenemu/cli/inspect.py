@@ -160,8 +160,9 @@ def _text(report: dict[str, Any]) -> str:
         )
         if payload["kernel_version"]:
             lines.append(f"Version   {payload['kernel_version']}")
+    kind = "PE" if report["format"] == "PE" else "ELF"
     lines.append(
-        f"ELF       {report['class']}-bit {report['machine']}, {report['type']},"
+        f"{kind:<10}{report['class']}-bit {report['machine']}, {report['type']},"
         f" entry {report['entry']}"
     )
     if report["program"]:
@@ -179,7 +180,8 @@ def _config_lines(report: dict[str, Any]) -> list[str]:
 def _format(report: dict[str, Any]) -> str:
     if report["format"] == "bzImage":
         return f"bzImage, boot protocol {report['payload']['protocol']}"
-    return f"ELF in {report['payload']['compression']}" if report["payload"] else "ELF"
+    form: str = report["format"]
+    return f"{form} in {report['payload']['compression']}" if report["payload"] else form
 
 
 def _segment_lines(report: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from xenemu.cli.guest_options import (
     Cmdline,
     Disk,
     DraftNotes,
+    EfiRoot,
     Init,
     Initrd,
     Kernel,
@@ -48,6 +49,7 @@ from xenemu.options import (
     parse_subarch,
     parse_uuid,
     parse_vcpus,
+    read_tree,
 )
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
@@ -136,6 +138,7 @@ def run(
             metavar="FILE",
         ),
     ] = None,
+    efi_root: EfiRoot = None,
     memory: Memory = "256M",
     vcpus: Annotated[
         str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
@@ -285,6 +288,7 @@ def run(
         ),
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
+        efi_root=read_tree("--efi-root", efi_root) if efi_root is not None else None,
     )
     if draft_notes is not None and mode != boot.DRAFT:
         raise UsageError(f"--draft-notes: only --entry {boot.DRAFT} reads these notes")

@@ -5,6 +5,7 @@ In Xen: tools/libs/guest/xg_dom_core.c, tools/libs/light/libxl_dom.c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ class DomainConfig:
     schedule_seed: int | None = None  # draws the order in which vcpus run; None: by turns
     subarch: int | None = None  # hardware_subarch of a boot_params, 32 bits; None: as it is
     modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
+    efi_root: Mapping[str, Data] | None = None  # files that EFI has, by path; a directory ends in /
 
     def check_cmdline(self, who: str, longest: int) -> None:
         """ImageError if the command line has more bytes than `who` takes, without its end."""

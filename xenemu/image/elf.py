@@ -143,6 +143,14 @@ def parse(view: memoryview) -> Elf:
     )
 
 
+def without_contents(elf_class: int) -> bytes:
+    """An ELF for x86 that has no segments, no sections and so no names."""
+    machine = {32: EM_386, 64: EM_X86_64}[elf_class]
+    ident = MAGIC + bytes((elf_class // 32, 1, 1))
+    size = EHDR[elf_class].size
+    return EHDR[elf_class].pack(ident, ET_EXEC, machine, 1, 0, 0, 0, 0, size, 0, 0, 0, 0, 0)
+
+
 def _table(
     view: memoryview, what: str, entry: struct.Struct, offset: int, entsize: int, count: int
 ) -> Iterator[tuple[int, ...]]:

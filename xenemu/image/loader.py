@@ -1,4 +1,4 @@
-"""Read a kernel file: bzImage, ELF, or a compressed ELF.
+"""Read a kernel file: bzImage, ELF, a compressed ELF, or a PE program for EFI.
 
 In Xen: tools/libs/guest/xg_dom_elfloader.c, common/libelf/libelf-loader.c
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from xenemu.errors import ImageError
-from xenemu.image import bzimage, compression, elf
+from xenemu.image import bzimage, compression, elf, pe
 from xenemu.image.bsdsyms import BsdSymbols, bsd_symbols
 from xenemu.image.btf import Btf
 from xenemu.image.bzimage import BzImage
@@ -21,6 +21,7 @@ from xenemu.image.files import map_file
 from xenemu.image.notes import DRAFT_NOTES, DraftNotes, XenNotes, read_notes
 from xenemu.image.orc import Orc
 from xenemu.image.ownfile import own
+from xenemu.image.pe import Pe
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import forget, unpacked
 
@@ -66,11 +67,11 @@ class Image:
     """
 
     path: str
-    format: Literal["bzImage", "ELF"]
+    format: Literal["bzImage", "ELF", "PE"]
     payload: Payload | None
     elf_class: int  # 64 or 32
     machine: str  # "x86_64" or "i386"
-    type: str  # "EXEC" or "DYN"
+    type: str  # "EXEC" or "DYN"; of a PE program, what EFI takes it for
     interpreter: str | None  # a dynamic linker, as ordinary programs and BSD kernels have one
     entry: int  # e_entry
     segments: tuple[Segment, ...]  # in the file's order; never empty
@@ -81,6 +82,7 @@ class Image:
     linked: Image | None = None  # what this is a moved copy of: see `moved`
     draft_notes: DraftNotes = DRAFT_NOTES  # the types of notes that Xen has not
     bzimage: BzImage | None = None  # what `elf` came in, in the file itself: not for later
+    program: Pe | None = None  # of the format PE: its `elf` has nothing in it
 
     @property
     def is_program(self) -> bool:
@@ -159,8 +161,8 @@ def load(path: Path) -> Image:
     """Read and unpack the kernel at `path`.
 
     Raises `ImageError`, one line that names the file and its fault, unless the file is a
-    well-formed x86 ELF, packed or not. An `Image` may still have no way to boot: ask
-    `boot.verdicts`.
+    well-formed x86 ELF, packed or not, or a PE program for x86. An `Image` may still have no way to
+    boot: ask `boot.verdicts`.
     """
     try:
         return _load(path)
@@ -188,6 +190,8 @@ def _load(path: Path) -> Image:
         packed = view
         view = unpacked(packed, lambda: compression.decompress(packed, name))
         payload = Payload(name, len(packed), len(view))
+    elif program := pe.parse(memoryview(bytes(view)) if pe.is_pe(view) else view):
+        return _pe_image(path, program)
     if bytes(view[:4]) != elf.MAGIC:
         raise ImageError(_not_a_kernel(view, payload))
     parsed = elf.parse(view)
@@ -211,13 +215,32 @@ def _load(path: Path) -> Image:
     )
 
 
+def _pe_image(path: Path, program: Pe) -> Image:
+    """A PE program that is nothing else; its addresses begin where it is loaded."""
+    return Image(
+        str(path),
+        "PE",
+        None,
+        program.bits,
+        program.machine,
+        program.kind,
+        None,
+        program.entry,
+        tuple(Segment(s.address, s.address, s.memsz, s.data) for s in program.sections),
+        memoryview(elf.without_contents(program.bits)),
+        XenNotes(),
+        None,
+        program=program,
+    )
+
+
 def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
     if payload:
         return f"the {payload.compression} payload is not an ELF"
     if bytes(view[:2]) == b"#!":
         return "a script, not a kernel"
     if bytes(view[:2]) == b"MZ":
-        return "an EFI program without Linux's boot header; give the kernel inside it"
+        return "a program of DOS's: it has no PE header that EFI could load it by"
     return "not a kernel: neither an ELF, nor a bzImage, nor a compressed ELF"
 
 

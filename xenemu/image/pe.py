@@ -12,8 +12,12 @@ from typing import Final
 from xenemu.errors import ImageError
 
 MACHINES: Final = {0x8664: "x86_64", 0x14C: "i386"}
-EFI_APPLICATION: Final = 10
-EFI_SUBSYSTEMS: Final = range(EFI_APPLICATION, 13)
+EFI_APPLICATION, EFI_BOOT_SERVICE_DRIVER, EFI_RUNTIME_DRIVER = 10, 11, 12
+SUBSYSTEMS: Final = {
+    EFI_APPLICATION: "EFI application",
+    EFI_BOOT_SERVICE_DRIVER: "EFI boot service driver",
+    EFI_RUNTIME_DRIVER: "EFI runtime driver",
+}
 COMPAT: Final = b".compat\0"  # the section that says where other machines begin
 COMPAT_ENTRY: Final = struct.Struct("<BBHI")  # type 1, its size, the machine, the entry
 MAX_SIZE: Final = 1 << 30
@@ -47,6 +51,10 @@ class Section:
     size: int
     data: memoryview
 
+    @property
+    def memsz(self) -> int:
+        return max(self.size, len(self.data))
+
 
 @dataclass(frozen=True)
 class Pe:
@@ -61,6 +69,15 @@ class Pe:
     sections: tuple[Section, ...]  # the first is that of the headers
     relocations: tuple[int, int]  # address and size of the directory
     compat: dict[str, int]  # entries for other machines, which Linux's kernels have
+
+    @property
+    def bits(self) -> int:
+        return 64 if self.machine == "x86_64" else 32
+
+    @property
+    def kind(self) -> str:
+        """What EFI takes it for, by its subsystem."""
+        return SUBSYSTEMS.get(self.subsystem, f"subsystem {self.subsystem}")
 
     def load(self, base: int) -> bytearray:
         """The image as it is in memory at `base`; ImageError if it cannot be there."""
@@ -92,16 +109,26 @@ def _apply(image: bytearray, kind: int, at: int, delta: int) -> None:
     image[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
 
-def parse(view: memoryview) -> Pe | None:
-    """Read a program's headers; None if it has none, ImageError if they are wrong."""
+def is_pe(view: memoryview) -> bool:
+    """Whether a file has a PE header, whatever that says."""
+    return _header(view) is not None
+
+
+def _header(view: memoryview) -> int | None:
     if len(view) < _LFANEW + 4 or bytes(view[:2]) != b"MZ":
         return None
     (at,) = struct.unpack_from("<I", view, _LFANEW)
-    if at + _COFF.size > len(view):
+    if at + _COFF.size > len(view) or bytes(view[at : at + 4]) != b"PE\0\0":
         return None
-    signature, machine, count, header_size, flags = _COFF.unpack_from(view, at)
-    if signature != b"PE\0\0":
+    return int(at)
+
+
+def parse(view: memoryview) -> Pe | None:
+    """Read a program's headers; None if it has none, ImageError if they are wrong."""
+    at = _header(view)
+    if at is None:
         return None
+    _, machine, count, header_size, flags = _COFF.unpack_from(view, at)
     optional = at + _COFF.size
     form = None
     if header_size >= 2 and optional + header_size <= len(view):
@@ -119,7 +146,7 @@ def parse(view: memoryview) -> Pe | None:
     sections = [Section(bytes(8), 0, headers, view[:headers])]
     sections += _sections(view, optional + header_size, count)
     for section in sections:
-        if section.address + max(section.size, len(section.data)) > size:
+        if section.address + section.memsz > size:
             raise ImageError(f"the PE section at {section.address:#x} reaches out of the image")
     return Pe(
         MACHINES[machine],

@@ -31,6 +31,8 @@ class Status(IntEnum):
     DEVICE_ERROR = 7
     WRITE_PROTECTED = 8
     OUT_OF_RESOURCES = 9
+    NO_MEDIA = 12
+    MEDIA_CHANGED = 13
     NOT_FOUND = 14
     ACCESS_DENIED = 15
     ALREADY_STARTED = 20
@@ -77,6 +79,12 @@ DEVICE_PATH: Final = guid("09576e91-6d3f-11d2-8e39-00a0c969723b")
 LOAD_FILE2: Final = guid("4006c0c1-fcb3-403e-996d-4a6c8724e06d")
 TEXT_INPUT: Final = guid("387477c1-69c7-11d2-8e39-00a0c969723b")
 TEXT_OUTPUT: Final = guid("387477c2-69c7-11d2-8e39-00a0c969723b")
+LOADED_IMAGE_DEVICE_PATH: Final = guid("bc62157e-3e33-4fec-9920-2d3b36d750df")
+SIMPLE_FILE_SYSTEM: Final = guid("964e5b22-6459-11d2-8e39-00a0c969723b")
+FILE_INFO: Final = guid("09576e92-6d3f-11d2-8e39-00a0c969723b")
+FILE_SYSTEM_INFO: Final = guid("09576e93-6d3f-11d2-8e39-00a0c969723b")
+FILE_SYSTEM_VOLUME_LABEL: Final = guid("db47d7d3-fe81-11d3-9a35-0090273fc14d")
+BLOCK_IO: Final = guid("964e5b21-6459-11d2-8e39-00a0c969723b")
 RNG: Final = guid("3152bca5-eade-433d-862e-c01cdc291f44")
 RNG_ALGORITHM_RAW: Final = guid("e43176d7-b6e8-4827-b784-7ffdc4b68561")
 LINUX_INITRD_MEDIA: Final = guid("5568e427-68fc-4f3d-ac74-ca555231cc68")
@@ -118,11 +126,20 @@ CONSOLE_OUT: Final = (
 )
 LOAD_FILE2_SERVICES: Final = ("LoadFile2.LoadFile",)
 RNG_SERVICES: Final = ("Rng.GetInfo", "Rng.GetRNG")
+VOLUME_SERVICES: Final = ("SimpleFileSystem.OpenVolume",)
+FILE_SERVICES: Final = (
+    *("File.Open", "File.Close", "File.Delete", "File.Read", "File.Write"),
+    *("File.GetPosition", "File.SetPosition", "File.GetInfo", "File.SetInfo", "File.Flush"),
+)
+BLOCK_SERVICES: Final = (
+    *("BlockIo.Reset", "BlockIo.ReadBlocks", "BlockIo.WriteBlocks", "BlockIo.FlushBlocks"),
+)
 RETURNS: Final = ("return of the image", "return of a notification")
 
 BOOT_STUBS: Final = (
     *BOOT_SERVICES,
     *(*CONSOLE_IN, *CONSOLE_OUT, *LOAD_FILE2_SERVICES, *RNG_SERVICES),
+    *(*VOLUME_SERVICES, *FILE_SERVICES, *BLOCK_SERVICES),
     *RETURNS,
 )
 STUB_SIZE: Final = 16

@@ -21,6 +21,7 @@ from xenemu.boot.efi.abi import Status
 from xenemu.boot.efi.state import Firmware
 from xenemu.boot.efi.width import WIDTHS, Width
 from xenemu.errors import XenError
+from xenemu.hv.building import Data
 from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ULONG, Hypercall
@@ -133,12 +134,12 @@ class Call:
 
     # ---- the firmware's own part of it ----
 
-    def put(self, paddr: int, data: bytes) -> None:
+    def put(self, paddr: int, data: Data) -> None:
         """Write into what the firmware has in the guest's memory."""
         put(self.domain, paddr, data)
 
 
-def put(domain: Domain, paddr: int, data: bytes) -> None:
+def put(domain: Domain, paddr: int, data: Data) -> None:
     """Write to guest-physical memory, as far as there is any."""
     assert domain.p2m is not None
     while data:

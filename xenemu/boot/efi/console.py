@@ -15,6 +15,7 @@ from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_channel, scheduler
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
+POLL_NS: Final = 100_000  # between two looks at what cannot be waited for
 COLUMNS, ROWS = 80, 25
 IN_SIZE, OUT_SIZE = 1024, 2048
 INDEX_MASK: Final = 0xFFFFFFFF
@@ -187,6 +188,7 @@ def reset_input(call: Call, this: int, extended: int) -> None:
 @service("ConIn.ReadKeyStroke", "NN")
 def read_key_stroke(call: Call, this: int, key_at: int) -> None:
     if not has_input(call):
+        call.cpu.spend(POLL_NS)  # who polls for keys, waits
         raise EfiError(Status.NOT_READY)
     cons = _index(call, "in_cons")
     typed = (_index(call, "in_prod") - cons) & INDEX_MASK

@@ -10,10 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from xenemu.boot.efi import (  # noqa: F401 (they declare services)
+    block_services,
     console,
     devices,
     event_services,
+    file_services,
+    frames,
     image_services,
+    loading_services,
     memory_services,
     protocol_services,
     runtime_services,
@@ -36,7 +40,7 @@ from xenemu.boot.efi.call import (
     Left,
     arguments,
 )
-from xenemu.boot.efi.event_services import call_back, returned, run_timers
+from xenemu.boot.efi.event_services import call_back, run_timers
 from xenemu.boot.efi.state import Firmware
 from xenemu.boot.efi.width import X64
 from xenemu.errors import XenError
@@ -93,7 +97,7 @@ def _serve(call: Call, name: str) -> None:
     """Make a call, and set what the guest goes on with."""
     cpu = call.cpu
     if name in RETURNS:
-        returned(call, name)
+        _returned(call, name)
         return
     declared = SERVICES.get(name)
     record = CallRecord(cpu.now_ns, call.current.vcpu.vcpu_id, cpu.rip, PREFIX + name)
@@ -119,6 +123,15 @@ def _serve(call: Call, name: str) -> None:
     cpu.regs[Reg.RAX] = result
     run_timers(call)
     call_back(call)
+
+
+def _returned(call: Call, name: str) -> None:
+    """A function of the guest's returned: a program's entry, or that of an event."""
+    if name == frames.NOTIFICATION_RETURNS and frames.leave_notification(call):
+        call_back(call)
+        return
+    with suppress(Left):
+        loading_services.leave(call, call.cpu.regs[Reg.RAX])
 
 
 def _make(call: Call, name: str, record: CallRecord) -> int:

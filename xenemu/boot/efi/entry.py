@@ -27,6 +27,7 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.image import Image, pe
+from xenemu.image.bzimage import BzImage
 from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import BIOS_END, Kernel
 from xenemu.pvh.personality import FLAT_LIMIT
@@ -61,18 +62,19 @@ def _judge_mixed(image: Image) -> Program:
 
 def _pe(image: Image) -> pe.Pe:
     """The program that an image is; Unbootable if it is none for EFI."""
-    if not image.bzimage:
+    program = image.program
+    if image.bzimage:
+        try:
+            program = pe.parse(image.bzimage.file)
+        except ImageError as fault:
+            raise Unbootable(str(fault)) from None
+    elif program is None:
         raise Unbootable("this is an ELF, and has no PE header; Linux's bzImage has one")
-    try:
-        program = pe.parse(image.bzimage.file)
-    except ImageError as fault:
-        raise Unbootable(str(fault)) from None
     if program is None:
         raise Unbootable("there is no PE header (Linux has one with CONFIG_EFI_STUB)")
     if program.subsystem != pe.EFI_APPLICATION:
         raise Unbootable(
-            f"the PE program is for subsystem {program.subsystem}, and is no application of EFI's"
-            f" ({pe.EFI_APPLICATION})"
+            f"the PE program is for another subsystem ({program.kind}): EFI starts applications"
         )
     return program
 
@@ -90,17 +92,17 @@ def _place(image: Image, kernel: Program, config: DomainConfig, room: Room) -> P
     start = StartState(at + kernel.entry, 0)
     span = range(at, at + kernel.pe.size)
     placed = place_efi(placer, room, config, span, start, kernel.width, [(at, loaded)])
-    _check_room_to_unpack(image, placer)
+    if image.bzimage:
+        _check_room_to_unpack(image.path, image.bzimage, placer)
     return placed
 
 
-def _check_room_to_unpack(image: Image, placer: Placer) -> None:
+def _check_room_to_unpack(path: str, bzimage: BzImage, placer: Placer) -> None:
     """FitError if Linux's EFI stub cannot have the memory that the kernel takes while it starts.
 
     Some Linux (6.1 at least) does not see that, and unpacks itself over whatever is there.
     """
-    assert image.bzimage is not None
-    header = ZeroPage.of_bzimage(image.bzimage.file)
+    header = ZeroPage.of_bzimage(bzimage.file)
     if header.get("version") < zero_page.HAS_INIT_SIZE:
         return
     size, lowest = header.get("init_size"), header.get("pref_address")
@@ -110,7 +112,7 @@ def _check_room_to_unpack(image: Image, placer: Placer) -> None:
         if region.type == MemoryType.CONVENTIONAL and start + size <= region.end:
             return
     raise FitError(
-        f"{image.path}: the kernel takes {size} bytes from {lowest:#x} or above while it starts,"
+        f"{path}: the kernel takes {size} bytes from {lowest:#x} or above while it starts,"
         " and EFI leaves no such room: give the domain more with --memory"
     )
 
@@ -141,7 +143,8 @@ HANDOVER32: Final = _Flavour(IA32, zero_page.XLF_EFI_HANDOVER_32, 0)
 
 def _judge_handover(flavour: _Flavour, image: Image) -> Handover:
     if not image.bzimage:
-        raise Unbootable("this is an ELF; Linux's bzImage has a handover entry")
+        what = "a PE program" if image.program else "an ELF"
+        raise Unbootable(f"this is {what}; Linux's bzImage has a handover entry")
     header = ZeroPage.of_bzimage(image.bzimage.file)
     new = header.get("version") >= zero_page.HAS_XLOADFLAGS
     if not new or not header.get("xloadflags") & flavour.flag:
@@ -202,14 +205,14 @@ def _start_handover64(current: Current) -> None:
 
 
 def _program(name: str, judge: Callable[[Image], Program]) -> BootEntry[Program, Room, Placed]:
-    return BootEntry(name, name, PVH_PLATFORM, judge, _place, start_efi)
+    return BootEntry(name, name, PVH_PLATFORM, judge, _place, start_efi, efi=True)
 
 
 def _handover(
     name: str, flavour: _Flavour, start: Callable[[Current], None]
 ) -> BootEntry[Handover, Room, Placed]:
     judge = partial(_judge_handover, flavour)
-    return BootEntry(name, name, PVH_PLATFORM, judge, _place_handover, start)
+    return BootEntry(name, name, PVH_PLATFORM, judge, _place_handover, start, efi=True)
 
 
 ENTRIES = [

@@ -6,16 +6,16 @@ UEFI specification 2.10, section 2.3.4.
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePath
 from typing import Final
 
 from xenemu.boot import flat
-from xenemu.boot.efi import event_services, protocol_services, tables
+from xenemu.boot.efi import device_path, event_services, programs, tables, volumes
 from xenemu.boot.efi.abi import (
     ACPI_20_TABLE,
     BOOT_STUBS,
     DEVICE_PATH,
     LOAD_FILE2,
-    LOADED_IMAGE,
     RETURNS,
     RNG,
     RT_PROPERTIES_TABLE,
@@ -28,7 +28,8 @@ from xenemu.boot.efi.abi import (
 from xenemu.boot.efi.call import enter
 from xenemu.boot.efi.dispatch import Efi
 from xenemu.boot.efi.memory_map import MemoryMap
-from xenemu.boot.efi.state import Event, Firmware, Places
+from xenemu.boot.efi.state import Event, Firmware, Places, handle_of
+from xenemu.boot.efi.volume import SEPARATOR
 from xenemu.boot.efi.width import WIDTHS, X64, Width
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Data, DomainConfig
@@ -55,6 +56,7 @@ class Placer:
         self.memory = MemoryMap.of_e820(room.e820)
         self.below = low_ram(room.memory).stop
         self._path = image.path
+        self.name = PurePath(image.path).name
 
     def __call__(self, kind: MemoryType, size: int) -> int:
         """The address of whole pages for `size` bytes; FitError without any."""
@@ -98,17 +100,29 @@ def place_efi(
     options = _load_options(config.cmdline)
     options_at = placer(MemoryType.LOADER_DATA, len(options)) if options else 0
     firmware = _firmware(placer, places, config, width)
-    interface = tables.loaded_image(firmware, range(options_at, options_at + len(options)), image)
+    writing = programs.Writing(firmware)
+    if config.efi_root is not None:
+        volumes.add(writing, config.efi_root)
+    firmware.image_handle = programs.add(
+        writing,
+        image,
+        start.ip - image.start,
+        MemoryType.LOADER_CODE,
+        device=firmware.volume_handle,
+        path=device_path.file_path(SEPARATOR + placer.name) if firmware.volume else b"",
+        options=range(options_at, options_at + len(options)),
+    )
+    firmware.programs[firmware.image_handle].started = True
     own: list[tuple[int, Data]] = [
         (places.runtime_code, tables.stubs(RUNTIME_SERVICES)),
         (places.runtime_data, tables.runtime_data(firmware)),
         (places.boot_code, tables.stubs(BOOT_STUBS)),
-        (places.boot_data, tables.boot_data(firmware, interface, flat.gdt(width.code))),
+        (places.boot_data, tables.boot_data(firmware, flat.gdt(width.code))),
         (options_at, options),
     ]
     if places.page_tables:
         own.append((places.page_tables, flat.identity_tables(places.page_tables, _span(room))))
-    return Placed([*pieces, *own], start, Efi(firmware))
+    return Placed([*pieces, *own, *writing.pieces], start, Efi(firmware))
 
 
 def _places(placer: Placer, room: Room, width: Width) -> Places:
@@ -136,16 +150,13 @@ def _firmware(placer: Placer, places: Places, config: DomainConfig, width: Width
     firmware.events[firmware.wait_for_key] = Event(0)
     firmware.next_event = 1
     at = places.boot_data
-    firmware.console_handle = protocol_services.add(
+    firmware.console_handle = handle_of(
         firmware, {TEXT_INPUT: at + tables.CON_IN, TEXT_OUTPUT: at + tables.CON_OUT}
     )
-    firmware.image_handle = protocol_services.add(
-        firmware, {LOADED_IMAGE: at + tables.LOADED_IMAGE}
-    )
-    protocol_services.add(firmware, {RNG: at + tables.RNG})
+    handle_of(firmware, {RNG: at + tables.RNG})
     if config.initrd:
         interfaces = {DEVICE_PATH: at + tables.INITRD_PATH, LOAD_FILE2: at + tables.LOAD_FILE2}
-        protocol_services.add(firmware, interfaces)
+        handle_of(firmware, interfaces)
     firmware.tables[ACPI_20_TABLE] = places.rsdp
     firmware.tables[RT_PROPERTIES_TABLE] = places.runtime_data + tables.PROPERTIES
     return firmware

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenemu.boot.efi import console
+from xenemu.boot.efi import console, frames
 from xenemu.boot.efi.abi import (
-    BOOT_STUBS,
     EXIT_BOOT_SERVICES_GROUP,
-    RETURNS,
-    STUB_SIZE,
     VIRTUAL_ADDRESS_CHANGE_GROUP,
     VMCALL_LENGTH,
     Status,
@@ -27,10 +24,9 @@ from xenemu.boot.efi.call import (
     needed,
     service,
 )
-from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Callback, Event
-from xenemu.errors import DomainCrash, XenError
+from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Event
+from xenemu.errors import XenError
 from xenemu.hv import event_2l, scheduler
-from xenemu.hv.cpu import Reg
 from xenemu.hv.waking import POLL
 
 EVENT_BASE: Final = 0xE000_0000  # events look like addresses, and are none
@@ -41,10 +37,7 @@ KINDS_WITH_TIMER: Final = KINDS | {TIMER | NOTIFY_WAIT, TIMER | NOTIFY_SIGNAL}
 TPL_APPLICATION, TPL_CALLBACK, TPL_NOTIFY, TPL_HIGH_LEVEL = 4, 8, 16, 31
 TIMER_CANCEL, TIMER_PERIODIC, TIMER_RELATIVE = range(3)
 MAX_WAITED_FOR: Final = 256
-MAX_NESTED: Final = 32
 LONGEST_NS: Final = 1 << 62
-POLL_NS: Final = 100_000  # between two looks at what only a function of the guest's can tell
-WHERE: Final = {name: BOOT_STUBS.index(name) * STUB_SIZE for name in RETURNS}
 
 
 @service("RaiseTPL", "N")
@@ -180,7 +173,7 @@ def wait_for_event(call: Call, count: int, events_at: int, index_at: int) -> Non
             if handle not in firmware.pending:
                 firmware.pending.append(handle)
     if polled or firmware.pending:
-        call.cpu.spend(POLL_NS)
+        call.cpu.spend(console.POLL_NS)
         again(call)
     wait(call)
 
@@ -235,43 +228,15 @@ def again(call: Call) -> None:
 
 def call_back(call: Call) -> None:
     """Call the function of the first event that may interrupt what runs, if there is one."""
-    firmware, cpu = call.firmware, call.cpu
+    firmware = call.firmware
     for handle in firmware.pending:
         event = firmware.events[handle]
-        if event.tpl > firmware.tpl and len(firmware.callbacks) < MAX_NESTED:
+        if event.tpl > firmware.tpl and frames.has_room(call):
             break
     else:
         return
     firmware.pending.remove(handle)
-    back = firmware.places.boot_code + WHERE["return of a notification"]
-    waiting = Callback(cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RAX], firmware.tpl)
     try:
-        call.enter(event.notify, back, handle, event.context)
+        frames.enter_notification(call, handle, event)
     except XenError as fault:
         call.current.log(f"EFI cannot call the function of an event: {fault.reason}")
-        return
-    firmware.callbacks.append(waiting)
-    firmware.tpl = event.tpl
-
-
-def returned(call: Call, name: str) -> None:
-    """A function of the guest's returned: the image's own, or that of an event."""
-    firmware, cpu = call.firmware, call.cpu
-    if name != "return of a notification" or not firmware.callbacks:
-        end(call, cpu.regs[Reg.RAX])
-        return
-    waiting = firmware.callbacks.pop()
-    cpu.rip, cpu.regs[Reg.RSP], cpu.regs[Reg.RAX] = waiting.rip, waiting.rsp, waiting.rax
-    firmware.tpl = waiting.tpl
-    call_back(call)
-
-
-def end(call: Call, status: int) -> None:
-    """The image is done: there is nothing else to boot."""
-    known = {member.value for member in Status}
-    code = status & call.width.mask & ~call.width.error
-    name = f"EFI_{Status(code).name}" if code in known else f"{status:#x}"
-    raise DomainCrash(
-        f"the EFI program ended, with {name}",
-        "its firmware has nothing else to boot: what the program wrote last says why",
-    )

@@ -1,4 +1,4 @@
-"""Starting, ending, and leaving the boot services; and the small services beside them.
+"""Leaving the boot services, and the small services beside that.
 
 UEFI specification 2.10, sections 7.4 and 7.5.
 """
@@ -23,15 +23,10 @@ NS_PER_US: Final = 1000
 LONGEST_US: Final = 1 << 40
 
 
-@service("Exit", "NNNN")
-def exit_image(call: Call, image: int, status: int, size: int, data: int) -> None:
-    event_services.end(call, status)
-
-
 @service("ExitBootServices", "NN")
 def exit_boot_services(call: Call, image: int, key: int) -> None:
     firmware = call.firmware
-    good = image == firmware.image_handle and key == firmware.memory.key
+    good = image in firmware.programs and key == firmware.memory.key
     check(good, Status.INVALID_PARAMETER, "the image or the memory map is another now")
     if not firmware.exiting:
         firmware.exiting = True
@@ -46,6 +41,8 @@ def exit_boot_services(call: Call, image: int, key: int) -> None:
     firmware.pending.clear()
     firmware.handles.clear()
     firmware.registrations.clear()
+    firmware.programs.clear()
+    firmware.files.clear()
     # What was a stub now answers by itself, for as long as the guest leaves it alone.
     stub = call.width.gone.ljust(STUB_SIZE, b"\xcc")
     put(call.domain, firmware.places.boot_code, stub * len(BOOT_STUBS))

@@ -11,25 +11,15 @@ from typing import Final
 from xenemu.boot.efi import event_services
 from xenemu.boot.efi.abi import DEVICE_PATH, Status
 from xenemu.boot.efi.call import Call, EfiError, check, needed, service
+from xenemu.boot.efi.device_path import read_path
 from xenemu.boot.efi.memory_services import pool
-from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Firmware
+from xenemu.boot.efi.state import HANDLE_BASE, MAX_EVER, MAX_THINGS, Firmware, handle_of
 
-HANDLE_BASE: Final = 0xD000_0000  # handles look like addresses, and are none
 REGISTRATION_BASE: Final = 0xC000_0000
 ALL_HANDLES, BY_REGISTER_NOTIFY, BY_PROTOCOL = range(3)
-END_OF_PATH: Final = 0x7F
-MAX_PATH: Final = 1 << 12
 MAX_AT_ONCE: Final = 64
 TEST_PROTOCOL: Final = 4
 OPEN_ATTRIBUTES: Final = {1, 2, 4, 8, 0x10, 0x20, 0x30}
-
-
-def add(firmware: Firmware, interfaces: dict[bytes, int]) -> int:
-    """A new handle with these interfaces."""
-    handle = HANDLE_BASE + 16 * firmware.next_handle
-    firmware.next_handle += 1
-    firmware.handles[handle] = interfaces
-    return handle
 
 
 def _protocols(call: Call, handle: int) -> dict[bytes, int]:
@@ -92,7 +82,7 @@ def _install(call: Call, handle_at: int, interfaces: dict[bytes, int]) -> None:
         full = len(firmware.handles) >= MAX_THINGS or firmware.next_handle >= MAX_EVER
         check(interfaces and not full, Status.OUT_OF_RESOURCES, "no handle can be made")
         call.write_word(handle_at, HANDLE_BASE + 16 * firmware.next_handle)
-        handle = add(firmware, interfaces)
+        handle = handle_of(firmware, interfaces)
     for protocol, event, news in firmware.registrations.values():
         if protocol in interfaces:
             if handle not in news:
@@ -258,35 +248,26 @@ def locate_device_path(call: Call, protocol_at: int, path_at: int, device_at: in
     """Find the device that the longest beginning of a path is of."""
     protocol = call.read_guid(protocol_at)
     start = needed(call.read_word(needed(path_at)))
-    path = _read_path(call, start)
+    path = read_path(call, start)
+    found = device_of(call, path, protocol)
+    if found is None:
+        raise EfiError(Status.NOT_FOUND, f"no device with {_name(protocol)} is on the path")
+    handle, length = found
+    call.write_word(needed(device_at), handle)
+    call.write_word(path_at, start + sum(map(len, path[:length])))
+
+
+def device_of(call: Call, path: list[bytes], protocol: bytes) -> tuple[int, int] | None:
+    """The device with a protocol that the longest beginning of a path is of, and that length."""
     best: tuple[int, int] | None = None
     for handle in _with_protocol(call.firmware, protocol):
         own_at = call.firmware.handles[handle].get(DEVICE_PATH)
         if own_at is None:
             continue
-        own = _read_path(call, own_at)
-        if path[: len(own)] == own and (best is None or len(own) > best[0]):
-            best = len(own), handle
-    if best is None:
-        raise EfiError(Status.NOT_FOUND, f"no device with {_name(protocol)} is on the path")
-    length, handle = best
-    call.write_word(needed(device_at), handle)
-    call.write_word(path_at, start + sum(map(len, path[:length])))
-
-
-def _read_path(call: Call, at: int) -> list[bytes]:
-    """The nodes of a device path, without its end."""
-    nodes: list[bytes] = []
-    size = 0
-    while size < MAX_PATH:
-        head = call.read(at + size, 4)
-        length = int.from_bytes(head[2:], "little")
-        if head[0] & END_OF_PATH == END_OF_PATH:
-            return nodes
-        check(length >= 4, Status.INVALID_PARAMETER, f"a path's node has {length} bytes")
-        nodes.append(call.read(at + size, length))
-        size += length
-    raise EfiError(Status.INVALID_PARAMETER, f"the device path at {at:#x} does not end")
+        own = read_path(call, own_at)
+        if path[: len(own)] == own and (best is None or len(own) > best[1]):
+            best = handle, len(own)
+    return best
 
 
 # ---- drivers, of which there are none ----

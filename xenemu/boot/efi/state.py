@@ -6,8 +6,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from xenemu.boot.efi.fat import Disk
 from xenemu.boot.efi.memory_map import MemoryMap
+from xenemu.boot.efi.volume import Directory
 
+HANDLE_BASE: Final = 0xD000_0000  # handles look like addresses, and are none
 MAX_THINGS: Final = 1 << 12  # handles, events and the like, of each
 MAX_EVER: Final = 1 << 24  # of handles and of events, those that are gone included
 
@@ -44,13 +47,42 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Callback:
-    """What goes on after a function of the guest's returns: the registers of who waits for it."""
+class Frame:
+    """What goes on after a function of the guest's returns: the registers of who waits for it.
+
+    If the function is a program's entry, `program` is its handle, and StartImage was given the two
+    pointers.
+    """
 
     rip: int
-    rsp: int
-    rax: int
+    regs: tuple[int, ...]
     tpl: int
+    program: int = 0
+    size_at: int = 0
+    data_at: int = 0
+
+
+@dataclass
+class Program:
+    """A program that is loaded; `pool` are the pieces that are given back with it."""
+
+    start: int
+    size: int
+    entry: int
+    kind: int  # the type of the memory that it is in
+    pool: tuple[int, ...]
+    started: bool = False
+
+
+@dataclass
+class OpenFile:
+    """An open file or directory: its path from the root, and where the next read begins.
+
+    In a directory, that is the number of an entry.
+    """
+
+    path: str
+    position: int = 0
 
 
 @dataclass
@@ -60,7 +92,8 @@ class Firmware:
     * `virtual` has the page of stubs that a virtual page is, by the addresses of both. The guest
       sees other addresses of the runtime's after SetVirtualAddressMap.
     * `handles` have interfaces by GUID. `pending` are events whose functions are to be called.
-    * `callbacks` are those that are being called, the innermost last.
+    * `frames` wait for functions that are being called, the innermost last.
+    * `programs` and `files` are by handle, and by the address of the interface.
     * `missing` counts the calls of what is not there, by name.
     """
 
@@ -86,7 +119,12 @@ class Firmware:
     tables: dict[bytes, int] = field(default_factory=dict)
     variables: dict[tuple[str, bytes], tuple[int, bytes]] = field(default_factory=dict)
     pending: deque[int] = field(default_factory=deque)
-    callbacks: list[Callback] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    programs: dict[int, Program] = field(default_factory=dict)
+    files: dict[int, OpenFile] = field(default_factory=dict)
+    volume: Directory | None = None
+    disk: Disk | None = None
+    volume_handle: int = 0
     tpl: int = 4  # TPL_APPLICATION
     random_taken: int = 0
     monotonic: int = 0
@@ -98,3 +136,11 @@ class Firmware:
     cursor: tuple[int, int] = (0, 0)
     attribute: int = 7
     missing: dict[str, int] = field(default_factory=dict)
+
+
+def handle_of(firmware: Firmware, interfaces: dict[bytes, int]) -> int:
+    """A new handle with these interfaces."""
+    handle = HANDLE_BASE + 16 * firmware.next_handle
+    firmware.next_handle += 1
+    firmware.handles[handle] = interfaces
+    return handle

@@ -1,7 +1,7 @@
 """The tables that the guest sees: what they have, and where in the firmware's pages.
 
 They are made from the firmware's state, and written anew when that has changed. UEFI specification
-2.10, sections 4.2 to 4.6, 9.1 (loaded image).
+2.10, sections 4.2 to 4.6.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Final
 
-from xenemu.boot.efi import abi, console
-from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB, STUB_SIZE, MemoryType
+from xenemu.boot.efi import abi, console, device_path
+from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB, STUB_SIZE
 from xenemu.boot.efi.call import SERVICES, put
 from xenemu.boot.efi.state import Firmware
 from xenemu.boot.efi.width import WIDTHS, Width
@@ -24,16 +24,7 @@ SYSTEM_TABLE, RUNTIME_TABLE, VENDOR, PROPERTIES, CONFIGURATION = 0, 0x100, 0x200
 MAX_TABLES: Final = (PAGE_SIZE - CONFIGURATION) // 24
 # In Places.boot_data.
 BOOT_TABLE, CON_IN, CON_OUT, LOAD_FILE2, RNG = 0, 0x200, 0x220, 0x280, 0x290
-CON_MODE, INITRD_PATH, IMAGE_PATH, LOADED_IMAGE, GDT = (
-    console.MODE_OFFSET,
-    0x340,
-    0x380,
-    0x400,
-    0x500,
-)
-
-MEDIA_DEVICE_PATH, MEDIA_VENDOR = 4, 3
-PATH_END: Final = bytes((0x7F, 0xFF, 4, 0))
+CON_MODE, INITRD_PATH, GDT = console.MODE_OFFSET, 0x340, 0x500
 HEADER: Final = struct.Struct("<QIIII")
 
 
@@ -47,6 +38,11 @@ def _with_header(signature: int, body: bytes) -> bytes:
 def _pointers(width: Width, page: int, names: Sequence[str], of: Sequence[str]) -> bytes:
     """Pointers to stubs in a page that has those of the services `of`; null for no name."""
     return width.pointers(*(page + of.index(name) * STUB_SIZE if name else 0 for name in names))
+
+
+def pointers(firmware: Firmware, names: Sequence[str]) -> bytes:
+    """Pointers to the stubs of functions of protocols."""
+    return _pointers(WIDTHS[firmware.width], firmware.places.boot_code, names, BOOT_STUBS)
 
 
 def stubs(names: Sequence[str]) -> bytes:
@@ -90,7 +86,7 @@ def runtime_data(firmware: Firmware) -> bytes:
     return bytes(page)
 
 
-def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
+def boot_data(firmware: Firmware, gdt: bytes) -> bytes:
     """The page that goes: the boot services, and the protocols."""
     page, code, own = bytearray(PAGE_SIZE), firmware.places.boot_code, firmware.places.boot_data
     names = ["" if name == "Reserved" else name for name in abi.BOOT_SERVICES]
@@ -98,7 +94,6 @@ def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
     table = _pointers(width, code, names, BOOT_STUBS)
     con_in = _pointers(width, code, abi.CONSOLE_IN, BOOT_STUBS)
     con_out = _pointers(width, code, abi.CONSOLE_OUT, BOOT_STUBS)
-    vendor = struct.pack("<BBH", MEDIA_DEVICE_PATH, MEDIA_VENDOR, 20) + abi.LINUX_INITRD_MEDIA
     for at, piece in (
         (BOOT_TABLE, _with_header(abi.BOOT_SIGNATURE, table)),
         (CON_IN, con_in + width.pointers(firmware.wait_for_key)),
@@ -106,34 +101,11 @@ def boot_data(firmware: Firmware, loaded_image: bytes, gdt: bytes) -> bytes:
         (LOAD_FILE2, _pointers(width, code, abi.LOAD_FILE2_SERVICES, BOOT_STUBS)),
         (RNG, _pointers(width, code, abi.RNG_SERVICES, BOOT_STUBS)),
         (CON_MODE, console.mode_bytes(firmware.attribute, firmware.cursor)),
-        (INITRD_PATH, vendor + PATH_END),
-        (IMAGE_PATH, PATH_END),
-        (LOADED_IMAGE, loaded_image),
+        (INITRD_PATH, device_path.INITRD + device_path.END),
         (GDT, gdt),
     ):
         page[at : at + len(piece)] = piece
     return bytes(page)
-
-
-def loaded_image(firmware: Firmware, options: range, image: range) -> bytes:
-    """EFI_LOADED_IMAGE_PROTOCOL of a program at `image`, with its load options."""
-    places = firmware.places
-    return WIDTHS[firmware.width].pack(
-        "INNNNNINNQIIN",
-        0x1000,
-        0,
-        places.runtime_data + SYSTEM_TABLE,
-        0,  # it came from no device
-        places.boot_data + IMAGE_PATH,
-        0,
-        len(options),
-        options.start,
-        image.start,
-        len(image),
-        MemoryType.LOADER_CODE,
-        MemoryType.LOADER_DATA,
-        0,
-    )
 
 
 def write_tables(domain: Domain, firmware: Firmware) -> None:
