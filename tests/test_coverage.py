@@ -97,7 +97,7 @@ def length(image: Image, rip: int) -> int:
 
 
 def test_drcov_has_each_block_and_module(kernel: Image, blocks: list[Block]) -> None:
-    file = coverage.write(blocks, kernel, Code(kernel), lcov=False, lines=None)
+    file = coverage.drcov(blocks, kernel, Code(kernel))
     head, _, table = file.partition(b" bbs\n")
     lines = head.decode().splitlines()
     assert lines[:2] == ["DRCOV VERSION: 2", "DRCOV FLAVOR: xenemu"]
@@ -113,7 +113,7 @@ def test_drcov_has_each_block_and_module(kernel: Image, blocks: list[Block]) -> 
 
 def test_lcov_has_lines_where_there_is_dwarf(kernel: Image, blocks: list[Block]) -> None:
     lines = LineTable.read(Path(kernel.path))
-    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
+    file = coverage.lcov([blocks], kernel, Code(kernel), lines)
     source = (GUESTS / "hello" / "main.c").read_text().splitlines()
     told = sections(file)[str(GUESTS / "hello" / "main.c")]
     hit = {source[int(line) - 1].strip() for line, count in told["DA"] if count != "0"}
@@ -124,7 +124,7 @@ def test_lcov_has_lines_where_there_is_dwarf(kernel: Image, blocks: list[Block])
 
 
 def test_lcov_without_dwarf_has_functions_only(kernel: Image, blocks: list[Block]) -> None:
-    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=None)
+    file = coverage.lcov([blocks], kernel, Code(kernel), None)
     ((source, told),) = sections(file).items()
     assert Path(source) == Path(kernel.path)
     assert ("1", MAIN) in told["FNDA"]
@@ -154,15 +154,14 @@ def test_broken_dwarf_has_fewer_lines_and_no_exception(
 
 def test_a_name_of_a_file_stays_on_its_line(kernel: Image, blocks: list[Block]) -> None:
     renamed = replace(kernel, path="a\nend_of_record\udcff")
-    for lcov in (False, True):
-        file = coverage.write(blocks, renamed, Code(kernel), lcov, None)
-        assert "a\ufffdend_of_record".encode() in file
+    assert "a\ufffdend_of_record" in coverage.lcov([blocks], renamed, Code(kernel), None)
+    assert "a\ufffdend_of_record".encode() in coverage.drcov(blocks, renamed, Code(kernel))
 
 
-def sections(file: bytes) -> dict[str, dict[str, list[tuple[str, ...]]]]:
+def sections(file: str) -> dict[str, dict[str, list[tuple[str, ...]]]]:
     """By source file, what each kind of line of an lcov file says."""
     found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
-    for text in file.decode().split("end_of_record\n")[:-1]:
+    for text in file.split("end_of_record\n")[:-1]:
         section: dict[str, list[tuple[str, ...]]] = {}
         for line in text.splitlines():
             kind, _, rest = line.partition(":")
@@ -173,21 +172,18 @@ def sections(file: bytes) -> dict[str, dict[str, list[tuple[str, ...]]]]:
 
 def test_a_reader_of_lcov_files_takes_it(kernel: Image, blocks: list[Block]) -> None:
     lines = LineTable.read(Path(kernel.path))
-    file = coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
-    summary = LcovCobertura(file.decode()).parse()["summary"]
+    file = coverage.lcov([blocks], kernel, Code(kernel), lines)
+    summary = LcovCobertura(file).parse()["summary"]
     assert summary["lines-covered"] > 0
     assert summary["lines-covered"] < summary["lines-total"]
 
 
 def test_files_of_several_boots_become_one(kernel: Image, blocks: list[Block]) -> None:
     lines = LineTable.read(Path(kernel.path))
-    all_ran, none_did = (
-        coverage.write(own, kernel, Code(kernel), lcov=True, lines=lines).decode()
-        for own in (blocks, [])
-    )
-    twice = sections(coverage.merged([all_ran, none_did, all_ran]).encode())
-    once = sections(coverage.merged([all_ran]).encode())
-    assert once == sections(all_ran.encode())
+    all_ran, none_did = (coverage.lcov([own], kernel, Code(kernel), lines) for own in (blocks, []))
+    twice = sections(coverage.merged([all_ran, none_did, all_ran]))
+    once = sections(coverage.merged([all_ran]))
+    assert once == sections(all_ran)
     main = str(GUESTS / "hello" / "main.c")
     assert [number for number, _ in twice[main]["FNDA"]] == ["2"]
     assert {count for _, count in twice[main]["DA"]} == {"0", "2"}
@@ -199,9 +195,7 @@ def test_files_of_several_boots_become_one(kernel: Image, blocks: list[Block]) -
 )
 def test_genhtml_shows_it(kernel: Image, blocks: list[Block], tmp_path: Path) -> None:
     lines = LineTable.read(Path(kernel.path))
-    (tmp_path / "ran.info").write_bytes(
-        coverage.write(blocks, kernel, Code(kernel), lcov=True, lines=lines)
-    )
+    (tmp_path / "ran.info").write_text(coverage.lcov([blocks], kernel, Code(kernel), lines))
     shown = subprocess.run(
         ["genhtml", "--output-directory", tmp_path / "shown", tmp_path / "ran.info"],
         capture_output=True,
@@ -210,6 +204,83 @@ def test_genhtml_shows_it(kernel: Image, blocks: list[Block], tmp_path: Path) ->
     )
     assert "lines......: " in shown.stdout
     assert (tmp_path / "shown" / "index.html").is_file()
+
+
+# By vcpu.
+
+SEVERAL = [
+    (name, each) for name in ("ap-start", "ap-start-pvh") for each in guests()[name].environments
+]
+
+
+@pytest.fixture(scope="module", params=SEVERAL, ids="-".join)
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """A guest whose vcpu 0 starts others."""
+    name, environment = request.param
+    path = tmp_path_factory.mktemp(name) / environment
+    return load(build(guests()[name], ENVIRONMENTS[environment], path))
+
+
+def record(image: Image, by_vcpu: bool) -> tuple[list[Block], int]:
+    """What runs of it, and how many instructions."""
+    config = DomainConfig(64 << 20, vcpus=3 if "ap-start-pvh" in image.path else 2)
+    recorded = Machine(image, config)
+    log = recorded.record_blocks(by_vcpu)
+    assert recorded.run(Unattended()).end is End.POWEROFF
+    return log.blocks(), recorded.engine.instructions
+
+
+def ran_by(blocks: list[Block], image: Image) -> list[Coverage]:
+    """What each vcpu ran, in their order."""
+    return [
+        Coverage.of([block for block in blocks if block.vcpu == vcpu], image, Code(image))
+        for vcpu in range(1 + max(block.vcpu for block in blocks))
+    ]
+
+
+def test_each_vcpu_has_what_it_ran(several: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth: at each turn, all blocks are forgotten, so that the next vcpu's are noted."""
+
+    def turn_to(log: cpu.coverage.BlockLog, vcpu: int) -> None:
+        log._shared.vcpu = vcpu
+        log._shim.forget_blocks()
+
+    blocks, instructions = record(several, by_vcpu=True)
+    found = ran_by(blocks, several)
+    monkeypatch.setattr(cpu.coverage.BlockLog, "turn_to", turn_to)
+    truth, same = record(several, by_vcpu=True)
+    assert same == instructions
+    for own, true in zip(found, ran_by(truth, several), strict=True):
+        assert own.ranges == true.ranges
+        assert [f.name for f in own.functions] == [f.name for f in true.functions]
+    names = [{function.name for function in own.functions} for own in found]
+    assert len(names) >= 2
+    assert all(MAIN not in others for others in names[1:])
+    assert all(others - names[0] for others in names[1:])
+
+
+def test_together_they_ran_what_is_noted_without_them(several: Image) -> None:
+    blocks, instructions = record(several, by_vcpu=True)
+    plain, same = record(several, by_vcpu=False)
+    assert same == instructions
+    assert {block.vcpu for block in plain} == {0}
+    assert ran_by(plain, several)[0].ranges == Coverage.of(blocks, several, Code(several)).ranges
+
+
+def test_lcov_has_a_test_for_each_vcpu(several: Image) -> None:
+    blocks, _ = record(several, by_vcpu=True)
+    vcpus = sorted({block.vcpu for block in blocks})
+    parts = [[block for block in blocks if block.vcpu == vcpu] for vcpu in vcpus]
+    lines = LineTable.read(Path(several.path))
+    file = coverage.lcov(parts, several, Code(several), lines, by_vcpu=True)
+    tests = dict.fromkeys(line for line in file.splitlines() if line.startswith("TN:"))
+    assert list(tests) == [f"TN:vcpu{n}" for n in vcpus]
+    halves = file.partition("TN:vcpu1\n")
+    assert f"FNDA:1,{MAIN}\n" in halves[0]
+    assert f"FNDA:1,{MAIN}\n" not in halves[2]
+    twice = coverage.merged([file, file])
+    assert list(dict.fromkeys(line for line in twice.splitlines() if line[:2] == "TN")) == [*tests]
+    assert f"FNDA:2,{MAIN}\n" in twice
 
 
 def test_a_log_that_nobody_keeps_is_kept_by_its_engine(kernel: Image) -> None:

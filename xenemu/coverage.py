@@ -4,6 +4,9 @@ It gives the functions in the order in which they first ran, and files that say 
 is noted when it first runs (native/coverage.c). So this costs a boot next to nothing, but nobody
 knows how often a block ran. Two kinds of file are written. drcov's has blocks, and disassemblers
 read it. lcov's has functions, and lines where the kernel has debug information; `genhtml` shows it.
+
+If vcpus are told apart, lcov's has a test name for each. drcov's form has no place for that: as it
+is with threads, each vcpu has a file.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class Block(Protocol):
     def at(self) -> int: ...
     @property
     def size(self) -> int: ...
+    @property
+    def vcpu(self) -> int: ...
 
 
 class Function(NamedTuple):
@@ -126,25 +131,30 @@ class Recorder(Protocol):
 
     @property
     def current(self) -> Current: ...
-    def record_blocks(self) -> Log: ...
+    def record_blocks(self, by_vcpu: bool = False) -> Log: ...
 
 
 class Recording:
-    """Notes what a machine runs from now on, for a file.
+    """Notes what a machine runs from now on, for files; which vcpu runs it, if `by_vcpu`.
 
-    What the file wants of the disk is read now: a run that is confined opens nothing later.
+    What the files want of the disk is read now: a run that is confined opens nothing later.
     """
 
-    def __init__(self, machine: Recorder, image: Image, lcov: bool) -> None:
+    def __init__(self, machine: Recorder, image: Image, lcov: bool, by_vcpu: bool = False) -> None:
         self._machine, self._image, self._lcov = machine, image, lcov
+        self._by_vcpu = by_vcpu
         self._lines = LineTable.read(Path(image.symbol_file.path)) if lcov else None
-        self._log = machine.record_blocks()
+        self._log = machine.record_blocks(by_vcpu)
 
-    def file(self) -> bytes:
-        """What the file has, after the run."""
-        mapped = as_mapped(self._machine.current, self._image)
-        code = Code(mapped, self._machine.current)
-        return write(self._log.blocks(), mapped, code, self._lcov, self._lines)
+    def files(self) -> list[bytes]:
+        """After the run: the file, and after it, in drcov's form, that of each vcpu if asked."""
+        current = self._machine.current
+        mapped = as_mapped(current, self._image)
+        code, blocks = Code(mapped, current), self._log.blocks()
+        parts = _of_each(blocks, len(current.domain.vcpus)) if self._by_vcpu else []
+        if self._lcov:
+            return [lcov(parts or [blocks], mapped, code, self._lines, self._by_vcpu).encode()]
+        return [drcov(part, mapped, code) for part in (blocks, *parts)]
 
     @property
     def missing(self) -> str:
@@ -159,42 +169,47 @@ def missing(log: Log) -> str:
     return f"the guest makes too much code: none is noted after {log.ended} instructions"
 
 
-def write(
-    blocks: Sequence[Block], image: Image, code: Code, lcov: bool, lines: LineTable | None
-) -> bytes:
-    """The file of what ran, of drcov's kind or of lcov's."""
-    if lcov:
-        return _lcov(Coverage.of(blocks, image, code), image, lines).encode()
-    return _drcov(blocks, image, code)
+def _of_each(blocks: Iterable[Block], vcpus: int) -> list[list[Block]]:
+    """The blocks of each vcpu."""
+    parts: list[list[Block]] = [[] for _ in range(vcpus)]
+    for block in blocks:
+        parts[block.vcpu].append(block)
+    return parts
 
 
 def merged(files: Iterable[str]) -> str:
     """One file of lcov's form out of several: how many boots ran each function and each line."""
-    functions: dict[str, dict[str, list[int]]] = {}  # by source and name: its line, and how many
-    lines: dict[str, dict[int, int]] = {}
+    # By test name and source: functions by name, with their line and how many ran them; and lines.
+    functions: dict[tuple[str, str], dict[str, list[int]]] = {}
+    lines: dict[tuple[str, str], dict[int, int]] = {}
     for text in files:
-        source = ""
+        test, at = "", ("", "")
         for entry in text.splitlines():
             kind, _, rest = entry.partition(":")
             first, _, second = rest.partition(",")
-            if kind == "SF":
-                source = rest
-                functions.setdefault(source, {}), lines.setdefault(source, {})
+            if kind == "TN":
+                test = rest
+            elif kind == "SF":
+                at = (test, rest)
+                functions.setdefault(at, {}), lines.setdefault(at, {})
             elif kind == "FN":
-                functions[source].setdefault(second, [int(first), 0])
+                functions[at].setdefault(second, [int(first), 0])
             elif kind == "FNDA":
-                functions[source][second][1] += int(first)
+                functions[at][second][1] += int(first)
             elif kind == "DA":
                 number = int(first)
-                lines[source][number] = lines[source].get(number, 0) + int(second)
+                lines[at][number] = lines[at].get(number, 0) + int(second)
     return "".join(
-        _record(source, [(line, name, ran) for name, (line, ran) in own.items()], lines[source])
-        for source, own in sorted(functions.items())
+        _record(*at, [(line, name, ran) for name, (line, ran) in own.items()], lines[at])
+        for at, own in sorted(functions.items())
     )
 
 
-def _drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
-    """A table of modules, the kernel first, and one of blocks, each (offset, size, module)."""
+def drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
+    """drcov's file: a table of modules, the kernel first, and one of blocks.
+
+    A block is (offset, size, module).
+    """
     parts = [(image.path, part) for part in image.symbols.parts]
     if code.modules is not None:
         parts += [(m.name, part) for m in code.modules.loaded() for part in m.parts]
@@ -219,12 +234,27 @@ def _drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
     return "".join(f"{line}\n" for line in head).encode() + b"".join(table)
 
 
-def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
+def lcov(
+    parts: Sequence[Sequence[Block]],
+    image: Image,
+    code: Code,
+    lines: LineTable | None,
+    by_vcpu: bool = False,
+) -> str:
+    """lcov's file of what ran. If `by_vcpu`, each part of it is a vcpu's, in their order."""
+    return "".join(
+        _test(f"vcpu{n}" if by_vcpu else "", Coverage.of(part, image, code), image, lines)
+        for n, part in enumerate(parts)
+        if part or n == 0
+    )
+
+
+def _test(test: str, coverage: Coverage, image: Image, lines: LineTable | None) -> str:
     ran = {function.vaddr for function in coverage.functions if not function.module}
     own = [(vaddr, name) for vaddr, name, is_code in image.symbols.items() if is_code]
     if lines is None:
         numbered = [(n, name, vaddr in ran) for n, (vaddr, name) in enumerate(own, 1)]
-        return _record(image.path, numbered, {})
+        return _record(test, image.path, numbered, {})
     moved = image.offset  # the lines are those of linked addresses
     table = lines.of([range(ran.start - moved, ran.stop - moved) for ran in coverage.ranges])
     text = []
@@ -234,7 +264,7 @@ def _lcov(coverage: Coverage, image: Image, lines: LineTable | None) -> str:
             for vaddr, name in own
             if (place := lines.places.get(vaddr - moved)) and place.source == source
         ]
-        text.append(_record(source, functions, hits))
+        text.append(_record(test, source, functions, hits))
     return "".join(text)
 
 
@@ -244,10 +274,10 @@ def _on_one_line(name: str) -> str:
 
 
 def _record(
-    source: str, functions: Sequence[tuple[int, str, int]], lines: Mapping[int, int]
+    test: str, source: str, functions: Sequence[tuple[int, str, int]], lines: Mapping[int, int]
 ) -> str:
-    """What lcov's manual, geninfo(1), calls a section: of one source file."""
-    said = ["TN:", f"SF:{_on_one_line(source)}"]
+    """What lcov's manual, geninfo(1), calls a section: of one source file, in one test."""
+    said = [f"TN:{test}", f"SF:{_on_one_line(source)}"]
     said += [f"FN:{line},{name}" for line, name, _ in functions]
     said += [f"FNDA:{hit:d},{name}" for _, name, hit in functions]
     said += [f"FNF:{len(functions)}", f"FNH:{sum(bool(hit) for _, _, hit in functions)}"]

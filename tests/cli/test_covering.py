@@ -43,6 +43,42 @@ def test_any_other_gets_the_form_of_drcov(kernel: str, tmp_path: Path, xenemu_ru
     assert file.read_bytes().startswith(b"DRCOV VERSION: 2\n")
 
 
+def test_by_vcpu_each_has_a_file_in_drcovs_form(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    names = ("ran.cov", "ran.vcpu0.cov", "ran.vcpu1.cov")
+    options = ("--coverage", tmp_path / names[0], "--coverage-by-vcpu", "--vcpus", "2")
+    assert xenemu_run(kernel, *options).returncode == 0
+    both, first, second = ((tmp_path / name).read_bytes() for name in names)
+    assert both == first
+    assert b"\nBB Table: 1 bbs\n" in first
+    assert second.endswith(b"\nBB Table: 0 bbs\n")
+
+
+def test_by_vcpu_each_is_a_test_in_lcovs_form(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
+    options = ("--coverage", tmp_path / "ran.info", "--coverage-by-vcpu", "--vcpus", "2")
+    assert xenemu_run(kernel, *options).returncode == 0
+    assert [path.name for path in tmp_path.iterdir() if "ran" in path.name] == ["ran.info"]
+    assert (tmp_path / "ran.info").read_text().startswith("TN:vcpu0\n")
+
+
+def test_no_vcpus_file_takes_the_place_of_another(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    (tmp_path / "ran.vcpu0").write_text("mine")
+    result = xenemu_run(kernel, "--coverage", tmp_path / "ran", "--coverage-by-vcpu")
+    assert result.returncode == EXIT_IMAGE
+    assert b"the file exists" in result.stderr
+    assert (tmp_path / "ran.vcpu0").read_text() == "mine"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_by_vcpu_wants_a_file(kernel: str, xenemu_run: Run) -> None:
+    result = xenemu_run(kernel, "--coverage-by-vcpu")
+    assert result.returncode == EXIT_IMAGE
+    assert result.stderr == b"xenemu: --coverage-by-vcpu: say where to, with --coverage FILE\n"
+
+
 def test_the_run_is_the_same_with_it(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
     without = xenemu_run(kernel).stderr.rpartition(b", ")[0]
     assert xenemu_run(kernel, "--coverage", tmp_path / "ran").stderr.rpartition(b", ")[0] == without

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, UNDEFINED, kernel, say, shut
 from xenemu import cli
 from xenemu.cli import matrix
 from xenemu.cli.matrix import _Display
+from xenemu.cpu import coverage
+from xenemu.smoke import worker
 from xenemu.smoke.plan import Boot
 
 KERNELS = {
@@ -249,6 +252,30 @@ def test_coverage_is_that_of_all_boots_together(smoke, place):
     assert smoke("one", "other", "--mode", "auto", "--mode", "pv", *options)[0] == 0
     lines = (place / "ran.info").read_text().splitlines()
     assert [line for line in lines if line.startswith("SF:")] == ["SF:one", "SF:other"]
+
+
+def test_coverage_by_vcpu_has_a_test_for_each(smoke, place):
+    (place / "one").write_bytes(kernel(shutdown(POWEROFF), {"start": elfwriter.ENTRY}))
+    options = ("--coverage", "ran.info", "--coverage-by-vcpu", "--memory", "64M")
+    assert smoke("one", *options)[0] == 0
+    assert (place / "ran.info").read_text().splitlines()[:2] == ["TN:vcpu0", "SF:one"]
+    code, out, err = smoke("one", "--coverage-by-vcpu")
+    assert (code, out) == (7, "")
+    assert err == "xenemu: --coverage-by-vcpu: say where to, with --coverage FILE\n"
+
+
+def test_coverage_that_lacks_something_says_so(smoke, place, monkeypatch):
+    """Here the worker is this process, so that the log of blocks can be made small."""
+    monkeypatch.setattr(coverage, "ROOM", 1)
+    monkeypatch.setattr(coverage, "CHUNKS", 1)
+    monkeypatch.setattr(coverage, "MOST", 1)
+    run = lambda boots, *_, **__: [worker.boot_once(boot) for boot in boots]  # noqa: E731
+    monkeypatch.setattr(matrix.runner, "run", run)
+    (place / "one").write_bytes(kernel(say(b"x") + shutdown(POWEROFF), {"start": elfwriter.ENTRY}))
+    code, _, err = smoke("one", "--coverage", "ran.info", "--memory", "64M")
+    assert code == 0
+    assert re.search(r"^xenemu: --coverage: one: .* none is noted after \d+ instr", err, re.M)
+    assert smoke("one", "--memory", "64M")[2] == ""
 
 
 OUTPUTS = ("--junit", "--json", "--tap", "--coverage")

@@ -49,6 +49,7 @@ class Files:
     tap: Path | None = None
     coverage: Path | None = None
     log_dir: Path | None = None
+    coverage_by_vcpu: bool = False
 
     def open(self, outputs: Outputs, boots: list[Boot]) -> tuple[list[_Document], _Logs | None]:
         """Open them; UsageError."""
@@ -95,7 +96,8 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
     A signal stops the boots: what has not ended is skipped, and all else is done as ever.
     """
     _check_scratch()
-    boots = [replace(boot, covered=files.coverage is not None) for boot in boots]
+    covered, by_vcpu = files.coverage is not None, files.coverage_by_vcpu
+    boots = [replace(boot, covered=covered, covered_by_vcpu=by_vcpu) for boot in boots]
     with Noted() as noted, Outputs() as outputs:
         documents, logs = files.open(outputs, boots)
         for document in documents:
@@ -108,6 +110,9 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
                 document.end(results)
         with _noted_in(lost):
             github.summarise(formats.github_summary(results))
+    for result in results:
+        if result.uncovered:
+            typer.echo(f"xenemu: --coverage: {result.boot.name}: {result.uncovered}", err=True)
     try:
         _tell(results)
     except OutputError:

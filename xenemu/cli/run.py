@@ -12,7 +12,7 @@ import typer
 from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.configured import Configurable
-from xenemu.cli.covering import Covering
+from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest_options import (
     Busybox,
@@ -215,6 +215,7 @@ def run(
             metavar="FILE",
         ),
     ] = None,
+    coverage_by_vcpu: CoverageByVcpu = False,
     debug_xen: Annotated[
         bool,
         typer.Option(
@@ -325,7 +326,7 @@ def run(
             draft_notes=note_types,
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
-            covering=Covering.parse(outputs, coverage),
+            covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.vcpus),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

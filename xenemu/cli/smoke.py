@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from xenemu.cli import github, matrix
+from xenemu.cli.covering import CoverageByVcpu, check_by_vcpu
 from xenemu.errors import UsageError
 from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, parse_vcpus
 
@@ -110,6 +111,7 @@ def smoke(
     coverage: Annotated[
         Path | None, _option("Write which code ran in all boots together, for lcov.", "FILE")
     ] = None,
+    coverage_by_vcpu: CoverageByVcpu = False,
     log_dir: Annotated[
         Path | None, _option("Write each console, with the guest's time, and each report.", "DIR")
     ] = None,
@@ -146,7 +148,8 @@ def smoke(
         if busybox is not None and init is None and rootfs is None:
             raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
-        files = matrix.Files(junit, json, tap, coverage, log_dir)
+        check_by_vcpu(coverage, coverage_by_vcpu)
+        files = matrix.Files(junit, json, tap, coverage, log_dir, coverage_by_vcpu)
         if list_only:
             for boot in boots:
                 typer.echo(boot.name)

@@ -115,6 +115,7 @@ class Shim:
             "shim_watch", ctypes.c_bool, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int
         )
         self.forget_blocks = self._function("shim_forget_blocks", None)
+        self.turn_to_blocks_of = self._function("shim_turn_to_blocks_of", None, ctypes.c_uint32)
         self.unwatch_all = self._function("shim_unwatch_all", None)
         self.hook_interrupt: int = self._function("shim_hook_interrupt", ctypes.c_void_p)()
         self.hook_undefined: int = self._function("shim_hook_undefined", ctypes.c_void_p)()

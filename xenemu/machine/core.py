@@ -31,6 +31,8 @@ from xenemu.sampling import Samples
 class Core:
     """A host with a domain, on an engine."""
 
+    _blocks: BlockLog | None = None
+
     slice_ns = SLICE_NS
 
     def __init__(
@@ -90,9 +92,10 @@ class Core:
         """The CPU's verbs for a debugger."""
         return DebugPort(self.engine)
 
-    def record_blocks(self) -> BlockLog:
-        """Note which code the guest runs from now on."""
-        return BlockLog(self.engine)
+    def record_blocks(self, by_vcpu: bool = False) -> BlockLog:
+        """Note which code the guest runs from now on, and if asked, which vcpu runs it."""
+        self._blocks = BlockLog(self.engine, self.current.vcpu.vcpu_id if by_vcpu else None)
+        return self._blocks
 
     def show_ports(self) -> None:
         """Let observers hear of all ports that the guest tries."""
@@ -118,6 +121,8 @@ class Core:
             self.personality.leave(current)
             current.vcpu.saved = engine.store()
             current.vcpu = vcpu
+            if self._blocks:
+                self._blocks.turn_to(vcpu.vcpu_id)
             if vcpu.saved is None:
                 engine.load(self.untouched)
                 self.personality.start(current)

@@ -124,6 +124,7 @@ class Boot:
     # No keys of a plan:
     place: Place | None = field(default=None, compare=False)  # its table there
     covered: bool = False  # somebody wants to know what ran
+    covered_by_vcpu: bool = False  # and which vcpu ran it
 
     def __str__(self) -> str:
         return self.name

@@ -37,6 +37,7 @@ class Result:
     log: str = ""  # the console with virtual times
     report: str = ""
     coverage: str = ""  # of lcov's form, if it was wanted
+    uncovered: str = ""  # why that does not have all that ran, in words
     stopped: bool = False  # it was told to, before its end
 
     @property

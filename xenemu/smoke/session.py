@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from xenemu import coverage, image
+from xenemu import image
 from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
@@ -33,6 +33,9 @@ from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
 from xenemu.smoke.verdict import Finding, Verdict, advice, crash, judge, kernel_lines
 from xenemu.smoke.witness import Witness
+
+if TYPE_CHECKING:
+    from xenemu.coverage import Recording
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
 LOOK_S: Final = 0.25  # how long it waits before it looks whether it is to stop
@@ -114,9 +117,7 @@ class Session:
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
         self._witness = Witness(self.machine, self.image)
         self._mark("built", 0)
-        self._recording = (
-            coverage.Recording(self.machine, self.image, True) if boot.covered else None
-        )
+        self._recording = _record(boot, self.machine, self.image) if boot.covered else None
 
     @property
     def calls(self) -> list[str]:
@@ -199,9 +200,12 @@ class Session:
         where = f"in line {number} of the console, but not after {self._met!r}"
         return f"{pattern!r} is {where}: {line!r}"
 
-    def coverage(self) -> str:
-        """Which code ran, in lcov's form; empty if nobody wants to know."""
-        return self._recording.file().decode() if self._recording else ""
+    def coverage(self) -> tuple[str, str]:
+        """Which code ran, in lcov's form, and what it lacks; empty if nobody wants to know."""
+        if self._recording is None:
+            return "", ""
+        (file,) = self._recording.files()
+        return file.decode(), self._recording.missing
 
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""
@@ -296,6 +300,12 @@ class Session:
 
     def _mark(self, name: str, virtual_ns: int) -> None:
         self.phases.append(Phase(name, virtual_ns, self.clock() - self._started))
+
+
+def _record(boot: Boot, machine: Machine, loaded: image.Image) -> Recording:
+    from xenemu.coverage import Recording  # noqa: PLC0415 (few boots pay for it)
+
+    return Recording(machine, loaded, lcov=True, by_vcpu=boot.covered_by_vcpu)
 
 
 def _initrd(boot: Boot) -> bytes:

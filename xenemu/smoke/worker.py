@@ -145,7 +145,7 @@ def add_session(result: Result, session: Session) -> None:
     result.phases, result.captures = session.phases, session.captures
     result.raw, result.log = bytes(session.transcript.raw), session.transcript.stamped()
     result.cases = parse(session.transcript.text)
-    result.coverage = session.coverage()
+    result.coverage, result.uncovered = session.coverage()
     if result.exit_code not in IGNORED_CODES and not result.report:
         result.report = session.report()
 
