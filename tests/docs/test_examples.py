@@ -103,7 +103,7 @@ def workplace(guest_image, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("examples")
     for name, image in IMAGES.items():
         (place / name).symlink_to(guest_image(image))
-    build(guests()["race"], ENVIRONMENTS["pvh64"], place / "race")
+    build(guests()["race"], ENVIRONMENTS["pv64"], place / "race")
     init = initramfs.DEFAULT_INIT.read_bytes()
     archive = initramfs.build(guest_image("busybox").read_bytes(), init)
     for path, language in itertools.product(DOCUMENTS, FILES):

@@ -6,11 +6,11 @@ In Xen: common/sched/ has several schedulers, and vcpus that run at the same tim
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from random import Random
 from typing import Final
 
 SHARED_SLICE_NS: Final = 100_000
 MAX_SHARED_SLICE_NS: Final = 10_000_000
+WORD: Final = (1 << 64) - 1
 
 
 @dataclass
@@ -18,16 +18,15 @@ class Schedule:
     """Whose turn it is, and for how long: the same in each run, or drawn from a `seed`.
 
     * `shared_ns` is the slice of a vcpu while others could run, too.
-    * `draws` is the generator of the seed. Only its `random` is used, which gives the same numbers
-      in each version of Python.
+    * `state` is that of the generator, SplitMix64 (Steele, Lea and Flood, 2014).
     """
 
     shared_ns: int = SHARED_SLICE_NS
     seed: int | None = None
-    draws: Random = field(init=False, repr=False)
+    state: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.draws = Random(self.seed or 0)
+        self.state = self.seed or 0
 
     @property
     def options(self) -> str:
@@ -38,4 +37,7 @@ class Schedule:
 
     def below(self, limit: int) -> int:
         """Draw a number from 0 to `limit` - 1."""
-        return int(self.draws.random() * limit)
+        mixed = self.state = (self.state + 0x9E3779B97F4A7C15) & WORD
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & WORD
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & WORD
+        return (mixed ^ mixed >> 31) * limit >> 64
