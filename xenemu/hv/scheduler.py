@@ -5,8 +5,8 @@ calls `leave` when a vcpu loses the CPU to another, and `enter` when a vcpu gets
 due, it calls what `TIMERS` has for that kind of timer.
 
 A slice is long while one vcpu is runnable, and short while several are. It ends early if the vcpu
-blocks, polls or yields, or if it makes another vcpu runnable (`Domain.reschedule`). Turns go round
-robin.
+blocks, polls or yields, if it spins in PAUSE, or if it makes another vcpu runnable
+(`Domain.reschedule`). Turns go round robin.
 
 A seed (`Domain.schedule`) draws another order. Then a slice has from a 128th to twice its length,
 and short ones are as likely as long ones. Any other vcpu that is runnable comes next. And a vcpu
@@ -41,6 +41,7 @@ WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
 
 
 SLICE_NS: Final = 10_000_000  # how long a vcpu runs before the console is looked at
+SPIN: Final = 32  # PAUSEs, which take 4.5 µs; CPUs make a hypervisor look after 4096 cycles
 HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
 
 
@@ -66,14 +67,20 @@ def next_vcpu(domain: Domain, last: Vcpu, let_run: Collection[int] | None = None
     return runnable[0] if runnable else None
 
 
-def slice_ns(domain: Domain, alone_ns: int) -> int:
-    """How long the vcpu whose turn it is may run; `alone_ns` is for one that need not share."""
+def begin_slice(current: Current, alone_ns: int) -> int:
+    """How long the vcpu whose turn it is may run; `alone_ns` is for one that need not share.
+
+    One that shares also gives its slice away by `SPIN` PAUSEs, because it spins until another vcpu
+    has done something.
+    """
     waiting = False
-    for vcpu in domain.vcpus:
-        if vcpu.online and not vcpu.blocked:
+    for other in current.domain.vcpus:
+        if other.online and not other.blocked:
             if waiting:
-                return min(alone_ns, _shared_ns(domain.schedule))
+                current.cpu.leave_after_pauses(SPIN)
+                return min(alone_ns, _shared_ns(current.domain.schedule))
             waiting = True
+    current.cpu.leave_after_pauses(0)
     return alone_ns
 
 
@@ -86,11 +93,12 @@ def _shared_ns(schedule: Schedule) -> int:
 def give_way(current: Current) -> None:
     """Let a vcpu that the current one has made runnable have the CPU: now, or by a seed later."""
     domain, cpu = current.domain, current.cpu
+    domain.reschedule = False
     if domain.schedule.seed is None or domain.schedule.below(2):
         cpu.stop()
         return
-    domain.reschedule = False
     _account_for_woken(domain, cpu.now_ns)
+    cpu.leave_after_pauses(SPIN)
     cpu.limit(cpu.now_ns + _shared_ns(domain.schedule))
 
 

@@ -120,7 +120,7 @@ class Run:
             machine.exits.deliver_events()
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
-            deadline = engine.now_ns + scheduler.slice_ns(domain, machine.slice_ns)
+            deadline = engine.now_ns + scheduler.begin_slice(machine.current, machine.slice_ns)
             run(deadline if next_ns is None else min(deadline, next_ns))
             machine.exits.stopped()
             machine.samples.take(machine.current)
