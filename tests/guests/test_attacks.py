@@ -45,8 +45,9 @@ class Journal(Observer):
 def test_attack(name, environment, tmp_path):
     guest = GUESTS[name]
     kernel = image.load(build(guest, ENVIRONMENTS[environment], tmp_path / name))
-    config = DomainConfig(parse_memory("memory", guest.memory), guest.cmdline.encode(), b"")
-    machine = Machine(kernel, config, "pv")
+    memory = parse_memory("memory", guest.memory)
+    config = DomainConfig(memory, guest.cmdline.encode(), vcpus=guest.vcpus)
+    machine = Machine(kernel, config, ENVIRONMENTS[environment].mode)
     journal = Journal()
     Watch.of(machine.current).add(journal)
     terminal = Unattended()

@@ -18,11 +18,12 @@ import pytest
 from guests.build import ENVIRONMENTS, build, guests
 
 GUESTS = guests()
+RACE = "race"  # whose outcome is another in another order of vcpus
 RUNS = [
     (name, environment)
     for name, guest in GUESTS.items()
     for environment in guest.environments
-    if ENVIRONMENTS[environment].mode == "pv"
+    if ENVIRONMENTS[environment].mode == "pv" and name != RACE
 ]
 
 SHIM_LACKS = {"grant-tables": "Test result: SKIP"}
