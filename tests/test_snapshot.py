@@ -64,7 +64,7 @@ def end_of(machine: Machine, terminal: Script) -> tuple[object, ...]:
 def through_a_file(snapshot: Snapshot) -> Snapshot:
     """The snapshot as it is after it was written and read."""
     with tempfile.NamedTemporaryFile() as file:
-        snapshot_file.write(file, a_header(), snapshot)
+        snapshot_file.write(file.write, a_header(), snapshot)
         file.flush()
         return snapshot_file.read(Path(file.name)).snapshot
 

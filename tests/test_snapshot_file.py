@@ -37,7 +37,7 @@ print(end_of(machine, Script(machine, (), 1000, shown)))
 
 def saved(machine):
     file = io.BytesIO()
-    snapshot_file.write(file, a_header(), machine.snapshot())
+    snapshot_file.write(file.write, a_header(), machine.snapshot())
     return file.getvalue()
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -22,6 +21,7 @@ from xenemu.cli import inherited
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.covering import Covering
 from xenemu.cli.expect import Expectations
+from xenemu.cli.guest import Guest
 from xenemu.cli.judge import judge, to_do_in_silence
 from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.silence import Silence
@@ -31,15 +31,16 @@ from xenemu.cli.watch import Sink, Watching, watching
 from xenemu.confine import confine
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
-from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
+from xenemu.machine import Limits, Line, Machine, Source
 from xenemu.options import format_size
-from xenemu.outcome import EXIT_BUG, Outcome
+from xenemu.outcome import EXIT_BUG, EXIT_CODES, End, Outcome
 from xenemu.outputs import Output
 from xenemu.report import GIVEN_UP, report
 from xenemu.smoke.verdict import kernel_lines
 from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
+    from xenemu.cli.keeping import Keeping
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
     from xenemu.gdb.server import Server
@@ -61,10 +62,8 @@ class Confine(Enum):
 class AttendedRun:
     """What is to be booted, how, and where the messages about it go."""
 
-    kernel: Path
+    guest: Guest
     symbols: Path | None
-    mode: str
-    config: DomainConfig
     is_shell: bool  # /init is a shell of xenemu's own making
     limits: Limits
     audit_ns: int | None
@@ -72,7 +71,6 @@ class AttendedRun:
     watching: Watching
     confined: Confine
     verbose: bool
-    draft_notes: image.DraftNotes | None = None
     log: Output | None = None
     trace_file: Output | None = None
     covering: Covering | None = None
@@ -80,6 +78,7 @@ class AttendedRun:
     wired: Wired | None = None
     capture: Output | None = None
     devices: Sequence[BusBackend] = ()
+    keeping: Keeping | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -97,13 +96,11 @@ class AttendedRun:
         is_shared = stdout is not None and os.isatty(stdout)
         status = Status(sys.stderr if redraws() else None, is_shared)
         try:
-            status.phase(f"xenemu: loading {self.kernel}")
-            loaded = _load(self.kernel, self.symbols, status)
-            if self.draft_notes is not None:
-                loaded = replace(loaded, draft_notes=self.draft_notes)
+            status.phase(f"xenemu: loading {self.guest.kernel}")
+            loaded = _named(self.guest.load(), self.symbols, status)
             status.phase("xenemu: building the domain")
             vifs = self.wired.vifs if self.wired else ()
-            machine = _build(loaded, self.config, self.mode, [*self.devices, *vifs])
+            machine = self.guest.build(loaded, [*self.devices, *vifs])
             witness = Witness(machine, loaded)
             silence = Silence(
                 lambda: machine.engine.now_ns,
@@ -115,8 +112,8 @@ class AttendedRun:
             status.make_room()
             if is_terminal() or self.verbose:
                 leave = "; Ctrl-] leaves" if terminal.interactive else ""
-                size = format_size(self.config.memory)
-                _tell(f"booting {self.kernel} as {machine.entry.name}, {size}{leave}")
+                size, verb = format_size(self.guest.memory), self.guest.verb
+                _tell(f"{verb} {self.guest.kernel} as {machine.entry.name}, {size}{leave}")
             server = self._serve(machine, loaded, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
@@ -126,7 +123,14 @@ class AttendedRun:
                 self._confine()
                 if self.listener and self._has_stdio:
                     _tell(f"waiting for gdb: target remote {self.listener.address}")
-                outcome = machine.run(terminal, self.limits, self.audit_ns, server, sources)
+                outcome = machine.run(
+                    terminal,
+                    self.limits,
+                    self.audit_ns,
+                    server,
+                    sources,
+                    self._keep(machine, status),
+                )
             host_s = time.monotonic() - started
         finally:
             typer.echo(status.end(), err=True, nl=False)
@@ -142,6 +146,9 @@ class AttendedRun:
             _tell(f"--coverage: {missing}")
         if self.wired is not None and self.verbose:
             _tell(self.wired.summary())
+        if self.keeping is not None and not self.keeping.taken:
+            _tell(f"--snapshot: not taken: {self.keeping.at!r} never came")
+            code = code or EXIT_CODES[End.UNMET]
         engine, order = machine.engine, machine.domain.schedule.options
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
@@ -174,6 +181,18 @@ class AttendedRun:
         if self.verbose:
             trouble = f"; {confinement.trouble}" if confinement.trouble else ""
             _tell(f"confined by {confinement}{trouble}")
+
+    def _keep(self, machine: Machine, status: Status) -> Callable[[], None] | None:
+        """Takes the snapshot that is asked for, when it is time."""
+        keeping = self.keeping
+        if keeping is None:
+            return None
+
+        def keep() -> None:
+            if told := keeping.look(machine):
+                _tell_amid(status, told)
+
+        return keep
 
     def _explain_end(
         self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int, is_shared: bool
@@ -253,8 +272,8 @@ class AttendedRun:
         return server
 
 
-def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
-    loaded = image.load(kernel)
+def _named(loaded: image.Image, symbols: Path | None, status: Status) -> image.Image:
+    """The kernel's image, with the symbols of ``--symbols``."""
     if symbols is None:
         return loaded
     try:
@@ -268,18 +287,6 @@ def _load(kernel: Path, symbols: Path | None, status: Status) -> image.Image:
             " build, names are wrong",
         )
     return found.image
-
-
-def _build(
-    loaded: image.Image, config: DomainConfig, mode: str, devices: Sequence[BusBackend]
-) -> Machine:
-    try:
-        return Machine(loaded, config, mode, devices)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        size = format_size(config.memory)
-        raise UsageError(f"--memory: this host has no {size} to give; try less") from None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Expectations:
     def __init__(self, patterns: Sequence[str]) -> None:
         self.any = bool(patterns)
         self._unmet = {pattern: _compile(pattern) for pattern in patterns}
+        self._looked_for: dict[str, re.Pattern[str]] = {}  # and not yet seen
         self._plain = PlainText()
         self.tail = ""
         self.headlines = Headlines()
@@ -41,6 +42,14 @@ class Expectations:
         """Whether there were any patterns, and all are met."""
         return self.any and not self._unmet
 
+    def look_for(self, pattern: str, option: str) -> None:
+        """Look for a pattern that ends nothing; UsageError begins with the option that asks."""
+        self._looked_for[pattern] = _compile(pattern, option)
+
+    def has_seen(self, pattern: str) -> bool:
+        """Whether the console has shown a pattern since `look_for`."""
+        return pattern not in self._looked_for
+
     def feed(self, data: bytes) -> None:
         """Look at more of the console."""
         more = self._plain.feed(data)
@@ -48,14 +57,15 @@ class Expectations:
         # One character more than the window, so that ^ does not match where it was cut.
         text = self.tail + more
         start = 1 if len(self.tail) > WINDOW else 0
-        for pattern, compiled in list(self._unmet.items()):
-            if compiled.search(text, start):
-                del self._unmet[pattern]
+        for wanted in (self._unmet, self._looked_for):
+            for pattern, compiled in list(wanted.items()):
+                if compiled.search(text, start):
+                    del wanted[pattern]
         self.tail = text[-WINDOW - 1 :]
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str, option: str = "--expect") -> re.Pattern[str]:
     try:
         return parse_pattern(pattern)
     except ValueError as error:
-        raise UsageError(f"--expect {error}") from None
+        raise UsageError(f"{option} {error}") from None

@@ -14,6 +14,7 @@ from xenemu.cli.attended import AttendedRun, Confine, listening
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
+from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
@@ -33,6 +34,24 @@ from xenemu.cli.guest_options import (
     initial_ramdisk,
 )
 from xenemu.cli.watch import TraceFormat, Watching
+from xenemu.cli.watch_options import (
+    Audit,
+    Confined,
+    Coverage,
+    Expect,
+    Explain,
+    Gdb,
+    HowTraced,
+    Log,
+    SnapshotAt,
+    SnapshotTo,
+    Symbols,
+    Timeout,
+    Trace,
+    TraceFile,
+    TraceFilter,
+    Verbose,
+)
 from xenemu.confine import obstacle
 from xenemu.disks import opened, parse_disk
 from xenemu.errors import UsageError
@@ -151,70 +170,18 @@ def run(
     ] = str(UUID(bytes=DomainConfig.uuid)),
     slice: Slice = "100us",
     schedule_seed: ScheduleSeed = None,
-    timeout: Annotated[
-        str | None,
-        typer.Option(
-            help="Give up after this many seconds of real time, loading included.",
-            metavar="SECONDS",
-        ),
-    ] = None,
-    expect: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="End with success once the console has shown this regular expression; with"
-            " several, once it has shown each, in any order (smoke wants its own in order).",
-            metavar="REGEX",
-        ),
-    ] = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the console to this file, which must be new or empty.",
-            metavar="FILE",
-        ),
-    ] = None,
-    explain: Annotated[
-        bool,
-        typer.Option(
-            "--explain",
-            help="Tell of each refusal as it happens: the rule, the frames, who typed or maps"
-            " them, and the backtrace.",
-        ),
-    ] = False,
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            help="Tell what the guest does, decoded: any of hypercalls, mmu, events, traps.",
-            metavar="KIND[,KIND...]",
-        ),
-    ] = None,
-    trace_filter: Annotated[
-        str | None,
-        typer.Option(
-            help="Trace only what has a name, such as 'mmuext_op PIN' or '#PF', in which this"
-            " regular expression is found.",
-            metavar="REGEX",
-        ),
-    ] = None,
-    trace_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the trace to this file, which must be new or empty, not to standard error.",
-            metavar="FILE",
-        ),
-    ] = None,
-    trace_format: Annotated[
-        TraceFormat, typer.Option(help="Write the trace as text, or as a JSON object a line.")
-    ] = TraceFormat.TEXT,
+    timeout: Timeout = None,
+    expect: Expect = None,
+    log: Log = None,
+    snapshot: SnapshotTo = None,
+    snapshot_at: SnapshotAt = None,
+    explain: Explain = False,
+    trace: Trace = None,
+    trace_filter: TraceFilter = None,
+    trace_file: TraceFile = None,
+    trace_format: HowTraced = TraceFormat.TEXT,
     rng_seed: RngSeed = "0",
-    coverage: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write which code ran to this file, which must be new or empty: if its name ends"
-            " in .info, for lcov's genhtml; else in drcov's form.",
-            metavar="FILE",
-        ),
-    ] = None,
+    coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
     debug_xen: Annotated[
         bool,
@@ -224,45 +191,11 @@ def run(
             " find kernels that rely on them.",
         ),
     ] = False,
-    audit: Annotated[
-        str | None,
-        typer.Option(
-            help="Check the hypervisor's own books each time that so much virtual time has passed,"
-            " and in the end; what is wrong ends the run. For xenemu's developers.",
-            metavar="SECONDS",
-        ),
-    ] = None,
-    gdb: Annotated[
-        str | None,
-        typer.Option(
-            help="Wait at the first instruction for a gdb, and let it debug the guest. Without"
-            " HOST, on the loopback interface; port 0 is any that is free. With stdio, the"
-            " console goes to standard error.",
-            metavar="[HOST]:PORT|unix:PATH|stdio",
-        ),
-    ] = None,
-    confined: Annotated[
-        Confine,
-        typer.Option(
-            "--confine",
-            help="Before the guest runs, give up opening files and sockets and starting programs:"
-            " auto where this host can, off never; must ends the run where it cannot.",
-        ),
-    ] = Confine.AUTO,
-    symbols: Annotated[
-        Path | None,
-        typer.Option(
-            help="Take the kernel's symbols, and for gdb its debug information, from this ELF: the"
-            " vmlinux of the same build.",
-            metavar="FILE",
-        ),
-    ] = None,
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "-v", "--verbose", help="Tell more: the report however it ends, tracebacks of bugs."
-        ),
-    ] = False,
+    audit: Audit = None,
+    gdb: Gdb = None,
+    confined: Confined = Confine.AUTO,
+    symbols: Symbols = None,
+    verbose: Verbose = False,
 ) -> None:
     """Boot KERNEL as a Xen guest, and show its console.
 
@@ -311,11 +244,17 @@ def run(
         served("--share", shares) as directories,
         networked("--net", net or (), config.name) as wired,
     ):
+        keeping = None
+        if snapshot is not None or snapshot_at is not None:
+            from xenemu.cli.keeping import Keeping, header_of  # noqa: PLC0415 (few runs want it)
+
+            if shares:
+                raise UsageError("--snapshot: what a --share has open cannot be in it")
+            header = header_of(kernel, size, config.name, disk or [], net or [])
+            keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
         attended = AttendedRun(
-            kernel,
+            Fresh(kernel, mode, config, note_types),
             symbols,
-            mode,
-            config,
             is_shell=busybox is not None and init is None and rootfs is None,
             limits=limits,
             audit_ns=audit_ns,
@@ -323,7 +262,6 @@ def run(
             watching=asked,
             confined=confined,
             verbose=verbose,
-            draft_notes=note_types,
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.vcpus),
@@ -331,6 +269,7 @@ def run(
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,
             devices=[*blocks, *directories],
+            keeping=keeping,
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -8,6 +8,7 @@ the host's does if somebody outside may call.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from xenemu.abi.sched import (
@@ -46,6 +47,7 @@ class Run:
     outside: Outside
     limits: Limits
     debugger: Debugger | None = None
+    keep: Callable[[], None] | None = None  # called between slices: may take a snapshot
 
     @property
     def terminal(self) -> Terminal:
@@ -104,6 +106,8 @@ class Run:
                     return wrong
             timers.fire_due(machine.current, machine.timers)
             self._pump()
+            if self.keep is not None:
+                self.keep()
             ended = self._ended()
             if ended:
                 return ended

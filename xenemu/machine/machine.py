@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from xenemu.hv.debug import Debugger
@@ -51,12 +51,13 @@ class Machine(Core):
         audit_ns: int | None = None,
         debugger: Debugger | None = None,
         sources: Sequence[tuple[Line, Source]] = (),
+        keep: Callable[[], None] | None = None,
     ) -> Outcome:
         """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop.
 
         With `audit_ns`, audit the domain each time that so much virtual time has passed, and in
         the end. `sources` are what brings input from outside besides the terminal, each with its
-        backend.
+        backend. `keep` is called between slices of the guest; it may take a snapshot.
         """
         outside = Outside(self, terminal, sources)
-        return Run(self, outside, limits or Limits(), debugger).run(audit_ns)
+        return Run(self, outside, limits or Limits(), debugger, keep).run(audit_ns)

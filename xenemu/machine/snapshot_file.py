@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 
@@ -50,6 +50,11 @@ class Header(msgspec.Struct, kw_only=True):
     kernel_digest: str  # SHA-256 of that file
     entry: str
     memory: int  # bytes, as the person asked for them
+    name: str = "guest"  # the domain's
+    vcpus: int = 1
+    disks: list[str] = []  # as options of `xenemu run` have them,
+    disk_digests: list[str] = []  # SHA-256 of the files
+    nets: list[str] = []
     now_ns: int = 0
     instructions: int = 0
     # For who reads the rest.
@@ -65,13 +70,13 @@ class Saved:
     snapshot: Snapshot
 
 
-def write(file: IO[bytes], header: Header, snapshot: Snapshot) -> None:
-    """Write a file; of the header, the fields of the format are set here. OSError."""
+def write(file: Callable[[bytes], object], header: Header, snapshot: Snapshot) -> None:
+    """Give a file's bytes to `file`; of the header, the fields of the format are set here."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
 
     def put(data: bytes) -> None:
         digest.update(data)
-        file.write(data)
+        file(data)
 
     pieces = snapshot.domain.pieces
     bare = replace(snapshot, domain=replace(snapshot.domain, pieces=[]))
@@ -86,7 +91,7 @@ def write(file: IO[bytes], header: Header, snapshot: Snapshot) -> None:
         if data is not None:
             put(compressor.compress(data))
     put(compressor.flush())
-    file.write(digest.digest())
+    file(digest.digest())
 
 
 def read(path: Path) -> Saved:

@@ -1,0 +1,132 @@
+"""`xenemu run --snapshot` and `xenemu resume`: the rest of a run, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tinyguest import POWEROFF, kernel, say, shutdown, wait_until
+
+PARTS = say(b"one\n") + wait_until(1_000_000_000) + say(b"two\n")
+GUEST = PARTS + wait_until(2_000_000_000) + say(b"three\n") + shutdown(POWEROFF)
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "kernel").write_bytes(kernel(GUEST))
+    return tmp_path
+
+
+@pytest.fixture
+def call(place):
+    def call(*words):
+        command = [sys.executable, "-m", "xenemu", *map(str, words)]
+        return subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+
+    return call
+
+
+@pytest.fixture
+def keep(place, call):
+    def keep(at, *options):
+        small = ("--memory", "64M", *options)
+        return call("run", place / "kernel", *small, "--snapshot", place / "snap",
+                    "--snapshot-at", at)  # fmt: skip
+
+    return keep
+
+
+def last(result):
+    """The last line without what the host's clock says."""
+    return result.stderr.decode().splitlines()[-1].rpartition(",")[0]
+
+
+@pytest.mark.parametrize(("at", "rest"), [("two", b"three\n"), ("0.5s", b"two\nthree\n")])
+def test_what_is_resumed_ends_as_what_was_not_stopped(keep, call, place, at, rest):
+    whole = keep(at)
+    assert whole.stdout == b"one\ntwo\nthree\n"
+    assert b"--snapshot: taken at " in whole.stderr
+    resumed = call("resume", place / "snap")
+    assert (resumed.returncode, resumed.stdout) == (0, rest)
+    assert last(resumed) == last(whole)
+
+
+def test_the_run_is_the_same_with_a_snapshot_and_without(keep, call, place):
+    plain = call("run", place / "kernel", "--memory", "64M")
+    assert last(keep("two")) == last(plain)
+
+
+def test_a_snapshot_may_be_taken_of_what_was_resumed(keep, call, place):
+    keep("one")
+    call("resume", place / "snap", "--snapshot", place / "later", "--snapshot-at", "two")
+    assert call("resume", place / "later").stdout == b"three\n"
+
+
+def test_expectations_are_of_what_comes_after(keep, call, place):
+    keep("two")
+    assert call("resume", place / "snap", "--expect", "three").returncode == 0
+    result = call("resume", place / "snap", "--expect", "one")
+    assert result.returncode == 3
+    assert b"never seen: 'one'" in result.stderr
+
+
+def test_a_snapshot_that_never_came_is_told(keep):
+    result = keep("four")
+    assert result.returncode == 3
+    assert b"--snapshot: not taken: 'four' never came" in result.stderr
+
+
+def test_the_kernel_may_have_moved_but_not_changed(keep, call, place):
+    keep("two")
+    (place / "kernel").rename(place / "moved")
+    gone = call("resume", place / "snap")
+    assert gone.returncode == 7
+    assert b"not a file; say where it is: --kernel" in gone.stderr
+    assert call("resume", place / "snap", "--kernel", place / "moved").stdout == b"three\n"
+    with (place / "moved").open("ab") as file:
+        file.write(b"x")
+    other = call("resume", place / "snap", "--kernel", place / "moved")
+    assert other.returncode == 7
+    assert b"another file is there now" in other.stderr
+
+
+def test_a_disk_comes_along_and_must_be_as_it_was(keep, call, place):
+    disk = place / "disk.img"
+    disk.write_bytes(bytes(4096))
+    keep("two", "--disk", disk)
+    assert call("resume", place / "snap").stdout == b"three\n"
+    disk.write_bytes(b"x" * 4096)
+    result = call("resume", place / "snap")
+    assert result.returncode == 7
+    assert b"there is something else in it now" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--snapshot", "x"), b"--snapshot: say when"),
+        (("--snapshot-at", "x"), b"--snapshot-at: say which file"),
+        (("--snapshot", "x", "--snapshot-at", "("), b"--snapshot-at '(' is no regular"),
+        (("--snapshot", "x", "--snapshot-at", "1s", "--disk", "disk.img,rw"), b"would change"),
+        (("--snapshot", "x", "--snapshot-at", "1s", "--share", "."), b"what a --share has open"),
+        (("--snapshot", "x", "--snapshot-at", "1s", "--net", "socket:wire"),
+         b"--snapshot: what is at the other end of --net socket:wire cannot be in it"),
+        (("--snapshot", "kernel", "--snapshot-at", "1s"), b"--snapshot kernel: "),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_is_one_line(call, place, monkeypatch, options, words):
+    monkeypatch.chdir(place)
+    (place / "disk.img").write_bytes(bytes(4096))
+    result = call("run", "kernel", "--memory", "64M", *options)
+    assert result.returncode == 7
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert not (place / "x").exists()
+
+
+def test_what_is_no_snapshot_is_one_line(call, place):
+    result = call("resume", place / "kernel")
+    assert result.returncode == 7
+    assert b"this is no snapshot of xenemu's" in result.stderr

@@ -1,0 +1,77 @@
+"""What an attended run is of: a kernel to boot, or a machine to go on with."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from xenemu import image
+from xenemu.dom0.bus import BusBackend
+from xenemu.errors import UsageError
+from xenemu.machine import DomainConfig, Machine
+from xenemu.options import format_size
+
+
+class Guest(Protocol):
+    """Where the machine of a run comes from."""
+
+    kernel: Path
+
+    @property
+    def memory(self) -> int:
+        """Bytes, as the person asked for them."""
+
+    @property
+    def verb(self) -> str:
+        """What is done with the kernel, for the person."""
+
+    def load(self) -> image.Image:
+        """Load the kernel; `ImageError`, `UsageError`."""
+
+    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+        """Make the machine; `ImageError`, `FitError`, `UsageError`."""
+
+
+@dataclass
+class Fresh:
+    """A kernel to boot."""
+
+    kernel: Path
+    mode: str
+    config: DomainConfig
+    draft_notes: image.DraftNotes | None = None
+    verb: str = "booting"
+
+    @property
+    def memory(self) -> int:
+        return self.config.memory
+
+    def load(self) -> image.Image:
+        loaded = image.load(self.kernel)
+        if self.draft_notes is not None:
+            loaded = replace(loaded, draft_notes=self.draft_notes)
+        return loaded
+
+    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+        try:
+            return Machine(loaded, self.config, self.mode, devices)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            size = format_size(self.memory)
+            raise UsageError(f"--memory: this host has no {size} to give; try less") from None
+
+
+def digest_of(path: Path, what: str, advice: str = "") -> str:
+    """The SHA-256 of a file, in hexadecimal; UsageError."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"{what} {path}: not a file{advice}")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}{advice}") from None

@@ -1,0 +1,156 @@
+"""`xenemu resume`: go on from a snapshot, as `xenemu run` would have gone on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xenemu import image
+from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.covering import CoverageByVcpu, Covering
+from xenemu.cli.expect import Expectations
+from xenemu.cli.guest import digest_of
+from xenemu.cli.keeping import Keeping, header_of
+from xenemu.cli.watch import TraceFormat, Watching
+from xenemu.cli.watch_options import (
+    Audit,
+    Confined,
+    Coverage,
+    Expect,
+    Explain,
+    Gdb,
+    HowTraced,
+    Log,
+    SnapshotAt,
+    SnapshotTo,
+    Symbols,
+    Timeout,
+    Trace,
+    TraceFile,
+    TraceFilter,
+    Verbose,
+)
+from xenemu.confine import obstacle
+from xenemu.disks import opened, parse_disk
+from xenemu.dom0.bus import BusBackend
+from xenemu.encoding import DecodeError
+from xenemu.errors import UsageError
+from xenemu.machine import Limits, Machine, snapshot_file
+from xenemu.machine.snapshot_file import Saved
+from xenemu.network import networked
+from xenemu.options import parse_seconds
+from xenemu.outputs import Outputs
+
+
+@dataclass
+class Resumed:
+    """A machine from the snapshot `file`; `kernel` is where its kernel is now."""
+
+    file: Path
+    saved: Saved
+    kernel: Path
+    verb: str = "going on with"
+
+    @property
+    def memory(self) -> int:
+        return self.saved.header.memory
+
+    def load(self) -> image.Image:
+        header = self.saved.header
+        at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
+        if digest_of(self.kernel, at, advice) != header.kernel_digest:
+            raise UsageError(f"{at} {self.kernel}: another file is there now{advice}")
+        for text, digest in zip(header.disks, header.disk_digests, strict=True):
+            path = parse_disk("--disk", text).path
+            if digest_of(path, f"{self.file}: its disk") != digest:
+                raise UsageError(f"{self.file}: its disk {path}: there is something else in it now")
+        return image.load(self.kernel)
+
+    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+        try:
+            machine = Machine.revive(self.saved.snapshot, devices)
+        except DecodeError as error:
+            raise UsageError(f"{self.file}: no snapshot that can go on: {error}") from None
+        faults = machine.personality.audit(machine.domain)
+        if faults:
+            raise UsageError(f"{self.file}: its books are wrong: {faults[0]}")
+        return machine
+
+
+def resume(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What --snapshot has written.")],
+    kernel: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the kernel is now, if it is not where it was booted from.", metavar="FILE"
+        ),
+    ] = None,
+    timeout: Timeout = None,
+    expect: Expect = None,
+    log: Log = None,
+    snapshot: SnapshotTo = None,
+    snapshot_at: SnapshotAt = None,
+    explain: Explain = False,
+    trace: Trace = None,
+    trace_filter: TraceFilter = None,
+    trace_file: TraceFile = None,
+    trace_format: HowTraced = TraceFormat.TEXT,
+    coverage: Coverage = None,
+    coverage_by_vcpu: CoverageByVcpu = False,
+    audit: Audit = None,
+    gdb: Gdb = None,
+    confined: Confined = Confine.AUTO,
+    symbols: Symbols = None,
+    verbose: Verbose = False,
+) -> None:
+    """Go on from a snapshot that `xenemu run --snapshot` has written.
+
+    The guest does what it would have done if it had not been stopped, to the byte, but for what is
+    typed. Its kernel must be there, and its disks, all as they were. Exit codes are those of xenemu
+    run.
+    """
+    limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
+    saved = snapshot_file.read(file)
+    header = saved.header
+    guest = Resumed(file, saved, kernel or Path(header.kernel))
+    audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
+    if confined is Confine.MUST and (why_not := obstacle()):
+        raise UsageError(f"--confine must: this host cannot: {why_not}")
+    expectations = Expectations(expect or [])
+    disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
+    with (
+        Outputs() as outputs,
+        listening(gdb) as listener,
+        opened(f"{file}: its disk", disks) as devices,
+        networked(f"{file}: its network", header.nets, header.name) as wired,
+    ):
+        keeping = None
+        if snapshot is not None or snapshot_at is not None:
+            again = header_of(guest.kernel, header.memory, header.name, header.disks, header.nets)
+            keeping = Keeping.parse(outputs, snapshot, snapshot_at, again, expectations)
+        attended = AttendedRun(
+            guest,
+            symbols,
+            is_shell=False,
+            limits=limits,
+            audit_ns=audit_ns,
+            expectations=expectations,
+            watching=Watching.parse(
+                explain, trace, trace_filter, trace_format, trace_file is not None
+            ),
+            confined=confined,
+            verbose=verbose,
+            log=outputs.open("--log", log) if log else None,
+            trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
+            covering=Covering.parse(outputs, coverage, coverage_by_vcpu, header.vcpus),
+            listener=listener,
+            wired=wired,
+            devices=devices,
+            keeping=keeping,
+        )
+        code = attended.run()
+    raise typer.Exit(code)
