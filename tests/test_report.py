@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 import elfwriter
-from fakes import FakeCpu, enter_long_mode, make_current, make_pv_current, make_pvh_current
+from fakes import (
+    FakeCpu,
+    FakeNativeCpu,
+    enter_long_mode,
+    make_current,
+    make_pv_current,
+    make_pvh_current,
+)
 from hypercalls import TABLE
 from xenemu import image
 from xenemu.abi.errno import EFAULT
@@ -271,7 +278,7 @@ def test_a_report_ends_wherever_the_stack_pointer_is(make, kernel, monkeypatch):
 
 def test_other_vcpus(kernel):
     current = make_current(vcpus=2)
-    assert section(report(current, kernel), "Other vcpus:") == ["vcpu 1: offline"]
+    assert section(report(current, kernel), "Other vcpus:") == ["vcpu 1: down, not initialised"]
 
 
 def test_the_order_of_vcpus_is_told_if_it_was_asked_for(kernel):
@@ -287,7 +294,59 @@ def test_other_vcpus_that_ran_have_a_backtrace(kernel):
     other = current.domain.vcpus[1]
     other.online, other.saved, current.cpu = True, current.cpu, FakeCpu()
     other.saved.rip = 0x21000
-    assert section(report(current, kernel), "Other vcpus:")[1].strip().startswith("0x21000")
+    lines = section(report(current, kernel), "Other vcpus:")
+    assert lines[0] == "vcpu 1: runnable, in kernel mode, upcalls on"
+    assert lines[1].strip().startswith("0x21000")
+
+
+def test_vcpus_that_do_the_same_are_shown_together(kernel):
+    current = make_pv_current(vcpus=9)
+    vcpus = current.domain.vcpus
+    saved = FakeCpu(rip=0x21000)
+    for vcpu in (vcpus[1], vcpus[3], vcpus[4]):
+        vcpu.online = vcpu.initialised = vcpu.blocked = True
+        vcpu.saved = saved
+    vcpus[2].online = vcpus[2].initialised = True
+    vcpus[2].saved = FakeCpu(rip=0x22000)
+    lines = [line for line in section(report(current, kernel), "Other vcpus:") if line[0] == "v"]
+    assert lines == [
+        "vcpus 1, 3 and 4: blocked, in kernel mode, upcalls on",
+        "vcpu 2: runnable, in kernel mode, upcalls on",
+        "vcpus 5 to 8: down, not initialised",
+    ]
+
+
+def test_of_several_vcpus_each_says_what_keeps_interrupts_out(kernel):
+    current = make_pvh_current(vcpus=3)
+    _, second, third = current.domain.vcpus
+    second.online = second.initialised = second.blocked = True
+    second.runstate_since_ns, current.cpu.now_ns = 1_000_000_000, 3_500_000_000
+    second.saved = FakeNativeCpu()
+    second.saved.set_segment(Seg.SS, Segment(0))
+    second.arch.lapic.set_apic_base(second.arch.lapic.apic_base)
+    second.arch.lapic.write(0xF0, 0x1FF, 0)
+    second.arch.lapic.assert_vector(0x61)
+    current.domain.memory.bytes[third.info] = 1
+    third.online, third.saved = True, FakeNativeCpu(rflags=0x202)
+    text = report(current, kernel)
+    assert section(text, "Registers of vcpu 0:")[0] == "running, interrupts off"
+    lines = [line for line in section(text, "Other vcpus:") if line[0] == "v"]
+    assert lines == [
+        "vcpu 1: blocked, in kernel mode, interrupts off, vector 0x61 waits, for 2.500 s",
+        "vcpu 2: runnable, in kernel mode, interrupts on, an event waits",
+    ]
+    assert text.index("Backtrace of vcpu 0:") < text.index("Other vcpus:")
+
+
+def test_the_last_call_of_each_vcpu_is_shown(current, kernel):
+    calls = current.domain.calls
+    calls.append(CallRecord(1, 1, 0, "memory_op", (7,), -EFAULT, "no"))
+    for number in range(20):
+        calls.append(CallRecord(2 + number, 0, 0, "sched_op", (number,), 0))
+    lines = section(report(current, kernel), "Last hypercalls:")
+    assert len(lines) == 17
+    assert lines[0].endswith("v1 memory_op(0x7) = -EFAULT: no")
+    assert len(call_lines(current, 16)) == 16
 
 
 def test_nothing_of_the_guest_changes(current, kernel):

@@ -7,7 +7,6 @@ import pytest
 from fakes import make_current, make_pv_current, make_pvh_current
 from hypercalls import TABLE
 from xenemu.hv.calls import CallRecord
-from xenemu.hv.state.vcpu import RunState
 from xenemu.sampling import ENOUGH, INTERVAL_NS, KEPT, Samples
 
 YIELD, BLOCK, SET_TIMER = ("sched_op", (0, 0)), ("sched_op", (1, 0)), ("set_timer_op", (5,))
@@ -136,8 +135,8 @@ def test_a_loop_with_a_tick_is_no_livelock():
 def test_a_livelock():
     guest = Guest().run(SPIN, *[YIELD] * 128, SET_TIMER, times=11)
     assert guest.pattern() == (
-        "in a livelock: silent in its last 0.100 s, with nothing but sched_op(yield) and"
-        " set_timer_op"
+        "in a livelock with nothing but sched_op(yield) and set_timer_op,"
+        " and silent in its last 0.100 s"
     )
 
 
@@ -167,11 +166,44 @@ def test_many_kinds_of_hypercalls_are_no_livelock():
     assert Guest().run(SPIN, *calls, times=20).pattern().startswith("in a loop in spin_lock")
 
 
-def test_vcpus_that_do_different_things_have_no_pattern():
-    guest = Guest(vcpus=2).run(DELAY, times=20)
-    guest.current.vcpu = guest.current.domain.vcpus[1]
-    guest.current.vcpu.runstate = RunState.BLOCKED
-    assert not guest.run(None, times=20).pattern()
+def of_several(vcpus, *turns):
+    """Each vcpu in turn runs a slice, or waits (None)."""
+    guest = Guest(vcpus=vcpus)
+    for vcpu in guest.current.domain.vcpus:
+        vcpu.online = True
+    for _ in range(20):
+        for vcpu, (rip, *calls) in zip(guest.current.domain.vcpus, turns, strict=True):
+            guest.current.vcpu = vcpu
+            made = [CallRecord(guest.current.cpu.now_ns, vcpu.vcpu_id, 0, *call) for call in calls]
+            guest.current.domain.calls.extend(made)
+            guest.run(rip, ns=INTERVAL_NS // vcpus)
+    return guest
+
+
+def test_the_vcpus_that_are_busy_with_little_are_named():
+    guest = of_several(3, (None,), (DELAY,), (SPIN, *[YIELD] * 64))
+    assert guest.pattern() == (
+        "with vcpu 1 in a loop in delay_tsc and vcpu 2 in a livelock with nothing but"
+        " sched_op(yield), and silent in its last 0.187 s"
+    )
+    alike = of_several(2, (DELAY,), (DELAY,)).pattern()
+    assert alike.startswith("with vcpu 0 and vcpu 1 in a loop in delay_tsc, and silent in")
+
+
+def test_vcpus_wait_if_all_do():
+    words = of_several(2, (None,), (None,)).pattern()
+    assert words == "waiting nearly all the time, and silent in its last 0.195 s"
+    guest = of_several(2, (None,), (None,))
+    for place in range(20):
+        guest.run(WORK + 0x1000 * place)
+    assert not guest.pattern()
+
+
+def test_one_that_blocked_long_ago_waits():
+    """It has had few looks since, as looks come when it has the CPU."""
+    guest = of_several(2, (None,), (None,))
+    guest.samples.of_vcpu[1].clear()
+    assert guest.pattern().startswith("waiting nearly all the time")
 
 
 def test_few_looks_have_no_pattern():

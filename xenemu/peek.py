@@ -16,7 +16,8 @@ from xenemu.abi.errno import EFAULT
 from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
-from xenemu.hv.state.vcpu import Vcpu
+from xenemu.hv.shared_info import UPCALL_MASK, UPCALL_PENDING
+from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.waking import ANY_PORT
 from xenemu.image import Image
 from xenemu.image.backtrace import backtrace, follows_call
@@ -24,7 +25,9 @@ from xenemu.image.kernel_modules import Module, Modules
 from xenemu.image.orc import Frame, Read, Stop
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
+from xenemu.pvh.state import PvhVcpu
 from xenemu.x86 import segment
+from xenemu.x86.flags import IF
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, Mfn, P, WalkStep
 
 # The shifts of the indices, from the root on (Intel SDM volume 3, "Paging").
@@ -197,18 +200,41 @@ class Pages:
         return page
 
 
+def has_begun(current: Current, vcpu: Vcpu) -> bool:
+    """Whether a vcpu has run since it was last brought up afresh, so that it has registers."""
+    if isinstance(vcpu.arch, PvhVcpu) and vcpu.arch.start is not None:
+        return False
+    return vcpu is current.vcpu or vcpu.saved is not None
+
+
 def doing(current: Current, vcpu: Vcpu) -> str:
     """What a vcpu does, for the person: it runs, could run, waits for something, or is down."""
     if not vcpu.online:
         if not vcpu.initialised:
             return "down, not initialised"
-        return "down" if vcpu.saved or vcpu is current.vcpu else "down, initialised"
+        return "down" if has_begun(current, vcpu) else "down, initialised"
     if not vcpu.blocked:
         return "running" if vcpu is current.vcpu else "runnable"
     if not vcpu.poll_ports:
         return "blocked"
     ports = ", ".join("any" if p == ANY_PORT else str(p) for p in sorted(vcpu.poll_ports))
     return f"polling port{'s' if len(vcpu.poll_ports) > 1 else ''} {ports}"
+
+
+def interruptible(current: Current) -> str:
+    """Whether the vcpu lets itself be interrupted, and what waits for that."""
+    domain, vcpu, cpu = current.domain, current.vcpu, current.cpu
+    flags_of = domain.memory.bytes[vcpu.info : vcpu.info + 2]
+    pending, masked = bool(flags_of[UPCALL_PENDING]), bool(flags_of[UPCALL_MASK])
+    if isinstance(vcpu.arch, PvhVcpu):
+        words = "interrupts on" if cpu.rflags & IF else "interrupts off"
+        vector = vcpu.arch.lapic.pending_vector()
+        # The APIC of one in the CPU does not know of the last interrupt that the CPU has taken.
+        taken = vcpu.runstate is RunState.RUNNING and cpu_of(current).apic_vector != vector
+        waits = [] if vector is None or taken else [f"vector {vector:#x} waits"]
+    else:
+        words, waits = "upcalls masked" if masked else "upcalls on", []
+    return ", ".join((words, *waits, *(["an event waits"] if pending else [])))
 
 
 def in_kernel(current: Current) -> bool:

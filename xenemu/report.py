@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
-from itertools import islice
 from typing import Final
 
 from xenemu.decode import format_args, name_args
@@ -16,6 +15,7 @@ from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import format_call
 from xenemu.hv.frame_table import LEVELS, PGT_seg_desc_page
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.image import Image
 from xenemu.image.orc import Read
 from xenemu.kaslr import as_mapped
@@ -25,7 +25,10 @@ from xenemu.outcome import End
 from xenemu.peek import (
     Code,
     Pages,
+    doing,
+    has_begun,
     in_kernel,
+    interruptible,
     kernel_tables,
     machine_frame,
     tables,
@@ -39,6 +42,7 @@ GIVEN_UP: Final = frozenset((End.TIMEOUT, End.IDLE, End.STOPPED))
 READ_ONLY: Final = frozenset((*LEVELS, PGT_seg_desc_page))  # what Xen lets no guest write
 CALLS: Final = 16
 LOG_LINES: Final = 24
+IDLE_TASK: Final = ", pid 0"
 REGS_A_LINE: Final = 3
 LINE: Final = 90  # characters
 
@@ -62,23 +66,24 @@ def report(
     image = as_mapped(current, image)
     read = Pages(current)
     linux = Linux(current, image, Pages(current, kernel_tables(current, image)))
-    code, schedule = linux.code, current.domain.schedule
+    code, vcpu, schedule = linux.code, current.vcpu, current.domain.schedule
+    several = len(current.domain.vcpus) > 1
     sections = {
         f"Kernel log, from its memory{', without what is shown' if shown else ''}": [
             str(line) for line in linux.log()[-LOG_LINES:] if line.text not in shown
         ],
         "Where it has spent its time": samples.lines(code) if samples else [],
-        "Last hypercalls": call_lines(current, CALLS),
+        "Last hypercalls": call_lines(current, CALLS, each_vcpu=True),
         "Refused outside hypercalls": list(current.domain.refusals),
         "What was refused or faulted on, as it is now": _facts(current, code, reason),
-        f"Registers of vcpu {current.vcpu.vcpu_id}": [
-            *_tasks(linux, current.vcpu.vcpu_id),
+        f"Registers of vcpu {vcpu.vcpu_id}": [
+            *_first_lines(current, linux),
             *_registers(current, code),
         ],
-        "Other vcpus": list(_other_vcpus(current, linux)),
-        "To let the vcpus run in the same order": list(filter(None, (schedule.options,))),
         "Modules": _modules(code),
-        "Backtrace": code.backtrace(current, read),
+        f"Backtrace of vcpu {vcpu.vcpu_id}" if several else "Backtrace": code.backtrace(
+            current, read
+        ),
         "The last #UD": _undefined(current, code),
         "Page walk of cr2, where the last page fault was": (
             walk_lines(current, current.cpu.cr2) if tables(current) else []
@@ -87,6 +92,8 @@ def report(
     for name, vaddr in (("rip", current.cpu.rip), ("rsp", current.cpu.regs[Reg.RSP])):
         if not _is_readable(read, vaddr):
             sections[f"Page walk of {name}, which cannot be read"] = walk_lines(current, vaddr)
+    sections["Other vcpus"] = list(_other_vcpus(current, linux))
+    sections["To let the vcpus run in the same order"] = list(filter(None, (schedule.options,)))
     return "\n".join(
         line
         for heading, lines in sections.items()
@@ -95,23 +102,28 @@ def report(
     )
 
 
-def call_lines(current: Current, count: int) -> list[str]:
+def call_lines(current: Current, count: int, each_vcpu: bool = False) -> list[str]:
     """The last `count` hypercalls of those that the log keeps, the oldest first.
 
-    What their pointers led to is not known any more.
+    With `each_vcpu`, also the last one of each vcpu that made none of them. What their pointers led
+    to is not known any more.
     """
     rows = {row.name: row for row in current.table.rows.values()} if current.table else {}
     lines = []
-    for record in _last_calls(current, count):
+    for record in _last_calls(current, count, each_vcpu):
         row = rows.get(record.name)
         args = format_args(name_args(row, record), {}) if row is not None else None
         lines.append(format_call(record, args))
     return lines
 
 
-def _last_calls(current: Current, count: int) -> Iterator[CallRecord]:
-    calls = current.domain.calls
-    return islice(calls, max(0, len(calls) - count), None)
+def _last_calls(current: Current, count: int, each_vcpu: bool = False) -> list[CallRecord]:
+    calls = list(current.domain.calls)
+    recent = calls[max(0, len(calls) - count) :] if count else []
+    last_of = {record.vcpu_id: record for record in calls} if each_vcpu else {}
+    for record in recent:
+        last_of.pop(record.vcpu_id, None)
+    return sorted(last_of.values(), key=lambda record: record.at_ns) + recent
 
 
 def _facts(current: Current, code: Code, reason: str) -> list[str]:
@@ -156,6 +168,14 @@ def _registers(current: Current, code: Code) -> list[str]:
     ]
 
 
+def _first_lines(current: Current, linux: Linux) -> list[str]:
+    """The task that the vcpu runs; of several vcpus, also what this one does."""
+    tasks = _tasks(linux, current.vcpu.vcpu_id)
+    if len(current.domain.vcpus) == 1:
+        return tasks
+    return [", ".join((doing(current, current.vcpu), interruptible(current), *tasks))]
+
+
 def _tasks(linux: Linux, vcpu_id: int) -> list[str]:
     task = linux.task(vcpu_id)
     return [] if task is None else [f"running {task}"]
@@ -172,15 +192,58 @@ def _undefined(current: Current, code: Code) -> list[str]:
 
 
 def _other_vcpus(current: Current, linux: Linux) -> Iterator[str]:
-    """The vcpus that are not in the CPU: what each does, and the backtrace of those that ran."""
+    """The vcpus that are not in the CPU: what each does, and the backtrace of those that ran.
+
+    Those that do the same at the same place are shown together.
+    """
+    alike: dict[tuple[str, ...], list[Vcpu]] = {}
     for vcpu in current.domain.vcpus:
-        if vcpu is current.vcpu:
-            continue
-        state = vcpu.runstate.name.lower()
-        yield ", ".join((f"vcpu {vcpu.vcpu_id}: {state}", *_tasks(linux, vcpu.vcpu_id)))
-        if vcpu.saved is not None:
-            other = replace(current, vcpu=vcpu, cpu=vcpu.saved)
-            yield from (f"  {line}" for line in linux.code.backtrace(other, Pages(other)))
+        if vcpu is not current.vcpu:
+            alike.setdefault(_vcpu_lines(current, linux, vcpu), []).append(vcpu)
+    for (state, *lines), vcpus in alike.items():
+        tasks = {v.vcpu_id: _tasks(linux, v.vcpu_id) if lines else [] for v in vcpus}
+        if len(vcpus) == 1:
+            (vcpu,) = vcpus
+            waited = [] if vcpu.runnable or not lines else [_since(current, vcpu)]
+            yield ", ".join((f"vcpu {vcpu.vcpu_id}: {state}", *waited, *tasks[vcpu.vcpu_id]))
+        else:
+            yield f"vcpus {_in_words(tasks)}: {state}"
+            yield from (
+                f"  vcpu {vcpu_id}: {task}"
+                for vcpu_id, found in tasks.items()
+                for task in found
+                if not task.endswith(IDLE_TASK)
+            )
+        yield from (f"  {line}" for line in lines)
+
+
+def _vcpu_lines(current: Current, linux: Linux, vcpu: Vcpu) -> tuple[str, ...]:
+    """What a vcpu does, and the backtrace of one that has run."""
+    state = doing(current, vcpu)
+    if not has_begun(current, vcpu):
+        return (state,)
+    other = replace(current, vcpu=vcpu, cpu=vcpu.saved)
+    mode = "kernel" if in_kernel(other) else "user"
+    state += f", in {mode} mode, {interruptible(other)}"
+    return state, *linux.code.backtrace(other, Pages(other))
+
+
+def _since(current: Current, vcpu: Vcpu) -> str:
+    return f"for {(current.cpu.now_ns - vcpu.runstate_since_ns) / 1e9:.3f} s"
+
+
+def _in_words(numbers: Iterable[int]) -> str:
+    """Ascending numbers: 1, 3 to 7 and 9."""
+    ranges: list[range] = []
+    for number in numbers:
+        if ranges and number == ranges[-1].stop:
+            ranges[-1] = range(ranges[-1].start, number + 1)
+        else:
+            ranges.append(range(number, number + 1))
+    words: list[str] = []
+    for found in ranges:
+        words += [f"{found[0]} to {found[-1]}"] if len(found) > 2 else map(str, found)
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _is_readable(read: Read, vaddr: int) -> bool:

@@ -37,6 +37,7 @@ BLOCK: Final = 256  # bytes of code that count as one place where there are no n
 
 WAITING: Final = "waiting for events"
 PROGRAM: Final = "in a program"
+IDLES: Final = "waiting nearly all the time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +83,49 @@ class Samples:
     def pattern(self, current: Current, code: Code) -> str:
         """What the domain has been doing since it fell silent, as words to put after a sentence.
 
-        Nothing if the pattern is not clear, or if the vcpus do different things.
+        Nothing if that is not clear. Of several vcpus, those are named that were busy with little;
+        that they wait is said if none was.
         """
-        patterns = {self._pattern(kept, current, code) for kept in self.of_vcpu.values()}
-        return patterns.pop() if len(patterns) == 1 else ""
+        busy: dict[str, list[int]] = {}
+        waiting, times = True, []
+        for vcpu_id, kept in sorted(self.of_vcpu.items()):
+            silent = [sample for sample in kept if sample.at_ns > self.spoke_ns]
+            enough = len(silent) >= ENOUGH
+            words = _doing(silent, current, code, vcpu_id) if enough else ""
+            waiting &= words == IDLES or not (enough or current.domain.vcpus[vcpu_id].runnable)
+            if words and words != IDLES:
+                busy.setdefault(words, []).append(vcpu_id)
+            if words:
+                times += [silent[0].at_ns, silent[-1].at_ns]
+        if not (times and (busy or waiting)):
+            return ""
+        since = f"silent in its last {(max(times) - min(times)) / 1e9:.3f} s"
+        if not busy:
+            return f"{IDLES}, and {since}"
+        if len(current.domain.vcpus) > 1:
+            each = [f"{_vcpus(vcpu_ids)} {words}" for words, vcpu_ids in busy.items()]
+            return f"with {' and '.join(each)}, and {since}"
+        (words,) = busy
+        return f"{words}, and {since}"
 
-    def _pattern(self, kept: Sequence[Sample], current: Current, code: Code) -> str:
-        silent = [sample for sample in kept if sample.at_ns > self.spoke_ns]
-        if len(silent) < ENOUGH:
-            return ""
-        since = f"in its last {(silent[-1].at_ns - silent[0].at_ns) / 1e9:.3f} s"
-        places = Counter(_name(sample.place, code) for sample in silent)
-        top = places.most_common(FEW)
-        if places[WAITING] >= NEARLY_ALL * len(silent):
-            return f"waiting nearly all the time, and silent {since}"
-        if places[PROGRAM] >= NEARLY_ALL * len(silent):
-            return f"with a program that runs nearly all the time, and silent {since}"
-        few = sum(count for _, count in top) >= NEARLY_ALL * len(silent)
-        if not few or top[0][0] in (WAITING, PROGRAM):
-            return ""
-        calls = _repeated(silent, current)
-        if calls:
-            return f"in a livelock: silent {since}, with nothing but {calls}"
-        return f"in a loop in {top[0][0]}, and silent {since}"
+
+def _vcpus(vcpu_ids: Sequence[int]) -> str:
+    return " and ".join(f"vcpu {vcpu_id}" for vcpu_id in vcpu_ids)
+
+
+def _doing(silent: Sequence[Sample], current: Current, code: Code, vcpu_id: int) -> str:
+    """What a vcpu was doing nearly all the time; nothing if that is not clear."""
+    places = Counter(_name(sample.place, code) for sample in silent)
+    top = places.most_common(FEW)
+    if places[WAITING] >= NEARLY_ALL * len(silent):
+        return IDLES
+    if places[PROGRAM] >= NEARLY_ALL * len(silent):
+        return "with a program that runs nearly all the time"
+    few = sum(count for _, count in top) >= NEARLY_ALL * len(silent)
+    if not few or top[0][0] in (WAITING, PROGRAM):
+        return ""
+    calls = _repeated(silent, current, vcpu_id)
+    return f"in a livelock with nothing but {calls}" if calls else f"in a loop in {top[0][0]}"
 
 
 def _place(current: Current, call: CallRecord | None) -> int | str:
@@ -134,12 +155,16 @@ def _shares(kept: Sequence[Sample], code: Code) -> str:
     return ", ".join(shares)
 
 
-def _repeated(silent: Sequence[Sample], current: Current) -> str:
-    """The few hypercalls that are made all the time; nothing if they are many, or rare."""
+def _repeated(silent: Sequence[Sample], current: Current, vcpu_id: int) -> str:
+    """The few hypercalls that a vcpu makes all the time; nothing if they are many, or rare."""
     log = current.domain.calls
-    if len(log) < (log.maxlen or 0) or log[-1].at_ns - log[0].at_ns > len(log) * OFTEN_NS:
+    own = [record for record in log if record.vcpu_id == vcpu_id]
+    if len(log) < (log.maxlen or 0) or len(own) < ENOUGH:
+        return ""
+    if own[-1].at_ns - own[0].at_ns > len(own) * OFTEN_NS:
         return ""
     rows = {row.name: row for row in current.table.rows.values()} if current.table else {}
-    records = [*log, *(sample.call for sample in silent if sample.call is not None)]
+    calls = [sample.call for sample in silent if sample.call is not None]
+    records = [*own, *(call for call in calls if call.vcpu_id == vcpu_id)]
     counts = Counter(call_name(rows.get(record.name), record) for record in records)
     return " and ".join(sorted(counts)) if len(counts) <= FEW else ""

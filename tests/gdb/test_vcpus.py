@@ -230,6 +230,24 @@ def test_a_vcpu_that_is_reset_while_it_is_stepped_stops_where_it_begins_anew(pvh
         assert rip(client, 2) == TRAMPOLINE
 
 
+def test_a_vcpu_that_triple_faults_is_named_and_held(pvh):
+    with held(pvh, 3) as guest:
+        client = Client(guest.address)
+        there = addresses(pvh)["ap_entry"]
+        to(client, there)
+        assert client.ask(b"M%x,2:0f0b" % there) == b"OK"  # it has no IDT yet
+        answer, said = after_console(client, client.ask(b"vCont;c"))
+        assert answer[:3] == b"T06"
+        assert thread_of(answer) == 2
+        assert said.startswith("xenemu: triple-fault: vcpu 1: triple fault at 0x")
+        assert client.ask(b"vCont;c") == b"W05"
+        _, err = guest.finish()
+    report = err.decode()
+    assert "\nRegisters of vcpu 1:\n  running, interrupts off\n" in report
+    assert "\nOther vcpus:\n  vcpu 0: runnable, in kernel mode, interrupts off" in report
+    assert report.index("Backtrace of vcpu 1:") < report.index("  vcpu 2: down, not initialised")
+
+
 # gdb itself.
 
 

@@ -82,6 +82,10 @@ class Context:
         return self.segments[which].selector
 
     @property
+    def apic_vector(self) -> int | None:
+        return self.interrupts.apic_vector
+
+    @property
     def code64(self) -> bool:
         long_mode = self.efer & msr.EFER_LMA
         return bool(long_mode and self.segments[Seg.CS].attributes & segment.L)

@@ -24,7 +24,7 @@ from xenemu.image import Image
 from xenemu.image.elf import parse
 from xenemu.image.kernel_modules import Module
 from xenemu.machine import Machine, registers
-from xenemu.peek import Code, doing, in_kernel, kernel_tables, locate, tables
+from xenemu.peek import Code, doing, has_begun, in_kernel, kernel_tables, locate, tables
 from xenemu.pv.state import PvVcpu
 from xenemu.x86 import segment
 from xenemu.x86.msr import KERNEL_GS_BASE
@@ -127,10 +127,6 @@ class Target:
         found: Any = registers.read(self.machine, vcpu)
         return replace(self.machine.current, vcpu=vcpu, cpu=found)
 
-    def has_begun(self, vcpu: Vcpu) -> bool:
-        """Whether a vcpu has run since it was last brought up afresh."""
-        return registers.has_begun(self.machine, vcpu)
-
     def thread_name(self, thread: int) -> str:
         """What `info threads` calls it."""
         return f"vcpu {self.vcpu(thread).vcpu_id}"
@@ -139,7 +135,7 @@ class Target:
         """What `info threads` says of it: what it does, and in which mode if it has begun."""
         current = self.current_of(thread)
         state = doing(self.machine.current, current.vcpu)
-        if not self.has_begun(current.vcpu):
+        if not has_begun(self.machine.current, current.vcpu):
             return state
         return f"{state}, {'kernel' if in_kernel(current) else 'user'} mode"
 
@@ -165,7 +161,7 @@ class Target:
         changes = _changes(current.cpu, name, data)
         if changes is None:
             raise Refused(f"{name} is the guest's own to change")
-        if not self.has_begun(current.vcpu):
+        if not has_begun(self.machine.current, current.vcpu):
             raise Refused(
                 f"vcpu {current.vcpu.vcpu_id} has yet to begin: it will set its registers"
             )

@@ -17,18 +17,17 @@ from xenemu.abi.event_channel import (
 )
 from xenemu.abi.hvm.e820 import E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED
 from xenemu.abi.xen import Virq
-from xenemu.gdb.target import Refused, Target, code_bits_of, event_mask, pc_of
+from xenemu.gdb.target import Refused, Target, code_bits_of, pc_of
 from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import TYPE_NAMES
 from xenemu.hv.scheduler import runstate_info
-from xenemu.hv.shared_info import event_pending
 from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
 from xenemu.hv.state.vcpu import RunState
 from xenemu.kaslr import ANCHORS, REACH, SAMPLE, STEP
-from xenemu.peek import doing, in_kernel, locate, tables, walk
+from xenemu.peek import doing, has_begun, in_kernel, interruptible, locate, tables, walk
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.acpi import apic_id
 from xenemu.pvh.state import PvhVcpu
@@ -79,7 +78,7 @@ def vcpus(target: Target) -> list[str]:
         vcpu = current.vcpu
         state = doing(target.machine.current, vcpu)
         where = ""
-        if target.has_begun(vcpu):
+        if has_begun(target.machine.current, vcpu):
             mode = "kernel" if in_kernel(current) else "user"
             pc = pc_of(current.cpu)
             where = f", in {mode} mode at {target.code.format(pc)}"
@@ -91,14 +90,13 @@ def vcpus(target: Target) -> list[str]:
 
 
 def _vcpu_lines(target: Target, current: Current) -> list[str]:
-    domain, vcpu, cpu = current.domain, current.vcpu, current.cpu
+    vcpu, cpu = current.vcpu, current.cpu
     lines = []
-    if target.has_begun(vcpu):
+    if has_begun(target.machine.current, vcpu):
         cs, bits = cpu.selector(Seg.CS), code_bits_of(cpu)
         lines.append(f"{bits}-bit code at {cs:#x}:{cpu.rip:#x}, rsp {cpu.regs[Reg.RSP]:#x}")
         lines.append(f"cr3 {cpu.cr3:#x}, cr0 {cpu.cr0:#x}, rflags {cpu.rflags:#x}")
-    pending = "some to deliver" if event_pending(domain, vcpu) else "none to deliver"
-    lines.append(f"events: {pending}, upcall mask {event_mask(current)}")
+    lines.append(interruptible(current))
     times = runstate_info(vcpu, target.machine.engine.now_ns).time
     lines.append("time: " + ", ".join(f"{name} {_seconds(times, n)}" for n, name in RUNSTATES))
     arch = vcpu.arch
@@ -109,9 +107,7 @@ def _vcpu_lines(target: Target, current: Current) -> list[str]:
         lines.append(f"{len(arch.traps)} trap handlers")
     elif isinstance(arch, PvhVcpu):
         enabled = "enabled" if arch.lapic.enabled else "disabled"
-        vector = arch.lapic.pending_vector()
-        waits = "" if vector is None else f", vector {vector:#x} waits"
-        lines.append(f"APIC ID {apic_id(vcpu.vcpu_id)}, {enabled}{waits}")
+        lines.append(f"APIC ID {apic_id(vcpu.vcpu_id)}, {enabled}")
     return lines
 
 

@@ -70,13 +70,19 @@ class Run:
         try:
             return self._take_turns(audit_ns)
         except TripleFault as fault:
-            crashed = Outcome(End.TRIPLE_FAULT, str(fault), fault.advice)
+            crashed = Outcome(End.TRIPLE_FAULT, self._whose(fault), fault.advice)
         except DomainCrash as crash:
-            crashed = Outcome(End.REFUSED, str(crash), crash.advice)
+            crashed = Outcome(End.REFUSED, self._whose(crash), crash.advice)
         self.machine.console.pump(self.machine.domain)
         self._show_output()
         self.outside.send()
         return self.terminal.check() or crashed
+
+    def _whose(self, error: Exception) -> str:
+        """A sentence about the current vcpu, with its number if there are others."""
+        current = self.machine.current
+        vcpu = f"vcpu {current.vcpu.vcpu_id}: " if len(current.domain.vcpus) > 1 else ""
+        return f"{vcpu}{error}"
 
     def _audit(self) -> Outcome | None:
         """Audit the domain; an end of the run if its books are wrong."""

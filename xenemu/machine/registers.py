@@ -25,13 +25,6 @@ from xenemu.x86.paging import PAGE_SHIFT
 GENERAL = len(Reg)
 
 
-def has_begun(machine: Core, vcpu: Vcpu) -> bool:
-    """Whether a vcpu's registers are its own: it has run since it was last brought up afresh."""
-    if isinstance(vcpu.arch, PvhVcpu) and vcpu.arch.start is not None:
-        return False
-    return vcpu is machine.current.vcpu or vcpu.saved is not None
-
-
 def read(machine: Core, vcpu: Vcpu) -> Context:
     """A vcpu's registers."""
     if vcpu is machine.current.vcpu:
@@ -48,7 +41,7 @@ def read(machine: Core, vcpu: Vcpu) -> Context:
 
 
 def change(machine: Core, vcpu: Vcpu, **changes: Any) -> None:
-    """Set fields of the context of a vcpu that `has_begun`."""
+    """Set fields of the context of a vcpu that has begun (`peek.has_begun`)."""
     if vcpu is machine.current.vcpu:
         machine.engine.load(replace(machine.engine.store(), **changes))
     else:
