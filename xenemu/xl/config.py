@@ -61,6 +61,7 @@ VIF_PARTS: Final = (  # xl-network-configuration(5)
     "mac", "bridge", "gatewaydev", "type", "model", "vifname", "script", "ip", "backend", "rate",
     "devid", "mtu", "trusted", "network",
 )  # fmt: skip
+P9_PARTS: Final = ("tag", "security_model", "path", "backend")
 OPTIONS: Final = {"mode": "--entry"}  # where the parameter has another name
 REASONS: Final = {name: reason for reason, names in WITHOUT_EFFECT.items() for name in names}
 
@@ -247,6 +248,18 @@ class _Reader:
                 f"{mac} gives it this host's",
             )
 
+    def shares(self, name: str, setting: Setting) -> None:
+        for text in _strings(setting):
+            parts = dict(_pair(part, P9_PARTS) for part in text.split(","))
+            if parts.get("security_model", "none") != "none":
+                raise ValueError(f"{text}: of security_models there is none")
+            for part in ("tag", "path"):
+                if not parts.get(part):
+                    raise ValueError(f"{text}: it has no {part}")
+            share = f"{parts['path']},tag={parts['tag']}"
+            self.option("share", share)
+            self.remark(name, f"the guest cannot write there; --share {share},rw lets it")
+
     def count(self, name: str, setting: Setting) -> None:
         self.option(name, str(_number(setting)))
 
@@ -298,6 +311,7 @@ KEYS: Final[Mapping[str, Callable[[_Reader, str, Setting], None]]] = {
     "vcpus": _Reader.count,
     "disk": _Reader.disks,
     "vif": _Reader.vifs,
+    "p9": _Reader.shares,
     "bootloader": _Reader.no_loader,
     "bootloader_args": _Reader.no_loader,
     "firmware": _Reader.no_loader,
