@@ -69,6 +69,7 @@ abi: setup
 
 bench: setup
 	$(BIN)/python -m bench --install --history bench/history.jsonl
+	$(BIN)/python -m bench.disks
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl

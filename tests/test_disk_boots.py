@@ -6,11 +6,16 @@ import hashlib
 import random
 import re
 import shutil
+import struct
 import subprocess
+import sys
 
 import pytest
 
+from guests.initramfs import DEFAULT_INIT
 from moduleguest import module_initramfs
+from xenemu.image import load
+from xenemu.smoke.initramfs import build
 
 KERNEL = "debian-cloud-amd64"  # which has ext4 built in, and xen-blkfront as a module
 INIT = b"""#!/bin/sh
@@ -27,6 +32,18 @@ mount -t ext4 -o ro /dev/xvda /root && sha256sum /root/copy
 umount /root
 poweroff -f
 """
+UNFLUSHED = b"""#!/bin/sh
+mount -t devtmpfs dev /dev
+insmod /xen-blkfront.ko
+until [ -b /dev/xvda ]; do sleep 0.01; done
+mount -t ext4 /dev/xvda /root
+cp /root/data /root/flushed
+sync
+echo FLUSHED
+while true; do cp /root/data /root/more; done
+"""
+ENVIRONMENT = {"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"}
+PARTITION_AT, PARTITION_SIZE = 1 << 20, 60 << 20
 FEATURES = "flush diskcache: enabled; persistent grants: enabled; indirect descriptors: enabled"
 
 
@@ -41,7 +58,7 @@ def image(tmp_path_factory):
     (folder / "root" / "data").write_bytes(data)
     image = folder / "image"
     make = ["mkfs.ext4", "-q", "-d", folder / "root", image, "16M"]
-    subprocess.run(make, check=True, env={"PATH": "/sbin:/usr/sbin:/bin:/usr/bin"})
+    subprocess.run(make, check=True, env=ENVIRONMENT)
     return image, hashlib.sha256(data).hexdigest()
 
 
@@ -81,9 +98,99 @@ def test_what_is_written_is_in_the_file(boot, image, tmp_path):
     shutil.copyfile(path, copy)
     console, _ = boot("pv", f"{copy},rw,sector-size=512")
     assert console.count(digest) == 2
-    fsck = subprocess.run(["/sbin/fsck.ext4", "-fn", copy], capture_output=True, check=False)
-    assert fsck.returncode == 0, fsck.stdout.decode()
-    dump = subprocess.run(
-        ["/sbin/debugfs", "-R", "cat copy", copy], capture_output=True, check=True
-    )
-    assert hashlib.sha256(dump.stdout).hexdigest() == digest
+    assert check(copy, "-n") == 0
+    assert hashlib.sha256(content(copy, "copy")).hexdigest() == digest
+
+
+def check(path, *options):
+    """The exit code of fsck."""
+    fsck = ["fsck.ext4", "-f", *options, path]
+    return subprocess.run(fsck, capture_output=True, check=False, env=ENVIRONMENT).returncode
+
+
+def content(path, name):
+    debugfs = ["debugfs", "-R", f"cat {name}", path]
+    return subprocess.run(debugfs, capture_output=True, check=True, env=ENVIRONMENT).stdout
+
+
+def test_what_was_flushed_outlives_a_killed_run(guest_image, image, tmp_path):
+    path, digest = image
+    copy, initrd = tmp_path / "copy", tmp_path / "initrd.gz"
+    shutil.copyfile(path, copy)
+    initrd.write_bytes(module_initramfs(guest_image, KERNEL, UNFLUSHED, ["xen-blkfront"]))
+    options = ("--initrd", initrd, "--disk", f"{copy},rw", "--cmdline", "console=hvc0 quiet")
+    command = [sys.executable, "-m", "xenemu", "run", guest_image(KERNEL), "--entry", "pvh"]
+    with subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=-1) as run:
+        try:
+            lines = []
+            for line in run.stdout:  # blocks until one comes, or the run ends
+                lines.append(line)
+                if line.startswith(b"FLUSHED"):
+                    break
+        finally:
+            run.kill()
+    assert lines[-1].startswith(b"FLUSHED"), lines
+    assert check(copy, "-y") in (0, 1)  # 1: the journal was replayed
+    assert check(copy, "-n") == 0
+    assert hashlib.sha256(content(copy, "flushed")).hexdigest() == digest
+
+
+def partitioned(path, root):
+    """A disk with a partition table, and a directory as ext4 in its first partition."""
+    with path.open("xb") as file:
+        file.truncate(PARTITION_AT + PARTITION_SIZE)
+        first, count = PARTITION_AT >> 9, PARTITION_SIZE >> 9
+        file.seek(446)
+        file.write(struct.pack("<B3sB3sII", 0x80, bytes(3), 0x83, bytes(3), first, count))
+        file.seek(510)
+        file.write(b"\x55\xaa")
+    make = ["mkfs.ext4", "-q", "-d", root, "-E", f"offset={PARTITION_AT}", path]
+    size = f"{PARTITION_SIZE >> 10}K"
+    subprocess.run([*make, size], check=True, capture_output=True, env=ENVIRONMENT)
+
+
+def linux(guest_image, boot):
+    initrd = build(guest_image("busybox").read_bytes(), DEFAULT_INIT.read_bytes())
+    (boot / "initrd.gz").write_bytes(initrd)
+    return "linux /boot/kernel console=hvc0 quiet\n initrd /boot/initrd.gz"
+
+
+def bz_image(guest_image, boot):
+    """Debian's kernel as it is in the package."""
+    shutil.copyfile(guest_image(KERNEL), boot / "kernel")
+    return linux(guest_image, boot)
+
+
+def vmlinux(guest_image, boot):
+    """The same, unpacked: GRUB cannot unpack the LZ4 of a PV kernel."""
+    (boot / "kernel").write_bytes(load(guest_image(KERNEL)).elf)
+    return linux(guest_image, boot)
+
+
+def gnu_mach(guest_image, boot):
+    """The one kernel of Debian's for 32-bit PV guests; it ends itself early, as without GRUB."""
+    shutil.copyfile(guest_image("gnumach-xen-486-i386"), boot / "kernel")
+    return "linux /boot/kernel console=hvc0"
+
+
+GRUBS = {
+    "grub-x86_64-xen": (vmlinux, 0, b"INIT-DONE"),
+    "grub-i386-xen": (gnu_mach, 4, b"Booting `here'"),
+    "grub-i386-xen_pvh": (bz_image, 0, b"INIT-DONE"),
+}
+
+
+@pytest.mark.parametrize("grub", GRUBS)
+def test_grub_boots_a_kernel_from_a_partition(grub, guest_image, xenemu_run, image, tmp_path):
+    kernel, code, shown = GRUBS[grub]
+    boot = tmp_path / "root" / "boot"
+    (boot / "grub").mkdir(parents=True)
+    entry = kernel(guest_image, boot)
+    (boot / "grub" / "grub.cfg").write_text(f"set timeout=0\nmenuentry here {{\n {entry}\n}}\n")
+    disk = tmp_path / "disk"
+    partitioned(disk, boot.parent)
+    result = xenemu_run(guest_image(grub), "--disk", disk, "--memory", "512M", "--timeout", "200")
+    assert shown in result.stdout, result.stdout[-2000:]
+    assert result.returncode == code, result.stderr[-3000:].decode()
+    if code:
+        assert b"guest-crash, exit 4: shutdown reason 128" in result.stderr
