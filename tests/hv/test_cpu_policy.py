@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xenemu.abi.arch_x86.cpufeatureset import Feature
-from xenemu.hv.cpu_policy import HOST_FEATURES, HVM, PV32, PV64
+from xenemu.hv.cpu_policy import HOST_FEATURES, HVM, PV32, PV64, hvm
 from xenemu.x86.cpuid import NOTHING
 
 LARGE_PAGES_AND_THE_LIKE = {
@@ -54,6 +54,13 @@ def test_only_long_mode_has_48_bits_of_linear_address():
 def test_libxl_gives_a_pvh_guest_twice_the_cores_and_no_threads():
     assert [p.cpuid(1, 0)[1] >> 16 for p in (PV64, HVM)] == [1, 2]
     assert [p.cpuid(4, 2)[0] for p in (PV64, HVM)] == [0x143, 1 << 26 | 0x143]
+
+
+def test_a_pvh_guests_vcpus_are_cores_of_one_package_if_that_can_be_told():
+    # In leaf 1 and in leaf 4, how many APIC IDs the package has; all are even.
+    found = {n: (hvm(n).cpuid(1, 0)[1] >> 16, hvm(n).cpuid(4, 0)[0] >> 26) for n in (1, 3, 4, 33)}
+    assert found == {1: (2, 1), 3: (8, 7), 4: (8, 7), 33: (64, 63)}
+    assert hvm(128) == hvm(32)
 
 
 def test_the_engine_speculates_about_nothing_but_seems_to_leak_what_xpti_hides():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from xenemu.abi.arch_x86.cpufeatureset import (
@@ -41,6 +42,7 @@ Features = frozenset[Feature]
 # see none here.
 HOST_FEATURES: Final[Features] = frozenset(Feature) - {Feature.HTT, Feature.HYPERVISOR}
 PV_MARKS, HVM_MARKS = "A", "ASH"
+MAX_CORES: Final = 32  # of a package: leaf 4 has 6 bits for the highest of twice as many
 
 # What cannot be without what, as far as a guest loses any of it (gen-cpuid.py: deps).
 DEPENDENTS: Final[dict[Feature, Features]] = {
@@ -107,6 +109,23 @@ def _without(features: Features, lost: Features) -> Features:
     return features - lost - dependents
 
 
+@lru_cache
+def hvm(nr_vcpus: int) -> CpuPolicy:
+    """What a PVH guest with so many vcpus is told: its host's package has a core for each of them.
+
+    A package has a power of two of cores, and no more than the leaves can tell of: with more vcpus
+    than that, the host has several packages.
+    """
+    cores = min(1 << (nr_vcpus - 1).bit_length(), MAX_CORES)
+    caches = {n: ((cores - 1) << 26 | a, b, c, d) for n, (a, b, c, d) in cpuid.CACHES.items()}
+    # The APIC IDs of its vcpus are even, as of cores without hyper-threading.
+    return _policy(
+        _offered(HVM_MARKS) | {Feature.HTT},
+        cpuid.LOGICAL_PROCESSORS * cores * 2,
+        _cores_of_even_ids(caches),
+    )
+
+
 def _cores_of_even_ids(caches: Mapping[int, Registers]) -> dict[int, Registers]:
     """Twice as many cores in the package, none of which shares a cache."""
     cores = {n: (a >> 26) << 1 | 1 for n, (a, *_) in caches.items()}  # less one
@@ -121,10 +140,5 @@ PV32: Final = _policy(
     cpuid.LOGICAL_PROCESSORS,
     cpuid.CACHES,
 )
-# The APIC IDs of its vcpus are even, as of cores without hyper-threading.
-HVM: Final = _policy(
-    _offered(HVM_MARKS) | {Feature.HTT},
-    cpuid.LOGICAL_PROCESSORS * 2,
-    _cores_of_even_ids(cpuid.CACHES),
-)
+HVM: Final = hvm(1)
 PV: Final = {8: PV64, 4: PV32}  # by the guest's width

@@ -26,7 +26,7 @@ def execute(current: Current) -> None:
 
 def _leaf(current: Current, leaf: int, subleaf: int) -> Registers:
     apic = pvh(current).lapic
-    a, b, c, d = cpu_policy.HVM.cpuid(leaf, subleaf)
+    a, b, c, d = cpu_policy.hvm(len(current.domain.vcpus)).cpuid(leaf, subleaf)
     if leaf == 1:
         b |= apic.apic_id << 24
         if not apic.apic_base & APIC_BASE_ENABLE:
