@@ -293,6 +293,9 @@ class FakeNativeCpu(FakeCpu):
             return 0
         return 3 if self.rflags & VM else dpl(self.segment(Seg.SS).attributes)
 
+    def translate(self, vaddr: int, writing: bool) -> int | None:
+        return None
+
     def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         self.regs[:] = [0] * 16
         self.cr0, self.cr2, self.cr3, self.cr4, self.efer = cr0, 0, cr3, cr4, efer

@@ -23,7 +23,7 @@ from xenemu.abi.arch_x86.cpufeatureset import (
     word_of,
 )
 from xenemu.cpu import self_check, shim
-from xenemu.cpu.context import Context, Interrupts
+from xenemu.cpu.context import NOWHERE, Context, Interrupts
 from xenemu.cpu.exits import native_exits, pv_exits
 from xenemu.cpu.guest_physical import GuestPhysical
 from xenemu.cpu.registers import Registers
@@ -98,6 +98,7 @@ class Engine(Registers):
         loaded.attach(handle)
         super().__init__(loaded, uc, self._ram)
         env = loaded.env()
+        self._flush_all = at.FLUSH_OWN | at.FLUSH_KEPT
         self._vcpu.native = 0  # or the last engine's guest would be asked about MSRs
         self_check.check(loaded, uc)
         features = (ctypes.c_uint64 * NR_FEATURE_WORDS).from_address(env + at.ENV_FEATURES)
@@ -302,6 +303,11 @@ class Engine(Registers):
         names = ("exits", "flushes", "fills", "blocks_translated", "code_frames")
         return {name: getattr(self._counters, name) for name in names}
 
+    def audit(self) -> list[str]:
+        """What is wrong in what the CPU has of the guest, a sentence each; only between runs."""
+        exposed = self._shim.tlbs_expose_table()
+        return ["a TLB lets the guest write to a page table"] if exposed else []
+
     # ---- snapshots ----
 
     def keep(self) -> EngineState:
@@ -316,6 +322,7 @@ class Engine(Registers):
     def put_back(self, kept: EngineState) -> None:
         """Go on from what this engine has kept."""
         self.load(kept.registers)
+        self.flush_tlb()
         for place, fields in zip(self._guests_own(), kept.subjects, strict=True):
             for name, value in fields.items():
                 kind = type(getattr(place, name))
@@ -338,14 +345,19 @@ class Engine(Registers):
         return int(self._shim.came_from())
 
     def flush_tlb(self) -> None:
-        """Forget all translations before the guest runs again."""
-        self._exit.flush = 1
+        """Forget all translations, of other vcpus too, before the guest runs again."""
+        self._exit.flush = self._flush_all
 
     def flush_tlb_page(self, vaddr: int) -> None:
-        """Forget the translations of one page before the guest runs again."""
+        """Forget the translations of one page, of other vcpus too, before the guest runs again."""
         self._shim.flush_page(vaddr)
 
     # ---- NativeCpu ----
+
+    def translate(self, vaddr: int, writing: bool) -> int | None:
+        """See `NativeCpu.translate`."""
+        maddr = int(self._shim.translate(vaddr, writing))
+        return None if maddr == NOWHERE else maddr
 
     @property
     def halted(self) -> bool:

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import MutableSequence
 from typing import Any
 
-from xenemu.cpu.context import Context, Interrupts
+from xenemu.cpu.context import Context, Packed, pack
 from xenemu.cpu.shim import Shim
 from xenemu.hv.cpu import Seg, Segment, Undefined
 from xenemu.x86 import msr, segment
@@ -25,8 +25,6 @@ CR4_OSXMMEXCPT = 1 << 10
 CR4_FSGSBASE = 1 << 16
 EFER_SCE_NX = 0x801
 BREAKPOINTS = 4  # DR0 to DR3
-FPU_AREA = 512  # bytes of FXSAVE's
-SEGMENTS = tuple(Seg)
 
 
 class _Segment(ctypes.Structure):
@@ -58,20 +56,13 @@ class Registers:
         self._efer = ctypes.c_uint64.from_address(env + constants.ENV_EFER)
         self._dr = (ctypes.c_uint64 * 8).from_address(env + constants.ENV_DR)
         self._tsc_aux = ctypes.c_uint64.from_address(env + constants.ENV_TSC_AUX)
-        self._msrs = [
-            (number, ctypes.c_uint64.from_address(env + offset))
-            for number, offset in msr_offsets(constants).items()
-        ]
+        self._registers_at = ctypes.addressof(loaded.registers)
         cpu = loaded.cpu()
         request = cpu + constants.CPU_INTERRUPT_REQUEST
         self._interrupt_request = ctypes.c_uint32.from_address(request)
         self._halted = ctypes.c_uint32.from_address(cpu + constants.CPU_HALTED)
-        index = cpu + constants.CPU_EXCEPTION_INDEX
-        self._exception_index = ctypes.c_int32.from_address(index)
         old = env + constants.ENV_OLD_EXCEPTION
         self._old_exception = ctypes.c_int32.from_address(old)
-        self._hflags2 = ctypes.c_uint32.from_address(env + constants.ENV_HFLAGS2)
-        self._fpu_area = ctypes.create_string_buffer(FPU_AREA)
 
     @property
     def rip(self) -> int:
@@ -109,7 +100,7 @@ class Registers:
     @cr3.setter
     def cr3(self, value: int) -> None:
         self._cr[3] = value
-        self._exit.flush = 1
+        self._exit.flush |= self._constants.FLUSH_OWN
 
     @property
     def cpl(self) -> int:
@@ -235,108 +226,29 @@ class Registers:
 
     # ---- several vcpus ----
 
+    def save(self) -> Packed:
+        """The registers of the vcpu that is in the CPU, for `load`."""
+        self._shim.store()
+        return Packed(bytes(self._shim.registers))
+
     def store(self) -> Context:
-        """The registers of the vcpu that is in the CPU."""
-        cr, hflags, at = self._cr, self._hflags.value, self._constants
-        rflags = self._shim.store_rflags()
-        self._shim.store_fpu(self._fpu_area)
-        return Context(
-            general=tuple(self.regs),
-            rip=self._rip.value,
-            rflags=rflags,
-            segments=tuple([self.segment(which) for which in SEGMENTS]),
-            cpl=hflags & at.HF_CPL,
-            cr0=cr[0],
-            cr2=cr[2],
-            cr3=cr[3],
-            cr4=cr[4],
-            efer=self._efer.value,
-            debug=tuple(self._dr),
-            msrs={number: place.value for number, place in self._msrs},
-            fpu=self._fpu_area.raw,
-            interrupts=self._store_interrupts(),
-            undefined=self.undefined(),
-            delivered=(self._vcpu.delivered_kind, self._vcpu.delivered_vector),
-        )
+        """The same, by name."""
+        return self.save().context
 
-    def _store_interrupts(self) -> Interrupts:
-        vcpu, at, request = self._vcpu, self._constants, self._interrupt_request.value
-        upcall = vcpu.upcall_pending
-        return Interrupts(
-            halted=bool(self._halted.value),
-            requested=bool(request & at.INTERRUPT_VIRQ),
-            nmi=bool(request & at.INTERRUPT_NMI),
-            nmi_blocked=bool(self._hflags2.value & at.HF2_NMI),
-            shadow=bool(self._hflags.value & at.HF_INHIBIT_IRQ),
-            debug_hits=self._shim.debug_hits(),
-            debug_held=bool(request & at.INTERRUPT_HELD_DEBUG),
-            apic_vector=self._vector(vcpu.apic_vector),
-            apic_accepted=self._vector(vcpu.apic_accepted),
-            callback_vector=self._vector(vcpu.callback_vector),
-            upcall=None if upcall is None else upcall - self._ram,
-        )
-
-    def _vector(self, number: int) -> int | None:
-        return None if number == self._constants.NO_VECTOR else number
-
-    def load(self, context: Context) -> None:
+    def load(self, kept: Packed | Context) -> None:
         """Put a vcpu into the CPU; the one that was there is lost, if it was not stored."""
-        self.regs[:] = context.general
-        self._rip.value = context.rip
-        for place, value in zip(self._segs, context.segments, strict=True):
-            place.selector, place.base, place.limit = value.selector, value.base, value.limit
-            place.flags = value.attributes
-        cr = self._cr
-        cr[0], cr[2], cr[3], cr[4] = context.cr0, context.cr2, context.cr3, context.cr4
-        self._efer.value = context.efer
-        for number, place in self._msrs:
-            place.value = context.msrs[number]
-        self._shim.load_fpu(context.fpu)
-        self._load_interrupts(context.interrupts)
-        self._load_undefined(context.undefined)
-        self._vcpu.delivered_kind, self._vcpu.delivered_vector = context.delivered
-        waits = context.interrupts
-        self._shim.load_debug((ctypes.c_uint64 * 8)(*context.debug), waits.debug_hits)
-        self._shim.load_mode(context.rflags, context.cpl, waits.shadow, waits.nmi_blocked)
-        self._exit.flush = 1
+        self._load(kept)
+        self._exit.flush |= self._constants.FLUSH_OWN
 
-    def _load_undefined(self, found: Undefined | None) -> None:
-        vcpu = self._vcpu
-        vcpu.undefined_bits = found.bits if found else 0
-        if found:
-            vcpu.undefined_rip, vcpu.undefined_bytes = found.rip, len(found.code)
-            vcpu.undefined_code[: len(found.code)] = found.code
+    def switch(self, leaving: int, coming: int, kept: Packed | Context) -> None:
+        """`load` the vcpu `coming`, with the TLB that it had.
 
-    def _load_interrupts(self, waits: Interrupts) -> None:
-        vcpu, at = self._vcpu, self._constants
-        none = at.NO_VECTOR
-        self._halted.value = waits.halted
-        self._exception_index.value = -1
-        vcpu.apic_vector = none if waits.apic_vector is None else waits.apic_vector
-        vcpu.apic_accepted = none if waits.apic_accepted is None else waits.apic_accepted
-        vcpu.callback_vector = none if waits.callback_vector is None else waits.callback_vector
-        vcpu.upcall_pending = None if waits.upcall is None else self._ram + waits.upcall
-        self._interrupt_request.value = 0
-        if waits.requested:
-            self._shim.request_interrupt(at.INTERRUPT_VIRQ)
-        if waits.nmi:
-            self._shim.request_interrupt(at.INTERRUPT_NMI)
-        if waits.debug_hits:
-            kind = at.INTERRUPT_HELD_DEBUG if waits.debug_held else at.INTERRUPT_DEBUG
-            self._shim.request_interrupt(kind)
+        The vcpu that was in the CPU, `leaving`, keeps its TLB. Both are numbers of vcpus.
+        """
+        self._shim.switch_tlb(leaving, coming)
+        self._load(kept)
 
-
-def msr_offsets(at: Any) -> dict[int, int]:
-    """Where the CPU keeps MSRs, 8 bytes each."""
-    return {
-        msr.IA32_SYSENTER_ESP: at.ENV_SYSENTER_ESP,
-        msr.IA32_SYSENTER_EIP: at.ENV_SYSENTER_EIP,
-        msr.IA32_SYSENTER_CS: at.ENV_SYSENTER_CS,  # 4 bytes, and 4 of nothing
-        msr.IA32_CR_PAT: at.ENV_PAT,
-        msr.STAR: at.ENV_STAR,
-        msr.LSTAR: at.ENV_LSTAR,
-        msr.CSTAR: at.ENV_CSTAR,
-        msr.FMASK: at.ENV_FMASK,
-        msr.KERNEL_GS_BASE: at.ENV_KERNEL_GS_BASE,
-        msr.TSC_AUX: at.ENV_TSC_AUX,
-    }
+    def _load(self, kept: Packed | Context) -> None:
+        data = kept.data if isinstance(kept, Packed) else pack(kept)
+        ctypes.memmove(self._registers_at, data, len(data))
+        self._shim.load()

@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Iterator
 from typing import Any
 
-from xenemu.cpu.registers import msr_offsets
 from xenemu.cpu.shim import UNICORN_VERSION, Shim
 from xenemu.errors import EngineError
 from xenemu.hv.cpu import Reg, Seg
@@ -47,7 +46,7 @@ def check(loaded: Shim, uc: Any) -> None:
         found = (_at(loaded, place + at.SEG_BASE, 8), _at(loaded, place + at.SEG_LIMIT, 4))
         uc.reg_write(api(which.name), before)
         _expect(found == (0x12345678, 0x4321), which.name)
-    for number, offset in msr_offsets(at).items():
+    for number, offset in _msr_offsets(at).items():
         size = 2 if number == msr.IA32_SYSENTER_CS else 8
         before, value = uc.msr_read(number), _cut(MAGIC, size)
         uc.msr_write(number, value)
@@ -107,3 +106,19 @@ def _expect(found: bool, what: str) -> None:
             f"this build of unicorn {UNICORN_VERSION} keeps {what} elsewhere:"
             " xenemu supports the x86-64 Linux wheel from the Python index"
         )
+
+
+def _msr_offsets(at: Any) -> dict[int, int]:
+    """Where the CPU keeps MSRs, 8 bytes each."""
+    return {
+        msr.IA32_SYSENTER_ESP: at.ENV_SYSENTER_ESP,
+        msr.IA32_SYSENTER_EIP: at.ENV_SYSENTER_EIP,
+        msr.IA32_SYSENTER_CS: at.ENV_SYSENTER_CS,  # 4 bytes, and 4 of nothing
+        msr.IA32_CR_PAT: at.ENV_PAT,
+        msr.STAR: at.ENV_STAR,
+        msr.LSTAR: at.ENV_LSTAR,
+        msr.CSTAR: at.ENV_CSTAR,
+        msr.FMASK: at.ENV_FMASK,
+        msr.KERNEL_GS_BASE: at.ENV_KERNEL_GS_BASE,
+        msr.TSC_AUX: at.ENV_TSC_AUX,
+    }

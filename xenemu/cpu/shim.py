@@ -89,16 +89,14 @@ class Shim:
         self.run = self._function("shim_run", ctypes.c_int, ctypes.c_uint64)
         self.invalidate = self._function("shim_invalidate", None, ctypes.c_uint64)
         self.sync_rflags = self._function("shim_sync_rflags", None)
-        self.store_rflags = self._function("shim_store_rflags", ctypes.c_uint64)
-        self.load_mode = self._function(
-            "shim_load_mode",
-            None,
-            *(ctypes.c_uint64, ctypes.c_uint32, ctypes.c_bool, ctypes.c_bool),
+        self.store = self._function("shim_store", None)
+        self.load = self._function("shim_load", None)
+        self.switch_tlb = self._function("shim_switch_tlb", None, ctypes.c_uint, ctypes.c_uint)
+        self.translate = self._function(
+            "shim_translate", ctypes.c_uint64, ctypes.c_uint64, ctypes.c_bool
         )
-        self.store_fpu = self._function("shim_store_fpu", None, ctypes.c_char_p)
+        self.tlbs_expose_table = self._function("shim_tlbs_expose_table", ctypes.c_bool)
         self.load_fpu = self._function("shim_load_fpu", None, ctypes.c_char_p)
-        self.debug_hits = self._function("shim_debug_hits", ctypes.c_uint32)
-        self.load_debug = self._function("shim_load_debug", None, ctypes.c_void_p, ctypes.c_uint32)
         self.update_mode = self._function("shim_update_mode", None)
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
@@ -125,6 +123,7 @@ class Shim:
         self.clock = self._shared("clock")
         self.exit = self._shared("exit")
         self.vcpu = self._shared("vcpu")
+        self.registers = self._shared("registers")
         self.physical = self._shared("physical")
         self.debug = self._shared("debug")
         self.counters = self._shared("counters")

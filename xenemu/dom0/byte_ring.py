@@ -38,7 +38,7 @@ class ByteRing:
     def take(self, memory: Memory, mfn: Mfn, limit: int) -> bytes:
         """Consume up to `limit` bytes; none when the indices are nonsense."""
         used = self.used(memory, mfn)
-        if used > self.size:
+        if not used or used > self.size:
             return b""
         page = mfn << PAGE_SHIFT
         cons = memory.read_uint(Maddr(page + self.cons), 4)
@@ -50,6 +50,8 @@ class ByteRing:
 
     def put(self, memory: Memory, mfn: Mfn, data: bytes | bytearray | memoryview) -> int:
         """Produce as much of `data` as there is room for; return the number of bytes."""
+        if not data:
+            return 0
         count = min(len(data), self.room(memory, mfn))
         page = mfn << PAGE_SHIFT
         prod = memory.read_uint(Maddr(page + self.prod), 4)

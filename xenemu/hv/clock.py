@@ -13,6 +13,7 @@ In Xen: arch/x86/time.c (__update_vcpu_system_time, update_secondary_system_time
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from xenemu.abi.vcpu import XEN_PVCLOCK_TSC_STABLE_BIT
@@ -61,10 +62,15 @@ def write_time(domain: Domain, vcpu: Vcpu, now_ns: int) -> None:
 def refresh_time(current: Current) -> None:
     """The current vcpu gets the CPU, or goes on: rewrite its record if a newer one is due."""
     domain, vcpu = current.domain, current.vcpu
-    newest = time_info(0, _epoch(current)).pack(domain.shared_info_width)
+    newest = _newest(_epoch(current), domain.shared_info_width)
     record = domain.memory.read(vcpu_field(domain, vcpu, "time"), len(newest))
     if record[VERSION_SIZE:] != newest[VERSION_SIZE:]:
         update_time(current, vcpu)
+
+
+@lru_cache(maxsize=4)  # it is asked for at each turn
+def _newest(now_ns: int, width: int) -> bytes:
+    return time_info(0, now_ns).pack(width)
 
 
 def update_time(current: Current, vcpu: Vcpu) -> None:

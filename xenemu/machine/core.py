@@ -119,16 +119,15 @@ class Core:
         if vcpu is not current.vcpu:
             scheduler.leave(current)
             self.personality.leave(current)
-            current.vcpu.saved = engine.store()
-            current.vcpu = vcpu
+            leaving, current.vcpu = current.vcpu, vcpu
+            leaving.saved = engine.save()
+            engine.switch(leaving.vcpu_id, vcpu.vcpu_id, vcpu.saved or self.untouched)
             if self._blocks:
                 self._blocks.turn_to(vcpu.vcpu_id)
             if vcpu.saved is None:
                 engine.load(self.untouched)
                 self.personality.start(current)
-            else:
-                engine.load(vcpu.saved)
-                vcpu.saved = None
+            vcpu.saved = None
             self.personality.enter(current)
         if vcpu.runstate is not RunState.RUNNING:
             scheduler.enter(current)

@@ -87,6 +87,7 @@ class Run:
     def _audit(self) -> Outcome | None:
         """Audit the domain; an end of the run if its books are wrong."""
         faults = self.machine.personality.audit(self.machine.domain)
+        faults += self.machine.engine.audit()
         if not faults:
             return None
         more = f"; and {len(faults) - 1} more faults" if faults[1:] else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from xenemu.cpu.context import Context
+from xenemu.cpu.context import Context, by_name
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.machine.core import Core
@@ -30,7 +30,7 @@ def read(machine: Core, vcpu: Vcpu) -> Context:
     if vcpu is machine.current.vcpu:
         return machine.engine.store()
     arch = vcpu.arch
-    found: Context = vcpu.saved or machine.untouched
+    found = by_name(vcpu.saved or machine.untouched)
     if isinstance(arch, PvhVcpu) and arch.start is not None:
         return _with_pvh_start(found, arch.start)
     if isinstance(arch, PvVcpu) and vcpu.saved is None:
@@ -45,7 +45,7 @@ def change(machine: Core, vcpu: Vcpu, **changes: Any) -> None:
     if vcpu is machine.current.vcpu:
         machine.engine.load(replace(machine.engine.store(), **changes))
     else:
-        vcpu.saved = replace(vcpu.saved, **changes)
+        vcpu.saved = replace(by_name(vcpu.saved), **changes)
 
 
 def _padded(general: tuple[int, ...]) -> tuple[int, ...]:

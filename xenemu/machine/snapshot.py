@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xenemu import boot
-from xenemu.cpu.context import Context
+from xenemu.cpu.context import Context, by_name
 from xenemu.cpu.engine import EngineState
 from xenemu.dom0 import toolstack
 from xenemu.dom0.console import Console
@@ -42,6 +42,9 @@ class Snapshot:
     @classmethod
     def of(cls, machine: Core) -> Snapshot:
         """Keep what a machine is now."""
+        for vcpu in machine.domain.vcpus:  # the shim's struct is for this version alone
+            if vcpu.saved is not None:
+                vcpu.saved = by_name(vcpu.saved)
         return cls(
             machine.entry.name,
             DomainSnapshot.of(machine.domain),

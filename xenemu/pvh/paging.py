@@ -41,6 +41,9 @@ def translate(current: Current, vaddr: int, writing: bool) -> Maddr:
 
     EFAULT: not mapped, not writable, not canonical, or mapped to no memory.
     """
+    maddr = cpu_of(current).translate(vaddr, writing)
+    if maddr is not None:
+        return Maddr(maddr)
     paddr = guest_physical(current, vaddr, writing)
     p2m = current.domain.p2m
     assert p2m is not None

@@ -57,7 +57,9 @@ const struct constant *shim_constants(void)
         CONSTANT(ANSWERED) CONSTANT(REFUSED) CONSTANT(NATIVE)
         CONSTANT(STOP_HYPERVISOR) CONSTANT(STOP_DEBUGGER)
         CONSTANT(STOP_BREAKPOINT) CONSTANT(STOP_WATCHPOINT) CONSTANT(STOP_FAULT)
-        CONSTANT(GAVE_UP) CONSTANT(NO_VECTOR)
+        CONSTANT(GAVE_UP) CONSTANT(NO_VECTOR) CONSTANT(FLUSH_OWN) CONSTANT(FLUSH_KEPT)
+        CONSTANT(WAITS_HALTED) CONSTANT(WAITS_REQUESTED) CONSTANT(WAITS_NMI)
+        CONSTANT(WAITS_NMI_BLOCKED) CONSTANT(WAITS_SHADOW) CONSTANT(WAITS_DEBUG_HELD)
         CONSTANT(INTERRUPT_VIRQ) CONSTANT(INTERRUPT_NMI) CONSTANT(INTERRUPT_DEBUG)
         CONSTANT(INTERRUPT_HELD_DEBUG)
         CONSTANT(UC_NO_EXIT_REQUEST)
@@ -155,6 +157,8 @@ void shim_attach(void *uc)
     G.env = FIELD(G.cpu, CPU_ENV_PTR, void *);
     G.tcg = FIELD(uc, UC_TCG_CTX, void *);
     forget_jumps();
+    forget_unfinished();
+    forget_kept_tlbs();
     G.vcpu.callback_vector = G.vcpu.apic_vector = G.vcpu.apic_accepted = NO_VECTOR;
     G.vcpu.rflags = U.read_eflags(G.env);
     forget_debugging();

@@ -58,17 +58,19 @@ int64_t sleb128(const uint8_t **at)
     return value;
 }
 
+static bool generated(uintptr_t pc)
+{
+    return pc - FIELD(G.tcg, TCG_CODE_GEN_BUFFER, uintptr_t) <
+           FIELD(G.tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t);
+}
+
 /* The translated block that contains host address `pc`, or NULL. */
 void *block_at(uintptr_t pc)
 {
-    if (pc - FIELD(G.tcg, TCG_CODE_GEN_BUFFER, uintptr_t) >=
-        FIELD(G.tcg, TCG_CODE_GEN_BUFFER_SIZE, uintptr_t))
-        return NULL;
-    return U.tb_lookup(G.tcg, pc);
+    return generated(pc) ? U.tb_lookup(G.tcg, pc) : NULL;
 }
 
-/* How many instructions of the block that contains host address `pc` have not completed. */
-int64_t unfinished(uintptr_t pc)
+static int64_t find_unfinished(uintptr_t pc)
 {
     void *tb = block_at(pc);
 
@@ -85,6 +87,39 @@ int64_t unfinished(uintptr_t pc)
             return n - i;
     }
     return 0;
+}
+
+/*
+ * The answers of the last few host addresses. A loop that reads the TSC asks for the same ones
+ * again and again. They hold until another block is generated there.
+ */
+enum { ANSWERS = 64 };
+
+static struct answer {
+    uintptr_t pc;
+    int64_t unfinished;
+} answers[ANSWERS];
+static uintptr_t last_answer; /* the highest `pc` of them */
+
+void forget_unfinished(void)
+{
+    memset(answers, 0, sizeof answers);
+    last_answer = 0;
+}
+
+/* How many instructions of the block that contains host address `pc` have not completed. */
+int64_t unfinished(uintptr_t pc)
+{
+    struct answer *answer = &answers[(pc ^ pc >> 6) % ANSWERS];
+
+    if (!generated(pc))
+        return 0;
+    if (answer->pc != pc) {
+        *answer = (struct answer){pc, find_unfinished(pc)};
+        if (pc > last_answer)
+            last_answer = pc;
+    }
+    return answer->unfinished;
 }
 
 static __attribute__((noinline, cold)) void leave_before_block(uint32_t instructions, uintptr_t pc)
@@ -193,6 +228,8 @@ int tcg_gen_code_x86_64(void *tcg_ctx, void *tb)
     uint8_t *code = FIELD(tb, TB_TC_PTR, uint8_t *);
     uint32_t length = FIELD(tb, TB_ICOUNT, uint16_t);
 
+    if ((uintptr_t)code <= last_answer)
+        forget_unfinished();
     if (size < 0) /* no room: Unicorn starts afresh */
         return size;
     if (memcmp(code, "\x48\xbf", 2) || memcmp(code + 2, &PATTERN, 8) || code[10] != 0xbe) {

@@ -37,6 +37,8 @@ int cpu_watchpoint_insert_x86_64(void *cpu, uint64_t vaddr, uint64_t length, int
         if (!watchpoints[i].length) {
             watchpoints[i] = (struct watchpoint){.vaddr = vaddr, .length = length, .flags = flags};
             *out = &watchpoints[i];
+            if (flags & OF_DEBUGGER)
+                outdate_kept_tlbs();
             U.tlb_flush_page(cpu, vaddr);
             U.tlb_flush_page(cpu, vaddr + length - 1);
             return 0;
@@ -230,7 +232,7 @@ static struct watchpoint *armed(int n)
 }
 
 /* A bit for each of DR0 to DR3 that has been hit, if a #DB for that waits to be raised. */
-uint32_t shim_debug_hits(void)
+uint32_t debug_hits(void)
 {
     uint32_t hits = 0;
 
@@ -247,7 +249,7 @@ uint32_t shim_debug_hits(void)
 /*
  * Load all debug registers, in place of those that are armed. Hits of the new ones may be waiting.
  */
-void shim_load_debug(const uint64_t *registers, uint32_t hits)
+void load_debug(const uint64_t *registers, uint32_t hits)
 {
     U.update_dr7(G.env, 0);
     FIELD(G.cpu, CPU_WATCHPOINT_HIT, void *) = NULL;

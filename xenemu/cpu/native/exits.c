@@ -29,6 +29,8 @@ static void apply_requests(void)
 {
     sync_rflags(FLAGS_RUNNING);
     if (G.exit.flush) {
+        if (G.exit.flush & FLUSH_KEPT)
+            outdate_kept_tlbs();
         G.exit.flush = 0;
         U.tlb_flush(G.cpu);
     }

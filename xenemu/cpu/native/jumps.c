@@ -106,6 +106,7 @@ void tb_flush_x86_64(void *cpu)
 {
     if (cpu == G.cpu)
         forget_jumps();
+    forget_unfinished();
     U.tb_flush(cpu);
 }
 

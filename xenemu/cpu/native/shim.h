@@ -16,6 +16,12 @@
 
 enum { NO_VECTOR = -1 };
 enum { FRAME_FETCHED = 1 };
+enum { FLUSH_OWN = 1, FLUSH_KEPT = 2 }; /* G.exit.flush: the TLB in the CPU; those of other vcpus */
+enum { KEPT_MSRS = 10, FPU_SIZE = 512 };
+enum { /* G.registers.waits */
+    WAITS_HALTED = 1, WAITS_REQUESTED = 2, WAITS_NMI = 4, WAITS_NMI_BLOCKED = 8, WAITS_SHADOW = 16,
+    WAITS_DEBUG_HELD = 32,
+};
 #define NOWHERE UINT64_MAX
 enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.exit.stop: who wants to leave */
 enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug.stop */
@@ -44,6 +50,10 @@ extern struct shared {
 #include "shared.def"
 } G;
 
+/* tlb.c */
+void forget_kept_tlbs(void);
+void outdate_kept_tlbs(void);
+
 /* exits.c */
 void enter_hypervisor(enum exit_kind kind, uint32_t vector);
 
@@ -57,6 +67,7 @@ void look_between_blocks(void);
 int64_t sleb128(const uint8_t **at);
 void *block_at(uintptr_t pc);
 int64_t unfinished(uintptr_t pc);
+void forget_unfinished(void);
 
 /*
  * Call a function of Unicorn's that raises with its own return address, which is here. What it
@@ -86,6 +97,8 @@ void *show_breakpoints(void *tb);
 void hide_breakpoints(void *guests);
 void drop_held_debug_exception(void);
 void forget_debugging(void);
+uint32_t debug_hits(void);
+void load_debug(const uint64_t *registers, uint32_t hits);
 
 /* tlb.c */
 uint64_t *machine_entry(uint64_t paddr);

@@ -7,6 +7,9 @@
  * mapping leads to it. Such a frame may have fast mappings at its first fetch. Then all mappings
  * are dropped.
  */
+#include <stdlib.h>
+#include <string.h>
+
 #include "shim.h"
 
 static int filling_for;
@@ -41,12 +44,18 @@ static bool wraps(int access, uint64_t vaddr)
     return access == ACCESS_FETCH && UNLIKELY(vaddr >> 32) && !code64();
 }
 
+struct translation {
+    uint64_t paddr; /* of the page */
+    uint64_t size;  /* of the page as its entry has it, which may be a large one */
+    int prot;
+};
+
 /*
  * Walk four levels of tables in RAM, as x86_cpu_tlb_fill does, but in place. False for what is left
  * to that function: faults, other kinds of tables, holes. Then nothing but accessed bits has
  * changed.
  */
-static bool walk(uint64_t vaddr, int access, int mode)
+static inline bool walk(uint64_t vaddr, int access, int mode, struct translation *found)
 {
     uint64_t cr0 = FIELD(G.env, ENV_CR0, uint64_t), efer = FIELD(G.env, ENV_EFER, uint64_t);
     uint64_t address = FIELD(G.env, ENV_CR3, uint64_t), all = PTE_RW | PTE_US, any = 0, *entry;
@@ -84,11 +93,25 @@ static bool walk(uint64_t vaddr, int access, int mode)
     uint64_t seen = PTE_A | (access == ACCESS_WRITE ? PTE_D : 0);
     if ((*entry & seen) != seen)
         *entry |= seen;
-    int prot = PAGE_READ | (any & PTE_NX ? 0 : PAGE_EXEC) |
-               (writable && (*entry & PTE_D) ? PAGE_WRITE : 0);
-    uint64_t page = ((address & PTE_ADDRESS & ~(size - 1)) | (linear & (size - 1))) & ~0xfffull;
-    tlb_set_page_with_attrs_x86_64(G.cpu, vaddr & ~0xfffull, page, 0, prot, mode, size);
+    found->prot = PAGE_READ | (any & PTE_NX ? 0 : PAGE_EXEC) |
+                  (writable && (*entry & PTE_D) ? PAGE_WRITE : 0);
+    found->paddr = ((address & PTE_ADDRESS & ~(size - 1)) | (linear & (size - 1))) & ~0xfffull;
+    found->size = size;
     return true;
+}
+
+/*
+ * Where the kernel's memory at a linear address is: a machine address. The entries on the way are
+ * marked as an access would mark them. NOWHERE where there is none, and for what `walk` leaves.
+ */
+uint64_t shim_translate(uint64_t vaddr, bool writing)
+{
+    struct translation found;
+
+    if (!walk(vaddr, writing ? ACCESS_WRITE : ACCESS_READ, MMU_KERNEL, &found))
+        return NOWHERE;
+    uint64_t maddr = G.physical.p2m ? machine_address(found.paddr) : found.paddr;
+    return maddr >> 12 < G.physical.frames ? maddr | (vaddr & 0xfff) : NOWHERE;
 }
 
 /* Unicorn's own walk, of all other tables and for faults: entries where the guest has them. */
@@ -120,10 +143,15 @@ void x86_stl_phys_notdirty_x86_64(void *cpu, uint64_t paddr, uint32_t value)
 bool x86_cpu_tlb_fill_x86_64(void *cpu, uint64_t vaddr, int size, int access, int mode, bool probe,
                              uintptr_t pc)
 {
+    struct translation found;
+
     G.counters.fills++;
     filling_for = access;
-    if (walk(vaddr, access, mode))
+    if (walk(vaddr, access, mode, &found)) {
+        tlb_set_page_with_attrs_x86_64(cpu, vaddr & ~0xfffull, found.paddr, 0, found.prot, mode,
+                                       found.size);
         return true;
+    }
     if (!probe)
         missed = (struct access){true, access, size, vaddr, FIELD(G.env, ENV_CR2, uint64_t)};
     bool filled = (!wraps(access, vaddr) || /* for its fault, if it has one */
@@ -154,6 +182,7 @@ void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, u
             G.counters.code_frames++;
             if (G.physical.written[frame]) {
                 G.physical.written[frame] = 0;
+                outdate_kept_tlbs();
                 U.tlb_flush(cpu);
             }
         } else {
@@ -216,6 +245,152 @@ void tlb_flush_by_mmuidx_x86_64(void *cpu, uint16_t modes)
     U.tlb_flush_by_mmuidx(cpu, modes);
 }
 
+/* ---- a TLB for each vcpu ------------------------------------------------------------------ */
+
+/*
+ * A vcpu keeps its TLB while another one is in the CPU. That TLB is Unicorn's struct, which has
+ * pointers to the tables. It is out of date once something else than the vcpu itself has changed
+ * what it may have: the hypervisor has taken something from the guest, a frame has become code, or
+ * the debugger watches an address. Such things are rare, so they put all kept TLBs out of date.
+ */
+enum { MAX_VCPUS = 128 };
+
+static struct kept {
+    bool here; /* and not in the CPU, or never made */
+    uint64_t date;
+    char tlb[TLB_BEFORE_ENV];
+} *kept[MAX_VCPUS];
+static uint64_t date = 1; /* 0 is never up to date */
+
+void outdate_kept_tlbs(void)
+{
+    date++;
+}
+
+static void **table_of(char *tlb, int mode)
+{
+    return &FIELD(tlb, TLB_FAST + 16 * mode + 8, void *);
+}
+
+static void **iotlb_of(char *tlb, int mode)
+{
+    return &FIELD(tlb, TLB_DESC + TLB_DESC_SIZE * mode + TLB_IOTLB, void *);
+}
+
+static void free_tables(char *tlb)
+{
+    for (int mode = 0; mode < MMU_MODES; mode++) {
+        free(*table_of(tlb, mode));
+        free(*iotlb_of(tlb, mode));
+    }
+}
+
+/* All of an engine. */
+void forget_kept_tlbs(void)
+{
+    for (int vcpu = 0; vcpu < MAX_VCPUS; vcpu++) {
+        if (kept[vcpu] && kept[vcpu]->here)
+            free_tables(kept[vcpu]->tlb);
+        free(kept[vcpu]);
+        kept[vcpu] = NULL;
+    }
+}
+
+static void *allocate(size_t size)
+{
+    void *memory = malloc(size);
+
+    if (!memory)
+        abort(); /* as Unicorn would for its own */
+    return memory;
+}
+
+static struct kept *kept_of(unsigned vcpu)
+{
+    if (!kept[vcpu]) {
+        kept[vcpu] = allocate(sizeof *kept[vcpu]);
+        kept[vcpu]->here = false;
+    }
+    return kept[vcpu];
+}
+
+/* Make a TLB of the size of another one. Its first flush will empty it. */
+static void make_tlb(struct kept *made, const char *like)
+{
+    memcpy(made->tlb, like, TLB_BEFORE_ENV);
+    for (int mode = 0; mode < MMU_MODES; mode++) {
+        size_t mask = FIELD(like, TLB_FAST + 16 * mode, uint64_t);
+        size_t entries = mask / TLB_ENTRY_SIZE + 1;
+        *table_of(made->tlb, mode) = allocate(entries * TLB_ENTRY_SIZE);
+        *iotlb_of(made->tlb, mode) = allocate(entries * IOTLB_ENTRY_SIZE);
+    }
+    FIELD(made->tlb, TLB_DIRTY, uint16_t) = (1 << MMU_MODES) - 1;
+    made->here = true;
+    made->date = 0;
+}
+
+/* Let a vcpu that leaves the CPU keep its TLB, and give the other one what it has kept. */
+void shim_switch_tlb(unsigned from, unsigned to)
+{
+    char *tlb = FIELD(G.cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+    struct kept *leaving = kept_of(from), *coming = kept_of(to);
+
+    if (G.exit.flush & FLUSH_KEPT)
+        outdate_kept_tlbs();
+    if (leaving->here) /* from before the machine went back to a snapshot */
+        free_tables(leaving->tlb);
+    memcpy(leaving->tlb, tlb, TLB_BEFORE_ENV);
+    leaving->here = true;
+    leaving->date = G.exit.flush ? 0 : date;
+    if (!coming->here)
+        make_tlb(coming, tlb);
+    memcpy(tlb, coming->tlb, TLB_BEFORE_ENV);
+    coming->here = false;
+    G.exit.flush = coming->date == date ? 0 : FLUSH_OWN;
+    memset((char *)G.cpu + CPU_TB_JMP_CACHE, 0, JMP_CACHE_SIZE);
+    age_jumps();
+}
+
+static bool maps_a_table_writable(const char *entry)
+{
+    uint64_t vaddr = FIELD(entry, TLB_ADDR_WRITE, uint64_t);
+    uint64_t frame = ((vaddr & ~0xfffull) + FIELD(entry, TLB_ADDEND, uint64_t) -
+                      (uintptr_t)G.physical.ram) >> 12;
+
+    return !(vaddr & (TLB_INVALID | TLB_MMIO)) && frame < G.physical.frames &&
+           (G.physical.table_types >> G.physical.info[frame].type & 1);
+}
+
+static bool tlb_exposes_table(char *tlb)
+{
+    for (int mode = 0; mode < MMU_MODES; mode++) {
+        char *victims = tlb + TLB_DESC + TLB_DESC_SIZE * mode + TLB_VICTIMS;
+        char *table = *table_of(tlb, mode);
+        uint64_t mask = FIELD(tlb, TLB_FAST + 16 * mode, uint64_t);
+        for (uint64_t at = 0; at <= mask; at += TLB_ENTRY_SIZE)
+            if (maps_a_table_writable(table + at))
+                return true;
+        for (int i = 0; i < VICTIMS; i++)
+            if (maps_a_table_writable(victims + TLB_ENTRY_SIZE * i))
+                return true;
+    }
+    return false;
+}
+
+/* Whether a guest could write to one of its page tables through a TLB: a bug of xenemu's. */
+bool shim_tlbs_expose_table(void)
+{
+    char *tlb = FIELD(G.cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
+
+    if (!G.exit.flush && tlb_exposes_table(tlb))
+        return true;
+    for (int vcpu = 0; vcpu < MAX_VCPUS && !(G.exit.flush & FLUSH_KEPT); vcpu++)
+        if (kept[vcpu] && kept[vcpu]->here && kept[vcpu]->date == date &&
+            tlb_exposes_table(kept[vcpu]->tlb))
+            return true;
+    return false;
+}
+
 /* ---- guest frames without memory ---------------------------------------------------------- */
 
 /* They read as ones; but the local APIC's page answers for itself. */
@@ -258,6 +433,7 @@ int shim_map_beyond_ram(uint64_t start, uint64_t end)
 
 void shim_flush_page(uint64_t vaddr)
 {
+    outdate_kept_tlbs();
     U.tlb_flush_page(G.cpu, vaddr);
 }
 

@@ -41,7 +41,7 @@ enum { /* of a segment's flags, which are as in a descriptor's upper half */
     SEGMENT_RW = 1 << 9, SEGMENT_DOWN = 1 << 10, SEGMENT_CODE = 1 << 11, SEGMENT_P = 1 << 15,
     SEGMENT_L = 1 << 21, SEGMENT_B = 1 << 22,
 };
-enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
+enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR, SEGMENTS };
 enum { /* TranslationBlock, TCGContext, TCGOp */
     TB_PC = 0, TB_SIZE = 20, TB_ICOUNT = 22, TB_CFLAGS = 24, TB_TC_PTR = 32, TB_TC_SIZE = 40,
     TB_PAGE_ADDR_1 = 0x50, CF_INVALID = 0x40000, TCG_INVALIDATIONS = 0xd8,
@@ -52,9 +52,10 @@ enum { /* CPUTLB, which lies before env; three MMU modes */
     TLB_BEFORE_ENV = 2192, TLB_DESC = 32, TLB_DESC_SIZE = 696, TLB_WINDOW_BEGIN = 16,
     TLB_VICTIMS = 48, TLB_FAST = 2128, MMU_MODES = 3, VICTIMS = 8, TLB_ENTRY_SIZE = 64,
     TLB_ADDR_WRITE = 8, TLB_ADDR_CODE = 16, TLB_ADDEND = 32,
+    TLB_DIRTY = 0, TLB_IOTLB = 688, IOTLB_ENTRY_SIZE = 16, JMP_CACHE_SIZE = 4096 * 8,
 };
-enum { TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
-enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
+enum { TLB_INVALID = 1 << 11, TLB_MMIO = 1 << 9, TLB_NOTDIRTY = 1 << 10, TLB_NOT_PLAIN_RAM = 0xe40, TLB_FLUSHES_PER_WINDOW = 256 };
+enum { PAGE_READ = 1, PAGE_WRITE = 2, PAGE_EXEC = 4, ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_FETCH = 2 };
 enum { MMU_KSMAP = 0, MMU_USER = 1, MMU_KERNEL = 2 };
 enum { EFER_SCE = 1 << 0, EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
 enum {

@@ -31,8 +31,8 @@ class Vcpu:
     * `width` is the size of its unsigned long in bytes.
     * `environment` is its name in the hypercall table: pv64, pv32, pvh64 or pvh32.
     * `arch` belongs to the personality that built the domain, and is opaque to `hv`.
-    * `saved` holds its registers while another vcpu is in the CPU. It is a `cpu.context.Context`,
-      which `hv` only hands on.
+    * `saved` holds its registers while another vcpu is in the CPU. It is a `cpu.context.Packed`,
+      or a `Context`, which `hv` only hands on.
 
     Each vcpu of a PVH guest changes its mode as it likes. So it has `width` and `environment` from
     its last hypercall.
