@@ -6,14 +6,16 @@ import random
 
 import pytest
 from efiguest import MIB, SCRATCH, EfiGuest
+from pewriter import I386, X86_64, pe
 
-from xenemu.boot.efi import abi
+from xenemu.boot.efi import abi, device_path
 from xenemu.boot.efi.abi import BOOT_STUBS, RETURNS, RUNTIME_SERVICES, STUB_SIZE
 from xenemu.boot.efi.width import IA32, X64
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.cpu import Reg
 
 STEPS = 1000
+PROGRAM = SCRATCH + 0x8000
 LEAVE = ("ExitBootServices", "ResetSystem", "Exit", *RETURNS)  # they end it: seldom
 
 
@@ -28,6 +30,7 @@ def hostile(chance: random.Random, guest, known: list[int]) -> int:
         lambda: chance.getrandbits(64),
         lambda: 1 << chance.randrange(64),
         lambda: chance.choice(known),
+        lambda: chance.choice(list(guest.efi.files) or [0]),
         lambda: chance.choice(list(guest.efi.handles) or [0]),
         lambda: chance.choice(list(guest.efi.events) or [0]),
     ])()  # fmt: skip
@@ -40,8 +43,10 @@ def test_random_calls_end_in_a_status(load, seed):
     for _ in range(STEPS):
         if guest is None:
             width = (X64, IA32)[guests % 2]
-            guest, guests = EfiGuest(load, width=width, initrd=bytes(5000)), guests + 1
+            guest = EfiGuest(load, width=width, initrd=bytes(5000), efi_root={"a/b": bytes(5000)})
+            guests += 1
             known = [guest.system, guest.boot, guest.runtime, guest.image, 0x800000]
+            known += open_and_load(guest, width)
             fill(chance, guest)
         name = chance.choice(BOOT_STUBS + RUNTIME_SERVICES)
         if name in LEAVE and chance.random() < 0.95:
@@ -73,9 +78,21 @@ def test_random_calls_end_in_a_status(load, seed):
 def fill(chance: random.Random, guest) -> None:
     """Put into memory what makes calls get further: GUIDs, handles, strings, sizes."""
     guids = [abi.LOADED_IMAGE, abi.LOAD_FILE2, abi.DEVICE_PATH, abi.RNG, bytes(16)]
+    guids += [abi.FILE_INFO, abi.SIMPLE_FILE_SYSTEM, abi.FILE_SYSTEM_INFO]
     for n in range(0, 0x800, 8):
         words = (*guest.efi.handles, *guest.efi.events, 0, 64, 4096, SCRATCH, 0xFFFFFFFF, 1 << 63)
         guest.put(SCRATCH + n, chance.choice(words))
     for n in range(0x800, 0x2000, 16):
         guest.guid(SCRATCH + n, chance.choice(guids))
     guest.text(SCRATCH + 0x3000, "Name")
+
+
+def open_and_load(guest, width) -> list[int]:
+    """Open the root, and put a program into memory; what leads to them."""
+    volume = guest.find(abi.SIMPLE_FILE_SYSTEM)
+    guest.jump(guest.native(volume + 8), volume, SCRATCH)
+    program = pe(machine=X86_64 if width is X64 else I386)
+    guest.current.write(PROGRAM, program)
+    path = device_path.VOLUME + device_path.file_path("a\\b") + device_path.END
+    guest.current.write(PROGRAM - 0x100, path)
+    return [volume, guest.native(SCRATCH), PROGRAM, PROGRAM, PROGRAM - 0x100]

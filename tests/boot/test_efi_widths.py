@@ -37,8 +37,9 @@ def test_structures_are_as_in_c():
 
 
 def test_arguments_of_64_bits_take_two_words_of_32():
-    assert list(IA32.slots("NQNI")) == [(0, 1), (1, 2), (3, 1), (4, 1)]
-    assert list(X64.slots("NQNI")) == [(n, 1) for n in range(4)]
+    assert [place[:2] for place in IA32.slots("NQNI")] == [(0, 1), (1, 2), (3, 1), (4, 1)]
+    assert [place[:2] for place in X64.slots("NQNI")] == [(n, 1) for n in range(4)]
+    assert [mask.bit_length() for _, _, mask in X64.slots("NQIWB")] == [64, 64, 32, 16, 8]
 
 
 def test_a_program_of_32_bits_begins_unpaged_with_its_arguments_in_the_stack(load):

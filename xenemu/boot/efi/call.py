@@ -209,8 +209,10 @@ def service(name: str, types: str = "") -> Callable[[Handler], Handler]:
 
 def arguments(call: Call, declared: Service) -> list[Any]:
     """The arguments of a call of a service, as its prototype has them."""
-    width, values = call.width, []
-    for letter, (slot, count) in zip(declared.types, width.slots(declared.types), strict=True):
-        words = (call.argument(slot + n) << width.bits * n for n in range(count))
-        values.append(sum(words) & (1 << 8 * width.size(letter)) - 1)
+    bits, values = call.width.bits, []
+    for slot, count, mask in call.width.slots(declared.types):
+        value = call.argument(slot)
+        for n in range(1, count):
+            value |= call.argument(slot + n) << bits * n
+        values.append(value & mask)
     return values

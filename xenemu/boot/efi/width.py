@@ -6,7 +6,6 @@ All else is the same. UEFI specification 2.10, sections 2.3.2 (IA-32) and 2.3.4 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -68,13 +67,19 @@ class Width:
     def pointers(self, *values: int) -> bytes:
         return self.pack("N" * len(values), *values)
 
-    def slots(self, types: str) -> Iterator[tuple[int, int]]:
-        """Where arguments of these types are: the first slot, a UINTN, and how many there are."""
-        slot = 0
+    @cache  # noqa: B019 (there are two widths for ever)
+    def slots(self, types: str) -> tuple[tuple[int, int, int], ...]:
+        """Where arguments of these types are.
+
+        For each: its first slot, which is a UINTN; how many slots there are; and its highest value.
+        """
+        found, slot = [], 0
         for letter in types:
-            count = max(1, self.size(letter) // self.word)
-            yield slot, count
+            size = self.size(letter)
+            count = max(1, size // self.word)
+            found.append((slot, count, (1 << 8 * size) - 1))
             slot += count
+        return tuple(found)
 
     @property
     def gone(self) -> bytes:
