@@ -6,10 +6,11 @@ import zlib
 
 import pytest
 from efiguest import MIB, SCRATCH, EfiGuest
-from pewriter import TEXT, blocks, efi_bzimage, pe
+from pewriter import I386, TEXT, blocks, efi_bzimage, pe
 
 import elfwriter
 from fakes import FakeNativeCpu
+from xenemu import cli
 from xenemu.boot import ENTRIES
 from xenemu.boot.efi import abi
 from xenemu.boot.efi.abi import MemoryType, Status
@@ -342,3 +343,50 @@ def test_a_snapshot_has_the_firmware_in_it(guest):
     guest.call("FreePool", guest.word(at))
     restored = snapshot.restore(guest.domain)
     assert len(restored.arch.firmware.firmware.memory.pieces) == before
+
+
+FOREIGN, DRIVER = pe(machine=0xAA64), pe(subsystem=11)
+CUT = pe()[:0x50]
+NOT_STARTED = [
+    (pe(), "auto", "pvh: this is a PE program, which EFI starts"),
+    (pe(), "pvh", "cannot boot as pvh: pvh: this is a PE program"),
+    (pe(), "linux64", "this is not Linux"),
+    (pe(), "efi-handover", "this is a PE program; Linux's bzImage has a handover entry"),
+    (pe(), "efi32", "the PE program has no entry for 32-bit EFI"),
+    (DRIVER, "efi", "for another subsystem (EFI boot service driver): EFI starts applications"),
+    (FOREIGN, "efi", "the PE header is for machine 0xaa64, which is no x86"),
+    (CUT, "efi", "a program of DOS's: it has no PE header that EFI could load it by"),
+    (pe()[:0x60], "efi", "the PE header is cut off, or of no known format"),
+    (pe()[:0x400], "efi", "the PE section at 0x1000 is cut off by the end of the file"),
+    (pe(entry=0x9000), "efi", "the PE header has the entry 0x9000"),
+    (pe(image_base=0x400000, flags=0x207), "efi", "the program runs only at 0x400000"),
+    (b"MZ" + bytes(600), "efi", "a program of DOS's"),
+]
+
+
+def test_what_cannot_be_started_is_one_line(tmp_path, capsys):
+    path = tmp_path / "program.efi"
+    for data, entry, sentence in NOT_STARTED:
+        path.write_bytes(data)
+        assert cli.main(["run", str(path), "--entry", entry]) == 7, sentence
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1) and sentence in err, err
+        assert err.startswith(f"xenemu: {path}: ")
+
+
+def test_inspect_says_what_a_program_is(tmp_path, capsys):
+    path = tmp_path / "program.efi"
+    for data, code, words in (
+        (
+            pe(),
+            0,
+            ("PE        64-bit x86_64, EFI application, entry 0x1000", "efi             yes"),
+        ),
+        (pe(machine=I386), 0, ("32-bit i386, EFI application", "efi32           no: the PE prog")),
+        (DRIVER, 7, ("EFI boot service driver, entry 0x1000",)),
+        (FOREIGN, 7, ("which is no x86",)),
+    ):
+        path.write_bytes(data)
+        assert cli.main(["inspect", str(path)]) == code
+        out, err = capsys.readouterr()
+        assert all(word in out + err for word in words), out

@@ -11,6 +11,7 @@ from xenemu.boot.efi import abi, fat
 from xenemu.boot.efi.abi import Status
 from xenemu.boot.efi.volume import File, of_tree, resolve
 from xenemu.boot.efi.width import IA32, X64
+from xenemu.hv.snapshot import DomainSnapshot
 
 LONG = "A name that FAT alone would not have, with ümläuts.conf"
 TREE = {
@@ -241,6 +242,18 @@ def test_a_disk_is_the_same_each_time_and_has_zeroes_between():
     assert one.read(one.size - 4096, 4096) == bytes(4096)
     whole = one.read(0, 1 << 20)
     assert b"".join(one.read(at, 100) for at in range(0, 1 << 20, 100))[: 1 << 20] == whole
+
+
+def test_a_snapshot_has_the_open_files_in_it(guest):
+    file = open_path(guest, "vmlinuz")
+    read(guest, file, 100)
+    snapshot = DomainSnapshot.of(guest.domain)
+    read(guest, file, 100)
+    method(guest, file, CLOSE)
+    firmware = snapshot.restore(guest.domain).arch.firmware.firmware
+    assert firmware.files[file].position == 100
+    assert firmware.volume.find("VMLINUZ").data == TREE["vmlinuz"]
+    assert firmware.disk.read(0, 512) == guest.efi.disk.read(0, 512)
 
 
 def test_an_empty_root_is_a_volume_without_files(load):

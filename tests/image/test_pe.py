@@ -92,3 +92,13 @@ def test_no_bytes_make_an_other_exception():
                     program.load(0x100000)
             except ImageError:
                 pass
+
+
+def test_relocations_are_not_without_end():
+    """Each is work: a page of them per page of program is far from that many."""
+    data = pe(relocations=bytes(8), image_base=0x1000, size=4 << 20)
+    at = data.index(struct.pack("<II", 0x2000, 8))
+    many = data[:at] + struct.pack("<II", 0x2000, 3 << 20) + data[at + 8 :]
+    program = parse(many)
+    with pytest.raises(ImageError, match="have 3145728 bytes, which is too many"):
+        program.load(0x2000)

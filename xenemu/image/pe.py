@@ -22,6 +22,7 @@ COMPAT: Final = b".compat\0"  # the section that says where other machines begin
 COMPAT_ENTRY: Final = struct.Struct("<BBHI")  # type 1, its size, the machine, the entry
 MAX_SIZE: Final = 1 << 30
 MAX_SECTIONS: Final = 96  # as in Windows
+MAX_RELOCATIONS: Final = 1 << 20  # each is Python's work
 
 _LFANEW: Final = 0x3C
 _COFF: Final = struct.Struct("<4sHH12xHH")  # signature, machine, sections, header size, flags
@@ -92,6 +93,8 @@ class Pe:
             raise ImageError(f"the program runs only at {self.image_base:#x}")
         at, size = self.relocations
         end = at + size
+        if size > 2 * MAX_RELOCATIONS:
+            raise ImageError(f"the relocations at {at:#x} have {size} bytes, which is too many")
         while delta and at + 8 <= end:
             page, block = struct.unpack_from("<II", image, at)
             if not 8 <= block <= end - at:

@@ -10,11 +10,9 @@ from typing import Final
 from xenemu.boot.efi.abi import Status
 from xenemu.boot.efi.call import Call, EfiError, check, needed, service
 from xenemu.boot.efi.fat import SECTOR
-from xenemu.hv.prices import WORK_NS
-from xenemu.x86.paging import PAGE_SIZE
+from xenemu.boot.efi.memory_services import MAX_SPAN, take_time
 
 MEDIA_ID: Final = 0
-LARGEST: Final = 64 << 20  # bytes at a time
 
 
 @service("BlockIo.Reset", "NB")
@@ -29,11 +27,11 @@ def read_blocks(call: Call, this: int, media: int, block: int, size: int, buffer
         raise EfiError(Status.NO_MEDIA, "there is no disk")
     check(media == MEDIA_ID, Status.MEDIA_CHANGED, f"there is no medium {media}")
     check(not size % SECTOR, Status.BAD_BUFFER_SIZE, f"{size} bytes are not whole blocks")
-    inside = size <= LARGEST and block * SECTOR + size <= disk.size
+    inside = size <= MAX_SPAN and block * SECTOR + size <= disk.size
     check(inside, Status.INVALID_PARAMETER, f"{size} bytes from block {block:#x} are not all there")
     if size:
         call.write(needed(buffer), disk.read(block * SECTOR, size))
-        call.cpu.spend(max(1, size // PAGE_SIZE) * WORK_NS)
+        take_time(call, size)
 
 
 @service("BlockIo.WriteBlocks", "NIQNN")

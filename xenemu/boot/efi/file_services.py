@@ -17,10 +17,9 @@ from xenemu.boot.efi.abi import (
     Status,
 )
 from xenemu.boot.efi.call import Call, EfiError, check, needed, service
-from xenemu.boot.efi.memory_services import pool
+from xenemu.boot.efi.memory_services import pool, take_time
 from xenemu.boot.efi.state import MAX_THINGS, OpenFile
 from xenemu.boot.efi.volume import SEPARATOR, Directory, File, resolve
-from xenemu.hv.prices import WORK_NS
 from xenemu.x86.paging import PAGE_SIZE
 
 REVISION: Final = 1 << 16
@@ -106,7 +105,7 @@ def read_file(call: Call, this: int, size_at: int, buffer: int) -> None:
     call.write_word(size_at, len(data))
     call.write(buffer, data)
     opened.position += step if data else 0
-    call.cpu.spend(max(1, len(data) // PAGE_SIZE) * WORK_NS)
+    take_time(call, len(data))
 
 
 @service("File.Write", "NNN")

@@ -11,13 +11,13 @@ from xenemu.boot.efi import file_services, frames, programs
 from xenemu.boot.efi.abi import SIMPLE_FILE_SYSTEM, MemoryType, Status
 from xenemu.boot.efi.call import Call, EfiError, Left, check, needed, service
 from xenemu.boot.efi.device_path import read_path
+from xenemu.boot.efi.memory_services import MAX_SPAN, take_time
 from xenemu.boot.efi.protocol_services import device_of
 from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Program
 from xenemu.errors import ImageError
 from xenemu.image import pe
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
 
-LARGEST: Final = 256 << 20  # bytes of a file
 CODE_TYPES: Final = {
     pe.EFI_APPLICATION: MemoryType.LOADER_CODE,
     pe.EFI_BOOT_SERVICE_DRIVER: MemoryType.BOOT_SERVICES_CODE,
@@ -37,7 +37,7 @@ def load_image(
     path = read_path(call, path_at) if path_at else []
     device, rest = _device(call, path)
     if source:
-        check(size <= LARGEST, Status.LOAD_ERROR, f"the file has {size} bytes")
+        check(size <= MAX_SPAN, Status.LOAD_ERROR, f"{size} bytes are too many for a call")
         file = call.read(source, size)
     else:
         check(device, Status.NOT_FOUND, "no device with files is on the path")
@@ -62,6 +62,7 @@ def load_image(
     for at, data in ((start, loaded), *writing.pieces):
         call.put(at, data)
     call.write_word(handle_at, handle)
+    take_time(call, program.size)
 
 
 def _device(call: Call, path: list[bytes]) -> tuple[int, list[bytes]]:

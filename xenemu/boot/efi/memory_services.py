@@ -138,7 +138,7 @@ def copy_mem(call: Call, to: int, source: int, size: int) -> None:
     for offset in reversed(starts) if backwards else starts:
         n = min(PIECE, size - offset)
         call.write(to + offset, call.read(source + offset, n))
-        _take_time(call, n)
+        take_time(call, n)
 
 
 @service("SetMem", "NNB")
@@ -147,7 +147,7 @@ def set_mem(call: Call, to: int, size: int, value: int) -> None:
     for offset in range(0, size, PIECE):
         n = min(PIECE, size - offset)
         call.write(to + offset, bytes([value]) * n)
-        _take_time(call, n)
+        take_time(call, n)
 
 
 @service("CalculateCrc32", "NNN")
@@ -158,7 +158,7 @@ def calculate_crc32(call: Call, data: int, size: int, crc_at: int) -> None:
     for offset in range(0, size, PIECE):
         n = min(PIECE, size - offset)
         crc = zlib.crc32(call.read(data + offset, n), crc)
-        _take_time(call, n)
+        take_time(call, n)
     call.write_word(crc_at, crc, "I")
 
 
@@ -167,5 +167,6 @@ def _check_span(size: int) -> None:
     check(size <= MAX_SPAN, Status.INVALID_PARAMETER, f"{size} bytes are too many for a call")
 
 
-def _take_time(call: Call, size: int) -> None:
+def take_time(call: Call, size: int) -> None:
+    """Let the time pass that it takes to go over so many bytes."""
     call.cpu.spend(max(1, size // PAGE_SIZE) * WORK_NS)
