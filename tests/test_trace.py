@@ -209,6 +209,30 @@ def test_interrupts_of_a_native_guest(code: Code) -> None:
     ]
 
 
+def test_how_vcpus_come_and_go(code: Code) -> None:
+    current = make_pvh_current(vcpus=2)
+    current.cpu.now_ns, current.cpu.rip = 1_500_000, 0x22000
+    lines, told = Lines(current, code, "vcpus"), []
+    tracer = Tracer(code, lambda line: told.append(json.loads(line)), ("vcpus",), as_json=True)
+    tracer.start(current)
+    lapic_glue.lapic_of(current.vcpu).write(0xF0, 0x1FF, 0)  # on
+    for command in (5 << 8, 6 << 8 | 0x9A, 6 << 8 | 0x9A, 5 << 8):  # INIT, STARTUP
+        lapic_glue.write(current, 0x310, 4, 2 << 24)
+        lapic_glue.write(current, 0x300, 4, command | 1 << 14)
+    assert lines == [
+        "vcpu 1: INIT, ignored",
+        "vcpu 1: STARTUP at 0x9a000",
+        "vcpu 1: up",
+        "vcpu 1: STARTUP, ignored",
+        "vcpu 1: INIT",
+        "vcpu 1: down",
+    ]
+    common = {"kind": "vcpus", "at_ns": 1_500_000, "vcpu": 0, "from": "0x22000", "of": 1}
+    assert told[0] == common | {"name": "INIT", "ignored": True}
+    assert told[1] == common | {"name": "STARTUP", "at": 0x9A000}
+    assert told[2] == common | {"name": "up"}
+
+
 def test_only_what_is_asked_for(current: Current, code: Code) -> None:
     lines = Lines(current, code, *KINDS, only="PIN_L|^#GP")
     protect(current, SPARE)

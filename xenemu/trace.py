@@ -2,7 +2,7 @@
 
 An event is a dict, the same for both formats. Every one has::
 
-    kind    "hypercalls", "mmu", "events" or "traps"
+    kind    "hypercalls", "mmu", "events", "traps" or "vcpus"
     name    what happened: see below
     at_ns   virtual time
     vcpu    its number
@@ -21,6 +21,8 @@ and by kind:
   ``masked``) and ``upcall`` (``how``, ``masked`` if the vcpu masked its upcalls).
 * traps: the vector's name and what goes with it, ``error_code``, and the ``mode`` that is
   interrupted. Or ``iret``, which is no hypercall here, ``to`` an address in a ``mode``.
+* vcpus: ``up`` and ``down``, and as PVH ``INIT`` and ``STARTUP``, ``of`` a vcpu; ``at`` is where a
+  STARTUP has it begin, and ``ignored`` says that Xen ignores it.
 """
 
 from __future__ import annotations
@@ -40,13 +42,14 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.xen import Nr
 from xenemu.decode import VIRQS, Call, format_args
 from xenemu.hv.calls import CallRecord
-from xenemu.hv.current import Current, Observer
+from xenemu.hv.current import Current, Details, Observer
 from xenemu.hv.dispatch import STANDING, Hypercall, format_result
 from xenemu.hv.event_channel import is_masked
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.observe import Watch
 from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.hv.state.events import Channel
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.peek import Code, caller, in_kernel
 from xenemu.x86.paging import (
     ENTRIES,
@@ -59,7 +62,7 @@ from xenemu.x86.paging import (
     describe_entry,
 )
 
-KINDS: Final = ("hypercalls", "mmu", "events", "traps")
+KINDS: Final = ("hypercalls", "mmu", "events", "traps", "vcpus")
 PFEC_NAMES: Final = {PFEC_P: "P", PFEC_W: "W", PFEC_U: "U", PFEC_RSVD: "RSVD", PFEC_I: "I"}
 UPCALL: Final = "an event upcall"
 EXAMPLES: Final = 3  # of names that a filter leaves out
@@ -200,6 +203,12 @@ class Tracer(Observer):
         mode = "kernel" if in_kernel(current) else "user"
         self._tell("traps", "iret", place, {"mode": mode, "to": current.cpu.rip})
 
+    # Vcpus.
+
+    def vcpu_changed(self, current: Current, vcpu: Vcpu, what: str, details: Details) -> None:
+        """Tell how a vcpu comes and goes."""
+        self._tell("vcpus", what, _place(current), {"of": vcpu.vcpu_id, **details})
+
     # Lines.
 
     def _tell(self, kind: str, name: str, place: Event, event: Event) -> None:
@@ -303,9 +312,15 @@ def _format_trap(event: Event) -> str:
     return f"trap: {event['name']}{shown}, in {event['mode']} mode"
 
 
+def _format_vcpu(event: Event) -> str:
+    place = f" at {event['at']:#x}" if "at" in event else ""
+    return f"vcpu {event['of']}: {event['name']}{place}{', ignored' if 'ignored' in event else ''}"
+
+
 _FORMATS: Final[dict[str, Format]] = {
     "hypercalls": _format_call,
     "mmu": _format_mmu,
     "events": _format_event,
     "traps": _format_trap,
+    "vcpus": _format_vcpu,
 }

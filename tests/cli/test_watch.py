@@ -30,7 +30,7 @@ def end_of(result):
     return result.stderr.decode().splitlines()[-1].rpartition(",")[0]
 
 
-ALL_KINDS = "hypercalls,mmu,events,traps"
+ALL_KINDS = "hypercalls,mmu,events,traps,vcpus"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ Explain = Annotated[
 Trace = Annotated[
     str | None,
     typer.Option(
-        help="Tell what the guest does, decoded: any of hypercalls, mmu, events, traps.",
+        help="Tell what the guest does, decoded: any of hypercalls, mmu, events, traps, vcpus.",
         metavar="KIND[,KIND...]",
     ),
 ]

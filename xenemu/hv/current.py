@@ -18,6 +18,7 @@ from xenemu.hv.state.vcpu import Vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr
 
 S = TypeVar("S", bound=Struct)
+Details = Mapping[str, int]
 Translate = Callable[["Current", int, bool], Maddr]  # vaddr, for writing; raises XenError(EFAULT)
 
 
@@ -55,6 +56,11 @@ class Current:
         self.domain.refusals.append(sentence)
         for observer in self.watch or ():
             observer.logged(self, sentence)
+
+    def changed(self, vcpu: Vcpu, what: str, **details: int) -> None:
+        """Tell the watchers of a vcpu's life; see `Observer.vcpu_changed`."""
+        for observer in self.watch or ():
+            observer.vcpu_changed(self, vcpu, what, details)
 
     def asked(self, what: Exit, number: int, index: int = 0) -> None:
         """Tell the watchers what the guest asks of its platform; see `Observer.asked`."""
@@ -142,6 +148,12 @@ class Observer:
 
     def left(self, current: Current, rip: int) -> None:
         """The guest's kernel returned by HYPERVISOR_iret, called at `rip`, to where the CPU is."""
+
+    def vcpu_changed(self, current: Current, vcpu: Vcpu, what: str, details: Details) -> None:
+        """A vcpu goes ``up`` or ``down``, or gets an ``INIT`` or a ``STARTUP``, by the current one.
+
+        `details` has ``at``, the address where a STARTUP has it begin, and ``ignored`` if it is.
+        """
 
     def asked(self, current: Current, what: Exit, number: int, index: int) -> None:
         """The guest asks the platform: CPUID for a leaf and a subleaf, RDMSR, WRMSR, IN or OUT.

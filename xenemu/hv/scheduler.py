@@ -118,6 +118,7 @@ def bring_up(current: Current, vcpu: Vcpu) -> None:
     """Let a vcpu that is initialised and down run; the vcpu that asked gives way."""
     vcpu.online = current.domain.reschedule = True
     wait(vcpu, current.cpu.now_ns)
+    current.changed(vcpu, "up")
 
 
 def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
@@ -127,6 +128,7 @@ def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
     """
     vcpu.online = False
     set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
+    current.changed(vcpu, "down")
     if vcpu is current.vcpu:
         current.cpu.stop()
     if not any(other.online for other in current.domain.vcpus):

@@ -18,6 +18,7 @@ from xenemu.pvh.context import after_startup
 from xenemu.pvh.lapic import SPIV, TASKPRI, X2APIC_FIRST, Delivery, Ipi, Lapic, destinations
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import PvhVcpu, pvh, pvh_domain, pvh_vcpu
+from xenemu.x86.paging import PAGE_SHIFT
 
 TIMER = "lapic"  # what a timer's key says: the second half is the vcpu
 
@@ -174,11 +175,15 @@ def _accept(current: Current, vcpu: Vcpu, ipi: Ipi) -> None:
             if vcpu.initialised and not vcpu.online:
                 scheduler.bring_up(current, vcpu)
         case Delivery.INIT if vcpu.initialised:
+            current.changed(vcpu, "INIT")
             _reset(current, vcpu)
         case Delivery.STARTUP if not vcpu.initialised:
+            current.changed(vcpu, "STARTUP", at=ipi.vector << PAGE_SHIFT)
             pvh_vcpu(vcpu).start = after_startup(ipi.vector)
             vcpu.initialised = True
             scheduler.bring_up(current, vcpu)
+        case Delivery.INIT | Delivery.STARTUP:
+            current.changed(vcpu, ipi.kind.name, ignored=True)
         case Delivery.EXTINT:
             raise DomainCrash("its local APIC sends an interrupt of the type EXTINT")
         case _:
