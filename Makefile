@@ -7,10 +7,11 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo test check fuzz guests abi bench bench-compare clean
+.PHONY: help setup demo demo-system test check fuzz guests abi bench bench-compare clean
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
+	@echo "make demo-system  boot a Debian with systemd from a disk, to its login"
 	@echo "make test     fetch the guest images and run every test"
 	@echo "make check    ruff, mypy, import contracts, and where we diverge from Xen"
 	@echo "make fuzz     do random things to the hypervisor: make fuzz FUZZ=\"--env pv64 --seed 1\""
@@ -40,6 +41,14 @@ demo: setup
 		$$($(BIN)/python guests/fetch.py --path busybox)
 	$(BIN)/xenemu run --mode pv $$($(BIN)/python guests/fetch.py --path debian-cloud-amd64) \
 		--initrd $(INITRD) --cmdline "console=hvc0"
+
+# root has no password, and poweroff ends it. Without a terminal, nobody logs in, and it ends there.
+demo-system: setup
+	@$(BIN)/python guests/fetch.py debian-12-system
+	system=$$($(BIN)/python guests/fetch.py --path debian-12-system) && \
+	$(BIN)/xenemu run $$system/vmlinuz --initrd $$system/initrd.img --disk $$system/root.ext4 \
+		--memory 512M --cmdline "console=hvc0 root=/dev/xvda ro quiet" \
+		$$([ -t 0 ] || echo "--expect login:")
 
 # An image that cannot be had is the business of the tests that need it.
 test: setup

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ needs_diod = pytest.mark.skipif(
     not shutil.which("diod", path=f"{os.environ['PATH']}:{SYSTEM_PATH}"),
     reason="there is no diod: install Debian's diod",
 )
+CAP_SYS_RESOURCE = 24
 ALL_ATTRIBUTES = 0x3FFF
 O_RDONLY, O_WRONLY = 0, 1
 MKDIR, WRITE, SYMLINK = 72, 118, 16
@@ -76,6 +79,19 @@ def test_what_cannot_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_program_that_is_no_diod(tmp_path: Path) -> None:
     for program, why in (("/bin/false", "does not serve"), ("/no/diod", "cannot be started")):
         assert why in refusal(ShareSpec(tmp_path, diod=Path(program)))
+
+
+@needs_diod
+def test_a_limit_that_diod_cannot_lift(tmp_path: Path) -> None:
+    call = f"xenemu.cli.main(['run', '/dev/null', '--share', '{tmp_path}'])"
+    script = f'ulimit -c 0; exec {sys.executable} -c "import xenemu.cli; {call}"'
+    result = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert "wants no limit on the size of core files" in result.stderr or _may_lift_limits()
+
+
+def _may_lift_limits() -> bool:
+    (line,) = re.findall(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(line, 16) >> CAP_SYS_RESOURCE & 1)
 
 
 @needs_diod

@@ -7,6 +7,7 @@ program needs to start (`confine.keep_to`). It ends when this process does.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import shutil
 import socket
@@ -29,6 +30,11 @@ DIOD: Final = "diod"
 SYSTEM_PATH: Final = "/usr/sbin:/sbin"  # of programs that a user's PATH does not show
 PATIENCE_S: Final = 30.0
 LOOK_S: Final = 0.1
+LIFTED: Final = {
+    "the size of core files": resource.RLIMIT_CORE,
+    "the size of files": resource.RLIMIT_FSIZE,
+    "memory": resource.RLIMIT_AS,
+}
 NO_FID: Final = 0xFFFF_FFFF
 NO_TAG: Final = 0xFFFF
 VERSION: Final = b"9P2000.L"
@@ -134,8 +140,15 @@ def serve(export: Export, program: Path | None = None) -> Diod:
         _greet(diod, export)
     except ServerError as error:
         diod.close()
-        raise UsageError(f"{found} does not serve {directory}: {error}") from None
+        raise UsageError(f"{found} does not serve {directory}: {error}{_limited()}") from None
     return diod
+
+
+def _limited() -> str:
+    """The limits on this process that diod lifts, or else does not run; empty if there are none."""
+    hard = {name: resource.getrlimit(kind)[1] for name, kind in LIFTED.items()}
+    limited = [name for name, most in hard.items() if most != resource.RLIM_INFINITY]
+    return f"; it wants no limit on {' and '.join(limited)}: see ulimit -H" if limited else ""
 
 
 def _greet(diod: Diod, export: Export) -> None:

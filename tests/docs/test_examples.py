@@ -55,11 +55,11 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # All that a reader has: commands, hosts, and directories of any Debian machine or guest.
 COMMANDS = {"make", "pip", "xenemu", "python", "python3", "tar", "printf", "apt-get", "echo", "gdb"}
-COMMANDS |= {"truncate", "mkfs.ext4"}
+COMMANDS |= {"truncate", "mkfs.ext4", "mount"}
 SHELL = {"for", "done"}
 COMMANDS |= {"mkdir", "cp"}
 HOSTS = {"keepachangelog.com", "semver.org"}
-DIRECTORIES = {"bin", "boot", "dev", "init", "proc", "sys"}
+DIRECTORIES = {"bin", "boot", "dev", "etc", "init", "mnt", "proc", "root", "sys"}
 
 
 @dataclass

@@ -70,16 +70,20 @@ class ByteRing:
     out_cons: int
     in_prod: int
     answers: deque[tuple[int, bytes]] = field(default_factory=deque)  # with when each is due
+    is_full: bool = False  # an answer that is due has no room
 
     @property
     def size(self) -> int:
         """Bytes of one direction."""
         return self.data.size // 2
 
+    def waiting(self, memory: Memory) -> int:
+        """Bytes in the ring "out"; more than `size` when the frontend's index is nonsense."""
+        return (self.interface.read_uint(memory, OUT_PROD) - self.out_cons) & INDEX_MASK
+
     def take(self, memory: Memory) -> bytes | None:
         """Take a request, or None if there is none yet. RingError: the frontend has broken it."""
-        prod = self.interface.read_uint(memory, OUT_PROD)
-        waiting = (prod - self.out_cons) & INDEX_MASK
+        waiting = self.waiting(memory)
         if waiting > self.size:
             raise RingError(f"{waiting} bytes of requests in a ring of {self.size}")
         if waiting < HEADER.size:
@@ -174,8 +178,10 @@ class Share(BusBackend):
         self.rings.clear()
 
     def event(self, domain: Domain, port: int) -> None:
-        """There are requests, or there is room for answers."""
-        domain.timers.set((self.name, WORK), 0)
+        """There are requests, or there is room for answers, or the frontend has taken an answer."""
+        for ring in self.rings:
+            if ring.port == port and (ring.is_full or ring.waiting(domain.memory)):
+                domain.timers.set((self.name, WORK), 0)
 
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
         """Hand over the answers that are due, and have the server answer new requests."""
@@ -195,7 +201,8 @@ class Share(BusBackend):
     def _deliver(self, domain: Domain, ring: ByteRing, now_ns: int) -> None:
         told = False
         while ring.answers and ring.answers[0][0] <= now_ns:
-            if not ring.put(domain.memory, ring.answers[0][1]):
+            ring.is_full = not ring.put(domain.memory, ring.answers[0][1])
+            if ring.is_full:
                 break
             ring.answers.popleft()
             told = True

@@ -63,7 +63,8 @@ def isolate(stderr: int, stop: Callable[[], None] | None = None) -> None:
     if stop is not None:
         signal.signal(signal.SIGTERM, lambda signum, frame: stop())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a diod sets its own, and wants no limit
     os.dup2(stderr, 1)
     os.dup2(stderr, 2)
     faulthandler.enable(2)
