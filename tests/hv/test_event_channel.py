@@ -20,6 +20,7 @@ from xenemu.abi.event_channel import (
 from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
+from xenemu.hv.p2m import P2m
 from xenemu.hv.shared_info import event_pending, field, vcpu_field
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.events import Channel
@@ -372,6 +373,26 @@ def test_closing_a_port_takes_it_back_to_vcpu_0(domain: Domain) -> None:
     event_channel.bind_vcpu(domain, port, 1)
     event_channel.close(domain, port)
     assert event_channel.status(domain, port).notify_vcpu == 0
+
+
+def test_each_kind_that_moves(domain: Domain) -> None:
+    unbound, bound = loopback(domain)
+    ports = [unbound, bound, event_channel.alloc_unbound(domain, STRANGER)]
+    domain.p2m = P2m()  # only a translated guest has pirqs
+    ports.append(event_channel.bind_pirq(domain, 3))
+    ports.append(event_channel.bind_virq(domain, Virq.ARGO, 0))
+    for port in ports:
+        event_channel.bind_vcpu(domain, port, 1)
+        event_channel.bind_vcpu(domain, port, 1)
+        assert event_channel.status(domain, port).notify_vcpu == 1
+
+
+def test_what_is_pending_stays_where_it_was_when_a_port_moves(domain: Domain) -> None:
+    unbound, bound = loopback(domain)
+    event_channel.send(domain, bound)
+    event_channel.bind_vcpu(domain, unbound, 1)
+    event_channel.send(domain, bound)
+    assert event_pending(domain, domain.vcpus[0]) and not event_pending(domain, domain.vcpus[1])
 
 
 def test_a_port_that_cannot_move(domain: Domain) -> None:

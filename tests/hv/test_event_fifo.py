@@ -15,6 +15,7 @@ from xenemu.abi.event_channel import (
     EVTCHN_FIFO_MASKED,
     EVTCHN_FIFO_PENDING,
 )
+from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.event_fifo import WORDS_PER_PAGE
@@ -25,6 +26,7 @@ from xenemu.x86.paging import Maddr, Mfn
 
 CONTROL = Mfn(FIRST_GUEST_FRAME)
 ARRAY = Mfn(FIRST_GUEST_FRAME + 1)
+CONTROL_1 = Mfn(FIRST_GUEST_FRAME + 2)  # vcpu 1's, in the tests that give it one
 OFFSET = 0x100
 PENDING, MASKED, LINKED = 1 << EVTCHN_FIFO_PENDING, 1 << EVTCHN_FIFO_MASKED, 1 << EVTCHN_FIFO_LINKED
 DEFAULT = 7
@@ -49,12 +51,12 @@ def set_word(domain: Domain, port: int, value: int) -> None:
     domain.memory.write_uint(Maddr((ARRAY << 12) + 4 * port), 4, value)
 
 
-def ready(domain: Domain) -> int:
-    return domain.memory.read_uint(Maddr((CONTROL << 12) + OFFSET), 4)
+def ready(domain: Domain, control: Mfn = CONTROL) -> int:
+    return domain.memory.read_uint(Maddr((control << 12) + OFFSET), 4)
 
 
-def head(domain: Domain, priority: int = DEFAULT) -> int:
-    return domain.memory.read_uint(Maddr((CONTROL << 12) + OFFSET + 8 + 4 * priority), 4)
+def head(domain: Domain, priority: int = DEFAULT, control: Mfn = CONTROL) -> int:
+    return domain.memory.read_uint(Maddr((control << 12) + OFFSET + 8 + 4 * priority), 4)
 
 
 def refused(domain: Domain, errno: int, action: Callable[[], object]) -> None:
@@ -140,6 +142,29 @@ def test_an_event_that_left_its_queue_for_another_is_no_tail_of_the_old_one(
     event_channel.send(domain, 3)
     assert word(domain, 2) == PENDING | LINKED
     assert (head(domain, 0), head(domain, DEFAULT)) == (2, 3)
+
+
+def test_each_vcpu_has_its_own_queues(domain: Domain) -> None:
+    event_channel.init_control(domain, 1, CONTROL_1, OFFSET)
+    port = event_channel.bind_ipi(domain, 1)
+    event_channel.send(domain, port)
+    assert (head(domain, control=CONTROL_1), ready(domain, CONTROL_1)) == (port, 1 << DEFAULT)
+    assert ready(domain) == 0
+    assert [event_pending(domain, vcpu) for vcpu in domain.vcpus] == [False, True]
+
+
+def test_an_event_moves_to_another_vcpus_queue_once_the_guest_has_taken_it(domain: Domain) -> None:
+    event_channel.init_control(domain, 1, CONTROL_1, OFFSET)
+    port = event_channel.bind_virq(domain, Virq.DOM_EXC, 0)
+    event_channel.send_virq(domain, Virq.DOM_EXC)
+    event_channel.bind_vcpu(domain, port, 1)
+    event_channel.send_virq(domain, Virq.DOM_EXC)
+    assert ready(domain, CONTROL_1) == 0  # it is linked still
+    set_word(domain, port, 0)
+    event_channel.send_virq(domain, Virq.DOM_EXC)
+    assert (head(domain, control=CONTROL_1), ready(domain, CONTROL_1)) == (port, 1 << DEFAULT)
+    event_channel.send(domain, 3)
+    assert head(domain) == 3  # the moved one is no tail here
 
 
 def test_a_word_full_of_nonsense_is_survived(domain: Domain) -> None:

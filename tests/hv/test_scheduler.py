@@ -307,6 +307,19 @@ def test_a_periodic_timer_does_not_tick_while_its_vcpu_is_down(current: Current)
     assert not current.domain.timers.deadlines_ns
 
 
+def test_a_periodic_timer_does_not_tick_while_another_vcpu_has_the_cpu(current: Current) -> None:
+    waits, other = current.vcpu, current.domain.vcpus[1]
+    waits.periodic_ns, other.online = 1000, True
+    current.vcpu = other
+    fire(current, PERIODIC)
+    assert not event_pending(current.domain, waits) and not current.domain.timers.deadlines_ns
+    current.vcpu = waits
+    pass_time(current, 70)
+    scheduler.enter(current)
+    assert event_pending(current.domain, waits)
+    assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1070}
+
+
 def test_a_missed_tick_comes_when_the_vcpu_runs_again(current: Current) -> None:
     current.vcpu.periodic_ns = 1000
     scheduler.enter(current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -469,7 +470,7 @@ def test_debug_xen_leaves_an_unknown_hypercall_alone(current: Current, exits: Pv
         assert regs[Reg.RDI] == 7
 
 
-# NMIs, which a guest can only send itself.
+# NMIs.
 
 
 def send_nmi(exits: PvExits) -> None:
@@ -507,6 +508,19 @@ def test_another_nmi_waits_for_an_iret(current: Current, exits: PvExits) -> None
     exits.syscall()
     assert entered(current) == flags.NMI
     assert saved(current, 2) == CODE
+
+
+def test_an_nmi_from_another_vcpu_is_taken_when_its_vcpu_gets_the_cpu(
+    current: Current, exits: PvExits
+) -> None:
+    sent = replace(current.vcpu, vcpu_id=1, arch=replace(pv(current), nmi_pending=True))
+    current.domain.vcpus.append(sent)
+    exits.deliver_events()
+    assert current.cpu.rip != HANDLER + 2 and not pv(current).nmi_masked
+    current.vcpu = sent
+    pv(current).traps[flags.NMI] = Trap(FLAT_RING3_CS64, HANDLER + 2)
+    exits.deliver_events()
+    assert entered(current) == flags.NMI
 
 
 @pytest.mark.parametrize("address", [None, 0])

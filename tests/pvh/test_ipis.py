@@ -220,6 +220,18 @@ def test_an_nmi_waits_for_its_vcpu(current):
     assert not native(current).nmi_pending
 
 
+def test_an_nmi_that_its_cpu_was_asked_for_comes_after_an_init(current):
+    switch_to(current, 1)
+    send(current, NMI | SELF)
+    send(current, INIT | SELF)
+    switch_to(current, 0)
+    send(current, STARTUP | 0x9A, 2)
+    native(current).nmi_pending = True  # as the registers of vcpu 1 have it
+    current.vcpu = current.domain.vcpus[1]
+    PVH.enter(current)
+    assert native(current).rip == 0 and native(current).nmi_pending
+
+
 def test_an_nmi_wakes_a_blocked_vcpu(current):
     current.domain.vcpus[1].blocked = True
     send(current, NMI, 2)

@@ -148,7 +148,7 @@ def enter(current: Current) -> None:
     _account_for_woken(current.domain, now_ns)
     set_runstate(vcpu, RunState.RUNNING, now_ns)
     update_runstate_area(current)
-    # The periodic timer does not tick while its vcpu is blocked: a tick missed is due now.
+    # The periodic timer does not tick while its vcpu is off the CPU: a tick missed is due now.
     if vcpu.periodic_ns and (PERIODIC, vcpu.vcpu_id) not in current.domain.timers.deadlines_ns:
         _periodic(current, vcpu.vcpu_id)
 
@@ -230,7 +230,7 @@ def _singleshot(current: Current, vcpu_id: int) -> None:
 def _periodic(current: Current, vcpu_id: int) -> None:
     domain = current.domain
     vcpu = domain.vcpus[vcpu_id]
-    if vcpu.runnable and vcpu.periodic_ns:
+    if vcpu is current.vcpu and vcpu.runnable and vcpu.periodic_ns:
         event_channel.send_virq(domain, Virq.TIMER, vcpu_id)
         domain.timers.set((PERIODIC, vcpu_id), current.cpu.now_ns + vcpu.periodic_ns)
 

@@ -177,7 +177,8 @@ def _start64(regs: vcpu_hvm_x86_64) -> StartContext:
 def _fresh_segments() -> dict[Seg, Segment]:
     """Those of which the context does not tell, as in a new vcpu.
 
-    DIVERGES: Xen leaves them as they were in a vcpu that had run before an INIT.
+    DIVERGES: Xen leaves them as they were in a vcpu that had run before an INIT; so it does with R8
+    to R15, CR2 and the debug registers, which are those of a new vcpu here, too.
     """
     return {
         Seg.FS: FRESH_DATA,
@@ -210,12 +211,16 @@ def _check_for_cpu(start: StartContext) -> None:
 
 
 def load(current: Current) -> None:
-    """Load the registers that the current vcpu starts with, if it is about to start."""
+    """Load the registers that the current vcpu starts with, if it is about to start.
+
+    An NMI that its CPU was asked for, and that had not come before an INIT, still comes.
+    """
     state, cpu = pvh(current), cpu_of(current)
     start = state.start
     if start is None:
         return
     state.start = None
+    state.nmi_pending |= cpu.nmi_pending
     cpu.begin(start.cr0, start.cr3, start.cr4, start.efer)
     for register, value in zip(Reg, start.general, strict=False):
         cpu.regs[register] = value
