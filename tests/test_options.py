@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.options import format_size, parse_memory, parse_seed, parse_slice, parse_vcpus
+from xenemu.options import (
+    format_size,
+    parse_maxvcpus,
+    parse_memory,
+    parse_seed,
+    parse_slice,
+    parse_vcpus,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,14 @@ def test_vcpus():
     for text in ("", "0", "-1", "129", "2.0", "two", "9" * 10, "\u0663"):
         with pytest.raises(UsageError, match=r"^--vcpus .*: give a number of vcpus, from 1 to 128"):
             parse_vcpus("--vcpus", text)
+
+
+def test_vcpus_that_are_offline_at_first():
+    assert [parse_maxvcpus("--maxvcpus", text, 4) for text in ("4", "128")] == [4, 128]
+    with pytest.raises(UsageError, match=r"^--maxvcpus 3: fewer than the 4 vcpus that are online"):
+        parse_maxvcpus("--maxvcpus", "3", 4)
+    with pytest.raises(UsageError, match=r"^--maxvcpus 129: give a number of vcpus, from 1 to 128"):
+        parse_maxvcpus("--maxvcpus", "129", 4)
 
 
 def test_slices():

@@ -76,6 +76,18 @@ def check_vcpus(count: int, said: str) -> int:
     return count
 
 
+def parse_maxvcpus(option: str, text: str, vcpus: int) -> int:
+    """How many vcpus there are, online or not; UsageError if it is no number, or below `vcpus`."""
+    return check_maxvcpus(parse_vcpus(option, text), vcpus, f"{option} {text}")
+
+
+def check_maxvcpus(count: int, vcpus: int, said: str) -> int:
+    """The number of vcpus, online or not; UsageError, which begins with what was `said`."""
+    if count < vcpus:
+        raise UsageError(f"{said}: fewer than the {vcpus} vcpus that are online at first")
+    return count
+
+
 def parse_name(option: str, text: str) -> str:
     """A domain's name, as it stands in the xenstore; UsageError if xl would not take it."""
     if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,80}", text, re.ASCII):

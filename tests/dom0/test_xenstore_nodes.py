@@ -64,6 +64,13 @@ def test_the_guest_does_not_write_what_is_the_toolstacks(
     assert store.nodes == before
 
 
+def test_vcpus_beyond_those_that_are_online_are_for_hot_plug() -> None:
+    store = Store()
+    populate(store, 1, "guest", UUID, 65536, 3, 3, 2, 4, 1, online=1)
+    said = [store.read(store.connect(1), f"cpu/{n}/availability") for n in range(3)]
+    assert said == [b"online", b"offline", b"offline"]
+
+
 def test_the_guest_does_not_see_other_domains(store: Store, guest: Connection) -> None:
     with pytest.raises(XenError) as refused:
         store.directory(guest, "/local/domain")

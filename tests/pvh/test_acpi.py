@@ -15,8 +15,8 @@ NO_PORT = bytes(12)
 class Reader:
     """Finds tables by address, as a guest does, and checks what must hold for each."""
 
-    def __init__(self, vcpus: int) -> None:
-        self.built = acpi.build(BASE, vcpus)
+    def __init__(self, vcpus: int, online: int | None = None) -> None:
+        self.built = acpi.build(BASE, vcpus, online)
         self.memory = self.built.info + self.built.tables
 
     def table(self, address: int) -> bytes:
@@ -104,6 +104,14 @@ def test_the_madt_has_a_local_apic_for_each_vcpu_and_nothing_else():
     assert struct.unpack_from("<II", madt, 36) == (0xFEE00000, 1)
     lapics = [(0, 8, n, 2 * n, 1) for n in range(3)]
     assert list(struct.iter_unpack("<BBBBI", madt[44:])) == lapics
+
+
+def test_vcpus_that_are_offline_at_first_are_disabled():
+    reader = Reader(3, online=2)
+    madt = reader.xsdt()[b"APIC"]
+    assert [entry[4] for entry in struct.iter_unpack("<BBBBI", madt[44:])] == [1, 1, 0]
+    dsdt = reader.table(struct.unpack_from("<I", reader.xsdt()[b"FACP"], 40)[0])
+    assert dsdt.count(b"\x08_STA\x0a\x0f") == 2 and dsdt.count(b"\x08_STA\0") == 1
 
 
 def test_acpi_info_tells_where_the_madts_entries_are():

@@ -63,6 +63,7 @@ def test_everything(plan, tmp_path):
         virtual_timeout = 2.5
         quiet_timeout = 1
         rng_seed = 0x12
+        maxvcpus = 3
         slice = "20us"
         schedule_seed = 5
         """
@@ -89,6 +90,7 @@ def test_everything(plan, tmp_path):
         virtual_timeout=2.5,
         quiet_timeout=1,
         rng_seed=18,
+        maxvcpus=3,
         slice=20_000,
         schedule_seed=5,
     )
@@ -217,6 +219,8 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ('slice = "1s"', "9: slice: 1s: give a time from 1ns to 10ms"),
         ("slice = 0", "9: slice: 0: give a time from 1ns to 10ms"),
         ('schedule_seed = "1"', "9: schedule_seed: '1': give a number"),
+        ("maxvcpus = 0", "9: maxvcpus: 0: give a number of vcpus, from 1 to 128"),
+        ("maxvcpus = 1\nvcpus = 2", "9: maxvcpus: 1: fewer than the 2 vcpus that are online"),
         ("vcpus = 0", "9: vcpus: 0: give a number of vcpus, from 1 to 128"),
         ('vcpus = "2"', "9: vcpus: '2': give a number"),
         ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),

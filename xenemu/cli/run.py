@@ -59,6 +59,7 @@ from xenemu.machine import DomainConfig, Limits
 from xenemu.network import networked
 from xenemu.options import (
     parse_draft_notes,
+    parse_maxvcpus,
     parse_memory,
     parse_module,
     parse_name,
@@ -162,6 +163,14 @@ def run(
     vcpus: Annotated[
         str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
     ] = "1",
+    maxvcpus: Annotated[
+        str | None,
+        typer.Option(
+            help="How many vcpus there are, of which --vcpus are online at first; the guest can"
+            " bring up the others.",
+            metavar="N",
+        ),
+    ] = None,
     name: Annotated[
         str, typer.Option(help="What the domain is called, as the xenstore tells it.")
     ] = DomainConfig.name,
@@ -207,13 +216,15 @@ def run(
     limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
     expectations = Expectations(expect or [])
     size = parse_memory("--memory", memory)
+    online = parse_vcpus("--vcpus", vcpus)
     config = DomainConfig(
         size,
         os.fsencode(cmdline),
         initial_ramdisk(initrd, init, rootfs, busybox, size),
         name=parse_name("--name", name),
         uuid=parse_uuid("--uuid", uuid),
-        vcpus=parse_vcpus("--vcpus", vcpus),
+        vcpus=online,
+        maxvcpus=None if maxvcpus is None else parse_maxvcpus("--maxvcpus", maxvcpus, online),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
         slice_ns=parse_slice("--slice", slice),
@@ -264,7 +275,7 @@ def run(
             verbose=verbose,
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
-            covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.vcpus),
+            covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.all_vcpus),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

@@ -51,6 +51,10 @@ def smoke(
         Texts, _option("The guest's memory, 256M if not given; as above.", "SIZE")
     ] = None,
     vcpus: Annotated[Texts, _option("How many vcpus, 1 if not given; as above.", "N")] = None,
+    maxvcpus: Annotated[
+        str | None,
+        _option("How many vcpus there are, online or not; as --vcpus if not given.", "N"),
+    ] = None,
     initrd: Annotated[Path | None, _option("An initial ramdisk.", "FILE")] = None,
     init: Annotated[
         Path | None,
@@ -138,6 +142,8 @@ def smoke(
                 given[key] = parse_seconds(f"--{key.replace('_', '-')}", text)
         if vcpus:
             given["vcpus"] = [parse_vcpus("--vcpus", text) for text in vcpus]
+        if maxvcpus is not None:
+            given["maxvcpus"] = parse_vcpus("--maxvcpus", maxvcpus)
         if rng_seed is not None:
             given["rng_seed"] = parse_seed("--rng-seed", rng_seed)
         if slice is not None:

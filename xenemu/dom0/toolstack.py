@@ -25,11 +25,12 @@ def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterabl
         config.name,
         domain.uuid,
         config.memory >> 10,
-        config.vcpus,
+        config.all_vcpus,
         domain.mfn_to_gfn(domain.console.mfn),
         domain.console.port,
         domain.mfn_to_gfn(domain.xenstore.mfn),
         domain.xenstore.port,
+        config.vcpus,
     )
     for backend in backends:
         if isinstance(backend, BusBackend):

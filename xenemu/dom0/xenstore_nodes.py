@@ -40,8 +40,12 @@ def populate(
     console_port: int,
     store_gfn: int,
     store_port: int,
+    online: int | None = None,
 ) -> None:
-    """Make the nodes of a new PV domU; `uuid` is 16 bytes, a frame is named as the guest does."""
+    """Make the nodes of a new PV domU; `uuid` is 16 bytes, a frame is named as the guest does.
+
+    Of the `vcpus`, the first `online` are online; all, if it is not said.
+    """
     toolstack = Connection(0)
     home = f"/local/domain/{domid}"
     vm = f"/vm/{UUID(bytes=uuid)}"
@@ -74,7 +78,8 @@ def populate(
     put(f"{home}/store/port", store_port)
     put(f"{home}/store/ring-ref", store_gfn)
     for vcpu_id in range(vcpus):
-        put(f"{home}/cpu/{vcpu_id}/availability", "online")
+        is_online = online is None or vcpu_id < online
+        put(f"{home}/cpu/{vcpu_id}/availability", "online" if is_online else "offline")
 
     console = f"{home}/console"
     put(console, permissions=read_only)

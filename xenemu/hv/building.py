@@ -58,7 +58,8 @@ class DomainConfig:
     domid: int = FIRST_DOMID
     name: str = "guest"
     uuid: bytes = bytes(range(16))
-    vcpus: int = 1
+    vcpus: int = 1  # online at first, as the xenstore and ACPI tell
+    maxvcpus: int | None = None  # how many there are; None: those that are online
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
     rng_seed: int = 0  # of what RDRAND and RDSEED read, and setup_data has; 64 bits
@@ -67,6 +68,11 @@ class DomainConfig:
     subarch: int | None = None  # hardware_subarch of a boot_params, 32 bits; None: as it is
     modules: tuple[Module, ...] = ()  # after the initrd; only a PVH guest can have them
     efi_root: Mapping[str, Data] | None = None  # files that EFI has, by path; a directory ends in /
+
+    @property
+    def all_vcpus(self) -> int:
+        """How many vcpus there are, online or not."""
+        return self.vcpus if self.maxvcpus is None else self.maxvcpus
 
     def check_cmdline(self, who: str, longest: int) -> None:
         """ImageError if the command line has more bytes than `who` takes, without its end."""

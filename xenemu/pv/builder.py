@@ -118,14 +118,16 @@ def _make_domain(
     base, nr_frames = _machine_size(nr_pages, width)
     memory = Memory(nr_frames)
     frames = Frames(memory, PV64 if width == 8 else PV32)
-    if width == 4 and config.vcpus > MAX_VCPUS32:
-        raise UsageError(f"a 32-bit PV domain has at most {MAX_VCPUS32} vcpus, not {config.vcpus}")
+    if width == 4 and config.all_vcpus > MAX_VCPUS32:
+        raise UsageError(
+            f"a 32-bit PV domain has at most {MAX_VCPUS32} vcpus, not {config.all_vcpus}"
+        )
     shared_info = heap.take()
     private = PvDomain([], heap.take(), heap.take())
-    dummy_vcpu_info = heap.take() if config.vcpus > XEN_LEGACY_MAX_VCPUS else NO_TABLE
+    dummy_vcpu_info = heap.take() if config.all_vcpus > XEN_LEGACY_MAX_VCPUS else NO_TABLE
     m2p = _build_m2p(frames, heap, base, nr_pages)
     frames.xen_slots = (_xen_slots64 if width == 8 else _xen_slots32)(
-        memory, heap, m2p, private, config.vcpus
+        memory, heap, m2p, private, config.all_vcpus
     )
     descriptors.fill_xen_gdt(memory.table(private.xen_gdt), width)
     frames.assign(Mfn(base), config.domid, nr_pages)
@@ -152,7 +154,7 @@ def _make_domain(
                 arch=PvVcpu(NO_TABLE),
                 periodic_ns=TICK_NS,
             )
-            for n in range(config.vcpus)
+            for n in range(config.all_vcpus)
         ],
         domid=config.domid,
         name=config.name,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from xenemu.x86.paging import PAGE_SIZE
 
@@ -67,14 +67,19 @@ def apic_id(vcpu_id: int) -> int:
     return vcpu_id * 2
 
 
-def build(base: int, vcpus: int) -> AcpiTables:
-    """Make the tables for a page of `acpi_info` at `base` and whole pages of tables after it."""
+def build(base: int, vcpus: int, online: int | None = None) -> AcpiTables:
+    """Make the tables for a page of `acpi_info` at `base` and whole pages of tables after it.
+
+    Of the `vcpus`, only the first `online` are enabled, if not all are.
+    """
+    enabled = vcpus if online is None else online
+    processors = [_Processor(n, n < enabled) for n in range(vcpus)]
     heap = _Heap(base + PAGE_SIZE)
     facs = heap.put(struct.pack("<4sI24xB31x", b"FACS", 64, 1))
-    dsdt = heap.put(_table(b"DSDT", 5, _processors(vcpus)))
+    dsdt = heap.put(_table(b"DSDT", 5, _processors(processors)))
     fadt_10 = heap.put(_table(b"FACP", 1, _fadt_1_0(facs, dsdt)))
     fadt = heap.put(_table(b"FACP", 5, _fadt_5_0(facs, dsdt)))
-    madt = heap.put(_madt(vcpus))
+    madt = heap.put(_madt(processors))
     xsdt = heap.put(_table(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
     rsdt = heap.put(_table(b"RSDT", 1, struct.pack("<II", fadt_10, madt)))
     info = struct.pack("<xxHIIIIIQQ", vcpus, 0, 0, madt + _CHECKSUM_AT, madt + 44, 0, 0, 0)
@@ -151,34 +156,43 @@ def _port(address: int, bits: int) -> bytes:
     return struct.pack("<BBxxQ", 1 if bits else 0, bits, address)
 
 
-def _madt(vcpus: int) -> bytes:
+class _Processor(NamedTuple):
+    """A vcpu as the tables have it."""
+
+    vcpu_id: int
+    enabled: bool
+
+    def local_apic(self) -> bytes:
+        """Its entry of the MADT (ACPI 6.4, 5.2.12.2)."""
+        flags = _LOCAL_APIC_ENABLED if self.enabled else 0
+        return struct.pack("<BBBBI", 0, 8, self.vcpu_id, apic_id(self.vcpu_id), flags)
+
+
+def _madt(processors: Sequence[_Processor]) -> bytes:
     """Without an I/O APIC, overrides or NMI pins: Xen emulates none of them for PVH."""
-    lapics = b"".join(map(_local_apic, range(vcpus)))
+    lapics = b"".join(processor.local_apic() for processor in processors)
     return _table(b"APIC", 2, struct.pack("<II", LAPIC_BASE_ADDRESS, _PCAT_COMPAT) + lapics)
-
-
-def _local_apic(vcpu_id: int) -> bytes:
-    return struct.pack("<BBBBI", 0, 8, vcpu_id, apic_id(vcpu_id), _LOCAL_APIC_ENABLED)
 
 
 # The DSDT: a processor object for each vcpu, in AML (ACPI 6.4, chapter 20).
 
 
-def _processors(vcpus: int) -> bytes:
+def _processors(processors: Sequence[_Processor]) -> bytes:
     # DIVERGES: Xen has 128 processors, whose methods look in `acpi_info` and the MADT whether
     # they exist, and a handler for hotplug by an event that PVH never raises. A guest would
     # only pay for evaluating them.
-    return _block(b"\x10", b"\\_SB_", b"".join(map(_processor, range(vcpus))))
+    return _block(b"\x10", b"\\_SB_", b"".join(map(_processor, processors)))
 
 
-def _processor(vcpu_id: int) -> bytes:
+def _processor(processor: _Processor) -> bytes:
+    vcpu_id = processor.vcpu_id
     head = b"PR%02X" % vcpu_id + struct.pack("<BIB", vcpu_id, _P_BLK, 6)
-    mat = b"\x0a\x08" + _local_apic(vcpu_id)
+    mat = b"\x0a\x08" + processor.local_apic()
     objects = (
         _name(b"_HID", b"\x0dACPI0007\0"),
         _name(b"_UID", b"\x0a" + bytes([vcpu_id])),
         _name(b"_MAT", _block(b"\x11", b"", mat)),
-        _name(b"_STA", b"\x0a\x0f"),
+        _name(b"_STA", b"\x0a\x0f" if processor.enabled else b"\0"),
     )
     return _block(b"\x5b\x83", head, b"".join(objects))
 

@@ -81,10 +81,10 @@ class Placed:
 
 def make_room(config: DomainConfig, kernel: Kernel) -> Room:
     """Settle where a domain has RAM, and what is not RAM."""
-    if config.vcpus > HVM_MAX_VCPUS:
-        raise UsageError(f"a PVH domain has at most {HVM_MAX_VCPUS} vcpus, not {config.vcpus}")
+    if config.all_vcpus > HVM_MAX_VCPUS:
+        raise UsageError(f"a PVH domain has at most {HVM_MAX_VCPUS} vcpus, not {config.all_vcpus}")
     memory = config.memory & -PAGE_SIZE
-    tables = acpi.build(ACPI_INFO_PHYSICAL_ADDRESS, config.vcpus)
+    tables = acpi.build(ACPI_INFO_PHYSICAL_ADDRESS, config.all_vcpus, config.vcpus)
     rsdp = rsdp_address(kernel.low_rsdp, len(tables.tables))
     return Room(memory, tables, rsdp, memory_map(memory, len(tables.tables), rsdp))
 
@@ -138,7 +138,7 @@ def _make_domain(
                 environment="pvh32",
                 arch=PvhVcpu(Lapic(acpi.apic_id(n))),
             )
-            for n in range(config.vcpus)
+            for n in range(config.all_vcpus)
         ],
         domid=config.domid,
         name=config.name,

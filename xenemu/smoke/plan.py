@@ -32,6 +32,7 @@ from xenemu.network.asked import parse_net
 from xenemu.options import (
     MAX_SECONDS,
     MAX_SEED,
+    check_maxvcpus,
     check_vcpus,
     parse_memory,
     parse_pattern,
@@ -101,6 +102,7 @@ class Boot:
     cmdline: str = ""
     memory: int = 256 << 20  # bytes
     vcpus: int = 1
+    maxvcpus: int | None = None
     initrd: Path | None = None
     init: Path | None = None
     rootfs: Path | None = None
@@ -258,11 +260,19 @@ class _Reader:
         for values in itertools.product(*lists.values()):
             one = table | dict(zip(lists, values, strict=True))
             known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
+            if "maxvcpus" in known:
+                self.check_maxvcpus(known, (*where["maxvcpus"], "maxvcpus"))
             known["name"] = self.name(known, one, [k for k, v in lists.items() if len(v) > 1])
             if "entry" in known:
                 known["mode"] = known.pop("entry")
             stands = Place(self.file, self.lines[place[1]]) if self.file else None
             yield Boot(**known, place=stands)
+
+    def check_maxvcpus(self, known: dict[str, Any], place: tuple[Any, ...]) -> None:
+        try:
+            check_maxvcpus(known["maxvcpus"], known.get("vcpus", 1), str(known["maxvcpus"]))
+        except UsageError as error:
+            raise self.error(place, str(error)) from None
 
     def name(self, known: dict[str, Any], table: dict[str, Any], varied: list[str]) -> str:
         """What a combination is called: its name, if it has one, and all that varies."""
@@ -491,6 +501,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "cmdline": lambda reader, value: _string(value),
     "memory": lambda reader, value: parse_memory("memory", _string(value)),
     "vcpus": lambda reader, value: _vcpus(value),
+    "maxvcpus": lambda reader, value: _vcpus(value),
     "initrd": _Reader.maybe_file,
     "init": _Reader.maybe_file,
     "rootfs": _Reader.maybe_directory,

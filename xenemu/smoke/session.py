@@ -94,6 +94,7 @@ class Session:
             _initrd(boot),
             modules=tuple(parse_module("module", text, boot.memory) for text in boot.module),
             vcpus=boot.vcpus,
+            maxvcpus=boot.maxvcpus,
             rng_seed=boot.rng_seed,
             slice_ns=boot.slice,
             schedule_seed=boot.schedule_seed,

@@ -37,7 +37,7 @@ WITHOUT_EFFECT: Final = {
     for reason, names in {
         "xenemu has no security modules": "seclabel init_seclabel device_model_stubdomain_seclabel",
         "the guest has the one CPU, and nobody to share it with": "cpus cpus_soft cpu_weight cap"
-        " pool vnuma maxvcpus",
+        " pool vnuma",
         "the host's devices stay with the host": "pci pci_permissive pci_msitranslate pci_seize"
         " pci_power_mgmt dtdev ioports iomem irqs rdm rdm_mem_boundary gfx_passthru passthrough"
         " usbctrl usbdev e820_host",
@@ -309,6 +309,7 @@ KEYS: Final[Mapping[str, Callable[[_Reader, str, Setting], None]]] = {
     "memory": _Reader.memory,
     "maxmem": _Reader.maxmem,
     "vcpus": _Reader.count,
+    "maxvcpus": _Reader.count,
     "disk": _Reader.disks,
     "vif": _Reader.vifs,
     "p9": _Reader.shares,
