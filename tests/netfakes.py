@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from busfakes import Bus, FrontRing
+from grantfakes import grant
 from xenemu.abi.io.netif import (
     EXTRA,
     RX_REQUEST,
@@ -20,6 +21,7 @@ from xenemu.abi.io.netif import (
 from xenemu.abi.io.xenbus import XenbusState
 from xenemu.dom0.net import Vif
 from xenemu.hv import event_channel
+from xenemu.hv.state.domain import DOM0
 from xenemu.x86.paging import PAGE_SIZE, Maddr, Mfn
 
 MAC = "00:16:3e:00:00:01"
@@ -58,6 +60,18 @@ class Front:
         there = {name: value for name, value in nodes.items() if value is not None}
         self.bus.put(self.vif, there)
         self.bus.switch(self.vif, XenbusState.CONNECTED)
+
+    def begin_anew(self) -> None:
+        """Close, whatever has become of it, and connect with rings and grants as at first."""
+        self.bus.switch(self.vif, XenbusState.CLOSED)
+        for ref, mfn in (*self.rings, *self.buffers):
+            grant(self.bus.domain, ref, mfn, to=DOM0)
+        for (_, mfn), ring in zip(self.rings, (self.tx, self.rx), strict=True):
+            self.bus.domain.memory.write(Maddr(mfn * PAGE_SIZE), bytes(PAGE_SIZE))
+            ring.req_prod = ring.rsp_cons = 0
+            ring.__post_init__()
+        self.bus.switch(self.vif, XenbusState.INITIALISING)
+        self.connect()
 
     def fill(self, number: int, data: bytes, offset: int = 0) -> int:
         """Write into one of the buffers; its reference."""
@@ -98,7 +112,7 @@ class Front:
         """Send the event for transmit requests; the status of each response."""
         self.notify(self.tx_port)
         found = []
-        while response := self.tx.take(TX_RESPONSE.size):
+        while len(found) <= self.tx.slots and (response := self.tx.take(TX_RESPONSE.size)):
             found.append(TX_RESPONSE.unpack(response)[1])
         return found
 

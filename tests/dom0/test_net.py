@@ -247,6 +247,17 @@ def test_one_port_serves_both_rings() -> None:
     assert len(front.receive(PACKET)) == 1
 
 
+def test_a_frontend_may_begin_anew(front: Front) -> None:
+    front.tx.set(REQ_PROD, 999)
+    front.go()
+    assert front.vif.disabled
+    front.begin_anew()
+    assert front.send(PACKET) == [OKAY]
+    front.post(0)
+    assert front.receive(PACKET) == [(0, 0, 0, len(PACKET))]
+    assert audit(front.bus.domain) == []
+
+
 def test_much_that_is_sent_at_once_waits_in_the_ring(front: Front) -> None:
     large = bytes(60_000)
     enough = -(-QUEUE_LIMIT // len(large))
