@@ -25,6 +25,7 @@ import typer
 from gdbtools import need_gdb
 from guests import initramfs
 from guests.build import ENVIRONMENTS, build, guests
+from programs import need
 from xenemu.cli import parser
 from xenemu.gdb.monitor import COMMANDS as MONITOR_COMMANDS
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
@@ -46,6 +47,7 @@ IMAGES = {  # what the examples call an image: its name in guests/images.toml
     "grub-i386-xen_pvh.bin": "grub-i386-xen_pvh",
     "busybox": "busybox",
     "systemd-bootx64.efi": "systemd-boot",
+    "modules": "debian-cloud-amd64-modules",
 }
 PLUGIN = "xenemu.smoke.pytest_plugin"
 FILES = ("toml", "python", "ini")
@@ -57,7 +59,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = {"make", "pip", "xenemu", "python", "python3", "tar", "printf", "apt-get", "echo", "gdb"}
 COMMANDS |= {"truncate", "mkfs.ext4", "mount"}
 SHELL = {"for", "done"}
-COMMANDS |= {"mkdir", "cp"}
+COMMANDS |= {"mkdir", "cp", "chmod", "tshark"}
 HOSTS = {"keepachangelog.com", "semver.org"}
 DIRECTORIES = {"bin", "boot", "dev", "etc", "init", "mnt", "proc", "root", "sys"}
 
@@ -173,6 +175,10 @@ def test_example_prints_what_is_shown(text, workplace):
             continue
         if step.command.startswith("gdb "):
             need_gdb()
+        if " --net user" in step.command:
+            need("passt")
+        if step.command.startswith("tshark "):
+            need("tshark")
         code, printed = _run(step.command, workplace)
         assert _missing(step.shown, printed) is None, "\n".join(printed)
         assert code == 0 or (following and following.command == "echo $?"), printed

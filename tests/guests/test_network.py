@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import os
 import random
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import need
 from xenemu.smoke.initramfs import Entry, entries, pack
 
 KERNEL = "debian-cloud-amd64"
@@ -55,11 +54,6 @@ def initramfs(guest_image, init: bytes) -> bytes:
     return pack(members)
 
 
-def needs(program: str) -> None:
-    if shutil.which(program) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no {program}")
-
-
 def start(kernel: Path, initrd: Path, mode: str, variables: str, *options: object):
     command = ["run", kernel, "--mode", mode, "--initrd", initrd, "--timeout", "300"]
     command += ["--cmdline", f"console=hvc0 quiet {variables}", "-v", *options]
@@ -92,7 +86,7 @@ def served():
 
 
 def test_debian_fetches_a_file_from_this_host(guest_image, served, tmp_path: Path) -> None:
-    needs("passt")
+    need("passt")
     digest, port = served
     initrd, capture = tmp_path / "initrd", tmp_path / "all.pcapng"
     initrd.write_bytes(initramfs(guest_image, FETCH))
@@ -102,7 +96,7 @@ def test_debian_fetches_a_file_from_this_host(guest_image, served, tmp_path: Pat
     console, told = guest.communicate()
     assert guest.returncode == 0, told.decode()
     assert digest in console.decode()
-    needs("tshark")
+    need("tshark")
     count = ["tshark", "-r", capture, "-Y", "http.response.code == 200 or dhcp.option.dhcp == 5"]
     found = subprocess.run(count, capture_output=True, text=True, check=True).stdout
     assert "DHCP ACK" in found and "HTTP/1.0 200" in found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import need
 from xenemu.errors import UsageError
 from xenemu.network import networked
 from xenemu.network.pcap import INBOUND, OUTBOUND, Capture
@@ -84,13 +83,8 @@ def test_a_lack_of_passt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def passt_or_skip() -> None:
-    if shutil.which("passt") is None:
-        pytest.skip("there is no passt") if "CI" not in os.environ else pytest.fail("no passt")
-
-
 def test_a_port_that_is_taken_is_told() -> None:
-    passt_or_skip()
+    need("passt")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -101,7 +95,7 @@ def test_a_port_that_is_taken_is_told() -> None:
 
 
 def test_passt_ends_with_the_run() -> None:
-    passt_or_skip()
+    need("passt")
     for _ in range(2):  # the second one finds its port free
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -114,8 +108,7 @@ def test_passt_ends_with_the_run() -> None:
 
 
 def test_a_capture_is_what_tshark_reads(tmp_path: Path) -> None:
-    if shutil.which("tshark") is None:
-        pytest.skip("there is no tshark") if "CI" not in os.environ else pytest.fail("no tshark")
+    need("tshark")
     path = tmp_path / "x.pcapng"
     with path.open("wb") as file:
         capture = Capture(file.write, ["vif-0", "vif-1"])
