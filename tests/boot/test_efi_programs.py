@@ -95,7 +95,6 @@ def test_a_program_from_memory_is_relocated(guest):
     ("change", "status"),
     [
         ({"machine": 0xAA64}, Status.LOAD_ERROR),
-        ({"machine": None}, Status.UNSUPPORTED),  # of the other width
         ({"subsystem": 3}, Status.UNSUPPORTED),
         ({"entry": 0x5000}, Status.LOAD_ERROR),
         ({"flags": 0x207, "image_base": 0x400000}, Status.LOAD_ERROR),
@@ -103,14 +102,25 @@ def test_a_program_from_memory_is_relocated(guest):
     ],
 )
 def test_programs_that_cannot_be_loaded_leave_nothing(guest, change, status):
-    other = MACHINES[IA32 if guest.width is X64 else X64]
-    change = {"machine": MACHINES[guest.width]} | change
-    program = pe(**change | {"machine": change["machine"] or other})
+    program = pe(**{"machine": MACHINES[guest.width]} | change)
     at = load_file(guest, b"")  # and all that a call needs
     before = before_of(guest)
     assert at == Status.UNSUPPORTED
     assert load_file(guest, program) == status
     assert before_of(guest) == before
+
+
+def test_a_program_of_64_bits_is_loaded_by_32_bits_but_not_started(guest):
+    """A loader then calls the entry that the program has for 32 bits, in mixed mode."""
+    other = pe(machine=MACHINES[IA32 if guest.width is X64 else X64])
+    if guest.width is X64:
+        assert load_file(guest, other) == Status.UNSUPPORTED
+        return
+    assert load_file(guest, other) == Status.SUCCESS
+    handle = guest.native(HANDLE)
+    assert guest.current.read(guest.efi.programs[handle].entry, 1) == b"\xc3"
+    assert guest.call("StartImage", handle, 0, 0) == Status.UNSUPPORTED
+    assert guest.call("UnloadImage", handle) == Status.SUCCESS
 
 
 def before_of(guest):

@@ -79,6 +79,13 @@ def test_a_loader_starts_debian(guest_image, xenemu_run, root, loader, typed, me
     assert counts[0] and counts[1] and counts[0][1] == counts[1][1]
 
 
+def test_a_loader_of_32_bits_starts_debian_in_mixed_mode(guest_image, xenemu_run, root):
+    options = ("--entry", "efi", "--efi-root", root, "--timeout", "300")
+    run = xenemu_run(guest_image("systemd-boot-ia32"), *options)
+    assert run.returncode == 0, run.stderr.decode()
+    check_order(shown(run.stdout), (r"Boot in 2 s\.", *USERLAND))
+
+
 def test_systemd_boot_without_a_kernel_says_so(guest_image, xenemu_run, tmp_path):
     options = ("--entry", "efi", "--efi-root", tmp_path, "--timeout", "60")
     run = xenemu_run(guest_image("systemd-boot"), *options)

@@ -63,6 +63,7 @@ def test_everything(plan, tmp_path):
         virtual_timeout = 2.5
         quiet_timeout = 1
         rng_seed = 0x12
+        efi_root = "d"
         maxvcpus = 3
         slice = "20us"
         schedule_seed = 5
@@ -90,6 +91,7 @@ def test_everything(plan, tmp_path):
         virtual_timeout=2.5,
         quiet_timeout=1,
         rng_seed=18,
+        efi_root=tmp_path / "d",
         maxvcpus=3,
         slice=20_000,
         schedule_seed=5,
@@ -229,6 +231,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("kernel = 5", "9: kernel: give a string"),
         ("kernel = []", "9: kernel: the list is empty"),
         ('rootfs = "k"', "9: rootfs: "),
+        ('efi_root = "k"', "9: efi_root: "),
         ('initrd = "k"\ninit = "k"', "10: init: initrd in line 9 says another; give one"),
         ('mode = "pv"\nentry = "pv"', "10: entry: mode says the same; give one of the two"),
         ('mode = "hvm"', "9: mode: 'hvm': give one of auto, pv, pvh"),

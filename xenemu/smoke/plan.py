@@ -110,6 +110,7 @@ class Boot:
     module: tuple[str, ...] = ()
     disk: tuple[str, ...] = ()
     share: tuple[str, ...] = ()
+    efi_root: Path | None = None
     net: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     input: str = ""
@@ -509,6 +510,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "module": _Reader.modules,
     "disk": _Reader.disks,
     "share": _Reader.shares,
+    "efi_root": _Reader.maybe_directory,
     "net": _Reader.nets,
     "environment": lambda reader, value: _environment(value),
     "input": lambda reader, value: _string(value),

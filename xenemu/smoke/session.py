@@ -23,7 +23,7 @@ from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.network import networked
-from xenemu.options import format_size, parse_module, read_module
+from xenemu.options import format_size, parse_module, read_module, read_tree
 from xenemu.outcome import End, Outcome
 from xenemu.report import GIVEN_UP, report
 from xenemu.shares import parse_share, served
@@ -96,6 +96,7 @@ class Session:
             vcpus=boot.vcpus,
             maxvcpus=boot.maxvcpus,
             rng_seed=boot.rng_seed,
+            efi_root=read_tree("efi_root", boot.efi_root) if boot.efi_root else None,
             slice_ns=boot.slice,
             schedule_seed=boot.schedule_seed,
         )

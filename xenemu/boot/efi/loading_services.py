@@ -14,6 +14,7 @@ from xenemu.boot.efi.device_path import read_path
 from xenemu.boot.efi.memory_services import MAX_SPAN, take_time
 from xenemu.boot.efi.protocol_services import device_of
 from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Program
+from xenemu.boot.efi.width import IA32, X64
 from xenemu.errors import ImageError
 from xenemu.image import pe
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT
@@ -59,6 +60,7 @@ def load_image(
         if isinstance(fault, EfiError):
             raise
         raise EfiError(Status.LOAD_ERROR, str(fault)) from None
+    firmware.programs[handle].foreign = _is_mixed(call, program)
     for at, data in ((start, loaded), *writing.pieces):
         call.put(at, data)
     call.write_word(handle_at, handle)
@@ -81,11 +83,16 @@ def _parse(call: Call, file: bytes) -> pe.Pe:
         raise EfiError(Status.LOAD_ERROR, str(fault)) from None
     if program is None:
         raise EfiError(Status.UNSUPPORTED, "the file has no PE header")
-    mine = program.machine == call.width.machine
-    check(mine, Status.UNSUPPORTED, f"the program is for {program.machine}")
+    known = program.machine == call.width.machine or _is_mixed(call, program)
+    check(known, Status.UNSUPPORTED, f"the program is for {program.machine}")
     known = program.subsystem in CODE_TYPES
     check(known, Status.UNSUPPORTED, f"the program is for another subsystem ({program.kind})")
     return program
+
+
+def _is_mixed(call: Call, program: pe.Pe) -> bool:
+    """Whether a program is loaded that cannot be started: a loader may call its .compat entry."""
+    return call.width is IA32 and program.machine == X64.machine
 
 
 def _free(call: Call, start: int, size: int) -> None:
@@ -96,6 +103,7 @@ def _free(call: Call, start: int, size: int) -> None:
 def start_image(call: Call, handle: int, size_at: int, data_at: int) -> None:
     program = _program(call, handle)
     check(not program.started, Status.INVALID_PARAMETER, "the program was started already")
+    check(not program.foreign, Status.UNSUPPORTED, "the program is for a machine of 64 bits")
     frames.enter_program(call, handle, program.entry, size_at, data_at)
     program.started = True
     raise Left

@@ -72,6 +72,7 @@ class Program:
     kind: int  # the type of the memory that it is in
     pool: tuple[int, ...]
     started: bool = False
+    foreign: bool = False  # for another machine: it cannot be started
 
 
 @dataclass
