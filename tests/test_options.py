@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from xenemu.errors import UsageError
@@ -12,6 +14,7 @@ from xenemu.options import (
     parse_seed,
     parse_slice,
     parse_vcpus,
+    read_tree,
 )
 
 
@@ -73,3 +76,40 @@ def test_seeds():
     for text in ("", "-1", "1.0", "0x", "0xg", "1_0", str(2**64), "9" * 21, "\u0663"):
         with pytest.raises(UsageError, match=r"^--rng-seed "):
             parse_seed("--rng-seed", text)
+
+
+def test_a_directory_is_read_with_all_below_it(tmp_path):
+    (tmp_path / "EFI/BOOT").mkdir(parents=True)
+    (tmp_path / "EFI/BOOT/x.efi").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "EFI/BOOT/x.efi")
+    assert read_tree("--efi-root", tmp_path) == {
+        "EFI/": b"", "EFI/BOOT/": b"", "EFI/BOOT/x.efi": b"x", "link": b"x"
+    }  # fmt: skip
+
+
+def test_what_no_directory_for_efi_may_have(tmp_path, monkeypatch):
+    def refused(sentence, root=tmp_path):
+        with pytest.raises(UsageError, match=sentence) as caught:
+            read_tree("--efi-root", root)
+        assert "\n" not in str(caught.value)
+
+    refused("--efi-root .*/gone: No such file", tmp_path / "gone")
+    (tmp_path / "file").write_bytes(b"12345")
+    refused("--efi-root .*/file: Not a directory", tmp_path / "file")
+    for make, sentence in (
+        (lambda path: path.symlink_to("gone"), "x: neither a file nor a directory"),
+        (lambda path: path.symlink_to(tmp_path), "x: neither a file nor a directory"),
+        (os.mkfifo, "x: neither a file nor a directory"),
+    ):
+        make(tmp_path / "x")
+        refused(sentence)
+        (tmp_path / "x").unlink()
+    (tmp_path / "FILE").write_bytes(b"")
+    refused("/file: EFI cannot tell this from FILE: they differ in case only")
+    (tmp_path / "FILE").unlink()
+    (tmp_path / "a\\b").write_bytes(b"")
+    refused("EFI can have no file of this name")
+    (tmp_path / "a\\b").unlink()
+    monkeypatch.setattr("xenemu.options.MAX_TREE", 4 << 10)
+    (tmp_path / "file").write_bytes(bytes(4097))
+    refused("larger than EFI can have: 16384 files, 4 KiB")

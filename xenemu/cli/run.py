@@ -81,6 +81,7 @@ Examples:
   xenemu run vmlinuz --initrd initrd.gz --cmdline "console=hvc0"
   xenemu run vmlinuz --busybox /bin/busybox --cmdline "console=hvc0"   gives a shell
   xenemu run vmlinuz --cmdline "console=hvc0" --timeout 60 --expect "login:"
+  xenemu run systemd-bootx64.efi --entry efi --efi-root esp      a boot loader
   xenemu run guest.cfg --memory 1G                    what xl create would start
   printf 'ls\\n' | xenemu run grub-x86_64-xen.bin --expect '\\(memdisk\\)'
 

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Final
 
 from xenemu.boot import flat
-from xenemu.boot.efi import device_path, event_services, programs, tables, volumes
+from xenemu.boot.efi import device_path, devices, event_services, programs, tables
 from xenemu.boot.efi.abi import (
     ACPI_20_TABLE,
     BOOT_STUBS,
@@ -102,7 +102,7 @@ def place_efi(
     firmware = _firmware(placer, places, config, width)
     writing = programs.Writing(firmware)
     if config.efi_root is not None:
-        volumes.add(writing, config.efi_root)
+        devices.add_volume(writing, config.efi_root)
     firmware.image_handle = programs.add(
         writing,
         image,
