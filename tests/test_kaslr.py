@@ -9,10 +9,10 @@ import pytest
 import elfwriter
 from elfwriter import Phdr, elf
 from fakes import enter_long_mode, make_current, make_pvh_current
-from xenemu import image
+from xenemu import image, kaslr
 from xenemu.hv.current import Current
 from xenemu.image import Image
-from xenemu.kaslr import Move, as_mapped, find
+from xenemu.kaslr import MappedCode, Move, as_mapped, find
 from xenemu.x86.paging import RW, P
 
 TEXT = 0xFFFF_FFFF_8100_0000
@@ -81,3 +81,26 @@ def test_a_kernel_that_is_not_mapped_yet_is_found_nowhere(linux: Image) -> None:
 
 def test_pv_kernels_stay(linux: Image) -> None:
     assert as_mapped(make_current(), linux) is linux
+
+
+def test_a_watcher_has_the_names_of_where_it_is(linux: Image) -> None:
+    current = running(TEXT + MOVED, ELSEWHERE)
+    code, moved = MappedCode(linux, current), TEXT + MOVED + 65
+    assert code.format(moved) == f"{moved:#x}"  # it is not there yet
+    assert code.format(TEXT + 65) == "linux_banner+0x1/0xfc0"
+    current.domain.memory.write(ELSEWHERE << 12, bytes(64) + BANNER)
+    assert code.format(moved) == "linux_banner+0x1/0xfc0"
+    assert code.format(TEXT + 65) == f"{TEXT + 65:#x}"
+
+
+def test_a_watcher_of_one_that_stayed_looks_once(
+    linux: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    monkeypatch.setattr(kaslr, "find", lambda *args: looks.append(args) or Move(0, 0))
+    code = MappedCode(linux, running(TEXT, HOME, HOME))
+    assert code.format(8) == "0x8"
+    assert not looks
+    for _ in range(2):
+        assert code.format(TEXT + 65) == "linux_banner+0x1/0xfc0"
+    assert len(looks) == 1

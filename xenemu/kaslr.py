@@ -8,6 +8,7 @@ In Linux: arch/x86/boot/compressed/kaslr.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,13 +17,14 @@ from typing import Final
 from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.image import Image, Segment
-from xenemu.peek import Tables, locate, machine_frame, tables
+from xenemu.peek import Code, Tables, locate, machine_frame, tables
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 STEP: Final = 2 << 20  # the least alignment that Linux can be built with
 REACH: Final = 1 << 30  # KERNEL_IMAGE_SIZE
 SAMPLE: Final = 64  # bytes that tell a kernel from others
-ANCHORS: Final = ("linux_banner", "linux_proc_banner")  # constant from the beginning on
+# linux_banner and linux_proc_banner, which are constant from the beginning on.
+ANCHORS: Final = (re.compile(rb"Linux version \d"), re.compile(rb"%s version %s \("))
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,34 @@ def as_mapped(current: Current, image: Image) -> Image:
         return image
     move = find(current, image)
     return image if move is None or move == Move(0, 0) else _moved(image, move)
+
+
+class MappedCode(Code):
+    """A kernel's code by name, for somebody who watches it start.
+
+    Addresses have the names that they have where the kernel was linked. Once it runs where it has
+    put itself, they have those of there.
+    """
+
+    def __init__(self, image: Image, current: Current) -> None:
+        super().__init__(image, current)
+        self._image, self._current = image, current
+        low = min((part.start for part in image.symbols.parts), default=0)
+        self._reach = range(low, low + REACH)
+        self._settled = current.domain.p2m is None or _anchor(image) is None
+
+    def format(self, vaddr: int, is_return: bool = False) -> str:
+        """Write an address as `Code.format` does."""
+        if not self._settled and vaddr in self._reach:
+            self._settle()
+        return super().format(vaddr, is_return)
+
+    def _settle(self) -> None:
+        if (move := find(self._current, self._image)) is None:
+            return
+        self._settled = True
+        if move != Move(0, 0):
+            super().__init__(_moved(self._image, move), self._current)
 
 
 def find(current: Current, image: Image) -> Move | None:
@@ -78,16 +108,17 @@ def _tables(current: Current) -> Iterator[Tables]:
             yield replace(found, root=found.root & ~PAGE_SIZE)
 
 
-def _anchor(image: Image) -> tuple[Segment, int] | None:
+def anchor_of(image: Image) -> tuple[Segment, int] | None:
     """Bytes that never change: the segment that they are in, and where they are in it."""
-    for name in ANCHORS:
-        vaddr = image.symbols.address(name)
+    for anchor in ANCHORS:
         for segment in image.segments:
-            if vaddr is not None and 0 <= vaddr - segment.vaddr < len(segment.data) - SAMPLE:
-                at = vaddr - segment.vaddr
-                if (segment.paddr + at) % PAGE_SIZE <= PAGE_SIZE - SAMPLE:
-                    return segment, at
+            for found in anchor.finditer(segment.data, 0, max(0, len(segment.data) - SAMPLE)):
+                if (segment.paddr + found.start()) % PAGE_SIZE <= PAGE_SIZE - SAMPLE:
+                    return segment, found.start()
     return None
+
+
+_anchor: Final = lru_cache(maxsize=2)(anchor_of)
 
 
 @lru_cache(maxsize=1)

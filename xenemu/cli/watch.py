@@ -15,8 +15,8 @@ from xenemu.explain import Explainer
 from xenemu.hv.current import Current
 from xenemu.hv.observe import Watch
 from xenemu.image import Image
+from xenemu.kaslr import MappedCode
 from xenemu.outputs import Output, encode
-from xenemu.peek import Code
 from xenemu.trace import KINDS, Tracer
 
 
@@ -92,7 +92,7 @@ def watching(
 ) -> Iterator[Explainer | None]:
     """Watch a guest for the time of a run; gives the explainer, to be closed after the report."""
     explainer = None
-    code = Code(image, current)
+    code = MappedCode(image, current)
     watch = Watch.of(current)
     if asked.explain:
         explainer = Explainer(code, stderr.write)

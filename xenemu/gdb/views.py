@@ -26,7 +26,7 @@ from xenemu.hv.scheduler import runstate_info
 from xenemu.hv.state.domain import DOM0
 from xenemu.hv.state.events import Channel
 from xenemu.hv.state.vcpu import RunState
-from xenemu.kaslr import ANCHORS, REACH, SAMPLE, STEP
+from xenemu.kaslr import REACH, SAMPLE, STEP, anchor_of
 from xenemu.peek import doing, has_begun, in_kernel, interruptible, locate, tables, walk
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.acpi import apic_id
@@ -219,22 +219,12 @@ def find_offset(target: Target, current: Current) -> int | None:
     """How far from where it was linked the kernel is mapped; None if it is found nowhere."""
     if tables(current) is None:
         return None
-    anchors = [
-        found for name in ANCHORS if (found := target.code.symbols.address(name)) is not None
-    ]
-    for vaddr in anchors or [part.vaddr for part in target.image.segments][:1]:
-        wanted = _linked_bytes(target, vaddr)
-        for offset in range(0, REACH, STEP):
-            try:
-                if target.read_memory(vaddr + offset, SAMPLE, current) == wanted:
-                    return offset
-            except Refused:
-                continue
+    segment, at = anchor_of(target.image) or (target.image.segments[0], 0)
+    wanted = bytes(segment.data[at : at + SAMPLE])
+    for offset in range(0, REACH, STEP):
+        try:
+            if target.read_memory(segment.vaddr + at + offset, SAMPLE, current) == wanted:
+                return offset
+        except Refused:
+            continue
     return None
-
-
-def _linked_bytes(target: Target, vaddr: int) -> bytes:
-    for part in target.image.segments:
-        if part.vaddr <= vaddr < part.vaddr + len(part.data):
-            return bytes(part.data[vaddr - part.vaddr :][:SAMPLE])
-    return b""
