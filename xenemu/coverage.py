@@ -12,6 +12,7 @@ is with threads, each vcpu has a file.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +71,20 @@ class Coverage:
     def of(cls, blocks: Iterable[Block], image: Image, code: Code) -> Coverage:
         """What the blocks of a log (`Machine.record_blocks`) mean for a kernel."""
         functions: dict[tuple[str, int], Function] = {}
-        pieces = []
+        pieces, parts = [], code.symbols.parts
+        starts = [vaddr for vaddr, _, _ in code.symbols.items()]
+        known = set()  # parts of the kernel, and after how many symbols in it: functions that ran
         for block in blocks:
             vaddr = linked(block.pc, image)
-            found = _function(vaddr, block.at, code)
-            if found is None:
-                continue
+            place = _index(vaddr, parts), bisect_right(starts, vaddr)
+            if place not in known:
+                found = _function(vaddr, block.at, code)
+                if found is None:
+                    continue
+                functions.setdefault((found.module, found.vaddr), found)
+                if place[0] is not None:
+                    known.add(place)
             pieces.append((vaddr, vaddr + block.size))
-            functions.setdefault((found.module, found.vaddr), found)
         return cls(tuple(functions.values()), tuple(_merged(sorted(pieces))))
 
     @property
@@ -88,12 +95,20 @@ class Coverage:
 
 def linked(pc: int, image: Image) -> int:
     """The kernel's own address of code that may run where it was loaded, before it maps itself."""
-    if image.symbols.lookup(pc) is not None:
+    if _index(pc, image.symbols.parts) is not None:
         return pc
     for segment in image.segments:
         if 0 <= pc - segment.paddr < segment.memsz:
             return segment.vaddr + pc - segment.paddr
     return pc
+
+
+def _index(vaddr: int, parts: Iterable[range]) -> int | None:
+    """Which part an address is in."""
+    for number, part in enumerate(parts):
+        if part.start <= vaddr < part.stop:  # `in` is slower
+            return number
+    return None
 
 
 def _function(vaddr: int, at: int, code: Code) -> Function | None:
@@ -210,16 +225,17 @@ def drcov(blocks: Iterable[Block], image: Image, code: Code) -> bytes:
 
     A block is (offset, size, module).
     """
-    parts = [(image.path, part) for part in image.symbols.parts]
-    if code.modules is not None:
+    kernel = image.symbols.parts
+    placed = [(linked(block.pc, image), block.size) for block in blocks]
+    parts = [(image.path, part) for part in kernel]
+    above = min((part.start for part in kernel), default=0)
+    if code.modules and any(v >= above and _index(v, kernel) is None for v, _ in placed):
         parts += [(m.name, part) for m in code.modules.loaded() for part in m.parts]
-    table = []
-    for block in blocks:
-        vaddr = linked(block.pc, image)
-        for number, (_, part) in enumerate(parts):
-            if vaddr in part and vaddr - part.start < MAX_OFFSET:
-                table.append(struct.pack("<IHH", vaddr - part.start, block.size, number))
-                break
+    ranges, table = [part for _, part in parts], []
+    for vaddr, size in placed:
+        number = _index(vaddr, ranges)
+        if number is not None and vaddr - ranges[number].start < MAX_OFFSET:
+            table.append(struct.pack("<IHH", vaddr - ranges[number].start, size, number))
     head = [
         "DRCOV VERSION: 2",
         "DRCOV FLAVOR: xenemu",
