@@ -22,10 +22,13 @@ from busfakes import DEVICE_FRAMES, FIRST_REF, Bus
 from grantfakes import grant
 from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly
 from xenemu.abi.io.blkif import blkif_request, blkif_request_indirect, blkif_request_segment
+from xenemu.abi.io.ninepfs import IN_CONS, IN_PROD, OUT_PROD, REF, RING_ORDER
 from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS
 from xenemu.dom0.block import Block
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.disk import BlocksInMemory, FileDisk, OverlayDisk
+from xenemu.dom0.p9 import MAX_MESSAGE, ByteRing, ServerError, Share
+from xenemu.dom0.p9_messages import HEADER, Export, T
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
@@ -219,7 +222,85 @@ def block_guest(draw: random.Random) -> Hostile:
     return Hostile(draw, device, block_request, numbers, texts)
 
 
-GUESTS: dict[str, Callable[[random.Random], Hostile]] = {"block": block_guest}
+@dataclass
+class RandomServer:
+    """Answers with noise of any size, and now and then not at all."""
+
+    random: random.Random
+
+    def ask(self, request: bytes, before: int) -> bytes:
+        if self.random.random() < 0.002:
+            raise ServerError("it has gone")
+        kind = self.random.choice((T.RLERROR, request[4] + 1 & 0xFF, T.GETATTR + 1))
+        size = self.random.choice((7, 7, 11, 100, 200, 4096, 5000, MAX_MESSAGE))
+        return HEADER.pack(size, kind, 1) + self.random.randbytes(size - HEADER.size)
+
+    def leave_if(self, leaves: Callable[[], bool]) -> None:
+        """It never waits."""
+
+
+class HostileSharer(Hostile):
+    """A guest with a share, whose rings are of bytes."""
+
+    def connect(self) -> None:
+        for ref in REFS:
+            place = Maddr((DEVICE_FRAMES + ref - FIRST_REF) * PAGE_SIZE)
+            refs = self.random.sample(REFS[-9:], 8)  # seldom the page of a ring itself
+            if self.random.random() < (0.01 if self.device.shared else 0.8):
+                self.memory.write(place, bytes(RING_ORDER))
+                self.memory.write_uint(Maddr(place + RING_ORDER), 4, self.random.choice((1, 2, 3)))
+                self.memory.write(Maddr(place + REF), struct.pack("<8I", *refs))
+        super().connect()
+
+    def put(self) -> None:
+        assert isinstance(self.device, Share)
+        for ring in self.device.rings:
+            message = self.request(self)
+            prod = self.index(ring, OUT_PROD)
+            start = prod % ring.size
+            first = message[: ring.size - start]
+            ring.data.write(self.memory, ring.size + start, first)
+            ring.data.write(self.memory, ring.size, message[len(first) : len(first) + start])
+            more = self.random.choice((len(message),) * 60 + (3, ring.size + 1))
+            ring.interface.write_uint(self.memory, OUT_PROD, prod + more)
+            if self.random.random() < 0.9:
+                ring.interface.write_uint(self.memory, IN_CONS, self.index(ring, IN_PROD))
+        self.send()
+
+    def index(self, ring: ByteRing, offset: int) -> int:
+        return ring.interface.read_uint(self.memory, offset)
+
+    def size(self) -> int:
+        assert isinstance(self.device, Share)
+        waiting = [len(answer) >> 12 for ring in self.device.rings for _, answer in ring.answers]
+        return super().size() + sum(waiting) + len(waiting)
+
+
+def share_request(guest: Hostile) -> bytes:
+    """A message of 9P: sound, or cut off, or with a wrong size, or nothing but noise."""
+    draw = guest.random
+    body = draw.randbytes(draw.choice((0, 4, 8, 12, 20, 60, 2000)))
+    if draw.random() < 0.3:
+        body = struct.pack("<IIHH", 1, 2, draw.choice((0, 1, 65535)), draw.choice((0, 3))) + body
+    size = HEADER.size + len(body)
+    if draw.random() < 0.02:
+        size = draw.choice((0, 6, 1 << 15, 1 << 31, 0xFFFF_FFFF))
+    return HEADER.pack(size, draw.choice((*T, draw.randrange(256))), draw.randrange(4)) + body
+
+
+def share_guest(draw: random.Random) -> Hostile:
+    """A guest with a share that it may perhaps change."""
+    export = Export(b"/srv", draw.random() < 0.5, draw.choice((None, 1000)))
+    device = Share(0, "root", export, RandomServer(draw))
+    texts = {"version": ("1", "1", "2", *STRANGE), "num-rings": ("1", "2", "8", "9", *STRANGE)}
+    numbers = [f"{name}{ring}" for ring in range(4) for name in ("event-channel-", "ring-ref")]
+    return HostileSharer(draw, device, share_request, numbers, texts)
+
+
+GUESTS: dict[str, Callable[[random.Random], Hostile]] = {
+    "block": block_guest,
+    "share": share_guest,
+}
 
 
 class Failed(AssertionError):
