@@ -79,6 +79,7 @@ abi: setup
 bench: setup
 	$(BIN)/python -m bench --install --history bench/history.jsonl
 	$(BIN)/python -m bench.disks
+	$(BIN)/python -m bench.system
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl

@@ -67,8 +67,9 @@ def measure(
     environment: Mapping[str, str] | None = None,
     milestones: Mapping[str, bytes] = MILESTONES,
     timeout: float = TIMEOUT,
+    last: str = EXIT,
 ) -> Run:
-    """Run `command` in `directory` to its end.
+    """Run `command` in `directory` to its end, or to the milestone `last`, where it is killed.
 
     Raises `BenchError` if it cannot be run, takes over `timeout` seconds of wall clock, exits
     with anything but 0, or misses a milestone.
@@ -90,28 +91,34 @@ def measure(
         deadline.start()
         scanner = Scanner(milestones)
         try:
-            at = _follow(process, scanner, start)
+            at = _follow(process, scanner, start, last)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             deadline.cancel()
             if process.returncode is None:  # interrupted
                 process.kill()
+        reached = set(at)
         at[EXIT] = Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - start)
-        if process.returncode or scanner.pending:
+        failed = process.returncode and last not in reached
+        if failed or scanner.pending:
             complaints.seek(0)
             last_words = complaints.read().strip() or scanner.window.strip()
             raise BenchError(_failure(process.returncode, at[EXIT], scanner, last_words))
     return Run(at, usage.ru_maxrss * 1024)
 
 
-def _follow(process: subprocess.Popen[bytes], scanner: Scanner, start: float) -> dict[str, Cost]:
+def _follow(
+    process: subprocess.Popen[bytes], scanner: Scanner, start: float, last: str
+) -> dict[str, Cost]:
     assert process.stdout
     at = {}
     with process.stdout:
         while piece := os.read(process.stdout.fileno(), 1 << 16):
             for name in scanner.feed(piece):
                 at[name] = Cost(_cpu_seconds(process.pid), time.monotonic() - start)
+                if name == last:
+                    process.kill()
     return at
 
 

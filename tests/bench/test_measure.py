@@ -10,8 +10,8 @@ MILESTONES = {"first": b"Linux version ", "last": b"Power down"}
 PRINT_ALL = "echo Linux version 6.1; echo Power down"
 
 
-def run(script, tmp_path, timeout=60.0):
-    return measure(["sh", "-c", script], tmp_path, None, MILESTONES, timeout)
+def run(script, tmp_path, timeout=60.0, last=EXIT):
+    return measure(["sh", "-c", script], tmp_path, None, MILESTONES, timeout, last)
 
 
 def test_scanner_finds_a_milestone_that_comes_in_pieces():
@@ -44,6 +44,14 @@ def test_costs_grow_from_one_milestone_to_the_next(tmp_path):
 def test_command_runs_in_its_directory(tmp_path):
     (tmp_path / "log").write_text("Linux version 6.1\nPower down\n")
     assert set(run("cat log", tmp_path).at) == {"first", "last", EXIT}
+
+
+def test_command_is_killed_at_the_last_milestone_that_is_wanted(tmp_path):
+    assert set(run(f"{PRINT_ALL}; exec sleep 1000", tmp_path, last="last").at) == {
+        *("first", "last", EXIT)
+    }
+    with pytest.raises(BenchError, match=r"killed by signal 9 .* before 'first'"):
+        run("echo Power down; exec sleep 1000", tmp_path, last="last")
 
 
 def test_missed_milestone_is_named_with_the_last_line(tmp_path):
