@@ -20,6 +20,7 @@ from xenemu.hv.building import DomainConfig, Module
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.waking import POLL
 
 
 @pytest.fixture
@@ -296,6 +297,21 @@ def test_keys_come_from_the_console(guest):
         assert guest.method(*read) == Status.SUCCESS
         keys.append((guest.word(SCRATCH, 2), guest.word(SCRATCH + 2, 2)))
     assert keys == [(0, ord("x")), (0, 13), (0, 8), (1, 0), (23, 0)]
+
+
+def test_who_looks_for_keys_all_the_time_sleeps_between(guest):
+    read = guest.native(guest.con_in + guest.width.word)
+    assert guest.status(guest.jump(read, guest.con_in, SCRATCH)) == Status.NOT_READY
+    guest.jump(read, guest.con_in, SCRATCH)
+    vcpu = guest.domain.vcpus[0]
+    assert vcpu.blocked and guest.cpu.rip == read
+    assert guest.domain.timers.deadlines_ns[POLL, 0] == 1_000_000
+    guest.console.feed(guest.domain, b"x")  # wakes it
+    assert not vcpu.blocked
+    assert guest.status(guest.jump(read, guest.con_in, SCRATCH)) == Status.SUCCESS
+    guest.jump(read, guest.con_in, SCRATCH)
+    vcpu.blocked, guest.cpu.now_ns = False, 1_000_000
+    assert guest.status(guest.jump(read, guest.con_in, SCRATCH)) == Status.NOT_READY
 
 
 def test_the_initrd_is_found_by_its_media_path(guest):

@@ -64,6 +64,7 @@ def check_order(text: str, milestones) -> None:
             ("found by its prefix", "grub> ", "simple FS", "DIR .*linux/", "Booting `Debian'"),
         ),
     ],
+    ids=["systemd-boot", "grub"],
 )
 def test_a_loader_starts_debian(guest_image, xenemu_run, root, loader, typed, menu):
     options = ("--entry", "efi", "--efi-root", root, "--timeout", "300")

@@ -6,16 +6,17 @@ UEFI specification 2.10, sections 12.3 (input) and 12.4 (output). In Xen: public
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, NoReturn
 
 from xenemu.abi.io.console import xencons_interface
 from xenemu.boot.efi.abi import Status
 from xenemu.boot.efi.call import Blocked, Call, EfiError, check, needed, put, service
 from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_channel, scheduler
+from xenemu.hv.waking import POLL
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
-POLL_NS: Final = 100_000  # between two looks at what cannot be waited for
+LOOK_NS: Final = 1_000_000  # between two looks for keys, of a program that does not wait for them
 COLUMNS, ROWS = 80, 25
 IN_SIZE, OUT_SIZE = 1024, 2048
 INDEX_MASK: Final = 0xFFFFFFFF
@@ -188,7 +189,7 @@ def reset_input(call: Call, this: int, extended: int) -> None:
 @service("ConIn.ReadKeyStroke", "NN")
 def read_key_stroke(call: Call, this: int, key_at: int) -> None:
     if not has_input(call):
-        call.cpu.spend(POLL_NS)  # who polls for keys, waits
+        _rest(call)
         raise EfiError(Status.NOT_READY)
     cons = _index(call, "in_cons")
     typed = (_index(call, "in_prod") - cons) & INDEX_MASK
@@ -201,6 +202,28 @@ def read_key_stroke(call: Call, this: int, key_at: int) -> None:
     call.write(needed(key_at), struct.pack("<HH", scan, character))
     _set_index(call, "in_cons", cons + used)
     _tell(call)
+
+
+def _rest(call: Call) -> None:
+    """Let a vcpu that looks for keys again and again sleep between two looks, as real ones cannot.
+
+    There are programs that wait for nothing but keys like this: GRUB at its prompt.
+    """
+    # DIVERGES: firmware answers at once.
+    due_ns = call.firmware.looked_ns + LOOK_NS
+    if call.cpu.now_ns < due_ns:
+        sleep(call, due_ns)
+    call.firmware.looked_ns = call.cpu.now_ns
+
+
+def sleep(call: Call, due_ns: int | None) -> NoReturn:
+    """Let the vcpu sleep until the console has something, or until a time; then call again."""
+    domain = call.domain
+    event_2l.clear_pending(domain, domain.console.port)
+    if due_ns is not None:
+        domain.timers.set((POLL, call.current.vcpu.vcpu_id), due_ns)
+    scheduler.block(call.current, frozenset({domain.console.port}))
+    raise Blocked
 
 
 def _key(ahead: bytes) -> tuple[int, int, int]:

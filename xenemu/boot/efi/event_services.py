@@ -5,7 +5,7 @@ UEFI specification 2.10, section 7.1.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NoReturn
 
 from xenemu.boot.efi import console, frames
 from xenemu.boot.efi.abi import (
@@ -16,7 +16,6 @@ from xenemu.boot.efi.abi import (
 )
 from xenemu.boot.efi.call import (
     NS_PER_UNIT,
-    Blocked,
     Call,
     EfiError,
     Left,
@@ -26,8 +25,6 @@ from xenemu.boot.efi.call import (
 )
 from xenemu.boot.efi.state import MAX_EVER, MAX_THINGS, Event
 from xenemu.errors import XenError
-from xenemu.hv import event_2l, scheduler
-from xenemu.hv.waking import POLL
 
 EVENT_BASE: Final = 0xE000_0000  # events look like addresses, and are none
 TIMER, NOTIFY_WAIT, NOTIFY_SIGNAL = 1 << 31, 0x100, 0x200
@@ -38,6 +35,7 @@ TPL_APPLICATION, TPL_CALLBACK, TPL_NOTIFY, TPL_HIGH_LEVEL = 4, 8, 16, 31
 TIMER_CANCEL, TIMER_PERIODIC, TIMER_RELATIVE = range(3)
 MAX_WAITED_FOR: Final = 256
 LONGEST_NS: Final = 1 << 62
+POLL_NS: Final = 100_000  # between two looks at what only a function of the guest's can tell
 
 
 @service("RaiseTPL", "N")
@@ -173,20 +171,16 @@ def wait_for_event(call: Call, count: int, events_at: int, index_at: int) -> Non
             if handle not in firmware.pending:
                 firmware.pending.append(handle)
     if polled or firmware.pending:
-        call.cpu.spend(console.POLL_NS)
+        call.cpu.spend(POLL_NS)
         again(call)
     wait(call)
 
 
-def wait(call: Call) -> None:
+def wait(call: Call) -> NoReturn:
     """Let the vcpu sleep until the console has something, or a timer is due."""
-    domain, vcpu_id = call.domain, call.current.vcpu.vcpu_id
-    due = [event.due_ns for event in call.firmware.events.values() if event.due_ns is not None]
-    event_2l.clear_pending(domain, domain.console.port)
-    if due:
-        domain.timers.set((POLL, vcpu_id), min(due))
-    scheduler.block(call.current, frozenset({domain.console.port}))
-    raise Blocked
+    events = call.firmware.events.values()
+    due = [event.due_ns for event in events if event.due_ns is not None]
+    console.sleep(call, min(due, default=None))
 
 
 def _take(call: Call, handle: int, event: Event) -> bool:

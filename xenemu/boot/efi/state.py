@@ -134,6 +134,7 @@ class Firmware:
     output: bytearray = field(
         default_factory=bytearray
     )  # of a string that the ring has no room for
+    looked_ns: int = -1 << 62  # when somebody looked for a key, and there was none
     cursor: tuple[int, int] = (0, 0)
     attribute: int = 7
     missing: dict[str, int] = field(default_factory=dict)
