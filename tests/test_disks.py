@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xenemu.disks import Access, DiskSpec, Format, opened, parse_disk
+from xenemu.disks import Access, DiskSpec, Format, opened, parse_disk, with_overlay
 from xenemu.dom0.disk import FileDisk, OverlayDisk
 from xenemu.errors import UsageError
 
@@ -32,6 +32,8 @@ def path(tmp_path: Path) -> Path:
         ("a,rw", DiskSpec(Path("a"), Access.WRITE)),
         ("a,ro,name=xvdb1", DiskSpec(Path("a"), Access.READ_ONLY, "xvdb1")),
         ("/x/a,overlay", DiskSpec(Path("/x/a"))),
+        ("a,overlay=b", DiskSpec(Path("a"), overlay=Path("b"))),
+        ("a,overlay,name=xvdb,overlay=b", DiskSpec(Path("a"), name="xvdb", overlay=Path("b"))),
         ("a,format=qcow2", DiskSpec(Path("a"), format=Format.QCOW2)),
         ("a,sector-size=4096,format=raw", DiskSpec(Path("a"), format=Format.RAW, sector_size=4096)),
     ],
@@ -50,6 +52,10 @@ def test_a_disk_is_read(text: str, spec: DiskSpec) -> None:
         ("a,sector-size=1024", "'sector-size=1024' is not known"),
         ("a,size=4", "'size=4' is not known"),
         ("a,rw,ro", "ro: this is said twice"),
+        ("a,rw,overlay=b", "'overlay=b' is not known"),
+        ("a,overlay=b,ro", "ro: this is said twice"),
+        ("a,overlay=b,overlay=c", "overlay=c: this is said twice"),
+        ("a,overlay=", "'overlay=' is not known"),
         ("a,name=vda", "'vda' is no name of a disk: give one such as xvda"),
         ("a,", "'' is not known"),
     ],
@@ -175,3 +181,78 @@ def test_without_the_library_qcow2_has_another_way(
         f"--disk {path}: to read qcow2, pip install 'xenemu[qcow2]'; or make it raw with"
         " qemu-img convert -O raw"
     )
+
+
+def write(spec: DiskSpec, offset: int, data: bytes) -> None:
+    with opened("--disk", [spec]) as (block,):
+        block.disk.write(offset, [memoryview(data)])
+
+
+def read(spec: DiskSpec) -> bytes:
+    with opened("--disk", [spec]) as (block,):
+        block.disk.read(0, [view := memoryview(bytearray(len(CONTENT)))])
+        return bytes(view)
+
+
+def test_an_overlay_in_a_file_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
+    spec = DiskSpec(path, overlay=tmp_path / "overlay")
+    assert read(spec) == CONTENT
+    write(spec, 100, b"first")
+    write(spec, 9000, b"second")
+    changed = CONTENT[:100] + b"first" + CONTENT[105:9000] + b"second" + CONTENT[9006:]
+    assert read(spec) == changed
+    with opened("--disk", [spec]) as (block,):
+        block.disk.discard(0, 8192)  # of these two blocks, the first is in the overlay
+    assert read(spec) == bytes(4096) + changed[4096:]
+    assert path.read_bytes() == CONTENT
+
+
+def test_what_was_flushed_into_an_overlay_is_there_after_a_kill(path: Path, tmp_path: Path) -> None:
+    spec = DiskSpec(path, overlay=tmp_path / "overlay")
+    copy = tmp_path / "as it was then"
+    with opened("--disk", [spec]) as (block,):
+        block.disk.write(0, [memoryview(b"flushed")])
+        block.disk.flush()
+        block.disk.write(5000, [memoryview(b"not")])
+        shutil.copyfile(tmp_path / "overlay", copy)
+    killed = DiskSpec(path, overlay=copy)
+    assert read(killed) == b"flushed" + CONTENT[7:]
+
+
+def test_an_overlay_is_of_one_disk_only(path: Path, tmp_path: Path) -> None:
+    overlay, other = tmp_path / "overlay", tmp_path / "other"
+    spec = DiskSpec(path, overlay=overlay)
+    write(spec, 0, b"mine")
+    before = overlay.read_bytes()
+    other.write_bytes(CONTENT * 2)
+    for wrong in (DiskSpec(other, overlay=overlay), spec):
+        if wrong is spec:
+            os.utime(path, (1, 1))
+        assert problem_of(wrong) == (
+            f"overlay {overlay}: it is over another disk, or over this one before it was changed"
+        )
+    assert problem_of(DiskSpec(path, overlay=other)) == (
+        f"overlay {other}: it is not empty, and no overlay of xenemu's"
+    )
+    assert problem_of(DiskSpec(path, overlay=tmp_path / "no" / "where")) == (
+        f"overlay {tmp_path}/no/where: No such file or directory"
+    )
+    assert (overlay.read_bytes(), other.read_bytes()) == (before, CONTENT * 2)
+    with opened("--disk", [DiskSpec(other, overlay=tmp_path / "new")]):
+        assert problem_of(DiskSpec(other, overlay=tmp_path / "new")) == (
+            f"overlay {tmp_path}/new: it is being used, and so it is locked"
+        )
+
+
+def test_the_option_gives_a_file_to_the_one_disk_that_it_can_mean() -> None:
+    overlay = Path("o")
+    for disks, found in (
+        (["a"], ["a,overlay=o"]),
+        (["a,rw", "b,name=xvdb", "c,ro"], ["a,rw", "b,name=xvdb,overlay=o", "c,ro"]),
+        (["a,overlay"], ["a,overlay,overlay=o"]),
+    ):
+        assert with_overlay("--overlay", overlay, disks) == found
+        assert [parse_disk("--disk", text) for text in found]
+    for disks in ([], ["a", "b"], ["a,rw"], ["a,overlay=x"]):
+        with pytest.raises(UsageError, match="--overlay o: this is for one --disk without ro"):
+            with_overlay("--overlay", overlay, disks)

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 from xenemu.dom0 import vdev
 from xenemu.dom0.block import Block
 from xenemu.dom0.disk import BlocksInMemory, Disk, FileDisk, OverlayDisk, StreamDisk
-from xenemu.errors import UsageError
+from xenemu.dom0.overlay_file import BlocksInFile, OverlayError
+from xenemu.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from dissect.hypervisor.disk.qcow2 import QCow2
 
 QCOW2_MAGIC: Final = b"QFI\xfb"
 SECTOR_SIZES: Final = (512, 4096)
-SYNTAX: Final = "FILE[,ro|rw|overlay][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
+SYNTAX: Final = "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
 
 
 class Access(Enum):
@@ -47,7 +48,8 @@ class Format(Enum):
 class DiskSpec:
     """A disk that a guest is to have; without a `name` it is the first that is free.
 
-    Without a `format`, the file is raw, but must not look like another.
+    Without a `format`, the file is raw, but must not look like another. `overlay` is the file for
+    what the guest writes; without it, that is kept in memory.
     """
 
     path: Path
@@ -55,6 +57,29 @@ class DiskSpec:
     name: str = ""
     format: Format | None = None
     sector_size: int = 512
+    overlay: Path | None = None
+
+    @property
+    def leaves(self) -> str:
+        """What the guest writes to, and is not gone after the run: a word; empty for nothing."""
+        if self.access is Access.WRITE:
+            return "rw"
+        return "overlay=" if self.overlay is not None else ""
+
+
+def with_overlay(option: str, overlay: Path, disks: Sequence[str]) -> list[str]:
+    """Texts of disks, of which one gets a file for its overlay.
+
+    UsageError unless it is clear which, or if one is no disk.
+    """
+    specs = [parse_disk("--disk", text) for text in disks]
+    fitting = [n for n, spec in enumerate(specs) if spec.access is Access.OVERLAY]
+    if len(fitting) != 1 or specs[fitting[0]].overlay is not None:
+        raise UsageError(
+            f"{option} {overlay}: this is for one --disk without ro and rw; with several, say"
+            f" --disk FILE,overlay={overlay}"
+        )
+    return [f"{text},overlay={overlay}" if n in fitting else text for n, text in enumerate(disks)]
 
 
 def parse_disk(option: str, text: str) -> DiskSpec:
@@ -67,12 +92,16 @@ def parse_disk(option: str, text: str) -> DiskSpec:
         key, equals, value = word.partition("=")
         if not equals:
             key, value = "access", word
+        elif key == "overlay" and values.get("access") is Access.OVERLAY:
+            del values["access"]  # as --overlay may add a file to the word
         if key in values:
             raise UsageError(f"{option} {text}: {word}: this is said twice")
         try:
             match key:
                 case "access":
                     values[key] = Access(value)
+                case "overlay" if value and "access" not in values:
+                    values |= {"access": Access.OVERLAY, key: Path(value)}
                 case "name":
                     vdev.number_of(value)
                     values[key] = value
@@ -151,7 +180,37 @@ def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
     disk.size -= disk.size % spec.sector_size
     if not disk.size:
         raise UsageError(f"{said}: there is not one sector of {spec.sector_size} bytes in it")
-    return OverlayDisk(disk, BlocksInMemory()) if spec.access is Access.OVERLAY else disk
+    if spec.access is not Access.OVERLAY:
+        return disk
+    if spec.overlay is None:
+        return OverlayDisk(disk, BlocksInMemory())
+    changed_ns = os.fstat(descriptor).st_mtime_ns
+    return OverlayDisk(disk, _open_overlay(spec.overlay, disk.size, changed_ns, files))
+
+
+def _open_overlay(path: Path, size: int, changed_ns: int, files: ExitStack) -> BlocksInFile:
+    said = f"overlay {path}"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        files.callback(os.close, descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OverlayError("it is no file")
+        _lock(said, descriptor, writes=True)
+        blocks = BlocksInFile.open(descriptor, size, changed_ns)
+    except OSError as error:
+        raise UsageError(f"{said}: {error.strerror}") from None
+    except OverlayError as error:
+        raise UsageError(f"{said}: {error}") from None
+    files.callback(_flush, said, blocks)
+    return blocks
+
+
+def _flush(said: str, blocks: BlocksInFile) -> None:
+    """In the end, keep also what the guest has not flushed; OutputError."""
+    try:
+        blocks.flush()
+    except OSError as error:
+        raise OutputError(f"{said}: {error.strerror or error}") from None
 
 
 def _lock(said: str, descriptor: int, writes: bool) -> None:

@@ -17,6 +17,7 @@ from xenemu.dom0.disk import (
     OverlayDisk,
     StreamDisk,
 )
+from xenemu.dom0.overlay_file import BlocksInFile
 
 SIZE = 6 * BLOCK_SIZE + 1024  # the last block is not whole
 CONTENT = bytes(n * 7 & 0xFF for n in range(SIZE))
@@ -117,6 +118,7 @@ def test_a_stream_is_read(path: Path) -> None:
         assert read(disk, 0, 100, SIZE - 100) == CONTENT[:5] + b"new" + CONTENT[8:]
 
 
+@pytest.mark.parametrize("kept", ["memory", "file"])
 @given(
     st.lists(
         st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * BLOCK_SIZE), st.integers(0, 255)),
@@ -124,16 +126,22 @@ def test_a_stream_is_read(path: Path) -> None:
     )
 )
 def test_an_overlay_is_as_a_file(
-    tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int, int]]
+    tmp_path_factory: pytest.TempPathFactory, kept: str, writes: list[tuple[int, int, int]]
 ) -> None:
     expected = bytearray(CONTENT)
     path = tmp_path_factory.mktemp("overlay") / "disk"
     path.write_bytes(CONTENT)
-    with path.open("rb") as file:
-        disk = OverlayDisk(FileDisk(file.fileno(), SIZE), BlocksInMemory())
+    with path.open("rb") as file, path.with_name("blocks").open("w+b") as into:
+        in_file = BlocksInFile.open(into.fileno(), SIZE, 0)
+        blocks = BlocksInMemory() if kept == "memory" else in_file
+        disk = OverlayDisk(FileDisk(file.fileno(), SIZE), blocks)
         for offset, size, byte in writes:
             data = bytes([byte]) * min(size, SIZE - offset)
             disk.write(offset, [memoryview(data)[:100], memoryview(data)[100:]])
             expected[offset : offset + len(data)] = data
             assert read(disk, offset // 2, 300) == expected[offset // 2 : offset // 2 + 300]
         assert read(disk, 0, SIZE) == expected
+        disk.flush()
+        if kept == "file":
+            disk.blocks = BlocksInFile.open(into.fileno(), SIZE, 0)
+            assert read(disk, 0, SIZE) == expected

@@ -51,7 +51,7 @@ def test_everything(plan, tmp_path):
         rootfs = "d"
         busybox = "k2"
         module = ["k", "k2=root=x"]
-        disk = ["k,rw", "k2"]
+        disk = ["k,rw", "k2", "k,name=xvdc,overlay=o"]
         share = "d,tag=out"
         environment = {A = "1", B = "two words"}
         input = "ls"
@@ -79,7 +79,11 @@ def test_everything(plan, tmp_path):
         rootfs=tmp_path / "d",
         busybox=tmp_path / "k2",
         module=(str(tmp_path / "k"), f"{tmp_path / 'k2'}=root=x"),
-        disk=(f"{tmp_path / 'k'},rw", str(tmp_path / "k2")),
+        disk=(
+            f"{tmp_path / 'k'},rw",
+            str(tmp_path / "k2"),
+            f"{tmp_path / 'k'},name=xvdc,overlay={tmp_path / 'o'}",
+        ),
         share=(f"{tmp_path / 'd'},tag=out",),
         environment=(("A", "1"), ("B", "two words")),
         input="ls",

@@ -57,10 +57,11 @@ Net = Annotated[
 Disk = Annotated[
     list[str] | None,
     typer.Option(
-        help="A disk for the guest. What it writes is gone after the run: with rw it is in FILE,"
+        help="A disk for the guest. What it writes is gone after the run, unless you give an"
+        " overlay a file: with rw it is in FILE,"
         " with ro it is refused. Without a name, it is the first free of xvda, xvdb and so on. For"
         " several disks, say it again.",
-        metavar="FILE[,ro|rw|overlay][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]",
+        metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]",
     ),
 ]
 Sharing = Annotated[
@@ -71,6 +72,14 @@ Sharing = Annotated[
         " Debian's diod serves it. The guest changes nothing in it, unless you say rw. For several"
         " directories, say it again.",
         metavar=FORM,
+    ),
+]
+Overlay = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep what the guest writes to its disk in this file, and go on from what an earlier"
+        " run has left there; the disk's own file stays as it is.",
+        metavar="FILE",
     ),
 ]
 RngSeed = Annotated[

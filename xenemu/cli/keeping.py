@@ -11,7 +11,7 @@ from typing import Final
 
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import digest_of
-from xenemu.disks import Access, parse_disk
+from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import Machine, snapshot_file
 from xenemu.outputs import Output, Outputs
@@ -81,10 +81,11 @@ def header_of(
     """
     specs = [parse_disk("--disk", text) for text in disks]
     for spec in specs:
-        if spec.access is Access.WRITE:
+        if spec.leaves:
+            changes = spec.overlay or spec.path
             raise UsageError(
-                f"--snapshot: {spec.path} would change after it: leave rw out, and what the guest"
-                " writes is in the snapshot"
+                f"--snapshot: {changes} would change after it: leave {spec.leaves} out, and what"
+                " the guest writes is in the snapshot"
             )
     for net in nets:
         if not net.startswith("none-but-pcap"):

@@ -26,6 +26,7 @@ from xenemu.cli.guest_options import (
     Kernel,
     Memory,
     Net,
+    Overlay,
     RngSeed,
     Rootfs,
     ScheduleSeed,
@@ -53,7 +54,7 @@ from xenemu.cli.watch_options import (
     Verbose,
 )
 from xenemu.confine import obstacle
-from xenemu.disks import opened, parse_disk
+from xenemu.disks import opened, parse_disk, with_overlay
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
 from xenemu.network import networked
@@ -149,6 +150,7 @@ def run(
         ),
     ] = None,
     disk: Disk = None,
+    overlay: Overlay = None,
     share: Sharing = None,
     net: Net = None,
     pcap: Annotated[
@@ -244,6 +246,8 @@ def run(
     audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
+    if overlay is not None:
+        disk = with_overlay("--overlay", overlay, disk or [])
     disks = [parse_disk("--disk", text) for text in disk or []]
     shares = [parse_share("--share", text) for text in share or []]
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)

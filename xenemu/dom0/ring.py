@@ -21,7 +21,7 @@ from xenemu.errors import XenError
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 INDEX_MASK: Final = 0xFFFF_FFFF
 
@@ -44,6 +44,8 @@ class Pages:
 
     def read(self, memory: Memory, offset: int, size: int) -> bytes:
         """Copy bytes out, which may lie in several pages."""
+        if (offset & PAGE_MASK) + size <= PAGE_SIZE:
+            return memory.read(self._maddr(offset), size)
         return b"".join(memory.read(maddr, n) for maddr, n in self._pieces(offset, size))
 
     def write(self, memory: Memory, offset: int, data: bytes) -> None:
@@ -54,19 +56,21 @@ class Pages:
             done += n
 
     def read_uint(self, memory: Memory, offset: int) -> int:
-        """Read 32 bits."""
-        return int.from_bytes(self.read(memory, offset, 4), "little")
+        """Read 32 bits, which lie in one page."""
+        return memory.read_uint(self._maddr(offset), 4)
 
     def write_uint(self, memory: Memory, offset: int, value: int) -> None:
-        """Write 32 bits."""
-        self.write(memory, offset, (value & INDEX_MASK).to_bytes(4, "little"))
+        """Write 32 bits, which lie in one page."""
+        memory.write_uint(self._maddr(offset), 4, value)
+
+    def _maddr(self, offset: int) -> Maddr:
+        return Maddr((self.mfns[offset >> PAGE_SHIFT] << PAGE_SHIFT) + (offset & PAGE_MASK))
 
     def _pieces(self, offset: int, size: int) -> Iterator[tuple[Maddr, int]]:
         """Addresses and sizes of what lies in one page each."""
         while size > 0:
-            start = offset & (PAGE_SIZE - 1)
-            n = min(size, PAGE_SIZE - start)
-            yield Maddr((self.mfns[offset >> PAGE_SHIFT] << PAGE_SHIFT) + start), n
+            n = min(size, PAGE_SIZE - (offset & PAGE_MASK))
+            yield self._maddr(offset), n
             offset, size = offset + n, size - n
 
 

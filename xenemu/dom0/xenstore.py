@@ -81,7 +81,8 @@ class XenstoreRing(RingBackend):
 
     def pump(self, domain: Domain) -> None:
         """Serve what can be served now, and tell the guest if anything moved."""
-        if self.error:
+        waits = self.connection.events or self.outgoing or REQ.used(domain.memory, self.mfn)
+        if self.error or not waits:
             return
         before = self._indices(domain)
         self._collect_events()

@@ -57,10 +57,17 @@ class Memory:
 
     def read_uint(self, maddr: Maddr, size: int) -> int:
         """Read a little-endian unsigned integer of `size` bytes."""
+        if size == 4 and not maddr & 3 and maddr >= 0:
+            return self.dwords[maddr >> 2]
         return int.from_bytes(self.read(maddr, size), "little")
 
     def write_uint(self, maddr: Maddr, size: int, value: int) -> None:
         """Write a little-endian unsigned integer of `size` bytes, reduced modulo its width."""
+        if size == 4 and not maddr & 3 and maddr >= 0:
+            self.dwords[maddr >> 2] = value & 0xFFFF_FFFF
+            if self.code[maddr >> PAGE_SHIFT]:
+                self.stale_code.add(maddr >> PAGE_SHIFT)
+            return
         self.write(maddr, (value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
 
     def table(self, mfn: Mfn) -> memoryview:

@@ -330,8 +330,11 @@ class _Reader:
         found = []
         for text in _strings(value):
             spec = parse_disk("disk", text)
-            words = text.partition(",")[2]
-            found.append(",".join(filter(None, (str(self.file_of(str(spec.path))), words))))
+            words = text.split(",")[1:]
+            if spec.overlay is not None:
+                place = f"overlay={self.folder / spec.overlay}"
+                words = [place if word.startswith("overlay=") else word for word in words]
+            found.append(",".join((str(self.file_of(str(spec.path))), *words)))
         return tuple(found)
 
     def shares(self, value: Any) -> tuple[str, ...]:

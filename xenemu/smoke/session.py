@@ -102,8 +102,9 @@ class Session:
         )
         disks = [parse_disk("disk", text) for text in boot.disk]
         shares = [parse_share("share", text) for text in boot.share]
+        self._disks = self._files.enter_context(opened("disk", disks))
         self.devices: list[BusBackend] = [
-            *self._files.enter_context(opened("disk", disks)),
+            *self._disks,
             *self._files.enter_context(served("share", shares)),
         ]
         for device in self.devices:
@@ -160,6 +161,8 @@ class Session:
         if self.outcome.end is not End.EXPECTED:
             self.ended = True
             self._mark("end", self.machine.engine.now_ns)
+            for block in self._disks:  # an overlay's file has then also what was not flushed
+                block.disk.flush()
         return self.outcome
 
     def run_plan(self) -> list[Finding]:
