@@ -6,8 +6,9 @@ In Xen: include/xsm/dummy.h and each hypercall's own check.
 from __future__ import annotations
 
 from xenemu.abi.errno import ENOSYS, EOPNOTSUPP, EPERM
+from xenemu.abi.pmu import xen_pmu_params
 from xenemu.abi.xen import Nr
-from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall
+from xenemu.hv.dispatch import ALL, INT, PTR, PV, ULONG, Hypercall, Points, SubOps
 
 ONE_POINTER = (PTR,)
 COMMAND_AND_POINTER = (INT, PTR)
@@ -31,7 +32,15 @@ REFUSED = [
         Nr.argo_op, "argo_op", ALL, COMMAND_AND_POINTER, None, ENOSYS, "Xen is built without Argo"
     ),
     Hypercall(
-        Nr.xenpmu_op, "xenpmu_op", ALL, COMMAND_AND_POINTER, None, EOPNOTSUPP, "the VPMU is off"
+        Nr.xenpmu_op,
+        "xenpmu_op",
+        ALL,
+        COMMAND_AND_POINTER,
+        None,
+        EOPNOTSUPP,
+        "the VPMU is off",
+        points=Points(1, xen_pmu_params),
+        arguments=SubOps.arguments,
     ),
     Hypercall(
         Nr.hypfs_op,

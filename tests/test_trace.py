@@ -9,6 +9,7 @@ import pytest
 
 from fakes import KERNEL_STACK, L1, ROOT, make_pv_current, make_pvh_current, protect
 from hypercalls import TABLE
+from xenemu.abi import pmu
 from xenemu.abi.arch_x86.xen import iret_context
 from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, EVTCHNOP_close, evtchn_alloc_unbound
 from xenemu.abi.xen import (
@@ -89,6 +90,18 @@ def test_a_refused_call(current: Current, code: Code) -> None:
     assert lines == [
         "event_channel_op(close, {port=9}) = -EINVAL (port 9 is closed already)",
         "xsm_op(arg1=0) = -ENOSYS (Xen's answer to every domU: xsm_op: Xen is built without FLASK)",
+    ]
+
+
+def test_a_call_that_xen_refuses_to_every_domu_has_its_argument(
+    current: Current, code: Code
+) -> None:
+    lines = Lines(current, code, "hypercalls")
+    current.write_struct(ARGUMENT, pmu.xen_pmu_params(1, 0, 0, 1, 0))
+    call(current, Nr.xenpmu_op, pmu.XENPMU_init, ARGUMENT)
+    assert lines == [
+        "xenpmu_op(XENPMU_init, {version_maj=1, version_min=0, val=0, vcpu=1, pad=0}) = -EOPNOTSUPP"
+        " (Xen's answer to every domU: xenpmu_op: the VPMU is off)"
     ]
 
 

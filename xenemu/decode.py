@@ -14,7 +14,7 @@ from functools import cache
 from types import ModuleType
 from typing import Final, cast
 
-from xenemu.abi import callback, event_channel, grant_table, memory, nmi, sched, xen
+from xenemu.abi import callback, event_channel, grant_table, memory, nmi, pmu, sched, xen
 from xenemu.abi.arch_x86 import xen as arch_xen
 from xenemu.abi.hvm import params
 from xenemu.abi.layout import Struct
@@ -89,6 +89,7 @@ NAMES: Final = {
     ("xen_add_to_physmap", "space"): Names(memory, "XENMAPSPACE_"),
     ("xen_add_to_physmap_batch", "space"): Names(memory, "XENMAPSPACE_"),
     ("xen_hvm_param", "index"): Names(params, "HVM_PARAM_"),
+    ("xenpmu_op", "command"): Names(pmu, "XENPMU_"),
 }
 ENTRIES: Final = frozenset(
     (("update_va_mapping", "value"), ("update_va_mapping_otherdomain", "value"))
@@ -247,7 +248,7 @@ def _arguments(row: Hypercall) -> tuple[str, ...]:
     if isinstance(row.handler, SubOps):
         return row.handler.arguments
     if row.handler is None:
-        return tuple(f"arg{n + 1}" for n in range(len(row.args)))
+        return row.arguments or tuple(f"arg{n + 1}" for n in range(len(row.args)))
     return _parameters(row.handler, len(row.args))
 
 

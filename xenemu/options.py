@@ -238,5 +238,5 @@ def read_module(option: str, path: Path, memory: int) -> bytes:
     if not data:
         raise UsageError(f"{option} {path}: the file is empty")
     if len(data) == memory:
-        raise FitError(f"{option} {path}: larger than the guest's memory; see --memory")
+        raise FitError(f"{option} {path}: larger than the guest's memory: give it more")
     return data

@@ -37,6 +37,7 @@ MEMBERS = {
         "dest_domid": "dest.domid",
         "dest_offset": "dest.offset",
     },
+    "xen_pmu_params": {"version_maj": "version.maj", "version_min": "version.min"},
     "gnttab_cache_flush": {"dev_bus_addr": "a.dev_bus_addr"},
     "grant_entry_v2": {
         "flags": "hdr.flags",

@@ -131,7 +131,7 @@ def test_what_has_no_entry(load, notes, reason):
         (64, {"cmdline": b"x" * 1024}, ImageError, "1024 bytes; hvm-draft-a takes at most 1023"),
         (64, {"modules": (Module(b"x"),)}, UsageError, "takes one module"),
         (64, {"subarch": 2}, UsageError, "--subarch: hvm-draft-a has no boot_params"),
-        (8, {}, FitError, "give the domain more with --memory"),
+        (8, {}, FitError, "give the domain more memory"),
     ],
 )
 def test_what_cannot_be_had(build, memory, config, error, words):

@@ -183,7 +183,7 @@ def test_another_subarch_is_only_a_number(build):
     [
         ("linux64", 64, {"cmdline": b"x" * 101}, ImageError, "101 bytes; this kernel takes at mo"),
         ("linux64", 64, {"modules": (Module(b"x"),)}, UsageError, "one module"),
-        ("linux64", 19, {}, FitError, "give the domain more with --memory"),
+        ("linux64", 19, {}, FitError, "give the domain more memory"),
         ("linux64", 20, {"initrd": b"x"}, FitError, "no room for an initrd of 1 bytes"),
         ("linux32", 64, {"vcpus": 129}, UsageError, "at most 128 vcpus"),
         ("pv64", 64, {"subarch": 2}, UsageError, "--subarch: pv64 has no boot_params"),

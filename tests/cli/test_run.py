@@ -88,6 +88,7 @@ def test_the_time_out_counts_from_the_beginning(monkeypatch, tmp_path):
         (shutdown(POWEROFF), ("--expect", "login"), 3, "unmet, exit 3: the guest powered off; n"),
         (shutdown(CRASH), (), 4, "guest-crash, exit 4: "),
         (shutdown(CRASH), ("--expect", "login"), 4, "never seen: 'login'"),
+        (shutdown(252), (), 4, "exit 4: shutdown reason 252, which Xen does not define; virtual"),
         (UNDEFINED, (), 5, "refused, exit 5: #UD at 0xffffffff81000000"),
         (SPIN, ("--timeout", "0.2"), 6, "timeout, exit 6: still running after 0.2 s"),
         (BLOCK, (), 6, "idle, exit 6: the guest waits"),
@@ -100,6 +101,11 @@ def test_exit_code_and_last_line(boot, code, options, exit_code, words):
     last = result.stderr.decode().splitlines()[-1]
     assert words in last
     assert "instructions" in last
+
+
+def test_a_shutdown_reason_that_xen_does_not_define_is_explained(boot):
+    words = b"\nxenemu: what to do: look at its last call, with --trace hypercalls; SHUTDOWN_* in"
+    assert words in boot(shutdown(252)).stderr
 
 
 @pytest.mark.parametrize(
@@ -396,7 +402,7 @@ def test_what_cannot_be_honoured_is_one_line_and_7(boot, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--memory", "1M"), "give it more with --memory"),
+        (("--memory", "1M"), "give it more memory"),
         (("--initrd", "/dev/zero"), "--initrd /dev/zero: larger than the guest's memory"),
     ],
 )

@@ -128,7 +128,7 @@ def _place(image: Image, kernel: LinuxKernel, config: DomainConfig, room: Room) 
     if kernel.end > ram.stop:
         raise FitError(
             f"{image.path}: the kernel takes {kernel.start:#x}-{kernel.end:#x} while it starts, and"
-            f" there is RAM only up to {ram.stop:#x}: give the domain more with --memory"
+            f" there is RAM only up to {ram.stop:#x}: give the domain more memory"
         )
     initrd = _initrd_address(image, kernel, len(config.initrd), page, ram)
     page.put(
@@ -169,7 +169,7 @@ def _initrd_address(
     if start < kernel.end:
         raise FitError(
             f"{image.path}: there is no room for an initrd of {size} bytes after the kernel, which"
-            f" takes {kernel.start:#x}-{kernel.end:#x}: give the domain more with --memory"
+            f" takes {kernel.start:#x}-{kernel.end:#x}: give the domain more memory"
         )
     return start
 

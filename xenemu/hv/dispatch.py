@@ -98,7 +98,8 @@ class Hypercall:
     `handler(current, *args)` returns the guest's result (None is 0) or raises XenError. If Xen
     refuses the hypercall to such a domain, `note` says why, and the guest gets Xen's own
     ``-answer``. Such a row needs no handler; a handler there makes the checks that Xen makes before
-    it refuses. `batch_of` are the sub-operations of a hypercall that takes a list of them.
+    it refuses. `batch_of` are the sub-operations of a hypercall that takes a list of them. Without
+    a handler, `arguments` may name what a trace shows.
     """
 
     number: int
@@ -111,6 +112,7 @@ class Hypercall:
     points: Points | None = None
     diverges: str = ""
     batch_of: SubOps | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def operations(self) -> dict[int, SubOp]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from xenemu.abi.sched import (
     SHUTDOWN_crash,
@@ -37,6 +38,10 @@ SHUTDOWNS = {
     SHUTDOWN_watchdog: (End.WATCHDOG, "a watchdog that the guest had set ran out"),
     SHUTDOWN_soft_reset: (End.REBOOT, "the guest asked for a soft reset"),
 }
+UNDEFINED_REASON: Final = (
+    "look at its last call, with --trace hypercalls; SHUTDOWN_* in public/sched.h are 0 to 5. If"
+    " sched_op_compat gets a pointer, as from GNU Mach, the pointer's lowest byte is the reason"
+)
 
 
 @dataclass
@@ -149,7 +154,10 @@ class Run:
         if finished:
             return finished
         if code is not None:
-            end, reason = SHUTDOWNS.get(code, (End.GUEST_CRASH, f"shutdown reason {code}"))
+            if code not in SHUTDOWNS:
+                reason = f"shutdown reason {code}, which Xen does not define"
+                return Outcome(End.GUEST_CRASH, reason, UNDEFINED_REASON)
+            end, reason = SHUTDOWNS[code]
             return Outcome(end, self.machine.domain.shutdown_why or reason)
         if self.limits.expired():
             return Outcome(End.TIMEOUT, f"still running after {self.limits.timeout_s:g} s")

@@ -171,7 +171,7 @@ def _check_room(needed_pages: int, nr_pages: int, path: str) -> None:
     if needed_pages > nr_pages:
         raise FitError(
             f"{path}: the kernel and its initrd need {needed_pages * PAGE_SIZE >> 20} MiB,"
-            f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more with --memory"
+            f" the domain has {nr_pages * PAGE_SIZE >> 20}: give it more memory"
         )
 
 

@@ -138,7 +138,7 @@ def lay_out(
         raise FitError(
             f"{image.path}: {misfit} would lie at {places[misfit].start:#x}-"
             f"{places[misfit].stop:#x}, and there is RAM only at {ram.start:#x}-{ram.stop:#x}:"
-            " give the domain more with --memory"
+            " give the domain more memory"
         )
     return Layout(
         places["the kernel"].start - kernel.start,

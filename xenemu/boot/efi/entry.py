@@ -113,7 +113,7 @@ def _check_room_to_unpack(path: str, bzimage: BzImage, placer: Placer) -> None:
             return
     raise FitError(
         f"{path}: the kernel takes {size} bytes from {lowest:#x} or above while it starts,"
-        " and EFI leaves no such room: give the domain more with --memory"
+        " and EFI leaves no such room: give the domain more memory"
     )
 
 

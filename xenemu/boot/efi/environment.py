@@ -65,7 +65,7 @@ class Placer:
         if at is None:
             raise FitError(
                 f"{self._path}: there is no room for {size} bytes below {self.below:#x}: give the"
-                " domain more with --memory"
+                " domain more memory"
             )
         return at
 
@@ -75,7 +75,7 @@ class Placer:
         if not self.memory.is_all(start, end, {MemoryType.CONVENTIONAL}):
             raise FitError(
                 f"{self._path}: {what} would lie at {start:#x}-{end:#x}, and that is not all free"
-                " RAM: give the domain more with --memory"
+                " RAM: give the domain more memory"
             )
         self.memory.take(start, end - start >> PAGE_SHIFT, kind)
 
