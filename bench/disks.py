@@ -21,7 +21,7 @@ from bench import report
 from bench.__main__ import _environment, _image, _require_qemu
 from bench.measure import Run, measure
 from bench.subjects import MACHINE, MEMORY
-from xenemu.smoke.initramfs import Entry, entries, pack
+from xenemu.smoke.initramfs import Member, entries, pack
 
 KERNEL, BUSYBOX = "debian-cloud-amd64", "busybox"
 DISK_MIB, RANDOM_READS = 256, 4000
@@ -117,12 +117,12 @@ def _prepare(scratch: Path) -> None:
         script = INIT.format(modules=" ".join(subject.modules), disk=subject.disk)
         members = entries(script.encode(), busybox)
         reader = (scratch / "reader").read_bytes()
-        members.append(Entry("reader", stat.S_IFREG | 0o755, reader))
+        members.append(Member("reader", stat.S_IFREG | 0o755, reader))
         for name in subject.modules:
             (path,) = folder.glob(f"{name}.ko*")
             data = path.read_bytes()
             data = lzma.decompress(data) if path.suffix == ".xz" else data
-            members.append(Entry(f"{name}.ko", stat.S_IFREG | 0o644, data))
+            members.append(Member(f"{name}.ko", stat.S_IFREG | 0o644, data))
         (scratch / subject.initrd).write_bytes(pack(members))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import stat
 
-from xenemu.smoke.initramfs import Entry, entries, pack
+from xenemu.smoke.initramfs import Member, entries, pack
 
 MODULES = ("watchdog", "xen_wdt", "softdog")  # in the order in which they need each other
 INIT = b"""#!/bin/sh
@@ -26,5 +26,5 @@ def module_initramfs(guest_image, kernel, init=INIT, modules=MODULES):
         data = path.read_bytes()
         if path.suffix == ".xz":
             data = lzma.decompress(data)
-        members.append(Entry(f"{name}.ko", stat.S_IFREG | 0o644, data))
+        members.append(Member(f"{name}.ko", stat.S_IFREG | 0o644, data))
     return pack(members)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from xenemu.diod import SYSTEM_PATH
-from xenemu.smoke.initramfs import Entry, entries, pack
+from xenemu.smoke.initramfs import Member, entries, pack
 
 IMAGE = "debian-12-system"  # whose kernel has 9P as modules
 MODULES = ("netfs", "fscache", "9pnet", "9pnet_xen", "9p")  # in the order of their needs
@@ -47,7 +47,7 @@ def initrd(guest_image, tmp_path_factory):
             name = Path(member.name)
             if name.suffix == ".ko" and name.stem in MODULES:
                 data = archive.extractfile(member).read()
-                members.append(Entry(name.name, stat.S_IFREG | 0o644, data))
+                members.append(Member(name.name, stat.S_IFREG | 0o644, data))
     path = tmp_path_factory.mktemp("share") / "initrd.gz"
     path.write_bytes(pack(members))
     return path

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from programs import need
-from xenemu.smoke.initramfs import Entry, entries, pack
+from xenemu.smoke.initramfs import Member, entries, pack
 
 KERNEL = "debian-cloud-amd64"
 LEASE = b'#!/bin/sh\n[ "$1" = bound ] && ip addr add $ip/24 dev $interface\n'
@@ -49,8 +49,8 @@ def initramfs(guest_image, init: bytes) -> bytes:
     module = guest_image(f"{KERNEL}-modules") / "xen-netfront.ko"
     if not module.exists():
         pytest.fail("the cached modules are older than this test: guests/fetch.py --refresh")
-    members.append(Entry("xen-netfront.ko", stat.S_IFREG | 0o644, module.read_bytes()))
-    members.append(Entry("lease", stat.S_IFREG | 0o755, LEASE))
+    members.append(Member("xen-netfront.ko", stat.S_IFREG | 0o644, module.read_bytes()))
+    members.append(Member("lease", stat.S_IFREG | 0o755, LEASE))
     return pack(members)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenemu.errors import ImageError
-from xenemu.pv.layout import Layout, PvParameters, lay_out
+from xenemu.pv.layout import PvLayout, PvParameters, lay_out
 
 BASE = 0xFFFF_FFFF_8000_0000
 KERNEL_PAGES, NR_PAGES, INITRD_PAGES = 0x1200, 0x10000, 5
@@ -22,7 +22,7 @@ def place(
     kernel_pages: int = KERNEL_PAGES,
     nr_pages: int = NR_PAGES,
     initrd_pages: int = INITRD_PAGES,
-) -> Layout:
+) -> PvLayout:
     end = base + (kernel_pages << 12) - 1
     kernel = PvParameters(
         virt_base=base,

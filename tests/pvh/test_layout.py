@@ -8,7 +8,7 @@ from elfwriter import note
 from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError
 from xenemu.pvh.layout import (
-    Layout,
+    PvhLayout,
     SpecialPage,
     high_ram,
     lay_out,
@@ -80,12 +80,12 @@ def test_only_an_old_linux_gets_the_rsdp_in_low_memory(kernel, notes, address):
 
 def test_the_kernel_stays_and_the_modules_come_before_start_info(kernel):
     found = place(kernel(memsz=0x2001), [0x1001, 5])
-    assert found == Layout(0, (START + 0x3000, START + 0x5000), START + 0x6000)
+    assert found == PvhLayout(0, (START + 0x3000, START + 0x5000), START + 0x6000)
 
 
 def test_modules_come_last_for_a_kernel_that_takes_them_unmapped(kernel):
     found = place(kernel(MOD_START_PFN), [0x1001, 5], start_info=0x1800)
-    assert found == Layout(0, (START + 0x4000, START + 0x6000), START + 0x2000)
+    assert found == PvhLayout(0, (START + 0x4000, START + 0x6000), START + 0x2000)
 
 
 def test_everything_may_end_just_where_ram_does(kernel):
@@ -111,7 +111,7 @@ def test_a_relocatable_kernel_stays_if_it_can(kernel):
 
 def test_a_relocatable_kernel_moves_as_high_as_all_fits(kernel):
     found = place(kernel(reloc(MIB, MIB)), [MIB], range(8 * MIB))
-    assert found == Layout(6 * MIB - START, (6 * MIB + 0x2000,), 7 * MIB + 0x2000)
+    assert found == PvhLayout(6 * MIB - START, (6 * MIB + 0x2000,), 7 * MIB + 0x2000)
 
 
 def test_a_relocatable_kernel_moves_under_its_highest_address(kernel):

@@ -83,7 +83,7 @@ def blob(size: int, align: int = 1, size32: int | None = None, align32: int | No
 
 
 @dataclass(frozen=True)
-class Layout:
+class StructLayout:
     """Where the fields of a struct lie for one guest width."""
 
     packer: struct.Struct
@@ -91,14 +91,14 @@ class Layout:
     size: int
 
 
-class _Layouts(dict[int, Layout]):
+class _Layouts(dict[int, StructLayout]):
     """A struct's layouts by width, made when first asked for; TypeError: of another size."""
 
     def __init__(self, cls: type[Struct], size: tuple[int, int]) -> None:
         super().__init__()
         self._cls, self._sizes = cls, dict(zip((8, 4), size, strict=True))
 
-    def __missing__(self, width: int) -> Layout:
+    def __missing__(self, width: int) -> StructLayout:
         hints = {
             name: hint
             for name, hint in typing.get_type_hints(self._cls, include_extras=True).items()
@@ -127,7 +127,7 @@ class Struct:
         cls.__init__(self, *values, **named)
 
     @classmethod
-    def layout(cls, width: int) -> Layout:
+    def layout(cls, width: int) -> StructLayout:
         """The field offsets and size for a guest whose ``unsigned long`` has `width` bytes."""
         return cls._layouts[width]
 
@@ -170,7 +170,7 @@ def _reduce(value: int, code: str) -> int:
     return value - (1 << bits) if code.islower() and value >> (bits - 1) else value
 
 
-def _lay_out(name: str, hints: dict[str, Any], width: int, want: int) -> Layout:
+def _lay_out(name: str, hints: dict[str, Any], width: int, want: int) -> StructLayout:
     fmt, offset, biggest, offsets = "<", 0, 1, {}
     for field, hint in hints.items():
         code, align = hint.__metadata__[0].codes(width)
@@ -188,4 +188,4 @@ def _lay_out(name: str, hints: dict[str, Any], width: int, want: int) -> Layout:
     offset += padding
     if offset != want:
         raise TypeError(f"struct {name} has {offset} bytes at width {width}, not {want}")
-    return Layout(struct.Struct(fmt), offsets, offset)
+    return StructLayout(struct.Struct(fmt), offsets, offset)

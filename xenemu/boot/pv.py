@@ -31,7 +31,7 @@ from xenemu.image import Feature, Image
 from xenemu.image.notes import WORD
 from xenemu.pv.builder import TABLE, Placed
 from xenemu.pv.hypercall_page import hypercall_page
-from xenemu.pv.layout import Layout, PvParameters, lay_out
+from xenemu.pv.layout import PvLayout, PvParameters, lay_out
 from xenemu.pv.personality import start_vcpu
 from xenemu.pv.state import StartState
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, RW, A, Maddr, Mfn, P, Pfn
@@ -153,7 +153,7 @@ def _place(image: Image, kernel: PvParameters, config: DomainConfig, nr_pages: i
 def _write(
     image: Image,
     kernel: PvParameters,
-    layout: Layout,
+    layout: PvLayout,
     config: DomainConfig,
     domain: Domain,
     base: int,
@@ -168,7 +168,7 @@ def _load(
     domain: Domain,
     image: Image,
     kernel: PvParameters,
-    layout: Layout,
+    layout: PvLayout,
     config: DomainConfig,
     base: int,
 ) -> None:
@@ -186,7 +186,7 @@ def _load(
     memory.write(Maddr(start + (layout.p2m << PAGE_SHIFT)), memoryview(p2m).cast("B"))
 
 
-def _write_page_tables(memory: Memory, layout: Layout, base: int) -> None:
+def _write_page_tables(memory: Memory, layout: PvLayout, base: int) -> None:
     """Write the initial tables; pages that are tables are mapped read-only."""
     tables = layout.tables
     for (level, covered), pfn in tables.pfns.items():
@@ -203,7 +203,7 @@ def _write_page_tables(memory: Memory, layout: Layout, base: int) -> None:
             memory.words[base + l1 << 9 | page & 511] = base + target << PAGE_SHIFT | leaf
 
 
-def _write_start_info(domain: Domain, layout: Layout, config: DomainConfig, base: int) -> None:
+def _write_start_info(domain: Domain, layout: PvLayout, config: DomainConfig, base: int) -> None:
     initrd_pages = pages(len(config.initrd))
     flags_ = SIF_VIRT_P2M_4TOOLS
     mod_start: int = 0

@@ -13,7 +13,7 @@ from xenemu.hv.building import DomainConfig, Module, pages, unpack_module
 from xenemu.image import Feature, Image
 from xenemu.pvh import start_info
 from xenemu.pvh.builder import Placed, Room
-from xenemu.pvh.layout import Kernel, Layout, lay_out
+from xenemu.pvh.layout import Kernel, PvhLayout, lay_out
 from xenemu.pvh.personality import start_vcpu
 from xenemu.pvh.start_info import LoadedModule
 from xenemu.pvh.state import StartState
@@ -42,7 +42,7 @@ def _judge(image: Image) -> Kernel:
 def _place(image: Image, kernel: Kernel, config: DomainConfig, room: Room) -> Placed:
     """Place the kernel, its modules and start_info; FitError if they do not fit."""
     modules = _modules(config)
-    unplaced = Layout(0, (0,) * len(modules), 0)
+    unplaced = PvhLayout(0, (0,) * len(modules), 0)
     size = len(_start_info(unplaced, config, modules, room))
     layout = lay_out(image, kernel, [len(module.data) for module in modules], size, room.ram)
     pieces = [
@@ -61,7 +61,9 @@ def _modules(config: DomainConfig) -> list[Module]:
     ]
 
 
-def _start_info(layout: Layout, config: DomainConfig, modules: list[Module], room: Room) -> bytes:
+def _start_info(
+    layout: PvhLayout, config: DomainConfig, modules: list[Module], room: Room
+) -> bytes:
     loaded = [
         # As in Xen, a module is told to have whole pages.
         LoadedModule(paddr, pages(len(module.data)) << PAGE_SHIFT, module.cmdline)

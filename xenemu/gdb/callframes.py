@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Final
 
-from xenemu.image.orc import REGS_BP, REGS_IP, Entry, Orc, Reg, Type
+from xenemu.image.orc import REGS_BP, REGS_IP, Orc, OrcEntry, Reg, Type
 
 RBP, RSP, RETURN_ADDRESS = 6, 7, 16
 WORD: Final = 8
@@ -48,7 +48,7 @@ def debug_frame(orc: Orc, parts: Sequence[range] = ()) -> bytes:
     return b"".join(pieces)
 
 
-def _descriptions(stretches: Iterable[tuple[int, Entry | None]]) -> Iterator[bytes]:
+def _descriptions(stretches: Iterable[tuple[int, OrcEntry | None]]) -> Iterator[bytes]:
     """The description of consecutive stretches of code; the last row only ends the one before."""
     known: dict[int, bytes] = {}  # by identity: a hash of an entry costs more than its rule
     rows: list[tuple[int, bytes]] = []
@@ -85,7 +85,7 @@ def _advance(distance: int) -> bytes:
     return struct.pack("<BI", CFA_ADVANCE_LOC4, distance)
 
 
-def _rule(entry: Entry) -> bytes:
+def _rule(entry: OrcEntry) -> bytes:
     """All that a row says, whatever the row before it said."""
     if entry.type in (Type.UNDEFINED, Type.END_OF_STACK):
         return NO_CALLER
@@ -102,7 +102,7 @@ def _rule(entry: Entry) -> bytes:
     return rule + bytes([CFA_SAME_VALUE, RBP])
 
 
-def _cfa(entry: Entry) -> bytes | None:
+def _cfa(entry: OrcEntry) -> bytes | None:
     base, offset = BASES.get(entry.sp_reg), entry.sp_offset
     if base is not None:
         return None if offset % WORD else bytes([CFA_DEF_CFA_SF, base]) + _sleb(-offset // WORD)
@@ -115,7 +115,7 @@ def _cfa(entry: Entry) -> bytes | None:
     return bytes([CFA_DEF_CFA_EXPRESSION, len(code)]) + code
 
 
-def _bp(entry: Entry) -> bytes | None:
+def _bp(entry: OrcEntry) -> bytes | None:
     if entry.bp_reg is Reg.UNDEFINED:
         return bytes([CFA_SAME_VALUE, RBP])
     if entry.bp_reg is Reg.PREV_SP and entry.bp_offset % WORD == 0:

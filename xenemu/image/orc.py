@@ -91,7 +91,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Entry:
+class OrcEntry:
     """One decoded entry of .orc_unwind."""
 
     sp_offset: int
@@ -102,7 +102,7 @@ class Entry:
 
 
 # A jump to NULL has no entry: it was a call, and nothing ran since.
-_NULL_CALL = Entry(WORD, 0, Reg.SP, Reg.UNDEFINED, Type.CALL)
+_NULL_CALL = OrcEntry(WORD, 0, Reg.SP, Reg.UNDEFINED, Type.CALL)
 
 
 class Unwinder(Protocol):
@@ -155,7 +155,7 @@ class Orc:
         (relative,) = struct.unpack_from("<i", self._ips, 4 * index)
         return self._vaddr + 4 * index + int(relative)
 
-    def find(self, pc: int) -> Entry | None:
+    def find(self, pc: int) -> OrcEntry | None:
         """Return the entry for the code at `pc`; None outside the kernel's own code."""
         if pc == 0:
             return _NULL_CALL
@@ -164,12 +164,12 @@ class Orc:
             return None
         return self._decode(*_ENTRY.unpack_from(self._entries, ENTRY_SIZE * index))
 
-    def rows(self) -> Iterator[tuple[int, Entry]]:
+    def rows(self) -> Iterator[tuple[int, OrcEntry]]:
         """Each stretch of code, by ascending address: where it starts, and its entry.
 
         Equal entries are one object, which lives as long as the iterator.
         """
-        known: dict[tuple[int, int, int], Entry] = {}
+        known: dict[tuple[int, int, int], OrcEntry] = {}
         offsets = struct.iter_unpack("<i", self._ips[: 4 * self._count])
         for (offset,), fields, place in zip(
             offsets, _ENTRY.iter_unpack(self._entries), count(self._vaddr, 4), strict=False
@@ -179,10 +179,10 @@ class Orc:
                 entry = known[fields] = self._decode(*fields)
             yield place + offset, entry
 
-    def _decode(self, sp_offset: int, bp_offset: int, flags: int) -> Entry:
+    def _decode(self, sp_offset: int, bp_offset: int, flags: int) -> OrcEntry:
         sp_reg = self._regs.get(flags & 15, Reg.OTHER)
         bp_reg = self._regs.get(flags >> 4 & 15, Reg.OTHER)
-        return Entry(sp_offset, bp_offset, sp_reg, bp_reg, self._type(flags))
+        return OrcEntry(sp_offset, bp_offset, sp_reg, bp_reg, self._type(flags))
 
     def _type(self, flags: int) -> Type:
         types: tuple[Type, ...] = _TYPES
@@ -217,7 +217,7 @@ def _word(read: Read, vaddr: int) -> int:
     return int.from_bytes(read(vaddr & MASK, WORD), "little")
 
 
-def _caller(entry: Entry, frame: Frame, read: Read) -> Frame | Stop:
+def _caller(entry: OrcEntry, frame: Frame, read: Read) -> Frame | Stop:
     match entry.sp_reg:
         case Reg.SP:
             sp = frame.sp + entry.sp_offset
@@ -243,7 +243,7 @@ def _caller(entry: Entry, frame: Frame, read: Read) -> Frame | Stop:
     return Frame(ip, old_sp, bp)
 
 
-def _caller_bp(entry: Entry, sp: int, bp: int, read: Read) -> int | None:
+def _caller_bp(entry: OrcEntry, sp: int, bp: int, read: Read) -> int | None:
     match entry.bp_reg:
         case Reg.UNDEFINED:
             return bp

@@ -89,7 +89,7 @@ class Tables:
 
 
 @dataclass
-class Layout:
+class PvLayout:
     """The pieces by pfn; virtual addresses follow from `virt_base`, unless they are given."""
 
     virt_base: int
@@ -112,7 +112,9 @@ class Layout:
         return self.virt_base + (pfn << PAGE_SHIFT)
 
 
-def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str) -> Layout:
+def lay_out(
+    kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, path: str
+) -> PvLayout:
     """Place everything; FitError if the domain's `nr_pages` do not suffice."""
     base = kernel.virt_base
     at = pages(kernel.virt_kend - base)
@@ -149,7 +151,7 @@ def lay_out(kernel: PvParameters, nr_pages: int, initrd_size: int, width: int, p
         p2m_pages += len(extra)
         at += p2m_pages
     _check_room(at, nr_pages, path)
-    return Layout(
+    return PvLayout(
         virt_base=base,
         start_info=start_info,
         xenstore=Pfn(start_info + 1),

@@ -67,7 +67,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PvhLayout:
     """Guest-physical addresses; `offset` is how far the kernel is from where it is linked."""
 
     offset: int
@@ -116,7 +116,7 @@ def lay_out(
     module_sizes: Sequence[int],
     start_info_size: int,
     ram: range,
-) -> Layout:
+) -> PvhLayout:
     """Place everything in `ram`; FitError if it does not fit.
 
     A kernel with a PHYS32_RELOC note is moved if need be. Xen's tools do not do that, but Xen
@@ -140,7 +140,7 @@ def lay_out(
             f"{places[misfit].stop:#x}, and there is RAM only at {ram.start:#x}-{ram.stop:#x}:"
             " give the domain more memory"
         )
-    return Layout(
+    return PvhLayout(
         places["the kernel"].start - kernel.start,
         tuple(places[name].start for name in modules),
         places["start_info"].start,

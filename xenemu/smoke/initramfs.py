@@ -47,7 +47,7 @@ poweroff -f
 
 
 @dataclass(frozen=True)
-class Entry:
+class Member:
     """A member of the archive; `device` is (major, minor) of a device node."""
 
     name: str
@@ -57,26 +57,26 @@ class Entry:
 
 
 NODES: Final = (
-    Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-    Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
+    Member("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
+    Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
 )
 
 
-def entries(init: bytes, busybox: bytes | None = None) -> list[Entry]:
+def entries(init: bytes, busybox: bytes | None = None) -> list[Member]:
     """List the members of an archive that is made of an /init and, maybe, a static busybox."""
-    members = [Entry(name, stat.S_IFDIR | 0o755) for name in DIRECTORIES]
-    members += [*NODES, Entry("init", stat.S_IFREG | 0o755, init)]
+    members = [Member(name, stat.S_IFDIR | 0o755) for name in DIRECTORIES]
+    members += [*NODES, Member("init", stat.S_IFREG | 0o755, init)]
     if busybox is not None:
-        members.append(Entry("bin/busybox", stat.S_IFREG | 0o755, busybox))
-        members += [Entry(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in COMMANDS]
+        members.append(Member("bin/busybox", stat.S_IFREG | 0o755, busybox))
+        members += [Member(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in COMMANDS]
     return members
 
 
-def newc(members: list[Entry]) -> bytes:
+def newc(members: list[Member]) -> bytes:
     """Write a cpio archive in the "newc" format: by name, so that parents come first."""
     archive = bytearray()
     ordered = sorted(members, key=lambda entry: entry.name)
-    for inode, entry in enumerate([*ordered, Entry("TRAILER!!!", 0)], start=1):
+    for inode, entry in enumerate([*ordered, Member("TRAILER!!!", 0)], start=1):
         name = os.fsencode(entry.name) + b"\0"
         header = (
             inode,
@@ -103,7 +103,7 @@ def build(busybox: bytes, init: bytes) -> bytes:
     return pack(entries(init, busybox))
 
 
-def pack(members: list[Entry]) -> bytes:
+def pack(members: list[Member]) -> bytes:
     """Return the gzipped archive of `members`."""
     return gzip.compress(newc(members), compresslevel=6, mtime=0)
 
@@ -132,13 +132,13 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
         wrong = "not a directory" if rootfs.exists() else "there is no such directory"
         raise UsageError(f"rootfs {rootfs}: {wrong}")
     members = {entry.name: entry for entry in NODES}
-    members["dev"] = Entry("dev", stat.S_IFDIR | 0o755)
+    members["dev"] = Member("dev", stat.S_IFDIR | 0o755)
     if busybox is not None:
         members |= {entry.name: entry for entry in entries(b"", _busybox(busybox))}
         del members["init"]
     members |= {entry.name: entry for entry in _tree(rootfs)}
     if program is not None:
-        members["init"] = Entry("init", stat.S_IFREG | 0o755, program)
+        members["init"] = Member("init", stat.S_IFREG | 0o755, program)
     if "init" not in members:
         raise UsageError(f"rootfs {rootfs}: has no /init; give one with init")
     return pack(list(members.values()))
@@ -166,7 +166,7 @@ def _check_static(what: str, path: Path, data: bytes) -> None:
         )
 
 
-def _tree(root: Path) -> list[Entry]:
+def _tree(root: Path) -> list[Member]:
     """The members of a directory, with their modes; sockets and the like are left out."""
     found = []
     try:
@@ -180,7 +180,7 @@ def _tree(root: Path) -> list[Entry]:
                 data = b""
             else:
                 continue
-            found.append(Entry(name, status.st_mode, data))
+            found.append(Member(name, status.st_mode, data))
     except OSError as error:
         raise UsageError(f"rootfs {error.filename}: {error.strerror}") from None
     return found
