@@ -57,9 +57,9 @@ def test_text_names_everything(run):
         "type 0x55            0102  (ignored: Xen does not know it)",
         "GNU type 0x3         6964",
         "features required:   writable_page_tables",
-        "pv64          yes: 0xffffffff81000000 to 0xffffffff81002000, entry 0xffffffff81000000",
-        "pv32          no: the image is for x86_64, not i386",
-        "pvh           yes: 0x1000000 to 0x1002000, entry 0x1000010",
+        "pv64            yes: 0xffffffff81000000 to 0xffffffff81002000, entry 0xffffffff81000000",
+        "pv32            no: the image is for x86_64, not i386",
+        "pvh             yes: 0x1000000 to 0x1002000, entry 0x1000010",
     ):
         assert words in result.stdout
     assert "HYPERCALL_PAGE" not in result.stdout
@@ -97,7 +97,7 @@ def test_the_symbols_for_bsd_symtab_are_among_the_segments(run):
     result = run(kernel(notes, sections=tables))
     assert "\n  0x1002000 to 0x1002128: symbols, for BSD_SYMTAB\n" in result.stdout
     assert "BSD_SYMTAB           yes\n" in result.stdout
-    assert "pvh           yes: 0x1000000 to 0x1002128" in result.stdout
+    assert "pvh             yes: 0x1000000 to 0x1002128" in result.stdout
     result = run(kernel(notes))
     assert "BSD_SYMTAB           yes  (ignored: the ELF has no symbol table" in result.stdout
     assert json.loads(run(kernel(notes), "--json").stdout)["bsd_symbols"] is None

@@ -107,7 +107,9 @@ def resume(
     symbols: Symbols = None,
     verbose: Verbose = False,
 ) -> None:
-    """Go on from a snapshot that `xenemu run --snapshot` has written.
+    """Go on from a snapshot, as if it had not been stopped.
+
+    xenemu run --snapshot writes one.
 
     The guest does what it would have done if it had not been stopped, to the byte, but for what is
     typed. Its kernel must be there, and its disks, all as they were. Exit codes are those of xenemu
