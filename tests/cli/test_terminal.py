@@ -257,6 +257,31 @@ def test_a_caller_ends_the_wait_for_input(pipe):
     quiet.writer.close()
 
 
+def test_a_packet_ends_a_wait_with_and_without_a_person(pipe):
+    quiet = Pipe()
+    pipe.writer.write(b"x")
+    for stdin in (quiet.stdin, None):
+        assert terminal(stdin).read(ROOM, None, [pipe.stdin]) == b""
+    quiet.reader.close()
+    quiet.writer.close()
+
+
+def test_room_on_a_wire_ends_a_wait_for_packets(pipe):
+    quiet = Pipe()
+    assert terminal().read(ROOM, None, [quiet.stdin], [pipe.stdout]) == b""
+    quiet.reader.close()
+    quiet.writer.close()
+
+
+def test_a_signal_ends_a_wait_for_packets(pipe):
+    with terminal() as ours:
+        signal.signal(signal.SIGALRM, ours._on_signal)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert ours.read(ROOM, None, [pipe.stdin]) == b""
+        assert ours.check().end is End.STOPPED
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
 def test_what_is_typed_meanwhile_is_kept_for_the_guest(keyboard, pipe):
     master, slave = keyboard
     ours = terminal(slave)

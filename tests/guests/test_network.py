@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import random
+import socket
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ FETCH = b"""#!/bin/sh
 insmod /xen-netfront.ko
 ip link set eth0 up
 udhcpc -i eth0 -n -q -s /lease
+nc -l -p 7 -e cat &
 wget -q -O - http://10.0.2.2:$PORT/file | sha256sum
 poweroff -f
 """
@@ -64,13 +66,28 @@ def start(kernel: Path, initrd: Path, mode: str, variables: str, *options: objec
 
 
 @pytest.fixture
-def served():
-    """A file on a server of this host's loopback interface: its digest, and the port."""
+def free_port() -> int:
+    """A port of this host's that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def served(free_port: int):
+    """A file on a server of this host's loopback interface: its digest, and the port.
+
+    The answer begins when the guest has echoed what came by the port that is forwarded.
+    """
     data = random.Random(18).randbytes(1 << 20)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            with socket.create_connection(("127.0.0.1", free_port)) as echo:
+                echo.sendall(b"ping")
+                echo.shutdown(socket.SHUT_WR)
+                echoed = b"".join(iter(partial(echo.recv, 9), b""))
+            self.send_response(200 if echoed == b"ping" else 500)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -85,14 +102,16 @@ def served():
         thread.join()
 
 
-def test_debian_fetches_a_file_from_this_host(guest_image, served, tmp_path: Path) -> None:
+def test_debian_fetches_a_file_from_this_host_and_is_called_by_it(
+    guest_image, served, free_port: int, tmp_path: Path
+) -> None:
     need("passt")
     digest, port = served
     initrd, capture = tmp_path / "initrd", tmp_path / "all.pcapng"
     initrd.write_bytes(initramfs(guest_image, FETCH))
-    guest = start(
-        guest_image(KERNEL), initrd, "pv", f"PORT={port}", "--net", "user", "--pcap", capture
-    )
+    net = f"user,hostfwd=tcp:127.0.0.1:{free_port}-:7"
+    options = ("--net", net, "--pcap", capture)
+    guest = start(guest_image(KERNEL), initrd, "pv", f"PORT={port}", *options)
     console, told = guest.communicate()
     assert guest.returncode == 0, told.decode()
     assert digest in console.decode()
