@@ -114,6 +114,18 @@ def test_what_is_refused_when_it_is_built(load):
         build(subarch=2)
 
 
+def test_little_memory_is_too_little_or_enough(load):
+    """Each page of it is the last one that is missing for something."""
+    image, fits = load(efi_bzimage(pe())), []
+    for pages in range(40, 100):
+        try:
+            ENTRIES["efi"].build(image, DomainConfig(pages << 12, efi_root={"file": b"data"}))
+            fits.append(pages)
+        except FitError as misfit:
+            assert "give the domain more memory" in str(misfit)
+    assert fits and fits == list(range(fits[0], 100)) and fits[0] > 40
+
+
 def test_the_registers_are_those_of_a_call_in_x64(guest):
     cpu = guest.cpu
     assert cpu.code64 and cpu.rflags & 0x200

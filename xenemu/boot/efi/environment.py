@@ -25,7 +25,7 @@ from xenemu.boot.efi.abi import (
     TEXT_OUTPUT,
     MemoryType,
 )
-from xenemu.boot.efi.call import enter
+from xenemu.boot.efi.call import EfiError, enter
 from xenemu.boot.efi.dispatch import Efi
 from xenemu.boot.efi.memory_map import MemoryMap
 from xenemu.boot.efi.state import Event, Firmware, Places, handle_of
@@ -63,11 +63,15 @@ class Placer:
         pages = size + PAGE_MASK >> PAGE_SHIFT
         at = self.memory.allocate(kind, pages, self.below)
         if at is None:
-            raise FitError(
-                f"{self._path}: there is no room for {size} bytes below {self.below:#x}: give the"
-                " domain more memory"
-            )
+            raise self.misfit(size)
         return at
+
+    def misfit(self, size: int) -> FitError:
+        """That there is no room for so many bytes."""
+        return FitError(
+            f"{self._path}: there is no room for {size} bytes below {self.below:#x}: give the"
+            " domain more memory"
+        )
 
     def at(self, kind: MemoryType, start: int, size: int, what: str) -> None:
         """Give out whole pages where they must be; FitError if something else is there."""
@@ -101,17 +105,20 @@ def place_efi(
     options_at = placer(MemoryType.LOADER_DATA, len(options)) if options else 0
     firmware = _firmware(placer, places, config, width)
     writing = programs.Writing(firmware)
-    if config.efi_root is not None:
-        devices.add_volume(writing, config.efi_root)
-    firmware.image_handle = programs.add(
-        writing,
-        image,
-        start.ip - image.start,
-        MemoryType.LOADER_CODE,
-        device=firmware.volume_handle,
-        path=device_path.file_path(SEPARATOR + placer.name) if firmware.volume else b"",
-        options=range(options_at, options_at + len(options)),
-    )
+    try:
+        if config.efi_root is not None:
+            devices.add_volume(writing, config.efi_root)
+        firmware.image_handle = programs.add(
+            writing,
+            image,
+            start.ip - image.start,
+            MemoryType.LOADER_CODE,
+            device=firmware.volume_handle,
+            path=device_path.file_path(SEPARATOR + placer.name) if firmware.volume else b"",
+            options=range(options_at, options_at + len(options)),
+        )
+    except EfiError:  # there is no page left
+        raise placer.misfit(PAGE_SIZE) from None
     firmware.programs[firmware.image_handle].started = True
     own: list[tuple[int, Data]] = [
         (places.runtime_code, tables.stubs(RUNTIME_SERVICES)),
