@@ -92,6 +92,7 @@ def close(current: Current, op: evtchn_close) -> None:
 
 @ops.sub(EVTCHNOP_send, evtchn_send)
 def send(current: Current, op: evtchn_send) -> None:
+    current.domain.timers.asked_ns = current.cpu.now_ns
     event_channel.send(current.domain, op.port)
 
 

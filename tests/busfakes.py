@@ -70,7 +70,7 @@ class Bus:
         while (next_ns := self.domain.timers.next_ns()) is not None and next_ns <= end_ns:
             self.cpu.now_ns = max(self.cpu.now_ns, next_ns)
             fire_due(self.current, hv_backend.timers(self.domain))
-        self.cpu.now_ns = end_ns
+        self.cpu.now_ns = self.domain.timers.asked_ns = end_ns
 
     def put(self, device: BusBackend, nodes: dict[str, str | int]) -> None:
         """Write nodes in the frontend's directory, as the guest, and let dom0 see them."""

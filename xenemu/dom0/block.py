@@ -59,8 +59,7 @@ MAX_RING_PAGE_ORDER: Final = 4
 MAX_PERSISTENT: Final = 1056  # pages that a queue keeps mapped: blkback's max_pgrants
 WIDTHS: Final = {b"x86_64-abi": 8, b"x86_32-abi": 4}
 
-DONE: Final = 1  # numbers of timers: a request is done;
-LOOK: Final = 2  # there are requests in the ring of the queue that this is added to
+DONE: Final = 1  # the timer's number: a request is done
 
 
 @dataclass
@@ -207,13 +206,11 @@ class Block(BusBackend):
     def event(self, domain: Domain, port: int) -> None:
         for number, queue in enumerate(self.queues):
             if queue.port == port:
-                domain.timers.set((self.name, LOOK + number), 0)  # the clock is asked there
+                self._take_all(domain, number, domain.timers.asked_ns)
 
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
-        if number == DONE:
-            self._complete(domain, now_ns)
-        elif number - LOOK < len(self.queues):  # it may have closed meanwhile
-            self._take_all(domain, number - LOOK, now_ns)
+        assert number == DONE
+        self._complete(domain, now_ns)
 
     def _take_all(self, domain: Domain, number: int, now_ns: int) -> None:
         queue = self.queues[number]
@@ -253,14 +250,16 @@ class Block(BusBackend):
 
     def _map_all(self, domain: Domain, number: int, request: Request) -> Pending:
         """Map all that a request needs; GrantError, and nothing is."""
-        pending = Pending(number, request)
+        pending, queue = Pending(number, request), self.queues[number]
         read_only = request.operation != BLKIF_OP_READ
         try:
-            for segment in request.segments:
-                mfn = self._map(
-                    domain, self.queues[number], segment.ref, read_only, pending.handles
-                )
-                pending.mfns.append(mfn)
+            for ref, _, _ in request.segments:
+                kept = queue.persistent.get(ref)
+                if kept is not None:
+                    pending.mfns.append(kept[1])
+                else:
+                    mfn = self._map(domain, queue, ref, read_only, pending.handles)
+                    pending.mfns.append(mfn)
         except GrantError:
             self._unmap(domain, pending.handles)
             raise
@@ -320,17 +319,15 @@ class Block(BusBackend):
         return BLKIF_RSP_OKAY
 
     def _perform(self, domain: Domain, pending: Pending) -> None:
-        request, memory = pending.request, domain.memory
-        places = [
-            ((mfn << PAGE_SHIFT) + segment.start, segment.size)
-            for mfn, segment in zip(pending.mfns, request.segments, strict=True)
-        ]
-        views = [memory.bytes[maddr : maddr + size] for maddr, size in places]
+        request, ram = pending.request, domain.memory.bytes
+        views = []
+        for mfn, (_, start, size) in zip(pending.mfns, request.segments, strict=True):
+            at = (mfn << PAGE_SHIFT) + start
+            views.append(ram[at : at + size])
         match request.operation:
             case operation if operation == BLKIF_OP_READ:
                 self.disk.read(request.offset, views)
-                for maddr, size in places:
-                    memory.wrote(Maddr(maddr), size)
+                domain.memory.wrote_in(pending.mfns)
             case operation if operation == BLKIF_OP_DISCARD:
                 self.disk.discard(request.offset, request.size)
             case operation:

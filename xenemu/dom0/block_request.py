@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from xenemu.abi.io.blkif import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
@@ -34,6 +34,7 @@ SEGMENTS_PER_PAGE: Final = PAGE_SIZE // blkif_request_segment.sizeof(8)
 FLUSHES: Final = (BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_WRITE_BARRIER)
 TRANSFERS: Final = (BLKIF_OP_READ, BLKIF_OP_WRITE, *FLUSHES)
 _SEGMENT: Final = struct.Struct("<IBBxx")
+SECTOR_SIZE: Final = 1 << SECTOR_SHIFT
 _SECTORS_PER_PAGE: Final = PAGE_SIZE >> SECTOR_SHIFT
 
 
@@ -45,12 +46,7 @@ class UnknownRequestError(Exception):
     """A request gets BLKIF_RSP_EOPNOTSUPP."""
 
 
-class Segment(NamedTuple):
-    """A part of a granted page: bytes from `start` on."""
-
-    ref: int
-    start: int
-    size: int
+Segment = tuple[int, int, int]  # a part of a granted page: its grant, where it begins, its bytes
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,10 @@ def check(request: Request, disk_size: int, sector_size: int, read_only: bool) -
             f"access denied: bytes {request.offset:#x} to {request.offset + request.size:#x} of"
             f" a disk of {disk_size:#x}"
         )
-    for number in (request.offset, *(segment.size for segment in request.segments)):
-        if request.segments and number % sector_size:
-            raise BadRequestError(f"misaligned: the disk's sectors have {sector_size} bytes")
+    if sector_size == SECTOR_SIZE or not request.segments:
+        return
+    if any(number % sector_size for number in (request.offset, *(s[2] for s in request.segments))):
+        raise BadRequestError(f"misaligned: the disk's sectors have {sector_size} bytes")
 
 
 def _unpack(kind: type, width: int, slot: bytes):  # type: ignore[no-untyped-def]
@@ -128,7 +125,7 @@ def _transfer(
         if last >= _SECTORS_PER_PAGE or last < first:
             raise BadRequestError(f"a segment has the sectors {first} to {last} of a page")
         length = last - first + 1 << SECTOR_SHIFT
-        segments.append(Segment(ref, first << SECTOR_SHIFT, length))
+        segments.append((ref, first << SECTOR_SHIFT, length))
         size += length
     return Request(
         request.id, operation, request.sector_number << SECTOR_SHIFT, size, tuple(segments)

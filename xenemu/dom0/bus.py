@@ -85,7 +85,7 @@ class BusBackend:
         """Forget the frontend: stop, and give back what is held beside `shared` and `ports`."""
 
     def event(self, domain: Domain, port: int) -> None:
-        """The guest sent an event to one of `ports`."""
+        """The guest sent an event to one of `ports`, at `domain.timers.asked_ns`."""
 
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
         """A timer is due that was set as `(name, number)`, with a number above WATCH_FIRED."""
@@ -212,6 +212,7 @@ class BusBackend:
         self.event(domain, port)
 
     def timer(self, domain: Domain, number: int, now_ns: int) -> None:
+        domain.timers.asked_ns = now_ns
         if number != WATCH_FIRED:
             self.due(domain, number, now_ns)
         elif self._take_events() and not self.gone:

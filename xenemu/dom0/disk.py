@@ -259,6 +259,9 @@ IOV_MAX: Final = 1024
 
 def _batches(offset: int, views: Views) -> Iterator[tuple[int, Views]]:
     """As many views at a time as the host takes in one call."""
+    if len(views) <= IOV_MAX:
+        yield offset, views
+        return
     for first in range(0, len(views), IOV_MAX):
         some = views[first : first + IOV_MAX]
         yield offset, some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from xenemu.hv.page_info import RECORD
@@ -51,7 +52,11 @@ class Memory:
 
     def wrote(self, maddr: Maddr, size: int) -> None:
         """Somebody has stored `size` bytes through `bytes`, in RAM."""
-        for mfn in range(maddr >> PAGE_SHIFT, (maddr + size + PAGE_SIZE - 1) >> PAGE_SHIFT):
+        self.wrote_in(range(maddr >> PAGE_SHIFT, (maddr + size + PAGE_SIZE - 1) >> PAGE_SHIFT))
+
+    def wrote_in(self, mfns: Iterable[int]) -> None:
+        """Somebody has stored something in these frames, through `bytes`."""
+        for mfn in mfns:
             if self.code[mfn]:
                 self.stale_code.add(mfn)
 

@@ -15,10 +15,14 @@ Key = tuple[str, int]  # what the deadline is for, and which of those: mostly a 
 
 @dataclass
 class Timers:
-    """At most one deadline per key. `moved` tells the run loop to look at them again."""
+    """At most one deadline per key. `moved` tells the run loop to look at them again.
+
+    `asked_ns` is when the guest last sent an event, for the backends, which see no clock.
+    """
 
     deadlines_ns: dict[Key, int] = field(default_factory=dict)
     moved: bool = False
+    asked_ns: int = 0
 
     def set(self, key: Key, deadline_ns: int) -> None:
         """Arm, or move, the timer of `key`.
