@@ -1,4 +1,4 @@
-"""Build the native shim `xenemu/cpu/_shim.so` with the package; the rest is in pyproject.toml.
+"""Build the C shim `xenemu/cpu/_shim.so` with the package; the rest is in pyproject.toml.
 
 The shim is loaded with ctypes, not imported: it needs no Python headers, and one file serves
 every Python version.

@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the packages, the command, and the native shim."""
+"""What `pip install .` gives: the packages, the command, and the C shim."""
 
 from __future__ import annotations
 

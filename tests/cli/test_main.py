@@ -94,9 +94,9 @@ def test_a_bug_shows_its_traceback_with_v(broken, capsys):
 
 
 def test_an_engine_that_is_missing_is_70_but_no_bug(broken, capsys):
-    broken(EngineError("the native shim is not built"))
+    broken(EngineError("the C shim is not built"))
     assert cli.main(["run", "kernel"]) == 70
-    assert capsys.readouterr().err == "xenemu: the native shim is not built\n"
+    assert capsys.readouterr().err == "xenemu: the C shim is not built\n"
 
 
 @pytest.mark.parametrize("command", ["run", "inspect"])

@@ -184,9 +184,9 @@ def test_the_address_space_is_that_of_the_mode(current: Current) -> None:
     ("config", "reason"),
     [
         ({"cmdline": b"x" * 1024}, "1023"),
-        ({"memory": 8 << 20}, "--memory"),
-        ({"memory": 0}, "--memory"),
-        ({"initrd": bytes(MEMORY)}, "--memory"),
+        ({"memory": 8 << 20}, "more memory"),
+        ({"memory": 0}, "more memory"),
+        ({"initrd": bytes(MEMORY)}, "more memory"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -99,7 +99,7 @@ def test_a_p2m_list_may_have_its_own_place() -> None:
     ],
 )
 def test_a_domain_that_is_too_small_is_said_to_be(what: dict[str, int]) -> None:
-    with pytest.raises(ImageError, match=r"vmlinux: .* --memory"):
+    with pytest.raises(ImageError, match=r"vmlinux: .* more memory$"):
         place(**what)  # type: ignore[arg-type]
 
 

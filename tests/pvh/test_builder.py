@@ -182,7 +182,7 @@ def test_too_many_vcpus_are_refused(kernel):
 
 @pytest.mark.parametrize("memory", [0, 4095, MIB, START])
 def test_too_little_memory_is_refused(kernel, memory):
-    with pytest.raises(ImageError, match=r"the kernel would lie at .*--memory"):
+    with pytest.raises(ImageError, match=r"the kernel would lie at .*more memory"):
         build(kernel(), memory=memory)
 
 

@@ -96,7 +96,9 @@ def test_everything_may_end_just_where_ram_does(kernel):
 
 
 def test_a_kernel_beyond_ram_is_refused(kernel):
-    with pytest.raises(ImageError, match=r"the kernel would lie at 0x1000000-0x1002000.*--memory"):
+    with pytest.raises(
+        ImageError, match=r"the kernel would lie at 0x1000000-0x1002000.*more memory"
+    ):
         place(kernel(), ram=range(16 * MIB))
 
 

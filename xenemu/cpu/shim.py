@@ -1,4 +1,4 @@
-"""Load the native shim, then Unicorn after it; learn from it what C and Python share.
+"""Load the C shim, then Unicorn after it; learn from it what C and Python share.
 
 The order matters. The shim's functions replace Unicorn's only if the dynamic linker meets the
 shim's first.
@@ -171,7 +171,7 @@ def _library() -> Path:
     here = Path(__file__).parent
     for candidate in sorted(here.glob("_shim*.so")):
         return candidate
-    raise EngineError(f"the engine's native shim is not built in {here}: run `pip install .`")
+    raise EngineError(f"the engine's C shim is not built in {here}: run `pip install .`")
 
 
 _loaded: list[Shim] = []

@@ -1,6 +1,6 @@
 """A record for each machine frame: its owner, what it is used as, and how often.
 
-The records lie one after another in one buffer (`Memory.page_info`). The native shim reads them,
+The records lie one after another in one buffer (`Memory.page_info`). The C shim reads them,
 too: cpu/native/page_info.def is the same struct, and the engine compares both when it starts. The
 model keeps a declaration of its own because it also runs without the shim, in tests.
 

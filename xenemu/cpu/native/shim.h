@@ -1,5 +1,5 @@
 /*
- * The native part of the engine: what must not be Python. Policy stays in Python.
+ * The part of the engine in C: what must not be Python. Policy stays in Python.
  *
  * This library is loaded globally before Unicorn. So its definitions of some of Unicorn's internal
  * functions take precedence over Unicorn's own (the wheel is not linked -Bsymbolic). dlsym() on
