@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import tarfile
@@ -72,10 +71,10 @@ def test_a_guest_reads_both_and_changes_one(entry, initrd, guest_image, xenemu_r
         assert (own / "made").is_dir()
         assert [path.name for path in seen.iterdir()] == ["data"]
         assert (seen / "data").read_bytes() == data
-        runs.append((result.stdout, re.findall(rb"\d+ instructions", result.stderr)))
-    console = runs[0][0].decode()
+        runs.append(result.stdout.decode())
+    console = runs[0]
     assert console.count("refused") == 2
     assert console.count("Read-only file system") == 2
     assert "Sep 13" in console  # when it was changed, in the place of when it was read
     assert "No such file" in console
-    assert runs[-1][0] == runs[0][0]
+    assert runs[-1] == console

@@ -74,29 +74,29 @@ class Diod:
         try:
             while request:
                 request = request[os.write(descriptor, request) :]
-            header = self._read(HEADER.size)
-            size = HEADER.unpack(header)[0]
-            if not HEADER.size <= size <= MAX_MESSAGE:
-                raise ServerError(f"diod sent a message of {size} bytes")
-            return header + self._read(size - HEADER.size)
+            return self._receive()
         except OSError as error:
             raise ServerError(f"diod does not answer: {error.strerror}") from None
 
-    def _read(self, size: int) -> bytes:
-        data = b""
+    def _receive(self) -> bytes:
+        """The next message, after which there is nothing: there was one request."""
+        data, size = b"", HEADER.size
         deadline_s = time.monotonic() + PATIENCE_S
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
-        while len(data) < size:
+        while len(data) < size <= MAX_MESSAGE:
             if poll.poll(LOOK_S * 1000):
-                piece = os.read(self.connection.fileno(), size - len(data))
+                piece = os.read(self.connection.fileno(), MAX_MESSAGE)
                 if not piece:
                     raise ServerError("diod has closed the connection")
                 data += piece
+                size = HEADER.unpack_from(data)[0] if len(data) >= HEADER.size else HEADER.size
             elif self.leaves():
                 raise ServerError("the run ends before diod has answered")
             elif time.monotonic() > deadline_s:
                 raise ServerError(f"diod has not answered in {PATIENCE_S:.0f} s")
+        if not HEADER.size <= size == len(data) <= MAX_MESSAGE:
+            raise ServerError(f"diod sent {len(data)} bytes for a message of {size}")
         return data
 
     def close(self) -> None:
