@@ -96,7 +96,7 @@ void ap_main(unsigned int cr0, unsigned int cs)
 	first_cs = cs;
 	starts++;
 	for (;;)
-		if (halts) {
+		if (halts == this_vcpu()) { /* vcpu 0 never comes here */
 			halts = 0;
 			asm volatile("cli; hlt" : : : "memory");
 			goes_on++;

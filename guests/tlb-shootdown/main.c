@@ -11,7 +11,7 @@
 #define NEW 0x4e84e8
 
 static unsigned int pages[2][1024] __attribute__((aligned(4096))) = { { OLD }, { NEW } };
-static volatile unsigned int wanted, seen, rounds;
+static volatile unsigned int ready, wanted, seen, rounds;
 
 #ifdef GUEST_PV
 #define MMUEXT_TLB_FLUSH_LOCAL 6
@@ -81,6 +81,7 @@ void vcpu_main(unsigned int vcpu)
 	set(SPURIOUS, 0x1ff);
 	sti();
 #endif
+	ready = 1;
 	for (;;) {
 		while (rounds == wanted)
 			asm volatile("pause");
@@ -169,6 +170,7 @@ void guest_main(void)
 	map(0);
 #endif
 	start_vcpus(2);
+	await(&ready, 1);
 	each_kind();
 	success();
 }

@@ -9,8 +9,10 @@ from unattended import Unattended
 from xenemu.image import load
 from xenemu.machine import DomainConfig, Machine
 
-RACE = guests()["race"]
+GUESTS = guests()
+RACE = GUESTS["race"]
 SEEDS = 32
+RIGHT = ("ap-start", "ap-start-pvh", "barrier", "ipi", "spinlock", "tlb-shootdown")
 
 
 @pytest.fixture(params=RACE.environments)
@@ -42,3 +44,16 @@ def test_a_race_that_is_found_once_is_found_again(run):
     assert b"what is in the account: " in ran[0]
     assert run(seed) == ran
     assert run(seed + 1) != ran
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"), [(name, one) for name in RIGHT for one in GUESTS[name].environments]
+)
+def test_what_has_no_race_is_right_in_any_order(name, environment, tmp_path):
+    kernel = load(build(GUESTS[name], ENVIRONMENTS[environment], tmp_path / name))
+    for seed in (4, 5):
+        config = DomainConfig(64 << 20, vcpus=GUESTS[name].vcpus, schedule_seed=seed)
+        machine, terminal = Machine(kernel, config, ENVIRONMENTS[environment].mode), Unattended()
+        machine.run(terminal)
+        assert terminal.shown.decode() == GUESTS[name].expected(environment), f"seed {seed}"
+        assert machine.personality.audit(machine.domain) == []
