@@ -34,7 +34,6 @@ def test_what_is_asked_for(text: str, asked: Asked) -> None:
     assert found.text == text
     fields = ("is_user", "path", "mac", "forwards")
     assert [getattr(found, name) for name in fields] == [getattr(asked, name) for name in fields]
-    assert found.is_alone == (text == "none-but-pcap")
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,6 @@ class Asked:
     mac: str | None = None
     forwards: tuple[Forward, ...] = ()
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether nothing comes from outside, so that the run is a function of its start."""
-        return not (self.is_user or self.path)
-
 
 def parse_net(option: str, text: str, folder: Path | None = None) -> Asked:
     """Read ``user[,hostfwd=...]``, ``socket:PATH`` or ``none-but-pcap``, each with ``,mac=``.
