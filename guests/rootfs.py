@@ -38,7 +38,9 @@ class RootfsError(Exception):
 
 def make(packages: Sequence[str], folder: Path) -> str:
     """Make the image in `folder`; return a digest of it. RootfsError: it cannot be made."""
-    for command, package in (("mmdebstrap",) * 2, ("mkfs.ext4", "e2fsprogs")):
+    needed = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs"}
+    needed |= {command: command for command in _pretending()}
+    for command, package in needed.items():
         if shutil.which(command, path=search_path()) is None:
             raise RootfsError(f"no {command}: install Debian's {package}")
     tar = folder / "root.tar"
@@ -81,11 +83,30 @@ def make_disk(tar: Path, disk: Path, size: str = SIZE) -> None:
         ' && touch -d "@$SOURCE_DATE_EPOCH" "$2/etc/fstab" "$2/etc" && mkfs.ext4 -q -L root -d "$2"'
         ' -U "$5" -E "hash_seed=$5,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$4" "$6"'
     )
-    pretended = [] if os.getuid() == 0 else ["fakeroot"]  # else the files would be this user's
     disk.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="xenemu-") as tree:
         fstab = RECIPE / "files/etc/fstab"
-        _run(*pretended, "sh", "-c", script, "sh", *map(str, (tar, tree, fstab, disk, UUID, size)))
+        arguments = map(str, (tar, tree, fstab, disk, UUID, size))
+        _run(*_pretending(), "sh", "-c", script, "sh", *arguments)
+        _stop_clocks(tar, disk, Path(tree))
+
+
+def _stop_clocks(tar: Path, disk: Path, scratch: Path) -> None:
+    """Undo what tells when the archive was extracted: the inodes' times of access and change."""
+    with tarfile.open(tar) as members:
+        paths = {f"/{member.name.removeprefix('.').removeprefix('/')}" for member in members}
+    paths |= {"/", "/etc", "/etc/fstab"}
+    commands = [f"set_current_time @{EPOCH}"]
+    for path in sorted(paths):
+        commands += [f'set_inode_field "{path}" {time} @{EPOCH}' for time in ("atime", "ctime")]
+    script = scratch / "commands"
+    script.write_text("\n".join(commands))
+    _run("debugfs", "-w", "-f", str(script), str(disk))
+
+
+def _pretending() -> list[str]:
+    """The command that lets files be root's, for a user who is not root."""
+    return [] if os.getuid() == 0 else ["fakeroot"]
 
 
 def _extract(tar: Path, pattern: str, target: Path) -> None:

@@ -30,6 +30,7 @@ DIOD: Final = "diod"
 SYSTEM_PATH: Final = "/usr/sbin:/sbin"  # of programs that a user's PATH does not show
 PATIENCE_S: Final = 30.0
 LOOK_S: Final = 0.1
+END_S: Final = 2.0
 LIFTED: Final = {
     "the size of core files": resource.RLIMIT_CORE,
     "the size of files": resource.RLIMIT_FSIZE,
@@ -103,7 +104,7 @@ class Diod:
         """Let diod end."""
         self.connection.close()
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(PATIENCE_S)
+            self.process.wait(END_S)
 
 
 def serve(export: Export, program: Path | None = None) -> Diod:

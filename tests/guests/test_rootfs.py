@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tarfile
@@ -40,6 +41,12 @@ def test_the_same_files_make_the_same_disk(tmp_path: Path) -> None:
     for disk in disks:
         rootfs.make_disk(tar, disk, "16M")
     assert disks[0].read_bytes() == disks[1].read_bytes()
+    for path in ("/", "/etc", "/etc/motd", "/etc/fstab", "/lost+found"):  # not when they were made
+        command = ["/sbin/debugfs", "-R", f"stat {path}", disks[0]]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        times = re.findall(r"^ ?(\w+time): 0x(\w+)", shown, re.MULTILINE)
+        assert [name for name, _ in times] == ["ctime", "atime", "mtime", "crtime"]
+        assert {int(seconds, 16) for _, seconds in times} == {rootfs.EPOCH}, path
     subprocess.run(["/sbin/fsck.ext4", "-fn", disks[0]], check=True, capture_output=True)
 
 
