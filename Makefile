@@ -7,7 +7,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo demo-system test check fuzz guests abi bench bench-compare clean
+.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi bench bench-compare clean
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
@@ -68,6 +68,10 @@ check: setup
 # --replay FILE.
 fuzz: setup
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
+
+# Hostile frontends of dom0's devices: 200,000 steps each.
+fuzz-devices: setup
+	PYTHONPATH=tests $(BIN)/python -m fuzz.devices $(FUZZ)
 
 guests: setup
 	@$(BIN)/python guests/fetch.py

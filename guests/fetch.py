@@ -85,14 +85,24 @@ def declared() -> dict[str, Image]:
 
 
 def cached(name: str) -> Cached | None:
-    """Look an image up in the cache, without a network."""
+    """Look an image up in the cache, without a network; None also if it lacks a file by now."""
     images = cache_dir() / "images"
     try:
         record = json.loads((images / f"{name}.json").read_text())
     except (OSError, ValueError):
         return None
     path = images / record["path"]
-    return Cached(name, record["version"], path) if path.exists() else None
+    if not path.exists() or (path.is_dir() and not _has_all(name, path)):
+        return None
+    return Cached(name, record["version"], path)
+
+
+def _has_all(name: str, folder: Path) -> bool:
+    """Whether each file that is declared today is there: it may be an older xenemu's folder."""
+    image = declared().get(name)
+    names = [path.name for path in folder.iterdir()]
+    patterns = image.files if image else ()
+    return all(fnmatch.filter(names, pattern.rpartition("/")[2]) for pattern in patterns)
 
 
 class Apt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -144,6 +145,15 @@ def test_several_files_are_a_directory():
     assert not failed
     assert sorted(path.name for path in entry.path.iterdir()) == ["vmlinuz-2", "xen.h"]
     assert fetch.cached("some") == entry
+
+
+def test_a_folder_that_lacks_what_is_declared_by_now_is_not_in_the_cache(monkeypatch):
+    image = Image("some", package="kernel", files=("*/xen.h",))
+    (entry,), _ = fetch.fetch([image], FakeApt())
+    wanted = [image, replace(image, files=("*/xen.h", "*/new.h"))]
+    for now, found in zip(wanted, (entry, None), strict=True):
+        monkeypatch.setattr(fetch, "declared", lambda now=now: {"some": now})
+        assert fetch.cached("some") == found
 
 
 def test_fewer_files_than_patterns_are_too_few():
