@@ -1,6 +1,7 @@
 """A guest's disks as a person asks for them, and the files that they are kept in.
 
-An error begins with the name of the option, or of whatever else held the text.
+An error begins with the name of the option, or of whatever else held the text. The backend is
+imported where a disk is opened: most runs have none.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from xenemu.dom0 import vdev
-from xenemu.dom0.block import Block
-from xenemu.dom0.disk import BlocksInMemory, Disk, FileDisk, OverlayDisk, StreamDisk
-from xenemu.dom0.overlay_file import BlocksInFile, OverlayError
 from xenemu.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from dissect.hypervisor.disk.qcow2 import QCow2
+
+    from xenemu.dom0.block import Block
+    from xenemu.dom0.disk import Disk, StreamDisk
+    from xenemu.dom0.overlay_file import BlocksInFile
 
 QCOW2_MAGIC: Final = b"QFI\xfb"
 SECTOR_SIZES: Final = (512, 4096)
@@ -136,6 +138,11 @@ def name_all(option: str, specs: Sequence[DiskSpec]) -> list[tuple[str, int]]:
 @contextmanager
 def opened(option: str, specs: Sequence[DiskSpec]) -> Iterator[list[Block]]:
     """Open and lock the files of disks, as backends; UsageError."""
+    if not specs:
+        yield []
+        return
+    from xenemu.dom0.block import Block  # noqa: PLC0415
+
     names = name_all(option, specs)
     with ExitStack() as files:
         yield [
@@ -152,6 +159,8 @@ def opened(option: str, specs: Sequence[DiskSpec]) -> Iterator[list[Block]]:
 
 
 def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
+    from xenemu.dom0.disk import BlocksInMemory, FileDisk, OverlayDisk  # noqa: PLC0415
+
     said = f"{option} {spec.path}"
     writes = spec.access is Access.WRITE
     try:
@@ -189,6 +198,8 @@ def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
 
 
 def _open_overlay(path: Path, size: int, changed_ns: int, files: ExitStack) -> BlocksInFile:
+    from xenemu.dom0.overlay_file import BlocksInFile, OverlayError  # noqa: PLC0415
+
     said = f"overlay {path}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
@@ -226,6 +237,8 @@ def _lock(said: str, descriptor: int, writes: bool) -> None:
 
 def _open_qcow2(said: str, path: Path) -> StreamDisk:
     """Open a qcow2 file, and the one that it is based on, by a library."""
+    from xenemu.dom0.disk import StreamDisk  # noqa: PLC0415
+
     try:
         from dissect.hypervisor.disk.qcow2 import QCow2  # noqa: PLC0415 (an extra)
         from dissect.hypervisor.exceptions import Error  # noqa: PLC0415

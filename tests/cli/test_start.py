@@ -21,6 +21,7 @@ ASKED_FOR = {
     "xenemu.cli.matrix",
     "xenemu.cli.smoke",
     "xenemu.compare",
+    "xenemu.dom0.block",
     "xenemu.coverage",
     "xenemu.gdb",
     "xenemu.encoding",
