@@ -6,6 +6,7 @@ import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
 from unattended import Unattended
+from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.image import load
 from xenemu.machine import DomainConfig, Machine
 
@@ -57,3 +58,12 @@ def test_what_has_no_race_is_right_in_any_order(name, environment, tmp_path):
         machine.run(terminal)
         assert terminal.shown.decode() == GUESTS[name].expected(environment), f"seed {seed}"
         assert machine.personality.audit(machine.domain) == []
+
+
+@pytest.mark.parametrize("environment", GUESTS["barrier"].environments)
+def test_vcpus_that_spin_in_pause_do_not_wait_for_whole_slices(environment, tmp_path):
+    """The guest's vcpus meet 600 times. Each waits for three others, whose slices are 100 us."""
+    kernel = load(build(GUESTS["barrier"], ENVIRONMENTS[environment], tmp_path / "barrier"))
+    machine = Machine(kernel, DomainConfig(64 << 20, vcpus=4), ENVIRONMENTS[environment].mode)
+    machine.run(Unattended())
+    assert machine.engine.now_ns < 600 * SHARED_SLICE_NS / 2
