@@ -130,7 +130,7 @@ def down(current: Current, vcpu: Vcpu, pointer: int) -> None:
         vcpu.online = False
         scheduler.wait(vcpu, current.cpu.now_ns)
         if vcpu is current.vcpu:
-            current.cpu.stop()
+            scheduler.leave_cpu(current)
 
 
 @ops.sub(VCPUOP_is_up)
@@ -161,15 +161,12 @@ def set_periodic_timer(current: Current, vcpu: Vcpu, op: vcpu_set_periodic_timer
     """Raise VIRQ_TIMER again and again while the vcpu runs; EINVAL: under 1 ms, or absurd."""
     if not MIN_PERIOD_NS <= op.period_ns <= MAX_PERIOD_NS:
         raise XenError(EINVAL, f"a period of {op.period_ns} ns: at least 1 ms is allowed")
-    vcpu.periodic_ns = op.period_ns
-    deadline_ns = current.cpu.now_ns + op.period_ns
-    current.domain.timers.set((scheduler.PERIODIC, vcpu.vcpu_id), deadline_ns)
+    scheduler.set_periodic_timer(current, vcpu, op.period_ns)
 
 
 @ops.sub(VCPUOP_stop_periodic_timer)
 def stop_periodic_timer(current: Current, vcpu: Vcpu, pointer: int) -> None:
-    vcpu.periodic_ns = 0
-    current.domain.timers.cancel((scheduler.PERIODIC, vcpu.vcpu_id))
+    scheduler.set_periodic_timer(current, vcpu, 0)
 
 
 @ops.sub(VCPUOP_set_singleshot_timer, vcpu_set_singleshot_timer)

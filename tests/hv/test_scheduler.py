@@ -292,39 +292,53 @@ def test_a_periodic_timer_raises_virq_timer_and_is_armed_again(current: Current)
     assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1050}
 
 
-def test_a_periodic_timer_does_not_wake_its_vcpu(current: Current) -> None:
-    current.vcpu.periodic_ns = 1000
+def armed(current: Current) -> int | None:
+    """When the periodic timer of vcpu 0 is due."""
+    return current.domain.timers.deadlines_ns.get((PERIODIC, 0))
+
+
+def test_a_periodic_timer_stops_while_its_vcpu_is_blocked(current: Current) -> None:
+    scheduler.set_periodic_timer(current, current.vcpu, 1000)
     scheduler.block(current)
-    fire(current, PERIODIC)
-    assert current.vcpu.blocked
-    assert not event_pending(current.domain, current.vcpu)
+    assert armed(current) is None
 
 
-def test_a_periodic_timer_does_not_tick_while_its_vcpu_is_down(current: Current) -> None:
-    current.vcpu.periodic_ns, current.vcpu.online = 1000, False
-    fire(current, PERIODIC)
-    assert not event_pending(current.domain, current.vcpu)
-    assert not current.domain.timers.deadlines_ns
+def test_a_periodic_timer_stops_while_its_vcpu_is_down(current: Current) -> None:
+    scheduler.set_periodic_timer(current, current.vcpu, 1000)
+    scheduler.take_down(current, current.vcpu, "")
+    assert armed(current) is None
 
 
-def test_a_periodic_timer_does_not_tick_while_another_vcpu_has_the_cpu(current: Current) -> None:
-    waits, other = current.vcpu, current.domain.vcpus[1]
-    waits.periodic_ns, other.online = 1000, True
-    current.vcpu = other
-    fire(current, PERIODIC)
-    assert not event_pending(current.domain, waits) and not current.domain.timers.deadlines_ns
-    current.vcpu = waits
-    pass_time(current, 70)
+def test_a_periodic_timer_stops_while_another_vcpu_has_the_cpu(current: Current) -> None:
+    scheduler.set_periodic_timer(current, current.vcpu, 1000)
+    scheduler.leave(current)
+    assert armed(current) is None
+
+
+def test_a_periodic_timer_goes_on_when_its_vcpu_runs_again(current: Current) -> None:
+    scheduler.set_periodic_timer(current, current.vcpu, 1000)
+    scheduler.leave(current)
+    pass_time(current, 700)
     scheduler.enter(current)
-    assert event_pending(current.domain, waits)
-    assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1070}
+    assert armed(current) == 1000 and not event_pending(current.domain, current.vcpu)
 
 
 def test_a_missed_tick_comes_when_the_vcpu_runs_again(current: Current) -> None:
-    current.vcpu.periodic_ns = 1000
+    scheduler.set_periodic_timer(current, current.vcpu, 1000)
+    scheduler.leave(current)
+    pass_time(current, 1070)
     scheduler.enter(current)
-    assert event_pending(current.domain, current.vcpu)
-    assert current.domain.timers.deadlines_ns == {(PERIODIC, 0): 1000}
+    assert event_pending(current.domain, current.vcpu) and armed(current) == 2070
+
+
+def test_a_periodic_timer_that_another_vcpu_starts_wakes_its_vcpu(current: Current) -> None:
+    sleeper = current.vcpu
+    scheduler.block(current)
+    current.vcpu = current.domain.vcpus[1]
+    scheduler.set_periodic_timer(current, sleeper, 1000)
+    assert armed(current) == 1000
+    fire(current, PERIODIC)
+    assert sleeper.runnable and event_pending(current.domain, sleeper)
 
 
 def test_a_poll_that_times_out_ends_without_an_event(current: Current) -> None:

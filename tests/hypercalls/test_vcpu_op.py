@@ -199,6 +199,14 @@ def test_a_periodic_timer_is_armed_and_stopped(current: Current) -> None:
     assert current.domain.timers.next_ns() is None and current.vcpu.periodic_ns == 0
 
 
+def test_another_vcpus_periodic_timer_is_armed_and_stopped(current: Current) -> None:
+    op = abi.vcpu_set_periodic_timer(1_000_000)
+    call(current, abi.VCPUOP_set_periodic_timer, op, vcpu_id=1)
+    assert current.domain.timers.deadlines_ns == {(PERIODIC, 1): NOW + 1_000_000}
+    call(current, abi.VCPUOP_stop_periodic_timer, vcpu_id=1)
+    assert current.domain.timers.next_ns() is None
+
+
 @pytest.mark.parametrize("period_ns", [0, 999_999, 1 << 62, (1 << 64) - 1])
 def test_a_period_that_is_refused(current: Current, period_ns: int) -> None:
     op = abi.vcpu_set_periodic_timer(period_ns)

@@ -111,7 +111,7 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
     vcpu.blocked = True
     vcpu.poll_ports = poll_ports
     set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
-    current.cpu.stop()
+    leave_cpu(current)
 
 
 def bring_up(current: Current, vcpu: Vcpu) -> None:
@@ -130,10 +130,16 @@ def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
     set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
     current.changed(vcpu, "down")
     if vcpu is current.vcpu:
-        current.cpu.stop()
+        leave_cpu(current)
     if not any(other.online for other in current.domain.vcpus):
         shutdown(current.domain, SHUTDOWN_poweroff, why)
         current.cpu.stop()
+
+
+def leave_cpu(current: Current) -> None:
+    """The current vcpu can run no more: end its slice. Its periodic timer stops until it can."""
+    current.domain.timers.cancel((PERIODIC, current.vcpu.vcpu_id))
+    current.cpu.stop()
 
 
 def hypercall_preempt_check(current: Current) -> bool:
@@ -148,9 +154,7 @@ def enter(current: Current) -> None:
     _account_for_woken(current.domain, now_ns)
     set_runstate(vcpu, RunState.RUNNING, now_ns)
     update_runstate_area(current)
-    # The periodic timer does not tick while its vcpu is off the CPU: a tick missed is due now.
-    if vcpu.periodic_ns and (PERIODIC, vcpu.vcpu_id) not in current.domain.timers.deadlines_ns:
-        _periodic(current, vcpu.vcpu_id)
+    _go_on_ticking(current)
 
 
 def leave(current: Current) -> None:
@@ -159,6 +163,7 @@ def leave(current: Current) -> None:
     _account_for_woken(current.domain, now_ns)
     if vcpu.runstate is RunState.RUNNING:
         set_runstate(vcpu, RunState.RUNNABLE, now_ns)
+    current.domain.timers.cancel((PERIODIC, vcpu.vcpu_id))
     update_runstate_area(current)
 
 
@@ -227,12 +232,36 @@ def _singleshot(current: Current, vcpu_id: int) -> None:
     event_channel.send_virq(current.domain, Virq.TIMER, vcpu_id)
 
 
+def set_periodic_timer(current: Current, vcpu: Vcpu, period_ns: int) -> None:
+    """Let VIRQ_TIMER come each time that a period has passed; 0 stops it.
+
+    The timer stops while its vcpu is off the CPU. But if another vcpu starts it then, it ticks, and
+    wakes its vcpu. In Xen: common/domain.c (vcpu_set_periodic_timer)
+    """
+    key, now_ns = (PERIODIC, vcpu.vcpu_id), current.cpu.now_ns
+    vcpu.periodic_ns, vcpu.periodic_from_ns = period_ns, now_ns
+    if period_ns:
+        current.domain.timers.set(key, now_ns + period_ns)
+    else:
+        current.domain.timers.cancel(key)
+
+
 def _periodic(current: Current, vcpu_id: int) -> None:
-    domain = current.domain
-    vcpu = domain.vcpus[vcpu_id]
-    if vcpu is current.vcpu and vcpu.runnable and vcpu.periodic_ns:
-        event_channel.send_virq(domain, Virq.TIMER, vcpu_id)
-        domain.timers.set((PERIODIC, vcpu_id), current.cpu.now_ns + vcpu.periodic_ns)
+    vcpu = current.domain.vcpus[vcpu_id]
+    event_channel.send_virq(current.domain, Virq.TIMER, vcpu_id)
+    set_periodic_timer(current, vcpu, vcpu.periodic_ns)
+
+
+def _go_on_ticking(current: Current) -> None:
+    """The current vcpu got the CPU: a tick that was missed comes at once, the next one in time."""
+    vcpu = current.vcpu
+    due_ns = vcpu.periodic_from_ns + vcpu.periodic_ns
+    if not vcpu.periodic_ns:
+        return
+    if current.cpu.now_ns >= due_ns:
+        _periodic(current, vcpu.vcpu_id)
+    else:
+        current.domain.timers.set((PERIODIC, vcpu.vcpu_id), due_ns)
 
 
 def _end_poll(current: Current, vcpu_id: int) -> None:

@@ -56,6 +56,7 @@ class Vcpu:
     time_area: int = 0  # guest virtual address of a secondary vcpu_time_info
     areas_stale: bool = False  # one of the two could not be written (pv.paging.toggle_guest_mode)
     periodic_ns: int = 0  # period, 0 if stopped
+    periodic_from_ns: int = 0  # when the present period began
     msrs: dict[int, int] = field(default_factory=dict)  # those that hv/msr.py keeps, if written
     saved: Any = None
     remarks: list[str] = field(default_factory=list)  # see `remark`
