@@ -64,6 +64,18 @@ def test_a_confined_process_does_all_of_it(kernels: list[str], tmp_path: Path) -
     assert json.loads((tmp_path / "j").read_text())["boots"]
 
 
+def test_a_second_kernel_that_cannot_boot_is_told_of_before_the_first_boots(
+    kernels: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then files can still be read, as the code of the entries that it may have."""
+    Path(kernels[1]).write_bytes(elfwriter.elf([elfwriter.Phdr(bytes(32))]))
+    monkeypatch.setattr(Machine, "run", None)
+    assert main(["compare", *kernels]) == EXIT_IMAGE
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "new: cannot boot as auto: pvh: " in told.err
+
+
 def test_two_runs_say_the_same(kernels: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", *kernels])
     once = capsys.readouterr().out
