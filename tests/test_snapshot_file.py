@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,14 @@ from test_snapshot import Script, a_header, end_of
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
+from xenemu.cli.resume import revived
+from xenemu.cpu.context import Interrupts, Packed
+from xenemu.dom0.block import Block
+from xenemu.encoding import decode, encode
 from xenemu.errors import UsageError
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.memory import Memory
+from xenemu.hv.state.domain import Domain
 from xenemu.image import load
 from xenemu.machine import Machine, snapshot_file
 from xenemu.outcome import End
@@ -25,6 +32,7 @@ from xenemu.smoke.initramfs import build as build_initramfs
 ELSEWHERE = """
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, "tests")
 from test_snapshot import Script, a_header, end_of
@@ -135,3 +143,63 @@ def test_what_is_not_there_is_one_line(tmp_path):
         snapshot_file.read(tmp_path / "absent")
     with pytest.raises(UsageError, match="directory"):
         snapshot_file.read(tmp_path)
+
+
+def changed_plain(snapshot, change):
+    """A snapshot whose domain was changed before it was encoded."""
+    parts = {name: object() for name in snapshot.domain.backends}
+    parts[""] = Memory(snapshot.domain.nr_frames)
+    domain = decode(snapshot.domain.plain, parts, Domain)
+    change(domain)
+    plain = encode(domain, parts)
+    return replace(snapshot, domain=replace(snapshot.domain, plain=plain))
+
+
+@pytest.fixture
+def strange(whole, tmp_path):
+    (tmp_path / "whole").write_bytes(whole)
+    return snapshot_file.read(tmp_path / "whole").snapshot
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda domain: setattr(domain.vcpus[0], "info", 1 << 40), "vcpu_info lies outside"),
+        (lambda domain: setattr(domain.vcpus[0], "info", -1), "vcpu_info lies outside"),
+        (lambda domain: setattr(domain.vcpus[0], "info", "x"), "can go on"),
+        (lambda domain: setattr(domain.vcpus[0], "saved", Packed(bytes(1 << 20))), "by name"),
+        (lambda domain: setattr(domain, "vcpus", []), "can go on"),
+        (lambda domain: setattr(domain, "vcpus", "x"), "can go on"),
+        (lambda domain: setattr(domain, "events", None), "can go on"),
+        (lambda domain: setattr(domain.vcpus[0].arch, "kernel_root", 1 << 30), "can go on"),
+    ],
+)
+def test_a_strangers_domain_is_refused(strange, change, words):
+    with pytest.raises(UsageError, match=words):
+        revived(Path("f"), changed_plain(strange, change), [])
+
+
+def test_a_strangers_registers_are_refused(strange):
+    for registers in (
+        replace(strange.untouched, fpu=b"x"),
+        replace(strange.untouched, general=(1, 2)),
+        replace(strange.untouched, interrupts=Interrupts(upcall=1 << 50)),
+        Packed(bytes(1 << 20)),
+    ):
+        for snapshot in (
+            replace(strange, untouched=registers),
+            replace(strange, engine=replace(strange.engine, registers=registers)),
+        ):
+            with pytest.raises(UsageError, match="can go on"):
+                revived(Path("f"), snapshot, [])
+
+
+def test_a_strangers_frame_table_is_refused(strange):
+    info = bytes(byte ^ 1 for byte in strange.domain.page_info)
+    with pytest.raises(UsageError, match="can go on"):
+        revived(Path("f"), replace(strange, domain=replace(strange.domain, page_info=info)), [])
+
+
+def test_a_snapshot_with_other_devices_is_refused(strange):
+    with pytest.raises(UsageError, match="can go on"):
+        revived(Path("f"), strange, [Block(51712, disk=None, vdev="xvda", params="/x")])

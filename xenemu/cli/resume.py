@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -37,13 +37,23 @@ from xenemu.cli.watch_options import (
 from xenemu.confine import obstacle
 from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
-from xenemu.encoding import DecodeError
-from xenemu.errors import UsageError
+from xenemu.errors import UsageError, XenError
 from xenemu.machine import Limits, Machine, snapshot_file
+from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.snapshot_file import Saved
 from xenemu.network import networked
 from xenemu.options import parse_seconds
 from xenemu.outputs import Outputs
+
+NONSENSE: Final = (  # what a snapshot's data can come to
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    XenError,
+)
 
 
 @dataclass
@@ -71,14 +81,23 @@ class Resumed:
         return image.load(self.kernel)
 
     def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
-        try:
-            machine = Machine.revive(self.saved.snapshot, devices)
-        except DecodeError as error:
-            raise UsageError(f"{self.file}: no snapshot that can go on: {error}") from None
+        return revived(self.file, self.saved.snapshot, devices)
+
+
+def revived(file: Path, snapshot: Snapshot, devices: Sequence[BusBackend]) -> Machine:
+    """A machine that goes on from a snapshot; UsageError if the snapshot makes no sense.
+
+    A snapshot may be a stranger's. What was read is plain data, but may be of any type and size. So
+    whatever it comes to is the snapshot's fault.
+    """
+    try:
+        machine = Machine.revive(snapshot, devices)
         faults = machine.personality.audit(machine.domain)
-        if faults:
-            raise UsageError(f"{self.file}: its books are wrong: {faults[0]}")
-        return machine
+    except NONSENSE as error:
+        raise UsageError(f"{file}: no snapshot that can go on: {error}") from None
+    if faults:
+        raise UsageError(f"{file}: no snapshot that can go on: {faults[0]}")
+    return machine
 
 
 def resume(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xenemu import boot
-from xenemu.cpu.context import Context, by_name
+from xenemu.cpu.context import Context, by_name, pack
 from xenemu.cpu.engine import EngineState
 from xenemu.dom0 import toolstack
 from xenemu.dom0.console import Console
@@ -15,11 +15,13 @@ from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.encoding import DecodeError
 from xenemu.hv.memory import Memory
+from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.state.domain import Backend, Domain
 from xenemu.machine.core import Core
 from xenemu.machine.host import Host
 from xenemu.sampling import Samples
+from xenemu.x86.paging import PAGE_SHIFT
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Snapshot:
         try:
             domain = self.domain.revive(memory, parts)
             toolstack.rejoin(store, every)
+            self._check(domain)
         except (KeyError, AssertionError) as error:
             raise DecodeError(f"its backends are others: {error}") from None
         host = Host(memory, domain.frames, store)
@@ -81,6 +84,20 @@ class Snapshot:
         machine.put_together(entry, console, host)
         machine.untouched = self.untouched
         self._go_on(machine, domain)
+
+    def _check(self, domain: Domain) -> None:
+        """DecodeError if the shim would follow a stranger's snapshot out of the guest's memory."""
+        size = domain.memory.nr_frames << PAGE_SHIFT
+        kept = [vcpu.saved for vcpu in domain.vcpus if vcpu.saved is not None]
+        for registers in (*kept, self.engine.registers, self.untouched):
+            if not isinstance(registers, Context):
+                raise DecodeError("a vcpu has no registers by name")
+            pack(registers)  # or a field has another size than the CPU's
+            if not 0 <= (registers.interrupts.upcall or 0) < size:
+                raise DecodeError("a vcpu's upcall byte lies outside memory")
+        for vcpu in domain.vcpus:
+            if not 0 <= vcpu.info <= size - VCPU_INFO_SIZE:
+                raise DecodeError(f"vcpu {vcpu.vcpu_id}'s vcpu_info lies outside memory")
 
     def _go_on(self, machine: Core, domain: Domain) -> None:
         machine.host.frames = domain.frames
