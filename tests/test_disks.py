@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -171,6 +172,28 @@ def test_what_only_looks_like_qcow2_is_refused(path: Path) -> None:
         path.write_bytes(content)
         problem = problem_of(DiskSpec(path, format=Format.QCOW2))
         assert problem.startswith(f"--disk {path}: it cannot be read as qcow2")
+
+
+@pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img, of qemu-utils")
+def test_a_damaged_qcow2_is_refused_or_an_error_of_the_host(path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dissect.hypervisor")
+    image, draw = tmp_path / "image", random.Random(18)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", path, image], check=True)
+    good = image.read_bytes()
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[draw.choice((draw.randrange(112), 65536 * draw.randrange(5)))] = draw.choice(
+            (0, 255)
+        )
+        image.write_bytes(damaged)
+        try:
+            with opened("--disk", [DiskSpec(image, format=Format.QCOW2)]) as (block,):
+                block.disk.read(0, [memoryview(bytearray(min(8192, block.disk.size)))])
+            outcomes.add("read")
+        except (UsageError, OSError) as error:
+            outcomes.add(type(error).__name__)
+    assert outcomes == {"read", "UsageError", "OSError"}
 
 
 def test_without_the_library_qcow2_has_another_way(

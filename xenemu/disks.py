@@ -241,7 +241,6 @@ def _open_qcow2(said: str, path: Path) -> StreamDisk:
 
     try:
         from dissect.hypervisor.disk.qcow2 import QCow2  # noqa: PLC0415 (an extra)
-        from dissect.hypervisor.exceptions import Error  # noqa: PLC0415
     except ImportError:
         raise UsageError(
             f"{said}: to read qcow2, pip install 'xenemu[qcow2]'; or make it raw with"
@@ -250,6 +249,7 @@ def _open_qcow2(said: str, path: Path) -> StreamDisk:
     try:
         image: QCow2 = QCow2(path)
         stream = image.open()
-    except (Error, OSError, EOFError, ValueError) as error:
-        raise UsageError(f"{said}: it cannot be read as qcow2: {error}") from None
+    except Exception as error:  # whatever the library meets in a file that is damaged
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{said}: it cannot be read as qcow2: {why}") from None
     return StreamDisk(cast(BinaryIO, stream), stream.size)
