@@ -34,7 +34,11 @@ def make_target(current, elf_class=64):
     part = SimpleNamespace(vaddr=LINKED, paddr=LOADED, memsz=0x2000, data=b"")
     image = SimpleNamespace(elf_class=elf_class, segments=(part,), path="kernel")
     machine = SimpleNamespace(
-        current=current, domain=current.domain, engine=current.cpu, untouched=FakeCpu().store()
+        current=current,
+        domain=current.domain,
+        engine=current.cpu,
+        untouched=FakeCpu().store(),
+        disturbed=0,
     )
     return Target(machine, image)
 
@@ -90,6 +94,16 @@ def test_what_is_not_gdbs_to_change_is_refused(pv_target, name):
     with pytest.raises(Refused, match=name):
         pv_target.write_register(register, b"\x77" * register.size)
     assert pv_target.registers() == before
+
+
+def test_what_gdb_writes_is_noted(pv_target):
+    """A run that it interferes with cannot be repeated."""
+    pv_target.write_memory(CODE, b"x")
+    assert pv_target.machine.disturbed == 1
+    pv_target.write_register(named(pv_target, "rax"), bytes(8))  # as it is
+    assert pv_target.machine.disturbed == 1
+    pv_target.write_register(named(pv_target, "rax"), b"\1" * 8)
+    assert pv_target.machine.disturbed == 2
 
 
 def test_all_registers_are_written_where_they_differ(pv_target):

@@ -288,21 +288,24 @@ def test_gdb_follows_a_vcpu_from_real_mode_on(pvh):
     assert b"poweroff, exit 0" in err
 
 
-def test_a_run_with_gdb_is_the_run_without(pvh, xenemu_run):
+def test_a_run_with_gdb_is_the_run_without(pvh, pv, xenemu_run):
     """Also while one vcpu steps and the others go on."""
-    options = ("--vcpus", "3", "--memory", "64M")
-    alone = xenemu_run(pvh, *options)
-    with held(pvh, 3) as guest:
-        run_gdb(
-            f"target remote {guest.address}", "break ap_main", "continue", "stepi 30", "continue",
-            "info threads", "thread 1", "bt", "info registers", "x/20i $pc", "thread 2", "bt",
-            "monitor info vcpu", "delete", "tbreak interrupts", "continue", "stepi 2000",
-            "watch goes_on", *["continue"] * 2, "detach",
-        )  # fmt: skip
-        out, err = guest.finish()
-    assert out == alone.stdout
-    count = re.compile(rb"virtual time \S+ s, (\d+) instructions")
-    assert count.search(err)[1] == count.search(alone.stderr)[1]
+    for path, vcpus, entry, more in (
+        (pvh, 3, "ap_main", ("tbreak interrupts", "watch goes_on", *["continue"] * 3)),
+        (pv, 2, "second_main", ("watch rounds", "continue", "stepi 500", "delete", "stepi 500")),
+    ):
+        options = ("--vcpus", str(vcpus), "--memory", "64M")
+        alone = xenemu_run(path, *options)
+        with held(path, vcpus) as guest:
+            run_gdb(
+                f"target remote {guest.address}", f"break {entry}", "continue", "stepi 30",
+                "info threads", "thread 1", "bt", "info registers", "x/20i $pc", "thread 2",
+                "bt", "monitor info vcpu", "delete", *more, "detach",
+            )  # fmt: skip
+            out, err = guest.finish()
+        assert out == alone.stdout
+        count = re.compile(rb"virtual time \S+ s, (\d+) instructions")
+        assert count.search(err)[1] == count.search(alone.stderr)[1]
 
 
 @pytest.mark.parametrize(

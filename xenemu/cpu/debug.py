@@ -32,8 +32,10 @@ class DebugPort:
         self._engine.set_deadline(deadline_ns)
         self.over = self._clock.left <= 0
 
-    def run(self) -> Halt | None:
-        """Run to the end of the slice, or to a halt."""
+    def run(self, instructions: int | None = None) -> Halt | None:
+        """Run to the end of the slice, or to a halt; see `DebugCpu.run`."""
+        if instructions is not None:
+            return self._run_for(instructions)
         self._engine.resume()
         return self._take_halt()
 
@@ -48,15 +50,21 @@ class DebugPort:
         return halt
 
     def _step(self) -> Halt | None:
-        engine, clock, debug = self._engine, self._clock, self._debug
-        engine.put_off = max(0, clock.left - 1)
+        self._debug.stepping = 1
+        try:
+            return self._run_for(1)
+        finally:
+            self._debug.stepping = 0
+
+    def _run_for(self, instructions: int) -> Halt | None:
+        """Run with a deadline so many instructions away, and put the rest of the slice off."""
+        engine, clock = self._engine, self._clock
+        engine.put_off = max(0, clock.left - instructions)
         clock.end -= engine.put_off
         clock.left -= engine.put_off
-        debug.stepping = 1
         try:
             engine.resume()
         finally:
-            debug.stepping = 0
             clock.end += engine.put_off
             clock.left += engine.put_off
             engine.put_off = 0

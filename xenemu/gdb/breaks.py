@@ -79,9 +79,13 @@ class Breaks(Observer):
         lines += [f"event {port}" for port in sorted(self._ports)]
         return [f"holds on {line}" for line in lines] or ["holds on nothing"]
 
-    def _update(self) -> None:
+    def arm(self) -> None:
+        """Have the CPU catch the faults that are asked for."""
         if self._native:
             self._machine.debug.catch_faults(self._vectors)
+
+    def _update(self) -> None:
+        self.arm()
         watches = bool(self._calls or self._ports or (self._vectors and not self._native))
         if watches == (self._watch is not None):
             return

@@ -34,6 +34,7 @@ class Command:
 COMMANDS: Final = {
     "help": Command("", "this list"),
     "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest; of each vcpu"),
+    "when": Command("", "how many instructions have run, and the virtual time"),
     "vcpu": Command("[N]", "which vcpu the commands are about, until the next stop"),
     "hypercalls": Command("last [N]", "the last hypercalls, with results"),
     "walk": Command("ADDR", "the page tables' entries on the way to ADDR"),
@@ -73,6 +74,7 @@ class Monitor:
         self._run = {
             "help": self._help,
             "info": self._info,
+            "when": self._when,
             "vcpu": self._vcpu,
             "hypercalls": self._calls,
             "walk": self._walk,
@@ -95,6 +97,10 @@ class Monitor:
     def stopped(self) -> None:
         """The guest is held anew: commands are about the vcpu in the CPU."""
         self._chosen = None
+
+    def catch_again(self) -> None:
+        """Hold the guest anew for the faults that were asked for."""
+        self._breaks.arm()
 
     @property
     def _current(self) -> Current:
@@ -152,6 +158,12 @@ class Monitor:
         if view is None:
             raise ValueError(what)
         return view(self._target)
+
+    def _when(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        engine = self._target.machine.engine
+        return [f"after {engine.instructions} instructions, at {engine.now_ns / 1e9:.9f} s"]
 
     def _vcpu(self, words: list[str]) -> list[str]:
         if words:

@@ -1,7 +1,7 @@
 """What each packet of gdb's means, while the guest is held.
 
 A handler returns the answer's payload: ``OK``, ``E.`` and a sentence, data, or empty for what is
-not supported. `Go` lets the guest run; None kills it.
+not supported. `Go` lets the guest run, `Back` takes it back, and None kills it.
 
 gdb manual: Packets; General Query Packets; Host I/O Packets.
 """
@@ -16,15 +16,16 @@ from xenemu.gdb.features import Register, describe
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import Monitor
 from xenemu.gdb.rsp import PACKET_SIZE, hex_text, number
-from xenemu.gdb.stops import DETACHED, FREELY, STEP, Action, Go, Stop
+from xenemu.gdb.stops import DETACHED, FREELY, STEP, Action, Back, Go, Stop
 from xenemu.gdb.target import Refused, Target
 from xenemu.hv.debug import MAX_BREAKPOINTS, MAX_WATCHPOINTS, Access, Watchpoint
 
-Answer = bytes | Go | None
+Answer = bytes | Go | Back | None
 
 SUPPORTED: Final = (
     f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+;exec-events+;"
-    "qXfer:features:read+;qXfer:exec-file:read+;qXfer:memory-map:read+;qXfer:threads:read+"
+    "qXfer:features:read+;qXfer:exec-file:read+;qXfer:memory-map:read+;qXfer:threads:read+;"
+    "ReverseStep+;ReverseContinue+"
 ).encode()
 WATCH_TYPES: Final = {2: Access.WRITE, 3: Access.READ, 4: Access.READ | Access.WRITE}
 MAX_READ: Final = (PACKET_SIZE - 16) // 2
@@ -108,6 +109,11 @@ class Packets:
         """The guest is held anew: what follows is about the vcpu in the CPU."""
         self._target.select(self._target.current_thread)
         self._monitor.stopped()
+
+    def catch_again(self) -> None:
+        """The guest has been taken back, and nothing was caught on the way."""
+        self.requested = ""
+        self._monitor.catch_again()
 
     # What gdb asks first.
 
@@ -412,6 +418,8 @@ def _handlers(packets: Packets) -> list[tuple[bytes, Callable[[bytes], Answer]]]
         b"vFile:": packets.file,
         b"c": packets.go,
         b"s": packets.step,
+        b"bs": lambda _: Back(stepping=True),
+        b"bc": lambda _: Back(stepping=False),
         b"D": packets.detach,
         b"k": packets.kill,
         b"qXfer:": packets.transfer,

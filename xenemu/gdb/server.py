@@ -17,11 +17,33 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from xenemu.gdb.channel import Channel, Listener
+from xenemu.gdb.history import History, Place
 from xenemu.gdb.packets import Packets
 from xenemu.gdb.rsp import Decoder, Packet, Signal, encode, hex_text
-from xenemu.gdb.stops import SIGABRT, SIGINT, SIGTRAP, Action, Go, Stop, stop_of
+from xenemu.gdb.stops import (
+    CONTINUE,
+    SIGABRT,
+    SIGINT,
+    SIGTRAP,
+    Action,
+    Back,
+    Go,
+    Stop,
+    stop_of,
+)
 from xenemu.gdb.target import Target
-from xenemu.hv.debug import Cause, Halt, RunEnded
+from xenemu.gdb.travel import (
+    BEGIN,
+    Command,
+    Event,
+    Journey,
+    Restore,
+    RunTo,
+    Simple,
+    run_back,
+    step_back,
+)
+from xenemu.hv.debug import Cause, Halt, RunEnded, WentBack
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
 from xenemu.x86.flags import vector_name
@@ -64,7 +86,7 @@ class Server:
     def __post_init__(self) -> None:
         self._channel: Channel | None = None
         self._decoder = Decoder()
-        self._packets = Packets(self.target, self._console, self.tell)
+        self._packets = Packets(self.target, self._show, self.tell)
         self._going: Go | None = None  # how the guest goes on; None: it is held
         self._stop = Stop(SIGTRAP)
         self._steps = 0
@@ -73,6 +95,9 @@ class Server:
         self._last_sent = b""
         self._kept = False  # gdb has yet to hear of the stop
         self._awaited = False  # gdb waits for a stop reply
+        self.history = History(self.target.machine)
+        self._journey: Journey | None = None  # on the way back
+        self._command: Command = Simple.STEP  # what the machine is to do on it
 
     # What the machine calls.
 
@@ -84,6 +109,9 @@ class Server:
         if self._going is None:
             self._hold()
         while not debug.over and (action := self._action):
+            if self._journey is not None:
+                self._travel()
+                continue
             self._arm()
             if action.stepping:
                 halt = debug.step()
@@ -104,6 +132,7 @@ class Server:
             self._say_who_waits()
             if self._going is None:
                 self._hold()
+        self._remember()
 
     def calls(self) -> bool:
         """Whether a gdb has something to say."""
@@ -118,6 +147,8 @@ class Server:
 
     def ended(self, outcome: Outcome) -> None:
         """Tell gdb how the guest ended; one that crashed can be looked at first."""
+        if self._journey is not None:
+            self._advance(Simple.ENDED)
         outcome = self.judge(outcome)
         if self._channel is not None and outcome.end in ENDS_TO_LOOK_AT:
             self._console(f"xenemu: {outcome.end.value}: {outcome.reason}\n")
@@ -189,9 +220,14 @@ class Server:
 
         So does one of a vcpu that another has meanwhile brought up afresh.
         """
-        self._settle_requests()
         before = self._stepped_from.pop(self.target.current_thread, None)
-        if before is not None and self._steps_here and before != self.target.pc:
+        has_moved = before is not None and before != self.target.pc
+        if self._journey is not None:
+            if has_moved and self._command is Simple.STEP:
+                self._advance(Simple.THERE)
+            return
+        self._settle_requests()
+        if has_moved and self._steps_here:
             self._halt(Stop(SIGTRAP))
 
     def _arm(self) -> None:
@@ -236,7 +272,7 @@ class Server:
 
     def _halt(self, stop: Stop) -> None:
         """Hold the guest, and say why to a gdb that waits for it."""
-        self._going, self._stop = None, stop
+        self._going, self._stop, self._journey = None, stop, None
         self._packets.stopped()
         if self._awaited:
             self._awaited = False
@@ -259,6 +295,73 @@ class Server:
             self._listen(held=True)
             if attached:
                 limits.started += limits.clock() - before
+
+    # Going back.
+
+    def _remember(self) -> None:
+        """Between two slices: see to it that there is a checkpoint to go back to."""
+        machine, command = self.target.machine, self._command
+        if machine.let_run is not None:
+            machine.disturbed += 1  # by turns that would not come so again
+        elif self._journey is not None and isinstance(command, RunTo):
+            self.history.note(command.instructions)
+        elif self._going is not None and not self._going.detached:
+            self.history.note()
+
+    def _set_out(self, back: Back) -> None:
+        """Go back; `WentBack` unless there is nowhere to go."""
+        machine, packets = self.target.machine, self._packets
+        self.history.settle()
+        origin = Place.of(machine)
+        if back.stepping:
+            self._journey = step_back(machine, self.history, origin)
+        else:
+            self._journey = run_back(machine, self.history, origin, packets.hardware)
+        machine.let_run = None
+        machine.debug.catch_faults(())
+        self._going, self._awaited = CONTINUE, True
+        self._advance(None)
+
+    def _advance(self, event: Event | None) -> None:
+        """Ask the journey for the next command; `WentBack` if the machine was restored."""
+        journey, restored = self._journey, False
+        assert journey is not None
+        try:
+            while isinstance(command := journey.send(event), Restore):  # type: ignore[arg-type]
+                self.history.go_back(command.checkpoint)
+                restored, event = True, Simple.THERE
+            self._command = command
+            if command is Simple.STEP:
+                self._stepped_from = {n: self.target.pc_of(n) for n in self.target.threads}
+        except StopIteration as arrived:
+            self._journey = None
+            self._packets.catch_again()
+            if arrived.value is BEGIN:
+                self._console(f"xenemu: {self.history.limit}\n")
+            self._halt(arrived.value)
+        if restored:
+            raise WentBack
+
+    def _travel(self) -> None:
+        """Do what the journey has asked for, as far as the slice goes."""
+        debug, engine, command = (
+            self.target.machine.debug,
+            self.target.machine.engine,
+            self._command,
+        )
+        if command is Simple.STEP:
+            self._advance(debug.step() or Simple.THERE)
+        else:
+            assert isinstance(command, RunTo)
+            debug.set_breakpoints(self._packets.breakpoints if command.armed else ())
+            debug.set_watchpoints(self._packets.watches if command.armed else ())
+            left = command.instructions - engine.instructions
+            halt = debug.run(left) if left > 0 else None
+            if halt or engine.instructions >= command.instructions:
+                self._advance(halt or Simple.THERE)
+        self._packets.requested = ""
+        if self._going is None:
+            self._hold()
 
     # The wire.
 
@@ -349,6 +452,8 @@ class Server:
             if answer.detached:
                 self._send(b"OK")
                 self._hang_up()
+        elif isinstance(answer, Back):
+            self._set_out(answer)
         elif answer is None:
             if payload != b"k":  # which wants no answer
                 self._send(b"OK")
@@ -364,6 +469,11 @@ class Server:
             self.tell(text.removeprefix("xenemu: ").rstrip("\n"))
         else:
             self._send(b"O" + hex_text(text))
+
+    def _show(self, text: str) -> None:
+        """Show what a monitor command shows, but for what the guest does again on the way back."""
+        if self._journey is None:
+            self._console(text)
 
     def _acknowledge(self, sign: bytes) -> None:
         if self._channel is not None and self._packets.acknowledged:

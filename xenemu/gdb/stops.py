@@ -71,5 +71,12 @@ class Go:
         return self.threads.get(thread, self.others)
 
 
+@dataclass(frozen=True)
+class Back:
+    """The guest goes back: by an instruction, or to a breakpoint or watchpoint."""
+
+    stepping: bool
+
+
 CONTINUE: Final = Go({}, FREELY)
 DETACHED: Final = Go({}, FREELY, detached=True)

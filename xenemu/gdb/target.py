@@ -210,6 +210,7 @@ class Target:
             n = min(len(data) - start, PAGE_SIZE - (vaddr + start & PAGE_MASK))
             places.append((self._writable(current, vaddr + start), data[start : start + n]))
             start += n
+        self.machine.disturbed += 1
         for maddr, piece in places:
             self.machine.domain.memory.write(maddr, piece)
 

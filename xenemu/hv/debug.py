@@ -69,8 +69,11 @@ class DebugCpu(Protocol):
     def begin(self, deadline_ns: int) -> None:
         """Begin a slice that ends at virtual time `deadline_ns`."""
 
-    def run(self) -> Halt | None:
-        """Run to the end of the slice, or to a halt; None also if `request_halt` was called."""
+    def run(self, instructions: int | None = None) -> Halt | None:
+        """Run to the end of the slice, or to a halt; None also if `request_halt` was called.
+
+        With `instructions`, run no more than so many, or fewer.
+        """
 
     def step(self) -> Halt | None:
         """Run one instruction, or less: to where its fault or a forestalling interrupt leads."""
@@ -91,7 +94,7 @@ class DebugCpu(Protocol):
 class Debugger(Protocol):
     """An object that may hold the guest still.
 
-    Each method may hold the guest for as long as it likes, and may raise `RunEnded`.
+    Each method may hold the guest for as long as it likes, and may raise `RunEnded` or `WentBack`.
     """
 
     def run(self, deadline_ns: int) -> None:
@@ -108,6 +111,10 @@ class Debugger(Protocol):
 
     def ended(self, outcome: Outcome) -> None:
         """The guest has ended, and can still be looked at."""
+
+
+class WentBack(Exception):
+    """A debugger has restored the machine to a snapshot: the run goes on from there."""
 
 
 class RunEnded(Exception):

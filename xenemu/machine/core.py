@@ -74,6 +74,8 @@ class Core:
         self.samples = Samples()
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
+        self.printed = 0  # bytes, on the console
+        self.disturbed = 0  # how often something came that no repetition of the run would bring
         self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()
 

@@ -23,7 +23,7 @@ from xenemu.abi.sched import (
 from xenemu.errors import DomainCrash
 from xenemu.hv import scheduler, timers
 from xenemu.hv.clock import refresh_time
-from xenemu.hv.debug import Debugger, RunEnded
+from xenemu.hv.debug import Debugger, RunEnded, WentBack
 from xenemu.machine.core import Core
 from xenemu.machine.outside import Outside
 from xenemu.machine.terminal import Limits, Terminal
@@ -61,15 +61,19 @@ class Run:
 
     def run(self, audit_ns: int | None) -> Outcome:
         """Run it; with `audit_ns`, audit the domain each time that so much has passed."""
-        try:
-            outcome = self._run_to_end(audit_ns)
-            wrong = self._audit() if audit_ns is not None else None
-            outcome = wrong or outcome
-            if self.debugger:
-                self.debugger.ended(outcome)
-        except RunEnded as ended:
-            outcome = replace(ended.outcome, held=True)
-        return outcome
+        self._told = self.machine.printed
+        while True:
+            try:
+                outcome = self._run_to_end(audit_ns)
+                wrong = self._audit() if audit_ns is not None else None
+                outcome = wrong or outcome
+                if self.debugger:
+                    self.debugger.ended(outcome)
+            except WentBack:
+                continue
+            except RunEnded as ended:
+                outcome = replace(ended.outcome, held=True)
+            return outcome
 
     def _run_to_end(self, audit_ns: int | None) -> Outcome:
         try:
@@ -180,6 +184,7 @@ class Run:
         before = self.limits.clock()
         typed = outside.wait(wait_ns)
         if is_live:
+            self.machine.disturbed += 1
             now_ns = engine.now_ns + int((self.limits.clock() - before) * 1e9)
             engine.skip_to(now_ns if next_ns is None else min(now_ns, next_ns))
         if typed:
@@ -199,6 +204,11 @@ class Run:
     def _show_output(self) -> None:
         output = self.machine.domain.output
         if output:
-            self.machine.samples.spoke(self.machine.engine.now_ns)
-            self.terminal.write(bytes(output))
+            machine = self.machine
+            machine.samples.spoke(machine.engine.now_ns)
+            repeated = max(0, self._told - machine.printed)  # by a run that a debugger took back
+            machine.printed += len(output)
+            if fresh := bytes(output[repeated:]):
+                self._told = machine.printed
+                self.terminal.write(fresh)
             output.clear()

@@ -75,6 +75,7 @@ class Outside:
 
     def arrive(self, receiver: Receiver, data: bytes) -> None:
         """Hand a backend what has come for it, now. Nothing else brings a guest any input."""
+        self.machine.disturbed += 1
         receiver.feed(self.machine.domain, data)
 
     @property

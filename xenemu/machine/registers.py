@@ -42,6 +42,7 @@ def read(machine: Core, vcpu: Vcpu) -> Context:
 
 def change(machine: Core, vcpu: Vcpu, **changes: Any) -> None:
     """Set fields of the context of a vcpu that has begun (`peek.has_begun`)."""
+    machine.disturbed += 1
     if vcpu is machine.current.vcpu:
         machine.engine.load(replace(machine.engine.store(), **changes))
     else:
