@@ -84,6 +84,7 @@ bench: setup
 	$(BIN)/python -m bench --install --history bench/history.jsonl
 	$(BIN)/python -m bench.disks
 	$(BIN)/python -m bench.system
+	$(BIN)/python -m bench.vcpus
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl
