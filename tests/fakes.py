@@ -117,6 +117,9 @@ class FakeCpu:
     def leave_by_iret(self) -> None:
         self.left_by_iret = True
 
+    def translate(self, vaddr: int, writing: bool) -> int | None:
+        return None
+
     def flush_tlb(self) -> None:
         self.flushes += 1
 
@@ -292,9 +295,6 @@ class FakeNativeCpu(FakeCpu):
         if not self.cr0 & 1:
             return 0
         return 3 if self.rflags & VM else dpl(self.segment(Seg.SS).attributes)
-
-    def translate(self, vaddr: int, writing: bool) -> int | None:
-        return None
 
     def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         self.regs[:] = [0] * 16

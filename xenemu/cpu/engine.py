@@ -344,6 +344,11 @@ class Engine(Registers):
         """See `Cpu.came_from`."""
         return int(self._shim.came_from())
 
+    def translate(self, vaddr: int, writing: bool) -> int | None:
+        """See `Cpu.translate`."""
+        maddr = int(self._shim.translate(vaddr, writing))
+        return None if maddr == NOWHERE else maddr
+
     def flush_tlb(self) -> None:
         """Forget all translations, of other vcpus too, before the guest runs again."""
         self._exit.flush = self._flush_all
@@ -353,11 +358,6 @@ class Engine(Registers):
         self._shim.flush_page(vaddr)
 
     # ---- NativeCpu ----
-
-    def translate(self, vaddr: int, writing: bool) -> int | None:
-        """See `NativeCpu.translate`."""
-        maddr = int(self._shim.translate(vaddr, writing))
-        return None if maddr == NOWHERE else maddr
 
     @property
     def halted(self) -> bool:

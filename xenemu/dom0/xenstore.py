@@ -84,6 +84,9 @@ class XenstoreRing(RingBackend):
         waits = self.connection.events or self.outgoing or REQ.used(domain.memory, self.mfn)
         if self.error or not waits:
             return
+        if not (self.outgoing or self.connection.events or REQ.used(domain.memory, self.mfn)):
+            self.store.wake(domain)  # the commonest case: no message waits, on either side
+            return
         before = self._indices(domain)
         self._collect_events()
         self._send(domain)

@@ -111,6 +111,12 @@ class Cpu(Protocol):
         Otherwise it comes at once, as after the SYSRET of a kernel whose user steps.
         """
 
+    def translate(self, vaddr: int, writing: bool) -> int | None:
+        """The machine address of the kernel's memory at a linear address, marked as accessed.
+
+        None if the kernel has none there, and whenever that takes longer to find out.
+        """
+
     def flush_tlb(self) -> None:
         """Forget all translations before the guest runs again; cheap to ask for repeatedly."""
 
@@ -207,12 +213,6 @@ class NativeCpu(Cpu, Protocol):
     @property
     def delivered(self) -> Delivered:
         """What was to be delivered last; of a triple fault, what that began with."""
-
-    def translate(self, vaddr: int, writing: bool) -> int | None:
-        """The machine address of the kernel's memory at a linear address, marked as accessed.
-
-        None if the kernel has none there, and whenever that takes longer to find out.
-        """
 
     def begin(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """Become as after INIT, but with these control registers.

@@ -18,6 +18,7 @@ In Xen: common/sched/core.c, common/domain.c (runstate area, shutdown)
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection
 from typing import Final
 
@@ -40,6 +41,7 @@ PERIODIC: Final = "periodic"
 WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
 
 
+TIMES: Final = struct.Struct("<4Q")  # in each RunState
 SLICE_NS: Final = 10_000_000  # how long a vcpu runs before the console is looked at
 SPIN: Final = 32  # PAUSEs, which take 4.5 µs; CPUs make a hypervisor look after 4096 cycles
 HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
@@ -192,8 +194,7 @@ def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
     """A vcpu's runstate as the guest sees it, with the times up to now."""
     times = list(vcpu.runstate_times_ns)
     times[vcpu.runstate] += now_ns - vcpu.runstate_since_ns
-    packed = b"".join(time.to_bytes(8, "little") for time in times)
-    return vcpu_runstate_info(vcpu.runstate, vcpu.runstate_since_ns, packed)
+    return vcpu_runstate_info(vcpu.runstate, vcpu.runstate_since_ns, TIMES.pack(*times))
 
 
 def update_runstate_area(current: Current) -> None:

@@ -33,12 +33,12 @@ WITH_BASE: Final = (Seg.FS, Seg.GS)  # of a 64-bit guest, which has it apart fro
 
 def reload_data_segments(current: Current) -> None:
     """Load the data segments of the vcpu that has come into the CPU anew."""
-    cpu = current.cpu
-    selectors = {which: cpu.selector(which) for which in DATA_SEGMENTS}
-    if any(selector & ~segment.SEL_RPL for selector in selectors.values()) and not load(
-        current, selectors
-    ):
-        enter_failsafe(current, selectors)
+    selectors = [current.cpu.selector(which) for which in DATA_SEGMENTS]
+    if max(selectors) <= segment.SEL_RPL:  # all are null
+        return
+    named = dict(zip(DATA_SEGMENTS, selectors, strict=True))
+    if not load(current, named):
+        enter_failsafe(current, named)
 
 
 def load(current: Current, selectors: Mapping[Seg, int]) -> bool:

@@ -20,7 +20,7 @@ from xenemu.hv.scheduler import update_runstate_area
 from xenemu.hv.state.domain import Domain
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, drop_ldt
 from xenemu.pv.state import pv
-from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
+from xenemu.x86.paging import ADDR, ENTRIES, PAGE_MASK, PAGE_SHIFT, PSE, RW, A, D, Maddr, Mfn, P
 
 LOWER_HALF_END = 1 << 47
 TOP = 1 << 64
@@ -51,6 +51,10 @@ def translate(
     """
     if not (0 <= vaddr < LOWER_HALF_END or HYPERVISOR_VIRT_END <= vaddr < TOP):
         raise XenError(EFAULT, f"{vaddr:#x} is not an address of the guest's")
+    if root is None and shifts is LEVEL_SHIFTS:
+        maddr = current.cpu.translate(vaddr, writing)
+        if maddr is not None:
+            return Maddr(maddr)
     words = current.domain.memory.words
     table = current.cpu.cr3 >> PAGE_SHIFT if root is None else root
     for shift in shifts:
@@ -157,8 +161,8 @@ def _tell_root(current: Current, mfn: int, user: bool) -> None:
 
 def show_m2p(domain: Domain, root: int) -> None:
     """Let a kernel's root show the machine-to-physical table (fill_ro_mpt)."""
-    entry = dict(domain.frames.xen_slots).get(M2P_L4_SLOT, 0)
-    domain.memory.table(Mfn(root))[M2P_L4_SLOT] = entry
+    entry = next((entry for slot, entry in domain.frames.xen_slots if slot == M2P_L4_SLOT), 0)
+    domain.memory.words[root * ENTRIES + M2P_L4_SLOT] = entry
 
 
 def hide_m2p(domain: Domain, root: int) -> None:

@@ -45,6 +45,8 @@ def map_page(current: Current, page: int, entry: int) -> None:
 def drop_ldt(current: Current) -> None:
     """Unmap what is mapped of the LDT (pv_destroy_ldt)."""
     state = pv(current)
+    if not state.ldt_frames:  # as with each change of a Linux's address space
+        return
     for page, mfn in sorted(state.ldt_frames.items()):
         map_page(current, LDT_PAGE + page, 0)
         current.domain.frames.put_page_and_type(mfn)
