@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS32
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.errors import EngineError, EngineGaveUp
 from xenemu.hv.cpu import Reg, Seg, Segment

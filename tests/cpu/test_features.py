@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.memory import Memory

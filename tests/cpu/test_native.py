@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.errors import DomainCrash, EngineGaveUp
 from xenemu.hv.cpu import Delivered, Event, Msr, Reg, Seg, Segment

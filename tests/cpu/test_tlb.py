@@ -15,7 +15,7 @@ import pytest
 from tests.cpu.test_engine import CODE, DATA, L1, L2, OTHER_ROOT, ROOT, UD2
 from tests.cpu.test_engine import engine as fresh_engine
 from xenemu.cpu.context import Context, Packed
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.hv.cpu import Reg
 from xenemu.hv.debug import Access, Cause, Halt, Watchpoint

@@ -10,7 +10,7 @@ from hypercalls import TABLE
 from xenemu import boot
 from xenemu.boot import Entry
 from xenemu.cpu.coverage import BlockLog
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.dom0.console import Console
 from xenemu.hv import backend, scheduler, timers

@@ -1,4 +1,4 @@
-"""cpu/debug: a debugger stops the guest where it says, and the guest does not notice.
+"""cpu/debug_port: a debugger stops the guest where it says, and the guest does not notice.
 
 A guest here is a few instructions of flat 32-bit code in ring 0, without paging.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from xenemu.cpu.debug import DebugPort
+from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.hv.cpu import Msr, Reg, Seg, Segment
 from xenemu.hv.debug import Access, Cause, Halt, Watchpoint
