@@ -58,6 +58,16 @@ def test_a_mistake_in_the_command_line_is_one_line_and_7(arguments, words, capsy
     assert out == "" and err.startswith(f"xenemu: {words}") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [("run", "KERNEL"), ("resume", "FILE"), ("inspect", "KERNEL"), ("compare", "KERNEL [KERNEL]")],
+)
+def test_help_shows_arguments_without_braces(command, arguments, capsys):
+    assert cli.main([command, "--help"]) == 0
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert usage == f"Usage: xenemu {command} [OPTIONS] {arguments}"
+
+
 def test_without_a_command_there_is_the_help(capsys):
     assert cli.main([]) == 7
     out, err = capsys.readouterr()

@@ -17,6 +17,7 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import __version__
+from xenemu.cli.command import Command
 from xenemu.cli.mistakes import mistake_in
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
@@ -71,7 +72,7 @@ def parser(arguments: Sequence[str] = ()) -> typer.Typer:
     app.callback(invoke_without_command=True)(xenemu)
     for name in [each for each in COMMANDS if each in arguments[:1]] or COMMANDS:
         module = import_module(f"xenemu.cli.{name}")
-        epilog, parses = getattr(module, "HELP_EPILOG", None), getattr(module, "COMMAND", None)
+        epilog, parses = getattr(module, "HELP_EPILOG", None), getattr(module, "COMMAND", Command)
         app.command(cls=parses, epilog=epilog)(getattr(module, name))
     return app
 

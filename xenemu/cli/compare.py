@@ -123,7 +123,7 @@ def compare(
     ] = "300",
     rng_seed: RngSeed = "0",
     steps: Annotated[
-        int, typer.Option(help="How many functions to show side by side.", min=0)
+        int, typer.Option(help="How many functions to show side by side.", min=0, metavar="N")
     ] = STEPS,
     json: Annotated[
         Path | None, typer.Option(help="Also write it as JSON to this file.", metavar="FILE")

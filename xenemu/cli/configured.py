@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
+from xenemu.cli.command import Command
 from xenemu.xl import is_config, read_config
 
 
-class Configurable(TyperCommand):
+class Configurable(Command):
     """Reads the options of the configuration, if there is one, before those that were typed."""
 
     # The context's class is typer's own, or click's: it depends on typer's version.

@@ -19,7 +19,7 @@ Kernel = Annotated[
         " xl create.",
     ),
 ]
-Cmdline = Annotated[str, typer.Option(help="The kernel's command line.")]
+Cmdline = Annotated[str, typer.Option(help="The kernel's command line.", metavar="TEXT")]
 Initrd = Annotated[
     Path | None, typer.Option(help="An initial ramdisk to give the kernel.", metavar="FILE")
 ]

@@ -90,7 +90,8 @@ Examples:
 Exit codes:
   0    it powered off, rebooted or suspended itself, or every --expect was met,
        or you left with Ctrl-]
-  3    it ended, or you left, before every --expect was met
+  3    it ended, or you left, before every --expect was met or its --snapshot
+       was taken
   4    the guest crashed, or it panicked, whatever came after; or its watchdog ran out
   5    the hypervisor crashed it, for a rule that it broke; or a triple fault that
        is no reboot
@@ -175,7 +176,8 @@ def run(
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option(help="What the domain is called, as the xenstore tells it.")
+        str,
+        typer.Option(help="What the domain is called, as the xenstore tells it.", metavar="TEXT"),
     ] = DomainConfig.name,
     uuid: Annotated[
         str, typer.Option(help="The domain's UUID, as the xenstore tells it.", metavar="UUID")
