@@ -87,6 +87,14 @@ def test_what_has_no_effect_is_said_with_its_line(read, line, words):
     assert words in note.text
 
 
+def test_a_disk_that_is_a_file_here_wants_its_whole_path(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not read(f'{KERNEL}disk = ["disk.img,,xvda,r"]').notes
+    (tmp_path / "disk.img").touch()
+    (note,) = read(f'{KERNEL}disk = ["disk.img,,xvda,r"]').notes
+    assert "disk: as with xl, disk.img is /dev/disk.img; give a file's whole path" in note.text
+
+
 def test_remarks_are_in_the_order_of_the_lines(read):
     config = read("seclabel='x'\nroot='/r'\non_crash='preserve'\ncmdline='x'\n" + KERNEL)
     assert [note.line for note in config.notes] == [1, 2, 3]

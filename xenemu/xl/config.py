@@ -231,6 +231,8 @@ class _Reader:
             ):  # fmt: skip
                 if is_so:
                     raise ValueError(f"{text}: {problem}")
+            if not Path(disk.target).is_absolute() and Path(disk.target).is_file():
+                self.remark(name, f"as with xl, {disk.target} is {path}; give a file's whole path")
             if disk.writable:
                 keep = f"--disk {path},rw,name={disk.vdev}"
                 self.remark(name, f"what the guest writes is gone after the run; {keep} keeps it")

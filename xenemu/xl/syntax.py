@@ -95,16 +95,21 @@ class _Parser:
 
     def _list(self) -> list[str]:
         opened, values = self._take(), []
-        while self._skip_ends().kind != "]":
-            if not self._peek().kind:
-                raise self._error(opened.line, "a list has no ] at its end")
+        while self._next_in(opened).kind != "]":
             values.append(self._atom("give a number or a string in quotes, or end the list with ]"))
-            if self._skip_ends().kind not in (",", "]"):
-                raise self._error(self._peek().line, f"{self._peek().text}: a comma is missing")
-            if self._peek().kind == ",":
+            after = self._next_in(opened)
+            if after.kind not in (",", "]"):
+                raise self._error(after.line, f"{after.text}: a comma is missing")
+            if after.kind == ",":
                 self._take()
         self._take()
         return values
+
+    def _next_in(self, opened: Token) -> Token:
+        """What comes next in the list that `opened` began."""
+        if not self._skip_ends().kind:
+            raise self._error(opened.line, "a list has no ] at its end")
+        return self._peek()
 
     def _atom(self, wanted: str) -> str:
         token = self._take()
