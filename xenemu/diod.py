@@ -135,7 +135,8 @@ def serve(export: Export, program: Path | None = None) -> Diod:
             )
         except (OSError, subprocess.SubprocessError) as error:
             ours.close()
-            raise UsageError(f"{found}: cannot be started: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"{found}: cannot be started: {why}") from None
     diod = Diod(ours, process)
     try:
         _greet(diod, export)

@@ -97,7 +97,8 @@ def parse_disk(option: str, text: str) -> DiskSpec:
         elif key == "overlay" and values.get("access") is Access.OVERLAY:
             del values["access"]  # as --overlay may add a file to the word
         if key in values:
-            raise UsageError(f"{option} {text}: {word}: this is said twice")
+            wrong = "give one of ro, rw and overlay" if key == "access" else "this is said twice"
+            raise UsageError(f"{option} {text}: {word}: {wrong}")
         try:
             match key:
                 case "access":

@@ -39,7 +39,8 @@ def parse_share(option: str, text: str) -> ShareSpec:
         if kind != "access" and (kind not in ("tag", "diod") or not value):
             raise UsageError(f"{option} {text}: {word or 'nothing after a comma'}: give {FORM}")
         if kind in known:
-            raise UsageError(f"{option} {text}: {kind} is there twice")
+            wrong = "give one of ro and rw" if kind == "access" else "this is said twice"
+            raise UsageError(f"{option} {text}: {word}: {wrong}")
         known[kind] = value if equals else word
     tag = known.get("tag", TAG)
     if not re.fullmatch(r"[\w.-]+", tag, re.ASCII):

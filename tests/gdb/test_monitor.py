@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -74,6 +75,11 @@ def monitor(target, said):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_every_command(monitor, name):
     assert f"monitor {name} " in monitor.run("help")
+
+
+def test_help_keeps_its_two_columns_apart(monitor):
+    for line in monitor.run("help").splitlines():
+        assert re.search("[^ ]  +[^ ]", line), line
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from elfwriter import (
 from xenemu import boot, image
 from xenemu.errors import ImageError
 from xenemu.image import loader
+from xenemu.image.loader import SNAPSHOT_MAGIC
 
 
 def test_an_elf_is_loaded_as_it_is(load):
@@ -96,6 +97,7 @@ def test_what_is_not_loadable_is_left_out(load):
         (b"", "the file is empty"),
         (b"#!/bin/sh\n", "a script, not a kernel"),
         (b"MZ" + bytes(600), "a program of DOS's: it has no PE header"),
+        (SNAPSHOT_MAGIC, "a snapshot, not a kernel: xenemu resume goes on from it"),
         (b"hello", "not a kernel: neither an ELF"),
         (gzip.compress(b"hello", mtime=0), "the gzip payload is not an ELF"),
         (bzimage(b"hello"), "the gzip payload is not an ELF"),

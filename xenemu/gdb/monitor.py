@@ -132,10 +132,9 @@ class Monitor:
         return "".join(f"{text}\n" for text in lines)
 
     def _help(self, _words: list[str]) -> list[str]:
-        return [
-            f"monitor {name} {command.usage}".ljust(58) + command.help
-            for name, command in COMMANDS.items()
-        ]
+        forms = {f"monitor {name} {each.usage}": each.help for name, each in COMMANDS.items()}
+        width = max(map(len, forms)) + 2
+        return [form.ljust(width) + told for form, told in forms.items()]
 
     def _address(self, text: str) -> int:
         """A number, a symbol, or the program counter; an offset may follow."""

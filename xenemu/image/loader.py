@@ -25,6 +25,9 @@ from xenemu.image.pe import Pe
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import forget, unpacked
 
+# What a file of machine/snapshot_file begins with: a person may take it for a kernel.
+SNAPSHOT_MAGIC: Final = b"xenemu snapshot\n"
+
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
 MAX_SEGMENTS: Final = 256
 BSD_INTERPRETER: Final = "/red/herring"  # of FreeBSD's kernels, so that they are linked in full
@@ -237,6 +240,8 @@ def _pe_image(path: Path, program: Pe) -> Image:
 def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
     if payload:
         return f"the {payload.compression} payload is not an ELF"
+    if bytes(view[: len(SNAPSHOT_MAGIC)]) == SNAPSHOT_MAGIC:
+        return "a snapshot, not a kernel: xenemu resume goes on from it"
     if bytes(view[:2]) == b"#!":
         return "a script, not a kernel"
     if bytes(view[:2]) == b"MZ":

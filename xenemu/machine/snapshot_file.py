@@ -24,6 +24,7 @@ from xenemu.cpu.shim import UNICORN_VERSION
 from xenemu.encoding import DecodeError, decode, encode
 from xenemu.errors import UsageError
 from xenemu.hv.page_info import RECORD
+from xenemu.image.loader import SNAPSHOT_MAGIC
 from xenemu.machine.snapshot import Snapshot
 from xenemu.x86.paging import PAGE_SHIFT
 
@@ -32,7 +33,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-MAGIC: Final = b"xenemu snapshot\n"
 FORMAT: Final = 1
 LEVEL: Final = 1  # of compression: the quickest
 DIGEST_SIZE: Final = 32
@@ -84,7 +84,7 @@ def write(file: Callable[[bytes], object], header: Header, snapshot: Snapshot) -
     header.plain_size = len(plain)
     header.pieces = [(at, size, data is not None) for at, size, data in pieces]
     encoded = msgspec.msgpack.encode(header)
-    put(MAGIC + len(encoded).to_bytes(4, "little") + encoded)
+    put(SNAPSHOT_MAGIC + len(encoded).to_bytes(4, "little") + encoded)
     compressor = zstd.ZstdCompressor(LEVEL)
     put(compressor.compress(plain))
     for _, _, data in pieces:
@@ -100,7 +100,7 @@ def read(path: Path) -> Saved:
         data = memoryview(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    if bytes(data[: len(MAGIC)]) != MAGIC:
+    if bytes(data[: len(SNAPSHOT_MAGIC)]) != SNAPSHOT_MAGIC:
         raise UsageError(f"{path}: this is no snapshot of xenemu's")
     whole = data[:-DIGEST_SIZE]
     if hashlib.blake2b(whole, digest_size=DIGEST_SIZE).digest() != data[-DIGEST_SIZE:]:
@@ -119,8 +119,8 @@ def read(path: Path) -> Saved:
 
 
 def _header(data: memoryview) -> tuple[Header, memoryview]:
-    start = len(MAGIC) + 4
-    end = start + int.from_bytes(data[len(MAGIC) : start], "little")
+    start = len(SNAPSHOT_MAGIC) + 4
+    end = start + int.from_bytes(data[len(SNAPSHOT_MAGIC) : start], "little")
     if not start < end <= min(len(data), start + LARGEST_HEADER):
         raise DecodeError("its header has no end")
     return msgspec.msgpack.decode(data[start:end], type=Header), data[end:]
