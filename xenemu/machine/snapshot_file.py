@@ -114,7 +114,7 @@ def read(path: Path) -> Saved:
                 f" {UNICORN_VERSION})"
             )
         return Saved(header, _snapshot(header, rest))
-    except (DecodeError, msgspec.MsgspecError, zstd.ZstdError, EOFError) as error:
+    except (ValueError, msgspec.MsgspecError, zstd.ZstdError, EOFError) as error:
         raise UsageError(f"{path}: no snapshot that this xenemu can use: {error}") from None
 
 
