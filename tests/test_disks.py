@@ -14,7 +14,7 @@ import pytest
 
 from xenemu.disks import Access, DiskSpec, Format, opened, parse_disk, with_overlay
 from xenemu.dom0.disk import FileDisk, OverlayDisk
-from xenemu.errors import UsageError
+from xenemu.errors import ImageError, UsageError
 
 CONTENT = bytes(range(256)) * 64  # 32 sectors
 
@@ -265,6 +265,27 @@ def test_an_overlay_is_of_one_disk_only(path: Path, tmp_path: Path) -> None:
         assert problem_of(DiskSpec(other, overlay=tmp_path / "new")) == (
             f"overlay {tmp_path}/new: it is being used, and so it is locked"
         )
+
+
+def test_a_disk_is_no_overlay_of_itself(path: Path) -> None:
+    assert problem_of(DiskSpec(path, overlay=path)) == (
+        f"overlay {path}: it is the disk itself; give another file"
+    )
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_refused_run_leaves_no_new_overlay(path: Path, tmp_path: Path) -> None:
+    spec = DiskSpec(path, overlay=tmp_path / "overlay")
+    for error in (UsageError("no"), ImageError("no")):
+        with pytest.raises(type(error)), opened("--disk", [spec]):
+            raise error
+        assert not (tmp_path / "overlay").exists()
+    assert "no/where" in problem_of(spec, DiskSpec(tmp_path / "no/where"))
+    assert not (tmp_path / "overlay").exists()
+    write(spec, 0, b"mine")
+    with pytest.raises(UsageError), opened("--disk", [spec]):
+        raise UsageError("no")
+    assert read(spec) == b"mine" + CONTENT[4:]
 
 
 def test_the_option_gives_a_file_to_the_one_disk_that_it_can_mean() -> None:

@@ -10,14 +10,14 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from xenemu.dom0 import vdev
-from xenemu.errors import OutputError, UsageError
+from xenemu.errors import ImageError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from dissect.hypervisor.disk.qcow2 import QCow2
@@ -194,14 +194,18 @@ def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
         return disk
     if spec.overlay is None:
         return OverlayDisk(disk, BlocksInMemory())
-    changed_ns = os.fstat(descriptor).st_mtime_ns
-    return OverlayDisk(disk, _open_overlay(spec.overlay, disk.size, changed_ns, files))
+    status = os.fstat(descriptor)
+    with suppress(OSError):
+        if os.path.samestat(status, spec.overlay.stat()):
+            raise UsageError(f"overlay {spec.overlay}: it is the disk itself; give another file")
+    return OverlayDisk(disk, _open_overlay(spec.overlay, disk.size, status.st_mtime_ns, files))
 
 
 def _open_overlay(path: Path, size: int, changed_ns: int, files: ExitStack) -> BlocksInFile:
     from xenemu.dom0.overlay_file import BlocksInFile, OverlayError  # noqa: PLC0415
 
     said = f"overlay {path}"
+    is_new = not os.path.lexists(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         files.callback(os.close, descriptor)
@@ -213,8 +217,26 @@ def _open_overlay(path: Path, size: int, changed_ns: int, files: ExitStack) -> B
         raise UsageError(f"{said}: {error.strerror}") from None
     except OverlayError as error:
         raise UsageError(f"{said}: {error}") from None
+    if is_new:
+        files.push(_Unused(path, blocks))
     files.callback(_flush, said, blocks)
     return blocks
+
+
+@dataclass
+class _Unused:
+    """At the end, removes an overlay that was made for a run that was then refused."""
+
+    path: Path
+    blocks: BlocksInFile
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, UsageError | ImageError) and not any(self.blocks.bitmap):
+            with suppress(OSError):
+                self.path.unlink()
 
 
 def _flush(said: str, blocks: BlocksInFile) -> None:

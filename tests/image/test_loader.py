@@ -98,6 +98,7 @@ def test_what_is_not_loadable_is_left_out(load):
         (b"#!/bin/sh\n", "a script, not a kernel"),
         (b"MZ" + bytes(600), "a program of DOS's: it has no PE header"),
         (SNAPSHOT_MAGIC, "a snapshot, not a kernel: xenemu resume goes on from it"),
+        (b"kernel = 'vmlinuz'", "only xenemu run and inspect take xl's configurations"),
         (b"hello", "not a kernel: neither an ELF"),
         (gzip.compress(b"hello", mtime=0), "the gzip payload is not an ELF"),
         (bzimage(b"hello"), "the gzip payload is not an ELF"),

@@ -246,7 +246,11 @@ def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
         return "a script, not a kernel"
     if bytes(view[:2]) == b"MZ":
         return "a program of DOS's: it has no PE header that EFI could load it by"
-    return "not a kernel: neither an ELF, nor a bzImage, nor a compressed ELF"
+    kinds = "neither an ELF, nor a bzImage, nor a compressed ELF"
+    start = bytes(view[:4096])
+    if b"=" in start and b"\0" not in start:
+        return f"not a kernel: {kinds}; only xenemu run and inspect take xl's configurations"
+    return f"not a kernel: {kinds}"
 
 
 def _segments(parsed: elf.Elf) -> tuple[Segment, ...]:
