@@ -100,7 +100,13 @@ def test_a_disk_comes_along_and_must_be_as_it_was(keep, call, place):
     disk.write_bytes(b"x" * 4096)
     result = call("resume", place / "snap")
     assert result.returncode == 7
-    assert b"there is something else in it now" in result.stderr
+    assert b"something else is there now; say where it is: --disk FILE,name=xvda" in result.stderr
+    (place / "moved.img").write_bytes(bytes(4096))
+    moved = call("resume", place / "snap", "--disk", f"{place}/moved.img,name=xvda")
+    assert moved.stdout == b"three\n"
+    other = call("resume", place / "snap", "--disk", f"{place}/moved.img,name=xvdb")
+    assert (other.returncode, other.stdout) == (7, b"")
+    assert b"name=xvdb: give FILE,name=xvda" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from xenemu.cli.watch_options import (
     Verbose,
 )
 from xenemu.confine import obstacle
-from xenemu.disks import opened, parse_disk
+from xenemu.disks import DiskSpec, name_all, opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError, XenError
 from xenemu.machine import Limits, Machine, snapshot_file
@@ -58,11 +58,12 @@ NONSENSE: Final = (  # what a snapshot's data can come to
 
 @dataclass
 class Resumed:
-    """A machine from the snapshot `file`; `kernel` is where its kernel is now."""
+    """A machine from the snapshot `file`, with its kernel and its disks where they are now."""
 
     file: Path
     saved: Saved
     kernel: Path
+    disks: Sequence[DiskSpec]
     verb: str = "going on with"
 
     @property
@@ -74,14 +75,31 @@ class Resumed:
         at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
         if digest_of(self.kernel, at, advice) != header.kernel_digest:
             raise UsageError(f"{at} {self.kernel}: another file is there now{advice}")
-        for text, digest in zip(header.disks, header.disk_digests, strict=True):
-            path = parse_disk("--disk", text).path
-            if digest_of(path, f"{self.file}: its disk") != digest:
-                raise UsageError(f"{self.file}: its disk {path}: there is something else in it now")
+        at = f"{self.file}: its disk"
+        names = name_all(at, self.disks)
+        for spec, (name, _), digest in zip(self.disks, names, header.disk_digests, strict=True):
+            advice = f"; say where it is: --disk FILE,name={name}"
+            if digest_of(spec.path, at, advice) != digest:
+                raise UsageError(f"{at} {spec.path}: something else is there now{advice}")
         return image.load(self.kernel)
 
     def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
         return revived(self.file, self.saved.snapshot, devices)
+
+
+def moved(file: Path, kept: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """The disks of a snapshot, where they are now, as --disk has them; UsageError."""
+    at = f"{file}: its disk"
+    names = name_all(at, [parse_disk(at, text) for text in kept])
+    disks = {name: text for text, (name, _) in zip(kept, names, strict=True)}
+    for text in typed:
+        path, _, name = text.partition(",name=")
+        if name not in disks:
+            known = " or ".join(f"FILE,name={each}" for each in disks)
+            raise UsageError(f"--disk {text}: {f'give {known}' if disks else f'{file} has none'}")
+        _, comma, rest = disks[name].partition(",")
+        disks[name] = f"{path}{comma}{rest}"
+    return list(disks.values())
 
 
 def revived(file: Path, snapshot: Snapshot, devices: Sequence[BusBackend]) -> Machine:
@@ -106,6 +124,13 @@ def resume(
         Path | None,
         typer.Option(
             help="Where the kernel is now, if it is not where it was booted from.", metavar="FILE"
+        ),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a disk is now, if it is not where it was; for several, say it again.",
+            metavar="FILE,name=xvda",
         ),
     ] = None,
     timeout: Timeout = None,
@@ -137,12 +162,13 @@ def resume(
     limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
     saved = snapshot_file.read(file)
     header = saved.header
-    guest = Resumed(file, saved, kernel or Path(header.kernel))
+    header.disks = moved(file, header.disks, disk or [])
+    disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
+    guest = Resumed(file, saved, kernel or Path(header.kernel), disks)
     audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
     if confined is Confine.MUST and (why_not := obstacle()):
         raise UsageError(f"--confine must: this host cannot: {why_not}")
     expectations = Expectations(expect or [])
-    disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
     with (
         Outputs() as outputs,
         listening(gdb) as listener,
