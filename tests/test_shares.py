@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ needs_diod = pytest.mark.skipif(
 CAP_SYS_RESOURCE = 24
 ALL_ATTRIBUTES = 0x3FFF
 O_RDONLY, O_WRONLY = 0, 1
-MKDIR, WRITE, SYMLINK = 72, 118, 16
+MKDIR, WRITE, SYMLINK, MKNOD, RENAME, SETATTR = 72, 118, 16, 18, 20, 26
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,86 @@ def test_a_guest_cannot_leave_the_directory(tree: Path) -> None:
                 guest.read("way-out")
 
 
+def set_mode(guest: Guest, fid: int = 1) -> None:
+    guest.ask(SETATTR, struct.pack("<IIIIIQQQQQ", fid, 1, 0o666, 0, 0, 0, 0, 0, 0, 0))
+
+
+def link(guest: Guest, name: str, target: str) -> None:
+    names = string(name.encode()) + string(target.encode())
+    guest.ask(SYMLINK, struct.pack("<I", 0) + names + struct.pack("<I", 0))
+
+
+@needs_diod
+def test_a_guest_changes_no_mode_outside(tree: Path) -> None:
+    outside = tree.parent / "outside"
+    outside.mkdir(0o700)
+    (outside / "file").touch(0o600)
+    before = contents(tree.parent)
+    with sharing(tree, writable=True) as guest:
+        link(guest, "directly", "../outside/file")
+        link(guest, "way-out", "../outside")
+        for fid, names in enumerate((
+            ["directly"], ["way-out"], ["way-out", "file"], ["..", "outside", "file"],
+            ["../outside/file"], ["..\0", "outside", "file"], ["sub", "..", "..", "secret"],
+        ), 10):  # fmt: skip
+            with suppress(OSError):
+                guest.walk(*names, fid=fid)
+            with pytest.raises(OSError, match="answered"):
+                set_mode(guest, fid)
+        guest.walk("way-out", fid=2)
+        body = struct.pack("<IIH", 2, 3, 1) + string(b"file")
+        with pytest.raises(OSError, match="answered"):
+            guest.ask(T.WALK, body)
+    after = contents(tree.parent)
+    assert {name: after[name] for name in before} == before
+
+
+@needs_diod
+def test_a_directory_that_becomes_a_link_leads_nowhere(tree: Path) -> None:
+    (tree.parent / "file").touch(0o600)
+    with sharing(tree, writable=True) as guest:
+        guest.walk("sub", "file")
+        guest.walk("sub", fid=2)
+        guest.ask(RENAME, struct.pack("<II", 2, 0) + string(b"gone"))
+        link(guest, "sub", "..")
+        with pytest.raises(FileNotFoundError):
+            set_mode(guest)
+        with pytest.raises(FileNotFoundError):
+            guest.ask(T.REMOVE, struct.pack("<I", 1))
+        guest.walk("gone", "file")  # the fid is free again
+        set_mode(guest)
+    assert (tree.parent / "file").stat().st_mode & 0o777 == 0o600
+    assert (tree / "gone/file").stat().st_mode & 0o777 == 0o666
+
+
+@needs_diod
+@pytest.mark.skipif(os.getuid() != 0, reason="root makes devices")
+def test_a_device_is_not_opened(tree: Path) -> None:
+    body = struct.pack("<I", 0) + string(b"zero") + struct.pack("<IIII", 0o20666, 1, 5, 0)
+    create = struct.pack("<I", 2) + string(b"zero") + struct.pack("<III", 2, 0o644, 0)
+    with sharing(tree, writable=True) as guest:
+        guest.ask(MKNOD, body)
+        link(guest, "way-in", "zero")
+        for name in ("zero", "way-in"):
+            with pytest.raises(OSError, match="answered"):
+                guest.read(name)
+        guest.walk(fid=2)
+        with pytest.raises(FileExistsError):
+            guest.ask(T.LCREATE, create)
+
+
+@needs_diod
+def test_dom0s_own_fids_are_not_the_guests(tree: Path) -> None:
+    with sharing(tree, writable=True) as guest:
+        set_mode(guest, fid=0)  # so that dom0 has some
+        for fid in (0xFFFF_FFFE, 0xFFFF_FFFD):
+            with pytest.raises(OSError, match="answered"):
+                guest.walk("sub", fid=fid)
+            for kind, more in ((T.CLUNK, b""), (T.READ, bytes(12)), (SETATTR, bytes(56))):
+                with pytest.raises(OSError, match="answered"):
+                    guest.ask(kind, struct.pack("<I", fid) + more)
+
+
 @needs_diod
 def test_writes_reach_the_directory_with_rw_only(tree: Path) -> None:
     mkdir = struct.pack("<I", 0) + string(b"new") + struct.pack("<II", 0o755, 0)
@@ -198,7 +279,7 @@ def test_writes_reach_the_directory_with_rw_only(tree: Path) -> None:
         for kind, body in (
             (MKDIR, mkdir),
             (SYMLINK, link),
-            (26, mode),  # setattr
+            (SETATTR, mode),
             (T.LOPEN, struct.pack("<II", 1, O_WRONLY)),
             (WRITE, struct.pack("<IQI", 1, 0, 5) + b"HELLO"),
             (T.REMOVE, struct.pack("<I", 1)),
@@ -247,6 +328,16 @@ def test_a_diod_that_is_killed_is_missed(tree: Path) -> None:
         guest.server.process.wait()
         with pytest.raises(ServerError, match="diod"):
             guest.read("sub", "file")
+
+
+def test_a_server_that_reads_nothing_is_not_waited_for(tree: Path) -> None:
+    ours, theirs = socket.socketpair()
+    looks = iter([False, False, True])
+    process = subprocess.Popen(["true"])
+    diod = Diod(ours, process, Export(os.fsencode(tree)), lambda: next(looks))
+    with theirs, pytest.raises(ServerError, match="before diod has answered"):
+        diod.exchange(bytes(16 << 20))
+    diod.close()
 
 
 @needs_diod

@@ -24,6 +24,7 @@ from typing import Final
 from xenemu.confine import keep_to
 from xenemu.dom0.p9 import MAX_MESSAGE, ServerError
 from xenemu.dom0.p9_messages import HEADER, Export, T
+from xenemu.dom0.p9_paths import Paths
 from xenemu.errors import UsageError
 
 DIOD: Final = "diod"
@@ -51,8 +52,13 @@ class Diod:
 
     connection: socket.socket
     process: subprocess.Popen[bytes]
+    export: Export
     leaves: Callable[[], bool] = field(default=lambda: False)
     answered: int = 0
+    paths: Paths = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.paths = Paths(self.exchange, self.export)
 
     def ask(self, request: bytes, before: int) -> bytes:
         """As `dom0.p9.Server.ask`."""
@@ -61,7 +67,7 @@ class Diod:
                 f"diod has answered {self.answered} requests, and this guest knows of {before}:"
                 " a snapshot does not have the files that were open in the share"
             )
-        answer = self.exchange(request)
+        answer = self.paths.ask(request)
         self.answered += 1
         return answer
 
@@ -71,34 +77,40 @@ class Diod:
 
     def exchange(self, request: bytes) -> bytes:
         """Send a request, and wait for the answer to it. ServerError: there is none."""
-        descriptor = self.connection.fileno()
+        deadline_s = time.monotonic() + PATIENCE_S
         try:
             while request:
-                request = request[os.write(descriptor, request) :]
-            return self._receive()
+                self._wait(select.POLLOUT, deadline_s)
+                request = request[self.connection.send(request, socket.MSG_DONTWAIT) :]
+            return self._receive(deadline_s)
         except OSError as error:
             raise ServerError(f"diod does not answer: {error.strerror}") from None
 
-    def _receive(self) -> bytes:
+    def _receive(self, deadline_s: float) -> bytes:
         """The next message, after which there is nothing: there was one request."""
         data, size = b"", HEADER.size
-        deadline_s = time.monotonic() + PATIENCE_S
-        poll = select.poll()
-        poll.register(self.connection, select.POLLIN)
         while len(data) < size <= MAX_MESSAGE:
-            if poll.poll(LOOK_S * 1000):
-                piece = os.read(self.connection.fileno(), MAX_MESSAGE)
-                if not piece:
-                    raise ServerError("diod has closed the connection")
-                data += piece
-                size = HEADER.unpack_from(data)[0] if len(data) >= HEADER.size else HEADER.size
-            elif self.leaves():
-                raise ServerError("the run ends before diod has answered")
-            elif time.monotonic() > deadline_s:
-                raise ServerError(f"diod has not answered in {PATIENCE_S:.0f} s")
+            self._wait(select.POLLIN, deadline_s)
+            piece = os.read(self.connection.fileno(), MAX_MESSAGE)
+            if not piece:
+                raise ServerError("diod has closed the connection")
+            data += piece
+            size = HEADER.unpack_from(data)[0] if len(data) >= HEADER.size else HEADER.size
         if not HEADER.size <= size == len(data) <= MAX_MESSAGE:
             raise ServerError(f"diod sent {len(data)} bytes for a message of {size}")
         return data
+
+    def _wait(self, event: int, deadline_s: float) -> None:
+        """Wait until diod is ready; ServerError if the run ends before, or the deadline comes."""
+        poll = select.poll()
+        poll.register(self.connection, event)
+        while not poll.poll(LOOK_S * 1000):
+            if self.leaves():
+                raise ServerError("the run ends before diod has answered")
+            if time.monotonic() > deadline_s:
+                raise ServerError(f"diod has not answered in {PATIENCE_S:.0f} s")
+        if time.monotonic() > deadline_s:  # piece by piece
+            raise ServerError(f"diod has not answered in {PATIENCE_S:.0f} s")
 
     def close(self) -> None:
         """Let diod end."""
@@ -137,7 +149,7 @@ def serve(export: Export, program: Path | None = None) -> Diod:
             ours.close()
             why = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"{found}: cannot be started: {why}") from None
-    diod = Diod(ours, process)
+    diod = Diod(ours, process, export)
     try:
         _greet(diod, export)
     except ServerError as error:

@@ -11,6 +11,7 @@ from xenemu.dom0.p9_messages import (
     HARMLESS,
     HEADER,
     NOBODY,
+    O_EXCL,
     O_NONBLOCK,
     Export,
     Refused,
@@ -77,7 +78,7 @@ def test_a_fifo_is_opened_without_waiting() -> None:
         numbers = struct.pack("<III", flags, 0o644, 0)
         return message(T.LCREATE, struct.pack("<I", 3) + string(b"name") + numbers)
 
-    assert amend(create(O_RDWR), WRITABLE) == create(O_RDWR | O_NONBLOCK)
+    assert amend(create(O_RDWR), WRITABLE) == create(O_RDWR | O_EXCL | O_NONBLOCK)
 
 
 def test_who_may_only_read_opens_only_for_reading() -> None:

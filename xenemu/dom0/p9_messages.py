@@ -53,7 +53,7 @@ ATIME, MTIME = slice(80, 96), slice(96, 112)  # in the answer to GETATTR
 NOBODY: Final = 0xFFFF_FFFF  # an attach that gives no uid
 
 # Flags of Linux's open, which the protocol has as they are on x86.
-O_ACCMODE, O_CREAT, O_TRUNC, O_NONBLOCK = 0o3, 0o100, 0o1000, 0o4000
+O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_NONBLOCK = 0o3, 0o100, 0o200, 0o1000, 0o4000
 
 
 class Refused(Exception):
@@ -96,7 +96,8 @@ def amend(request: bytes, export: Export) -> bytes:
         case T.LOPEN:
             return _open(request, export, OPEN_FLAGS)
         case T.LCREATE if export.writable:
-            return _open(request, export, OPEN_FLAGS + _string(request, OPEN_FLAGS))
+            # What is there already could be a device, or a link to somewhere.
+            return _open(request, export, OPEN_FLAGS + _string(request, OPEN_FLAGS), O_EXCL)
         case T.REMOVE if not export.writable:  # also gives the fid back, even if it fails
             return HEADER.pack(len(request), T.CLUNK, HEADER.unpack_from(request)[2]) + request[7:]
         case other if export.writable or other in HARMLESS:
@@ -129,12 +130,12 @@ def _attach(request: bytes, export: Export) -> bytes:
     return HEADER.pack(size, message, tag) + body + WORD.pack(uid)
 
 
-def _open(request: bytes, export: Export, at: int) -> bytes:
+def _open(request: bytes, export: Export, at: int, more: int = 0) -> bytes:
     """Do not wait for the other end of a FIFO, which only this guest could open."""
     flags = _word(request, at)
     if not export.writable and (flags & O_ACCMODE or flags & (O_CREAT | O_TRUNC)):
         raise Refused(EROFS)
-    return request[:at] + WORD.pack(flags | O_NONBLOCK) + request[at + WORD.size :]
+    return request[:at] + WORD.pack(flags | O_NONBLOCK | more) + request[at + WORD.size :]
 
 
 def _word(message: bytes, at: int) -> int:
