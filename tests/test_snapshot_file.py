@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_snapshot import Script, a_header, end_of
 
@@ -25,7 +26,9 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
 from xenemu.image import load
+from xenemu.image.loader import SNAPSHOT_MAGIC
 from xenemu.machine import Machine, snapshot_file
+from xenemu.machine.snapshot_file import zstd
 from xenemu.outcome import End
 from xenemu.smoke.initramfs import build as build_initramfs
 
@@ -143,6 +146,45 @@ def test_what_is_not_there_is_one_line(tmp_path):
         snapshot_file.read(tmp_path / "absent")
     with pytest.raises(UsageError, match="directory"):
         snapshot_file.read(tmp_path)
+
+
+def forged(whole, change=lambda header: None, plain=None, memory=b""):
+    """A file with another header, and with other data if `plain` is given."""
+    start = len(SNAPSHOT_MAGIC) + 4
+    end = start + int.from_bytes(whole[len(SNAPSHOT_MAGIC) : start], "little")
+    header = msgspec.msgpack.decode(whole[start:end])
+    rest = whole[end : -snapshot_file.DIGEST_SIZE]
+    if plain is not None:
+        header["plain_size"] = len(plain)
+        rest = zstd.compress(plain + memory)
+    change(header)
+    encoded = msgspec.msgpack.encode(header)
+    return resealed(SNAPSHOT_MAGIC + len(encoded).to_bytes(4, "little") + encoded + rest)
+
+
+DEEP = b"\x91" * 100_000 + b"\xc0"  # lists in lists
+
+
+def test_what_is_too_deep_is_refused(whole, tmp_path):
+    place = tmp_path / "snapshot"
+    header = b"\x81\xa1x" + DEEP
+    place.write_bytes(resealed(SNAPSHOT_MAGIC + len(header).to_bytes(4, "little") + header))
+    with pytest.raises(UsageError, match="can use: maximum recursion depth"):
+        snapshot_file.read(place)
+    place.write_bytes(forged(whole, plain=b"\x93\x90\x90" + DEEP))
+    with pytest.raises(UsageError, match="can use: this is no document: maximum recursion"):
+        snapshot_file.read(place)
+
+
+def test_a_little_that_becomes_a_lot_is_not_unpacked(whole, tmp_path):
+    place = tmp_path / "snapshot"
+    for pieces in (
+        [(0, 1 << 50, True)], [(0, 1 << 20, True)] * 1000, [(1 << 20, 4, True), (0, 4, True)],
+        [(8, -4, True)], [(-4, 4, True)],
+    ):  # fmt: skip
+        place.write_bytes(forged(whole, lambda header, pieces=pieces: header.update(pieces=pieces)))
+        with pytest.raises(UsageError, match="a piece of memory lies outside memory, or in"):
+            snapshot_file.read(place)
 
 
 def changed_plain(snapshot, change):

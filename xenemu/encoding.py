@@ -288,7 +288,9 @@ def decode(data: bytes, parts: Mapping[str, object], kind: type[T]) -> T:
     try:
         document = msgspec.msgpack.decode(data, type=_Document)
         value = _Decoder(document, parts).decode(document.root)
-    except (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"this is no document: {error}") from None

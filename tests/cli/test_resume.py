@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from tinyguest import POWEROFF, kernel, say, shutdown, wait_until
+from xenemu.image.loader import SNAPSHOT_MAGIC
+from xenemu.machine import snapshot_file
 
 PARTS = say(b"one\n") + wait_until(1_000_000_000) + say(b"two\n")
 GUEST = PARTS + wait_until(2_000_000_000) + say(b"three\n") + shutdown(POWEROFF)
@@ -130,6 +134,47 @@ def test_what_cannot_be_kept_is_one_line(call, place, monkeypatch, options, word
     (line,) = result.stderr.splitlines()
     assert words in line
     assert not (place / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"disks": ["disk.img,rw"]}, b"no snapshot of xenemu's has rw in it"),
+        ({"disks": ["disk.img,overlay=new"]}, b"no snapshot of xenemu's has overlay= in it"),
+        ({"nets": ["none-but-pcap", "socket:new"]}, b"has --net socket:new in it: do not trust it"),
+        ({"nets": ["user,hostfwd=tcp:2222:22"]}, b"has --net user,hostfwd=tcp:2222:22 in it"),
+        ({"disk_digests": []}, b"its header makes no sense"),
+        ({"disks": ["disk\0.img"]}, b"its header makes no sense"),
+        ({"kernel": "a\0b"}, b"its header makes no sense"),
+        ({"memory": 0}, b"its header makes no sense"),
+        ({"memory": 1025}, b"its header makes no sense"),
+        ({"vcpus": 1 << 30}, b"its header makes no sense"),
+    ],
+)
+def test_a_strangers_header_gets_nothing(keep, call, place, monkeypatch, changes, words):
+    monkeypatch.chdir(place)
+    (place / "disk.img").write_bytes(bytes(4096))
+    keep("two", "--disk", "disk.img")
+    change(place / "snap", changes)
+    result = call("resume", "snap")
+    assert result.returncode == 7
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert sorted(path.name for path in place.iterdir()) == ["disk.img", "kernel", "snap"]
+
+
+def change(snapshot, changes):
+    """Change fields of a snapshot's header, and seal it again."""
+    data = snapshot.read_bytes()[: -snapshot_file.DIGEST_SIZE]
+    start = len(SNAPSHOT_MAGIC) + 4
+    end = start + int.from_bytes(data[len(SNAPSHOT_MAGIC) : start], "little")
+    header = msgspec.msgpack.encode(msgspec.msgpack.decode(data[start:end]) | changes)
+    data = SNAPSHOT_MAGIC + len(header).to_bytes(4, "little") + header + data[end:]
+    snapshot.write_bytes(data + hashlib.blake2b(data, digest_size=32).digest())
+
+
+def test_a_file_without_an_end_is_not_read(call):
+    assert b"this is no snapshot of xenemu's" in call("resume", "/dev/zero").stderr
 
 
 def test_what_is_no_snapshot_is_one_line(call, place):

@@ -40,9 +40,10 @@ from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError, XenError
 from xenemu.machine import Limits, Machine, snapshot_file
 from xenemu.machine.snapshot import Snapshot
-from xenemu.machine.snapshot_file import Saved
+from xenemu.machine.snapshot_file import Header, Saved
 from xenemu.network import networked
-from xenemu.options import parse_seconds
+from xenemu.network.asked import NOBODY
+from xenemu.options import MAX_VCPUS, parse_seconds
 from xenemu.outputs import Outputs
 
 NONSENSE: Final = (  # what a snapshot's data can come to
@@ -85,6 +86,27 @@ class Resumed:
 
     def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
         return revived(self.file, self.saved.snapshot, devices)
+
+
+def check(file: Path, header: Header) -> None:
+    """UsageError if a header asks for what `--snapshot` never keeps.
+
+    A stranger's could want a disk to be written to, a file to be made, or the host's network.
+    """
+    at = f"{file}: its disk"
+    texts = [header.kernel, header.name, *header.disks, *header.nets]
+    wanted = [spec.leaves for spec in (parse_disk(at, text) for text in header.disks)]
+    wanted += ["" if net.partition(",")[0] == NOBODY else f"--net {net}" for net in header.nets]
+    for what in filter(None, wanted):
+        raise UsageError(f"{file}: no snapshot of xenemu's has {what} in it: do not trust it")
+    if (
+        any("\0" in text for text in texts)
+        or len(header.disks) != len(header.disk_digests)
+        or header.memory <= 0
+        or header.memory % 1024
+        or not 0 < header.vcpus <= MAX_VCPUS
+    ):
+        raise UsageError(f"{file}: no snapshot that can go on: its header makes no sense")
 
 
 def moved(file: Path, kept: Sequence[str], typed: Sequence[str]) -> list[str]:
@@ -162,6 +184,7 @@ def resume(
     limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
     saved = snapshot_file.read(file)
     header = saved.header
+    check(file, header)
     header.disks = moved(file, header.disks, disk or [])
     disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
     guest = Resumed(file, saved, kernel or Path(header.kernel), disks)

@@ -38,6 +38,15 @@ LEVEL: Final = 1  # of compression: the quickest
 DIGEST_SIZE: Final = 32
 LARGEST_HEADER: Final = 1 << 20
 LARGEST_PLAIN: Final = 1 << 30  # bytes of plain data
+NONSENSE: Final = (  # what bytes that no xenemu wrote can come to
+    AttributeError,
+    EOFError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    msgspec.MsgspecError,
+    zstd.ZstdError,
+)
 
 
 class Header(msgspec.Struct, kw_only=True):
@@ -97,11 +106,13 @@ def write(file: Callable[[bytes], object], header: Header, snapshot: Snapshot) -
 def read(path: Path) -> Saved:
     """Read a file; UsageError says why it cannot be used."""
     try:
-        data = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            magic = file.read(len(SNAPSHOT_MAGIC))
+            if magic != SNAPSHOT_MAGIC:  # it may be a device, and have no end
+                raise UsageError(f"{path}: this is no snapshot of xenemu's")
+            data = memoryview(magic + file.read())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    if bytes(data[: len(SNAPSHOT_MAGIC)]) != SNAPSHOT_MAGIC:
-        raise UsageError(f"{path}: this is no snapshot of xenemu's")
     whole = data[:-DIGEST_SIZE]
     if hashlib.blake2b(whole, digest_size=DIGEST_SIZE).digest() != data[-DIGEST_SIZE:]:
         raise UsageError(f"{path}: damaged, or not whole: its digest differs")
@@ -114,7 +125,9 @@ def read(path: Path) -> Saved:
                 f" {UNICORN_VERSION})"
             )
         return Saved(header, _snapshot(header, rest))
-    except (ValueError, msgspec.MsgspecError, zstd.ZstdError, EOFError) as error:
+    except MemoryError:
+        raise UsageError(f"{path}: this host has not the memory that it takes") from None
+    except NONSENSE as error:
         raise UsageError(f"{path}: no snapshot that this xenemu can use: {error}") from None
 
 
@@ -132,10 +145,11 @@ def _snapshot(header: Header, data: memoryview) -> Snapshot:
         raise DecodeError("it has too much plain data")
     parts = _unpack(data, [header.plain_size, *present])
     snapshot = decode(next(parts), {}, Snapshot)
+    # Before the memory is unpacked: little of a file can become a lot.
+    _check_sizes(snapshot.domain.nr_frames, snapshot.domain.page_info, header.pieces)
     pieces = [(at, size, next(parts) if there else None) for at, size, there in header.pieces]
     next(parts, None)  # to look at the end
     domain = replace(snapshot.domain, pieces=pieces)
-    _check_sizes(domain.nr_frames, domain.page_info, pieces)
     return replace(snapshot, domain=domain)
 
 
@@ -158,12 +172,12 @@ def _unpack(data: memoryview, sizes: Iterable[int]) -> Iterator[bytes]:
         raise DecodeError("its data do not end where it ends")
 
 
-def _check_sizes(
-    nr_frames: int, page_info: bytes, pieces: list[tuple[int, int, bytes | None]]
-) -> None:
-    """DecodeError unless all of it lies within the memory that it is for."""
-    size = nr_frames << PAGE_SHIFT
+def _check_sizes(nr_frames: int, page_info: bytes, pieces: list[tuple[int, int, bool]]) -> None:
+    """DecodeError unless the pieces lie within the memory that they are for, one after another."""
     if len(page_info) != nr_frames * RECORD.size:
         raise DecodeError("its frame table has another size than its memory")
-    if any(not 0 <= at <= at + length <= size for at, length, _ in pieces):
-        raise DecodeError("a piece of memory lies outside memory")
+    end = 0
+    for at, size, _ in pieces:
+        if not end <= at <= at + size <= nr_frames << PAGE_SHIFT:
+            raise DecodeError("a piece of memory lies outside memory, or in another")
+        end = at + size
