@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from xenemu.disks import Access, DiskSpec, Format, opened, parse_disk, with_overlay
-from xenemu.dom0.disk import FileDisk, OverlayDisk
+from xenemu.dom0.disk import FileDisk, OverlayDisk, punch_hole
 from xenemu.errors import ImageError, UsageError
 
 CONTENT = bytes(range(256)) * 64  # 32 sectors
@@ -272,6 +272,32 @@ def test_a_disk_is_no_overlay_of_itself(path: Path) -> None:
         f"overlay {path}: it is the disk itself; give another file"
     )
     assert path.read_bytes() == CONTENT
+
+
+def test_a_discard_of_all_is_one_call(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, calls = DiskSpec(path, overlay=tmp_path / "overlay"), []
+
+    def punch(*where: int) -> None:
+        calls.append(where)
+        punch_hole(*where)
+
+    monkeypatch.setattr("xenemu.dom0.overlay_file.punch_hole", punch)
+    with opened("--disk", [spec]) as (block,):
+        block.disk.write(0, [memoryview(b"x" * len(CONTENT))])
+        block.disk.discard(0, 16384)
+    assert len(calls) == 1
+    assert read(spec) == bytes(len(CONTENT))
+
+
+def test_a_disk_may_be_too_large_for_an_overlay_in_a_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenemu.dom0.overlay_file.LARGEST", len(CONTENT) - 1)
+    told = problem_of(DiskSpec(path, overlay=tmp_path / "overlay"))
+    assert told.endswith("overlay: its disk has more than 0 TiB")
+    assert not (tmp_path / "overlay").exists()
 
 
 def test_a_refused_run_leaves_no_new_overlay(path: Path, tmp_path: Path) -> None:

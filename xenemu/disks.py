@@ -202,9 +202,11 @@ def _open(option: str, spec: DiskSpec, files: ExitStack) -> Disk:
 
 
 def _open_overlay(path: Path, size: int, changed_ns: int, files: ExitStack) -> BlocksInFile:
-    from xenemu.dom0.overlay_file import BlocksInFile, OverlayError  # noqa: PLC0415
+    from xenemu.dom0.overlay_file import LARGEST, BlocksInFile, OverlayError  # noqa: PLC0415
 
     said = f"overlay {path}"
+    if size > LARGEST:
+        raise UsageError(f"{said}: its disk has more than {LARGEST >> 40} TiB")
     is_new = not os.path.lexists(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)

@@ -26,7 +26,7 @@ from xenemu.abi.io.blkif import (
 )
 from xenemu.abi.io.ring import REQ_PROD
 from xenemu.abi.io.xenbus import XenbusState
-from xenemu.dom0.block import LATENCY_NS, MAX_PERSISTENT, Block
+from xenemu.dom0.block import DISCARD_NS, LATENCY_NS, MAX_PERSISTENT, Block
 from xenemu.encoding import decode, encode
 from xenemu.hv import event_channel, grant_table
 from xenemu.hv.audit import audit
@@ -393,6 +393,19 @@ def test_a_request_takes_its_time_and_its_pages() -> None:
     assert guest.answer() == (8, BLKIF_OP_READ, OKAY)
     assert grant_table.read_entry(guest.bus.domain, ref).flags == GTF_permit_access
     assert audit(guest.bus.domain) == []
+
+
+def test_discards_take_time_so_that_the_host_is_heard_between_them() -> None:
+    guest = Guest()
+    for number in (5, 6):
+        request = blkif_request_discard(BLKIF_OP_DISCARD, 0, 0, number, 8, 16).pack(guest.width)
+        guest.submit(request)
+    guest.bus.settle()
+    guest.bus.settle(LATENCY_NS + DISCARD_NS)
+    assert guest.answer() == (5, BLKIF_OP_DISCARD, OKAY)
+    assert guest.answer() is None
+    guest.bus.settle(DISCARD_NS)
+    assert guest.answer() == (6, BLKIF_OP_DISCARD, OKAY)
 
 
 def test_the_event_comes_with_the_answer() -> None:

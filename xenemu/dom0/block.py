@@ -1,8 +1,9 @@
 """A block device: the backend that Linux's xen-blkback is on a real host.
 
-A request takes time: a disk does one after the other, at NS_PER_BYTE, and each is done LATENCY_NS
-after that. So requests are done in their order, and a flush needs to wait for nothing. The pages of
-a request are mapped from when it is taken until it is done. The bytes move when it is done.
+A request takes time: a disk does one after the other, at NS_PER_BYTE or DISCARD_NS, and each is
+done LATENCY_NS after that. So requests are done in their order, and a flush needs to wait for
+nothing. The pages of a request are mapped from when it is taken until it is done. The bytes move
+when it is done.
 
 Header: public/io/blkif.h
 In Xen: Linux's drivers/block/xen-blkback; tools/libs/light/libxl_disk.c
@@ -53,6 +54,7 @@ from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 LATENCY_NS: Final = 50_000
 NS_PER_BYTE: Final = 1  # 1 GB/s
+DISCARD_NS: Final = 10_000
 
 MAX_QUEUES: Final = 4
 MAX_RING_PAGE_ORDER: Final = 4
@@ -242,8 +244,10 @@ class Block(BusBackend):
             self._answer(domain, queue, *identify(self.width, slot), status)
             domain.refusals.append(f"{self.name}: {error}")
             return True
-        moved = 0 if request.operation == BLKIF_OP_DISCARD else request.size
-        self.free_ns = max(self.free_ns, now_ns) + moved * NS_PER_BYTE
+        took_ns = DISCARD_NS
+        if request.operation != BLKIF_OP_DISCARD:
+            took_ns = request.size * NS_PER_BYTE
+        self.free_ns = max(self.free_ns, now_ns) + took_ns
         pending.due_ns = self.free_ns + LATENCY_NS
         self.pending.append(pending)
         return False

@@ -21,6 +21,7 @@ from xenemu.dom0.disk import BLOCK_SIZE, ZEROES, punch_hole
 MAGIC: Final = b"xenemu overlay 1"
 HEADER: Final = struct.Struct("<16sQq")
 BITS: Final = 8 * BLOCK_SIZE  # in a block of the bitmap
+LARGEST: Final = 16 << 40  # bytes of a disk: its bitmap is in memory
 
 
 class OverlayError(Exception):
@@ -96,12 +97,14 @@ class BlocksInFile:
 
     def discard(self, numbers: range) -> None:
         """Blocks that are here read as zeroes; the others take no room."""
-        fewer = numbers if len(numbers) < len(self.present) else sorted(self.present)
-        for number in fewer:
-            if number in self.present and number in numbers:
-                try:
-                    punch_hole(self.descriptor, self._at(number), BLOCK_SIZE)
-                except OSError:
+        if not numbers:
+            return
+        try:  # at once: there are holes already where no block is
+            punch_hole(self.descriptor, self._at(numbers.start), len(numbers) * BLOCK_SIZE)
+        except OSError:
+            fewer = numbers if len(numbers) < len(self.present) else sorted(self.present)
+            for number in fewer:
+                if number in self.present and number in numbers:
                     self.put(number, ZEROES)
 
     def flush(self) -> None:
