@@ -64,8 +64,8 @@ check: setup
 	@grep -rn --include='*.py' --include='*.c' --exclude-dir=cli 'DIVERGES:' xenemu hypercalls; true
 	@$(BIN)/xenemu hypercalls | grep 'DIVERGES:'; true
 
-# FUZZ may have --env, --backend model or engine, --steps, --seed, --seeds, --seconds, --planted,
-# --replay FILE.
+# FUZZ may have --env, --backend model or engine, --vcpus, --steps, --seed, --seeds, --seconds,
+# --planted, --replay FILE.
 fuzz: setup
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 

@@ -33,16 +33,18 @@ DEFAULT_STEPS = {"model": 10_000, "engine": 1_000}
 PLANTED_STEPS = 100_000
 
 
-def make_world(environment: str, backend: str) -> World:
-    """A world of an environment on a backend."""
-    world: World = WORLDS[environment]() if backend == "model" else EngineWorld(environment)
-    return world
+def make_world(environment: str, backend: str, vcpus: int = 1) -> World:
+    """A world of an environment on a backend, where so many vcpus run."""
+    if backend == "model":
+        return WORLDS[environment](vcpus)
+    return EngineWorld(environment, vcpus)
 
 
 def load(path: Path) -> tuple[World, list[dict[str, Any]]]:
     """The world and the steps of a file that was written for a failure."""
     found = json.loads(path.read_text())
-    return make_world(found["environment"], found["backend"]), found["steps"]
+    world = make_world(found["environment"], found["backend"], found.get("vcpus", 1))
+    return world, found["steps"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Fuzz the hypervisor.")
     parser.add_argument("--env", action="append", choices=ENVIRONMENTS, help="default: all")
     parser.add_argument("--backend", choices=("model", "engine"), default="model")
+    parser.add_argument("--vcpus", type=int, choices=range(1, 5), default=1, help="1 to 4")
     parser.add_argument("--steps", type=int, help="of each environment")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1, help="so many, from that one on")
@@ -89,7 +92,7 @@ def _look_for_planted(options: argparse.Namespace) -> int:
     """Plant each fault, and fuzz its environment; say when it is found."""
     missed = 0
     for fault in FAULTS:
-        world = make_world(fault.environment, "model")
+        world = make_world(fault.environment, "model", fault.vcpus)
         with planted(fault):
             report = fresh.call(partial(runner.run, world, options.seed, options.steps))
         how = "; ".join(report.found) or "MISSED"
@@ -102,6 +105,7 @@ def _look_for_planted(options: argparse.Namespace) -> int:
 def _in_a_process(options: argparse.Namespace, seed: int, env: str) -> bool:
     """Fuzz one environment from one seed; whether something failed."""
     command = [sys.executable, "-m", "fuzz", "--env", env, "--backend", options.backend]
+    command += ["--vcpus", str(options.vcpus)]
     command += ["--steps", str(options.steps), "--seed", str(seed), "--out", str(options.out)]
     command += ["--seconds", str(options.seconds)] if options.seconds else []
     command += ["--keep-going"] if options.keep_going else []
@@ -112,9 +116,11 @@ def _in_a_process(options: argparse.Namespace, seed: int, env: str) -> bool:
 
 
 def _fuzz(options: argparse.Namespace, env: str) -> int:
-    world, name = make_world(env, options.backend), f"fuzz-{env}-{options.backend}-{options.seed}"
+    world = make_world(env, options.backend, options.vcpus)
+    name = f"fuzz-{env}-{options.backend}-{options.vcpus}-{options.seed}"
     report = _run(options, world, options.out / f"{name}-journal.jsonl")
     title = f"{env}, {options.backend}, seed {options.seed}"
+    title += f", {options.vcpus} vcpus" if options.vcpus > 1 else ""
     _tell(title, report, brief=options.brief)
     grown = runner.growth(report)
     if grown > world.growth_limit:
@@ -124,7 +130,8 @@ def _fuzz(options: argparse.Namespace, env: str) -> int:
         fewest, again = minimise(world, options.seed, found)
         path = options.out / f"{name}-{number}.json"
         shown = again or found.failure
-        kept = {"environment": env, "backend": options.backend, "failure": shown.kind}
+        kept = {"environment": env, "backend": options.backend, "vcpus": options.vcpus}
+        kept |= {"failure": shown.kind}
         path.write_text(json.dumps(kept | {"steps": fewest}, indent=1) + "\n")
         print("    " + "\n    ".join(shown.detail.splitlines()[-12:]))
         how = "" if again else ", which do not fail again: it depends on the host"

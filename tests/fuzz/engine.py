@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from fuzz.furnish import furnish_pv, furnish_pvh
-from fuzz.world import MASK64, CountingTable, Ended, Step
+from fuzz.world import MASK64, STACK_BYTES, SWITCH, CountingTable, Ended, Step
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu import image
 from xenemu.errors import XenError
+from xenemu.hv import scheduler
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Continue
@@ -51,7 +52,11 @@ class Driver(CountingTable):
     def call(self, current: Current, number: int, registers: Sequence[int]) -> int:
         if number == FETCH:
             return self._world.fetch()
-        return super().call(current, number, registers)
+        try:
+            return super().call(current, number, registers)
+        except Continue:
+            self._world.preempted()
+            raise
 
 
 class EngineWorld:
@@ -62,8 +67,10 @@ class EngineWorld:
     growth_limit = 64 << 20
     interactive = False
 
-    def __init__(self, environment: str) -> None:
-        self.environment = environment
+    def __init__(self, environment: str, vcpus: int = 1) -> None:
+        self.environment, self.vcpus = environment, vcpus
+        self._turn = 0  # the vcpu that does the steps, while it can run
+        self._leaves = False  # whether another one does, if the call is preempted
         # A PVH guest's machine has a million frames, most of them nobody's.
         self.audit_every = 1000 if environment.startswith("pvh") else 100
         self.table = Driver(self)
@@ -78,11 +85,14 @@ class EngineWorld:
             symbols = load_symbols(loaded.elf, loaded.segments)
             self._addresses = {
                 name: symbols.address(f"fuzz_{name}") or 0
-                for name in ("code", "call", "again", "arena", "stack_top")
+                for name in ("code", "call", "again", "arena", "stack_top", "vcpu")
             }
         self.code, self.handler = self._addresses["code"], self._addresses["again"]
         self.arena, self.stack = self._addresses["arena"], self._addresses["stack_top"]
-        self.machine = Machine(loaded, DomainConfig(MEMORY[kind.mode]), kind.mode)
+        self.entry = self._addresses["vcpu"]
+        several = vcpus + 1 if vcpus > 1 else 1  # one more, that nobody has started
+        config = DomainConfig(MEMORY[kind.mode], vcpus=several)
+        self.machine = Machine(loaded, config, kind.mode)
         self.machine.slice_ns = SLICE_NS
         self.current = self.machine.current
         self.current.table = self.table
@@ -99,6 +109,7 @@ class EngineWorld:
         self.table.work = 0
         self._forget()
         self._pending, self._asked, self._input = None, False, b""
+        self._turn, self._leaves = 0, False
 
     def _forget(self) -> None:
         """Let nothing be left of an earlier life's translations: each life finds the same."""
@@ -115,7 +126,12 @@ class EngineWorld:
         """Let the guest do a step, until it asks for the next."""
         if step["kind"] == "trap":  # only the CPU raises those here
             return
-        self._pending = step
+        self._leaves = bool(step.get("leave"))
+        if step["kind"] == SWITCH:
+            self._turn = step["vcpu"] % len(self.current.domain.vcpus)
+            self._pending = None
+        else:
+            self._pending = step
         self._run()
 
     def _run(self) -> None:
@@ -126,15 +142,25 @@ class EngineWorld:
 
     def fetch(self) -> int:
         """The guest asks what to do; its RAX, or Continue if there is nothing to be done."""
+        current = self.current
         if not self._started:
             self._started = True
             return 0
+        current.cpu.regs[Reg.RSP] = self.stack - current.vcpu.vcpu_id * STACK_BYTES
         step, self._pending = self._pending, None
         if step is None:
             self._asked = True
             self.current.cpu.stop()
             raise Continue
         return self._begin(step)
+
+    def preempted(self) -> None:
+        """The current vcpu's call is to go on later: another vcpu's turn, if the step says so."""
+        domain, vcpu = self.current.domain, self.current.vcpu
+        other = scheduler.next_vcpu(domain, vcpu)
+        if self._leaves and other is not None:
+            self._leaves, self._turn = False, other.vcpu_id
+            self.current.cpu.stop()
 
     # ---- Terminal ----
 
@@ -165,8 +191,10 @@ class EngineWorld:
         self._slices += 1
         if self._asked:
             return Outcome(End.STOPPED, "the guest asks for a step")
-        if self._slices > MAX_SLICES:
+        if self._slices > MAX_SLICES * self.vcpus:
             return Outcome(End.TIMEOUT, "the guest is lost")
+        chosen = self.current.domain.vcpus[self._turn]
+        self.machine.let_run = frozenset({self._turn}) if chosen.runnable else None
         return None
 
     # ---- beginning a step ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from fakes import DOMID
+from fuzz.contexts import HANDLED, fresh_context
 from fuzz.world import World
 from xenemu.abi.arch_x86.xen import (
     FLAT_RING1_CS,
@@ -24,13 +25,13 @@ from xenemu.abi.memory import (
     XENMEM_add_to_physmap,
     xen_add_to_physmap,
 )
+from xenemu.abi.vcpu import VCPUOP_initialise, VCPUOP_up
 from xenemu.abi.xen import DOMID_SELF, MMUEXT_NEW_USER_BASEPTR, Nr, mmuext_op
 from xenemu.abi.xen import mmu_update as mmu_update_t
 from xenemu.hv.cpu import Reg
 from xenemu.pv.paging import cr3_to_mfn
 from xenemu.x86.paging import PAGE_SHIFT, RW, US, Mfn, P, walk
 
-HANDLED = (*range(0, 20), 0x80)
 WINDOWS = ("shared_info", "grants", "spare")
 GRANTED = range(8, 24)  # references of the guest's own
 TOP = 1 << 64
@@ -75,6 +76,16 @@ def furnish_pv(world: World) -> None:
         op = mmuext_op(MMUEXT_NEW_USER_BASEPTR, root, 0)
         hypercall(world, Nr.mmuext_op, world.arena, 1, 0, DOMID_SELF, data=op.pack(8))
         _map_the_last_page(world)
+    _start_vcpus(world)
+
+
+def _start_vcpus(world: World) -> None:
+    """Let as many vcpus run as the world has; one more has never been started."""
+    for number in range(1, world.vcpus):
+        data = fresh_context(world, number)
+        hypercall(world, Nr.vcpu_op, VCPUOP_initialise, number, world.arena, data=data)
+        hypercall(world, Nr.vcpu_op, VCPUOP_up, number, 0)
+        assert world.current.domain.vcpus[number].online
 
 
 def _map_windows(world: World, wide: bool) -> None:
@@ -150,3 +161,4 @@ def furnish_pvh(world: World) -> None:
         args = (XENMEM_add_to_physmap, world.arena)
         hypercall(world, Nr.memory_op, *args, data=op.pack(width))
     _write_grants(world, 0)
+    _start_vcpus(world)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fuzz.world import Step
+from fuzz.world import SWITCH, Step
 from xenemu.abi.layout import Struct
 from xenemu.abi.xen import DOMID_SELF, Nr, mmuext_op
 from xenemu.x86.paging import PAGE_SHIFT
@@ -48,6 +48,11 @@ def map_page(steps: Steps, page: int, entry: int) -> Step:
 def store(*data: tuple[int, bytes]) -> Step:
     """The guest's own stores, at these addresses."""
     return {"kind": "time", "ns": 0, "data": [[vaddr, some.hex()] for vaddr, some in data]}
+
+
+def switch(steps: Steps) -> Step:
+    """Another vcpu's turn, perhaps."""
+    return {"kind": SWITCH, "vcpu": steps.random.randrange(len(steps.world.current.domain.vcpus))}
 
 
 def page(entries: Sequence[int]) -> bytes:

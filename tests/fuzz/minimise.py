@@ -84,7 +84,7 @@ def _shorten(world: World, steps: Sequence[Step], kind: str) -> list[Step]:
                 at += size
         size //= 2
     for n, step in enumerate(best):
-        for left_out in ("data", "user", "input", "rsp"):
+        for left_out in ("data", "user", "input", "rsp", "leave"):
             simpler = {key: value for key, value in best[n].items() if key != left_out}
             if left_out in step and fails([*best[:n], simpler, *best[n + 1 :]]):
                 best[n] = simpler

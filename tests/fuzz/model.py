@@ -14,16 +14,18 @@ from typing import Any
 import elfwriter
 from fakes import FakeCpu, FakeNativeCpu, connect_backends, enter_long_mode, make_pvh_current
 from fuzz.furnish import furnish_pv, furnish_pvh
-from fuzz.world import MASK64, CountingTable, Ended, Step
+from fuzz.world import MASK64, STACK_BYTES, SWITCH, CountingTable, Ended, Step
 from xenemu.boot import ENTRIES
 from xenemu.dom0.console import Console
 from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.building import DomainConfig, give_rings
+from xenemu.hv.clock import refresh_time
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.hv.snapshot import DomainSnapshot
+from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.timers import fire_due, join
 from xenemu.image import load
 from xenemu.pv.exits import HYPERCALL_VECTOR
@@ -52,19 +54,24 @@ class ModelWorld:
     personality: Personality
     arena_pages = 24
     hang_s = 1.0
+    call_length: int  # of the instruction
     audit_every = 100
     growth_limit = 64 << 20
 
-    def __init__(self) -> None:
+    def __init__(self, vcpus: int = 1) -> None:
+        self.vcpus = vcpus
+        self._saved: dict[int, dict[str, Any]] = {}  # the CPU's state, of vcpus that have had it
+        self._unfinished: set[int] = set()  # vcpus whose hypercall was preempted, and left
         self.table = CountingTable()
         self.windows: dict[str, int] = {}
         self.crashes: Counter[str] = Counter()
         self.current = self._build()
         self.current.table = self.table
         self.exits: Any = self.personality.exits(self.current)
+        self._untouched = _state(type(self.current.cpu)())
         self._furnish()
         self._snapshot = DomainSnapshot.of(self.current.domain)
-        self._cpu = {key: _copied(value) for key, value in vars(self.current.cpu).items()}
+        self._cpu = _state(self.current.cpu)
 
     def _build(self) -> Current:
         raise NotImplementedError
@@ -78,9 +85,9 @@ class ModelWorld:
         current.domain = self._snapshot.restore(current.domain)
         current.vcpu = current.domain.vcpus[0]
         self.table.work = 0
-        current.cpu.__dict__.update(
-            {key: _copied(value) for key, value in self._cpu.items()}  # lists and dictionaries
-        )
+        self._saved.clear()
+        self._unfinished.clear()
+        _set_state(current.cpu, self._cpu)
         self.exits = self.personality.exits(current)
 
     def audit(self) -> list[str]:
@@ -90,7 +97,8 @@ class ModelWorld:
     def perform(self, step: Step) -> None:
         """Do a step as the run loop would have the guest do it."""
         domain = self.current.domain
-        self._reset_cpu()
+        if step["kind"] != SWITCH:
+            self._reset_cpu()
         for vaddr, data in step.get("data", ()):
             self._store_quietly(vaddr, bytes.fromhex(data))
         getattr(self, "_" + step["kind"])(step)
@@ -99,7 +107,8 @@ class ModelWorld:
         for _ in range(MAX_WAITS):
             if self.current.vcpu.runnable:
                 return
-            self._wait()
+            if not self._give_turn():
+                self._wait()
         raise Ended("waits, and timers do not wake it")
 
     def _pass_time(self, ns: int) -> None:
@@ -114,16 +123,77 @@ class ModelWorld:
         if domain.shutdown_code is not None:
             raise Ended(f"shut down for reason {domain.shutdown_code}")
         if current.vcpu.runnable:
-            self.exits.deliver_events()
-            if current.vcpu.runstate is not scheduler.RunState.RUNNING:
+            if current.vcpu.runstate is not RunState.RUNNING:
                 scheduler.enter(current)
+            refresh_time(current)
+            self.exits.deliver_events()
 
     def _wait(self) -> None:
         current = self.current
         next_ns = current.domain.timers.next_ns()
-        if next_ns is None or not current.vcpu.online:
+        if next_ns is None or not any(vcpu.online for vcpu in current.domain.vcpus):
             raise Ended("waits for ever")
         self._pass_time(max(0, next_ns - current.cpu.now_ns))
+
+    # ---- turns ----
+
+    def _switch(self, step: Step) -> None:
+        vcpus = self.current.domain.vcpus
+        vcpu = vcpus[step["vcpu"] % len(vcpus)]
+        if vcpu.runnable and vcpu is not self.current.vcpu:
+            self._turn_to(vcpu)
+
+    def _give_turn(self) -> bool:
+        """Let another vcpu do the next steps, if one can."""
+        vcpu = scheduler.next_vcpu(self.current.domain, self.current.vcpu)
+        if vcpu is None or vcpu is self.current.vcpu:
+            return False
+        self._turn_to(vcpu)
+        return True
+
+    def _turn_to(self, vcpu: Vcpu) -> None:
+        """Put a vcpu into the CPU as the machine does, and let it go on with what it had begun."""
+        current, cpu = self.current, self.current.cpu
+        current.domain.reschedule = False
+        scheduler.leave(current)
+        self.personality.leave(current)
+        self._saved[current.vcpu.vcpu_id] = _state(cpu)
+        current.vcpu, now_ns = vcpu, cpu.now_ns
+        state = self._saved.pop(vcpu.vcpu_id, None)
+        _set_state(cpu, (state or self._untouched) | {"now_ns": now_ns})
+        if state is None:
+            self.personality.start(current)
+        self.personality.enter(current)
+        self._pass_time(0)
+        if vcpu.vcpu_id in self._unfinished:
+            self._unfinished.remove(vcpu.vcpu_id)
+            if cpu.rip == self.code:
+                self._issue(leaves=False)
+
+    def _issue(self, leaves: bool) -> None:
+        """Make the hypercall that the registers ask for, again while it is preempted."""
+        cpu = self.current.cpu
+        for _ in range(MAX_AGAIN):
+            cpu.rip = self.code + self.call_length
+            self._enter_hypercall()
+            if cpu.rip != self.code or not self.current.vcpu.runnable:
+                return
+            if leaves:
+                self._unfinished.add(self.current.vcpu.vcpu_id)
+                if self._give_turn():
+                    return
+                self._unfinished.remove(self.current.vcpu.vcpu_id)
+            self._pass_time(0)
+            if cpu.rip != self.code:  # an event came between
+                return
+
+    def _enter_hypercall(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def _stack(self) -> int:
+        """Where the current vcpu's stack begins."""
+        return self.stack - self.current.vcpu.vcpu_id * STACK_BYTES
 
     def _time(self, step: Step) -> None:
         typed = bytes.fromhex(step.get("input", ""))
@@ -158,6 +228,15 @@ class ModelWorld:
         raise NotImplementedError
 
 
+def _state(cpu: object) -> dict[str, Any]:
+    """What a CPU is, with copies of its lists and dictionaries."""
+    return {key: _copied(value) for key, value in vars(cpu).items()}
+
+
+def _set_state(cpu: object, state: dict[str, Any]) -> None:
+    vars(cpu).update({key: _copied(value) for key, value in state.items()})
+
+
 def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, list | dict) else value
 
@@ -166,6 +245,7 @@ class PvWorld(ModelWorld):
     """A PV guest of either width, of 4 MiB."""
 
     virt_base: int
+    call_length = 2
 
     def _build(self) -> Current:
         width = 8 if self.environment == "pv64" else 4
@@ -173,10 +253,11 @@ class PvWorld(ModelWorld):
         self.stack = self.code + 0x3000
         self.arena = self.stack + 0x1000
         self.handler = self.code + 0x100
+        self.entry = self.code
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel"
             path.write_bytes(_pv_kernel(self.virt_base, self.code, width))
-            config = DomainConfig(4 * MIB, vcpus=2)
+            config = DomainConfig(4 * MIB, vcpus=self.vcpus + 1)
             domain = ENTRIES[self.environment].build(load(path), config)
             connect_backends(domain, config)
         current = Current(
@@ -203,7 +284,7 @@ class PvWorld(ModelWorld):
             toggle_guest_mode(self.current)
         cpu.set_segment(Seg.SS, SS64 if wide else DATA32)
         cpu.set_segment(Seg.CS, CS64 if wide else CODE32)
-        cpu.rip, cpu.regs[Reg.RSP] = self.code, self.stack
+        cpu.rip, cpu.regs[Reg.RSP] = self.code, self._stack
         cpu.rflags = flags.IF | flags.FIXED
 
     def _enter_user_mode(self) -> bool:
@@ -236,18 +317,13 @@ class PvWorld(ModelWorld):
         cpu.regs[Reg.RAX] = step["number"]
         for register, value in zip(order, step["args"], strict=False):
             cpu.regs[register] = value & MASK64
-        behind = self.code + 2
-        for _ in range(MAX_AGAIN):
-            cpu.rip = behind
-            if wide:
-                self.exits.syscall()
-            else:
-                self.exits.software_interrupt(HYPERCALL_VECTOR, 2)
-            if cpu.rip != self.code or not self.current.vcpu.runnable:
-                break
-            self._pass_time(0)
-            if cpu.rip != self.code:  # an event came between
-                break
+        self._issue(bool(step.get("leave")))
+
+    def _enter_hypercall(self) -> None:
+        if self.environment == "pv64":
+            self.exits.syscall()
+        else:
+            self.exits.software_interrupt(HYPERCALL_VECTOR, self.call_length)
 
     def _walk(self, vaddr: int) -> int:
         """The L1 entry for an address, with RW and US where all levels have them; 0: none."""
@@ -336,16 +412,17 @@ class PvhWorld(ModelWorld):
     """A PVH guest, flat in 32 bits, or in 64 bits on tables that map all as it is."""
 
     personality = PVH
+    call_length = 3
 
     def _build(self) -> Current:
-        current = make_pvh_current(pages=240, vcpus=2)
+        current = make_pvh_current(pages=240, vcpus=self.vcpus + 1)
         current.domain.frames.add_to_heap(range(7, 16))
         current.domain.pages.max_pages += 8
         current.domain.console.mfn, current.domain.xenstore.mfn = Mfn(RINGS), Mfn(RINGS + 1)
         give_rings(current.domain)
-        connect_backends(current.domain, DomainConfig(MIB, vcpus=2))
+        connect_backends(current.domain, DomainConfig(MIB, vcpus=self.vcpus + 1))
         self.code, self.stack, self.arena = 0x20000, 0x30000, 0x31000
-        self.handler = self.code
+        self.handler = self.entry = self.code
         if self.environment == "pvh64":
             words, root = current.domain.memory.words, 0xE0  # after the arena
             words[root << 9] = root + 1 << 12 | P | RW | US
@@ -353,7 +430,10 @@ class PvhWorld(ModelWorld):
             for n in range(512):
                 words[root + 2 << 9 | n] = n << 21 | PSE | P | RW | US
             enter_long_mode(current, root << 12)
-        self._segments = dict(current.cpu.segments)  # type: ignore[attr-defined]
+        cpu = current.cpu
+        assert isinstance(cpu, FakeNativeCpu)
+        self._segments = dict(cpu.segments)
+        self._mode = cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer
         return current
 
     def _furnish(self) -> None:
@@ -363,7 +443,8 @@ class PvhWorld(ModelWorld):
         cpu = self.current.cpu
         assert isinstance(cpu, FakeNativeCpu)
         cpu.segments.update(self._segments)
-        cpu.rip, cpu.regs[Reg.RSP], cpu.rflags = self.code, self.stack, 0x202
+        cpu.rip, cpu.regs[Reg.RSP], cpu.rflags = self.code, self._stack, 0x202
+        cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = self._mode
 
     def _call(self, step: Step) -> None:
         cpu, wide = self.current.cpu, self.environment == "pvh64"
@@ -374,12 +455,10 @@ class PvhWorld(ModelWorld):
         cpu.regs[Reg.RAX] = step["number"]
         for register, value in zip(order, step["args"], strict=False):
             cpu.regs[register] = value & MASK64
-        for _ in range(MAX_AGAIN):
-            cpu.rip = self.code + 3
-            self.exits.vmcall()
-            if cpu.rip != self.code or not self.current.vcpu.runnable:
-                break
-            self._pass_time(0)
+        self._issue(bool(step.get("leave")))
+
+    def _enter_hypercall(self) -> None:
+        self.exits.vmcall()
 
     def _writable(self, vaddr: int) -> int | None:
         try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import reduce
 from types import FunctionType
 
-from fuzz import recipes_any, recipes_pv, recipes_pvh
+from fuzz import recipes_any, recipes_pv, recipes_pvh, recipes_vcpus
 from fuzz.recipes import Recipe
 
 
@@ -30,6 +30,7 @@ class Fault:
     instead: str
     recipe: Recipe
     environment: str = "pv64"
+    vcpus: int = 1
 
 
 FAULTS = (
@@ -145,6 +146,23 @@ FAULTS = (
         "in ():",
         recipes_any.fifo,
         "pvh64",
+    ),
+    Fault(
+        "a vcpu whose user's page tables are refused keeps those of its kernel",
+        "xenemu.pv.context:_take_roots",
+        "            frames.put_page_and_type(kernel)\n",
+        "",
+        recipes_vcpus.initialise,
+        vcpus=2,
+    ),
+    Fault(
+        "an INIT leaves the timer of the local APIC armed",
+        "xenemu.pvh.lapic_glue:_reset",
+        "    set_timer(current, vcpu)\n",
+        "",
+        recipes_vcpus.interrupts,
+        "pvh64",
+        vcpus=2,
     ),
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fuzz import recipes_any, recipes_pv, recipes_pvh
+from fuzz import recipes_any, recipes_pv, recipes_pvh, recipes_vcpus
 from fuzz.world import Step
 
 if TYPE_CHECKING:
@@ -26,11 +26,18 @@ ANY: dict[Recipe, int] = {  # with how often
 PV = ANY | {
     recipes_pv.table: 8, recipes_pv.tree: 3, recipes_pv.descriptors: 3, recipes_pv.exchange: 2,
 }  # fmt: skip
+VCPUS: dict[Recipe, int] = {
+    recipes_vcpus.initialise: 2, recipes_vcpus.operations: 4, recipes_vcpus.events: 3,
+    recipes_vcpus.areas: 2,
+}  # fmt: skip
 PVH = ANY | {recipes_pvh.physmap: 3, recipes_pvh.local_apic: 3}
 
 
 def recipe(steps: Steps) -> Iterator[Step]:
     """Some steps that belong together."""
     makers = PV if steps.pv else PVH
+    if steps.world.vcpus > 1:
+        more = recipes_vcpus.flushes if steps.pv else recipes_vcpus.interrupts
+        makers = makers | VCPUS | {more: 3}
     (made,) = steps.random.choices(list(makers), list(makers.values()))
     return made(steps)

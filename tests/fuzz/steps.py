@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
+from fuzz.making import switch
 from fuzz.recipes import Recipe, recipe
 from fuzz.values import Values
 from fuzz.world import Step, World
@@ -30,6 +31,8 @@ from xenemu.abi.xen import (
 )
 from xenemu.hv.dispatch import Arg, Hypercall, SubOps
 
+SWITCHES = 0.08  # how often another vcpu has its turn, if there are several
+LEFT, LEFT_SOON = 0.15, 0.6  # how often a hypercall is left when it is preempted; with little work
 RECIPES = 0.04  # how often a recipe begins where a single step could be
 # How often, by the family; 1 if it is not here.
 WEIGHTS = {
@@ -105,6 +108,17 @@ class Steps:
 
     def draw(self) -> Step:
         """The next step."""
+        if self.world.vcpus == 1:
+            return self._draw()
+        if self.random.random() < SWITCHES:
+            return switch(self)
+        step = self._draw()
+        left = LEFT_SOON if self.world.table.work else LEFT
+        if step["kind"] == "call" and self.random.random() < left:
+            step["leave"] = True
+        return step
+
+    def _draw(self) -> Step:
         self.values.begin()
         step = next(self._recipe, None)
         if step is None and (self._only or self.random.random() < RECIPES):
@@ -246,13 +260,13 @@ class Steps:
         for _ in range(n):
             command = random.randrange(20) if random.random() < 0.95 else values.word()
             arg1, arg2 = values.frame(), values.word()
-            if command in (7, 11):  # INVLPG
+            if command in (7, 9, 11):  # INVLPG
                 arg1 = values.address()
             elif command == 13:  # SET_LDT
                 arg1, arg2 = values.address() & ~0xFFF, random.choice((0, 1, 8, 512, 600, 8192))
             elif command == 17:  # COPY_PAGE
                 arg2 = values.frame()
-            elif command in (9, 10):
+            if command in (8, 9):  # for the vcpus of a mask
                 arg2 = values.pointer()
             data += mmuext_op(command, arg1, arg2).pack(values.width)
         return [values.put(data), self._count(n), self._done(), self._target()]

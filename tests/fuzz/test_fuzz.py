@@ -14,7 +14,8 @@ from fuzz import __main__ as command
 from fuzz import fresh, minimise, runner
 from fuzz.__main__ import ENVIRONMENTS, make_world
 from fuzz.runner import Failure, Found
-from fuzz.world import RESTART, Step
+from fuzz.world import RESTART, SWITCH, WORK, Step
+from xenemu.abi.xen import Nr, multicall_entry
 from xenemu.errors import DomainCrash
 
 STEPS = {"model": 2000, "engine": 500}
@@ -36,6 +37,44 @@ def test_a_life_is_the_same_whatever_was_before(backend, environment):
     first, second = fresh.call(lambda: [runner.live(world, SEED, n, 60)[1][:-1] for n in (1, 2)])
     alone = fresh.call(partial(digest, world, second))
     assert fresh.call(partial(digest, world, [*first, {"kind": RESTART}, *second])) == alone
+
+
+# Several vcpus.
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("backend", STEPS)
+def test_nothing_that_several_vcpus_do_is_a_bug_of_ours(backend, environment):
+    world = make_world(environment, backend, 2)
+    first, second = fresh.call(lambda: [runner.live(world, SEED, n, 60)[1][:-1] for n in (1, 2)])
+    alone = fresh.call(partial(digest, world, second))
+    assert fresh.call(partial(digest, world, [*first, {"kind": RESTART}, *second])) == alone
+    report = runner.run(world, SEED, STEPS[backend] // 2)
+    assert {kind: found.failure.detail for kind, found in report.found.items()} == {}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("backend", STEPS)
+def test_a_call_that_is_left_goes_on_at_its_vcpus_next_turn(backend, environment):
+    world = make_world(environment, backend, 2)
+    width = world.current.vcpu.width
+    entry = multicall_entry(Nr.xen_version, 0, bytes(6 * width)).pack(width)
+    data = [[world.arena, (entry * 4).hex()]]
+    runner.attempt(world, {"kind": WORK, "units": 1})
+    call = {"kind": "call", "number": Nr.multicall, "args": [world.arena, 4], "leave": True}
+    world.perform(call | {"data": data})
+    assert world.current.vcpu.vcpu_id == 1
+    assert 0 < len(done(world, width)) < 4
+    world.perform({"kind": SWITCH, "vcpu": 0})
+    assert world.current.vcpu.vcpu_id == 0
+    assert len(done(world, width)) == 4
+
+
+def done(world, width):
+    """The results of the calls of a list that have one."""
+    size = multicall_entry.sizeof(width)
+    results = [world.current.read_uint(world.arena + n * size + width, width) for n in range(4)]
+    return [result for result in results if result]
 
 
 def digest(world, steps):
@@ -146,8 +185,8 @@ def break_world(monkeypatch, breaks, number):
     """Let the first `number`th hypercall of a kind break something."""
     made = command.make_world
 
-    def make(environment, backend):
-        world = made(environment, backend)
+    def make(environment, backend, vcpus=1):
+        world = made(environment, backend, vcpus)
         perform = world.perform
 
         def broken(step):
@@ -161,14 +200,18 @@ def break_world(monkeypatch, breaks, number):
     monkeypatch.setattr(command, "make_world", make)
 
 
+@pytest.mark.parametrize("vcpus", [1, 2])
 @pytest.mark.parametrize("breaks", [raise_key_error, os.abort])
-def test_what_is_found_is_in_a_file_that_fails_again(breaks, tmp_path, monkeypatch, capsys):
+def test_what_is_found_is_in_a_file_that_fails_again(breaks, vcpus, tmp_path, monkeypatch, capsys):
     break_world(monkeypatch, breaks, 26)
     options = ["--env", "pv64", "--steps", "200", "--out", str(tmp_path)]
+    options += ["--vcpus", str(vcpus)]
     assert command.main(options) == 1
     (path,) = tmp_path.iterdir()
     assert f"python -m fuzz --replay {path}" in capsys.readouterr().out
-    assert [step["number"] for step in json.loads(path.read_text())["steps"]] == [26]
+    found = json.loads(path.read_text())
+    assert found["vcpus"] == vcpus
+    assert [step["number"] for step in found["steps"]] == [26]
     assert command.main(["--replay", str(path)]) == 1
 
 

@@ -14,14 +14,14 @@ LIVES, STEPS = 40, 60
 @pytest.fixture(scope="module")
 def worlds():
     return {
-        environment: make_world(environment, "model")
-        for environment in {fault.environment for fault in FAULTS}
+        kind: make_world(kind[0], "model", kind[1])
+        for kind in {(fault.environment, fault.vcpus) for fault in FAULTS}
     }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
 def test_the_recipe_for_it_finds_a_planted_fault(fault: Fault, worlds) -> None:
-    world = worlds[fault.environment]
+    world = worlds[fault.environment, fault.vcpus]
     assert first_failure(world, fault, 3) is None
     with planted(fault):
         assert first_failure(world, fault, LIVES) is not None

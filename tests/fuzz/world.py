@@ -7,13 +7,15 @@ A `World` performs steps, each a dictionary of plain values, so that a list of t
 `data` are bytes that the guest stores at addresses of its own before the step proper, where its
 page tables let it. The kinds:
 
-call    a hypercall; `rsp` may say where the stack is
+call    a hypercall; `rsp` may say where the stack is; `leave`: if it is preempted, another vcpu
+        does the next steps, and the call goes on when its own vcpu has its turn again
 store   a store of up to 8 bytes by one instruction; `user`: from user mode
 insn    an instruction, `code`, with the registers `regs`; `user`: from user mode
 trap    an exception, `vector` and `error`, that the CPU raises
 msr     RDMSR or, with a `value`, WRMSR of `number` (PVH)
 apic    a load from the local APIC's page or, with a `value`, a store (PVH)
 time    nothing, for `ns`; what is due happens, and the console has `input`
+switch  nothing; from now on `vcpu` does the steps, while it can run
 work    nothing; from now on a hypercall may do but so many `units` (`Frames.work_left`), or 0: all
 restart the world begins again, as after each life
 
@@ -35,7 +37,8 @@ from xenemu.hv.dispatch import Continue, HypercallTable
 
 Step = dict[str, Any]
 MASK64 = (1 << 64) - 1
-WORK, RESTART = "work", "restart"
+WORK, RESTART, SWITCH = "work", "restart", "switch"
+STACK_BYTES = 1024  # of each vcpu, below the stack of the one before
 
 
 class Ended(DomainCrash):
@@ -81,6 +84,7 @@ class World(Protocol):
     """A guest in an environment, on a backend."""
 
     environment: str
+    vcpus: int  # that run when the guest has made itself at home
     current: Current
     table: CountingTable
     arena: int  # where the guest has ordinary memory for its structures,
@@ -92,6 +96,7 @@ class World(Protocol):
     code: int  # where its code is; `stack` its stack
     stack: int
     handler: int  # where its traps and events lead
+    entry: int  # where a further vcpu of its begins
 
     def restart(self) -> None:
         """Make everything as it was at first."""

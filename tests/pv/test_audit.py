@@ -98,6 +98,16 @@ def test_a_vcpu_that_sleeps_through_an_event_is_noticed() -> None:
     assert audit(current.domain) == []
 
 
+def test_an_event_that_another_vcpu_may_have_written_wakes_nobody() -> None:
+    domain = make_pv_current(vcpus=2).domain
+    sleeper, other = domain.vcpus
+    domain.memory.bytes[sleeper.info] = 1
+    sleeper.blocked = True
+    assert any("is blocked while it has events pending" in fault for fault in audit(domain))
+    other.initialised = True
+    assert not any("is blocked while it has events pending" in fault for fault in audit(domain))
+
+
 def test_an_entry_with_bits_that_it_may_not_have_is_noticed() -> None:
     for table in (L1, L2_64, ROOT):
         domain = with_descriptor_tables().domain

@@ -108,7 +108,12 @@ def _machine_to_physical(domain: Domain) -> Iterator[str]:
 
 
 def _sleepers(domain: Domain) -> Iterator[str]:
-    """No vcpu sleeps while it has an event that it does not mask."""
-    for vcpu in domain.vcpus:
+    """No vcpu sleeps while it has an event that it does not mask.
+
+    That holds while it is the only one that was ever started. Another one may write the bytes of
+    the sleeper's vcpu_info itself, which wakes nobody.
+    """
+    started = [vcpu for vcpu in domain.vcpus if vcpu.online or vcpu.initialised]
+    for vcpu in started if len(started) == 1 else ():
         if vcpu.blocked and event_pending(domain, vcpu):
             yield f"vcpu {vcpu.vcpu_id} is blocked while it has events pending"
