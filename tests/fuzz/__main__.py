@@ -21,13 +21,18 @@ from typing import Any
 from fuzz import fresh, runner
 from fuzz.engine import EngineWorld
 from fuzz.minimise import minimise, replay
-from fuzz.model import WORLDS
+from fuzz.model import ModelWorld
+from fuzz.model_pv import Pv32World, Pv64World
+from fuzz.model_pvh import Pvh32World, Pvh64World
 from fuzz.planted import FAULTS, planted
 from fuzz.runner import Failure, Found, Report
 from fuzz.world import World
 from xenemu.abi.errno import NAMES
 
 MIB = 1 << 20
+WORLDS: dict[str, type[ModelWorld]] = {
+    world.environment: world for world in (Pv64World, Pv32World, Pvh64World, Pvh32World)
+}
 ENVIRONMENTS = tuple(WORLDS)
 DEFAULT_STEPS = {"model": 10_000, "engine": 1_000}
 PLANTED_STEPS = 100_000

@@ -64,11 +64,11 @@ class EngineWorld:
 
     arena_pages = 24
     hang_s = 3.0  # of a step, with the time that the guest takes
-    growth_limit = 64 << 20
     interactive = False
 
     def __init__(self, environment: str, vcpus: int = 1) -> None:
         self.environment, self.vcpus = environment, vcpus
+        self.growth_limit = vcpus * 64 * MIB  # within 40,000 steps it levels off, far below
         self._turn = 0  # the vcpu that does the steps, while it can run
         self._leaves = False  # whether another one does, if the call is preempted
         # A PVH guest's machine has a million frames, most of them nobody's.
