@@ -71,7 +71,7 @@ BOUND_CALLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
 # They go to every process of a terminal.
 TERMINAL_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
-PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS = 21, 38
+PR_SET_PDEATHSIG, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 21, 38
 
 SCMP_ACT_ALLOW: Final = 0x7FFF0000
 SCMP_ACT_EPERM: Final = 0x00050000 | errno.EPERM
@@ -140,6 +140,14 @@ def confine(callers: bool = False, more: Iterable[str] = ()) -> Confinement:
     except OSError as error:
         return Confinement(landlock, str(error.strerror))
     return Confinement(landlock)
+
+
+def end_with_parent() -> None:
+    """Have this process, and the program that it becomes, killed when its parent ends.
+
+    A program that changes its user takes that back.
+    """
+    _libc().prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 def keep_to(directory: str, writable: bool) -> None:

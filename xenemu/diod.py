@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from xenemu.confine import keep_to
+from xenemu.confine import end_with_parent, keep_to
 from xenemu.dom0.p9 import MAX_MESSAGE, ServerError
 from xenemu.dom0.p9_messages import HEADER, Export, T
 from xenemu.dom0.p9_paths import Paths
@@ -143,7 +143,7 @@ def serve(export: Export, program: Path | None = None) -> Diod:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for xenemu
-                preexec_fn=partial(keep_to, directory, export.writable),  # noqa: PLW1509 (one thread)
+                preexec_fn=partial(_prepare, directory, export.writable),  # noqa: PLW1509 (one thread)
             )
         except (OSError, subprocess.SubprocessError) as error:
             ours.close()
@@ -153,9 +153,15 @@ def serve(export: Export, program: Path | None = None) -> Diod:
     try:
         _greet(diod, export)
     except ServerError as error:
+        process.kill()
         diod.close()
         raise UsageError(f"{found} does not serve {directory}: {error}{_limited()}") from None
     return diod
+
+
+def _prepare(directory: str, writable: bool) -> None:
+    end_with_parent()
+    keep_to(directory, writable)
 
 
 def _limited() -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +85,48 @@ def test_a_lack_of_passt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         connected("a", "user"),
     ):
         pass
+
+
+def put_program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (folder / "passt").write_text(f"#!{sys.executable}\nimport time\n{text}\n")
+    (folder / "passt").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_passt_that_is_never_ready_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_program(tmp_path, monkeypatch, "time.sleep(1000)")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*words, **options))
+        return started[0]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setattr("xenemu.network.passt.STARTING_S", 0.0)
+    with pytest.raises(UsageError, match="passt was not ready in 0 s"), connected("a", "user"):
+        pass
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_passt_that_is_not_ready_ends_with_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    text = f"""
+with open("{tmp_path}/fifo", "w") as fifo:
+    print("up", file=fifo, flush=True)
+    time.sleep(5)
+    print("still up", file=fifo)
+"""
+    put_program(tmp_path, monkeypatch, text)
+    command = [sys.executable, "-m", "xenemu", "run", "/dev/null", "--net", "user"]
+    with subprocess.Popen(command) as run, (tmp_path / "fifo").open() as fifo:
+        assert fifo.readline() == "up\n"
+        run.kill()
+        assert fifo.read() == ""
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
+from xenemu.confine import end_with_parent
 from xenemu.network.asked import Forward
 from xenemu.network.wires import Stream
 
 PROGRAM: Final = "passt"
 ADDRESSES: Final = ("--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2")
 PORTS: Final = {"tcp": "--tcp-ports", "udp": "--udp-ports"}
+STARTING_S: Final = 10.0
 ENDING_S: Final = 2.0
 FAILED: Final = ("fail", "invalid", "unable", "could", "cannot", "not ", "no ", "error")
 
@@ -61,13 +64,19 @@ def start(forwards: Iterable[Forward], gone: Callable[[str], None]) -> Passt:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is not for it
+                preexec_fn=end_with_parent,  # noqa: PLW1509 (one thread)
             )
         except OSError:
             ours.close()
             raise
         finally:
             os.close(telling)
+        if not select.select([readiness], [], [], STARTING_S)[0]:
+            wire.process.kill()
+            wire.close()
+            raise OSError(errno.ETIMEDOUT, f"{PROGRAM} was not ready in {STARTING_S:.0f} s")
         if not readiness.read(1):
+            wire.process.kill()
             wire.close()
             errors.seek(0)
             problem = _problem(errors.read().decode(errors="replace"))
