@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -113,3 +114,8 @@ def test_what_no_directory_for_efi_may_have(tmp_path, monkeypatch):
     monkeypatch.setattr("xenemu.options.MAX_TREE", 4 << 10)
     (tmp_path / "file").write_bytes(bytes(4097))
     refused("larger than EFI can have: 16384 files, 4 KiB")
+    endless = itertools.repeat(tmp_path / "file")
+    monkeypatch.setattr("xenemu.options.MAX_TREE", 1 << 30)
+    monkeypatch.setattr("xenemu.options.MAX_FILES", 0)
+    monkeypatch.setattr("xenemu.options._below", lambda root: endless)
+    refused("larger than EFI can have: 0 files, 1 GiB")
