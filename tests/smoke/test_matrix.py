@@ -33,6 +33,9 @@ VERDICTS = {
 # What the second run boots again, one job at a time.
 AGAIN = ("linux debian-cloud-amd64 pvh", "grub grub-i386-xen", "init-exit", "quiet asleep", "tests")
 
+# How a guest of our own ends that has such an exit code.
+ENDS = {0: "poweroff", 4: "watchdog", 5: "refused"}
+
 
 def prepare(place: Path, guest_image) -> Path:
     """Put the plan and all that it names into a directory."""
@@ -57,7 +60,7 @@ def _tables(place: Path):
             image = build(guest, ENVIRONMENTS[environment], place / f"{name}-{environment}")
             initrd = f'initrd = "{guest.folder / guest.initrd}"\n' if guest.initrd else ""
             last = guest.expected(environment).splitlines()[-1]
-            ended = "refused" if guest.exit else "poweroff"
+            ended = ENDS[guest.exit]
             yield (
                 f'\n[[boot]]\nname = "guest {image.name}"\nkernel = "{image.name}"\n'
                 f'mode = "{ENVIRONMENTS[environment].mode}"\nmemory = "{guest.memory}"\n'
