@@ -19,7 +19,6 @@ import enum
 import importlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from random import Random
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -123,8 +122,6 @@ class _Encoder:
             return "bytearray", [bytes(value)]
         if kind is range:
             return "range", [value.start, value.stop, value.step]
-        if kind is Random:
-            return "random", [self.encode(value.getstate())]
         if isinstance(value, type):
             return "class", [self._class(value)]
         if isinstance(value, enum.Enum):
@@ -210,9 +207,6 @@ class _Decoder:
         elif kind == "deque":
             self.made[number] = queue = deque[Any](maxlen=items[0])
             queue.extend(self._all(items[1:]))
-        elif kind == "random":
-            self.made[number] = drawn = Random()
-            drawn.setstate(*self._all(items))
         elif kind == "dict":
             self.made[number] = {}
             self._fill(self.made[number], items)

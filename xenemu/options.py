@@ -55,6 +55,11 @@ def parse_seconds(option: str, text: str) -> float:
     return seconds
 
 
+def parse_nanoseconds(option: str, text: str) -> int:
+    """A time in seconds, as whole nanoseconds; UsageError as `parse_seconds`."""
+    return int(parse_seconds(option, text) * 1e9)
+
+
 def parse_seed(option: str, text: str) -> int:
     """A seed of 64 bits, decimal or with ``0x``; UsageError if it is none."""
     match = re.fullmatch(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", text, re.IGNORECASE | re.ASCII)

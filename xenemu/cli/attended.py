@@ -28,7 +28,7 @@ from xenemu.cli.silence import Silence
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, Watching, watching
-from xenemu.confine import confine
+from xenemu.confine import confine, obstacle
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
 from xenemu.machine import Limits, Line, Machine, Source
@@ -56,6 +56,12 @@ class Confine(Enum):
     AUTO = "auto"
     OFF = "off"
     MUST = "must"
+
+
+def check_confine(wanted: Confine) -> None:
+    """UsageError if a run must be confined, and this host cannot."""
+    if wanted is Confine.MUST and (why_not := obstacle()):
+        raise UsageError(f"--confine must: this host cannot: {why_not}")
 
 
 @dataclass(frozen=True)

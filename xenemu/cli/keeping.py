@@ -14,6 +14,7 @@ from xenemu.cli.guest import digest_of
 from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import Machine, snapshot_file
+from xenemu.network.asked import reaches_nobody
 from xenemu.outputs import Output, Outputs
 
 TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
@@ -42,10 +43,8 @@ class Keeping:
         at: str | None,
         header: snapshot_file.Header,
         expectations: Expectations,
-    ) -> Keeping | None:
-        """What ``--snapshot`` and ``--snapshot-at`` ask for; UsageError."""
-        if path is None and at is None:
-            return None
+    ) -> Keeping:
+        """What ``--snapshot`` and ``--snapshot-at`` ask for, of which there is one; UsageError."""
         if path is None:
             raise UsageError("--snapshot-at: say which file to write: --snapshot FILE")
         if at is None:
@@ -88,7 +87,7 @@ def header_of(
                 " the guest writes is in the snapshot"
             )
     for net in nets:
-        if not net.startswith("none-but-pcap"):
+        if not reaches_nobody(net):
             raise UsageError(
                 f"--snapshot: what is at the other end of --net {net} cannot be in it; use"
                 " none-but-pcap"

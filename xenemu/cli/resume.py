@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import image
-from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import digest_of
-from xenemu.cli.keeping import Keeping, header_of
+from xenemu.cli.keeping import Keeping
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -34,7 +35,6 @@ from xenemu.cli.watch_options import (
     TraceFilter,
     Verbose,
 )
-from xenemu.confine import obstacle
 from xenemu.disks import DiskSpec, name_all, opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError, XenError
@@ -42,8 +42,8 @@ from xenemu.machine import Limits, Machine, snapshot_file
 from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.snapshot_file import Header, Saved
 from xenemu.network import networked
-from xenemu.network.asked import NOBODY
-from xenemu.options import MAX_VCPUS, parse_seconds
+from xenemu.network.asked import reaches_nobody
+from xenemu.options import MAX_VCPUS, parse_nanoseconds, parse_seconds
 from xenemu.outputs import Outputs
 
 NONSENSE: Final = (  # what a snapshot's data can come to
@@ -96,7 +96,7 @@ def check(file: Path, header: Header) -> None:
     at = f"{file}: its disk"
     texts = [header.kernel, header.name, *header.disks, *header.nets]
     wanted = [spec.leaves for spec in (parse_disk(at, text) for text in header.disks)]
-    wanted += ["" if net.partition(",")[0] == NOBODY else f"--net {net}" for net in header.nets]
+    wanted += [f"--net {net}" for net in header.nets if not reaches_nobody(net)]
     for what in filter(None, wanted):
         raise UsageError(f"{file}: no snapshot of xenemu's has {what} in it: do not trust it")
     if (
@@ -120,7 +120,7 @@ def moved(file: Path, kept: Sequence[str], typed: Sequence[str]) -> list[str]:
             known = " or ".join(f"FILE,name={each}" for each in disks)
             raise UsageError(f"--disk {text}: {f'give {known}' if disks else f'{file} has none'}")
         _, comma, rest = disks[name].partition(",")
-        disks[name] = f"{path}{comma}{rest}"
+        disks[name] = f"{os.path.abspath(path)}{comma}{rest}"
     return list(disks.values())
 
 
@@ -187,10 +187,10 @@ def resume(
     check(file, header)
     header.disks = moved(file, header.disks, disk or [])
     disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
-    guest = Resumed(file, saved, kernel or Path(header.kernel), disks)
-    audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
-    if confined is Confine.MUST and (why_not := obstacle()):
-        raise UsageError(f"--confine must: this host cannot: {why_not}")
+    header.kernel = os.path.abspath(kernel or header.kernel)
+    guest = Resumed(file, saved, Path(header.kernel), disks)
+    audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
+    check_confine(confined)
     expectations = Expectations(expect or [])
     with (
         Outputs() as outputs,
@@ -200,8 +200,7 @@ def resume(
     ):
         keeping = None
         if snapshot is not None or snapshot_at is not None:
-            again = header_of(guest.kernel, header.memory, header.name, header.disks, header.nets)
-            keeping = Keeping.parse(outputs, snapshot, snapshot_at, again, expectations)
+            keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
         attended = AttendedRun(
             guest,
             symbols,

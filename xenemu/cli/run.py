@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from xenemu import boot
-from xenemu.cli.attended import AttendedRun, Confine, listening
+from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
@@ -53,7 +53,6 @@ from xenemu.cli.watch_options import (
     TraceFilter,
     Verbose,
 )
-from xenemu.confine import obstacle
 from xenemu.disks import opened, parse_disk, with_overlay
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
@@ -64,6 +63,7 @@ from xenemu.options import (
     parse_memory,
     parse_module,
     parse_name,
+    parse_nanoseconds,
     parse_seconds,
     parse_seed,
     parse_slice,
@@ -245,9 +245,8 @@ def run(
     note_types = (
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )
-    audit_ns = int(parse_seconds("--audit", audit) * 1e9) if audit is not None else None
-    if confined is Confine.MUST and (why_not := obstacle()):
-        raise UsageError(f"--confine must: this host cannot: {why_not}")
+    audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
+    check_confine(confined)
     if overlay is not None:
         disk = with_overlay("--overlay", overlay, disk or [])
     disks = [parse_disk("--disk", text) for text in disk or []]

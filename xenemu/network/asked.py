@@ -71,6 +71,11 @@ def parse_net(option: str, text: str, folder: Path | None = None) -> Asked:
     return Asked(text, kind == "user", Path(path) if path else None, mac, tuple(forwards))
 
 
+def reaches_nobody(text: str) -> bool:
+    """Whether what `parse_net` takes is a wire with nobody at its other end."""
+    return text.partition(",")[0] == NOBODY
+
+
 def _mac(said: str, text: str) -> str:
     if not MAC.fullmatch(text):
         raise UsageError(f"{said}: mac= wants an address such as 00:16:3e:12:34:56")
