@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fakes import FIRST_GUEST_FRAME, FakeCpu, make_current
@@ -103,6 +103,41 @@ class Bus:
         was_pending = event_channel.is_pending(self.domain, port)
         event_2l.clear_pending(self.domain, port)
         return was_pending
+
+
+@dataclass
+class Toy(BusBackend):
+    """A device of two ports and a ring of one page; it remembers what it was asked."""
+
+    kind = "vtoy"
+    events: list[int] = field(default_factory=list)
+
+    def backend_nodes(self) -> Mapping[str, str | int]:
+        return {"colour": "red"}
+
+    def probe(self, domain: Domain) -> None:
+        self.write("feature-play", 1)
+
+    def open(self, domain: Domain) -> None:
+        self.map_pages(domain, [self.read_number("ring-ref")])
+        for name in ("tx", "rx"):
+            self.bind(domain, self.read_number(f"event-channel-{name}"))
+        self.write("size", 7)
+
+    def event(self, domain: Domain, port: int) -> None:
+        self.events.append(port)
+
+    def shut(self, domain: Domain) -> None:
+        self.events.clear()
+
+
+def connect(bus: Bus, toy: Toy) -> tuple[int, int]:
+    """Do all that a frontend does; the guest's two ports."""
+    ref, _ = bus.share()
+    tx, rx = bus.port(), bus.port()
+    bus.put(toy, {"ring-ref": ref, "event-channel-tx": tx, "event-channel-rx": rx})
+    bus.switch(toy, XenbusState.INITIALISED)
+    return tx, rx
 
 
 @dataclass

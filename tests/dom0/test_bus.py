@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
 
-from busfakes import Bus
+from busfakes import Bus, Toy, connect
 from fakes import DOMID
 from grantfakes import state
 from xenemu.abi.io.xenbus import XenbusState
-from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.xenstore import RSP
 from xenemu.dom0.xenstore_model import Access, Permission
 from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
 from xenemu.hv.snapshot import DomainSnapshot
-from xenemu.hv.state.domain import Domain
 
 INITIALISING, INIT_WAIT = XenbusState.INITIALISING, XenbusState.INIT_WAIT
 INITIALISED, CONNECTED = XenbusState.INITIALISED, XenbusState.CONNECTED
 CLOSING, CLOSED = XenbusState.CLOSING, XenbusState.CLOSED
-
-
-@dataclass
-class Toy(BusBackend):
-    """A device of two ports and a ring of one page; it remembers what it was asked."""
-
-    kind = "vtoy"
-    events: list[int] = field(default_factory=list)
-
-    def backend_nodes(self) -> Mapping[str, str | int]:
-        return {"colour": "red"}
-
-    def probe(self, domain: Domain) -> None:
-        self.write("feature-play", 1)
-
-    def open(self, domain: Domain) -> None:
-        self.map_pages(domain, [self.read_number("ring-ref")])
-        for name in ("tx", "rx"):
-            self.bind(domain, self.read_number(f"event-channel-{name}"))
-        self.write("size", 7)
-
-    def event(self, domain: Domain, port: int) -> None:
-        self.events.append(port)
-
-    def shut(self, domain: Domain) -> None:
-        self.events.clear()
 
 
 @pytest.fixture
@@ -59,15 +29,6 @@ def toy() -> Toy:
 @pytest.fixture
 def bus(toy: Toy) -> Bus:
     return Bus([toy])
-
-
-def connect(bus: Bus, toy: Toy) -> tuple[int, int]:
-    """Do all that a frontend does; the guest's two ports."""
-    ref, _ = bus.share()
-    tx, rx = bus.port(), bus.port()
-    bus.put(toy, {"ring-ref": ref, "event-channel-tx": tx, "event-channel-rx": rx})
-    bus.switch(toy, INITIALISED)
-    return tx, rx
 
 
 def holds_nothing(bus: Bus, toy: Toy) -> bool:

@@ -49,6 +49,13 @@ class RingBackend:
             raise
         self.mfn, self.handle = mfn, handle
 
+    def disconnect(self, domain: Domain) -> None:
+        """Unmap the page, and free the port."""
+        assert self.handle is not None
+        grants.unmap_grant(domain, self.handle)
+        event_channel.close_from_dom0(domain, self.port)
+        self.mfn, self.port, self.handle = NO_FRAME, 0, None
+
     def tell(self, domain: Domain) -> None:
         """Send the guest an event."""
         event_channel.notify_from_dom0(domain, self.port)

@@ -208,6 +208,13 @@ class BusBackend:
         self.probe(domain)
         self._switch(domain, XenbusState.INIT_WAIT)
 
+    def disconnect(self, domain: Domain) -> None:
+        """The device is taken away from the guest, whatever its frontend is doing."""
+        self._forget(domain)
+        self.store.disconnect(self.connection)
+        domain.timers.cancel((self.name, WATCH_FIRED))
+        self.state, self.gone, self.reason = XenbusState.INITIALISING, False, ""
+
     def notify(self, domain: Domain, port: int) -> None:
         self.event(domain, port)
 

@@ -79,6 +79,14 @@ class XenstoreRing(RingBackend):
         self.connect_ring(domain, GNTTAB_RESERVED_XENSTORE, domain.xenstore.port)
         self.connection = self.store.connect(domain.domid, self.name)
 
+    def disconnect(self, domain: Domain) -> None:
+        """End the session, with all that was on the way."""
+        super().disconnect(domain)
+        self.store.disconnect(self.connection)
+        self.incoming.clear()
+        self.outgoing.clear()
+        self.error = 0
+
     def pump(self, domain: Domain) -> None:
         """Serve what can be served now, and tell the guest if anything moved."""
         waits = self.connection.events or self.outgoing or REQ.used(domain.memory, self.mfn)

@@ -108,6 +108,10 @@ class Store:
         self.connections.append(connection)
         return connection
 
+    def disconnect(self, connection: Connection) -> None:
+        """End a session."""
+        self.connections = [other for other in self.connections if other is not connection]
+
     def session(self, backend: str) -> Connection:
         """The session of a backend of dom0's, in a store from a snapshot; KeyError."""
         for connection in self.connections:

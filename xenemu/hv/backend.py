@@ -7,7 +7,8 @@ A backend's life begins with `connect`, which finds the pages and ports that the
 it. When the guest sends an event on such a port, `notify` is called at once. Between slices of the
 guest, `pump` is called. Work that takes a while is a timer:
 `domain.timers.set((name, number), ...)` arms it, and `timer` is called when it is due. The backend
-tells the guest with `event_channel.notify_from_dom0`.
+tells the guest with `event_channel.notify_from_dom0`. If the domain is renewed (`dom0.renewal`),
+`disconnect` ends the backend's life, and `connect` begins another.
 """
 
 from __future__ import annotations

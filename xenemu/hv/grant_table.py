@@ -229,7 +229,11 @@ def check_ref(domain: Domain, ref: int) -> None:
 def seed(domain: Domain, ref: int, frame: int) -> None:
     """Grant a frame to dom0, as the toolstack does with the console's and xenstore's."""
     grow(domain, INITIAL_FRAMES)
-    write_entry(domain, ref, grant_entry_v1(GTF_permit_access, DOM0, frame))
+    entry: Entry = grant_entry_v1(GTF_permit_access, DOM0, frame)
+    if domain.grants.version == 2:  # a guest that is reset may have changed it
+        entry = grant_entry_v2(GTF_permit_access, DOM0, 0, 0, frame)
+        domain.memory.write_uint(_status_maddr(domain, ref), STATUS_SIZE, 0)
+    write_entry(domain, ref, entry)
 
 
 def swap(domain: Domain, ref_a: int, ref_b: int) -> None:

@@ -33,6 +33,8 @@ class Personality:
     * `address_space` is the root of the tables that the vcpu runs on.
     * `audit` returns what is wrong in the hypervisor's books (`hv.audit`).
     * `timers` are its own kinds of timers.
+    * `soft_reset` lets go of what a domain has asked the hypervisor for, once dom0 has let go of
+      the domain; None: Xen cannot do that to such a guest.
     """
 
     translate: Translate
@@ -43,3 +45,4 @@ class Personality:
     address_space: Callable[[Current], int]
     audit: Callable[[Domain], list[str]]
     timers: Owners = field(default_factory=dict)
+    soft_reset: Callable[[Current], None] | None = None

@@ -292,6 +292,12 @@ def shutdown(domain: Domain, reason: int, why: str = "") -> None:
     domain.shutdown_code = domain.chosen_shutdown_code
 
 
+def resume(domain: Domain) -> None:
+    """Let a domain that was shut down go on. In Xen: common/domain.c (domain_resume)."""
+    domain.shutdown_code = domain.chosen_shutdown_code = None
+    domain.shutdown_why = ""
+
+
 def choose_shutdown_code(domain: Domain, reason: int) -> None:
     """Choose the reason of a shutdown to come, unless one is chosen."""
     if domain.chosen_shutdown_code is None:

@@ -10,6 +10,7 @@ from xenemu.pvh.audit import audit
 from xenemu.pvh.callbacks import update_upcall
 from xenemu.pvh.exits import PvhExits
 from xenemu.pvh.paging import translate
+from xenemu.pvh.renewal import soft_reset
 from xenemu.pvh.state import pvh
 from xenemu.x86 import flags
 from xenemu.x86.paging import mfn_of
@@ -67,4 +68,5 @@ PVH = Personality(
     address_space=lambda current: mfn_of(current.cpu.cr3),
     audit=audit,
     timers=lapic_glue.TIMERS,
+    soft_reset=soft_reset,
 )

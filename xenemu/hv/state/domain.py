@@ -49,6 +49,9 @@ class Backend(Protocol):
     def connect(self, domain: Domain) -> None:
         """The domain is built, and about to run."""
 
+    def disconnect(self, domain: Domain) -> None:
+        """Give back all that it has of the domain's, and be as before `connect`."""
+
     def notify(self, domain: Domain, port: int) -> None:
         """The guest sent an event to a port of dom0's that is bound to this backend."""
 
