@@ -26,8 +26,8 @@ import msgspec
 # Where records live. Their modules do nothing when they are imported, but define things.
 RECORDS: Final = (
     "xenemu.abi.io", "xenemu.boot", "xenemu.cpu.context", "xenemu.cpu.engine", "xenemu.dom0",
-    "xenemu.hv", "xenemu.machine.snapshot", "xenemu.pv", "xenemu.pvh", "xenemu.sampling",
-    "xenemu.x86",
+    "xenemu.hv", "xenemu.machine.past", "xenemu.machine.snapshot", "xenemu.pv", "xenemu.pvh",
+    "xenemu.sampling", "xenemu.x86",
 )  # fmt: skip
 REFERENCE: Final = 1  # the kind of extension: an index
 BIG: Final = 2  # a number of more than 64 bits

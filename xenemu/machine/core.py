@@ -24,6 +24,7 @@ from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.image import Image
 from xenemu.machine import host
 from xenemu.machine.host import Host
+from xenemu.machine.past import Past
 from xenemu.pvh.exits import PORTS
 from xenemu.sampling import Samples
 
@@ -75,6 +76,7 @@ class Core:
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
         self.printed = 0  # bytes, on the console
+        self.past = Past()
         self.disturbed = 0  # how often something came that no repetition of the run would bring
         self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()

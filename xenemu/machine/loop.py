@@ -26,7 +26,6 @@ from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded, WentBack
 from xenemu.machine.core import Core
 from xenemu.machine.outside import Outside
-from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
 
@@ -50,14 +49,8 @@ class Run:
 
     machine: Core
     outside: Outside
-    limits: Limits
     debugger: Debugger | None = None
     keep: Callable[[], None] | None = None  # called between slices: may take a snapshot
-
-    @property
-    def terminal(self) -> Terminal:
-        """The person's side of the console."""
-        return self.outside.terminal
 
     def run(self, audit_ns: int | None) -> Outcome:
         """Run it; with `audit_ns`, audit the domain each time that so much has passed."""
@@ -66,7 +59,7 @@ class Run:
             try:
                 outcome = self._run_to_end(audit_ns)
                 wrong = self._audit() if audit_ns is not None else None
-                outcome = wrong or outcome
+                outcome = self.outside.over(wrong or outcome)
                 if self.debugger:
                     self.debugger.ended(outcome)
             except WentBack:
@@ -85,7 +78,7 @@ class Run:
         self.machine.console.pump(self.machine.domain)
         self._show_output()
         self.outside.send()
-        return self.terminal.check() or crashed
+        return self.outside.check() or crashed
 
     def _whose(self, error: Exception) -> str:
         """A sentence about the current vcpu, with its number if there are others."""
@@ -129,9 +122,10 @@ class Run:
                 return ended
             if debugger:
                 debugger.look()
+            self.outside.begin_turn()
             vcpu = scheduler.next_vcpu(domain, machine.current.vcpu, machine.let_run)
             if vcpu is None:
-                waited = self._wait()
+                waited = self.outside.wait(machine.next_wake_ns())
                 if not (waited or (debugger and debugger.idle())):
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
@@ -141,20 +135,21 @@ class Run:
             domain.timers.moved = False
             next_ns = domain.timers.next_ns()
             deadline = engine.now_ns + scheduler.begin_slice(machine.current, machine.slice_ns)
-            run(deadline if next_ns is None else min(deadline, next_ns))
+            deadline = deadline if next_ns is None else min(deadline, next_ns)
+            self.outside.run_slice(run, deadline)
             machine.exits.stopped()
             machine.samples.take(machine.current)
 
     def _look_at_host(self) -> None:
         """End the slice if the host wants the run to end; pause it if a debugger has a word."""
-        if self.terminal.leaves() or self.limits.expired():
+        if self.outside.calls_off():
             self.machine.engine.stop()
         elif self.debugger and self.debugger.calls():
             self.machine.debug.request_halt()
 
     def _ended(self) -> Outcome | None:
         code = self.machine.domain.shutdown_code
-        finished = self.terminal.check()
+        finished = self.outside.check()
         if finished:
             return finished
         if code is not None:
@@ -163,33 +158,7 @@ class Run:
                 return Outcome(End.GUEST_CRASH, reason, UNDEFINED_REASON)
             end, reason = SHUTDOWNS[code]
             return Outcome(end, self.machine.domain.shutdown_why or reason)
-        if self.limits.expired():
-            return Outcome(End.TIMEOUT, f"still running after {self.limits.timeout_s:g} s")
-        return None
-
-    def _wait(self) -> bool:
-        """Let idle time pass, to the next timer or to input; False if neither can come."""
-        outside, engine = self.outside, self.machine.engine
-        next_ns, is_live = self.machine.next_wake_ns(), self.outside.is_live
-        if next_ns is not None and not is_live:
-            engine.skip_to(next_ns)
-            return True
-        if next_ns is None and outside.is_over:
-            return False
-        wait_ns = None if next_ns is None else next_ns - engine.now_ns
-        left_s = self.limits.left_s()
-        if left_s is not None:
-            left_ns = int(left_s * 1e9)
-            wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
-        before = self.limits.clock()
-        typed = outside.wait(wait_ns)
-        if is_live:
-            self.machine.disturbed += 1
-            now_ns = engine.now_ns + int((self.limits.clock() - before) * 1e9)
-            engine.skip_to(now_ns if next_ns is None else min(now_ns, next_ns))
-        if typed:
-            outside.arrive(self.machine.console, typed)
-        return True
+        return self.outside.expired()
 
     def _pump(self) -> None:
         """Take what has come, and let each backend do what it could not before."""
@@ -210,5 +179,5 @@ class Run:
             machine.printed += len(output)
             if fresh := bytes(output[repeated:]):
                 self._told = machine.printed
-                self.terminal.write(fresh)
+                self.outside.show(fresh)
             output.clear()

@@ -52,12 +52,14 @@ class Machine(Core):
         debugger: Debugger | None = None,
         sources: Sequence[tuple[Line, Source]] = (),
         keep: Callable[[], None] | None = None,
+        kind: Callable[..., Outside] = Outside,
     ) -> Outcome:
         """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop.
 
         With `audit_ns`, audit the domain each time that so much virtual time has passed, and in
         the end. `sources` are what brings input from outside besides the terminal, each with its
-        backend. `keep` is called between slices of the guest; it may take a snapshot.
+        backend. `keep` is called between slices of the guest; it may take a snapshot. `kind` makes
+        what is outside of those three: another one records the run, or repeats one.
         """
-        outside = Outside(self, terminal, sources)
-        return Run(self, outside, limits or Limits(), debugger, keep).run(audit_ns)
+        outside = kind(self, terminal, sources, limits or Limits())
+        return Run(self, outside, debugger, keep).run(audit_ns)

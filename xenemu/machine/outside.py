@@ -1,7 +1,9 @@
 """What comes from outside while a guest runs: what a person types, and what sources bring.
 
-All of it comes through one function, `Outside.arrive`, between two slices of the guest. So a list
-of (virtual time, backend, bytes) is all of a run that is no function of its start.
+All of it comes through one function, `Outside.arrive`, between two slices of the guest. And the
+loop asks the host nothing but by a method of `Outside`: how long a wait took, and when to give up.
+So who notes what these come to has all of a run that is no function of its start, and who answers
+in their place repeats the run (`xenemu.replay`).
 
 A source has a descriptor and belongs to a backend. For example, a wire brings packets to a vif.
 While the guest is idle and a source may bring something, the machine waits for it, and the guest's
@@ -10,13 +12,14 @@ time passes as the host's does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from xenemu.hv.state.domain import Domain
 from xenemu.machine.core import Core
-from xenemu.machine.terminal import Terminal
+from xenemu.machine.terminal import Limits, Terminal
+from xenemu.outcome import End, Outcome
 
 
 class Receiver(Protocol):
@@ -67,35 +70,19 @@ class Source(Protocol):
 
 @dataclass
 class Outside:
-    """Everything outside of a machine that it takes input from, for one run."""
+    """Everything outside of a machine that decides how its run goes on, for one run."""
 
     machine: Core
     terminal: Terminal
     sources: Sequence[tuple[Line, Source]] = field(default=())
+    limits: Limits = field(default_factory=Limits)
 
     def arrive(self, receiver: Receiver, data: bytes) -> None:
         """Hand a backend what has come for it, now. Nothing else brings a guest any input."""
         self.machine.disturbed += 1
         receiver.feed(self.machine.domain, data)
 
-    @property
-    def is_live(self) -> bool:
-        """Whether idle time passes as the host's: a person types, or a packet may come."""
-        return self.terminal.interactive or bool(self._awaited())
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing can come any more, or nothing that there is room for."""
-        no_input = self.terminal.exhausted or not self.machine.console.input_room
-        return no_input and not self._awaited()
-
-    def wait(self, wait_ns: int | None) -> bytes:
-        """Wait until something comes, or so long; what was typed. `take` has the rest."""
-        room = self.machine.console.input_room
-        writing = [source.writing for _, source in self.sources]
-        return self.terminal.read(
-            room, wait_ns, self._awaited(), [one for one in writing if one is not None]
-        )
+    # What the loop calls in each of its turns.
 
     def take(self) -> None:
         """Take what has come, without waiting."""
@@ -115,6 +102,87 @@ class Outside:
             source.flush()
             for at_ns, data in line.take_sent():
                 source.send(at_ns, data)
+
+    def check(self) -> Outcome | None:
+        """Why to stop, if the person or what the guest printed says so."""
+        return self.terminal.check()
+
+    def expired(self) -> Outcome | None:
+        """Why to stop, if that is because it took too long."""
+        if self.limits.expired():
+            return Outcome(End.TIMEOUT, f"still running after {self.limits.timeout_s:g} s")
+        return None
+
+    def begin_turn(self) -> None:
+        """A vcpu gets its turn now, or idle time passes."""
+        self.machine.past.turns += 1
+
+    def run_slice(self, run: Callable[[int], None], deadline_ns: int) -> None:
+        """Have `run` run the guest to the end of its slice."""
+        run(deadline_ns)
+
+    def calls_off(self) -> bool:
+        """Whether the host wants the run to end; asked within slices, with no other effect."""
+        return self.terminal.leaves() or self.limits.expired()
+
+    def wait(self, next_ns: int | None) -> bool:
+        """Let idle time pass, to the next timer or to input; False if neither can come."""
+        engine, is_live = self.machine.engine, self.is_live
+        if next_ns is not None and not is_live:
+            engine.skip_to(next_ns)
+            return True
+        if next_ns is None and self.is_over:
+            return False
+        wait_ns = None if next_ns is None else next_ns - engine.now_ns
+        left_s = self.limits.left_s()
+        if left_s is not None:
+            left_ns = int(left_s * 1e9)
+            wait_ns = left_ns if wait_ns is None else min(left_ns, wait_ns)
+        before = self.limits.clock()
+        typed = self._read(wait_ns)
+        until_ns = engine.now_ns
+        if is_live:
+            until_ns += int((self.limits.clock() - before) * 1e9)
+            until_ns = until_ns if next_ns is None else min(until_ns, next_ns)
+        self.waited(until_ns, is_live, typed)
+        return True
+
+    def waited(self, until_ns: int, is_live: bool, typed: bytes) -> None:
+        """The wait is over: it is that time now, if it passes as the host's, and this was typed."""
+        if is_live:
+            self.machine.disturbed += 1
+            self.machine.engine.skip_to(until_ns)
+        if typed:
+            self.arrive(self.machine.console, typed)
+
+    def show(self, data: bytes) -> None:
+        """Show what the guest has printed."""
+        self.terminal.write(data)
+
+    def over(self, outcome: Outcome) -> Outcome:
+        """The run is over; how it is to be told."""
+        return outcome
+
+    # What it waits for.
+
+    @property
+    def is_live(self) -> bool:
+        """Whether idle time passes as the host's: a person types, or a packet may come."""
+        return self.terminal.interactive or bool(self._awaited())
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can come any more, or nothing that there is room for."""
+        no_input = self.terminal.exhausted or not self.machine.console.input_room
+        return no_input and not self._awaited()
+
+    def _read(self, wait_ns: int | None) -> bytes:
+        """Wait until something comes, or so long; what was typed. `take` has the rest."""
+        room = self.machine.console.input_room
+        writing = [source.writing for _, source in self.sources]
+        return self.terminal.read(
+            room, wait_ns, self._awaited(), [one for one in writing if one is not None]
+        )
 
     def _awaited(self) -> list[int]:
         found = (source.reading for line, source in self.sources if line.listens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xenemu import boot
 from xenemu.cpu.context import Context, by_name, pack
@@ -20,6 +20,7 @@ from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.state.domain import Backend, Domain
 from xenemu.machine.core import Core
 from xenemu.machine.host import Host
+from xenemu.machine.past import Past
 from xenemu.sampling import Samples
 from xenemu.x86.paging import PAGE_SHIFT
 
@@ -40,6 +41,7 @@ class Snapshot:
     untouched: Context  # how a vcpu that has not begun finds the CPU
     samples: Samples
     next_audit_ns: float
+    past: Past
 
     @classmethod
     def of(cls, machine: Core) -> Snapshot:
@@ -55,6 +57,7 @@ class Snapshot:
             machine.untouched,
             copy.deepcopy(machine.samples),
             machine.next_audit_ns,
+            replace(machine.past),
         )
 
     def put_back(self, machine: Core) -> None:
@@ -107,3 +110,4 @@ class Snapshot:
         machine.attach_exits()
         machine.samples = copy.deepcopy(self.samples)
         machine.next_audit_ns = self.next_audit_ns
+        machine.past = replace(self.past)
