@@ -46,8 +46,7 @@ from xenemu.hv.frame_table import PGT_writable_page
 from xenemu.hv.pagetype import Restart
 from xenemu.hv.shared_info import VCPU_INFO_SIZE, mark_events_pending, vcpu_field
 from xenemu.hv.state.vcpu import Vcpu
-from xenemu.pv import context
-from xenemu.pv.state import pv_vcpu
+from xenemu.pv import context, traps
 from xenemu.pvh import callbacks, lapic_glue
 from xenemu.pvh import context as pvh_context
 from xenemu.pvh.state import pvh_vcpu
@@ -228,10 +227,7 @@ def send_nmi(current: Current, vcpu: Vcpu, pointer: int) -> None:
     if pointer:
         raise XenError(EINVAL, "VCPUOP_send_nmi takes no argument")
     if current.domain.p2m is None:
-        state = pv_vcpu(vcpu)
-        if not state.nmi_pending:
-            state.nmi_pending = True
-            waking.wake(current.domain, vcpu)
+        traps.send_nmi(current, vcpu)
     else:
         lapic_glue.send_nmi(current, vcpu)
 

@@ -175,7 +175,7 @@ def call_confined(*without: str, debugger: bool = False) -> None:
     nothing = {"_library": lambda: None, "_landlock": lambda libc: 0, "_limit": lambda spare: None}
     for name in without:
         setattr(confine, name, nothing[name])
-    confinement = confine.confine(debugger)
+    confinement = confine.confine(confine.CALLER_DESCRIPTORS if debugger else 0)
     print(json.dumps(attempts() | {"trouble": confinement.trouble, "told": str(confinement)}))
 
 

@@ -195,8 +195,9 @@ def test_a_filter_that_fails_says_why(monkeypatch):
 # What is needed after it must be there before.
 
 
-def test_nothing_is_imported_late(guest):
-    late = answer("run_late", guest(SPIN), "--gdb", "stdio", "--net", "none-but-pcap")
+def test_nothing_is_imported_late(guest, tmp_path):
+    options = ("--gdb", "stdio", "--net", "none-but-pcap", "--control", tmp_path / "socket")
+    late = answer("run_late", guest(SPIN), *options)
     assert late == []
     assert smoke(guest(SPIN), confined.boot_late, net=("none-but-pcap",)) == []
 

@@ -119,8 +119,8 @@ def obstacle() -> str:
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
 
 
-def confine(callers: bool = False, more: Iterable[str] = ()) -> Confinement:
-    """Confine this process, which has one thread; with `callers`, such may come and go.
+def confine(callers: int = 0, more: Iterable[str] = ()) -> Confinement:
+    """Confine this process, which has one thread; so many descriptors of `callers` may come and go.
 
     `more` are the names of system calls that the guest's devices need, beside CALLS.
 
@@ -132,7 +132,7 @@ def confine(callers: bool = False, more: Iterable[str] = ()) -> Confinement:
     libc, library = _libc(), _library()
     libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     landlock = _landlock(libc)
-    _limit(CALLER_DESCRIPTORS if callers else 0)
+    _limit(callers)
     if library is None:
         return Confinement(landlock, MISSING)
     try:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 QCOW2_MAGIC: Final = b"QFI\xfb"
 SECTOR_SIZES: Final = (512, 4096)
-SYNTAX: Final = "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
+SYNTAX: Final = (
+    "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096][,later]"
+)
 
 
 class Access(Enum):
@@ -60,6 +62,7 @@ class DiskSpec:
     format: Format | None = None
     sector_size: int = 512
     overlay: Path | None = None
+    later: bool = False  # the guest gets it when a toolstack attaches it
 
     @property
     def leaves(self) -> str:
@@ -92,7 +95,9 @@ def parse_disk(option: str, text: str) -> DiskSpec:
         raise UsageError(f"{option} {text}: give a file: {SYNTAX}")
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals:
+        if word == "later":
+            value = "yes"
+        elif not equals:
             key, value = "access", word
         elif key == "overlay" and values.get("access") is Access.OVERLAY:
             del values["access"]  # as --overlay may add a file to the word
@@ -105,6 +110,8 @@ def parse_disk(option: str, text: str) -> DiskSpec:
                     values[key] = Access(value)
                 case "overlay" if value and "access" not in values:
                     values |= {"access": Access.OVERLAY, key: Path(value)}
+                case "later" if word == key:
+                    values[key] = True
                 case "name":
                     vdev.number_of(value)
                     values[key] = value
@@ -154,6 +161,7 @@ def opened(option: str, specs: Sequence[DiskSpec]) -> Iterator[list[Block]]:
                 params=str(spec.path),
                 read_only=spec.access is Access.READ_ONLY,
                 sector_size=spec.sector_size,
+                later=spec.later,
             )
             for spec, (name, number) in zip(specs, names, strict=True)
         ]

@@ -15,7 +15,7 @@ from xenemu.errors import UsageError
 if TYPE_CHECKING:
     from xenemu.dom0.p9 import Share
 
-FORM: Final = "DIR[,tag=root][,ro|rw][,diod=FILE]"
+FORM: Final = "DIR[,tag=root][,ro|rw][,diod=FILE][,later]"
 TAG: Final = "root"
 
 
@@ -27,6 +27,7 @@ class ShareSpec:
     tag: str = TAG
     writable: bool = False
     diod: Path | None = None
+    later: bool = False  # the guest gets it when a toolstack attaches it
 
 
 def parse_share(option: str, text: str) -> ShareSpec:
@@ -36,7 +37,7 @@ def parse_share(option: str, text: str) -> ShareSpec:
     for word in words:
         key, equals, value = word.partition("=")
         kind = "access" if word in ("ro", "rw") else key
-        if kind != "access" and (kind not in ("tag", "diod") or not value):
+        if kind != "access" and word != "later" and (kind not in ("tag", "diod") or not value):
             raise UsageError(f"{option} {text}: {word or 'nothing after a comma'}: give {FORM}")
         if kind in known:
             wrong = "give one of ro and rw" if kind == "access" else "this is said twice"
@@ -46,7 +47,7 @@ def parse_share(option: str, text: str) -> ShareSpec:
     if not re.fullmatch(r"[\w.-]+", tag, re.ASCII):
         raise UsageError(f"{option} {text}: {tag}: a tag has letters, digits and any of ._- only")
     diod = Path(known["diod"]) if "diod" in known else None
-    return ShareSpec(Path(directory), tag, known.get("access") == "rw", diod)
+    return ShareSpec(Path(directory), tag, known.get("access") == "rw", diod, "later" in known)
 
 
 @contextmanager
@@ -73,5 +74,5 @@ def served(option: str, specs: Sequence[ShareSpec]) -> Iterator[list[Share]]:
                 server = stack.enter_context(closing(serve(export, spec.diod)))
             except UsageError as error:
                 raise UsageError(f"{option} {spec.path}: {error}") from None
-            shares.append(Share(devid, spec.tag, export, server))
+            shares.append(Share(devid, spec.tag, export, server, later=spec.later))
         yield shares

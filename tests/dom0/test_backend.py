@@ -174,7 +174,7 @@ def test_a_machine_is_given_a_backend_by_a_list(tmp_path: Path) -> None:
     kind = ENVIRONMENTS["pvh64"]
     image = load(build(guests()["hello"], kind, tmp_path / "kernel"))
     machine = Machine(image, DomainConfig(32 << 20), kind.mode, [Echo()])
-    assert list(machine.domain.backends) == ["xenstore", "console", "echo"]
+    assert list(machine.domain.backends) == ["xenstore", "console", "control", "echo"]
     assert machine.timers.keys() >= {"echo", "xenstore", "console"}
     in_use = GTF_permit_access | GTF_reading | GTF_writing
     for ref in (GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE):

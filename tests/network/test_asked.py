@@ -42,7 +42,7 @@ def test_what_is_asked_for(text: str, asked: Asked) -> None:
         ("", "give user, socket:PATH or none-but-pcap"),
         ("tap", "give user, socket:PATH or none-but-pcap"),
         ("socket:", "give user, socket:PATH or none-but-pcap"),
-        ("user,model=virtio", "'model=virtio' is unknown; there are hostfwd= and mac="),
+        ("user,model=virtio", "'model=virtio' is unknown; there are hostfwd=, mac= and later"),
         ("socket:/x,hostfwd=tcp:1:2", "'hostfwd=tcp:1:2' is unknown; there are mac="),
         ("user,mac=1", "mac= wants an address such as"),
         ("user,mac=01:16:3e:00:00:01", "the first byte must be even"),

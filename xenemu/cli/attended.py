@@ -28,7 +28,7 @@ from xenemu.cli.silence import Silence
 from xenemu.cli.status import Status
 from xenemu.cli.terminal import HostTerminal
 from xenemu.cli.watch import Sink, Watching, watching
-from xenemu.confine import confine, obstacle
+from xenemu.confine import CALLER_DESCRIPTORS, confine, obstacle
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
 from xenemu.machine import Limits, Line, Machine, Source
@@ -40,6 +40,7 @@ from xenemu.smoke.verdict import kernel_lines
 from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
+    from xenemu.cli.channel import Channel
     from xenemu.cli.keeping import Keeping
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
@@ -85,6 +86,7 @@ class AttendedRun:
     capture: Output | None = None
     devices: Sequence[BusBackend] = ()
     keeping: Keeping | None = None
+    channel: Channel | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -123,7 +125,7 @@ class AttendedRun:
             server = self._serve(machine, loaded, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
-                sources = self._sources(terminal, status)
+                sources = [*self._sources(terminal, status), *self._controlled(machine)]
                 for device in self.devices:
                     device.leave_if(lambda: terminal.leaves() or self.limits.expired())
                 self._confine()
@@ -176,12 +178,25 @@ class AttendedRun:
         capture = self.capture
         return self.wired.sources(partial(terminal.put, capture) if capture else None)
 
+    def _controlled(self, machine: Machine) -> Sequence[tuple[Line, Source]]:
+        """What brings a toolstack's requests, if somebody may have some."""
+        if self.channel is None:
+            return ()
+        from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (nobody else pays for it)
+
+        machine.control.verbs = VERBS
+        return [(machine.control, self.channel)]
+
     def _confine(self) -> None:
         if self.confined is Confine.OFF:
             return
         inherited.close()
         more = [call for device in self.devices for call in device.calls]
-        confinement = confine(self._takes_callers, more)
+        callers = CALLER_DESCRIPTORS if self._takes_callers else 0
+        if self.channel is not None:
+            callers += self.channel.descriptors
+            more += self.channel.calls
+        confinement = confine(callers, more)
         if confinement.trouble and self.confined is Confine.MUST:
             raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
         if self.verbose:
@@ -308,6 +323,21 @@ def listening(spec: str | None) -> Iterator[Listener | None]:
         yield listener
     finally:
         listener.close()
+
+
+@contextmanager
+def controlled(option: str, path: Path | None) -> Iterator[Channel | None]:
+    """Listen for toolstacks, if there is a path to listen at; see `xenemu.cli.channel.listen`."""
+    if path is None:
+        yield None
+        return
+    from xenemu.cli.channel import listen  # noqa: PLC0415 (nobody else pays for it)
+
+    channel = listen(option, path)
+    try:
+        yield channel
+    finally:
+        channel.close()
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

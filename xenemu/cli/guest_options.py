@@ -51,7 +51,7 @@ Net = Annotated[
         " host's ports if you like (hostfwd=tcp:2222:22). socket:PATH: a wire to another xenemu or"
         " to QEMU's -netdev stream; the first one there listens. none-but-pcap: a wire with nobody"
         " at its other end. For several interfaces, say it again.",
-        metavar="user[,hostfwd=tcp:HOSTPORT:PORT]|socket:PATH|none-but-pcap[,mac=MAC]",
+        metavar="user[,hostfwd=tcp:HOSTPORT:PORT]|socket:PATH|none-but-pcap[,mac=MAC][,later]",
     ),
 ]
 Disk = Annotated[
@@ -61,7 +61,7 @@ Disk = Annotated[
         " overlay a file: with rw it is in FILE,"
         " with ro it is refused. Without a name, it is the first free of xvda, xvdb and so on. For"
         " several disks, say it again.",
-        metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]",
+        metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096][,later]",
     ),
 ]
 Sharing = Annotated[

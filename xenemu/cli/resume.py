@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import image
-from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
+from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import digest_of
@@ -20,6 +20,7 @@ from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
     Confined,
+    Control,
     Coverage,
     Expect,
     Explain,
@@ -169,6 +170,7 @@ def resume(
     coverage_by_vcpu: CoverageByVcpu = False,
     audit: Audit = None,
     gdb: Gdb = None,
+    control: Control = None,
     confined: Confined = Confine.AUTO,
     symbols: Symbols = None,
     verbose: Verbose = False,
@@ -195,6 +197,7 @@ def resume(
     with (
         Outputs() as outputs,
         listening(gdb) as listener,
+        controlled("--control", control) as channel,
         opened(f"{file}: its disk", disks) as devices,
         networked(f"{file}: its network", header.nets, header.name) as wired,
     ):
@@ -220,6 +223,7 @@ def resume(
             wired=wired,
             devices=devices,
             keeping=keeping,
+            channel=channel,
         )
         code = attended.run()
     raise typer.Exit(code)

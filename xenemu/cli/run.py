@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from xenemu import boot
-from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
+from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
@@ -38,6 +38,7 @@ from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
     Confined,
+    Control,
     Coverage,
     Expect,
     Explain,
@@ -207,6 +208,7 @@ def run(
     ] = False,
     audit: Audit = None,
     gdb: Gdb = None,
+    control: Control = None,
     confined: Confined = Confine.AUTO,
     symbols: Symbols = None,
     verbose: Verbose = False,
@@ -257,6 +259,7 @@ def run(
     with (
         Outputs() as outputs,
         listening(gdb) as listener,
+        controlled("--control", control) as channel,
         opened("--disk", disks) as blocks,
         served("--share", shares) as directories,
         networked("--net", net or (), config.name) as wired,
@@ -287,6 +290,7 @@ def run(
             capture=outputs.open("--pcap", pcap) if pcap else None,
             devices=[*blocks, *directories],
             keeping=keeping,
+            channel=channel,
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -129,3 +129,11 @@ SnapshotAt = Annotated[
         metavar="REGEX|TIME",
     ),
 ]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        help="Listen at this path for xenemu control, which does to the guest what xl does: shut it"
+        " down, pause it, plug devices. Idle time then passes as this host's does.",
+        metavar="PATH",
+    ),
+]

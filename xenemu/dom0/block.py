@@ -107,6 +107,10 @@ class Block(BusBackend):
     pending: deque[Pending] = field(default_factory=deque, init=False)
     free_ns: int = field(default=0, init=False)  # when the disk has nothing more to move
 
+    @property
+    def label(self) -> str:
+        return self.vdev
+
     def frontend_nodes(self) -> Mapping[str, str | int]:
         return {"virtual-device": self.devid, "device-type": "disk"}
 

@@ -42,8 +42,12 @@ NUMBER: Final = re.compile(rb"\s*([+-]?[0-9]+)")
 class BusBackend:
     """A device of one domain's: its nodes, its state, and what it has of the guest's.
 
-    All fields are plain data, which `save` keeps, apart from the store. `gone` is True once the
-    frontend has removed itself. `reason` says what the backend has against the frontend.
+    All fields are plain data, which `save` keeps, apart from the store.
+
+    * `later`: the domain does not have it at first, but may get it by `insert`.
+    * `is_plugged`: the domain has it now; `is_leaving`: the toolstack wants it back.
+    * `gone` is True once the frontend has removed itself.
+    * `reason` says what the backend has against the frontend.
     """
 
     kind: ClassVar[str]  # as in the paths, such as "vbd"
@@ -51,6 +55,9 @@ class BusBackend:
     not_state: ClassVar[Sequence[str]] = ("store", "connection")  # what is saved elsewhere
 
     devid: int
+    later: bool = field(default=False, kw_only=True)
+    is_plugged: bool = field(default=False, init=False)
+    is_leaving: bool = field(default=False, init=False)
     domid: int = field(default=0, init=False)
     store: Store = field(init=False, repr=False)  # from `plug` on
     connection: Connection = field(init=False, repr=False)
@@ -103,6 +110,11 @@ class BusBackend:
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.devid}"
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return self.name
 
     @property
     def frontend(self) -> str:
@@ -174,9 +186,44 @@ class BusBackend:
     # The life of a device.
 
     def plug(self, store: Store, domain: Domain) -> None:
-        """Make the nodes of both ends, as libxl__device_generic_add does."""
+        """Belong to a new domain, with nodes in the store, unless that is for later."""
         self.store, self.domid = store, domain.domid
         self.connection = store.connect(0, self.name)
+        if not self.later:
+            self._make_nodes()
+
+    def insert(self, domain: Domain) -> None:
+        """Plug it into a domain that runs, which does not have it now."""
+        self.gone, self.reason, self.state = False, "", XenbusState.INITIALISING
+        self._make_nodes()
+        self.connect(domain)
+
+    def ask_back(self) -> None:
+        """Ask the frontend to close, so that the device can be removed.
+
+        libxl__initiate_device_generic_remove
+        """
+        self.is_leaving = True
+        self.write("online", 0)
+        self.write("state", XenbusState.CLOSING.value)
+
+    def remove(self, domain: Domain) -> None:
+        """Take it from the domain, whatever the frontend does; its nodes go.
+
+        libxl__device_destroy
+        """
+        self._forget(domain)
+        self.store.unwatch(self.connection, f"{self.frontend}/state", TOKEN)
+        self._take_events()
+        for path in (self.frontend, self.backend):
+            self.store.rm(self.connection, path)
+        self.state, self.is_plugged, self.is_leaving = XenbusState.CLOSED, False, False
+        self.store.wake(domain)
+
+    def _make_nodes(self) -> None:
+        """Make the nodes of both ends, as libxl__device_generic_add does."""
+        store = self.store
+        self.is_plugged = True
         frontend = {
             "backend": self.backend,
             "backend-id": 0,
@@ -202,7 +249,9 @@ class BusBackend:
                 store.write(self.connection, f"{path}/{name}", str(value).encode())
 
     def connect(self, domain: Domain) -> None:
-        """The driver in dom0 finds the device."""
+        """The driver in dom0 finds the device, if the domain has it."""
+        if not self.is_plugged:
+            return
         self.store.watch(self.connection, f"{self.frontend}/state", TOKEN)
         self._take_events()
         self.probe(domain)
@@ -250,6 +299,7 @@ class BusBackend:
             case XenbusState.CLOSED:
                 self._forget(domain)
                 self._switch(domain, XenbusState.CLOSED)
+                self.gone = self.is_leaving  # it is not online: the device is unregistered
             case XenbusState.UNKNOWN:  # it is not there: the device is unregistered
                 self._forget(domain)
                 self._switch(domain, XenbusState.CLOSED)
@@ -300,8 +350,11 @@ class BusBackend:
 
     def check(self, domain: Domain) -> Iterator[str]:
         """The store says what state it is in, and its ports are its own."""
+        if not self.is_plugged:
+            return
         said = self.store.read(self.connection, f"{self.backend}/state")
-        if said != str(self.state.value).encode():
+        asked = {self.state, XenbusState.CLOSING} if self.is_leaving else {self.state}
+        if said not in [str(state.value).encode() for state in asked]:
             yield f"{self.name} is in state {self.state}, and the xenstore has {said!r}"
         ports = domain.events.dom0_ports
         own = [port for port, end in ports.items() if end.backend == self.name]

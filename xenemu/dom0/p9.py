@@ -136,6 +136,10 @@ class Share(BusBackend):
     busy_until_ns: int = field(default=0, init=False)
     asked: int = field(default=0, init=False)  # requests that the server has answered
 
+    @property
+    def label(self) -> str:
+        return self.tag
+
     def frontend_nodes(self) -> Mapping[str, str | int]:
         return {"tag": self.tag}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xenemu.dom0.bus import BusBackend
+from xenemu.dom0.control import Control
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_nodes import populate
 from xenemu.dom0.xenstore_tree import Store
@@ -35,11 +36,13 @@ def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterabl
     for backend in backends:
         if isinstance(backend, BusBackend):
             backend.plug(store, domain)
+        elif isinstance(backend, Control):
+            backend.join(store)
     attach(domain, backends)
 
 
 def rejoin(store: Store, backends: Iterable[Backend]) -> None:
     """Give backends, which a snapshot was read into, the store and their sessions in it."""
     for backend in backends:
-        if isinstance(backend, BusBackend | XenstoreRing):
+        if isinstance(backend, BusBackend | Control | XenstoreRing):
             backend.store, backend.connection = store, store.session(backend.name)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from xenemu.hv.current import Current, Translate
 from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.timers import Owners
 
 
@@ -31,6 +32,7 @@ class Personality:
     * `enter` tells the CPU the same of the vcpu that has come. Others may have changed it
       meanwhile.
     * `address_space` is the root of the tables that the vcpu runs on.
+    * `send_nmi` lets a vcpu take an NMI; it wakes the vcpu if that is blocked.
     * `audit` returns what is wrong in the hypervisor's books (`hv.audit`).
     * `timers` are its own kinds of timers.
     * `soft_reset` lets go of what a domain has asked the hypervisor for, once dom0 has let go of
@@ -43,6 +45,7 @@ class Personality:
     enter: Callable[[Current], None]
     exits: Callable[[Current], Exits]
     address_space: Callable[[Current], int]
+    send_nmi: Callable[[Current, Vcpu], None]
     audit: Callable[[Domain], list[str]]
     timers: Owners = field(default_factory=dict)
     soft_reset: Callable[[Current], None] | None = None

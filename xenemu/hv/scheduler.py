@@ -53,8 +53,10 @@ HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
 def next_vcpu(domain: Domain, last: Vcpu, let_run: Collection[int] | None = None) -> Vcpu | None:
     """The vcpu whose turn it is after `last`, which has no other turn while another can run.
 
-    `let_run` are those that may run; None: all.
+    `let_run` are those that may run; None: all. While the domain is paused, none may.
     """
+    if domain.paused:
+        return None
     after = last.vcpu_id + 1
     order = domain.vcpus[after:] + domain.vcpus[:after]
     if let_run is not None:
@@ -169,6 +171,29 @@ def leave(current: Current) -> None:
     update_runstate_area(current)
 
 
+def pause(current: Current) -> None:
+    """Let no vcpu of the domain run until `unpause`; not while one runs.
+
+    In Xen: common/domain.c (domain_pause_by_systemcontroller), common/sched/core.c
+    (vcpu_sleep_nosync)
+    """
+    current.domain.paused = True
+    _settle(current)
+    current.domain.timers.cancel((PERIODIC, current.vcpu.vcpu_id))
+
+
+def unpause(current: Current) -> None:
+    """Let the vcpus that can run do so again."""
+    current.domain.paused = False
+    _settle(current)
+
+
+def _settle(current: Current) -> None:
+    for vcpu in current.domain.vcpus:
+        if vcpu.online:
+            wait(vcpu, current.cpu.now_ns, current.domain.paused)
+
+
 # Runstate.
 
 
@@ -179,12 +204,14 @@ def set_runstate(vcpu: Vcpu, state: RunState, now_ns: int) -> None:
     vcpu.runstate_since_ns = now_ns
 
 
-def wait(vcpu: Vcpu, now_ns: int) -> None:
+def wait(vcpu: Vcpu, now_ns: int, paused: bool = False) -> None:
     """Enter the state of a vcpu that does not run. One that went down while blocked stays blocked.
+
+    `paused`: its domain is.
 
     In Xen: common/sched/core.c (vcpu_wake, vcpu_sleep_nosync_locked)
     """
-    state = RunState.RUNNABLE if vcpu.online else RunState.OFFLINE
+    state = RunState.RUNNABLE if vcpu.online and not paused else RunState.OFFLINE
     state = RunState.BLOCKED if vcpu.blocked else state
     if vcpu.runstate is not state:
         set_runstate(vcpu, state, now_ns)
@@ -223,7 +250,7 @@ def _account_for_woken(domain: Domain, now_ns: int) -> None:
     """
     for vcpu in domain.vcpus:
         if vcpu.runstate is RunState.BLOCKED:
-            wait(vcpu, now_ns)
+            wait(vcpu, now_ns, domain.paused)
 
 
 # Timers and the end.

@@ -13,6 +13,7 @@ from xenemu.cpu.coverage import BlockLog
 from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.dom0.console import Console
+from xenemu.dom0.control import Control
 from xenemu.hv import backend, scheduler, timers
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.current import Current
@@ -45,10 +46,12 @@ class Core:
     ) -> None:
         """Build the domain by an entry of `mode`; without one, by the entry that auto takes.
 
-        `backends` are what dom0 has for the domain in addition to a console and the store.
+        `backends` are what dom0 has for the domain in addition to a console, the store and what
+        does a toolstack's verbs.
         """
-        entry, console = boot.choose(image, mode), Console()
-        self.put_together(entry, console, host.build(entry, image, config, [console, *backends]))
+        entry, console, control = boot.choose(image, mode), Console(), Control()
+        built = host.build(entry, image, config, [console, control, *backends])
+        self.put_together(entry, console, control, built)
         self.engine.seed_random(config.rng_seed)
         if entry.platform.paged:
             root = self.personality.address_space(self.current)
@@ -58,9 +61,9 @@ class Core:
         entry.start(self.current)
         self.personality.enter(self.current)
 
-    def put_together(self, entry: Entry, console: Console, host: Host) -> None:
+    def put_together(self, entry: Entry, console: Console, control: Control, host: Host) -> None:
         """An engine for a host, whose domain's first vcpu is to have the CPU."""
-        self.entry, self.console, self.host = entry, console, host
+        self.entry, self.console, self.control, self.host = entry, console, control, host
         self.personality: Personality = entry.platform.personality
         (domain,) = host.domains.values()
         self.engine = Engine(host.memory, domain.p2m, PORTS)
@@ -71,6 +74,7 @@ class Core:
             self.personality.translate,
             TABLE,
         )
+        control.current, control.personality = self.current, self.personality
         self.engine.set_prices(PRICES_NS)
         self.samples = Samples()
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))

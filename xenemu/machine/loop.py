@@ -127,6 +127,8 @@ class Run:
             if vcpu is None:
                 waited = self.outside.wait(machine.next_wake_ns())
                 if not (waited or (debugger and debugger.idle())):
+                    if domain.paused:
+                        return Outcome(End.IDLE, "the guest is paused, and nobody can unpause it")
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
                 continue
             machine.switch_to(vcpu)
@@ -152,6 +154,8 @@ class Run:
         finished = self.outside.check()
         if finished:
             return finished
+        if self.machine.control.is_destroyed:
+            return Outcome(End.STOPPED, "destroyed by the toolstack")
         if code is not None:
             if code not in SHUTDOWNS:
                 reason = f"shutdown reason {code}, which Xen does not define"

@@ -92,7 +92,7 @@ class Outside:
             if data:
                 self.arrive(console, data)
         for line, source in self.sources:
-            if line.has_room and source.reading is not None:
+            if line.has_room:
                 for packet in source.receive(self.machine.engine.now_ns):
                     self.arrive(line, packet)
 

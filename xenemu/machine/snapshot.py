@@ -11,6 +11,7 @@ from xenemu.cpu.context import Context, by_name, pack
 from xenemu.cpu.engine import EngineState
 from xenemu.dom0 import toolstack
 from xenemu.dom0.console import Console
+from xenemu.dom0.control import Control
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.encoding import DecodeError
@@ -73,8 +74,9 @@ class Snapshot:
         entry = boot.ENTRIES.get(self.entry)
         if entry is None:
             raise DecodeError(f"there is no entry {self.entry}")
-        console, store, memory = Console(), Store(), Memory(self.domain.nr_frames)
-        every: list[Backend] = [XenstoreRing(store=store), console, *backends]
+        console, control = Console(), Control()
+        store, memory = Store(), Memory(self.domain.nr_frames)
+        every: list[Backend] = [XenstoreRing(store=store), console, control, *backends]
         parts = {backend.name: backend for backend in every}
         try:
             domain = self.domain.revive(memory, parts)
@@ -84,7 +86,7 @@ class Snapshot:
             raise DecodeError(f"its backends are others: {error}") from None
         host = Host(memory, domain.frames, store)
         host.admit(domain)
-        machine.put_together(entry, console, host)
+        machine.put_together(entry, console, control, host)
         machine.untouched = self.untouched
         self._go_on(machine, domain)
 

@@ -43,12 +43,14 @@ class Asked:
     path: Path | None = None
     mac: str | None = None
     forwards: tuple[Forward, ...] = ()
+    later: bool = False  # the guest gets it when a toolstack attaches it
 
 
 def parse_net(option: str, text: str, folder: Path | None = None) -> Asked:
-    """Read ``user[,hostfwd=...]``, ``socket:PATH`` or ``none-but-pcap``, each with ``,mac=``.
+    """Read ``user[,hostfwd=...]``, ``socket:PATH`` or ``none-but-pcap``.
 
-    A path is relative to `folder`. UsageError says what is wrong.
+    Each may have ``,mac=`` and ``,later``. A path is relative to `folder`. UsageError says what is
+    wrong.
     """
     said = f"{option} {text}"
     kind, *settings = text.split(",")
@@ -58,17 +60,19 @@ def parse_net(option: str, text: str, folder: Path | None = None) -> Asked:
         text = ",".join([f"socket:{path}", *settings])
     if kind not in ("user", NOBODY) and not path:
         raise UsageError(f"{said}: give {FORMS}")
-    mac, forwards = None, []
+    mac, forwards, later = None, [], False
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key == "mac":
+        if setting == "later":
+            later = True
+        elif key == "mac":
             mac = _mac(said, value)
         elif key == "hostfwd" and kind == "user":
             forwards.append(_forward(said, value))
         else:
-            known = "hostfwd= and mac=" if kind == "user" else "mac="
+            known = "hostfwd=, mac= and later" if kind == "user" else "mac= and later"
             raise UsageError(f"{said}: {setting!r} is unknown; there are {known}")
-    return Asked(text, kind == "user", Path(path) if path else None, mac, tuple(forwards))
+    return Asked(text, kind == "user", Path(path) if path else None, mac, tuple(forwards), later)
 
 
 def reaches_nobody(text: str) -> bool:

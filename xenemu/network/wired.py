@@ -67,7 +67,7 @@ def connected(option: str, texts: Sequence[str], name: str) -> Iterator[Wired]:
             except OSError as error:
                 raise UsageError(f"{option} {one.text}: {error.strerror or error}") from None
             wired.wires.append(wire)
-            wired.vifs.append(Vif(index, one.mac or _mac(name, index, wire)))
+            wired.vifs.append(Vif(index, one.mac or _mac(name, index, wire), later=one.later))
         yield wired
     finally:
         for wire in wired.wires:

@@ -16,7 +16,7 @@ from xenemu.pv.exits import Pv32Exits, PvExits
 from xenemu.pv.failsafe import reload_data_segments
 from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import StartContext, pv
-from xenemu.pv.traps import CS64, SS64
+from xenemu.pv.traps import CS64, SS64, send_nmi
 from xenemu.x86 import flags, segment
 
 CODE32 = Segment(FLAT_RING1_CS, 0, 0xFFFFFFFF, segment.CODE32_RING1)
@@ -69,6 +69,7 @@ PV64 = Personality(
     enter=enter,
     exits=PvExits,
     address_space=_address_space,
+    send_nmi=send_nmi,
     audit=audit,
 )
 
@@ -79,5 +80,6 @@ PV32 = Personality(
     enter=enter,
     exits=Pv32Exits,
     address_space=_address_space,
+    send_nmi=send_nmi,
     audit=audit,
 )

@@ -25,14 +25,16 @@ from xenemu.abi.arch_x86.xen import (
 )
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
 from xenemu.errors import DomainCrash, XenError
+from xenemu.hv import waking
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pv.bounce32 import bounce32, iret32
 from xenemu.pv.bounce32 import resume as resume32
 from xenemu.pv.crash import no_frame, no_handler, no_iret_frame
 from xenemu.pv.descriptors import read_descriptor
 from xenemu.pv.paging import toggle_guest_mode
-from xenemu.pv.state import NO_TRAP, Trap, pv
+from xenemu.pv.state import NO_TRAP, Trap, pv, pv_vcpu
 from xenemu.x86 import flags, segment
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_U, Maddr, is_canonical
@@ -179,6 +181,14 @@ def deliver_event(current: Current) -> None:
         for observer in current.watch:
             observer.upcall(current, "callback")
     bounce(current, pv(current).event_callback, "an event upcall")
+
+
+def send_nmi(current: Current, vcpu: Vcpu) -> None:
+    """Let a vcpu take an NMI; it wakes the vcpu if that is blocked."""
+    state = pv_vcpu(vcpu)
+    if not state.nmi_pending:
+        state.nmi_pending = True
+        waking.wake(current.domain, vcpu)
 
 
 def deliver_nmi(current: Current) -> None:

@@ -66,6 +66,7 @@ PVH = Personality(
     enter=enter,
     exits=PvhExits,
     address_space=lambda current: mfn_of(current.cpu.cr3),
+    send_nmi=lapic_glue.send_nmi,
     audit=audit,
     timers=lapic_glue.TIMERS,
     soft_reset=soft_reset,

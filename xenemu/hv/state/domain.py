@@ -115,6 +115,7 @@ class Domain:
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
     shutdown_code: int | None = None  # None while it runs
     shutdown_why: str = ""  # why it was shut down, unless the guest asked for it
+    paused: bool = False  # by the toolstack: no vcpu runs
     chosen_shutdown_code: int | None = None  # what will count then, whatever the reason
     backends: dict[str, Backend] = field(default_factory=dict)  # by name, in the order of attaching
     timers: Timers = field(default_factory=Timers)

@@ -1,0 +1,149 @@
+"""`xenemu control`: ask the toolstack of a guest that runs, as xl does on a Xen host."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from xenemu.errors import UsageError
+from xenemu.options import parse_seconds
+
+HELP_EPILOG: Final = """\b
+Examples:
+  xenemu run vmlinuz --cmdline console=hvc0 --control guest.sock
+  xenemu control guest.sock                            lists the verbs
+  xenemu control guest.sock status
+  xenemu control guest.sock shutdown reboot
+  xenemu control guest.sock memory 128M within=60
+  xenemu control guest.sock xenstore watch control     until the guest ends
+
+\b
+Exit codes:
+  0    done
+  3    refused, or the guest has not done it in time; a sentence says which
+  7    there is no guest at PATH, or no such verb
+"""
+EXIT_REFUSED: Final = 3
+AGAIN_S: Final = 0.05
+LISTENING: Final = ("events",)  # verbs after which lines come until the guest ends
+
+
+def control(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The socket of run's --control.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VERB [WORD...]]",
+            help="What to do, and to what; a word may be a field by name, such as within=5.",
+        ),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(help="Wait up to so long for a guest to be there.", metavar="SECONDS"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Show answers and events as they come: lines of JSON.")
+    ] = False,
+) -> None:
+    """Ask a guest that xenemu runs to do something, as xl does.
+
+    The guest was started with --control PATH. Without a verb, the verbs are listed.
+    """
+    connection = _connect(path, 0 if wait is None else parse_seconds("--wait", wait))
+    with connection, connection.makefile("rb") as lines:
+        verbs = _ask(connection, lines, {"do": "help"})["verbs"]
+        if not words:
+            _show_verbs(verbs)
+            return
+        request = request_of(verbs, words)
+        answer = _ask(connection, lines, request)
+        typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)))
+        if not answer["ok"]:
+            raise typer.Exit(EXIT_REFUSED)
+        if request["do"] in LISTENING or request.get("op") == "watch":
+            for line in lines:
+                event = json.loads(line)
+                typer.echo(json.dumps(event) if as_json else " ".join(described(event)))
+
+
+def request_of(verbs: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
+    """The request that a command line's words make; UsageError."""
+    name, *rest = words
+    if name not in verbs:
+        raise UsageError(f"there is no verb {name!r}; there are {', '.join(verbs)}")
+    fields, request = verbs[name]["fields"], {"do": name}
+    free = [field for field in fields if field != "within"]
+    for word in rest:
+        field, equals, value = word.partition("=")
+        if equals and field in fields and field not in request:
+            request[field] = value
+            continue
+        left = [field for field in free if field not in request]
+        if not left:
+            raise UsageError(f"{word!r} is one word too many: {verbs[name]['usage']}")
+        request[left[0]] = word
+    return request
+
+
+def _connect(path: Path, wait_s: float) -> socket.socket:
+    """Connect to the guest that is controlled at a path; UsageError."""
+    until = time.monotonic() + wait_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(path))
+            return connection
+        except OSError as error:
+            connection.close()
+            if time.monotonic() >= until:
+                said = f"{path}: no guest is controlled there: {error.strerror}"
+                raise UsageError(said) from None
+        time.sleep(AGAIN_S)
+
+
+def _ask(connection: socket.socket, lines: Any, request: Mapping[str, str]) -> dict[str, Any]:
+    """Send a request, and wait for its answer; UsageError: there is none."""
+    try:
+        connection.sendall(json.dumps({"id": 1, **request}).encode() + b"\n")
+        for line in lines:
+            answer: dict[str, Any] = json.loads(line)
+            if "ok" in answer:
+                return answer
+    except OSError:
+        pass
+    raise UsageError("the guest has ended, and left no answer")
+
+
+def _show_verbs(verbs: Mapping[str, Any]) -> None:
+    for verb in verbs.values():
+        typer.echo(f"{verb['usage']}\n    {verb['help']}")
+
+
+def described(answer: Mapping[str, Any]) -> Iterator[str]:
+    """An answer or an event, for a person."""
+    if "error" in answer:
+        yield f"xenemu: {answer['error']}"
+        return
+    shown = {name: value for name, value in answer.items() if name not in ("id", "ok")}
+    if not shown:
+        yield "done"
+    for name, value in shown.items():
+        if isinstance(value, list):
+            yield f"{name}:"
+            yield from (f"  {_short(each)}" for each in value)
+        elif name == "nodes":
+            yield from (f"{path} = {json.dumps(each)}" for path, each in value.items())
+        elif not (name == "truncated" and not value):
+            yield value if name == "value" else f"{name}: {_short(value)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(each)}" for name, each in value.items())
+    return str(value) if not isinstance(value, bool) else ("yes" if value else "no")

@@ -1,0 +1,65 @@
+"""Read and change the xenstore as dom0: `xenstore-read`, `-write`, `-rm`, `-ls` and `-watch`.
+
+A path without a slash at its beginning is below the guest's own directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from xenemu.dom0.control import Answer, Ask, Control, Refused, Verb
+
+OPERATIONS: Final = ("read", "write", "rm", "ls", "watch")
+MAX_NODES: Final = 4096  # in one answer
+
+
+def do(control: Control, ask: Ask) -> Answer:
+    """Do one of the operations; Refused, XenError."""
+    store, session = control.store, control.connection
+    operation, path = ask.one_of("op", OPERATIONS), _absolute(control, ask)
+    match operation:
+        case "read":
+            return {"value": store.read(session, path).decode("latin-1")}
+        case "write":
+            store.write(session, path, _latin(ask.text("value")))
+        case "rm":
+            store.rm(session, path)
+        case "ls":
+            store.directory(session, path)
+            nodes = list(_below(control, path))
+            return {"nodes": dict(nodes[:MAX_NODES]), "truncated": len(nodes) > MAX_NODES}
+        case _:
+            control.watch(ask, path)
+    return {}
+
+
+def _latin(value: str) -> bytes:
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise Refused("value has a character that is no byte: one is U+0000 to U+00FF") from None
+
+
+def _absolute(control: Control, ask: Ask) -> str:
+    path = ask.text("path")
+    return path if path.startswith(("/", "@")) else f"{control.home}/{path}".removesuffix("/.")
+
+
+def _below(control: Control, path: str) -> Iterator[tuple[str, Any]]:
+    """All nodes from a path on, each with its value, parents first."""
+    store, todo = control.store, [path]
+    while todo:
+        at = todo.pop()
+        yield at, store.read(control.connection, at).decode("latin-1")
+        names = store.directory(control.connection, at)
+        todo += [f"{at.rstrip('/')}/{name}" for name in reversed(names)]
+
+
+VERB: Final = Verb(
+    "xenstore",
+    "read|write|rm|ls|watch PATH [VALUE]",
+    "Read or change the xenstore as dom0; a relative PATH is below the guest's own directory.",
+    do,
+    fields=("op", "path", "value"),
+)
