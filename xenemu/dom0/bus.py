@@ -262,6 +262,7 @@ class BusBackend:
         self._forget(domain)
         self.store.disconnect(self.connection)
         domain.timers.cancel((self.name, WATCH_FIRED))
+        self.later, self.is_plugged, self.is_leaving = not self.is_plugged, False, False
         self.state, self.gone, self.reason = XenbusState.INITIALISING, False, ""
 
     def notify(self, domain: Domain, port: int) -> None:

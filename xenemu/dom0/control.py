@@ -273,8 +273,8 @@ class Control:
         """Answer those for whom the guest has done its part."""
         if self.waiting:
             self._look()
-        if domain.shutdown_code is not None and not self.is_over:
-            self.is_over = True
+        was_over, self.is_over = self.is_over, domain.shutdown_code is not None
+        if domain.shutdown_code is not None and not was_over:
             reason = REASONS.get(domain.shutdown_code, str(domain.shutdown_code))
             self.say("shutdown", reason=reason)
 
@@ -336,6 +336,12 @@ class Control:
 
     def connect(self, domain: Domain) -> None:
         """It has no pages and no ports."""
+
+    def disconnect(self, domain: Domain) -> None:
+        """End the session, and its watches. Requests go on waiting for the domain that follows."""
+        self.store.disconnect(self.connection)
+        domain.timers.cancel((self.name, WATCH_FIRED))
+        self.watched.clear()
 
     def held(self, domain: Domain) -> Iterator[int]:
         yield from ()
