@@ -77,7 +77,7 @@ NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.cli.run.run
+    xenemu.cli.record_options xenemu.cli.run.run
     xenemu.cli.covering xenemu.disks xenemu.image.lines xenemu.machine.machine.Machine.snapshot
     xenemu.shares xenemu.smoke.session._record xenemu.smoke.wire.Inbox zipfile
 """.split()

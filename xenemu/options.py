@@ -5,6 +5,7 @@ An error begins with the name of the option, or of whatever else held the text.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -246,3 +247,14 @@ def read_module(option: str, path: Path, memory: int) -> bytes:
     if len(data) == memory:
         raise FitError(f"{option} {path}: larger than the guest's memory: give it more")
     return data
+
+
+def digest_of(path: Path, what: str, advice: str = "") -> str:
+    """The SHA-256 of a file, in hexadecimal; UsageError."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"{what} {path}: not a file{advice}")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror}{advice}") from None

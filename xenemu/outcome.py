@@ -24,11 +24,13 @@ class End(Enum):
     TIMEOUT = "timeout"
     IDLE = "idle"  # blocked, and nothing is left that could wake it
     STOPPED = "stopped"  # the person at the terminal left
+    DIVERGED = "diverged"  # a replay did not do what its recording says
     INCONSISTENT = "inconsistent"  # an audit found the hypervisor's books wrong: a bug of xenemu's
 
 
 EXIT_IMAGE = 7  # unusable image, or a command line that cannot be honoured
 EXIT_FIT = 8  # the kernel or a module does not fit in the guest's memory
+EXIT_DIVERGED = 9  # a run does not do what another did
 EXIT_BUG = 70  # xenemu's own fault (EX_SOFTWARE of sysexits.h)
 EXIT_CODES = {
     End.POWEROFF: 0,
@@ -43,6 +45,7 @@ EXIT_CODES = {
     End.TIMEOUT: 6,
     End.IDLE: 6,
     End.STOPPED: 0,
+    End.DIVERGED: EXIT_DIVERGED,
     End.INCONSISTENT: EXIT_BUG,
 }
 

@@ -24,7 +24,9 @@ from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 
 # Each is a function in the module of its name. There, HELP_EPILOG is what its help ends with, and
 # COMMAND is the class of its parser, if that is a special one.
-COMMANDS: Final = ("run", "resume", "control", "smoke", "compare", "inspect", "hypercalls")
+COMMANDS: Final = (
+    "run", "resume", "replay", "control", "smoke", "compare", "inspect", "hypercalls",
+)  # fmt: skip
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
 EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE

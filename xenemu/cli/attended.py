@@ -32,6 +32,7 @@ from xenemu.confine import CALLER_DESCRIPTORS, confine, obstacle
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
 from xenemu.machine import Limits, Line, Machine, Source
+from xenemu.machine.outside import Outside
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, End, Outcome
 from xenemu.outputs import Output
@@ -42,10 +43,13 @@ from xenemu.smoke.witness import Witness
 if TYPE_CHECKING:
     from xenemu.cli.channel import Channel
     from xenemu.cli.keeping import Keeping
+    from xenemu.dom0.p9 import Share
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
     from xenemu.gdb.server import Server
     from xenemu.network.wired import Wired
+    from xenemu.recording.player import Player
+    from xenemu.recording.recorder import Recorder
 
 # Exit codes after which a person wants to know where it was.
 REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
@@ -87,6 +91,9 @@ class AttendedRun:
     devices: Sequence[BusBackend] = ()
     keeping: Keeping | None = None
     channel: Channel | None = None
+    recorder: Recorder | None = None
+    shares: Sequence[Share] = ()  # of the devices, those whose answers are recorded
+    player: Player | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -101,6 +108,8 @@ class AttendedRun:
         stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
         if not self._has_stdio:
             stdin, stdout = None, _descriptor(sys.stderr)
+        if self.player:
+            stdin = None  # what is typed is in the recording
         is_shared = stdout is not None and os.isatty(stdout)
         status = Status(sys.stderr if redraws() else None, is_shared)
         try:
@@ -138,13 +147,15 @@ class AttendedRun:
                     server,
                     sources,
                     self._keep(machine, status),
+                    self._kind(machine, terminal),
                 )
             host_s = time.monotonic() - started
         finally:
             typer.echo(status.end(), err=True, nl=False)
 
         outcome = judge(outcome, self.expectations, witness)
-        code = 128 + terminal.signum if terminal.signum else outcome.exit_code
+        signum = terminal.signum or (self.player.signum if self.player else 0)
+        code = 128 + signum if signum else outcome.exit_code
         if outcome.advice == silence.told:
             outcome = replace(outcome, advice="")
         self._explain_end(machine, loaded, outcome, code, is_shared and is_terminal())
@@ -165,6 +176,17 @@ class AttendedRun:
         )
         return code
 
+    def _kind(self, machine: Machine, terminal: HostTerminal) -> Callable[..., Outside]:
+        """Where what comes from outside goes, too, or comes from."""
+        if self.player:
+            return self.player.outside
+        if self.recorder:
+            self.recorder.signum = lambda: terminal.signum
+            for share in self.shares:
+                self.recorder.hear(machine, share)
+            return self.recorder.outside
+        return Outside
+
     @property
     def _takes_callers(self) -> bool:
         """Whether somebody may connect while the guest runs: a gdb, or the end of a wire."""
@@ -180,11 +202,13 @@ class AttendedRun:
 
     def _controlled(self, machine: Machine) -> Sequence[tuple[Line, Source]]:
         """What brings a toolstack's requests, if somebody may have some."""
-        if self.channel is None:
+        if self.channel is None and self.player is None:
             return ()
         from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (nobody else pays for it)
 
         machine.control.verbs = VERBS
+        if self.channel is None:
+            return ()
         return [(machine.control, self.channel)]
 
     def _confine(self) -> None:
@@ -247,7 +271,7 @@ class AttendedRun:
         """The person's side of the console."""
         engine = machine.engine
         status.measure = lambda: (engine.now_ns, engine.instructions)
-        is_told = not self.is_shell and self.limits.timeout_s is None
+        is_told = not self.is_shell and self.limits.timeout_s is None and not self.player
         after = AfterInput(
             lambda: engine.now_ns,
             self.is_shell and self._has_stdio,

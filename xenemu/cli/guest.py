@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,14 +63,3 @@ class Fresh:
                 raise
             size = format_size(self.memory)
             raise UsageError(f"--memory: this host has no {size} to give; try less") from None
-
-
-def digest_of(path: Path, what: str, advice: str = "") -> str:
-    """The SHA-256 of a file, in hexadecimal; UsageError."""
-    try:
-        if not path.is_file():
-            raise UsageError(f"{what} {path}: not a file{advice}")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{what} {path}: {error.strerror}{advice}") from None

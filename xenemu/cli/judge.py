@@ -10,7 +10,8 @@ from xenemu.outcome import End, Outcome
 from xenemu.smoke.verdict import Verdict, advice, crash
 from xenemu.smoke.witness import Witness
 
-ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.INCONSISTENT}  # whatever the kernel says
+# Whatever the kernel says.
+ENDED_BY_OTHERS: Final = {End.EXPECTED, End.REFUSED, End.DIVERGED, End.INCONSISTENT}
 
 
 def judge(outcome: Outcome, expectations: Expectations, witness: Witness) -> Outcome:

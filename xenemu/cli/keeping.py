@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from xenemu.cli.expect import Expectations
-from xenemu.cli.guest import digest_of
 from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.machine import Machine, snapshot_file
 from xenemu.network.asked import reaches_nobody
+from xenemu.options import digest_of
 from xenemu.outputs import Output, Outputs
 
 TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")

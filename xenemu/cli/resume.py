@@ -14,7 +14,6 @@ from xenemu import image
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.expect import Expectations
-from xenemu.cli.guest import digest_of
 from xenemu.cli.keeping import Keeping
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
@@ -44,7 +43,7 @@ from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.snapshot_file import Header, Saved
 from xenemu.network import networked
 from xenemu.network.asked import reaches_nobody
-from xenemu.options import MAX_VCPUS, parse_nanoseconds, parse_seconds
+from xenemu.options import MAX_VCPUS, digest_of, parse_nanoseconds, parse_seconds
 from xenemu.outputs import Outputs
 
 NONSENSE: Final = (  # what a snapshot's data can come to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
 
 import typer
@@ -34,6 +34,7 @@ from xenemu.cli.guest_options import (
     Slice,
     initial_ramdisk,
 )
+from xenemu.cli.record_options import Record, begin
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -76,6 +77,9 @@ from xenemu.options import (
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 from xenemu.outputs import Outputs
 from xenemu.shares import parse_share, served
+
+if TYPE_CHECKING:
+    from xenemu.recording.start import Start
 
 COMMAND: Final = Configurable
 HELP_EPILOG: Final = f"""\b
@@ -190,6 +194,7 @@ def run(
     log: Log = None,
     snapshot: SnapshotTo = None,
     snapshot_at: SnapshotAt = None,
+    record: Record = None,
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -272,6 +277,25 @@ def run(
                 raise UsageError("--snapshot: what a --share has open cannot be in it")
             header = header_of(kernel, size, config.name, disk or [], net or [])
             keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
+
+        def start() -> Start:
+            from xenemu.recording.start import start_of  # noqa: PLC0415 (few runs want it)
+
+            made_of = {"initrd": initrd, "init": init, "rootfs": rootfs, "busybox": busybox}
+            return start_of(
+                kernel,
+                mode,
+                config,
+                draft_notes=note_types,
+                ramdisk=made_of,
+                modules=module or [],
+                efi_root=efi_root,
+                disks=disk or [],
+                shares=directories,
+                vifs=wired.vifs if wired else [],
+                expects=expect or [],
+            )
+
         attended = AttendedRun(
             Fresh(kernel, mode, config, note_types),
             symbols,
@@ -291,6 +315,8 @@ def run(
             devices=[*blocks, *directories],
             keeping=keeping,
             channel=channel,
+            recorder=begin(outputs, record, gdb, start),
+            shares=directories,
         )
         code = attended.run()
     raise typer.Exit(code)

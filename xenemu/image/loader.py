@@ -27,6 +27,7 @@ from xenemu.image.unpacked import forget, unpacked
 
 # What a file of machine/snapshot_file begins with: a person may take it for a kernel.
 SNAPSHOT_MAGIC: Final = b"xenemu snapshot\n"
+RECORDING_MAGIC: Final = b"xenemu recording\n"  # of recording/file
 
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
 MAX_SEGMENTS: Final = 256
@@ -242,6 +243,8 @@ def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
         return f"the {payload.compression} payload is not an ELF"
     if bytes(view[: len(SNAPSHOT_MAGIC)]) == SNAPSHOT_MAGIC:
         return "a snapshot, not a kernel: xenemu resume goes on from it"
+    if bytes(view[: len(RECORDING_MAGIC)]) == RECORDING_MAGIC:
+        return "a recording, not a kernel: xenemu replay repeats its run"
     if bytes(view[:2]) == b"#!":
         return "a script, not a kernel"
     if bytes(view[:2]) == b"MZ":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypercalls import TABLE
+from xenemu.cpu.shim import UNICORN_VERSION
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.scheduler import SLICE_NS
 from xenemu.machine.host import Host
@@ -13,6 +14,7 @@ from xenemu.machine.terminal import Limits, Terminal
 __all__ = [
     "SLICE_NS",
     "TABLE",
+    "UNICORN_VERSION",
     "DomainConfig",
     "Host",
     "Limits",

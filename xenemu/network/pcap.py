@@ -62,8 +62,12 @@ class Tapped:
         """The frames that have come."""
         frames = self.wire.receive(now_ns)
         for frame in frames:
-            self.capture.packet(self.number, now_ns, INBOUND, frame)
+            self.came(now_ns, frame)
         return frames
+
+    def came(self, now_ns: int, frame: bytes) -> None:
+        """Capture a frame that comes to the guest."""
+        self.capture.packet(self.number, now_ns, INBOUND, frame)
 
     def send(self, now_ns: int, data: bytes) -> None:
         """Send a frame."""

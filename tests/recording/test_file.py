@@ -1,0 +1,107 @@
+"""A recording as a file: cut anywhere, damaged, of a stranger."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xenemu.errors import UsageError
+from xenemu.image.loader import RECORDING_MAGIC
+from xenemu.machine import DomainConfig
+from xenemu.recording.events import Answered, Arrived, Checked
+from xenemu.recording.file import FRAME, Header, Writer, read
+from xenemu.recording.start import start_of
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A file of 40 events, in flushes of 1 to 4."""
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"a kernel")
+    path = tmp_path / "recording"
+    with path.open("wb") as file:
+        writer = Writer(file.write, Header(start=start_of(kernel, "pv", DomainConfig(64 << 20))))
+        for number in range(40):
+            data = random.Random(number).randbytes(number * 10)
+            writer.note(Arrived(number, number * 100, number * 200, "console", data))
+            if number % 4 == 0:
+                writer.flush()
+        writer.flush()
+    return path
+
+
+def test_what_was_written_is_read(recording: Path) -> None:
+    found = read(recording)
+    assert [event.turns for event in found.events] == list(range(40))
+    assert found.events[7] == Arrived(7, 700, 1400, "console", random.Random(7).randbytes(70))
+    assert found.ended is None
+    assert found.header.start.config.memory == 64 << 20
+
+
+def test_answers_are_apart_by_share(recording: Path) -> None:
+    with recording.open("wb") as file:
+        writer = Writer(file.write, Header(start=start_of(recording.parent / "kernel", "pv",
+                                                          DomainConfig(1 << 20))))  # fmt: skip
+        writer.note(Answered(1, 2, 3, "a", b"x"))
+        writer.note(Checked(1, 2, 3, 0, 5, b"state"))
+        writer.note(Answered(1, 2, 3, "b", b"y"))
+        writer.flush()
+    found = read(recording)
+    assert [event.data for event in found.answers["b"]] == [b"y"]
+    assert len(found.events) == 1
+
+
+def test_a_file_cut_anywhere_is_read_up_to_the_cut(recording: Path) -> None:
+    data, whole, counts = recording.read_bytes(), read(recording), set()
+    begins = len(RECORDING_MAGIC) + FRAME.size
+    begins += FRAME.unpack_from(data, len(RECORDING_MAGIC))[0]
+    for size in range(0, len(data), 7):
+        recording.write_bytes(data[:size])
+        if size < begins:
+            with pytest.raises(UsageError):
+                read(recording)
+            continue
+        events = read(recording).events
+        assert events == whole.events[: len(events)]
+        counts.add(len(events))
+    assert len(counts) > 8  # of the 11 flushes
+
+
+def test_flipped_bits_are_refused_or_harmless(recording: Path) -> None:
+    data, whole, chance = recording.read_bytes(), read(recording), random.Random(1)
+    refused = 0
+    for _ in range(1000):
+        spoilt = bytearray(data)
+        spoilt[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        recording.write_bytes(spoilt)
+        try:
+            found = read(recording)
+        except UsageError as error:
+            assert str(error).startswith(f"{recording}: ")
+            refused += 1
+        else:
+            assert found.events == whole.events[: len(found.events)]
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": "0.0.9"}, "made by xenemu 0.0.9"),
+        ({"start": 1}, "no recording that this xenemu can use"),
+        ({"start": {}}, "no recording that this xenemu can use"),
+    ],
+)
+def test_a_strangers_header_is_refused(recording: Path, changes, words) -> None:
+    data = recording.read_bytes()
+    start = len(RECORDING_MAGIC)
+    size, _ = FRAME.unpack_from(data, start)
+    header = msgspec.msgpack.decode(data[start + FRAME.size :][:size]) | changes
+    encoded = msgspec.msgpack.encode(header)
+    recording.write_bytes(RECORDING_MAGIC + FRAME.pack(len(encoded), zlib.crc32(encoded)) + encoded)
+    with pytest.raises(UsageError, match=words):
+        read(recording)
