@@ -50,7 +50,10 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class Image:
-    """A declaration of images.toml; exactly one of `file`, `files`, `tree` and `system` is set."""
+    """A declaration of images.toml; exactly one of `file`, `files`, `tree` and `system` is set.
+
+    `debug_of` names the kernel whose debug information it is, of the same version.
+    """
 
     name: str
     package: str = ""
@@ -60,6 +63,12 @@ class Image:
     files: tuple[str, ...] = ()
     tree: str = ""
     system: tuple[str, ...] = ()
+    debug_of: str = ""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is fetched only if it is named."""
+        return bool(self.debug_of)
 
 
 @dataclass(frozen=True)
@@ -181,11 +190,11 @@ def fetch(images: Iterable[Image], apt: Apt) -> tuple[list[Cached], dict[str, Ex
     failed: dict[str, Exception] = {}
     packages: dict[str, list[Image]] = {}
     for image in images:
-        packages.setdefault(image.package or image.metapackage, []).append(image)
+        packages.setdefault(image.package or image.metapackage or image.name, []).append(image)
     for sharers in packages.values():
         with tempfile.TemporaryDirectory(prefix="xenemu-") as scratch:
             try:
-                package = sharers[0].package or apt.resolve(sharers[0].metapackage)
+                package = _package(sharers[0], apt)
                 deb = apt.download(package, Path(scratch))
             except FetchError as error:
                 failed |= {image.name: error for image in sharers}
@@ -196,6 +205,16 @@ def fetch(images: Iterable[Image], apt: Apt) -> tuple[list[Cached], dict[str, Ex
                 except FAILURES as error:
                     failed[image.name] = error
     return done, failed
+
+
+def _package(image: Image, apt: Apt) -> str:
+    """The package that an image comes from, as apt takes it."""
+    if not image.debug_of:
+        return image.package or apt.resolve(image.metapackage)
+    kernel = cached(image.debug_of)
+    if kernel is None:
+        raise FetchError(f"{image.debug_of} must be fetched first")
+    return f"linux-image-{kernel.path.name.removeprefix('vmlinuz-')}-dbg={kernel.version}"
 
 
 def install(image: Image, deb: Path) -> Cached:
@@ -263,7 +282,7 @@ def _wanted(image: Image, name: str) -> bool:
 def main() -> int:
     """Fetch what is missing; print name, version and path of each image, a line each."""
     parser = argparse.ArgumentParser(prog="guests/fetch.py", description="Fetch guest images.")
-    parser.add_argument("name", nargs="*", help="images to fetch (default: all)")
+    parser.add_argument("name", nargs="*", help="images to fetch (default: all but large ones)")
     parser.add_argument("--refresh", action="store_true", help="fetch even what is cached")
     parser.add_argument("--path", action="store_true", help="print the paths only")
     arguments = parser.parse_args()
@@ -271,7 +290,8 @@ def main() -> int:
     unknown = [name for name in arguments.name if name not in known]
     if unknown:
         parser.error(f"no image {unknown[0]!r}; there are: {', '.join(known)}")
-    wanted = [known[name] for name in arguments.name or known]
+    usual = [name for name, image in known.items() if not image.is_large]
+    wanted = [known[name] for name in arguments.name or usual]
 
     failed: dict[str, Exception] = {}
     have = {image.name: None if arguments.refresh else cached(image.name) for image in wanted}

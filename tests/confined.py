@@ -78,7 +78,8 @@ NOT_THEN = """
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
     xenemu.cli.record_options xenemu.cli.run.run
-    xenemu.cli.covering xenemu.disks xenemu.image.lines xenemu.machine.machine.Machine.snapshot
+    xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
+    xenemu.machine.machine.Machine.snapshot
     xenemu.shares xenemu.smoke.session._record xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]

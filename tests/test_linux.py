@@ -171,7 +171,9 @@ def test_without_its_symbol_the_log_is_found_by_vmcoreinfo(tmp_path):
     linux = kernel.linux()
     assert linux.log() == []
     note = b"OSRELEASE=6.1\nSYMBOL(prb)=%x\nSYMBOL(x)=0\n" % (HIGH[8] | PRB)
-    kernel.current.domain.memory.write(0x20000, note)
+    head = struct.pack("<III12s", 11, len(note), 0, b"VMCOREINFO")
+    kernel.current.domain.memory.write(0x20000, head + note)
+    assert linux.vmcoreinfo() == note
     assert [line.text for line in linux.log()] == ["one"]
 
 

@@ -40,6 +40,9 @@ TAINT_WARN: Final = 1 << 9
 TAINT_SOFTLOCKUP: Final = 1 << 14
 
 VMCOREINFO_PRB: Final = re.compile(rb"\nSYMBOL\(prb\)=([0-9a-f]{8,16})\n")
+# The note that the kernel keeps: the sizes of its name and its text, its type, its name.
+VMCOREINFO: Final = re.compile(rb"\x0b\0\0\0(..)\0\0\0\0\0\0VMCOREINFO\0\0OSRELEASE=", re.DOTALL)
+NOTE_HEAD: Final = 24
 LOW_MEMORY: Final = 1 << 30  # bytes of RAM in which vmcoreinfo is looked for
 NO_PANIC: Final = 0xFFFFFFFF  # PANIC_CPU_INVALID
 COMMITTED, FINALIZED = 1, 2  # a record's states; 0 is reserved, 3 reusable
@@ -158,10 +161,22 @@ class Linux:
 
     def _noted_log(self) -> int | None:
         """The address of ``prb``, from vmcoreinfo, wherever that is in memory."""
-        if self.code.symbols.address("panic") is None:
-            return None  # no Linux
-        found = VMCOREINFO_PRB.search(self._current.domain.memory.bytes[:LOW_MEMORY])
+        found = VMCOREINFO_PRB.search(self.vmcoreinfo())
         return int(found[1], 16) if found else None
+
+    def vmcoreinfo(self) -> bytes:
+        """What the kernel says of itself for those who read its dump; nothing before it has begun.
+
+        In Linux: kernel/crash_core.c, Documentation/admin-guide/kdump/vmcoreinfo.rst
+        """
+        if self.code.symbols.address("panic") is None:
+            return b""  # no Linux
+        memory = self._current.domain.memory.bytes[:LOW_MEMORY]
+        found = VMCOREINFO.search(memory)
+        if found is None:
+            return b""
+        start = found.start() + NOTE_HEAD
+        return bytes(memory[start : start + int.from_bytes(found[1], "little")])
 
     def _variable(self, name: str, size: int) -> int | None:
         address = self.code.symbols.address(name)

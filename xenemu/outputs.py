@@ -46,6 +46,22 @@ class Output:
         except OSError as error:
             raise OutputError(f"{self.name}: {error.strerror}") from None
 
+    def skip(self, size: int) -> None:
+        """Write so many zeroes; in a file, a hole, which takes no room; OutputError."""
+        if not self.is_file:
+            self.write(bytes(size))
+            return
+        try:
+            os.ftruncate(self.descriptor, os.lseek(self.descriptor, size, os.SEEK_END))
+        except OSError as error:
+            raise OutputError(f"{self.name}: {error.strerror}") from None
+
+    def empty(self) -> None:
+        """Take back what was written to a file, as far as the host lets us."""
+        if self.is_file:
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, 0)
+
 
 class Folder:
     """A directory for outputs."""

@@ -250,16 +250,37 @@ def caller(current: Current) -> int:
 
     In Xen: arch/x86/pv/hypercall.c has the stubs of the hypercall page.
     """
+    return _stub(current)[0]
+
+
+def returned(current: Current) -> tuple[int, list[int]]:
+    """RIP and the general registers; of a vcpu in a stub that pops words, those after its return.
+
+    No unwinder knows of the words that such a stub has pushed.
+    """
+    rip, popped = _stub(current)
+    general = list(current.cpu.regs[: len(Reg)])
+    if not popped:
+        return current.cpu.rip, general
+    general[Reg.R11], general[Reg.RCX] = (
+        int.from_bytes(popped[i : i + 8], "little") for i in (0, 8)
+    )
+    general[Reg.RSP] += len(popped) + current.code_width
+    return rip, general
+
+
+def _stub(current: Current) -> tuple[int, bytes]:
+    """Where the stub that RIP is in returns to, or RIP if it is in none; and what it pops."""
     cpu, width = current.cpu, current.code_width
     try:
         code = peek(current, cpu.rip, 4)
-        popped = 16 if code.startswith(POPS) else 0
-        stack = peek(current, cpu.regs[Reg.RSP] + popped, width)
+        size = 16 if code.startswith(POPS) else 0
+        stack = peek(current, cpu.regs[Reg.RSP], size + width)
     except XenError:
-        return cpu.rip
-    found = int.from_bytes(stack, "little")
-    is_stub = code[3 if popped else 0] in RETURNS and follows_call(found, partial(peek, current))
-    return found if is_stub else cpu.rip
+        return cpu.rip, b""
+    found = int.from_bytes(stack[size:], "little")
+    is_stub = code[3 if size else 0] in RETURNS and follows_call(found, partial(peek, current))
+    return (found, stack[:size]) if is_stub else (cpu.rip, b"")
 
 
 class Code:

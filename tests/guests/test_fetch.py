@@ -135,7 +135,8 @@ def test_every_declaration_names_one_package_and_one_thing_in_it():
         if image.system:
             assert image == Image(image.name, system=image.system)
             continue
-        assert bool(image.package) != bool(image.metapackage), image.name
+        named = (image.package, image.metapackage, image.debug_of)
+        assert len(list(filter(None, named))) == 1, image.name
         assert [bool(image.file), bool(image.files), bool(image.tree)].count(True) == 1, image.name
 
 

@@ -42,6 +42,7 @@ from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
     from xenemu.cli.channel import Channel
+    from xenemu.cli.dumping import Dumping
     from xenemu.cli.keeping import Keeping
     from xenemu.dom0.p9 import Share
     from xenemu.explain import Explainer
@@ -94,6 +95,7 @@ class AttendedRun:
     recorder: Recorder | None = None
     shares: Sequence[Share] = ()  # of the devices, those whose answers are recorded
     player: Player | None = None
+    dumping: Dumping | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -174,6 +176,8 @@ class AttendedRun:
             f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
             f"{f'; the same again: {order}' if order else ''}"
         )
+        if self.dumping is not None:
+            _tell(self.dumping.end(machine, loaded, code))
         return code
 
     def _kind(self, machine: Machine, terminal: HostTerminal) -> Callable[..., Outside]:
@@ -220,6 +224,8 @@ class AttendedRun:
         if self.channel is not None:
             callers += self.channel.descriptors
             more += self.channel.calls
+        if self.dumping is not None:
+            more += self.dumping.calls
         confinement = confine(callers, more)
         if confinement.trouble and self.confined is Confine.MUST:
             raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")

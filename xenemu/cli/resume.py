@@ -13,6 +13,7 @@ import typer
 from xenemu import image
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
+from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
 from xenemu.cli.expect import Expectations
 from xenemu.cli.keeping import Keeping
 from xenemu.cli.watch import TraceFormat, Watching
@@ -160,6 +161,8 @@ def resume(
     log: Log = None,
     snapshot: SnapshotTo = None,
     snapshot_at: SnapshotAt = None,
+    core: CoreTo = None,
+    core_when: CoreAfter = None,
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -223,6 +226,7 @@ def resume(
             devices=devices,
             keeping=keeping,
             channel=channel,
+            dumping=Dumping.parse(outputs, core, core_when),
         )
         code = attended.run()
     raise typer.Exit(code)

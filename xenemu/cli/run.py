@@ -13,6 +13,7 @@ from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
+from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import (
@@ -195,6 +196,8 @@ def run(
     snapshot: SnapshotTo = None,
     snapshot_at: SnapshotAt = None,
     record: Record = None,
+    core: CoreTo = None,
+    core_when: CoreAfter = None,
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -317,6 +320,7 @@ def run(
             channel=channel,
             recorder=begin(outputs, record, gdb, start),
             shares=directories,
+            dumping=Dumping.parse(outputs, core, core_when),
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -1,0 +1,89 @@
+"""`xenemu run --core`: when a core is written, and where to."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+from backports import zstd
+from elftools.elf.elffile import ELFFile
+
+from tinyguest import CRASH, POWEROFF, kernel, shutdown
+
+
+@pytest.fixture
+def call(tmp_path):
+    def call(code, *words, file_size=None):
+        (tmp_path / "kernel").write_bytes(kernel(code))
+        command = [sys.executable, "-m", "xenemu", "run", tmp_path / "kernel", "--memory", "32M"]
+        return subprocess.run(
+            [*map(str, command), *map(str, words)],
+            capture_output=True,
+            check=False,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=file_size
+            and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))),
+        )
+
+    return call
+
+
+def test_a_core_is_written_after_a_crash(call, tmp_path):
+    result = call(shutdown(CRASH), "--core", tmp_path / "core")
+    assert result.returncode == 4
+    assert f"--core: 32 MiB of memory in {tmp_path}/core; it has no VMCOREINFO" in result.stderr
+    with (tmp_path / "core").open("rb") as file:
+        assert ELFFile(file)["e_type"] == "ET_CORE"
+    status = (tmp_path / "core").stat()
+    assert status.st_blocks * 512 < status.st_size / 8  # zeroes take no room
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
+def test_gdb_reads_it(call, tmp_path):
+    call(shutdown(CRASH), "--core", tmp_path / "core")
+    words = ["-batch", "-nx", "-ex", "x/i $pc - 2", "-c", str(tmp_path / "core")]
+    result = subprocess.run(["gdb", *words], capture_output=True, check=False, text=True)
+    assert "syscall" in result.stdout, result.stdout + result.stderr
+
+
+def test_after_a_good_end_there_is_none_unless_asked(call, tmp_path):
+    result = call(shutdown(POWEROFF), "--core", tmp_path / "core")
+    assert (result.returncode, (tmp_path / "core").stat().st_size) == (0, 0)
+    assert "--core: not written, as the guest neither crashed nor hung" in result.stderr
+    result = call(shutdown(POWEROFF), "--core", tmp_path / "core", "--core-when", "always")
+    assert result.returncode == 0
+    assert (tmp_path / "core").stat().st_size > 32 << 20
+
+
+def test_it_is_compressed_if_its_name_says_so(call, tmp_path):
+    call(shutdown(CRASH), "--core", tmp_path / "core")
+    result = call(shutdown(CRASH), "--core", tmp_path / "core.zst")
+    assert "zstd -d" in result.stderr
+    packed = (tmp_path / "core.zst").read_bytes()
+    assert zstd.decompress(packed) == (tmp_path / "core").read_bytes()
+    assert len(packed) < 1 << 20
+
+
+def test_what_cannot_be_written_is_taken_back(call, tmp_path):
+    result = call(shutdown(CRASH), "--core", tmp_path / "core", file_size=1 << 20)
+    assert result.returncode == 7
+    assert result.stderr.splitlines()[-1] == f"xenemu: --core {tmp_path}/core: File too large"
+    assert (tmp_path / "core").stat().st_size == 0
+    assert "guest-crash, exit 4" in result.stderr  # what the guest did is told all the same
+
+
+def test_nothing_is_overwritten(call, tmp_path):
+    (tmp_path / "core").write_text("mine")
+    result = call(shutdown(CRASH), "--core", tmp_path / "core")
+    assert (result.returncode, (tmp_path / "core").read_text()) == (7, "mine")
+    assert "the file exists" in result.stderr
+
+
+def test_when_needs_a_file(call):
+    result = call(shutdown(CRASH), "--core-when", "always")
+    assert result.returncode == 7
+    assert "--core-when: say which file to write: --core FILE" in result.stderr

@@ -1,0 +1,6 @@
+"""A guest's memory and registers as a core file, for gdb, crash and drgn."""
+
+from xenemu.dump.core import Core, write
+from xenemu.dump.file import save
+
+__all__ = ["Core", "save", "write"]

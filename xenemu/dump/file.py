@@ -1,0 +1,46 @@
+"""A core in a file: with holes for zeroes, or compressed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backports import zstd
+
+from xenemu.dump.core import Core, write
+from xenemu.errors import OutputError
+from xenemu.hv.current import Current
+from xenemu.image import Image
+from xenemu.outputs import Output
+
+LEVEL: Final = 1  # of zstd; a higher one takes several times as long for a tenth less
+
+
+class Packed:
+    """A sink that compresses into another, as one frame of zstd."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._packer = zstd.ZstdCompressor(LEVEL)
+
+    def write(self, data: bytes) -> None:
+        self._output.write(self._packer.compress(data))
+
+    def skip(self, size: int) -> None:
+        self.write(bytes(size))
+
+    def close(self) -> None:
+        self._output.write(self._packer.flush())
+
+
+def save(current: Current, image: Image, output: Output, packed: bool) -> Core:
+    """Write a guest's core to a file; if that fails, the file is emptied again: OutputError."""
+    try:
+        if not packed:
+            return write(current, image, output)
+        packer = Packed(output)
+        core = write(current, image, packer)
+        packer.close()
+        return core
+    except OutputError:
+        output.empty()
+        raise
