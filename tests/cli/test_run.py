@@ -346,10 +346,13 @@ def test_a_person_leaves_with_ctrl_bracket(boot, tmp_path):
     shown = b""
     while b"up\r\n" not in shown:
         shown += os.read(master, 4096)
-    os.write(master, b"\x1d")
+    os.write(master, b"\x1di")
+    while b"state: running\r\n" not in shown:
+        shown += os.read(master, 4096)
+    os.write(master, b"\x1d\x1d")
     assert process.wait() == 0
     shown += os.read(master, 4096)
-    assert b"as pv64, 256 MiB; Ctrl-] leaves\r\n" in shown
+    assert b"as pv64, 256 MiB; Ctrl-] twice leaves\r\n" in shown
     assert b"xenemu: stopped, exit 0: left by Ctrl-]" in shown
     assert termios.tcgetattr(slave) == before
     os.close(master)

@@ -108,7 +108,7 @@ def test_keys_go_to_the_guest_as_they_are(keyboard):
 def test_ctrl_bracket_leaves(keyboard):
     master, slave = keyboard
     with terminal(slave) as ours:
-        os.write(master, b"exit\x1dlost")
+        os.write(master, b"exit\x1d\x1dlost")
         assert ours.read(ROOM, None) == b"exit"
         assert ours.check().end is End.STOPPED
 
@@ -321,7 +321,7 @@ def test_ctrl_bracket_leaves_while_the_guest_is_held(keyboard, pipe):
     ours = terminal(slave)
     ours.interactive = True
     with ours:
-        os.write(master, b"\x1d")
+        os.write(master, b"\x1d\x1d")
         assert not ours.wait([pipe.stdin], "held")
     assert ours.check().end is End.STOPPED
 

@@ -20,6 +20,7 @@ from xenemu import image
 from xenemu.cli import inherited
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.covering import Covering
+from xenemu.cli.escape import Asking, Escape
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Guest
 from xenemu.cli.judge import judge, to_do_in_silence
@@ -130,13 +131,13 @@ class AttendedRun:
             write_coverage = self.covering.begin(machine, loaded) if self.covering else None
             status.make_room()
             if is_terminal() or self.verbose:
-                leave = "; Ctrl-] leaves" if terminal.interactive else ""
+                leave = "; Ctrl-] twice leaves" if terminal.interactive else ""
                 size, verb = format_size(self.guest.memory), self.guest.verb
                 _tell(f"{verb} {self.guest.kernel} as {machine.entry.name}, {size}{leave}")
             server = self._serve(machine, loaded, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, loaded, terminal, status) as explainer:
-                sources = [*self._sources(terminal, status), *self._controlled(machine)]
+                sources = [*self._sources(terminal, status), *self._asking(machine, terminal)]
                 for device in self.devices:
                     device.leave_if(lambda: terminal.leaves() or self.limits.expired())
                 self._confine()
@@ -204,16 +205,14 @@ class AttendedRun:
         capture = self.capture
         return self.wired.sources(partial(terminal.put, capture) if capture else None)
 
-    def _controlled(self, machine: Machine) -> Sequence[tuple[Line, Source]]:
-        """What brings a toolstack's requests, if somebody may have some."""
-        if self.channel is None and self.player is None:
+    def _asking(self, machine: Machine, terminal: HostTerminal) -> Sequence[tuple[Line, Source]]:
+        """What brings requests to the toolstack, if somebody may have some."""
+        if not (self.channel or self.player or terminal.interactive):
             return ()
         from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (nobody else pays for it)
 
         machine.control.verbs = VERBS
-        if self.channel is None:
-            return ()
-        return [(machine.control, self.channel)]
+        return () if self.player else [(machine.control, Asking(terminal.escape, self.channel))]
 
     def _confine(self) -> None:
         if self.confined is Confine.OFF:
@@ -283,7 +282,10 @@ class AttendedRun:
             self.is_shell and self._has_stdio,
             (lambda sentence: _tell_amid(status, sentence)) if is_told else None,
         )
-        return HostTerminal(stdin, stdout, self.expectations, status, self.log, after, silence)
+        escape = Escape(lambda sentence: _tell_amid(status, sentence))
+        return HostTerminal(
+            stdin, stdout, self.expectations, status, self.log, after, silence, escape
+        )
 
     def _watch(
         self, machine: Machine, loaded: image.Image, terminal: HostTerminal, status: Status

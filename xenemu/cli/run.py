@@ -95,7 +95,7 @@ Examples:
 \b
 Exit codes:
   0    it powered off, rebooted or suspended itself, or every --expect was met,
-       or you left with Ctrl-]
+       or you left with Ctrl-] twice
   3    it ended, or you left, before every --expect was met or its --snapshot
        was taken
   4    the guest crashed, or it panicked, whatever came after; or its watchdog ran out
@@ -224,9 +224,10 @@ def run(
     """Boot KERNEL as a Xen guest, and show its console.
 
     The console is standard output; all else goes to standard error. Standard input is what is
-    typed at the console: from a terminal key by key, with Ctrl-] to leave, or from a pipe or a
-    file. The run ends when the guest powers off, crashes, or waits for what can never come: for no
-    timer, and for no input, since that has ended. Linux always has a timer; --timeout ends it.
+    typed at the console: from a terminal key by key, with Ctrl-] twice to leave, or from a pipe
+    or a file. The run ends when the guest powers off, crashes, or waits for what can never come:
+    for no timer, and for no input, since that has ended. Linux always has a timer; --timeout ends
+    it.
     """
     limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
     expectations = Expectations(expect or [])

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from xenemu.cli.afterinput import AfterInput
+from xenemu.cli.escape import Escape
 from xenemu.cli.expect import Expectations
 from xenemu.cli.rawmode import RawMode, is_foreground
 from xenemu.cli.signals import handled
@@ -24,7 +25,6 @@ from xenemu.errors import OutputError
 from xenemu.outcome import End, Outcome
 from xenemu.outputs import Output
 
-LEAVE: Final = b"\x1d"  # Ctrl-]
 CTRL_C: Final = b"\x03"
 MAX_TYPED_AHEAD: Final = 64 << 10  # bytes that the guest has yet to take
 MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
@@ -36,6 +36,7 @@ class HostTerminal:
     * `callers` are others that may end a wait for input, such as a debugger.
     * `after` says what is typed once input has ended.
     * `silence` says what to do if nothing is ever printed.
+    * `escape` takes out of what a person types what is for xenemu.
     * `stdin` and `stdout` are descriptors, or None if there is no such stream.
     * `signum` is the signal that ended the run, or 0. SIGPIPE means that nobody reads the console
       any more.
@@ -50,6 +51,7 @@ class HostTerminal:
         log: Output | None = None,
         after: AfterInput | None = None,
         silence: Silence | None = None,
+        escape: Escape | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and is_foreground(stdin)
@@ -62,7 +64,7 @@ class HostTerminal:
         self._log = log
         self._after = after
         self._silence = silence
-        self._left = False
+        self.escape = escape or Escape()
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
         self._handled = handled(self._on_signal)
@@ -130,14 +132,14 @@ class HostTerminal:
         """
         self._status.phase(phase)
         typing = [self._stdin] if self.interactive and self._stdin is not None else []
-        if not (self.signum or self._left):
+        if not (self.signum or self.escape.left):
             bounded = None if seconds is None else min(seconds, MAX_WAIT_S)
             if set(self._wait([*descriptors, *typing], [], bounded)) & set(typing):
                 typed = self._read_input(select.PIPE_BUF)
                 self._typed += typed
                 if alone and CTRL_C in typed:
                     self.signum = signal.SIGINT
-        return not (self.signum or self._left)
+        return not (self.signum or self.escape.left)
 
     # Terminal.
 
@@ -155,7 +157,7 @@ class HostTerminal:
             self._typed += self._after.look()
         if self.signum:
             return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
-        if self._left:
+        if self.escape.left:
             return Outcome(End.STOPPED, "left by Ctrl-]")
         if self._expectations.met:
             return Outcome(End.EXPECTED, "every expectation is met")
@@ -166,7 +168,7 @@ class HostTerminal:
         listens = self.interactive and len(self._typed) < MAX_TYPED_AHEAD
         if listens and self._stdin is not None and self._wait([self._stdin], [], 0):
             self._typed += self._read_input(select.PIPE_BUF)
-        return bool(self.signum or self._left)
+        return bool(self.signum or self.escape.left)
 
     def write(self, data: bytes) -> None:
         """Show what the guest printed, log it, and look for what is expected."""
@@ -221,7 +223,7 @@ class HostTerminal:
         return self._read_input(room) if set(ready) & set(typing) else b""
 
     def _read_input(self, room: int) -> bytes:
-        """Up to `room` bytes of input that is there; notes its end, and Ctrl-]."""
+        """Up to `room` bytes of input that is there; notes its end, and what is for xenemu."""
         assert self._stdin is not None
         try:
             data = os.read(self._stdin, room)
@@ -233,8 +235,7 @@ class HostTerminal:
             self._after.typed(data)
         if self.interactive:
             self._status.typed()
-            data, ctrl_bracket, _ = data.partition(LEAVE)
-            self._left = bool(ctrl_bracket)
+            data = self.escape.take(data)
         return data
 
     def _close_input(self) -> None:
