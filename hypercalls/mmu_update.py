@@ -24,13 +24,12 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import INT, PTR, PV, Hypercall, Points
 from xenemu.hv.foreign import check_target, get_pg_owner
-from xenemu.hv.frame_table import LEVELS, PGT_l1_page_table, PGT_writable_page
+from xenemu.hv.frame_table import LEVELS, REQUEST_WORK, PGT_l1_page_table, PGT_writable_page
 from xenemu.hv.observe import mod_entry
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 REQUEST: Final = mmu_update_t.layout(8).packer  # the same in both widths
 REQUEST_SIZE: Final = REQUEST.size
-REQUEST_WORK: Final = 2
 BATCH: Final = 512  # requests done before events are looked at
 COMMAND: Final = 7  # in `ptr`: an entry is 8 bytes
 

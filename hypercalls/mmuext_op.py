@@ -41,6 +41,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Hypercall, Points, SubOps
 from xenemu.hv.foreign import check_target, get_pg_owner
 from xenemu.hv.frame_table import (
+    OPERATION_WORK,
     PGT_l1_page_table,
     PGT_l2_page_table,
     PGT_l3_page_table,
@@ -52,7 +53,6 @@ from xenemu.pv.paging import in_guest_range, new_guest_cr3
 from xenemu.pv.paging import new_user_baseptr as pv_new_user_baseptr
 from xenemu.x86.paging import Mfn, is_canonical
 
-OPERATION_WORK: Final = 4
 BATCH: Final = 64  # operations done before events are looked at
 
 ops = SubOps("mmuext_op")  # called with (current, the operation)

@@ -15,7 +15,7 @@ from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.building import DomainConfig
-from xenemu.hv.cpu import Delivered, Event, Seg, Segment, Undefined
+from xenemu.hv.cpu import Delivered, Event, Lane, Seg, Segment, Undefined
 from xenemu.hv.current import Current
 from xenemu.hv.memory import Memory
 from xenemu.hv.observe import mod_entry
@@ -73,6 +73,8 @@ class FakeCpu:
     limit_ns: int | None = None
     spent_ns: int = 0
     pauses: int = 0
+    lane: Lane | None = None
+    lane_open: bool = False
 
     def came_from(self) -> int:
         return 0
@@ -137,6 +139,12 @@ class FakeCpu:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def join_lane(self, lane: Lane) -> None:
+        self.lane = lane
+
+    def open_lane(self, value: bool) -> None:
+        self.lane_open = value
 
     def store(self) -> Context:
         """As `cpu.registers.Registers.store`."""

@@ -175,7 +175,7 @@ def of_several(vcpus, *turns):
         for vcpu, (rip, *calls) in zip(guest.current.domain.vcpus, turns, strict=True):
             guest.current.vcpu = vcpu
             made = [CallRecord(guest.current.cpu.now_ns, vcpu.vcpu_id, 0, *call) for call in calls]
-            guest.current.domain.calls.extend(made)
+            guest.current.domain.calls.own.extend(made)
             guest.run(rip, ns=INTERVAL_NS // vcpus)
     return guest
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.decode import call_name
+from xenemu.hv.calls import KEPT as KEPT_CALLS
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current
 from xenemu.peek import Code, caller, in_kernel
@@ -159,7 +160,7 @@ def _repeated(silent: Sequence[Sample], current: Current, vcpu_id: int) -> str:
     """The few hypercalls that a vcpu makes all the time; nothing if they are many, or rare."""
     log = current.domain.calls
     own = [record for record in log if record.vcpu_id == vcpu_id]
-    if len(log) < (log.maxlen or 0) or len(own) < ENOUGH:
+    if len(log) < KEPT_CALLS or len(own) < ENOUGH:
         return ""
     if own[-1].at_ns - own[0].at_ns > len(own) * OFTEN_NS:
         return ""

@@ -10,7 +10,7 @@ import pytest
 from xenemu.cpu import self_check, shim
 from xenemu.cpu.engine import Engine
 from xenemu.errors import EngineError
-from xenemu.hv import page_info
+from xenemu.hv import calls, page_info
 from xenemu.hv.memory import Memory
 
 
@@ -66,10 +66,15 @@ def test_an_offset_that_is_wrong_is_found_and_nothing_changes(monkeypatch) -> No
     assert ctypes.string_at(loaded.env(), 5400) == env
 
 
-def test_a_frames_record_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_differs_is_refused() -> None:
     loaded = shim.load()
-    loaded._check_page_info()
-    swapped = dict(reversed(page_info.FIELDS.items()))
-    monkeypatch.setattr(page_info, "FIELDS", swapped)
-    with pytest.raises(EngineError, match="page_info is not that of"):
-        loaded._check_page_info()
+    kept = {
+        "page_info": (page_info.places(), page_info.RECORD.size),
+        "call_record": (calls.places(), calls.RECORD.size),
+    }
+    for name, (places, size) in kept.items():
+        loaded._check_record(name, places, size)
+        swapped = dict(zip(places, reversed(places.values()), strict=True))
+        for wrong in ((swapped, size), (places, size + 8)):
+            with pytest.raises(EngineError, match=f"struct {name} is not the model's"):
+                loaded._check_record(name, *wrong)

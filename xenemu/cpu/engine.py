@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from xenemu.abi.arch_x86.cpufeatureset import (
@@ -28,7 +28,7 @@ from xenemu.cpu.exits import native_exits, pv_exits
 from xenemu.cpu.guest_physical import GuestPhysical
 from xenemu.cpu.registers import Registers
 from xenemu.errors import EngineError, EngineGaveUp
-from xenemu.hv.cpu import Delivered, Event, ExitHandler, NativeExitHandler
+from xenemu.hv.cpu import Delivered, Event, ExitHandler, Lane, NativeExitHandler
 from xenemu.hv.cpu_policy import HOST_FEATURES
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.memory import Memory
@@ -47,6 +47,8 @@ DOUBLE_FAULT = 8
 DEBUG_REGISTERS = (0,) * 6 + (0xFFFF0FF0, 0x400)  # after a reset
 
 MAX_RUN_NS = 1 << 62
+PLACES = ("words", "info", "log")  # of a Lane: what the shim has as pointers
+LANE_NUMBERS = tuple(field.name for field in fields(Lane) if field.name not in PLACES)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ class Engine(Registers):
         physical.info = ctypes.addressof(ctypes.c_char.from_buffer(memory.page_info))
         physical.table_types = sum(1 << used_as for used_as in LEVELS) if p2m is None else 0
         physical.p2m = physical.gfns = 0
+        self._lane = loaded.lane
+        self._lane.open = self._lane.calls = 0
+        self.fast = True  # whether the lane may be opened
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
@@ -272,6 +277,22 @@ class Engine(Registers):
         """See `Cpu.leave_after_pauses`."""
         self._clock.pauses = count
 
+    def join_lane(self, lane: Lane) -> None:
+        """See `Cpu.join_lane`."""
+        shared = self._shim.lane
+        shared.open = 0
+        for name in LANE_NUMBERS:
+            setattr(shared, name, getattr(lane, name))
+        shared.levels = LEVELS[lane.root_type]
+        shared.vcpu = ctypes.addressof(ctypes.c_char.from_buffer(lane.words))
+        shared.log = ctypes.addressof(ctypes.c_char.from_buffer(lane.log))
+        shared.info = self._ram + lane.info
+        self._joined = lane  # whose buffers C has
+
+    def open_lane(self, value: bool) -> None:
+        """See `Cpu.open_lane`."""
+        self._lane.open = value and self.fast
+
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""
         self._exit.stop |= self._constants.STOP_HYPERVISOR
@@ -321,10 +342,11 @@ class Engine(Registers):
 
     def put_back(self, kept: EngineState) -> None:
         """Go on from what this engine has kept."""
+        self.open_lane(False)
         self.load(kept.registers)
         self.flush_tlb()
-        for place, fields in zip(self._guests_own(), kept.subjects, strict=True):
-            for name, value in fields.items():
+        for place, values in zip(self._guests_own(), kept.subjects, strict=True):
+            for name, value in values.items():
                 kind = type(getattr(place, name))
                 setattr(place, name, value if kind is int else kind.from_buffer_copy(value))
         loaded = self._shim

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from xenemu.errors import EngineError
-from xenemu.hv import page_info
+from xenemu.hv import calls, page_info
+from xenemu.pv.state import SHARED
 
 UNICORN_VERSION = "2.1.4"
 
@@ -125,11 +126,15 @@ class Shim:
         self.vcpu = self._shared("vcpu")
         self.registers = self._shared("registers")
         self.physical = self._shared("physical")
+        self.lane = self._shared("lane")
         self.debug = self._shared("debug")
         self.counters = self._shared("counters")
         self.coverage = self._shared("coverage")
         self.block: Any = type(self._shared("block"))
-        self._check_page_info()
+        self._check_record("page_info", page_info.places(), page_info.RECORD.size)
+        vcpu_places = {name: (8 * at, 8) for at, name in enumerate(SHARED)}
+        self._check_record("pv_vcpu", vcpu_places, 8 * len(SHARED))
+        self._check_record("call_record", calls.places(), calls.RECORD.size)
         rows = _rows(self._function("shim_constants", ctypes.POINTER(_Constant))())
         self.constants: Any = SimpleNamespace(**{row.name.decode(): row.value for row in rows})
 
@@ -140,14 +145,14 @@ class Shim:
         made = struct_of(name, _members(describe(ctypes.byref(place))))
         return made.from_address(place.value or 0)
 
-    def _check_page_info(self) -> None:
-        """Compare the record of a frame that the model has (hv/page_info.py) with the shim's."""
-        describe = self._function("shim_page_info", ctypes.POINTER(_Member))
-        made: Any = struct_of("page_info", _members(describe()))
-        fields = [(name, getattr(made, name)) for name, _ in made._fields_]
-        found = {name: (field.offset, field.size) for name, field in fields}
-        if (found, ctypes.sizeof(made)) != (page_info.places(), page_info.RECORD.size):
-            raise EngineError("the shim's struct page_info is not that of hv/page_info.py")
+    def _check_record(self, name: str, places: dict[str, tuple[int, int]], size: int) -> None:
+        """Compare a record that the model declares (as in hv/page_info.py) with the shim's."""
+        describe = self._function(f"shim_{name}", ctypes.POINTER(_Member))
+        made: Any = struct_of(name, _members(describe()))
+        fields = [(field, getattr(made, field)) for field, _ in made._fields_]
+        found = {field: (place.offset, place.size) for field, place in fields}
+        if (found, ctypes.sizeof(made)) != (places, size):
+            raise EngineError(f"the shim's struct {name} is not the model's")
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         function = getattr(self._library, name)

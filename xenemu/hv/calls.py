@@ -2,7 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, overload
+
+from xenemu.abi.xen import Nr
+
+KEPT: Final = 64
+
+# A call that the C shim did (cpu/native/call_record.def), and what comes before the first of them.
+FIELDS: Final[dict[str, tuple[Literal["H", "I", "Q"], int]]] = {
+    "at_ns": ("Q", 1),
+    "rip": ("Q", 1),
+    "args": ("Q", 4),
+    "number": ("I", 1),
+    "vcpu_id": ("H", 1),
+    "nr_args": ("H", 1),
+}
+RECORD: Final = struct.Struct("<" + "".join(f"{n}{kind}" for kind, n in FIELDS.values()))
+
+
+def places() -> dict[str, tuple[int, int]]:
+    """The offset and size of each field of such a record, in bytes."""
+    found, offset = {}, 0
+    for name, (kind, n) in FIELDS.items():
+        size = n * struct.calcsize(kind)
+        found[name] = (offset, size)
+        offset += size
+    return found
+
+
+COUNT: Final = struct.Struct("<Q")  # of all that it did; call n is at n modulo KEPT
 
 
 @dataclass(slots=True, eq=False)
@@ -24,3 +56,48 @@ class CallRecord:
     reason: str = ""
     standing: bool = False
     caller: int = 0
+
+
+@dataclass(eq=False)
+class CallLog(Sequence[CallRecord]):
+    """The last hypercalls of a domain: those that the model did, and those that C did.
+
+    The C shim writes into `by_cpu`. Whoever reads the log has both, in the order of their times.
+    """
+
+    own: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=KEPT))
+    by_cpu: bytearray = field(default_factory=lambda: bytearray(COUNT.size + KEPT * RECORD.size))
+
+    def append(self, record: CallRecord) -> None:
+        """Note a call that begins."""
+        self.own.append(record)
+
+    def remove(self, record: CallRecord) -> None:
+        """Forget a call that is to be made again; ValueError if others have pushed it out."""
+        self.own.remove(record)
+
+    def __iter__(self) -> Iterator[CallRecord]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        (count,) = COUNT.unpack_from(self.by_cpu)
+        return min(len(self.own) + int(count), KEPT)
+
+    @overload
+    def __getitem__(self, index: int) -> CallRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CallRecord]: ...
+    def __getitem__(self, index: int | slice) -> CallRecord | Sequence[CallRecord]:
+        return self._all()[index]
+
+    def _all(self) -> list[CallRecord]:
+        both = [*self.own, *self._by_cpu()]
+        both.sort(key=lambda record: record.at_ns)
+        return both[-KEPT:]
+
+    def _by_cpu(self) -> Iterator[CallRecord]:
+        (count,) = COUNT.unpack_from(self.by_cpu)
+        for number in range(max(0, count - KEPT), count):
+            where = COUNT.size + number % KEPT * RECORD.size
+            at_ns, rip, *args, nr, vcpu_id, nr_args = RECORD.unpack_from(self.by_cpu, where)
+            yield CallRecord(at_ns, vcpu_id, rip, Nr(nr).name, tuple(args[:nr_args]), 0)

@@ -135,6 +135,44 @@ class Cpu(Protocol):
     def stop(self) -> None:
         """Leave the run loop before the next guest instruction (blocked, shut down, due)."""
 
+    def join_lane(self, lane: Lane) -> None:
+        """Know what ordinary hypercalls of the PV vcpu in the CPU need; do none until told so."""
+
+    def open_lane(self, value: bool) -> None:
+        """Do ordinary hypercalls without the hypervisor from now on, or leave them all to it."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What a CPU needs to do ordinary hypercalls of a PV vcpu by itself.
+
+    It changes L1 entries that map the domain's own pages, and switches between page tables that
+    are pinned, as the hypervisor would; it never refuses anything.
+
+    * `words` is what `pv.state.PvVcpu` shares; `info` is the machine address of its vcpu_info.
+    * `width` is that of the guest's unsigned long in bytes.
+    * `root_type` and the bits are those of the domain's page tables (`hv.paging_rules`).
+    * `m2p_entry` shows the machine-to-physical table in a root; if `m2p_strict`, no root of a
+      user's may have it.
+    * `log` takes the records of the calls (`hv.calls.CallLog.by_cpu`).
+    * A request of mmu_update takes `request_ns`, an operation of mmuext_op `operation_ns`.
+    """
+
+    words: memoryview
+    info: int
+    vcpu_id: int
+    domid: int
+    width: int
+    root_type: int
+    l1_disallow: int
+    l1_kernel_bits: int
+    l1_user_bits: int
+    m2p_entry: int
+    m2p_strict: bool
+    log: bytearray
+    request_ns: int
+    operation_ns: int
+
 
 class ExitHandler(Protocol):
     """What the engine calls when the guest needs the hypervisor.

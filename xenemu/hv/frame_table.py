@@ -65,6 +65,8 @@ PGT_pinned: Final = 1 << 2  # holds a general and a type reference
 
 UNLIMITED: Final = sys.maxsize  # of `work_left`, where no guest waits
 FRAMES_PER_WORK_SHIFT: Final = 9  # how many frames a search of the heap gets through
+REQUEST_WORK: Final = 2  # of `work_left`: a request of mmu_update,
+OPERATION_WORK: Final = 4  # and an operation of mmuext_op
 WORK_PER_CALL: Final = 1 << 15  # of `work_left`: about a tenth of a second at the worst
 DOMID_NONE: Final = 0xFFFF  # owner of a frame that no domain has
 INVALID_M2P_ENTRY: Final = (1 << 64) - 1

@@ -31,6 +31,7 @@ class Watch:
         """Tell an observer what happens from now on."""
         self.observers.append(observer)
         self.current.domain.watch = self
+        self.current.cpu.open_lane(False)  # or some calls would not be seen
 
     def remove(self, observer: Observer) -> None:
         """Tell an observer nothing more; ValueError if it was told nothing before."""

@@ -5,7 +5,7 @@ In Xen: arch/x86/traps.c, arch/x86/x86_64/entry.S, arch/x86/pv/hypercall.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xenemu.abi.xen import Nr
 from xenemu.hv.cpu import Reg
@@ -20,6 +20,7 @@ from xenemu.pv.callgate import emulate_gate_op
 from xenemu.pv.debug_registers import take_debug_status
 from xenemu.pv.descriptors import map_ldt_page, mark_accessed
 from xenemu.pv.emulate import emulate_invalid_op, emulate_privileged_op
+from xenemu.pv.lane import LaneGate
 from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
@@ -42,6 +43,7 @@ class PvExits:
     """Handles the exits of the vcpu in `current`."""
 
     current: Current
+    _lane: LaneGate = field(default_factory=LaneGate)
 
     def syscall(self) -> None:
         """A hypercall from the kernel, a system call from user mode; #UD from 32-bit code.
@@ -70,6 +72,7 @@ class PvExits:
             return
         if state.nmi_pending and not state.nmi_masked:
             traps.deliver_nmi(current)
+        self._lane.look(current, state)
         if current.domain.memory.bytes[vcpu.info] and event_pending(current.domain, vcpu):
             traps.deliver_event(current)
 
@@ -111,6 +114,7 @@ class PvExits:
             if 0 <= offset < LDT_BYTES:
                 try:
                     map_ldt_page(current, offset, error_code)
+                    self._lane.look(current, pv(current))
                 except Fault as fault:
                     traps.deliver(current, fault)
                 return

@@ -159,10 +159,14 @@ def _tell_root(current: Current, mfn: int, user: bool) -> None:
             observer.root_set(current, mfn, user)
 
 
+def m2p_entry(domain: Domain) -> int:
+    """The entry by which a root shows the machine-to-physical table."""
+    return next((entry for slot, entry in domain.frames.xen_slots if slot == M2P_L4_SLOT), 0)
+
+
 def show_m2p(domain: Domain, root: int) -> None:
     """Let a kernel's root show the machine-to-physical table (fill_ro_mpt)."""
-    entry = next((entry for slot, entry in domain.frames.xen_slots if slot == M2P_L4_SLOT), 0)
-    domain.memory.words[root * ENTRIES + M2P_L4_SLOT] = entry
+    domain.memory.words[root * ENTRIES + M2P_L4_SLOT] = m2p_entry(domain)
 
 
 def hide_m2p(domain: Domain, root: int) -> None:

@@ -5,7 +5,9 @@ In Xen: include/asm-x86/domain.h (struct pv_domain, struct pv_vcpu).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Final, Generic, TypeVar, overload
 
 from xenemu.hv.current import Current
 from xenemu.hv.state.vcpu import Vcpu
@@ -73,6 +75,37 @@ class PvDomain:
     pci_config_address: int = 0  # the last word written to port 0xCF8
 
 
+# The fields of a `PvVcpu` that the C shim reads and writes, too, 8 bytes each: the struct of
+# cpu/native/pv_vcpu.def. The engine compares both when it starts.
+SHARED: Final = ("kernel_root", "user_root", "kernel_mode")
+
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """A field that lies in `PvVcpu.words`."""
+
+    def __init__(self, kind: Callable[[int], T], default: T | None = None) -> None:
+        self.kind, self.default = kind, default
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self.index = SHARED.index(name)
+
+    @overload
+    def __get__(self, vcpu: None, owner: object) -> T: ...
+    @overload
+    def __get__(self, vcpu: PvVcpu, owner: object) -> T: ...
+    def __get__(self, vcpu: PvVcpu | None, owner: object) -> T:
+        if vcpu is not None:
+            return self.kind(vcpu.words[self.index])
+        if self.default is None:
+            raise AttributeError("there is no default")
+        return self.default
+
+    def __set__(self, vcpu: PvVcpu, value: T) -> None:
+        vcpu.words[self.index] = int(value)  # type: ignore[call-overload]
+
+
 @dataclass
 class PvVcpu:
     """What Xen keeps for a PV vcpu in addition to its registers.
@@ -85,10 +118,10 @@ class PvVcpu:
     instruction.
     """
 
-    kernel_root: Mfn
-    user_root: Mfn = NO_TABLE
+    kernel_root: Shared[Mfn] = Shared(Mfn)
+    user_root: Shared[Mfn] = Shared(Mfn, NO_TABLE)
     entry: StartState | StartContext | None = None
-    kernel_mode: bool = True
+    kernel_mode: Shared[bool] = Shared(bool, True)
     inactive_gs: int = 0
     traps: dict[int, Trap] = field(default_factory=dict)
     event_callback: Trap = NO_TRAP
@@ -116,6 +149,22 @@ class PvVcpu:
     refusal: str = ""  # why, if a refusal left them: told when all are dropped
     nmi_pending: bool = False
     nmi_masked: bool = False  # from an NMI to the next iret
+
+    words: ClassVar[memoryview]  # each vcpu's own, which is not a field
+
+    def __new__(cls, *_args: object, **_fields: object) -> PvVcpu:
+        """Make the memory that C shares first."""
+        self = super().__new__(cls)
+        vars(self)["words"] = memoryview(bytearray(8 * len(SHARED))).cast("Q")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def pv(current: Current) -> PvVcpu:

@@ -42,6 +42,30 @@ const struct member *shim_page_info(void)
     return members;
 }
 
+/* The struct of what C knows of a PV vcpu. */
+const struct member *shim_pv_vcpu(void)
+{
+    typedef struct pv_vcpu subject;
+    static const struct member members[] = {
+#define MEMBER(type, name, array)                                                                 \
+    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
+#include "pv_vcpu.def"
+        {NULL, NULL, sizeof(subject), 0}};
+    return members;
+}
+
+/* The struct of a hypercall that C did. */
+const struct member *shim_call_record(void)
+{
+    typedef struct call_record subject;
+    static const struct member members[] = {
+#define MEMBER(type, name, array)                                                                 \
+    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
+#include "call_record.def"
+        {NULL, NULL, sizeof(subject), 0}};
+    return members;
+}
+
 /* The constants that Python uses: the exits, and what else is named here; the last has no name. */
 struct constant {
     const char *name;
@@ -58,6 +82,7 @@ const struct constant *shim_constants(void)
         CONSTANT(STOP_HYPERVISOR) CONSTANT(STOP_DEBUGGER)
         CONSTANT(STOP_BREAKPOINT) CONSTANT(STOP_WATCHPOINT) CONSTANT(STOP_FAULT)
         CONSTANT(GAVE_UP) CONSTANT(NO_VECTOR) CONSTANT(FLUSH_OWN) CONSTANT(FLUSH_KEPT)
+        CONSTANT(CALLS_KEPT)
         CONSTANT(WAITS_HALTED) CONSTANT(WAITS_REQUESTED) CONSTANT(WAITS_NMI)
         CONSTANT(WAITS_NMI_BLOCKED) CONSTANT(WAITS_SHADOW) CONSTANT(WAITS_DEBUG_HELD)
         CONSTANT(INTERRUPT_VIRQ) CONSTANT(INTERRUPT_NMI) CONSTANT(INTERRUPT_DEBUG)

@@ -25,7 +25,7 @@ void shim_sync_rflags(void)
     sync_rflags(RFLAGS_ALL);
 }
 
-static void apply_requests(void)
+void apply_requests(void)
 {
     sync_rflags(FLAGS_RUNNING);
     if (G.exit.flush) {
@@ -103,6 +103,8 @@ void helper_syscall_x86_64(void *env, int next_eip_addend)
     }
     FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
     G.exit.by_iret = 0;
+    if (lane_takes(EXIT_SYSCALL))
+        return;
     enter_hypervisor(EXIT_SYSCALL, 0);
     if (G.exit.by_iret) /* the block that called would trap at once for TF, as a SYSRET does */
         U.loop_exit_restore(G.cpu, 0);

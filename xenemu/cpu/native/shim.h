@@ -42,6 +42,22 @@ struct page_info {
 #include "page_info.def"
 };
 
+struct pv_vcpu {
+#define MEMBER(type, name, array) type name array;
+#include "pv_vcpu.def"
+};
+
+struct call_record {
+#define MEMBER(type, name, array) type name array;
+#include "call_record.def"
+};
+
+enum { CALLS_KEPT = 64 };
+struct call_log { /* hv/calls.py */
+    uint64_t count; /* of all calls so far; call n is at n modulo CALLS_KEPT */
+    struct call_record calls[CALLS_KEPT];
+};
+
 extern struct shared {
     void *uc, *cpu, *env, *tcg; /* Unicorn's structs; these are not Python's */
 #define SUBJECT(name) struct name {
@@ -56,6 +72,11 @@ void outdate_kept_tlbs(void);
 
 /* exits.c */
 void enter_hypervisor(enum exit_kind kind, uint32_t vector);
+void apply_requests(void);
+
+/* lane.c */
+enum { HYPERCALL_VECTOR = 0x82 }; /* of a 32-bit PV guest */
+bool lane_takes(enum exit_kind kind);
 
 /* count.c */
 extern int64_t left_at_refund; /* what was left after the last block that was left early */
@@ -161,6 +182,8 @@ static inline bool canonical(uint64_t address)
 void shim_sync_rflags(void);
 void shim_request_interrupt(uint32_t kind);
 uint64_t shim_came_from(void);
+uint64_t shim_translate(uint64_t vaddr, bool writing);
+void shim_flush_page(uint64_t vaddr);
 
 /* Unicorn calls it, too. */
 void tb_flush_x86_64(void *cpu);

@@ -335,6 +335,7 @@ void shim_switch_tlb(unsigned from, unsigned to)
     char *tlb = FIELD(G.cpu, CPU_ENV_PTR, char *) - TLB_BEFORE_ENV;
     struct kept *leaving = kept_of(from), *coming = kept_of(to);
 
+    G.lane.open = 0; /* it is the leaving vcpu's */
     if (G.exit.flush & FLUSH_KEPT)
         outdate_kept_tlbs();
     if (leaving->here) /* from before the machine went back to a snapshot */

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from xenemu.hv.calls import CallRecord
+from xenemu.hv.calls import CallLog
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.events import EventChannels
 from xenemu.hv.state.schedule import Schedule
@@ -122,7 +122,7 @@ class Domain:
     schedule: Schedule = field(default_factory=Schedule)
     reschedule: bool = False  # since the current vcpu got the CPU, another has become runnable
     output: bytearray = field(default_factory=bytearray)  # console bytes not yet shown
-    calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=64))
+    calls: CallLog = field(default_factory=CallLog)
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     watch: Watchers | None = field(default=None, compare=False, repr=False)
     # The domains of its host by their ids; it is one of them.
@@ -132,7 +132,7 @@ class Domain:
         self.pages = self.frames.pages[self.domid]
         self.pages.max_pages = max_pages
         self.shared_info_width = self.shared_info_width or self.width
-        self.frames.calls = self.calls
+        self.frames.calls = self.calls.own
         self.peers[self.domid] = self
 
     @property

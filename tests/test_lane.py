@@ -1,0 +1,84 @@
+"""The lane (cpu/native/lane.c) does what the model does, to the byte and to the count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from test_snapshot import Script, end_of
+
+from fuzz import fresh, runner
+from fuzz.__main__ import make_world
+from fuzz.world import WORK
+from guests.build import ENVIRONMENTS, build, guests
+from xenemu.hv.building import DomainConfig
+from xenemu.image import load
+from xenemu.machine import Machine
+
+PV = [
+    (name, kind)
+    for name, guest in guests().items()
+    for kind in guest.environments
+    if ENVIRONMENTS[kind].mode == "pv"
+]
+LIVES, STEPS = range(1, 7), 250
+
+
+def everything(machine: Machine) -> tuple[object, ...]:
+    """What a guest, or somebody who reads a report, can see of a machine."""
+    memory = machine.domain.memory
+    calls = [
+        (call.name, call.at_ns, call.rip, call.vcpu_id, call.args, call.result, call.reason)
+        for call in machine.domain.calls
+    ]
+    return (
+        machine.engine.store(),
+        machine.engine.statistics(),
+        calls,
+        hashlib.sha256(memory.bytes).hexdigest(),
+        hashlib.sha256(memory.page_info).hexdigest(),
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), PV)
+def test_guests_end_alike(tmp_path: Path, name: str, kind: str) -> None:
+    def end(fast: bool) -> tuple[object, ...]:
+        machine = Machine(kernel, config, "pv")
+        machine.engine.fast = fast
+        return (*end_of(machine, Script(machine)), *everything(machine))
+
+    guest, environment = guests()[name], ENVIRONMENTS[kind]
+    kernel = load(build(guest, environment, tmp_path / name))
+    initrd = (guest.folder / guest.initrd).read_bytes() if guest.initrd else b""
+    config = DomainConfig(64 << 20, guest.cmdline.encode(), initrd, vcpus=guest.vcpus)
+    assert fresh.call(partial(end, True)) == fresh.call(partial(end, False))
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize("kind", ["pv64", "pv32"])
+def test_random_requests_have_the_same_effect(kind: str, vcpus: int) -> None:
+    def after(steps: list[dict], fast: bool) -> Callable[[], tuple[object, ...]]:
+        def run() -> tuple[object, ...]:
+            world = make_world(kind, "engine", vcpus)
+            engine = world.machine.engine
+            engine.fast = fast
+            before = engine._shim.lane.calls
+            for step in steps:
+                runner.attempt(world, step)
+            return (*everything(world.machine), engine._shim.lane.calls - before)
+
+        return run
+
+    world, taken = make_world(kind, "engine", vcpus), 0
+    for life in LIVES:
+        _, steps = fresh.call(lambda life=life: runner.live(world, 21, life, STEPS))
+        steps = [step for step in steps if step["kind"] != WORK]  # which the lane does not count
+        *fast, calls = fresh.call(after(steps, fast=True))
+        *slow, none = fresh.call(after(steps, fast=False))
+        assert fast == slow
+        assert none == 0
+        taken += calls
+    assert taken
