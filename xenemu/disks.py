@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 QCOW2_MAGIC: Final = b"QFI\xfb"
 SECTOR_SIZES: Final = (512, 4096)
 SYNTAX: Final = (
-    "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096][,later]"
+    "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
+    "[,persistent][,later]"
 )
 
 
@@ -53,7 +54,7 @@ class DiskSpec:
     """A disk that a guest is to have; without a `name` it is the first that is free.
 
     Without a `format`, the file is raw, but must not look like another. `overlay` is the file for
-    what the guest writes; without it, that is kept in memory.
+    what the guest writes; without it, that is kept in memory. `persistent` is as in dom0.block.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class DiskSpec:
     format: Format | None = None
     sector_size: int = 512
     overlay: Path | None = None
+    persistent: bool = False
     later: bool = False  # the guest gets it when a toolstack attaches it
 
     @property
@@ -95,7 +97,7 @@ def parse_disk(option: str, text: str) -> DiskSpec:
         raise UsageError(f"{option} {text}: give a file: {SYNTAX}")
     for word in words:
         key, equals, value = word.partition("=")
-        if word == "later":
+        if word in ("persistent", "later"):
             value = "yes"
         elif not equals:
             key, value = "access", word
@@ -110,7 +112,7 @@ def parse_disk(option: str, text: str) -> DiskSpec:
                     values[key] = Access(value)
                 case "overlay" if value and "access" not in values:
                     values |= {"access": Access.OVERLAY, key: Path(value)}
-                case "later" if word == key:
+                case "persistent" | "later" if word == key:
                     values[key] = True
                 case "name":
                     vdev.number_of(value)
@@ -162,6 +164,7 @@ def opened(option: str, specs: Sequence[DiskSpec]) -> Iterator[list[Block]]:
                 read_only=spec.access is Access.READ_ONLY,
                 sector_size=spec.sector_size,
                 later=spec.later,
+                persistent=spec.persistent,
             )
             for spec, (name, number) in zip(specs, names, strict=True)
         ]

@@ -10,7 +10,7 @@ import pytest
 
 from busfakes import Bus, FrontRing
 from grantfakes import state
-from xenemu.abi.grant_table import GTF_permit_access, GTF_reading, GTF_readonly, GTF_writing
+from xenemu.abi.grant_table import GTF_permit_access, GTF_readonly, GTF_writing
 from xenemu.abi.io.blkif import (
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
@@ -24,9 +24,9 @@ from xenemu.abi.io.blkif import (
     blkif_request_segment,
     blkif_response,
 )
-from xenemu.abi.io.ring import REQ_PROD
+from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD
 from xenemu.abi.io.xenbus import XenbusState
-from xenemu.dom0.block import DISCARD_NS, LATENCY_NS, MAX_PERSISTENT, Block
+from xenemu.dom0.block import DISCARD_NS, GATHER_NS, LATENCY_NS, MAX_PERSISTENT, Block
 from xenemu.encoding import decode, encode
 from xenemu.hv import event_channel, grant_table
 from xenemu.hv.audit import audit
@@ -105,6 +105,7 @@ class Guest:
             vdev="xvda",
             read_only=self.read_only,
             sector_size=self.sector_size,
+            persistent=self.persistent,
         )
         self.bus = Bus([self.block], width=self.width)
         self.connect()
@@ -201,7 +202,7 @@ def test_the_nodes_are_those_of_blkback() -> None:
         **{"physical-device": "7:0", "physical-device-path": "/dev/loop0"},
         **{"hotplug-status": "connected", "feature-max-indirect-segments": "256"},
         **{"multi-queue-max-queues": "4", "max-ring-page-order": "4"},
-        **{"feature-flush-cache": "1", "feature-barrier": "1", "feature-persistent": "1"},
+        **{"feature-flush-cache": "1", "feature-barrier": "1", "feature-persistent": "0"},
         **{"discard-granularity": "4096", "discard-alignment": "0", "discard-secure": "0"},
         **{"feature-discard": "1", "sectors": str(DISK_SIZE // 512), "info": "0"},
         **{"sector-size": "512", "physical-sector-size": "512"},
@@ -375,24 +376,53 @@ def test_an_error_of_the_host_is_an_error_of_the_request(error: OSError, status:
     assert guest.block.pending == type(guest.block.pending)()
 
 
-def test_a_request_takes_its_time_and_its_pages() -> None:
+def test_a_request_takes_its_time_and_no_page_meanwhile() -> None:
     guest = Guest()
     ref, _ = guest.page()
     guest.submit(guest.rw(BLKIF_OP_READ, 0, (ref, 0, 7)))
-    guest.submit(guest.rw(BLKIF_OP_READ, 8, (ref, 0, 7), id=8))
     guest.bus.settle()
-    entry = grant_table.read_entry(guest.bus.domain, ref)
-    assert entry.flags == GTF_permit_access | GTF_reading | GTF_writing
-    assert (guest.answer(), len(list(guest.block.held(guest.bus.domain)))) == (None, 3)
+    assert grant_table.read_entry(guest.bus.domain, ref).flags == GTF_permit_access
+    assert (guest.answer(), len(list(guest.block.held(guest.bus.domain)))) == (None, 1)
     guest.bus.settle(LATENCY_NS + PAGE_SIZE - 1)
     assert guest.answer() is None
     guest.bus.settle(1)
     assert guest.answer() == (7, BLKIF_OP_READ, OKAY)
-    assert guest.answer() is None
-    guest.bus.settle(PAGE_SIZE)  # one after the other
-    assert guest.answer() == (8, BLKIF_OP_READ, OKAY)
     assert grant_table.read_entry(guest.bus.domain, ref).flags == GTF_permit_access
     assert audit(guest.bus.domain) == []
+
+
+def test_requests_come_without_events_while_one_is_under_way() -> None:
+    guest = Guest(queues=2)
+    ref, _ = guest.page()
+    ring = guest.rings[0]
+    guest.submit(guest.rw(BLKIF_OP_READ, 0, (ref, 0, 7)))
+    guest.bus.settle()
+    asks_at = ring.get(REQ_EVENT)
+    ring.put(guest.rw(BLKIF_OP_READ, 0, (ref, 0, 7), id=8))
+    guest.rings[1].put(guest.rw(BLKIF_OP_READ, 0, (ref, 0, 7), id=9))  # and no event
+    assert asks_at <= 1  # so none is due for the second request
+    guest.bus.settle(LATENCY_NS + PAGE_SIZE)
+    assert (guest.answer(), guest.answer(), guest.answer(1)) == ((7, 0, OKAY), None, None)
+    guest.bus.settle(LATENCY_NS + 2 * PAGE_SIZE)
+    assert (guest.answer(), guest.answer(1)) == ((8, 0, OKAY), (9, 0, OKAY))
+    assert [ring.get(REQ_EVENT) for ring in guest.rings] == [3, 2]
+
+
+def test_requests_are_done_together_by_one_event() -> None:
+    guest = Guest()
+    ref, _ = guest.page()
+    took_ns = 60 * PAGE_SIZE
+    for _ in range(6):
+        guest.rings[0].put(guest.indirect(BLKIF_OP_READ, 0, [(ref, 0, 7)] * 60))
+    event_channel.send(guest.bus.domain, guest.ports[0])
+    guest.bus.settle()
+    assert 4 * took_ns < GATHER_NS < 5 * took_ns
+    guest.bus.settle(LATENCY_NS + 5 * took_ns - 1)
+    assert guest.answer() is None
+    guest.bus.settle(1)
+    assert [guest.answer() for _ in range(6)] == [(9, 0, OKAY)] * 5 + [None]
+    guest.bus.settle(took_ns)
+    assert guest.answer() == (9, 0, OKAY)
 
 
 def test_discards_take_time_so_that_the_host_is_heard_between_them() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from fakes import DOMID, make_current, make_pvh_current
@@ -21,13 +23,14 @@ from xenemu.abi.grant_table import (
     GTF_writing,
     grant_entry_v2,
 )
-from xenemu.dom0.grants import map_grant, read_grant, unmap_grant, write_grant
+from xenemu.dom0.grants import frames_of, map_grant, read_grant, unmap_grant, write_grant
 from xenemu.errors import XenError
 from xenemu.hv import grant_table
 from xenemu.hv.audit import audit
 from xenemu.hv.frame_table import PGT_l1_page_table
+from xenemu.hv.grant_table import GrantError
 from xenemu.hv.state.domain import DOM0, Domain
-from xenemu.x86.paging import Maddr
+from xenemu.x86.paging import Maddr, Mfn
 
 
 @pytest.fixture(params=[make_current, make_pvh_current])
@@ -92,6 +95,66 @@ def test_what_is_not_granted_is_not_used(
     refused(domain, status, lambda: map_grant(domain, ref))
     refused(domain, status, lambda: read_grant(domain, ref, 0, 8))
     refused(domain, status, lambda: write_grant(domain, ref, 0, b"x"))
+    for into in (True, False):
+        refs, parts = (REF, ref), ((0, 8), (0, 8))
+        refused(domain, status, lambda: frames_of(domain, refs, parts, into))  # noqa: B023
+
+
+SECOND = 11
+USES: dict[str, Callable[[Domain], object]] = {
+    "none": lambda _: None,
+    "mapped": lambda domain: map_grant(domain, REF),
+    "mapped for reading": lambda domain: map_grant(domain, REF, GNTMAP_host_map | GNTMAP_readonly),
+    "changed while mapped": lambda domain: (
+        map_grant(domain, REF),
+        grant(domain, REF, Mfn(PAGE + 1), to=DOM0),
+    ),
+    "for reading": lambda domain: grant(
+        domain, REF, PAGE, GTF_permit_access | GTF_readonly, to=DOM0
+    ),
+    "a page table": lambda domain: domain.frames.get_page_and_type(PAGE, DOMID, PGT_l1_page_table),
+    "of version 2": lambda domain: (
+        grant_table.set_version(domain, 2),
+        grant(domain, REF, PAGE, to=DOM0),
+    ),
+    "of another's frame": lambda domain: grant(domain, REF, 5, to=DOM0),
+    "of no frame": lambda domain: grant(domain, REF, 0xFFFF_FFFF, to=DOM0),
+    "for another": lambda domain: grant(domain, REF, PAGE, to=DOMID),
+}
+
+
+def outcome(function: Callable[[], object]) -> object:
+    try:
+        return function()
+    except GrantError as error:
+        return error.status, error.reason
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_frames_for_a_copy_are_those_that_a_single_copy_uses(
+    domain: Domain, use: Callable[[Domain], object]
+) -> None:
+    use(domain)
+    grant(domain, SECOND, Mfn(PAGE + 1), to=DOM0)
+    before = state(domain)
+    content = {mfn: bytes([n] * 4) for n, mfn in enumerate((PAGE, PAGE + 1), 1)}
+    for mfn, data in content.items():
+        domain.memory.write(Maddr(mfn << 12), data)
+    single = outcome(lambda: read_grant(domain, REF, 0, 4))
+    found = outcome(lambda: frames_of(domain, [SECOND, REF], [(0, 4)] * 2, False))
+    if isinstance(single, bytes):
+        assert isinstance(found, list)
+        assert [content[mfn] for mfn in found] == [content[PAGE + 1], single]
+    else:
+        assert found == single
+    single = outcome(lambda: write_grant(domain, REF, 0, b"new!"))
+    found = outcome(lambda: frames_of(domain, [SECOND, REF], [(0, 4)] * 2, True))
+    if single is None:
+        assert isinstance(found, list)
+        assert domain.memory.read(Maddr(found[1] << 12), 4) == b"new!"
+    else:
+        assert found == single
+    assert state(domain)[1:] == before[1:]
 
 
 def test_a_grant_is_read_and_written_without_a_mapping(domain: Domain) -> None:

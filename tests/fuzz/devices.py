@@ -210,8 +210,14 @@ def block_guest(draw: random.Random) -> Hostile:
     size = 1 << 18
     blocks = BlocksInMemory({number: bytes(4096) for number in range(size >> 12) if number % 16})
     disk = OverlayDisk(FileDisk(-1, size), blocks)
-    read_only, sector_size = draw.random() < 0.2, draw.choice((512, 512, 4096))
-    device = Block(51712, disk=disk, vdev="xvda", read_only=read_only, sector_size=sector_size)
+    device = Block(
+        51712,
+        disk=disk,
+        vdev="xvda",
+        read_only=draw.random() < 0.2,
+        sector_size=draw.choice((512, 512, 4096)),
+        persistent=draw.random() < 0.4,
+    )
     texts = {
         "protocol": ("x86_64-abi", "x86_32-abi", "x86_64-abi", "arm-abi", ""),
         "multi-queue-num-queues": ("1", "4", "2", "5", *STRANGE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fuzz.devices import GUESTS, Failed, fuzz
+from xenemu.dom0 import grants
 from xenemu.dom0.block import Block
 from xenemu.dom0.bus import BusBackend
 
@@ -17,10 +18,10 @@ def test_nothing_fails_and_nothing_grows(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Block, "_unmap"), (BusBackend, "_forget"), (Block, "own_handles")]
+    ("owner", "name"), [(grants, "unmap_grant"), (BusBackend, "_forget"), (Block, "own_handles")]
 )
 def test_what_a_backend_forgets_is_found(
-    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
+    owner: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, name, lambda *arguments: ())
     with pytest.raises(Failed, match="block, seed 1, step"):

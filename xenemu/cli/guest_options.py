@@ -61,7 +61,8 @@ Disk = Annotated[
         " overlay a file: with rw it is in FILE,"
         " with ro it is refused. Without a name, it is the first free of xvda, xvdb and so on. For"
         " several disks, say it again.",
-        metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096][,later]",
+        metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
+        "[,persistent][,later]",
     ),
 ]
 Sharing = Annotated[

@@ -2,8 +2,14 @@
 
 A request takes time: a disk does one after the other, at NS_PER_BYTE or DISCARD_NS, and each is
 done LATENCY_NS after that. So requests are done in their order, and a flush needs to wait for
-nothing. The pages of a request are mapped from when it is taken until it is done. The bytes move
-when it is done.
+nothing. The bytes move when it is done, as a copy by grants, so that dom0 holds no page meanwhile.
+Those that are done within GATHER_NS of the first are done with the last of them, by one event. But
+a discard, which may take the host some time, is done on its own.
+
+While requests are under way, the backend wants no event for others: it looks for them when those
+are done.
+
+If the disk is `persistent`, and the frontend uses that, the pages of its requests stay mapped.
 
 Header: public/io/blkif.h
 In Xen: Linux's drivers/block/xen-blkback; tools/libs/light/libxl_disk.c
@@ -18,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOSYS
-from xenemu.abi.grant_table import GNTMAP_host_map, GNTMAP_readonly
 from xenemu.abi.io.blkif import (
     BLKIF_OP_DISCARD,
     BLKIF_OP_READ,
@@ -48,11 +53,13 @@ from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.disk import Disk
 from xenemu.dom0.ring import BackRing, RingError
 from xenemu.errors import XenError
+from xenemu.hv.grant_copy import Part
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.state.domain import Domain
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+from xenemu.x86.paging import PAGE_SHIFT, Maddr, Mfn
 
 LATENCY_NS: Final = 50_000
+GATHER_NS: Final = 1_000_000
 NS_PER_BYTE: Final = 1  # 1 GB/s
 DISCARD_NS: Final = 10_000
 
@@ -64,15 +71,13 @@ WIDTHS: Final = {b"x86_64-abi": 8, b"x86_32-abi": 4}
 DONE: Final = 1  # the timer's number: a request is done
 
 
-@dataclass
+@dataclass(slots=True)
 class Pending:
-    """A request under way: when it is done, its pages, and the handles of those to be unmapped."""
+    """A request under way, and when it is done."""
 
     queue: int
     request: Request
-    due_ns: int = 0
-    mfns: list[Mfn] = field(default_factory=list)
-    handles: list[int] = field(default_factory=list)
+    due_ns: int
 
 
 @dataclass
@@ -90,6 +95,7 @@ class Block(BusBackend):
     """A disk of a domain's.
 
     `vdev` is its name in the guest, such as xvda; `params` what the toolstack calls its file.
+    `persistent` is whether grants may stay mapped. Linux then copies each page, so it is slower.
     """
 
     kind = "vbd"
@@ -101,6 +107,7 @@ class Block(BusBackend):
     params: str = ""
     read_only: bool = False
     sector_size: int = 512
+    persistent: bool = False
     queues: list[Queue] = field(default_factory=list, init=False)
     width: int = field(default=8, init=False)  # of the ring's layout
     is_persistent: bool = field(default=False, init=False)
@@ -146,7 +153,7 @@ class Block(BusBackend):
             self.width = WIDTHS[protocol]
         else:
             raise XenError(ENOSYS, f"unknown fe protocol {protocol[:63].decode('latin-1')}")
-        self.is_persistent = bool(self.read_number("feature-persistent", 0))
+        self.is_persistent = self.persistent and bool(self.read_number("feature-persistent", 0))
         count = self.read_number("multi-queue-num-queues", 1)
         if not 1 <= count <= MAX_QUEUES:
             raise XenError(
@@ -191,7 +198,7 @@ class Block(BusBackend):
             self.write("discard-secure", 0)
             self.write("feature-discard", 1)
         self.write("feature-barrier", can_write)
-        self.write("feature-persistent", 1)
+        self.write("feature-persistent", int(self.persistent))
         self.write("sectors", self.disk.size >> SECTOR_SHIFT)
         self.write("info", VDISK_READONLY if self.read_only else 0)
         self.write("sector-size", self.sector_size)
@@ -200,7 +207,8 @@ class Block(BusBackend):
     def shut(self, domain: Domain) -> None:
         """Finish what is under way without an answer, and unmap everything."""
         while self.pending:
-            self._finish(domain, self.pending.popleft())
+            pending = self.pending.popleft()
+            self._finish(domain, self.queues[pending.queue], pending.request)
         for queue in self.queues:
             for handle, _ in queue.persistent.values():
                 grants.unmap_grant(domain, handle)
@@ -223,10 +231,9 @@ class Block(BusBackend):
         answered = False
         try:
             while not queue.halted:
-                slot = queue.ring.take(domain.memory)
-                if slot is not None:
+                for slot in queue.ring.take_all(domain.memory):
                     answered |= self._take(domain, number, slot, now_ns)
-                elif not queue.ring.final_check(domain.memory):
+                if self.pending or not queue.ring.final_check(domain.memory):
                     break
         except RingError as error:
             queue.halted = True
@@ -239,9 +246,10 @@ class Block(BusBackend):
         """Begin a request, or answer one that cannot be done; whether it was answered."""
         queue = self.queues[number]
         try:
-            request = decode(self.width, slot, lambda refs: self._read_pages(domain, queue, refs))
+            request = decode(
+                self.width, slot, lambda ref, size: self._read_page(domain, queue, ref, size)
+            )
             check(request, self.disk.size, self.sector_size, self.read_only)
-            pending = self._map_all(domain, number, request)
         except (BadRequestError, UnknownRequestError, GrantError) as error:
             unknown = isinstance(error, UnknownRequestError)
             status = BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
@@ -252,53 +260,34 @@ class Block(BusBackend):
         if request.operation != BLKIF_OP_DISCARD:
             took_ns = request.size * NS_PER_BYTE
         self.free_ns = max(self.free_ns, now_ns) + took_ns
-        pending.due_ns = self.free_ns + LATENCY_NS
-        self.pending.append(pending)
+        self.pending.append(Pending(number, request, self.free_ns + LATENCY_NS))
         return False
 
-    def _map_all(self, domain: Domain, number: int, request: Request) -> Pending:
-        """Map all that a request needs; GrantError, and nothing is."""
-        pending, queue = Pending(number, request), self.queues[number]
-        read_only = request.operation != BLKIF_OP_READ
-        try:
-            for ref, _, _ in request.segments:
-                kept = queue.persistent.get(ref)
-                if kept is not None:
-                    pending.mfns.append(kept[1])
-                else:
-                    mfn = self._map(domain, queue, ref, read_only, pending.handles)
-                    pending.mfns.append(mfn)
-        except GrantError:
-            self._unmap(domain, pending.handles)
-            raise
-        return pending
+    def _read_page(self, domain: Domain, queue: Queue, ref: int, size: int) -> bytes:
+        (mfn,) = self._frames(domain, queue, (ref,), ((0, size),), into=False)
+        return domain.memory.read(Maddr(mfn << PAGE_SHIFT), size)
 
-    def _map(
-        self, domain: Domain, queue: Queue, ref: int, read_only: bool, handles: list[int]
-    ) -> Mfn:
-        """Find a page that is mapped, or map it, perhaps for good; else its handle is noted."""
-        if ref in queue.persistent:
-            return queue.persistent[ref][1]
-        stays = self.is_persistent and len(queue.persistent) < MAX_PERSISTENT
-        flags = GNTMAP_host_map | (GNTMAP_readonly if read_only and not stays else 0)
-        handle, mfn = grants.map_grant(domain, ref, flags)
-        if stays:
-            queue.persistent[ref] = handle, mfn
-        else:
-            handles.append(handle)
-        return mfn
-
-    def _read_pages(self, domain: Domain, queue: Queue, refs: Sequence[int]) -> list[bytes]:
-        handles: list[int] = []
-        try:
-            mfns = [self._map(domain, queue, ref, True, handles) for ref in refs]
-            return [domain.memory.read(Maddr(mfn << PAGE_SHIFT), PAGE_SIZE) for mfn in mfns]
-        finally:
-            self._unmap(domain, handles)
-
-    def _unmap(self, domain: Domain, handles: Sequence[int]) -> None:
-        for handle in handles:
-            grants.unmap_grant(domain, handle)
+    def _frames(
+        self,
+        domain: Domain,
+        queue: Queue,
+        refs: Sequence[int],
+        parts: Sequence[Part],
+        *,
+        into: bool,
+    ) -> list[Mfn]:
+        """The frames of grants, which stay mapped if they may; GrantError."""
+        if not self.is_persistent:
+            return grants.frames_of(domain, refs, parts, into)
+        found = []
+        for ref, part in zip(refs, parts, strict=True):
+            if ref not in queue.persistent and len(queue.persistent) < MAX_PERSISTENT:
+                queue.persistent[ref] = grants.map_grant(domain, ref)
+            if ref in queue.persistent:
+                found.append(queue.persistent[ref][1])
+            else:
+                found += grants.frames_of(domain, (ref,), (part,), into)
+        return found
 
     # and done.
 
@@ -306,36 +295,37 @@ class Block(BusBackend):
         answered = set()
         while self.pending and self.pending[0].due_ns <= now_ns:
             pending = self.pending.popleft()
-            status = self._finish(domain, pending)
-            queue = self.queues[pending.queue]
-            self._answer(domain, queue, pending.request.id, pending.request.operation, status)
+            request, queue = pending.request, self.queues[pending.queue]
+            self._answer(
+                domain, queue, request.id, request.operation, self._finish(domain, queue, request)
+            )
             answered.add(pending.queue)
         for number in sorted(answered):
             self._push(domain, self.queues[number])
-        self._set_timer(domain)
+        for number in range(len(self.queues)):
+            self._take_all(domain, number, now_ns)
 
-    def _finish(self, domain: Domain, pending: Pending) -> int:
-        """Do what was asked for, and unmap its pages; its status."""
+    def _finish(self, domain: Domain, queue: Queue, request: Request) -> int:
+        """Do what was asked for; its status."""
         try:
-            self._perform(domain, pending)
+            self._perform(domain, queue, request)
+        except GrantError as error:
+            domain.refusals.append(f"{self.name}: {error}")
+            return BLKIF_RSP_ERROR
         except OSError as error:
             domain.refusals.append(f"{self.name}: {self.params}: {error.strerror or error}")
             unknown = error.errno == errno.EOPNOTSUPP
             return BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
-        finally:
-            self._unmap(domain, pending.handles)
         return BLKIF_RSP_OKAY
 
-    def _perform(self, domain: Domain, pending: Pending) -> None:
-        request, ram = pending.request, domain.memory.bytes
-        views = []
-        for mfn, (_, start, size) in zip(pending.mfns, request.segments, strict=True):
-            at = (mfn << PAGE_SHIFT) + start
-            views.append(ram[at : at + size])
+    def _perform(self, domain: Domain, queue: Queue, request: Request) -> None:
+        into = request.operation == BLKIF_OP_READ
+        mfns = self._frames(domain, queue, request.refs, request.parts, into=into)
+        views = _views(domain.memory.bytes, mfns, request.parts)
         match request.operation:
             case operation if operation == BLKIF_OP_READ:
                 self.disk.read(request.offset, views)
-                domain.memory.wrote_in(pending.mfns)
+                domain.memory.wrote_in(mfns)
             case operation if operation == BLKIF_OP_DISCARD:
                 self.disk.discard(request.offset, request.size)
             case operation:
@@ -357,16 +347,22 @@ class Block(BusBackend):
             self.tell(domain, queue.port)
 
     def _set_timer(self, domain: Domain) -> None:
-        if self.pending:
-            domain.timers.set((self.name, DONE), self.pending[0].due_ns)
+        """Set it for the last request of those that are done together."""
+        if not self.pending:
+            return
+        due_ns = self.pending[0].due_ns
+        latest_ns = due_ns + GATHER_NS
+        for pending in self.pending:
+            if pending.due_ns > latest_ns or pending.request.operation == BLKIF_OP_DISCARD:
+                break
+            due_ns = pending.due_ns
+        domain.timers.set((self.name, DONE), due_ns)
 
     # For the audit and for snapshots.
 
     def own_handles(self) -> Iterator[int]:
         for queue in self.queues:
             yield from (handle for handle, _ in queue.persistent.values())
-        for pending in self.pending:
-            yield from pending.handles
 
     def save(self) -> object:
         return super().save(), self.disk.save()
@@ -376,3 +372,18 @@ class Block(BusBackend):
         own, kept = state
         super().restore(own)
         self.disk.restore(kept)
+
+
+def _views(ram: memoryview, mfns: Sequence[Mfn], parts: Sequence[Part]) -> list[memoryview]:
+    """Parts of frames as pieces of memory, as few as there can be."""
+    views, start, end = [], 0, 0
+    for mfn, (offset, size) in zip(mfns, parts, strict=True):
+        at = (mfn << PAGE_SHIFT) + offset
+        if at != end:
+            if end:
+                views.append(ram[start:end])
+            start = at
+        end = at + size
+    if end:
+        views.append(ram[start:end])
+    return views

@@ -9,7 +9,7 @@ In Xen: Linux's drivers/block/xen-blkback/blkback.c
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,15 +27,18 @@ from xenemu.abi.io.blkif import (
     blkif_request_indirect,
     blkif_request_segment,
 )
+from xenemu.hv.grant_copy import Part
 from xenemu.x86.paging import PAGE_SIZE
 
 MAX_INDIRECT_SEGMENTS: Final = 256
 SEGMENTS_PER_PAGE: Final = PAGE_SIZE // blkif_request_segment.sizeof(8)
 FLUSHES: Final = (BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_WRITE_BARRIER)
 TRANSFERS: Final = (BLKIF_OP_READ, BLKIF_OP_WRITE, *FLUSHES)
-_SEGMENT: Final = struct.Struct("<IBBxx")
 SECTOR_SIZE: Final = 1 << SECTOR_SHIFT
+_SEGMENT: Final = "IBBxx"  # blkif_request_segment, as the struct module has it
+_SEGMENT_SIZE: Final = blkif_request_segment.sizeof(8)
 _SECTORS_PER_PAGE: Final = PAGE_SIZE >> SECTOR_SHIFT
+_WHOLE_PAGE: Final = ((0, PAGE_SIZE),)
 
 
 class BadRequestError(Exception):
@@ -46,18 +49,19 @@ class UnknownRequestError(Exception):
     """A request gets BLKIF_RSP_EOPNOTSUPP."""
 
 
-Segment = tuple[int, int, int]  # a part of a granted page: its grant, where it begins, its bytes
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
-    """A request: `operation` is what is to be done, with bytes of the disk."""
+    """A request: `operation` is what is to be done, with bytes of the disk.
+
+    Of the granted pages with these `refs`, it is about these `parts`.
+    """
 
     id: int
     operation: int
     offset: int
     size: int
-    segments: tuple[Segment, ...] = ()
+    refs: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 def identify(width: int, slot: bytes) -> tuple[int, int]:
@@ -67,10 +71,10 @@ def identify(width: int, slot: bytes) -> tuple[int, int]:
     return head.id, head.nr_segments if indirect else head.operation  # where indirect_op lies
 
 
-def decode(width: int, slot: bytes, read_pages: Callable[[Sequence[int]], list[bytes]]) -> Request:
-    """Take a slot apart; `read_pages` reads granted pages with indirect segments.
+def decode(width: int, slot: bytes, read_page: Callable[[int, int], bytes]) -> Request:
+    """Take a slot apart; `read_page` reads so many bytes of a granted page.
 
-    BadRequestError, UnknownRequestError; and what `read_pages` raises.
+    BadRequestError, UnknownRequestError; and what `read_page` raises.
     """
     operation = slot[0]
     if operation == BLKIF_OP_DISCARD:
@@ -85,7 +89,9 @@ def decode(width: int, slot: bytes, read_pages: Callable[[Sequence[int]], list[b
         _check_count(operation, count, MAX_INDIRECT_SEGMENTS)
         pages = (count + SEGMENTS_PER_PAGE - 1) // SEGMENTS_PER_PAGE
         refs = struct.unpack_from(f"<{pages}I", indirect.indirect_grefs)
-        return _transfer(indirect, operation, count, b"".join(read_pages(refs)))
+        sizes = [PAGE_SIZE] * pages
+        sizes[-1] = (count - (pages - 1) * SEGMENTS_PER_PAGE) * _SEGMENT_SIZE
+        return _transfer(indirect, operation, count, b"".join(map(read_page, refs, sizes)))
     if operation in TRANSFERS:
         request = blkif_request.unpack(width, slot)
         _check_count(operation, request.nr_segments, BLKIF_MAX_SEGMENTS_PER_REQUEST)
@@ -102,9 +108,10 @@ def check(request: Request, disk_size: int, sector_size: int, read_only: bool) -
             f"access denied: bytes {request.offset:#x} to {request.offset + request.size:#x} of"
             f" a disk of {disk_size:#x}"
         )
-    if sector_size == SECTOR_SIZE or not request.segments:
+    if sector_size == SECTOR_SIZE or not request.parts:
         return
-    if any(number % sector_size for number in (request.offset, *(s[2] for s in request.segments))):
+    sizes = [size for _, size in request.parts]
+    if any(number % sector_size for number in (request.offset, *sizes)):
         raise BadRequestError(f"misaligned: the disk's sectors have {sector_size} bytes")
 
 
@@ -120,13 +127,22 @@ def _check_count(operation: int, count: int, most: int) -> None:
 def _transfer(
     request: blkif_request | blkif_request_indirect, operation: int, count: int, packed: bytes
 ) -> Request:
-    segments, size = [], 0
-    for ref, first, last in _SEGMENT.iter_unpack(packed[: count * _SEGMENT.size]):
-        if last >= _SECTORS_PER_PAGE or last < first:
-            raise BadRequestError(f"a segment has the sectors {first} to {last} of a page")
-        length = last - first + 1 << SECTOR_SHIFT
-        segments.append((ref, first << SECTOR_SHIFT, length))
-        size += length
-    return Request(
-        request.id, operation, request.sector_number << SECTOR_SHIFT, size, tuple(segments)
-    )
+    refs: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
+    size = 0
+    if count:
+        fields = struct.unpack_from("<" + _SEGMENT * count, packed)
+        refs, firsts, lasts = fields[::3], fields[1::3], fields[2::3]
+        if not any(firsts) and lasts.count(_SECTORS_PER_PAGE - 1) == count:
+            parts, size = _WHOLE_PAGE * count, count * PAGE_SIZE
+        else:
+            parts = tuple(map(_part, firsts, lasts))
+            size = sum(length for _, length in parts)
+    sector = request.sector_number
+    return Request(request.id, operation, sector << SECTOR_SHIFT, size, refs, parts)
+
+
+def _part(first: int, last: int) -> Part:
+    if last >= _SECTORS_PER_PAGE or last < first:
+        raise BadRequestError(f"a segment has the sectors {first} to {last} of a page")
+    return first << SECTOR_SHIFT, last - first + 1 << SECTOR_SHIFT

@@ -15,6 +15,9 @@ from xenemu.hv import grant_copy, grant_map
 from xenemu.hv.state.domain import DOM0
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xenemu.hv.grant_copy import Part
     from xenemu.hv.maptrack import Maptrack
     from xenemu.hv.state.domain import Domain
     from xenemu.x86.paging import Mfn
@@ -65,3 +68,8 @@ def read_grant(domain: Domain, ref: int, offset: int, length: int) -> bytes:
 def write_grant(domain: Domain, ref: int, offset: int, data: bytes) -> None:
     """Copy into what a domain has granted; GrantError: as `hv.grant_copy.write_grant`."""
     grant_copy.write_grant(domain, DOM0, ref, offset, data)
+
+
+def frames_of(domain: Domain, refs: Sequence[int], parts: Sequence[Part], into: bool) -> list[Mfn]:
+    """The frames of grants for a copy at this instant; GrantError: as `hv.grant_copy.frames_of`."""
+    return grant_copy.frames_of(domain, DOM0, refs, parts, into)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, EIO
@@ -50,6 +50,9 @@ class Pages:
 
     def write(self, memory: Memory, offset: int, data: bytes) -> None:
         """Copy bytes in."""
+        if (offset & PAGE_MASK) + len(data) <= PAGE_SIZE:
+            memory.write(self._maddr(offset), data)
+            return
         done = 0
         for maddr, n in self._pieces(offset, len(data)):
             memory.write(maddr, data[done : done + n])
@@ -109,6 +112,10 @@ class BackRing:
     slot_size: int
     req_cons: int = 0
     rsp_prod: int = 0
+    slots: int = field(init=False)  # the largest power of two for which there is room
+
+    def __post_init__(self) -> None:
+        self.slots = 1 << ((self.pages.size - SLOTS) // self.slot_size).bit_length() - 1
 
     @classmethod
     def attach(cls, memory: Memory, pages: Pages, slot_size: int) -> BackRing:
@@ -123,13 +130,16 @@ class BackRing:
             raise XenError(EIO, f"{waiting} requests wait in a ring of {ring.slots}")
         return ring
 
-    @property
-    def slots(self) -> int:
-        """How many slots there are: the largest power of two for which there is room."""
-        return 1 << ((self.pages.size - SLOTS) // self.slot_size).bit_length() - 1
-
     def take(self, memory: Memory) -> bytes | None:
-        """Take the next request, or None if all are taken.
+        """Take the next request, or None if all are taken; RingError as `waiting`."""
+        return self._next(memory) if self.waiting(memory) else None
+
+    def take_all(self, memory: Memory) -> list[bytes]:
+        """Take all requests that wait; RingError as `waiting`."""
+        return [self._next(memory) for _ in range(self.waiting(memory))]
+
+    def waiting(self, memory: Memory) -> int:
+        """How many requests wait.
 
         RingError: the frontend claims to have put more than there is room for.
         """
@@ -141,8 +151,9 @@ class BackRing:
                 f" {self.slots} slots"
             )
         under_way = (self.req_cons - self.rsp_prod) & INDEX_MASK
-        if unanswered <= under_way:
-            return None
+        return max(0, unanswered - under_way)
+
+    def _next(self, memory: Memory) -> bytes:
         request = self.pages.read(memory, self._slot(self.req_cons), self.slot_size)
         self.req_cons = (self.req_cons + 1) & INDEX_MASK
         return request

@@ -6,7 +6,7 @@ In Xen: common/grant_table.c (gnttab_copy)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from xenemu.abi.grant_table import (
     GNTST_bad_copy_arg,
     GNTST_general_error,
     GNTST_permission_denied,
+    GTF_permit_access,
+    GTF_readonly,
 )
 from xenemu.abi.xen import DOMID_SELF
 from xenemu.errors import XenError
@@ -30,7 +32,9 @@ from xenemu.hv.grant_table import (
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.grants import Active
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
+
+Part = tuple[int, int]  # of a frame: where it begins, and its bytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,62 @@ def write_grant(granter: Domain, grantee: int, ref: int, offset: int, data: byte
         _check_page(offset, len(data))
         _check_bounds("destination", dest, offset, len(data))
         granter.memory.write(_maddr(dest, offset), data)
+
+
+def frames_of(
+    granter: Domain, grantee: int, refs: Sequence[int], parts: Sequence[Part], into: bool
+) -> list[Mfn]:
+    """The frames of grants, of each of which a part is copied out of or `into`, at this instant.
+
+    Nothing is held. Errors as `copy` has them, of the first grant that has one.
+    """
+    found = _ordinary_frames(granter, grantee, refs, into)
+    if found is None:
+        found = []
+        for ref, (offset, length) in zip(refs, parts, strict=True):
+            found.append(_frame_of(granter, grantee, ref, offset, length, into))
+    return found
+
+
+def _frame_of(granter: Domain, grantee: int, ref: int, offset: int, length: int, into: bool) -> Mfn:
+    incr = GNTPIN_hstw_inc if into else GNTPIN_hstr_inc
+    with _pinned(granter, grantee, ref, incr) as active:
+        _check_page(offset, length)
+        _check_bounds("destination" if into else "source", active, offset, length)
+        if into:
+            with _writable(granter, active):
+                pass
+        return active.mfn
+
+
+def _ordinary_frames(
+    granter: Domain, grantee: int, refs: Sequence[int], into: bool
+) -> list[Mfn] | None:
+    """What `_frame_of` finds if each grant is of an ordinary frame, and in no other use; or None.
+
+    Version 1's entry has the flags in bits 0 to 15, the grantee in 16 to 31, and then the frame.
+    """
+    grants, p2m = granter.grants, granter.p2m
+    if grants.version != 1 or not grants.active.keys().isdisjoint(refs):
+        return None
+    words, table, per_frame = granter.memory.words, grants.frames, PAGE_SIZE >> 3
+    owner, type_ = granter.frames.owner, granter.frames.type
+    mask = 0xFFFF_FFFF if into else 0xFFFF_FFFF & ~GTF_readonly
+    permitted, domid = GTF_permit_access | grantee << 16, granter.domid
+    found = []
+    try:
+        for ref in refs:
+            entry = words[table[ref // per_frame] * per_frame + ref % per_frame]
+            gfn = entry >> 32
+            mfn = gfn if p2m is None else p2m.table[gfn] - 1
+            if entry & mask != permitted or mfn < 0 or owner[mfn] != domid:
+                return None
+            if type_[mfn] != PGT_writable_page:
+                return None
+            found.append(Mfn(mfn))
+    except IndexError:  # there is no such entry, or no such frame
+        return None
+    return found
 
 
 def _owner(domain: Domain, end: CopyEnd) -> Domain | None:
