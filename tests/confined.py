@@ -29,6 +29,7 @@ PASSWD, NOWHERE = b"/etc/passwd", b"/nonexistent/file"
 CALLED = socket.create_server(("127.0.0.1", 0))
 CALLER = socket.socket()
 ADDRESS = b"\x02\0" + CALLED.getsockname()[1].to_bytes(2, "big") + bytes((127, 0, 0, 1)) + bytes(8)
+READING, WRITING = os.pipe()
 ROOM = ctypes.create_string_buffer(4096)
 
 # Number on x86-64, and arguments with which it does, or nearly does, what it is for.
@@ -173,11 +174,26 @@ def call() -> None:
 
 def call_confined(*without: str, debugger: bool = False) -> None:
     """The same in one that is, `without` some of the locks."""
-    nothing = {"_library": lambda: None, "_landlock": lambda libc: 0, "_limit": lambda spare: None}
+    nothing = {
+        "_library": lambda: None,
+        "_landlock": lambda libc: 0,
+        "_limit": lambda *_, **__: None,
+    }
     for name in without:
         setattr(confine, name, nothing[name])
     confinement = confine.confine(confine.CALLER_DESCRIPTORS if debugger else 0)
     print(json.dumps(attempts() | {"trouble": confinement.trouble, "told": str(confinement)}))
+
+
+def call_copied() -> None:
+    """The same in a process that others may be copied from, and in a copy of it."""
+    confine.confine(copied=True)
+    reading, writing = READING, WRITING
+    if os.fork() == 0:
+        confine.confine_copy()
+        os.write(writing, json.dumps(attempts()).encode())
+        os._exit(0)
+    print(json.dumps([attempts(), json.loads(os.read(reading, 1 << 16))]))
 
 
 def run(*arguments: str) -> None:
@@ -230,7 +246,7 @@ def run_late(*arguments: str) -> None:
     cli.main(["run", *arguments])
 
 
-def _import_late(**_: object) -> None:
+def _import_late(*_: object) -> None:
     for module in confine.IMPORTED_LATE:
         import_module(module)
 
@@ -238,21 +254,21 @@ def _import_late(**_: object) -> None:
 # What a worker of smoke's calls.
 
 
-def boot(boot: object, connection: object, errors: str) -> None:
+def boot(connection: object, boot: object) -> None:
     """A worker that tries system calls where it would run the guest."""
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(attempts()))]
-    worker.main(boot, connection, errors)
+    worker.main(connection, boot)
 
 
-def boot_with(boot: object, connection: object, errors: str) -> None:
+def boot_with(connection: object, boot: object) -> None:
     """A worker that tells of a descriptor, whose number is the boot's name."""
     found = is_open(int(boot.name))
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(found))]
-    worker.main(boot, connection, errors)
+    worker.main(connection, boot)
 
 
-def boot_late(boot: object, connection: object, errors: str) -> None:
+def boot_late(connection: object, boot: object) -> None:
     """A worker that tells of late imports where it would run the guest."""
     worker.confine = _import_late
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(late_imports()))]
-    worker.main(boot, connection, errors)
+    worker.main(connection, boot)

@@ -1,4 +1,4 @@
-"""Workers that misbehave, for test_runner.py: each is a module's function, so that it spawns."""
+"""Workers that misbehave, for test_runner.py: each is a module's function, to be sent."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import os
 import signal
 import time
 
-from xenemu.smoke import wire
+from xenemu.smoke import copies, wire
+from xenemu.smoke.copies import Copied
 from xenemu.smoke.results import Result
 from xenemu.smoke.verdict import Finding, Verdict
-from xenemu.smoke.worker import Progress
+from xenemu.smoke.worker import AtSnapshot, Progress
 
 
-def main(boot, connection, errors):
+def main(connection, boot):
     """Do what the boot is called."""
     name = boot.name.rstrip(" 1234567890")
+    if boot.is_origin:
+        wire.send(connection, AtSnapshot())
+        if name == "origin dies":
+            os._exit(0)
+        if name == "origin lies":
+            connection.recv()
+            wire.send(connection, Copied(1))
+        born = copies.serve(connection)
+        if born is None:
+            return
+        boot, connection = born
+        name = boot.name
+    if name == "repeats":
+        wire.send(connection, AtSnapshot())
+        time.sleep(1000)
     if name == "segv":
-        with open(errors, "w") as file:
-            file.write("the engine's last words")
+        os.write(2, b"the engine's last words")
         os.kill(os.getpid(), signal.SIGSEGV)
     if name == "exit":
         os._exit(3)

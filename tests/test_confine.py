@@ -68,6 +68,13 @@ def test_native_code_can_do_nothing_that_a_run_does_not_need():
     assert found == REFUSED
 
 
+def test_a_process_that_is_copied_may_fork_and_its_copy_may_not():
+    original, copy = answer("call_copied")
+    own_limits = {"prctl": 0, "prlimit64": 0}
+    assert original == REFUSED | own_limits
+    assert copy == REFUSED
+
+
 @pytest.mark.parametrize("options", [(), ("--gdb", ":0")])
 def test_run_is_confined_when_its_guest_begins(guest, options):
     assert answer("run", guest(SPIN), *options) == REFUSED

@@ -49,13 +49,17 @@ CALLER_CALLS: Final = """
     accept accept4 recvfrom shutdown getsockname getpeername getsockopt setsockopt
 """.split()
 CALLER_DESCRIPTORS: Final = 4
+# A process that is copied gets the descriptors of each copy; a copy gives its right to fork up.
+COPIED_CALLS: Final = "recvmsg dup2 dup3 set_robust_list seccomp".split()
+COPIED_DESCRIPTORS: Final = 2
 
 F_GETFD, F_SETFD, F_GETFL, F_SETFL = range(1, 5)
 TCGETS, TCSETS, TCSETSW, TCSETSF = range(0x5401, 0x5405)
 TCGETS2, TCSETS2, TCSETSW2, TCSETSF2 = 0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D
 TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO = 0x540F, 0x5413, 0x541B, 0x5421
 # Calls of which one argument, counted from 0, must have one of these values.
-BOUND_CALLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
+Bound = tuple[int, tuple[int, ...]]
+BOUND_CALLS: Final[dict[str, Bound]] = {
     "fcntl": (1, (F_GETFD, F_SETFD, F_GETFL, F_SETFL)),
     # Without TIOCSTI, which types in the place of the person at the terminal.
     "ioctl": (
@@ -67,11 +71,16 @@ BOUND_CALLS: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
     ),
     "sendto": (4, (0,)),  # to whom the socket is connected
 }
+PR_SET_PDEATHSIG, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 21, 38
+FORK_FLAGS: Final = 0x0120_0000 | signal.SIGCHLD  # glibc's: CLONE_CHILD_SETTID, _CLEARTID
+BOUND_COPIED_CALLS: Final[dict[str, Bound]] = {
+    "clone": (0, (FORK_FLAGS,)),  # no thread, no namespace
+    "prctl": (0, (PR_SET_NO_NEW_PRIVS,)),
+    "prlimit64": (0, (0,)),  # its own limits
+}
 
 # They go to every process of a terminal.
 TERMINAL_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
-
-PR_SET_PDEATHSIG, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 21, 38
 
 SCMP_ACT_ALLOW: Final = 0x7FFF0000
 SCMP_ACT_EPERM: Final = 0x00050000 | errno.EPERM
@@ -119,10 +128,11 @@ def obstacle() -> str:
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
 
 
-def confine(callers: int = 0, more: Iterable[str] = ()) -> Confinement:
+def confine(callers: int = 0, more: Iterable[str] = (), copied: bool = False) -> Confinement:
     """Confine this process, which has one thread; so many descriptors of `callers` may come and go.
 
-    `more` are the names of system calls that the guest's devices need, beside CALLS.
+    `more` are the names of system calls that the guest's devices need, beside CALLS. With `copied`,
+    the process may fork; a copy that is not to fork calls `confine_copy`.
 
     If this host lacks one of the locks, that lock is left out, and the answer says so. No exception
     is raised.
@@ -132,14 +142,32 @@ def confine(callers: int = 0, more: Iterable[str] = ()) -> Confinement:
     libc, library = _libc(), _library()
     libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     landlock = _landlock(libc)
-    _limit(callers)
+    _limit(callers + (COPIED_DESCRIPTORS if copied else 0), may_fork=copied)
     if library is None:
         return Confinement(landlock, MISSING)
+    calls = [*CALLS, *(CALLER_CALLS if callers else ()), *more]
     try:
-        _filter(library, [*CALLS, *(CALLER_CALLS if callers else ()), *more])
+        if copied:
+            _filter(library, [*calls, *COPIED_CALLS], BOUND_COPIED_CALLS)
+        else:
+            _filter(library, calls)
     except OSError as error:
         return Confinement(landlock, str(error.strerror))
     return Confinement(landlock)
+
+
+def confine_copy(more: Iterable[str] = ()) -> None:
+    """Confine a fork of a process that `confine` has confined to be `copied`: it forks no more.
+
+    `more` are those of that process. A filter can only be added, and the first one lets a process
+    signal the one that was copied. So this one can signal none, not even itself.
+    """
+    library = _library()
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if library is not None:
+        with suppress(OSError):  # `confine` could not either
+            _filter(library, [*CALLS, *more])
 
 
 def end_with_parent() -> None:
@@ -194,13 +222,14 @@ class Errand:
         os.waitpid(self._process, 0)
 
 
-def _limit(descriptors: int) -> None:
+def _limit(descriptors: int, may_fork: bool) -> None:
     """Limit what this process may still get; `descriptors` is how many more of them."""
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
+    limits = {resource.RLIMIT_CORE: 0} | ({} if may_fork else {resource.RLIMIT_NPROC: 0})
     with suppress(OSError):
-        lowest_free = os.eventfd(0)
-        os.close(lowest_free)
-        limits[resource.RLIMIT_NOFILE] = lowest_free + descriptors
+        lowest_free = [os.eventfd(0) for _ in range(descriptors + 1)]
+        limits[resource.RLIMIT_NOFILE] = lowest_free[-1]
+        for descriptor in lowest_free:
+            os.close(descriptor)
     for kind, most in limits.items():
         with suppress(OSError, ValueError):  # it may be lower already
             resource.setrlimit(kind, (most, most))
@@ -264,7 +293,9 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _filter(library: ctypes.CDLL, calls: list[str]) -> None:
+def _filter(
+    library: ctypes.CDLL, calls: list[str], bound: Mapping[str, Bound] | None = None
+) -> None:
     """Refuse every system call but `calls` and the bound ones; OSError says why it cannot be."""
     context = ctypes.c_void_p(library.seccomp_init(SCMP_ACT_EPERM))
     try:
@@ -273,7 +304,7 @@ def _filter(library: ctypes.CDLL, calls: list[str]) -> None:
         for name in calls:
             _allow(library, context, name)
         own = dict.fromkeys(("kill", "tgkill"), (0, (os.getpid(),)))
-        for name, (argument, values) in (BOUND_CALLS | own).items():
+        for name, (argument, values) in {**BOUND_CALLS, **own, **(bound or {})}.items():
             for value in values:
                 _allow(library, context, name, _Comparison(argument, SCMP_CMP_EQ, value, 0))
         _check(library.seccomp_load(context), "the seccomp filter")

@@ -22,6 +22,7 @@ from xenemu.image import DraftNotes
 
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000}
+MOMENT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")  # seconds of the guest's time
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
 MAX_TREE: Final = 1 << 30  # bytes in all files of a directory for EFI

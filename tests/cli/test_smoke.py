@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import pty
 import re
@@ -269,7 +270,8 @@ def test_coverage_that_lacks_something_says_so(smoke, place, monkeypatch):
     monkeypatch.setattr(coverage, "ROOM", 1)
     monkeypatch.setattr(coverage, "CHUNKS", 1)
     monkeypatch.setattr(coverage, "MOST", 1)
-    run = lambda boots, *_, **__: [worker.boot_once(boot) for boot in boots]  # noqa: E731
+    nobody, _listens = multiprocessing.Pipe()
+    run = lambda boots, *_, **__: [worker.Work(b, nobody).done() for b in boots]  # noqa: E731
     monkeypatch.setattr(matrix.runner, "run", run)
     (place / "one").write_bytes(kernel(say(b"x") + shutdown(POWEROFF), {"start": elfwriter.ENTRY}))
     code, _, err = smoke("one", "--coverage", "ran.info", "--memory", "64M")
@@ -452,3 +454,50 @@ def test_each_lost_output_is_named_as_far_as_they_are_few(capfd):
     matrix._exit_code([], lost, 0)
     *_, last, more = capfd.readouterr().err.splitlines()
     assert (last, more) == (f"xenemu: {lost[4]}", "xenemu: 2 more outputs are lost")
+
+
+FROM = """
+[[boot]]
+name = "base"
+kernel = "good"
+memory = "64M"
+expect = "one"
+
+[[boot]]
+name = "a"
+from = "base"
+schedule_seed = 5
+
+[[boot]]
+name = "b"
+from = "a"
+"""
+
+
+def test_a_shard_has_what_its_boots_start_from(smoke, place):
+    (place / "plan.toml").write_text(FROM.replace("schedule_seed = 5", 'snapshot = "two"'))
+    for shard, names in (("1/3", ["base"]), ("2/3", ["base", "a"]), ("3/3", ["base", "a", "b"])):
+        code, out, _ = smoke("plan.toml", "--list", "--shard", shard)
+        assert (code, out.splitlines()) == (0, names)
+
+
+def test_dry_run_tells_from_what_a_boot_starts(smoke, place):
+    (place / "plan.toml").write_text(FROM.replace('from = "a"', 'from = "base"'))
+    code, out, err = smoke("plan.toml", "--dry-run")
+    assert (code, err) == (0, "")
+    limits = "timeout 300 s, quiet 20 s, poweroff, reboot or suspend"
+    assert out.splitlines()[1:] == [
+        f"a: from base, --schedule-seed 5, {limits}",
+        f"b: from base, {limits}",
+    ]
+
+
+def test_results_say_from_what_a_boot_started(smoke, place):
+    (place / "plan.toml").write_text(FROM.partition('[[boot]]\nname = "b"')[0])
+    smoke("plan.toml", "--junit", "j.xml")
+    suites = ElementTree.fromstring((place / "j.xml").read_text())
+    found = [
+        {one.get("name"): one.get("value") for one in suite.iter("property")} for suite in suites
+    ]
+    assert ["from" in properties for properties in found] == [False, True]
+    assert found[1]["from"] == "base"

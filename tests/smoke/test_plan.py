@@ -304,3 +304,99 @@ def test_a_table_without_a_file_names_the_key_as_its_writer_does(tmp_path):
 )
 def test_a_name_as_a_file(name, slug, tmp_path):
     assert Boot(name, tmp_path).slug == slug
+
+
+BASE = """
+[defaults]
+kernel = "k"
+initrd = "k2"
+timeout = 50
+reject = "bad"
+rng_seed = 1
+
+[[boot]]
+name = "base"
+mode = ["pv", "pvh"]
+memory = "64M"
+rng_seed = 2
+expect = "up"
+timeout = 5
+"""
+
+
+def test_a_table_with_from_has_the_machine_of_each_boot_of_another(plan, tmp_path):
+    pv, pvh, a_pv, a_pvh = plan(f'{BASE}[[boot]]\nname = "a"\nfrom = "base"\nexpect = "it"')
+    assert (pv.name, pvh.name, a_pv.name, a_pvh.name) == ("base pv", "base pvh", "a pv", "a pvh")
+    assert pv.is_origin
+    assert pvh.is_origin
+    assert a_pvh == Boot(
+        name="a pvh",
+        kernel=tmp_path / "k",
+        mode="pvh",
+        memory=64 << 20,
+        initrd=tmp_path / "k2",
+        expect=(Step("it"),),
+        reject=("bad",),
+        rng_seed=2,
+        timeout=50.0,
+        origin=pvh,
+    )
+
+
+def test_from_may_name_one_boot_of_a_table_and_lists_make_more(plan):
+    more = '[[boot]]\nname = "a"\nfrom = "base pv"\nschedule_seed = [1, 2]'
+    *_, one, two = plan(f"{BASE}{more}")
+    assert [(boot.name, boot.origin.name) for boot in (one, two)] == [
+        *(("a seed1", "base pv"), ("a seed2", "base pv"))
+    ]
+    first, other, *_ = plan(f"{BASE}{more}")
+    assert first.is_origin
+    assert not other.is_origin
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [("1.5", 1.5), ('"1.5s"', 1.5), ('"5"', "5"), ('"a+"', "a+")]
+)
+def test_where_others_start(plan, value, read):
+    (boot,) = plan(f'[[boot]]\nkernel = "k"\nsnapshot = {value}')
+    assert boot.snapshot == read
+
+
+CANNOT_BE_COPIED = {
+    "a share": 'share = "d"',
+    "a network interface": 'net = "none-but-pcap"',
+    "a disk that it writes to": 'disk = ["k", "k2,overlay=o"]',
+    "a disk in qcow2": 'disk = "k,format=qcow2"',
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('from = "base"\nmemory = "1G"', "18: memory: 'base' has booted by then, with its own"),
+        (
+            'from = "bse"',
+            "17: from: there is no [[boot]] 'bse' before this one; did you mean 'base'?",
+        ),
+        ('name = "a"\nfrom = "a"', "18: from: there is no [[boot]] 'a' before this one"),
+        ("from = 5", "17: from: give a string"),
+        ('from = "base"', "16: boot: name is missing"),
+        ('name = "e"\n[[boot]]\nfrom = "e"', "19: from: 'e' has neither expect nor snapshot, so"),
+        *(
+            (
+                f'name = "o"\nexpect = "up"\n{key}\n[[boot]]\nfrom = "o"',
+                f"from: 'o' has {what}, which",
+            )
+            for what, key in CANNOT_BE_COPIED.items()
+        ),
+    ],
+)
+def test_what_is_wrong_with_from(plan, table, problem):
+    assert problem in refused(plan, f"{BASE}[[boot]]\n{table}\n")
+
+
+def test_a_copy_of_one_that_writes_nowhere_is_not_refused(plan):
+    plan(
+        '[[boot]]\nname = "b"\nkernel = "k"\nexpect = "up"\ndisk = ["k", "k2,ro"]\n'
+        '[[boot]]\nname = "a"\nfrom = "b"\n'
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, kernel, say, shutdown
+from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, kernel, say, shutdown, wait_until
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
@@ -185,13 +186,16 @@ def test_a_plan_gives_the_tests(run, pytester):
 def test_consoles_are_kept_and_processes_are_not(run, pytester):
     test = """
         import multiprocessing
+        from pathlib import Path
         def test_one(boot):
             boot("guest", memory="64M").expect("one")
             boot("guest", memory="64M").expect("one")
         def test_two():
-            assert multiprocessing.active_children() == []
+            (nursery,) = multiprocessing.active_children()
+            assert Path(f"/proc/{nursery.pid}/task/{nursery.pid}/children").read_text() == ""
     """
     result = run(test, "--xenemu-log-dir", "logs", guest=kernel(say(b"one\n") + SPIN))
+    assert multiprocessing.active_children() == []
     result.assert_outcomes(passed=2)
     logs = sorted(path.name for path in (pytester.path / "logs").iterdir())
     assert len(logs) == 2
@@ -274,3 +278,42 @@ def test_a_person_types(grub, run):
             guest.finish()
     """
     run(test).assert_outcomes(passed=1)
+
+
+def test_a_guest_is_copied_and_both_go_on(run):
+    test = """
+        def test(boot):
+            guest = boot("guest", memory="64M")
+            guest.expect("one")
+            with guest.fork() as copy:
+                copy.expect("two")
+                with copy.fork() as another:
+                    assert another.finish().raw == b"one\\ntwo\\n"
+                done = copy.finish()
+                copy.close()
+            assert "two" not in guest.console
+            assert guest.finish().instructions == done.instructions
+    """
+    code = say(b"one\n") + wait_until(20_000_000) + say(b"two\n") + shutdown(POWEROFF)
+    run(test, guest=kernel(code)).assert_outcomes(passed=1)
+
+
+def test_a_copy_outlives_the_guest_that_it_was_copied_from(run):
+    test = """
+        def test(boot):
+            guest = boot("guest", memory="64M")
+            copy = guest.fork()
+            guest.close()
+            assert copy.finish().raw == b"one\\n"
+            copy.close()
+    """
+    run(test, guest=kernel(say(b"one\n") + shutdown(POWEROFF))).assert_outcomes(passed=1)
+
+
+def test_what_cannot_be_copied_is_told(run):
+    test = """
+        def test(boot):
+            boot("guest", memory="64M", net="none-but-pcap").fork()
+    """
+    result = run(test, guest=kernel(SPIN))
+    result.stdout.fnmatch_lines(["*UsageError: guest has a network interface, which copies *"])

@@ -94,3 +94,18 @@ def test_where_the_first_match_of_all_begins():
     assert console.first(rx("^one")) == (1, "one")
     assert console.first(rx("two\nth")) == (2, "two")
     assert console.first(rx("four")) is None
+
+
+def test_a_console_goes_on_as_anothers():
+    console = Transcript()
+    console.feed(b"boot\n# ", 0)
+    console.part("base")
+    assert not console.has(rx("boot"))
+    assert console.find(rx("boot|#")) is None
+    console.feed(b"ls\nboot\n", 1_000_000_000)
+    assert console.find(rx("^boot"))
+    assert console.stamped().splitlines() == [
+        *("    0.000000  boot", "(so far, this is base)", "    0.000000  # ls"),
+        "    1.000000  boot",
+    ]
+    assert console.text[console.own :] == ["# ls", "boot"]

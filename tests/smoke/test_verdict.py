@@ -252,3 +252,14 @@ def test_an_unmet_expectation_of_a_silent_linux_hints_at_the_console():
     (finding,) = judge(Facts(End.POWEROFF, "it ended", log=log, unmet=["login:"]))
     hint = "the console shows nothing: put console=hvc0 on the kernel's command line"
     assert finding == Finding(Verdict.UNMET, f"it ended; never seen: 'login:' ({hint})")
+
+
+def test_what_a_kernel_had_said_before_it_was_copied_does_not_count():
+    at_fork = Facts(
+        End.EXPECTED, "", taint=TAINT_WARN, console=stamped(WARNING), log=[LogLine(1, 0, WARNING)]
+    )
+    again = {"console": stamped(WARNING, WARNING), "log": [*at_fork.log, LogLine(2, 0, WARNING)]}
+    assert verdicts(taint=TAINT_WARN, console=stamped(WARNING), before=at_fork) == []
+    assert verdicts(taint=TAINT_WARN, before=at_fork, **again) == [Verdict.WARNING]
+    assert verdicts(taint=TAINT_WARN | TAINT_DIE, before=at_fork) == [Verdict.OOPS]
+    assert verdicts(ended=End.STOPPED, panicked=True, before=at_fork) == [Verdict.PANIC]

@@ -12,7 +12,7 @@ import typer
 from xenemu.errors import OutputError, UsageError
 from xenemu.outputs import encode
 from xenemu.smoke.formats import github_error
-from xenemu.smoke.plan import PlanError
+from xenemu.smoke.plan_text import PlanError
 
 
 def is_here() -> bool:

@@ -74,11 +74,13 @@ def check(boots: list[Boot], jobs: int, files: Files) -> int:
     with Noted() as noted, Outputs() as outputs:
         files.open(outputs, boots)
         outputs.discard()
-        results = runner.run(boots, jobs, _Unseen(), main=worker.check, interruption=noted)
-    for result in results:
-        typer.echo(describe(result.boot))
-        if result.findings:
-            _tell_fault(result)
+        built = [replace(boot, is_origin=False) for boot in boots if not boot.origin]
+        results = runner.run(built, jobs, _Unseen(), main=worker.check, interruption=noted)
+    found = {result.boot.name: result for result in results}
+    for boot in boots:
+        typer.echo(describe(boot))
+        if boot.name in found and found[boot.name].findings:
+            _tell_fault(found[boot.name])
     return 128 + noted.signum if noted.signum else worst(results)
 
 
@@ -164,21 +166,32 @@ def _shard(boots: list[Boot], shard: str | None) -> list[Boot]:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--shard {shard}: give a part and their number, as in 2/4")
-    part = boots[int(found[1]) - 1 :: int(found[2])]
+    part = _with_origins(boots, boots[int(found[1]) - 1 :: int(found[2])])
     if not part:
         typer.echo(f"xenemu: --shard {shard}: nothing to boot, of {len(boots)} in all", err=True)
     return part
+
+
+def _with_origins(boots: list[Boot], part: list[Boot]) -> list[Boot]:
+    """A part of the boots, with those that others of it start from."""
+    names = {boot.name for boot in part}
+    for boot in reversed(boots):  # an origin stands before what starts from it
+        if boot.name in names and boot.origin:
+            names.add(boot.origin.name)
+    return [boot for boot in boots if boot.name in names]
 
 
 def describe(boot: Boot) -> str:
     """A boot on one line, as `xenemu run` would be asked for it."""
     limits = f"timeout {boot.timeout:g} s, quiet {boot.quiet_timeout:g} s"
     ends = " or ".join(boot.exit) or ("expected" if boot.expect else "poweroff, reboot or suspend")
-    size = format_size(boot.memory) + (f", {boot.vcpus} vcpus" if boot.vcpus > 1 else "")
     order = Schedule(boot.slice, boot.schedule_seed).options
-    size += f", {order}" if order else ""
-    parts = (boot.mode, size, repr(boot.full_cmdline), limits, ends)
-    return f"{boot.name}: {boot.kernel}, {', '.join(parts)}"
+    if boot.origin:
+        machine = [f"from {boot.origin.name}", order]
+    else:
+        size = format_size(boot.memory) + (f", {boot.vcpus} vcpus" if boot.vcpus > 1 else "")
+        machine = [str(boot.kernel), boot.mode, size, order, repr(boot.full_cmdline)]
+    return f"{boot.name}: {', '.join(filter(None, (*machine, limits, ends)))}"
 
 
 # What is written.

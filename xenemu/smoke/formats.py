@@ -28,7 +28,7 @@ from junitparser import (
 from xenemu import __version__
 from xenemu.coverage import merged
 from xenemu.smoke.ktap import Case, Status
-from xenemu.smoke.plan import Place
+from xenemu.smoke.plan_text import Place
 from xenemu.smoke.results import Result
 from xenemu.smoke.verdict import Verdict
 
@@ -104,7 +104,8 @@ def _xml(text: str) -> str:
 def _facts(result: Result) -> dict[str, Any]:
     """What a boot was, and what it took."""
     boot = result.boot
-    facts = {
+    facts: dict[str, Any] = {"from": boot.origin.name} if boot.origin else {}
+    facts |= {
         "kernel": boot.kernel,
         "mode": result.mode or boot.mode,
         "memory_bytes": boot.memory,

@@ -1,11 +1,12 @@
 """A guest in a process of its own, for a program to talk to: what the pytest fixtures return.
 
 The guest's time stands still while nobody waits for the guest. So a test is as repeatable as a
-boot.
+boot. A copy of a guest is a copy of its process.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import tempfile
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +23,13 @@ from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
 from xenemu.options import parse_pattern
 from xenemu.outcome import End
-from xenemu.smoke import wire, worker
+from xenemu.smoke import copies, wire, worker
+from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
 from xenemu.smoke.ending import console_end
-from xenemu.smoke.plan import Boot, Step
+from xenemu.smoke.nursery import Nursery
+from xenemu.smoke.plan import Boot, Step, outliving
 from xenemu.smoke.results import Result
-from xenemu.smoke.runner import ENDING_S, GRACE_S, SPAWN
+from xenemu.smoke.runner import ENDING_S, GRACE_S
 from xenemu.smoke.session import Session
 from xenemu.smoke.wire import Inbox, Nonsense
 
@@ -65,20 +69,39 @@ class Guest:
 
     def __init__(self, boot: Boot) -> None:
         """Load and build it; UsageError if that cannot be."""
-        self.boot = boot
-        self._is_asked = False
-        self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
-        self._pipe, theirs = SPAWN.Pipe()
-        self._inbox = Inbox(self._pipe, str, type(None), Found, Result, Problem)
-        args = (boot, theirs, self._scratch.name)
-        self._process = SPAWN.Process(target=_serve, args=args, daemon=True, name=boot.name)
-        worker.start(self._process)
-        theirs.close()
+        self._take(boot, lambda errors: _nursery(os.getpid()).start(_serve, boot, errors=errors))
         try:
             self._ask("mode", None)
         except BaseException:
             self.close()
             raise
+
+    def _take(self, boot: Boot, start: Callable[[int], tuple[Copy, Connection]]) -> None:
+        """Have the process that `start` makes, with a descriptor for its last words."""
+        self.boot = boot
+        self._is_asked = False
+        self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
+        self._process, self._pipe = start(self._scratch.fileno())
+        kinds = (str, type(None), Found, Result, Problem, *ANSWERS)
+        self._inbox = Inbox(self._pipe, *kinds)
+
+    def fork(self) -> Guest:
+        """A copy of the guest as it is now: both go on from here, each by itself.
+
+        It takes milliseconds, and little memory. The time of the copy's limits begins anew.
+        UsageError if the guest has what copies cannot share: a share, a network interface, a disk
+        that is written to or in qcow2.
+        """
+        if lasting := outliving(self.boot):
+            raise UsageError(f"{self.boot} has {lasting}, which copies cannot share")
+        self._may_ask()
+        copy = Guest.__new__(Guest)
+        original = Original(self._process.pid, self._pipe, self._inbox)
+        try:
+            copy._take(self.boot, lambda errors: original.copy(None, errors))
+        except Lost as lost:
+            raise RuntimeError(f"the guest cannot be copied: {lost}") from None
+        return copy
 
     def expect(self, pattern: str, timeout: float | None = None) -> Found:
         """Run until the console shows `pattern` after what was found before.
@@ -126,10 +149,12 @@ class Guest:
 
     def close(self) -> None:
         """End the guest's process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-        self._scratch.close()
+        if not self._pipe.closed:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._pipe.close()
+            self._scratch.close()
 
     def __enter__(self) -> Guest:
         return self
@@ -138,8 +163,7 @@ class Guest:
         self.close()
 
     def _ask(self, request: str, argument: object, patience: float = 0) -> object:
-        if self._is_asked:
-            raise RuntimeError("the guest was interrupted, and cannot be asked any more")
+        self._may_ask()
         self._is_asked = True
         try:
             self._pipe.send((request, argument))
@@ -157,6 +181,10 @@ class Guest:
             raise UsageError(answer.sentence) if answer.usage else RuntimeError(answer.sentence)
         return replace(answer, boot=self.boot) if isinstance(answer, Result) else answer
 
+    def _may_ask(self) -> None:
+        if self._is_asked:
+            raise RuntimeError("the guest was interrupted, and cannot be asked any more")
+
     def _answer(self, patience: float) -> object:
         deadline = time.monotonic() + patience
         while self._pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -165,23 +193,39 @@ class Guest:
         raise RuntimeError("the engine does not come back")
 
 
+@cache
+def _nursery(owner: int) -> Nursery:
+    """Where the guests of a process come from; one that was forked from it has another."""
+    nursery = Nursery()
+    atexit.register(nursery.close)
+    return nursery
+
+
+def end_nursery() -> None:
+    """End the process that guests come from, until there is another guest."""
+    _nursery(os.getpid()).close()
+
+
 # In the guest's process.
 
 
-def _serve(boot: Boot, connection: Connection, errors: str) -> None:
-    """Answer requests until nobody can ask any more."""
-    worker.isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
+def _serve(connection: Connection, boot: Boot) -> None:
+    """Answer requests until nobody can ask any more; in copies of this process, too."""
+    worker.isolate()
     session: Session | None = None
     while True:
         try:
             request, argument = connection.recv()
         except EOFError:
             return
+        if request in copies.REQUESTS:
+            connection = copies.REQUESTS[request](connection, argument) or connection
+            continue
         try:
             if session is None:
                 session = Session(boot)
-                confine(callers=session.takes_callers, more=session.calls)
-            answer = ANSWERS[request](session, argument)
+                confine(session.callers, session.calls, copied=not outliving(boot))
+            answer = REQUESTS[request](session, argument)
         except XenemuError as error:
             answer = Problem(str(error), usage=True)
         except Exception:
@@ -222,7 +266,7 @@ def _send(session: Session, text: Any) -> object:
     return None
 
 
-ANSWERS: Final[dict[str, Callable[[Session, Any], object]]] = {
+REQUESTS: Final[dict[str, Callable[[Session, Any], object]]] = {
     "mode": lambda session, _: session.machine.entry.name,
     "expect": _expect,
     "send": _send,

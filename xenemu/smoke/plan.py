@@ -6,32 +6,34 @@ table. A table's own initial ramdisk takes the place of the defaults', in whiche
 given. Paths are relative to the file. They may begin with ``~``, and may have environment variables
 in them. An empty path means none.
 
+A table with ``from`` goes on with the machine of a table before it, once for each of that table's
+boots.
+
 The first fault raises `PlanError` with the file, the line and the key, before anything has run.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
 import itertools
-import json
 import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from xenemu.boot import AUTO, MODES
-from xenemu.disks import parse_disk
+from xenemu.disks import Format, parse_disk
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.network.asked import parse_net
 from xenemu.options import (
     MAX_SECONDS,
     MAX_SEED,
+    MOMENT,
     check_maxvcpus,
     check_vcpus,
     parse_memory,
@@ -39,6 +41,7 @@ from xenemu.options import (
     parse_slice,
 )
 from xenemu.shares import parse_share
+from xenemu.smoke.plan_text import Place, PlanError, boot_lines, line_of, toml_error
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
@@ -51,37 +54,14 @@ ENDS: Final = (
     "suspend",
     *(v.value for v in Verdict if v not in (Verdict.SKIPPED, Verdict.PASS)),
 )
-BARE: Final = re.compile(
-    r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""
+# What a boot can say that starts from another one; all else is the other's. What steers its machine
+# is the other's, too, unless the table itself says it.
+DONE: Final = (
+    *("name", "snapshot", "input", "expect", "reject", "exit", "tolerate"),
+    *("timeout", "virtual_timeout", "quiet_timeout"),
 )
-UNCLOSED: Final = "a string has no quote at its end"
-PLAINER: Final = {  # than tomllib's words
-    "Cannot overwrite a value": "the key is there already",
-    "Unescaped '\\' in a string": (
-        r"in double quotes, \ begins an escape: write regular expressions in single quotes, '\S+'"
-    ),
-}
+STEERS: Final = ("rng_seed", "slice", "schedule_seed")
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
-
-
-@dataclass(frozen=True)
-class Place:
-    """A line of a plan; None is the whole file."""
-
-    file: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-
-class PlanError(UsageError):
-    """A plan is wrong: `problem`, and the `place`."""
-
-    def __init__(self, place: Place, problem: str) -> None:
-        super().__init__(f"{place}: {problem}")
-        self.place = place
-        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Boot:
-    """One boot. Times are seconds: `timeout` the host's, the other two the guest's own."""
+    """One boot. Times are seconds: `timeout` the host's, all others the guest's own.
+
+    With an `origin`, it goes on where that is at its `snapshot`: a time, or what the console shows
+    then (None: its first expectation).
+    """
 
     name: str
     kernel: Path
@@ -113,6 +97,7 @@ class Boot:
     efi_root: Path | None = None
     net: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    snapshot: str | float | None = None
     input: str = ""
     expect: tuple[Step, ...] = ()
     reject: tuple[str, ...] = ()
@@ -126,6 +111,8 @@ class Boot:
     quiet_timeout: float = 20.0
     # No keys of a plan:
     place: Place | None = field(default=None, compare=False)  # its table there
+    origin: Boot | None = None
+    is_origin: bool = False  # of others
     covered: bool = False  # somebody wants to know what ran
     covered_by_vcpu: bool = False  # and which vcpu ran it
 
@@ -157,7 +144,7 @@ def load_plan(path: Path | str) -> list[Boot]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _toml_error(file.file, text, str(error)) from None
+        raise toml_error(file.file, text, str(error)) from None
     return _Reader(path.parent, file.file, text).boots(tables)
 
 
@@ -171,23 +158,6 @@ def make_boots(
     return _Reader(folder or Path(), spell=spell).boots({"boot": [dict(table)]})
 
 
-def _toml_error(file: str, text: str, problem: str) -> PlanError:
-    if re.match("Expected \"'|Unterminated string", problem):
-        *_, (number, _) = _statements(text)
-        return PlanError(Place(file, number), UNCLOSED)
-    found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", problem)
-    if not found:
-        return PlanError(Place(file), problem)
-    number = int(found[2])
-    if found[1] == "Illegal character '\\n'":
-        return PlanError(Place(file, number), UNCLOSED)
-    bare = BARE.fullmatch(text.split("\n")[number - 1])
-    if bare:
-        wanted = json.dumps(bare[2], ensure_ascii=False)
-        return PlanError(Place(file, number), f"strings want quotes: {bare[1]} = {wanted}")
-    return PlanError(Place(file, number), PLAINER.get(found[1], found[1]))
-
-
 class _Reader:
     """Turns tables into boots; knows where each key stands."""
 
@@ -195,7 +165,9 @@ class _Reader:
         self, folder: Path, file: str = "", text: str = "", spell: Callable[[str], str] = str
     ) -> None:
         self.folder, self.file, self.text, self.spell = folder, file, text, spell
-        self.lines = list(_boot_lines(text))
+        self.lines = list(boot_lines(text))
+        self.wanted: set[str] = set()  # what others start from
+        self.named: dict[str, tuple[str, list[Boot]]] = {}  # what `from` can say; see `origins`
 
     def boots(self, tables: dict[str, Any]) -> list[Boot]:
         for key in tables:
@@ -208,19 +180,25 @@ class _Reader:
             raise self.error(("boot",), "give tables: [[boot]]")
         if not boots:
             raise PlanError(Place(self.file), "there is no [[boot]]")
-        self.check_keys(defaults, ("defaults",), {"name"})
+        self.check_keys(defaults, ("defaults",), {"name", "from"})
         self.merge({}, defaults, ("defaults",))
         found: dict[str, Boot] = {}  # by the name of their files
+        self.wanted = {table["from"] for table in boots if isinstance(table.get("from"), str)}
         for index, table in enumerate(boots):
             place = ("boot", index)
             self.check_keys(table, place, set())
-            for boot in self.combinations(*self.merge(defaults, table, place), place):
+            make = self.continuations if "from" in table else self.combinations
+            made = list(make(defaults, table, place))
+            for boot in made:
                 other = found.setdefault(boot.slug, boot)
                 if other is not boot:
                     if not self.file:  # where boots have no names of their own
                         problem = f"two would be named {other.name!r}; a plan can name each"
                         raise self.error(("kernel",), problem)
                     raise self.error((*place, "name"), f"another boot is named {other.name!r}")
+                self.named[boot.name] = boot.name, [boot]
+            if "name" in table:
+                self.named[table["name"]] = table["name"], made
         return list(found.values())
 
     def check_keys(self, table: dict[str, Any], place: tuple[Any, ...], barred: set[str]) -> None:
@@ -235,7 +213,7 @@ class _Reader:
         """A table with what the defaults add to it, and where each key stands."""
         made = [key for key in MADE if table.get(key)]
         if made and table.get("initrd"):
-            line = _line(self.text, (*place, "initrd"))
+            line = line_of(self.text, (*place, "initrd"))
             other = f"{self.spell('initrd')}{f' in line {line}' if line else ''}"
             raise self.error((*place, made[0]), f"{other} says another; give one of the two")
         if "mode" in table and "entry" in table:
@@ -248,26 +226,81 @@ class _Reader:
         return added | table, where
 
     def combinations(
-        self, table: dict[str, Any], where: dict[str, tuple[Any, ...]], place: tuple[Any, ...]
+        self, defaults: dict[str, Any], said: dict[str, Any], place: tuple[Any, ...]
     ) -> Iterator[Boot]:
+        table, where = self.merge(defaults, said, place)
         if "kernel" not in table:
             raise self.error(place, "kernel is missing")
+        for one, known, varied in self.variants(table, where):
+            if "maxvcpus" in known:
+                self.check_maxvcpus(known, (*where["maxvcpus"], "maxvcpus"))
+            known["name"] = self.name(known, one, varied)
+            if "entry" in known:
+                known["mode"] = known.pop("entry")
+            yield Boot(**known, **self.context(said, known["name"], place))
+
+    def continuations(
+        self, defaults: dict[str, Any], said: dict[str, Any], place: tuple[Any, ...]
+    ) -> Iterator[Boot]:
+        """The boots of a table with ``from``."""
+        name, origins = self.origins(said["from"], place)
+        for key in said:
+            if key not in (*DONE, *STEERS, "from"):
+                problem = f"{said['from']!r} has booted by then, with its own; say it there"
+                raise self.error((*place, key), problem)
+        if "name" not in said:
+            raise self.error(place, "name is missing")
+        inherited = {key: value for key, value in defaults.items() if key in DONE}
+        own = {key: value for key, value in said.items() if key != "from"}
+        where = dict.fromkeys(inherited, ("defaults",)) | dict.fromkeys(own, place)
+        for origin in origins:
+            for one, known, varied in self.variants(inherited | own, where):
+                known["name"] += origin.name.removeprefix(name)
+                known["name"] = self.name(known, one, varied)
+                context = self.context(said, known["name"], place)
+                yield replace(origin, **UNSAID | known | context, origin=origin)
+
+    def origins(self, wanted: Any, place: tuple[Any, ...]) -> tuple[str, list[Boot]]:
+        """The boots that a table goes on with, and what all of their names begin with."""
+        place = (*place, "from")
+        name = self.value("from", wanted, place)
+        if name not in self.named:
+            hint = f"; did you mean {meant[0]!r}?" if (meant := _meant(name, self.named)) else ""
+            raise self.error(place, f"there is no [[boot]] {name!r} before this one{hint}")
+        common, origins = self.named[name]
+        for origin in origins:
+            if not origin.expect and origin.snapshot is None:
+                problem = "has neither expect nor snapshot, so nobody knows where to start"
+                raise self.error(place, f"{name!r} {problem}")
+            if lasting := outliving(origin):
+                raise self.error(place, f"{name!r} has {lasting}, which copies cannot share")
+        return common, origins
+
+    def variants(
+        self, table: dict[str, Any], where: dict[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[str]]]:
+        """Each combination that a table stands for: as it says it, as it is read; what varies."""
         lists = {key: table[key] for key in VARIED if key in table and isinstance(table[key], list)}
         for key, values in lists.items():
             if not values:
                 raise self.error((*where[key], key), "the list is empty")
             if again := next((value for i, value in enumerate(values) if value in values[:i]), ""):
                 raise self.error((*where[key], key), f"{again!r} is there twice")
+        varied: list[str] = [key for key, values in lists.items() if len(values) > 1]
         for values in itertools.product(*lists.values()):
             one = table | dict(zip(lists, values, strict=True))
-            known = {key: self.value(key, value, (*where[key], key)) for key, value in one.items()}
-            if "maxvcpus" in known:
-                self.check_maxvcpus(known, (*where["maxvcpus"], "maxvcpus"))
-            known["name"] = self.name(known, one, [k for k, v in lists.items() if len(v) > 1])
-            if "entry" in known:
-                known["mode"] = known.pop("entry")
-            stands = Place(self.file, self.lines[place[1]]) if self.file else None
-            yield Boot(**known, place=stands)
+            yield (
+                one,
+                {key: self.value(key, value, (*where[key], key)) for key, value in one.items()},
+                varied,
+            )
+
+    def context(self, said: dict[str, Any], name: str, place: tuple[Any, ...]) -> dict[str, Any]:
+        """What a boot knows of its plan."""
+        return {
+            "place": Place(self.file, self.lines[place[1]]) if self.file else None,
+            "is_origin": not self.wanted.isdisjoint((name, said.get("name"))),
+        }
 
     def check_maxvcpus(self, known: dict[str, Any], place: tuple[Any, ...]) -> None:
         try:
@@ -278,7 +311,7 @@ class _Reader:
     def name(self, known: dict[str, Any], table: dict[str, Any], varied: list[str]) -> str:
         """What a combination is called: its name, if it has one, and all that varies."""
         wanted = varied if "name" in known else ["kernel", *varied]
-        values = table | {"kernel": known["kernel"].name}
+        values = table | ({"kernel": known["kernel"].name} if "kernel" in known else {})
         parts = [SHOWN.get(key, "{}").format(values[key]) for key in VARIED if key in wanted]
         return " ".join([known.get("name", ""), *parts]).strip()
 
@@ -353,58 +386,32 @@ class _Reader:
         key = next((part for part in reversed(place) if isinstance(part, str)), "")
         if not self.file:
             return UsageError(f"{self.spell(key)}: {problem}")
-        return PlanError(Place(self.file, _line(self.text, place)), f"{key}: {problem}")
+        return PlanError(Place(self.file, line_of(self.text, place)), f"{key}: {problem}")
 
 
-def _line(text: str, place: tuple[Any, ...]) -> int | None:
-    """The line on which the statement begins that gives `place` a value.
+def outliving(boot: Boot) -> str:
+    """What a boot has that copies of its process cannot share; empty if there is nothing.
 
-    tomllib does not tell. But a beginning of the file that is itself TOML either has `place` or
-    does not. The first beginning that has it ends with that statement.
+    It is outside of the process: where in a file or a conversation somebody is, or what is written.
     """
-    lines, start = list(io.StringIO(text)), 1
-    for end in range(1, len(lines) + 1):
-        try:
-            value: Any = tomllib.loads("".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue  # inside a value of several lines
-        try:
-            for part in place:
-                value = value[part]
-        except (KeyError, IndexError, TypeError):
-            start = end + 1
-        else:
-            return start
-    return None
+    disks = [parse_disk("disk", text) for text in boot.disk]
+    for words, found in (
+        ("a share", boot.share),
+        ("a network interface", boot.net),
+        ("a disk that it writes to", [disk for disk in disks if disk.leaves]),
+        ("a disk in qcow2", [disk for disk in disks if disk.format is Format.QCOW2]),
+    ):
+        if found:
+            return words
+    return ""
 
 
-def _boot_lines(text: str) -> Iterator[int]:
-    """The line on which each boot begins."""
-    for start, statement in _statements(text):
-        tables = statement.get("boot")
-        yield from (start for _ in tables) if isinstance(tables, list) else ()
-
-
-def _statements(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line on which each statement begins, and what it says; nothing for one without an end.
-
-    The lines from the end of a statement that are TOML are the next statement.
-    """
-    statement, start = "", 1
-    for end, line in enumerate(io.StringIO(text), 1):
-        statement += line
-        try:
-            said = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue  # inside a value of several lines
-        yield start, said
-        statement, start = "", end + 1
-    if statement:
-        yield start, {}
+def _meant(word: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(word, list(known), 1)
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    meant = difflib.get_close_matches(key, known, 1)
+    meant = _meant(key, known)
     hint = f"did you mean {meant[0]}? There" if meant else "there"
     return f"unknown key; {hint} are {', '.join(known)}"
 
@@ -451,6 +458,14 @@ def _seconds(value: Any) -> float:
     if not good or not 0 < value <= MAX_SECONDS:
         raise ValueError(f"{value!r}: give seconds, above 0 and up to {MAX_SECONDS}")
     return float(value)
+
+
+def _snapshot(value: Any) -> str | float:
+    """A time, as a number or as in "1.5s", or a regular expression."""
+    if not isinstance(value, str):
+        return _seconds(value)
+    time = MOMENT.fullmatch(value)
+    return _seconds(float(time[1])) if time else _regex(value)
 
 
 def _seed(value: Any) -> int:
@@ -516,6 +531,8 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "efi_root": _Reader.maybe_directory,
     "net": _Reader.nets,
     "environment": lambda reader, value: _environment(value),
+    "from": lambda reader, value: _string(value),
+    "snapshot": lambda reader, value: _snapshot(value),
     "input": lambda reader, value: _string(value),
     "expect": lambda reader, value: _steps(value),
     "reject": lambda reader, value: tuple(_regex(one) for one in _strings(value)),
@@ -527,4 +544,9 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "timeout": lambda reader, value: _seconds(value),
     "virtual_timeout": lambda reader, value: _seconds(value),
     "quiet_timeout": lambda reader, value: _seconds(value),
+}
+UNSAID: Final = {
+    part.name: part.default
+    for part in fields(Boot)
+    if part.name in DONE and part.default is not MISSING
 }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xenemu.smoke.plan import Boot
 
 GUESTS = pytest.StashKey["_Guests"]()  # of a test
+USED = pytest.StashKey[bool]()  # there were guests in this session
 WRITTEN = pytest.StashKey[set[Path]]()  # in this session
 
 
@@ -56,8 +57,11 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
 
     Paths are relative to the test's file. What it boots is ended with the test.
     """
-    from xenemu.smoke.guest import Guest  # noqa: PLC0415 - every run of pytest loads this module
+    from xenemu.smoke.guest import Guest, end_nursery  # noqa: PLC0415 - every pytest loads this
 
+    if not request.config.stash.get(USED, False):
+        request.config.stash[USED] = True
+        request.config.add_cleanup(end_nursery)
     guests = request.node.stash[GUESTS] = _Guests(request)
 
     def boot(kernel: Boot | str | Path, **keys: Any) -> Guest:

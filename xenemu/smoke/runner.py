@@ -1,32 +1,36 @@
-"""Run a matrix: as many boots at a time as there are jobs, each in a process of its own."""
+"""Run a matrix: as many boots at a time as there are jobs, each in a process of its own.
+
+Each process is a copy of the `nursery`. A boot with an origin is a copy of that boot's process
+instead, which waits at its snapshot until no more boots start from it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final, Protocol
 
 from xenemu.smoke import worker
+from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
+from xenemu.smoke.nursery import Nursery
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result, never_run
 from xenemu.smoke.verdict import Finding, Verdict
 from xenemu.smoke.wire import Inbox, Nonsense
-from xenemu.smoke.worker import Progress
+from xenemu.smoke.worker import AtSnapshot, Progress
 
 # A worker looks at its clock between slices. One that does not come back is stuck in the engine.
 GRACE_S: Final = 60.0
 STOP_S: Final = 3.0  # how long boots may take to stop
 ENDING_S: Final = 1.0  # how long a process may take that has said its last
-SPAWN: Final = multiprocessing.get_context("spawn")  # the engine must be loaded before all else
-Main = Callable[[Boot, Connection, str], None]
+Main = Callable[[Connection, Boot], None]
 
 
 class Watcher(Protocol):
@@ -50,13 +54,19 @@ class Interruption(Protocol):
 @dataclass
 class _Running:
     boot: Boot
-    process: SpawnProcess
+    process: Copy
     connection: Connection
     errors: Path
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float
+    copied_from: str = ""  # the boot at its snapshot
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self.connection, Progress, Result)
+        self.inbox = Inbox(self.connection, Progress, AtSnapshot, Result, *ANSWERS)
+
+    @property
+    def original(self) -> Original:
+        """Its process, when it is at its snapshot."""
+        return Original(self.process.pid, self.connection, self.inbox)
 
     @property
     def left_s(self) -> float:
@@ -71,116 +81,198 @@ def run(
     main: Main = worker.main,
     interruption: Interruption | None = None,
 ) -> list[Result]:
-    """Run every boot; the results in the order of `boots`.
+    """Run every boot; the results in the order of `boots`, which has the origin of each, too.
 
     With `fail_fast`, everything stops after the first boot that does not pass. An interruption
     stops everything, too. What has not ended by then is skipped. `main` is what each process calls.
     """
-    waiting, running = list(reversed(boots)), dict[str, _Running]()
-    results: dict[str, Result] = {}
-    why = ""  # everything is to stop
-
-    def ended(result: Result) -> None:
-        if why and result.stopped:
-            result.skip(why)
-        results[result.boot.name] = result
-        _end(running.pop(result.boot.name))
-        watcher.finished(result)
-
-    with tempfile.TemporaryDirectory(prefix="xenemu-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="xenemu-") as scratch, Nursery() as nursery:
+        matrix = _Matrix(boots, watcher, main, nursery, Path(scratch))
         try:
-            while (waiting or running) and not why:
-                while waiting and len(running) < jobs:
-                    boot = waiting.pop()
-                    running[boot.name] = _start(boot, main, Path(scratch) / str(len(waiting)))
-                    watcher.began(boot)
-                found = _wait(running, watcher, interruption)
-                if interruption and interruption.signum:
-                    why = f"stopped by {signal.Signals(interruption.signum).name}"
-                for result in found:
-                    ended(result)
-                    if fail_fast and result.exit_code:
-                        why = why or f"--fail-fast, and {result.boot.name} did not pass"
-            for result in _stop(running, watcher):
-                ended(result)
+            return matrix.run(jobs, fail_fast, interruption)
         finally:
-            for left in running.values():
-                _kill(left)
-    return [results.get(boot.name) or never_run(boot, why) for boot in boots]
+            matrix.end()
 
 
-def _start(boot: Boot, main: Main, errors: Path) -> _Running:
-    errors.touch()
-    ours, theirs = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=main, args=(boot, theirs, str(errors)), name=boot.name)
-    worker.start(process)
-    theirs.close()
-    return _Running(boot, process, ours, errors)
+@dataclass
+class _Matrix:
+    """The boots of a run: those that wait, those that run, and those that others start from."""
 
+    boots: Sequence[Boot]
+    watcher: Watcher
+    main: Main
+    nursery: Nursery
+    scratch: Path
 
-def _wait(
-    running: dict[str, _Running], watcher: Watcher, interruption: Interruption | None
-) -> list[Result]:
-    """Wait until something happens; the results that came of it."""
-    patience = max(0.0, min(one.left_s for one in running.values()))
-    others = [interruption.fileno()] if interruption else []
-    ready = wait([*(one.connection for one in running.values()), *others], patience)
-    results = []
-    for one in running.values():
-        result = None
-        if one.connection in ready:
-            result = _receive(one, watcher)
-        elif one.left_s <= 0:
-            words = f"the engine did not come back within {GRACE_S:g} s after the timeout"
-            result = _lost(one, words)
-        if result:
-            results.append(result)
-    return results
+    def __post_init__(self) -> None:
+        self.waiting = list(self.boots)
+        self.running: dict[str, _Running] = {}
+        self.at_snapshot: dict[str, _Running] = {}
+        self.results: dict[str, Result] = {}
+        self.why = ""  # everything is to stop
 
+    def run(self, jobs: int, fail_fast: bool, interruption: Interruption | None) -> list[Result]:
+        while not self.why:
+            while len(self.running) < jobs and (boot := self.next()):
+                self.watcher.began(boot)
+                self.start(boot, self.scratch / str(len(self.waiting)))
+            if not self.running:
+                break
+            found = self.wait(interruption)
+            if interruption and interruption.signum:
+                self.why = f"stopped by {signal.Signals(interruption.signum).name}"
+            for result in found:
+                self.ended(result)
+                if fail_fast and result.exit_code:
+                    self.why = self.why or f"--fail-fast, and {result.boot.name} did not pass"
+        for result in self.stop():
+            self.ended(result)
+        return [self.results.get(boot.name) or never_run(boot, self.why) for boot in self.boots]
 
-def _stop(running: dict[str, _Running], watcher: Watcher) -> Iterator[Result]:
-    """Stop what runs; the results, with what was seen of the guest if it stops soon."""
-    for one in running.values():
-        one.process.terminate()
-    deadline = time.monotonic() + STOP_S
-    left = list(running.values())
-    while left:
-        patience = max(0.0, deadline - time.monotonic())
-        ready = wait([one.connection for one in left], patience)
-        if not ready:
-            break
-        for one in [one for one in left if one.connection in ready]:
-            result = _receive(one, watcher)
+    def next(self) -> Boot | None:
+        """Take the boot that is to begin next: if there is one, from where others wait."""
+        ready = (boot for boot in self.waiting if _origin(boot) in self.at_snapshot)
+        found = next(ready, None) or next((boot for boot in self.waiting if not boot.origin), None)
+        if found:
+            self.waiting.remove(found)
+        return found
+
+    def start(self, boot: Boot, errors: Path, began_s: float | None = None) -> None:
+        """Begin a boot, or go on with one that began then and is at its snapshot."""
+        name = boot.name if boot.name in self.at_snapshot else _origin(boot)
+        origin = self.at_snapshot[name] if name else None
+        descriptor = os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        began_s = began_s or time.monotonic()
+        try:
+            if origin:
+                process, connection = origin.original.copy(boot, descriptor)
+            else:
+                process, connection = self.nursery.start(self.main, boot, errors=descriptor)
+        except Lost as lost:
+            whose = f"the process of {name}" if name else "the process that starts boots"
+            self.finish(_nothing(boot, f"{whose}: {lost}", began_s))
+            if origin:
+                _kill(self.at_snapshot.pop(origin.boot.name))
+                self.orphan(origin.boot, str(lost))
+        else:
+            one = _Running(boot, process, connection, errors, began_s, name)
+            self.running[boot.name] = one
+        finally:
+            os.close(descriptor)
+
+    def reached(self, one: _Running) -> None:
+        """A boot is where others start: its process waits for them, and a copy goes on."""
+        self.at_snapshot[one.boot.name] = self.running.pop(one.boot.name)
+        self.start(one.boot, one.errors, one.began_s)
+
+    def release(self) -> None:
+        """End what nobody starts from any more; it knows how its copies end."""
+        needed = {*map(_origin, self.waiting), *(one.copied_from for one in self.running.values())}
+        for name in self.at_snapshot.keys() - needed:
+            _kill(self.at_snapshot.pop(name))
+
+    def orphan(self, origin: Boot, why: str) -> None:
+        """Skip the boots that cannot start any more."""
+        for boot in [boot for boot in self.waiting if _origin(boot) == origin.name]:
+            self.waiting.remove(boot)
+            result = never_run(boot, f"{origin.name} did not reach its snapshot: {why}")
+            self.finish(result)
+            self.orphan(boot, result.sentence)
+
+    def ended(self, result: Result) -> None:
+        """A boot has a result, and its process may go."""
+        if self.why and result.stopped:
+            result.skip(self.why)
+        one = self.running.pop(result.boot.name)
+        one.process.join(timeout=ENDING_S)  # it is about to end by itself
+        _kill(one)
+        self.finish(result)
+        if not self.why and result.boot.name not in self.at_snapshot:
+            self.orphan(result.boot, result.sentence)
+        self.release()
+
+    def finish(self, result: Result) -> None:
+        self.results[result.boot.name] = result
+        self.watcher.finished(result)
+
+    def wait(self, interruption: Interruption | None) -> list[Result]:
+        """Wait until something happens; the results that came of it."""
+        running = list(self.running.values())
+        patience = max(0.0, min(one.left_s for one in running))
+        others = [interruption.fileno()] if interruption else []
+        ready = wait([*(one.connection for one in running), *others], patience)
+        results = []
+        for one in running:
+            result = None
+            if one.connection in ready:
+                result = self.receive(one)
+            elif one.left_s <= 0:
+                words = f"the engine did not come back within {GRACE_S:g} s after the timeout"
+                result = _lost(one, words)
             if result:
-                left.remove(one)
-                yield result
-    for one in left:
-        one.process.kill()
-        result = _lost(one, "")
-        result.stopped = True
-        yield result
+                results.append(result)
+        return results
+
+    def receive(self, one: _Running) -> Result | None:
+        try:
+            messages = one.inbox.take()
+        except (EOFError, OSError):
+            one.process.join(timeout=ENDING_S)
+            one.process.kill()
+            one.process.join()
+            return _lost(one, f"the process that ran it ended: {_why(one.process.exitcode)}")
+        except Nonsense as nonsense:
+            one.process.kill()
+            return _lost(one, f"the process that ran it sent nonsense: {nonsense}")
+        for message in messages:
+            match message:
+                case Result():
+                    return replace(message, boot=one.boot)
+                case Progress():
+                    self.watcher.progress(one.boot, message)
+                case AtSnapshot() if one.boot.is_origin and one.boot.name not in self.at_snapshot:
+                    self.reached(one)
+                case _:
+                    one.process.kill()
+                    return _lost(one, "the process that ran it sent what nobody had asked for")
+        return None
+
+    def stop(self) -> Iterator[Result]:
+        """Stop what runs; the results, with what was seen of the guest if it stops soon."""
+        left = list(self.running.values())
+        for one in left:
+            one.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        while left:
+            patience = max(0.0, deadline - time.monotonic())
+            ready = wait([one.connection for one in left], patience)
+            if not ready:
+                break
+            for one in [one for one in left if one.connection in ready]:
+                result = self.receive(one)
+                if result:
+                    left.remove(one)
+                    yield result
+        for one in left:
+            one.process.kill()
+            result = _lost(one, "")
+            result.stopped = True
+            yield result
+
+    def end(self) -> None:
+        """End whatever is left, if an exception ends the run."""
+        for left in (*self.running.values(), *self.at_snapshot.values()):
+            _kill(left)
 
 
-def _receive(one: _Running, watcher: Watcher) -> Result | None:
-    try:
-        messages = one.inbox.take()
-    except (EOFError, OSError):
-        one.process.join(timeout=ENDING_S)
-        one.process.kill()
-        one.process.join()
-        return _lost(one, f"the process that ran it ended: {_why(one.process.exitcode)}")
-    except Nonsense as nonsense:
-        one.process.kill()
-        return _lost(one, f"the process that ran it sent nonsense: {nonsense}")
-    for message in messages:
-        if isinstance(message, Result):
-            return replace(message, boot=one.boot)
-        watcher.progress(one.boot, message)
-    return None
+def _origin(boot: Boot) -> str:
+    return boot.origin.name if boot.origin else ""
 
 
 def _why(code: int | None) -> str:
-    if code is None or code >= 0:
+    if code is None:
+        return "nobody knows how"
+    if code >= 0:
         return f"exit {code}"
     try:
         return signal.Signals(-code).name
@@ -189,17 +281,16 @@ def _why(code: int | None) -> str:
 
 
 def _lost(one: _Running, reason: str) -> Result:
-    result = Result(one.boot, [Finding(Verdict.XENEMU, reason)])
-    result.started, result.host_s = time.time(), time.monotonic() - one.began_s
+    result = _nothing(one.boot, reason, one.began_s)
     result.report = one.errors.read_text(errors="replace")
     return result
 
 
-def _end(one: _Running) -> None:
-    """End a process that has sent its result, and is about to end by itself."""
-    if one.process.is_alive():
-        one.process.join(timeout=ENDING_S)
-    _kill(one)
+def _nothing(boot: Boot, reason: str, began_s: float) -> Result:
+    """The result of a boot whose process has none."""
+    result = Result(boot, [Finding(Verdict.XENEMU, reason)])
+    result.started, result.host_s = time.time(), time.monotonic() - began_s
+    return result
 
 
 def _kill(one: _Running) -> None:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from xenemu import image
+from xenemu.confine import CALLER_DESCRIPTORS
 from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
+from xenemu.hv.state.schedule import Schedule
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module, read_tree
@@ -28,10 +30,10 @@ from xenemu.outcome import End, Outcome
 from xenemu.report import GIVEN_UP, report
 from xenemu.shares import parse_share, served
 from xenemu.smoke import initramfs
-from xenemu.smoke.ktap import parse
+from xenemu.smoke.ktap import Case, parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
-from xenemu.smoke.verdict import Finding, Verdict, advice, crash, judge, kernel_lines
+from xenemu.smoke.verdict import Facts, Finding, Verdict, advice, crash, judge, kernel_lines
 from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
@@ -80,12 +82,19 @@ class Session:
         boot, self._started = self.boot, self.clock()
         self._files = ExitStack()  # for as long as there is the guest
         self._steps: list[tuple[Step, re.Pattern[str]]] = []
-        self._reject = [re.compile(pattern, re.MULTILINE) for pattern in boot.reject]
+        self._reject = _patterns(boot.reject)
         self._input = bytearray(boot.input.encode())
         self._spoke_ns = self._probed_ns = 0
         self._advice = ""  # from what is known of its end
         self._died = ""  # of what, in the kernel's own words
         self._met = ""  # the last step that was met
+        self._is_planned = False  # the boot's expectations are looked for
+        self._halt: re.Pattern[str] | int | None = None  # stop when this is seen, or then in ns
+        self._is_due = False  # that has come
+        self._is_between = False  # slices: a guest that has crashed cannot go on
+        self._at_snapshot: Facts | None = None
+        self._before: Facts | None = None  # at the snapshot of the guest that this is a copy of
+        self._began_ns = 0  # when it was copied
         self.image = image.load(boot.kernel)
         self._mark("loaded", 0)
         config = DomainConfig(
@@ -128,9 +137,9 @@ class Session:
         return [call for device in self.devices for call in device.calls]
 
     @property
-    def takes_callers(self) -> bool:
-        """Whether somebody may connect while the guest runs; see `confine`."""
-        return self._wired is not None and self._wired.takes_callers
+    def callers(self) -> int:
+        """The descriptors of those who may connect while the guest runs; see `confine`."""
+        return CALLER_DESCRIPTORS if self._wired and self._wired.takes_callers else 0
 
     # What to do with the guest.
 
@@ -147,14 +156,19 @@ class Session:
         """
         if self.ended and self.outcome:
             return self.outcome
+        self._look_for(steps, to_end)
+        return self._go_on(timeout, started)
+
+    def _look_for(self, steps: Sequence[Step], to_end: bool) -> None:
         self._steps = [(step, re.compile(step.pattern, re.MULTILINE)) for step in steps]
         self._to_end = to_end
         self.matches = []
+
+    def _go_on(self, timeout: float | None, started: float) -> Outcome:
         self._advance()
         limits = Limits(timeout, self.clock, started)
-        self.outcome = self.machine.run(
-            self, limits, sources=self._wired.sources() if self._wired else ()
-        )
+        sources = self._wired.sources() if self._wired else ()
+        self.outcome = self.machine.run(self, limits, sources=sources, keep=self._pass)
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
             self.outcome = replace(self.outcome, reason=reason)
@@ -167,10 +181,49 @@ class Session:
 
     def run_plan(self) -> list[Finding]:
         """Run the boot as its plan says; return what speaks against it."""
+        if not self._is_planned:
+            self._plan()
+        outcome = self.outcome if self.ended else None
+        return self.judge(outcome or self._go_on(self.boot.timeout, self._started))
+
+    def run_to_snapshot(self) -> bool:
+        """Run the boot to where others start from it; False if it ended before.
+
+        In either case, `run_plan` goes on from there.
+        """
         boot = self.boot
-        to_end = bool(boot.exit) or not boot.expect
-        outcome = self.run(boot.expect, boot.timeout, to_end, self._started)
-        return self.judge(outcome)
+        at = boot.expect[0].pattern if boot.snapshot is None else boot.snapshot
+        self._plan()
+        self._halt = re.compile(at, re.MULTILINE) if isinstance(at, str) else int(at * 1e9)
+        outcome = self._go_on(boot.timeout, self._started)
+        is_there = self._is_due and outcome.end is End.EXPECTED
+        self._halt, self._is_due = None, False
+        if is_there:
+            self._at_snapshot = self._facts(outcome)
+        return is_there
+
+    def turn_to(self, boot: Boot) -> None:
+        """Be the guest of a boot that starts from this one, at whose snapshot this is."""
+        origin, self.boot = self.boot, boot
+        machine = self.machine
+        self._began_ns = self._spoke_ns = self._probed_ns = machine.engine.now_ns
+        self._started = self.clock()
+        self._reject = _patterns(boot.reject)
+        self._input = bytearray(boot.input.encode())
+        self._before, self._is_planned, self._met = self._at_snapshot, False, ""
+        self.phases, self.captures, self.findings = [], {}, []
+        self.transcript.part(origin.name)
+        self._mark("copied", self._began_ns)
+        if (boot.slice, boot.schedule_seed) != (origin.slice, origin.schedule_seed):
+            machine.domain.schedule = Schedule(boot.slice, boot.schedule_seed)
+        if boot.rng_seed != origin.rng_seed:
+            machine.engine.seed_random(boot.rng_seed)
+
+    def _plan(self) -> None:
+        boot = self.boot
+        self._is_planned = True
+        to_snapshot = boot.is_origin and boot.snapshot is not None
+        self._look_for(boot.expect, bool(boot.exit) or not (boot.expect or to_snapshot))
 
     def send(self, data: bytes) -> None:
         """Type at the guest's console when it runs again."""
@@ -178,18 +231,27 @@ class Session:
 
     def judge(self, outcome: Outcome) -> list[Finding]:
         """What speaks against the guest as it is now."""
-        facts = self._witness.facts(
+        facts = self._facts(outcome)
+        died = crash(facts)
+        self._died = died.reason if died else ""
+        self._advice = advice(facts)
+        return judge(facts, self.boot.exit, self.boot.tolerate)
+
+    def _facts(self, outcome: Outcome) -> Facts:
+        return self._witness.facts(
             outcome,
             self.transcript.text,
             unmet=[step.pattern for step, _ in self._steps],
             too_early=self._too_early(),
             findings=self.findings,
-            cases=parse(self.transcript.text),
+            cases=self.cases,
+            before=self._before,
         )
-        died = crash(facts)
-        self._died = died.reason if died else ""
-        self._advice = advice(facts)
-        return judge(facts, self.boot.exit, self.boot.tolerate)
+
+    @property
+    def cases(self) -> list[Case]:
+        """The test cases of its KTAP, so far."""
+        return parse(self.transcript.text[self.transcript.own :])
 
     @property
     def reason(self) -> str:
@@ -237,9 +299,13 @@ class Session:
             if not self.findings and (found := self.transcript.has(pattern)):
                 words = f"the console shows {found[0]!r}, which {pattern.pattern!r} forbids"
                 self.findings.append(Finding(Verdict.REJECTED, words))
+        if isinstance(self._halt, re.Pattern) and self.transcript.has(self._halt):
+            self._is_due = True
         self._advance()
 
     def _advance(self) -> None:
+        if self._is_due:  # copies meet it before anything is typed
+            return
         while self._steps and (found := self.transcript.find(self._steps[0][1])):
             step, _ = self._steps.pop(0)
             self.matches.append(found)
@@ -256,8 +322,8 @@ class Session:
         writing: Sequence[int] = (),
     ) -> bytes:
         """What is typed; nothing else will be until the guest prints. Waits for others' packets."""
-        data = bytes(self._input[:room])
-        del self._input[:room]
+        data = b"" if self._is_due else bytes(self._input[:room])
+        del self._input[: len(data)]
         if reading and not data:
             seconds = LOOK_S if wait_ns is None else min(wait_ns / 1e9, LOOK_S)
             select.select(reading, writing, [], seconds)
@@ -277,20 +343,28 @@ class Session:
         """Whether somebody wants it to stop."""
         return self.is_to_stop()
 
+    def _pass(self) -> None:
+        self._is_between = True
+
     def check(self) -> Outcome | None:
         """Why to stop, if the console, the guest's clock or the kernel's memory says so."""
         self.step(self)
+        is_between, self._is_between = self._is_between, False
         boot, now_ns = self.boot, self.machine.engine.now_ns
         if self.findings:
             return Outcome(End.STOPPED, self.findings[0].reason)
-        if not self._steps and not self._to_end:
+        if isinstance(self._halt, int) and now_ns >= self._halt:
+            self._is_due = True
+        if self._is_due and is_between:
+            return Outcome(End.EXPECTED, "others start from here")
+        if not self._steps and not self._to_end and self._halt is None:
             return Outcome(End.EXPECTED, "every expectation is met")
         silent_ns = now_ns - self._spoke_ns
         if silent_ns >= PROBE_NS and now_ns - self._probed_ns >= PROBE_NS:
             self._probed_ns = now_ns
             if self._witness.panicked:
                 return Outcome(End.STOPPED, "the kernel panicked, and does nothing more")
-        if now_ns >= boot.virtual_timeout * 1e9:
+        if now_ns - self._began_ns >= boot.virtual_timeout * 1e9:
             words = f"still running after {boot.virtual_timeout:g} s of its own time"
             return self._stop(Verdict.TIMEOUT, words)
         if silent_ns >= boot.quiet_timeout * 1e9:
@@ -305,6 +379,10 @@ class Session:
 
     def _mark(self, name: str, virtual_ns: int) -> None:
         self.phases.append(Phase(name, virtual_ns, self.clock() - self._started))
+
+
+def _patterns(texts: Sequence[str]) -> list[re.Pattern[str]]:
+    return [re.compile(text, re.MULTILINE) for text in texts]
 
 
 def _record(boot: Boot, machine: Machine, loaded: image.Image) -> Recording:

@@ -19,6 +19,8 @@ class Transcript:
     raw: bytearray = field(default_factory=bytearray)
     lines: list[tuple[int, str]] = field(default_factory=list)
     dropped: int = 0  # bytes beyond `LIMIT`
+    own: int = 0  # the first line that is not another guest's
+    origin: str = ""  # the name of that guest
     _plain: PlainText = field(default_factory=PlainText)
     _open: bool = False  # the last line may go on
     _tail: str = ""  # the end of the text
@@ -53,6 +55,11 @@ class Transcript:
         self._searched = max(1 if cut else 0, self._searched - cut)
         self._fresh = max(0, self._fresh - cut)
 
+    def part(self, origin: str) -> None:
+        """Go on as another guest's console: what is found is what comes from now on."""
+        self.origin, self.own = origin, len(self.lines) - self._open
+        self._searched = self._fresh = len(self._tail)
+
     def find(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         """The next match after the last that this found."""
         found = pattern.search(self._tail, self._searched)
@@ -81,6 +88,8 @@ class Transcript:
     def stamped(self) -> str:
         """The console, before each line the virtual time in seconds of its first byte."""
         lines = [f"{at_ns / 1e9:12.6f}  {line}\n" for at_ns, line in self.lines]
+        if self.origin:
+            lines.insert(self.own, f"(so far, this is {self.origin})\n")
         if self.dropped:
             lines.append(f"({self.dropped} more bytes were printed, and are not kept)\n")
         return "".join(lines)

@@ -146,7 +146,8 @@ class Facts:
     `ended` and `reason` are the machine's. `findings` are those of the code that watched the boot.
     `panicked`, `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not
     tell). `unmet` are patterns. `too_early` is where the console has the first of them before its
-    turn.
+    turn. `before` is what was known when the guest was copied: what the kernel had complained of by
+    then speaks against the guest that it was copied from.
     """
 
     ended: End
@@ -162,6 +163,7 @@ class Facts:
     too_early: str = ""
     findings: Sequence[Finding] = ()
     cases: Sequence[Case] = field(default=())
+    before: Facts | None = None
 
 
 def judge(
@@ -243,8 +245,8 @@ def _panic_message(lines: Sequence[str]) -> str:
 def _kernel(facts: Facts) -> list[Finding]:
     """What the kernel complained of, the first of each kind."""
     found: dict[Verdict, Finding] = {}
-    seen = 0  # taint bits whose words were found
-    for text in _kernel_lines(facts):
+    seen = facts.before.taint or 0 if facts.before else 0  # taint bits whose words were found
+    for text in _kernel_lines(facts, facts.before):
         for verdict, bit, pattern in PATTERNS:
             if not pattern.match(text):
                 continue
@@ -258,11 +260,15 @@ def _kernel(facts: Facts) -> list[Finding]:
     return list(found.values())
 
 
-def _kernel_lines(facts: Facts) -> list[str]:
-    """What the kernel itself printed, as far as that can be told."""
-    own = [line.text for line in facts.log if line.facility == 0]
+def _kernel_lines(facts: Facts, before: Facts | None = None) -> list[str]:
+    """What the kernel itself printed, as far as that can be told; after `before`, if given."""
+    old = set(before.log) if before else set()
+    own = [line.text for line in facts.log if line.facility == 0 and line not in old]
     programs = {line.text for line in facts.log if line.facility != 0}  # by /dev/kmsg
-    return [*own, *(text for text in kernel_lines(facts.console) if text not in programs)]
+    shown = kernel_lines(facts.console)
+    if before:
+        shown = shown[len(kernel_lines(before.console)) :]
+    return [*own, *(text for text in shown if text not in programs)]
 
 
 def kernel_lines(console: Iterable[str]) -> list[str]:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import faulthandler
-import os
+import gc
 import resource
 import signal
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from threading import Event
 from typing import Final
 
 from xenemu import __version__
-from xenemu.confine import confine
+from xenemu.confine import confine, confine_copy
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
-from xenemu.smoke import wire
-from xenemu.smoke.ktap import parse
+from xenemu.smoke import copies, wire
+from xenemu.smoke.nursery import PARENTS_SIGNALS
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
 from xenemu.smoke.session import IGNORED_CODES, Session
 from xenemu.smoke.verdict import Finding, Verdict
 
 PROGRESS_S: Final = 0.25
-PARENTS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -39,22 +36,17 @@ class Progress:
     instructions: int
 
 
+@dataclass(frozen=True)
+class AtSnapshot:
+    """A boot is where others start from it; from now on its process is an `copies.Original`."""
+
+
 class _Stopped(Exception):
     """The boot is to stop before its end."""
 
 
-def start(process: SpawnProcess) -> None:
-    """Start a process that `isolate` is to run in: signals wait until it has."""
-    resource_tracker.ensure_running()  # it would let them through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def isolate(stderr: int, stop: Callable[[], None] | None = None) -> None:
-    """Be a child: leave signals of the terminal to the parent, core files out, errors in a file.
+def isolate(stop: Callable[[], None] | None = None) -> None:
+    """Be a child: leave signals of the terminal to the parent, and core files out.
 
     SIGTERM calls `stop`, or ends the process.
     """
@@ -65,66 +57,128 @@ def isolate(stderr: int, stop: Callable[[], None] | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # a diod sets its own, and wants no limit
-    os.dup2(stderr, 1)
-    os.dup2(stderr, 2)
     faulthandler.enable(2)
 
 
-def main(boot: Boot, connection: Connection, errors: str) -> None:
-    """Run `boot` and send `Progress`, then a `Result`; `errors` is a file for standard error.
+def main(connection: Connection, boot: Boot) -> None:
+    """Run `boot` and send `Progress`, then a `Result`.
 
-    SIGTERM stops the boot between two slices; there is a result then, too.
+    If others start from it, send `AtSnapshot` when it is there, and be copied: for `boot` itself,
+    which goes on, and for the others. SIGTERM stops the boot between two slices; there is a result
+    then, too.
     """
     stop = Event()
-    isolate(os.open(errors, os.O_WRONLY | os.O_APPEND), stop.set)
-    wire.send(connection, boot_once(boot, connection, stop.is_set, confined=True))
+    isolate(stop.set)
+    work = Work(boot, connection, stop.is_set, confined=True)
+    if result := work.done():
+        wire.send(work.connection, result)
 
 
-def check(boot: Boot, connection: Connection, errors: str) -> None:
+def check(connection: Connection, boot: Boot) -> None:
     """Send the `Result` of a boot that is over before its first instruction."""
-    isolate(os.open(errors, os.O_WRONLY | os.O_APPEND))
-    wire.send(connection, boot_once(boot, run=lambda session: []))
+    isolate()
+    work = Work(boot, connection)
+    wire.send(connection, work.done(lambda session: []))
 
 
-def boot_once(
-    boot: Boot,
-    connection: Connection | None = None,
-    is_to_stop: Callable[[], bool] = bool,
-    confined: bool = False,
-    run: Callable[[Session], list[Finding]] = lambda session: session.run_plan(),
-) -> Result:
-    """Boot, to a result whatever happens; only a crash of this process gives none.
+@dataclass
+class Work:
+    """A boot that is to be done in this process, to a result whatever happens.
 
-    With `confined`, this process gives up nearly everything else from then on, if the host can do
-    that.
+    With `confined`, this process gives up nearly everything else when the guest begins, if the host
+    can do that.
     """
-    result = Result(boot, started=time.time())
-    began, cpu_began = time.monotonic(), time.process_time()
-    session: Session | None = None
-    try:
-        session = Session(boot, step=_step(connection, is_to_stop), is_to_stop=is_to_stop)
-        result.mode = session.machine.entry.name
-        if confined:
-            confine(callers=session.takes_callers, more=session.calls)
-        result.findings = run(session)
-        result.reason = session.reason
-    except XenemuError as error:
-        result.findings = [Finding(_blame(error), str(error))]
-    except _Stopped:
-        result.stopped = True
-        result.findings = [Finding(Verdict.XENEMU, "the process that ran it was told to stop")]
-    except Exception as error:
-        if exhausted := exhaustion(error):
+
+    boot: Boot
+    connection: Connection
+    is_to_stop: Callable[[], bool] = bool
+    confined: bool = False
+
+    def __post_init__(self) -> None:
+        self._begin(self.boot)
+
+    def _begin(self, boot: Boot) -> None:
+        self._result = Result(boot, started=time.time())
+        self._began, self._cpu_began = time.monotonic(), time.process_time()
+        self._next_s = 0.0  # when to tell of progress
+
+    def done(
+        self, run: Callable[[Session], list[Finding]] = lambda session: session.run_plan()
+    ) -> Result | None:
+        """Boot; None if this is the process that others were copied from, and they all were.
+
+        Only a crash of this process gives neither.
+        """
+        session: Session | None = None
+        try:
+            session = Session(self.boot, step=self._step, is_to_stop=self.is_to_stop)
+            self._result.mode = session.machine.entry.name
+            if self.confined:
+                copied = self.boot.is_origin
+                confine(session.callers, session.calls, copied)
+                if copied and not self._is_one_that_runs(session):
+                    return None
+            self._result.findings = run(session)
+            self._result.reason = session.reason
+        except Exception as error:
+            self._note(error)
+        result = self._result
+        result.host_s = time.monotonic() - self._began
+        result.cpu_s = time.process_time() - self._cpu_began
+        result.peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if session is not None:
+            add_session(result, session)
+        return result
+
+    def _is_one_that_runs(self, session: Session) -> bool:
+        """Be copied where others start; True in the copies, and if the guest never gets there."""
+        is_copy = False
+        while self.boot.is_origin and session.run_to_snapshot():
+            spent_s = time.process_time() - self._cpu_began
+            gc.freeze()  # else each copy would touch, and so copy, all that is there
+            wire.send(self.connection, AtSnapshot())
+            born = copies.serve(self.connection)
+            if born is None:
+                return False
+            boot, self.connection = born
+            is_copy = True
+            if boot.name == self.boot.name:
+                self._cpu_began = time.process_time() - spent_s
+                break
+            session.turn_to(boot)
+            self.boot = boot
+            self._begin(boot)
+            self._result.mode = session.machine.entry.name
+        if is_copy:
+            confine_copy(session.calls)
+        return True
+
+    def _step(self, session: Session) -> None:
+        """Show progress now and then, between slices, and stop if that is wanted."""
+        if self.is_to_stop():
+            raise _Stopped
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + PROGRESS_S
+        engine = session.machine.engine
+        words = session.transcript.lines[-1][1] if session.transcript.lines else ""
+        wire.send(self.connection, Progress(words, engine.now_ns, engine.instructions))
+
+    def _note(self, error: Exception) -> None:
+        """Make an exception the result."""
+        result = self._result
+        if isinstance(error, XenemuError):
+            result.findings = [Finding(_blame(error), str(error))]
+        elif isinstance(error, _Stopped):
+            result.stopped = True
+            words = "the process that ran it was told to stop"
+            result.findings = [Finding(Verdict.XENEMU, words)]
+        elif exhausted := exhaustion(error):
             result.findings = [Finding(Verdict.IMAGE, exhausted)]
         else:
             result.findings = [Finding(Verdict.XENEMU, describe_bug(error))]
-            result.report = traceback.format_exc()
-    result.host_s = time.monotonic() - began
-    result.cpu_s = time.process_time() - cpu_began
-    result.peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if session is not None:
-        add_session(result, session)
-    return result
+            result.report = "".join(traceback.format_exception(error))
 
 
 def describe_bug(error: Exception) -> str:
@@ -145,27 +199,7 @@ def add_session(result: Result, session: Session) -> None:
     result.virtual_ns, result.instructions = engine.now_ns, engine.instructions
     result.phases, result.captures = session.phases, session.captures
     result.raw, result.log = bytes(session.transcript.raw), session.transcript.stamped()
-    result.cases = parse(session.transcript.text)
+    result.cases = session.cases
     result.coverage, result.uncovered = session.coverage()
     if result.exit_code not in IGNORED_CODES and not result.report:
         result.report = session.report()
-
-
-def _step(
-    connection: Connection | None, is_to_stop: Callable[[], bool]
-) -> Callable[[Session], None]:
-    next_s = 0.0
-
-    def step(session: Session) -> None:
-        nonlocal next_s
-        if is_to_stop():
-            raise _Stopped
-        now_s = time.monotonic()
-        if connection is None or now_s < next_s:
-            return
-        next_s = now_s + PROGRESS_S
-        engine = session.machine.engine
-        words = session.transcript.lines[-1][1] if session.transcript.lines else ""
-        wire.send(connection, Progress(words, engine.now_ns, engine.instructions))
-
-    return step

@@ -1,0 +1,113 @@
+"""A process that has imported all that a boot needs, for boots to be copies of.
+
+So nobody waits for the imports again, and a boot that dies loses only itself. No guest ever runs in
+the nursery. The engine must be loaded before all else, so the nursery is a fresh Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, Final, Self
+
+from xenemu.smoke import copies
+from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
+from xenemu.smoke.wire import Inbox
+
+SPAWN: Final = multiprocessing.get_context("spawn")
+PARENTS_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What most boots import only when they come to it.
+MODULES: Final = "xenemu.smoke.worker xenemu.smoke.guest".split()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a copy is to call with its connection before the arguments, and where it is then."""
+
+    main: Callable[..., None]
+    arguments: tuple[Any, ...]
+    folder: str  # empty if it is gone
+    environment: dict[str, str]
+
+
+class Nursery:
+    """A nursery, from outside: a context, or `close` it. It begins with the first boot."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._process: multiprocessing.context.SpawnProcess | None = None
+
+    def start(
+        self, main: Callable[..., None], *arguments: Any, errors: int
+    ) -> tuple[Copy, Connection]:
+        """Have ``main(connection, *arguments)`` called in a process of its own; Lost.
+
+        The function and its arguments are pickled. Signals of PARENTS_SIGNALS are blocked there.
+        `errors` is a descriptor, for what the process writes to its standard streams.
+        """
+        order = Order(main, arguments, _folder(), dict(os.environ))
+        if self._process is not None:
+            try:
+                return self._original.copy(order, errors)
+            except Lost:  # as if the host had no memory left, and took one
+                self.close()
+        self._begin()
+        return self._original.copy(order, errors)
+
+    def _begin(self) -> None:
+        self._connection, theirs = SPAWN.Pipe()
+        process = SPAWN.Process(target=_nurse, args=(theirs,), daemon=True, name="xenemu nursery")
+        resource_tracker.ensure_running()  # it would let the signals through
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        assert process.pid is not None
+        self._process = process
+        self._original = Original(process.pid, self._connection, Inbox(self._connection, *ANSWERS))
+
+    def close(self) -> None:
+        """End it; its copies go on."""
+        if self._process is not None and self.owner == os.getpid():
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._connection.close()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _nurse(connection: Connection) -> None:
+    """Import, and be copied."""
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else each copy would touch, and so copy, all that is there
+    if born := copies.serve(connection):
+        order, own = born
+        if order.folder:
+            os.chdir(order.folder)
+        os.environ.clear()
+        os.environ.update(order.environment)
+        order.main(own, *order.arguments)
