@@ -17,6 +17,7 @@ from test_snapshot import Script, a_header, end_of
 
 from guests.build import ENVIRONMENTS, build, guests
 from guests.initramfs import DEFAULT_INIT
+from xenemu.cli import audited
 from xenemu.cli.resume import revived
 from xenemu.cpu.context import Interrupts, Packed
 from xenemu.dom0.block import Block
@@ -148,7 +149,7 @@ def test_what_is_not_there_is_one_line(tmp_path):
         snapshot_file.read(tmp_path)
 
 
-def forged(whole, change=lambda header: None, plain=None, memory=b""):
+def forged(whole, change=lambda header: None, plain=None):
     """A file with another header, and with other data if `plain` is given."""
     start = len(SNAPSHOT_MAGIC) + 4
     end = start + int.from_bytes(whole[len(SNAPSHOT_MAGIC) : start], "little")
@@ -156,7 +157,8 @@ def forged(whole, change=lambda header: None, plain=None, memory=b""):
     rest = whole[end : -snapshot_file.DIGEST_SIZE]
     if plain is not None:
         header["plain_size"] = len(plain)
-        rest = zstd.compress(plain + memory)
+        rest = zstd.compress(plain)
+        header["blocks"] = [len(rest)]
     change(header)
     encoded = msgspec.msgpack.encode(header)
     return resealed(SNAPSHOT_MAGIC + len(encoded).to_bytes(4, "little") + encoded + rest)
@@ -178,13 +180,36 @@ def test_what_is_too_deep_is_refused(whole, tmp_path):
 
 def test_a_little_that_becomes_a_lot_is_not_unpacked(whole, tmp_path):
     place = tmp_path / "snapshot"
-    for pieces in (
-        [(0, 1 << 50, True)], [(0, 1 << 20, True)] * 1000, [(1 << 20, 4, True), (0, 4, True)],
-        [(8, -4, True)], [(-4, 4, True)],
+    for runs in (
+        [(0, 1 << 50)], [(0, 1 << 20)] * 1000, [(1 << 20, 4), (0, 4)], [(8, -4)], [(-4, 4)],
     ):  # fmt: skip
-        place.write_bytes(forged(whole, lambda header, pieces=pieces: header.update(pieces=pieces)))
-        with pytest.raises(UsageError, match="a piece of memory lies outside memory, or in"):
+        place.write_bytes(forged(whole, lambda header, runs=runs: header.update(runs=runs)))
+        with pytest.raises(UsageError, match="a run of memory lies outside memory, or in"):
             snapshot_file.read(place)
+
+
+def test_blocks_that_are_not_what_the_header_says_are_refused(whole, tmp_path):
+    place = tmp_path / "snapshot"
+
+    def cut(header):
+        header["blocks"][-1] -= 1
+
+    def more(header):
+        header["blocks"] += [0]
+
+    def less_memory(header):
+        header["runs"] = header["runs"][:-1]
+
+    def more_memory(header):
+        header["runs"] += [(8 << 20, 4096)]
+
+    for change in (cut, more, less_memory, more_memory):
+        place.write_bytes(forged(whole, change))
+        with pytest.raises(UsageError, match="no snapshot that"):
+            revived(place, snapshot_file.read(place), [])
+    place.write_bytes(forged(whole, lambda header: header.update(plain_size=8), bytes(1 << 26)))
+    with pytest.raises(UsageError, match="more data than it says"):
+        snapshot_file.read(place)
 
 
 def changed_plain(snapshot, change):
@@ -200,7 +225,7 @@ def changed_plain(snapshot, change):
 @pytest.fixture
 def strange(whole, tmp_path):
     (tmp_path / "whole").write_bytes(whole)
-    return snapshot_file.read(tmp_path / "whole").snapshot
+    return replace(snapshot_file.read(tmp_path / "whole"), digest=b"")
 
 
 @pytest.mark.parametrize(
@@ -218,28 +243,45 @@ def strange(whole, tmp_path):
 )
 def test_a_strangers_domain_is_refused(strange, change, words):
     with pytest.raises(UsageError, match=words):
-        revived(Path("f"), changed_plain(strange, change), [])
+        revived(Path("f"), replace(strange, snapshot=changed_plain(strange.snapshot, change)), [])
 
 
 def test_a_strangers_registers_are_refused(strange):
+    kept = strange.snapshot
     for registers in (
-        replace(strange.untouched, fpu=b"x"),
-        replace(strange.untouched, general=(1, 2)),
-        replace(strange.untouched, interrupts=Interrupts(upcall=1 << 50)),
+        replace(kept.untouched, fpu=b"x"),
+        replace(kept.untouched, general=(1, 2)),
+        replace(kept.untouched, interrupts=Interrupts(upcall=1 << 50)),
         Packed(bytes(1 << 20)),
     ):
         for snapshot in (
-            replace(strange, untouched=registers),
-            replace(strange, engine=replace(strange.engine, registers=registers)),
+            replace(kept, untouched=registers),
+            replace(kept, engine=replace(kept.engine, registers=registers)),
         ):
             with pytest.raises(UsageError, match="can go on"):
-                revived(Path("f"), snapshot, [])
+                revived(Path("f"), replace(strange, snapshot=snapshot), [])
 
 
 def test_a_strangers_frame_table_is_refused(strange):
-    info = bytes(byte ^ 1 for byte in strange.domain.page_info)
+    domain = strange.snapshot.domain
+    info = bytes(byte ^ 1 for byte in domain.page_info)
+    snapshot = replace(strange.snapshot, domain=replace(domain, page_info=info))
     with pytest.raises(UsageError, match="can go on"):
-        revived(Path("f"), replace(strange, domain=replace(strange.domain, page_info=info)), [])
+        revived(Path("f"), replace(strange, snapshot=snapshot), [])
+
+
+def test_the_books_of_a_file_are_audited_once(strange, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not audited.knows(strange.digest)
+    audits = []
+    monkeypatch.setattr("xenemu.hv.audit.recount", lambda *given: audits.append(given) or [])
+    for _ in range(2):
+        revived(Path("f"), strange, [])
+        assert audited.knows(strange.digest)
+    assert len(audits) == 1
+    (tmp_path / "cache" / "xenemu" / "audited").chmod(0o777)  # others could put names there
+    assert not audited.knows(strange.digest)
+    assert not audited.knows(b"another")
 
 
 def test_a_snapshot_with_other_devices_is_refused(strange):

@@ -26,7 +26,7 @@ def machine():
 def witness(machine, tmp_path):
     path = tmp_path / "kernel"
     path.write_bytes(elfwriter.kernel())
-    return Witness(machine, image.load(path))
+    return Witness(machine, lambda: image.load(path))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,17 @@ from xenemu.boot.modes import AUTO, DRAFT, FILES, MODES, PREFERRED
 from xenemu.errors import ImageError
 from xenemu.image import Image
 
-__all__ = ["AUTO", "DRAFT", "ENTRIES", "MODES", "BootEntry", "Verdict", "choose", "verdicts"]
+__all__ = [
+    "AUTO",
+    "DRAFT",
+    "ENTRIES",
+    "MODES",
+    "BootEntry",
+    "Verdict",
+    "choose",
+    "of_mode",
+    "verdicts",
+]
 
 Entry = BootEntry[Any, Any, Any]
 
@@ -46,6 +56,11 @@ class Entries(Mapping[str, Entry]):
 
 
 ENTRIES: Final = Entries(FILES)
+
+
+def of_mode(mode: str) -> Mapping[str, Entry]:
+    """The entries of a mode, by name; none if there is no such mode."""
+    return Entries([each for each in FILES if each == mode])
 
 
 def verdicts(image: Image) -> dict[str, Verdict]:

@@ -22,7 +22,7 @@ from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.covering import Covering
 from xenemu.cli.escape import Asking, Escape
 from xenemu.cli.expect import Expectations
-from xenemu.cli.guest import Guest
+from xenemu.cli.guest import Guest, Load
 from xenemu.cli.judge import judge, to_do_in_silence
 from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.silence import Silence
@@ -117,26 +117,29 @@ class AttendedRun:
         status = Status(sys.stderr if redraws() else None, is_shared)
         try:
             status.phase(f"xenemu: loading {self.guest.kernel}")
-            loaded = _named(self.guest.load(), self.symbols, status)
+            load = self.guest.load()
+            if self.symbols is not None:
+                loaded = _named(load(), self.symbols, status)
+                load = lambda: loaded  # noqa: E731 (as those that are not named anew)
             status.phase("xenemu: building the domain")
             vifs = self.wired.vifs if self.wired else ()
-            machine = self.guest.build(loaded, [*self.devices, *vifs])
-            witness = Witness(machine, loaded)
+            machine = self.guest.build(load, [*self.devices, *vifs])
+            witness = Witness(machine, load)
             silence = Silence(
                 lambda: machine.engine.now_ns,
                 lambda: to_do_in_silence(witness),
                 lambda sentence: _tell_amid(status, f"what to do: {sentence}"),
             )
             terminal = self._terminal(machine, silence, stdin, stdout, status)
-            write_coverage = self.covering.begin(machine, loaded) if self.covering else None
+            write_coverage = self.covering.begin(machine, load()) if self.covering else None
             status.make_room()
             if is_terminal() or self.verbose:
                 leave = "; Ctrl-] twice leaves" if terminal.interactive else ""
                 size, verb = format_size(self.guest.memory), self.guest.verb
                 _tell(f"{verb} {self.guest.kernel} as {machine.entry.name}, {size}{leave}")
-            server = self._serve(machine, loaded, terminal, witness, status)
+            server = self._serve(machine, load, terminal, witness, status)
             started = time.monotonic()
-            with terminal, self._watch(machine, loaded, terminal, status) as explainer:
+            with terminal, self._watch(machine, load, terminal, status) as explainer:
                 sources = [*self._sources(terminal, status), *self._asking(machine, terminal)]
                 for device in self.devices:
                     device.leave_if(lambda: terminal.leaves() or self.limits.expired())
@@ -161,7 +164,7 @@ class AttendedRun:
         code = 128 + signum if signum else outcome.exit_code
         if outcome.advice == silence.told:
             outcome = replace(outcome, advice="")
-        self._explain_end(machine, loaded, outcome, code, is_shared and is_terminal())
+        self._explain_end(machine, load, outcome, code, is_shared and is_terminal())
         if explainer is not None:
             explainer.close()
         if write_coverage is not None and (missing := write_coverage()):
@@ -178,7 +181,7 @@ class AttendedRun:
             f"{f'; the same again: {order}' if order else ''}"
         )
         if self.dumping is not None:
-            _tell(self.dumping.end(machine, loaded, code))
+            _tell(self.dumping.end(machine, load(), code))
         return code
 
     def _kind(self, machine: Machine, terminal: HostTerminal) -> Callable[..., Outside]:
@@ -245,7 +248,7 @@ class AttendedRun:
         return keep
 
     def _explain_end(
-        self, machine: Machine, loaded: image.Image, outcome: Outcome, code: int, is_shared: bool
+        self, machine: Machine, load: Load, outcome: Outcome, code: int, is_shared: bool
     ) -> None:
         """Tell what to do, and where the guest was, as far as a person wants to know.
 
@@ -259,7 +262,7 @@ class AttendedRun:
         if is_reported:
             samples = machine.samples if outcome.end in GIVEN_UP else None
             shown = self._shown() if is_shared else frozenset()
-            typer.echo(report(machine.current, loaded, outcome.reason, samples, shown), err=True)
+            typer.echo(report(machine.current, load(), outcome.reason, samples, shown), err=True)
 
     def _shown(self) -> frozenset[str]:
         """The lines of the kernel's log that the person has just seen on his console."""
@@ -288,19 +291,19 @@ class AttendedRun:
         )
 
     def _watch(
-        self, machine: Machine, loaded: image.Image, terminal: HostTerminal, status: Status
+        self, machine: Machine, load: Load, terminal: HostTerminal, status: Status
     ) -> AbstractContextManager[Explainer | None]:
         """Explain and trace as asked while the guest runs."""
         errors = _descriptor(sys.stderr)
         told_to = None if errors is None else Output(errors, "standard error")
         stderr = Sink(told_to, terminal, status)
         trace = stderr if self.trace_file is None else Sink(self.trace_file, terminal)
-        return watching(self.watching, machine.current, loaded, stderr, trace)
+        return watching(self.watching, machine.current, load, stderr, trace)
 
     def _serve(
         self,
         machine: Machine,
-        loaded: image.Image,
+        load: Load,
         terminal: HostTerminal,
         witness: Witness,
         status: Status,
@@ -313,7 +316,7 @@ class AttendedRun:
 
         status.phase("xenemu: reading the kernel's symbols")
         server = Server(
-            Target(machine, loaded),
+            Target(machine, load()),
             self.listener,
             terminal,
             self.limits,
@@ -325,10 +328,8 @@ class AttendedRun:
         return server
 
 
-def _named(loaded: image.Image, symbols: Path | None, status: Status) -> image.Image:
+def _named(loaded: image.Image, symbols: Path, status: Status) -> image.Image:
     """The kernel's image, with the symbols of ``--symbols``."""
-    if symbols is None:
-        return loaded
     try:
         found = image.with_symbols(loaded, symbols)
     except ImageError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,8 @@ from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Machine
 from xenemu.options import format_size
+
+Load = Callable[[], image.Image]
 
 
 class Guest(Protocol):
@@ -28,10 +30,10 @@ class Guest(Protocol):
     def verb(self) -> str:
         """What is done with the kernel, for the person."""
 
-    def load(self) -> image.Image:
-        """Load the kernel; `ImageError`, `UsageError`."""
+    def load(self) -> Load:
+        """Load the kernel, at the latest when it is asked for; `ImageError`, `UsageError`."""
 
-    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+    def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
         """Make the machine; `ImageError`, `FitError`, `UsageError`."""
 
 
@@ -49,15 +51,15 @@ class Fresh:
     def memory(self) -> int:
         return self.config.memory
 
-    def load(self) -> image.Image:
+    def load(self) -> Load:
         loaded = image.load(self.kernel)
         if self.draft_notes is not None:
             loaded = replace(loaded, draft_notes=self.draft_notes)
-        return loaded
+        return lambda: loaded
 
-    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+    def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
         try:
-            return Machine(loaded, self.config, self.mode, devices)
+            return Machine(load(), self.config, self.mode, devices)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise

@@ -11,10 +11,12 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import image
+from xenemu.cli import audited
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
 from xenemu.cli.expect import Expectations
+from xenemu.cli.guest import Load
 from xenemu.cli.keeping import Keeping
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
@@ -40,7 +42,6 @@ from xenemu.disks import DiskSpec, name_all, opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError, XenError
 from xenemu.machine import Limits, Machine, snapshot_file
-from xenemu.machine.snapshot import Snapshot
 from xenemu.machine.snapshot_file import Header, Saved
 from xenemu.network import networked
 from xenemu.network.asked import reaches_nobody
@@ -72,7 +73,7 @@ class Resumed:
     def memory(self) -> int:
         return self.saved.header.memory
 
-    def load(self) -> image.Image:
+    def load(self) -> Load:
         header = self.saved.header
         at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
         if digest_of(self.kernel, at, advice) != header.kernel_digest:
@@ -83,10 +84,10 @@ class Resumed:
             advice = f"; say where it is: --disk FILE,name={name}"
             if digest_of(spec.path, at, advice) != digest:
                 raise UsageError(f"{at} {spec.path}: something else is there now{advice}")
-        return image.load(self.kernel)
+        return image.load_later(self.kernel)
 
-    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
-        return revived(self.file, self.saved.snapshot, devices)
+    def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
+        return revived(self.file, self.saved, devices)
 
 
 def check(file: Path, header: Header) -> None:
@@ -125,19 +126,23 @@ def moved(file: Path, kept: Sequence[str], typed: Sequence[str]) -> list[str]:
     return list(disks.values())
 
 
-def revived(file: Path, snapshot: Snapshot, devices: Sequence[BusBackend]) -> Machine:
+def revived(file: Path, saved: Saved, devices: Sequence[BusBackend]) -> Machine:
     """A machine that goes on from a snapshot; UsageError if the snapshot makes no sense.
 
     A snapshot may be a stranger's. What was read is plain data, but may be of any type and size. So
-    whatever it comes to is the snapshot's fault.
+    whatever it comes to is the snapshot's fault. The books are audited when a file is first gone on
+    with.
     """
+    faults = []
     try:
-        machine = Machine.revive(snapshot, devices)
-        faults = machine.personality.audit(machine.domain)
+        machine = Machine.revive(saved.snapshot, devices)
+        if not audited.knows(saved.digest):
+            faults = machine.personality.audit(machine.domain)
     except NONSENSE as error:
         raise UsageError(f"{file}: no snapshot that can go on: {error}") from None
     if faults:
         raise UsageError(f"{file}: no snapshot that can go on: {faults[0]}")
+    audited.remember(saved.digest)
     return machine
 
 

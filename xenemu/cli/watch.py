@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -88,11 +88,14 @@ class Sink:
 
 @contextmanager
 def watching(
-    asked: Watching, current: Current, image: Image, stderr: Sink, trace: Sink
+    asked: Watching, current: Current, load: Callable[[], Image], stderr: Sink, trace: Sink
 ) -> Iterator[Explainer | None]:
     """Watch a guest for the time of a run; gives the explainer, to be closed after the report."""
+    if not asked.explain and not asked.kinds:
+        yield None
+        return
     explainer = None
-    code = MappedCode(image, current)
+    code = MappedCode(load(), current)
     watch = Watch.of(current)
     if asked.explain:
         explainer = Explainer(code, stderr.write)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from xenemu.hv.page_info import RECORD
@@ -35,6 +37,11 @@ class Memory:
     def contains(self, mfn: int) -> bool:
         """Whether `mfn` names RAM."""
         return 0 <= mfn < self.nr_frames
+
+    def prepare(self, maddr: Maddr, size: int) -> None:
+        """Let the host have large pages ready where so many bytes are about to be stored."""
+        with suppress(OSError):  # a host without them
+            self.mapping.madvise(mmap.MADV_HUGEPAGE, maddr, size)
 
     def read(self, maddr: Maddr, size: int) -> bytes:
         """Copy `size` bytes; the range must lie in RAM (an IndexError is our bug)."""

@@ -7,17 +7,75 @@ of that one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from xenemu.encoding import decode, encode
 from xenemu.hv.frame_table import DOMID_NONE
-from xenemu.hv.memory import Memory
+from xenemu.hv.memory import ZERO_PAGE, Memory
 from xenemu.hv.state.domain import Backend, Domain
-from xenemu.x86.paging import PAGE_SHIFT
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
 MEMORY: Final = ""  # where backends have their names
+
+
+Run = tuple[int, bytes | memoryview]  # a machine address, and what is there
+
+
+class Content(Protocol):
+    """What a memory held."""
+
+    def runs(self) -> Iterator[Run]:
+        """What is not zero, in runs of whole pages, from the lowest."""
+
+    def put(self, memory: Memory, is_new: bool) -> None:
+        """Make a memory of the same size hold it; if it `is_new`, nothing was written to it yet."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A content in memory: of each piece the machine address, the size, the bytes; None for zeroes.
+
+    Every frame that is ever in use is in one of them.
+    """
+
+    pieces: list[tuple[int, int, bytes | None]]
+
+    @classmethod
+    def of(cls, domain: Domain) -> Pieces:
+        """What a domain's memory holds now."""
+        ram, pieces = domain.memory.bytes, []
+        for start, end in _used(domain):
+            for at in range(start, end, PIECE_SIZE):
+                size = min(PIECE_SIZE, end - at)
+                data = bytes(ram[at : at + size])  # bytes compare much faster than views do
+                pieces.append((at, size, None if data == bytes(size) else data))
+        return cls(pieces)
+
+    def runs(self) -> Iterator[Run]:
+        """Runs of pages that are not zero, each within a piece."""
+        for at, size, data in self.pieces:
+            if data is None:
+                continue
+            begin = None
+            for offset in range(0, size, PAGE_SIZE):
+                if data[offset : offset + PAGE_SIZE] != ZERO_PAGE:
+                    begin = offset if begin is None else begin
+                elif begin is not None:
+                    yield at + begin, memoryview(data)[begin:offset]
+                    begin = None
+            if begin is not None:
+                yield at + begin, memoryview(data)[begin:]
+
+    def put(self, memory: Memory, is_new: bool) -> None:
+        """Make a memory hold these pieces again."""
+        for at, size, data in self.pieces:
+            if data is not None:
+                memory.bytes[at : at + size] = data
+            elif not is_new and bytes(memory.bytes[at : at + size]) != bytes(size):
+                memory.bytes[at : at + size] = bytes(size)
 
 
 @dataclass(frozen=True)
@@ -26,13 +84,13 @@ class DomainSnapshot:
 
     * `plain` is its plain data, encoded.
     * `backends` have what each of its backends saved, by name.
-    * `pieces` are where memory can be: machine address, size, bytes; None for zeroes.
+    * `content` is what its memory held; None while that is kept elsewhere.
     * `page_info` are the records of its memory's frames.
     """
 
     plain: bytes
     backends: dict[str, object]
-    pieces: list[tuple[int, int, bytes | None]]
+    content: Content | None
     nr_frames: int
     page_info: bytes
 
@@ -44,14 +102,14 @@ class DomainSnapshot:
         return cls(
             encode(unwatched, {MEMORY: domain.memory, **domain.backends}),
             {name: backend.save() for name, backend in domain.backends.items()},
-            _content(domain),
+            Pieces.of(domain),
             domain.memory.nr_frames,
             domain.memory.page_info[:],
         )
 
     def restore(self, now: Domain) -> Domain:
         """The domain as it was, in the memory of the present one, which ends here."""
-        domain = self.revive(now.memory, now.backends)
+        domain = self.revive(now.memory, now.backends, is_new=False)
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
@@ -59,38 +117,22 @@ class DomainSnapshot:
         domain.peers[domain.domid] = domain
         return domain
 
-    def revive(self, memory: Memory, backends: dict[str, Backend]) -> Domain:
+    def revive(self, memory: Memory, backends: dict[str, Backend], is_new: bool = True) -> Domain:
         """The domain as it was, in a memory of the same size, with backends of the same names.
+
+        If the memory `is_new`, nothing was written to it yet.
 
         DecodeError: the snapshot is of another version of the records, or damaged.
         """
         domain = decode(self.plain, {MEMORY: memory, **backends}, Domain)
         for name, state in self.backends.items():
             backends[name].restore(state)
-        _put_content(memory, self.pieces)
+        assert self.content is not None
+        self.content.put(memory, is_new)
+        if not is_new:
+            memory.stale_code.update(mfn for mfn, code in enumerate(memory.code) if code)
         memory.page_info[:] = self.page_info
         return domain
-
-
-def _content(domain: Domain) -> list[tuple[int, int, bytes | None]]:
-    ram = domain.memory.bytes
-    pieces = []
-    for start, end in _used(domain):
-        for at in range(start, end, PIECE_SIZE):
-            size = min(PIECE_SIZE, end - at)
-            data = bytes(ram[at : at + size])  # bytes compare much faster than views do
-            pieces.append((at, size, None if data == bytes(size) else data))
-    return pieces
-
-
-def _put_content(memory: Memory, pieces: list[tuple[int, int, bytes | None]]) -> None:
-    """Make memory hold these pieces again. Every frame that is ever in use is in one of them."""
-    for at, size, data in pieces:
-        if data is not None:
-            memory.bytes[at : at + size] = data
-        elif bytes(memory.bytes[at : at + size]) != bytes(size):
-            memory.bytes[at : at + size] = bytes(size)
-    memory.stale_code.update(mfn for mfn, was_code in enumerate(memory.code) if was_code)
 
 
 def _used(domain: Domain) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """From a kernel file's bytes to an `Image`: what it is, and what it wants."""
 
-from xenemu.image.loader import Image, Payload, Segment, SymbolFile, load
+from xenemu.image.loader import Image, Payload, Segment, SymbolFile, load, load_later
 from xenemu.image.notes import DraftNotes, Feature, Note, XenNotes
 from xenemu.image.separate import Separated, build_id, with_symbols
 
@@ -16,5 +16,6 @@ __all__ = [
     "XenNotes",
     "build_id",
     "load",
+    "load_later",
     "with_symbols",
 ]

@@ -6,11 +6,11 @@ In Xen: tools/libs/guest/xg_dom_elfloader.c, common/libelf/libelf-loader.c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from xenemu.errors import ImageError
 from xenemu.image import bzimage, compression, elf, pe
@@ -23,7 +23,7 @@ from xenemu.image.orc import Orc
 from xenemu.image.ownfile import own
 from xenemu.image.pe import Pe
 from xenemu.image.symbols import Symbols, load_symbols
-from xenemu.image.unpacked import forget, unpacked
+from xenemu.image.unpacked import Kept, forget, unpacked
 
 # What a file of machine/snapshot_file begins with: a person may take it for a kernel.
 SNAPSHOT_MAGIC: Final = b"xenemu snapshot\n"
@@ -168,20 +168,43 @@ def load(path: Path) -> Image:
     well-formed x86 ELF, packed or not, or a PE program for x86. An `Image` may still have no way to
     boot: ask `boot.verdicts`.
     """
+    return _of(path, lambda: _load(path, map_file(path)))
+
+
+def load_later(path: Path) -> Callable[[], Image]:
+    """Load the kernel at `path` when it is first asked for; then no file is opened any more.
+
+    Raises what `load` raises if the file cannot be read, or is not packed as Linux is.
+    """
+    view = _of(path, lambda: map_file(path))
+    if not bzimage.is_bzimage(view):
+        loaded = load(path)
+        return lambda: loaded
+    kept = Kept.of(_of(path, lambda: bzimage.parse(view)).compressed)
+    if kept.whole is None:
+        loaded = load(path)
+        return lambda: loaded
+    return cache(lambda: _of(path, lambda: _load(path, view, kept)))
+
+
+T = TypeVar("T")
+
+
+def _of(path: Path, work: Callable[[], T]) -> T:
+    """Do what may find a fault in the file at `path`: ImageError, with the file's name."""
     try:
-        return _load(path)
+        return work()
     except ImageError as fault:
         raise ImageError(f"{path}: {fault}") from None
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
 
 
-def _load(path: Path) -> Image:
-    view = map_file(path)
+def _load(path: Path, view: memoryview, kept: Kept | None = None) -> Image:
     payload = outer = None
     if bzimage.is_bzimage(view):
         outer = bzimage.parse(view)
-        view = unpacked(outer.compressed, outer.unpack, outer.size)
+        view = unpacked(outer.compressed, outer.unpack, outer.size, kept)
         forget(outer.file)  # all of it has been read, for its digest at the least
         payload = Payload(
             outer.compression,

@@ -35,7 +35,8 @@ class Snapshot:
     noted.
     """
 
-    entry: str  # by which the domain was booted
+    mode: str  # the mode and the name
+    entry: str  # of the entry by which the domain was booted
     domain: DomainSnapshot
     vcpu_id: int  # who was in the CPU,
     engine: EngineState  # and what was there
@@ -51,6 +52,7 @@ class Snapshot:
             if vcpu.saved is not None:
                 vcpu.saved = by_name(vcpu.saved)
         return cls(
+            machine.entry.mode,
             machine.entry.name,
             DomainSnapshot.of(machine.domain),
             machine.current.vcpu.vcpu_id,
@@ -71,9 +73,9 @@ class Snapshot:
         `backends` are those that dom0 had in addition to a console and the store. DecodeError: the
         snapshot is damaged, or of another version.
         """
-        entry = boot.ENTRIES.get(self.entry)
+        entry = boot.of_mode(self.mode).get(self.entry)
         if entry is None:
-            raise DecodeError(f"there is no entry {self.entry}")
+            raise DecodeError(f"there is no entry {self.entry} of {self.mode}")
         console, control = Console(), Control()
         store, memory = Store(), Memory(self.domain.nr_frames)
         every: list[Backend] = [XenstoreRing(store=store), console, control, *backends]

@@ -8,11 +8,10 @@ from __future__ import annotations
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
-from xenemu.hv.personality import Personality
+from xenemu.hv.personality import Exits, Personality
 from xenemu.pv import descriptors
 from xenemu.pv.audit import audit
 from xenemu.pv.context import load_context
-from xenemu.pv.exits import Pv32Exits, PvExits
 from xenemu.pv.failsafe import reload_data_segments
 from xenemu.pv.paging import translate, translate32
 from xenemu.pv.state import StartContext, pv
@@ -62,12 +61,24 @@ def enter(current: Current) -> None:
     reload_data_segments(current)
 
 
+def _exits64(current: Current) -> Exits:
+    from xenemu.pv.exits import PvExits  # noqa: PLC0415 (other guests need no disassembler)
+
+    return PvExits(current)
+
+
+def _exits32(current: Current) -> Exits:
+    from xenemu.pv.exits import Pv32Exits  # noqa: PLC0415
+
+    return Pv32Exits(current)
+
+
 PV64 = Personality(
     translate=translate,
     start=start_vcpu,
     leave=leave,
     enter=enter,
-    exits=PvExits,
+    exits=_exits64,
     address_space=_address_space,
     send_nmi=send_nmi,
     audit=audit,
@@ -78,7 +89,7 @@ PV32 = Personality(
     start=start_vcpu,
     leave=leave,
     enter=enter,
-    exits=Pv32Exits,
+    exits=_exits32,
     address_space=_address_space,
     send_nmi=send_nmi,
     audit=audit,

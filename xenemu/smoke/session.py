@@ -127,7 +127,7 @@ class Session:
                 raise
             size = format_size(boot.memory)
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
-        self._witness = Witness(self.machine, self.image)
+        self._witness = Witness(self.machine, lambda: self.image)
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xenemu.abi.sched import SHUTDOWN_crash
@@ -20,13 +20,14 @@ from xenemu.smoke.verdict import Facts
 class Witness:
     """Asks the kernel's own memory, whichever kernel it is. Leaves no trace there."""
 
-    def __init__(self, machine: Machine, image: Image) -> None:
+    def __init__(self, machine: Machine, load: Callable[[], Image]) -> None:
+        """`load` gives the kernel's image, when it is first needed."""
         self._machine = machine
-        self._image = image
+        self._load = load
 
     def _kernels(self) -> tuple[Linux, Bsd]:
         current = self._machine.current
-        image = as_mapped(current, self._image)
+        image = as_mapped(current, self._load())
         read = Pages(current, kernel_tables(current, image))
         return Linux(current, image, read), Bsd(image, read)
 
@@ -40,7 +41,7 @@ class Witness:
     def pattern(self) -> str:
         """What the guest did in the end, if that is clear, to be put after a sentence."""
         current = self._machine.current
-        code = Code(as_mapped(current, self._image), current)
+        code = Code(as_mapped(current, self._load()), current)
         found = self._machine.samples.pattern(current, code)
         return f", {found}" if found else ""
 
