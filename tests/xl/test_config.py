@@ -70,7 +70,9 @@ def test_a_key_is_an_option(read, line, option, value):
         ("pci = []", "the host's devices stay with the host"),
         ("memory = 256; maxmem = 512", "maxmem: no effect"),
         ("cmdlin = 'x'", "xl knows no such key; did you mean cmdline?"),
-        ("on_crash = 'preserve'", "on_crash: no effect: the run ends then"),
+        ("on_crash = 'rename-restart'", "on_crash: as restart: the domain that has ended"),
+        ("on_crash = 'coredump-destroy'", "on_crash: as destroy; --core FILE keeps"),
+        ("on_soft_reset = 'preserve'", "on_soft_reset: no effect"),
         ("cmdline = 'x'; root = '/r'", "root: no effect: cmdline takes its place"),
         ('bootloader = "pygrub"', "bootloader: no effect: there is a kernel"),
         ('disk = ["/x,,xvda"]', "gone after the run; --disk /x,rw,name=xvda keeps it"),
@@ -95,8 +97,15 @@ def test_a_disk_that_is_a_file_here_wants_its_whole_path(read, tmp_path, monkeyp
     assert "disk: as with xl, disk.img is /dev/disk.img; give a file's whole path" in note.text
 
 
+def test_what_becomes_of_a_guest_that_ends(read):
+    options = read(f"{KERNEL}on_reboot = 'restart'\non_crash = 'coredump-destroy'").options
+    assert (options["on_reboot"], options["on_crash"]) == (["restart"], ["destroy"])
+    arguments = read(f"{KERNEL}on_watchdog = 'preserve'").arguments({})
+    assert arguments[arguments.index("--on-watchdog") + 1] == "preserve"
+
+
 def test_remarks_are_in_the_order_of_the_lines(read):
-    config = read("seclabel='x'\nroot='/r'\non_crash='preserve'\ncmdline='x'\n" + KERNEL)
+    config = read("seclabel='x'\nroot='/r'\non_crash='coredump-restart'\ncmdline='x'\n" + KERNEL)
     assert [note.line for note in config.notes] == [1, 2, 3]
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from xenemu.confine import CALLER_DESCRIPTORS, confine, obstacle
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import ImageError, UsageError
 from xenemu.machine import Limits, Line, Machine, Source
+from xenemu.machine.ends import Life
 from xenemu.machine.outside import Outside
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, End, Outcome
@@ -93,6 +94,7 @@ class AttendedRun:
     devices: Sequence[BusBackend] = ()
     keeping: Keeping | None = None
     channel: Channel | None = None
+    life: Life = field(default_factory=Life)
     recorder: Recorder | None = None
     shares: Sequence[Share] = ()  # of the devices, those whose answers are recorded
     player: Player | None = None
@@ -108,6 +110,9 @@ class AttendedRun:
 
         Raises what loading and building raise: `ImageError`, `FitError`, `UsageError`.
         """
+        if self.life.restarts_any and (self.listener or self.covering):
+            option = "--gdb" if self.listener else "--coverage"
+            raise UsageError(f"{option}: this is of one boot; leave it out, or --on-... restart")
         stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
         if not self._has_stdio:
             stdin, stdout = None, _descriptor(sys.stderr)
@@ -154,6 +159,7 @@ class AttendedRun:
                     sources,
                     self._keep(machine, status),
                     self._kind(machine, terminal),
+                    self.life,
                 )
             host_s = time.monotonic() - started
         finally:
@@ -277,11 +283,11 @@ class AttendedRun:
         status: Status,
     ) -> HostTerminal:
         """The person's side of the console."""
-        engine = machine.engine
-        status.measure = lambda: (engine.now_ns, engine.instructions)
+        status.measure = lambda: (machine.engine.now_ns, machine.engine.instructions)
         is_told = not self.is_shell and self.limits.timeout_s is None and not self.player
+        self.life.tell = lambda sentence: _tell_amid(status, sentence)
         after = AfterInput(
-            lambda: engine.now_ns,
+            lambda: machine.engine.now_ns,
             self.is_shell and self._has_stdio,
             (lambda sentence: _tell_amid(status, sentence)) if is_told else None,
         )

@@ -46,6 +46,7 @@ from xenemu.errors import UsageError
 from xenemu.hv.building import Module
 from xenemu.image import DraftNotes
 from xenemu.machine import DomainConfig, Limits
+from xenemu.machine.ends import Life
 from xenemu.network.wired import Wired
 from xenemu.network.wires import Nobody
 from xenemu.options import (
@@ -294,6 +295,7 @@ def replay(
             capture=outputs.open("--pcap", pcap) if pcap else None,
             devices=[*repeated.disks(files), *repeated.shares(player)],
             player=player,
+            life=Life(start.rules, start.max_restarts),
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -14,6 +14,15 @@ from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled,
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
+from xenemu.cli.ends_options import (
+    RESTARTS,
+    MaxRestarts,
+    OnCrash,
+    OnPoweroff,
+    OnReboot,
+    OnWatchdog,
+    life_of,
+)
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import (
@@ -59,6 +68,7 @@ from xenemu.cli.watch_options import (
 from xenemu.disks import opened, parse_disk, with_overlay
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
+from xenemu.machine.ends import Action
 from xenemu.network import networked
 from xenemu.options import (
     parse_draft_notes,
@@ -217,6 +227,11 @@ def run(
     audit: Audit = None,
     gdb: Gdb = None,
     control: Control = None,
+    on_poweroff: OnPoweroff = Action.DESTROY,
+    on_reboot: OnReboot = Action.DESTROY,
+    on_crash: OnCrash = Action.DESTROY,
+    on_watchdog: OnWatchdog = Action.DESTROY,
+    max_restarts: MaxRestarts = RESTARTS,
     confined: Confined = Confine.AUTO,
     symbols: Symbols = None,
     verbose: Verbose = False,
@@ -257,6 +272,7 @@ def run(
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
+    life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, max_restarts)
     check_confine(confined)
     if overlay is not None:
         disk = with_overlay("--overlay", overlay, disk or [])
@@ -298,6 +314,7 @@ def run(
                 shares=directories,
                 vifs=wired.vifs if wired else [],
                 expects=expect or [],
+                life=life,
             )
 
         attended = AttendedRun(
@@ -319,6 +336,7 @@ def run(
             devices=[*blocks, *directories],
             keeping=keeping,
             channel=channel,
+            life=life,
             recorder=begin(outputs, record, gdb, start),
             shares=directories,
             dumping=Dumping.parse(outputs, core, core_when),

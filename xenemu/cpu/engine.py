@@ -308,6 +308,11 @@ class Engine(Registers):
         """Let idle time pass: move virtual time forward to `when_ns`."""
         self._clock.skipped_ns += max(0, when_ns - self.now_ns)
 
+    def begin_at(self, now_ns: int, instructions: int) -> None:
+        """Count on from the time and the instructions of another engine, before this one runs."""
+        clock = self._clock
+        clock.left, clock.end, clock.skipped_ns = 0, instructions, now_ns - instructions
+
     @property
     def now_ns(self) -> int:
         """Virtual time: instructions executed, prices paid, and idle time skipped."""

@@ -273,10 +273,20 @@ class Control:
         """Answer those for whom the guest has done its part."""
         if self.waiting:
             self._look()
-        was_over, self.is_over = self.is_over, domain.shutdown_code is not None
-        if domain.shutdown_code is not None and not was_over:
-            reason = REASONS.get(domain.shutdown_code, str(domain.shutdown_code))
-            self.say("shutdown", reason=reason)
+        if domain.shutdown_code is None:
+            self.is_over = False
+        elif not self.is_over:
+            self.end(REASONS.get(domain.shutdown_code, str(domain.shutdown_code)))
+
+    def end(self, reason: str) -> None:
+        """The guest has ended: tell those who wait for it, and those who listen."""
+        self.is_over = True
+        for number, waiting in list(self.waiting.items()):
+            self._drop(number)
+            if not waiting.is_late:
+                answer = {"error": "the guest has ended before it did this"}
+                self._answer(waiting.ask.who, waiting.request_id, answer)
+        self.say("shutdown", reason=reason)
 
     def _look(self) -> None:
         for number, waiting in list(self.waiting.items()):
@@ -284,8 +294,6 @@ class Control:
             answer: Answer | None = {"error": f"there is no verb {waiting.verb!r} any more"}
             if verb is not None and verb.done is not None:
                 answer = verb.done(self, waiting.ask)
-            if answer is None and self.domain.shutdown_code is not None:
-                answer = {"error": "the guest has ended before it did this"}
             if answer is None:
                 continue
             self._drop(number)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 
 from hypercalls import TABLE
@@ -34,6 +36,10 @@ class Core:
     """A host with a domain, on an engine."""
 
     _blocks: BlockLog | None = None
+    current: Current
+    past: Past
+    printed: int  # bytes, on the console
+    disturbed: int  # how often something came that no repetition of the run would bring
 
     slice_ns = SLICE_NS
 
@@ -49,7 +55,12 @@ class Core:
         `backends` are what dom0 has for the domain in addition to a console, the store and what
         does a toolstack's verbs.
         """
-        entry, console, control = boot.choose(image, mode), Console(), Control()
+        self.origin = image, config, mode
+        self._build(Console(), Control(), backends)
+
+    def _build(self, console: Console, control: Control, backends: Iterable[Backend]) -> None:
+        image, config, mode = self.origin
+        entry = boot.choose(image, mode)
         built = host.build(entry, image, config, [console, control, *backends])
         self.put_together(entry, console, control, built)
         self.engine.seed_random(config.rng_seed)
@@ -60,6 +71,29 @@ class Core:
         self.untouched = self.engine.store()  # how each vcpu finds the CPU
         entry.start(self.current)
         self.personality.enter(self.current)
+
+    def start_again(self) -> None:
+        """Have a new domain of the same configuration in the place of the present one, as xl does.
+
+        It has the next id, and the backends of the present one. Time goes on. For a machine that
+        was built, not revived from a snapshot; not while it runs, nor with a debugger.
+        """
+        image, config, mode = self.origin
+        known, gone = self.current, self.domain
+        so_far = self.engine.now_ns, self.engine.instructions
+        kept = self.printed, self.disturbed, self.past
+        for served in gone.backends.values():
+            served.disconnect(gone)
+        devices = list(gone.backends.values())[3:]  # after the store, the console and the verbs
+        self.origin = image, replace(config, domid=gone.domid + 1), mode
+        self._build(self.console, self.control, devices)
+        self.printed, self.disturbed, self.past = kept
+        self.engine.begin_at(*so_far)
+        self.domain.watch = gone.watch
+        vars(known).update(vars(self.current))
+        self.current = self.control.current = known  # others know it
+        self.attach_exits()
+        gc.collect()  # the memory of the domain that is gone
 
     def put_together(self, entry: Entry, console: Console, control: Control, host: Host) -> None:
         """An engine for a host, whose domain's first vcpu is to have the CPU."""
@@ -79,9 +113,7 @@ class Core:
         self.samples = Samples()
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
-        self.printed = 0  # bytes, on the console
-        self.past = Past()
-        self.disturbed = 0  # how often something came that no repetition of the run would bring
+        self.past, self.printed, self.disturbed = Past(), 0, 0
         self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from xenemu.abi.sched import (
@@ -25,6 +25,7 @@ from xenemu.hv import scheduler, timers
 from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded, WentBack
 from xenemu.machine.core import Core
+from xenemu.machine.ends import Action, Life
 from xenemu.machine.outside import Outside
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
@@ -51,6 +52,7 @@ class Run:
     outside: Outside
     debugger: Debugger | None = None
     keep: Callable[[], None] | None = None  # called between slices: may take a snapshot
+    life: Life = field(default_factory=Life)
 
     def run(self, audit_ns: int | None) -> Outcome:
         """Run it; with `audit_ns`, audit the domain each time that so much has passed."""
@@ -59,6 +61,8 @@ class Run:
             try:
                 outcome = self._run_to_end(audit_ns)
                 wrong = self._audit() if audit_ns is not None else None
+                if self._goes_on(wrong or outcome):
+                    continue
                 outcome = self.outside.over(wrong or outcome)
                 if self.debugger:
                     self.debugger.ended(outcome)
@@ -76,9 +80,30 @@ class Run:
         except DomainCrash as crash:
             crashed = Outcome(End.REFUSED, self._whose(crash), crash.advice)
         self.machine.console.pump(self.machine.domain)
+        self.machine.control.end("crash")
         self._show_output()
         self.outside.send()
         return self.outside.check() or crashed
+
+    def _goes_on(self, outcome: Outcome) -> bool:
+        """Whether a domain lives after an end; it may have been kept for a while, too."""
+        match self.life.after(outcome):
+            case Action.RESTART:
+                self.machine.control.say("restart", reason=outcome.end.value)
+                self.outside.send()
+                self.machine.start_again()
+                return True
+            case Action.PRESERVE if self.debugger is None:
+                self._preserve()
+        return False
+
+    def _preserve(self) -> None:
+        """Keep a domain that has ended for whoever wants to look at it, as long as one may."""
+        while not (self.machine.control.is_destroyed or self.outside.check()):
+            self._pump()
+            self.outside.begin_turn()
+            if self.outside.expired() or not self.outside.wait(None):
+                return
 
     def _whose(self, error: Exception) -> str:
         """A sentence about the current vcpu, with its number if there are others."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xenemu.hv.debug import Debugger
 from xenemu.hv.state.domain import Backend
 from xenemu.machine.core import Core
+from xenemu.machine.ends import Life
 from xenemu.machine.loop import Run
 from xenemu.machine.outside import Line, Outside, Source
 from xenemu.machine.terminal import Limits, Terminal
@@ -53,6 +54,7 @@ class Machine(Core):
         sources: Sequence[tuple[Line, Source]] = (),
         keep: Callable[[], None] | None = None,
         kind: Callable[..., Outside] = Outside,
+        life: Life | None = None,
     ) -> Outcome:
         """Run the guest to its end, or until `terminal`, `limits` or `debugger` say to stop.
 
@@ -60,6 +62,7 @@ class Machine(Core):
         the end. `sources` are what brings input from outside besides the terminal, each with its
         backend. `keep` is called between slices of the guest; it may take a snapshot. `kind` makes
         what is outside of those three: another one records the run, or repeats one.
+        `life` says what becomes of a domain that ends.
         """
         outside = kind(self, terminal, sources, limits or Limits())
-        return Run(self, outside, debugger, keep).run(audit_ns)
+        return Run(self, outside, debugger, keep, life or Life()).run(audit_ns)

@@ -20,6 +20,7 @@ from xenemu.dom0.p9 import Share
 from xenemu.errors import UsageError
 from xenemu.hv.building import Data, DomainConfig, Module
 from xenemu.image import DraftNotes
+from xenemu.machine.ends import MAX_RESTARTS, Action, Life
 from xenemu.options import MAX_MEMORY, MAX_VCPUS, digest_of
 
 U64 = Annotated[int, msgspec.Meta(ge=0)]
@@ -88,6 +89,8 @@ class Start(msgspec.Struct, kw_only=True):
     vifs: list[Interface] = []
     shares: list[Shared] = []
     expects: list[str] = []
+    rules: dict[str, Action] = {}  # of what becomes of a domain that ends
+    max_restarts: U64 = MAX_RESTARTS
 
 
 def start_of(
@@ -103,6 +106,7 @@ def start_of(
     shares: Sequence[Share] = (),
     vifs: Sequence[Vif] = (),
     expects: Sequence[str] = (),
+    life: Life | None = None,
 ) -> Start:
     """Describe a start. UsageError: a file cannot be read, or not as it is now once more."""
     return Start(
@@ -120,6 +124,8 @@ def start_of(
         vifs=[Interface(vif.mac, vif.later) for vif in vifs],
         shares=[_shared(share) for share in shares],
         expects=list(expects),
+        rules=dict(life.rules) if life else {},
+        max_restarts=life.max_restarts if life else MAX_RESTARTS,
     )
 
 

@@ -25,8 +25,12 @@ LONGEST: Final = 1 << 20  # bytes of a file
 BEGINNING: Final = 64 << 10  # of a file, by which it is told from a kernel
 STATEMENT: Final = re.compile(r"^[ \t]*[a-z][_0-9a-z]*[ \t]*\+?=", re.MULTILINE)
 TYPES: Final = ("pv", "pvh", "hvm")
-# What a domain's end can lead to. Here, a run ends whatever the file says.
+# What a domain's end can lead to.
 ENDS: Final = ("on_poweroff", "on_reboot", "on_watchdog", "on_crash", "on_soft_reset")
+OPTIONS: Final = {  # where a parameter is not its option's name
+    "mode": "--entry",
+    **{name: f"--{name.replace('_', '-')}" for name in ENDS},
+}
 ACTIONS: Final = (
     "destroy", "restart", "rename-restart", "preserve", "coredump-destroy", "coredump-restart",
     "soft-reset",
@@ -62,7 +66,6 @@ VIF_PARTS: Final = (  # xl-network-configuration(5)
     "devid", "mtu", "trusted", "network",
 )  # fmt: skip
 P9_PARTS: Final = ("tag", "security_model", "path", "backend")
-OPTIONS: Final = {"mode": "--entry"}  # where the parameter has another name
 REASONS: Final = {name: reason for reason, names in WITHOUT_EFFECT.items() for name in names}
 
 
@@ -268,8 +271,19 @@ class _Reader:
     def end(self, name: str, setting: Setting) -> None:
         if _string(setting) not in ACTIONS:
             raise ValueError(f"{_string(setting)!r}: give one of {', '.join(ACTIONS)}")
-        if _string(setting) != "destroy":
-            self.remark(name, "no effect: the run ends then, and its exit code tells why")
+        action = _string(setting).removeprefix("coredump-")
+        if action != _string(setting):
+            self.remark(name, f"as {action}; --core FILE keeps the guest's memory in the end")
+        if action == "rename-restart":
+            self.remark(name, "as restart: the domain that has ended is not kept")
+            action = "restart"
+        if name == "on_soft_reset":
+            if action != "soft-reset":
+                self.remark(name, "no effect")
+        elif action == "soft-reset":
+            raise ValueError("soft-reset: only on_soft_reset can be this")
+        else:
+            self.config.options[name] = [action]
 
     def part_of_cmdline(self, name: str, setting: Setting) -> None:
         _string(setting)

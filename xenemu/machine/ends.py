@@ -1,0 +1,64 @@
+"""What becomes of a domain that ends: xl's on_poweroff, on_reboot, on_crash and on_watchdog.
+
+In Xen: xl.cfg(5), tools/xl/xl_vmcontrol.c (handle_domain_death)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from xenemu.outcome import End, Outcome
+
+MAX_RESTARTS: Final = 10
+
+
+class Action(Enum):
+    """What to do with a domain that has ended."""
+
+    DESTROY = "destroy"  # the run ends
+    RESTART = "restart"  # a new domain of the same configuration takes its place
+    PRESERVE = "preserve"  # it stays as it is, for whoever wants to look at it
+
+
+# The name of the rule for each end of a guest's. A triple fault is a reboot, as Xen's
+# HVM_PARAM_TRIPLE_FAULT_REASON says.
+RULES: Final[Mapping[End, str]] = {
+    End.POWEROFF: "poweroff",
+    End.REBOOT: "reboot",
+    End.TRIPLE_FAULT: "reboot",
+    End.GUEST_CRASH: "crash",
+    End.REFUSED: "crash",
+    End.WATCHDOG: "watchdog",
+}
+
+
+@dataclass
+class Life:
+    """The rules, by their names; whom to tell; and how often there was a new domain."""
+
+    rules: Mapping[str, Action] = field(default_factory=dict)
+    max_restarts: int = MAX_RESTARTS
+    tell: Callable[[str], None] = lambda sentence: None
+    restarts: int = 0
+
+    @property
+    def restarts_any(self) -> bool:
+        """Whether there may be a new domain."""
+        return Action.RESTART in self.rules.values()
+
+    def after(self, outcome: Outcome) -> Action:
+        """What to do after an end, which is counted and told."""
+        action = self.rules.get(RULES.get(outcome.end, ""), Action.DESTROY)
+        if action is Action.RESTART and self.restarts >= self.max_restarts:
+            self.tell(f"{outcome.reason}: not restarted again, by --max-restarts")
+            return Action.DESTROY
+        if action is Action.RESTART:
+            self.restarts += 1
+            count = f"{self.restarts} of at most {self.max_restarts}"
+            self.tell(f"{outcome.reason}: restarted, {count}")
+        elif action is Action.PRESERVE:
+            self.tell(f"{outcome.reason}: preserved")
+        return action
