@@ -66,6 +66,7 @@ class Guest:
     timeout: int
     initrd: str = ""  # a file in the folder
     vcpus: int = 1
+    options: tuple[str, ...] = ()  # more of `xenemu run`
 
     @property
     def name(self) -> str:
@@ -99,7 +100,8 @@ def guests() -> dict[str, Guest]:
     found = {}
     for declaration in sorted(GUESTS.glob("*/guest.toml")):
         table = tomllib.loads(declaration.read_text())
-        table["environments"] = tuple(table["environments"])
+        for name in ("environments", "options"):
+            table[name] = tuple(table.get(name, ()))
         found[declaration.parent.name] = Guest(declaration.parent, **table)
     return found
 

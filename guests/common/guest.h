@@ -42,6 +42,7 @@ struct console {
 	uint32_t port;
 };
 struct console console(void);
+void console_again(void); /* the guest may be in another domain now, whose console has another port */
 void start(void) __attribute__((noreturn)); /* runs guest_main(), then end() */
 
 /* What Xen or its toolstack said at the start: each of the first two is NULL in the other's. */

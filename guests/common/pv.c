@@ -19,12 +19,16 @@ static void *mfn_to_virt(unsigned long mfn)
 	return (void *)(MACHINE_TO_PHYS[mfn] << 12);
 }
 
+void console_again(void)
+{
+	pv_console = (struct console){ mfn_to_virt(info->console_mfn), info->console_evtchn };
+}
+
 void pv_start(const struct start_info *from_xen)
 {
 	info = from_xen;
 	if (!(info->flags & SIF_INITDOMAIN))
-		pv_console = (struct console){ mfn_to_virt(info->console_mfn),
-					       info->console_evtchn };
+		console_again();
 	init_traps();
 	start();
 }

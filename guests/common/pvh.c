@@ -56,18 +56,24 @@ long add_to_physmap(unsigned int space, unsigned long index, void *page)
 	return hypercall(__HYPERVISOR_memory_op, XENMEM_add_to_physmap, (unsigned long)&add, 0);
 }
 
+void console_again(void)
+{
+	uint64_t frame = 0, port = 0;
+
+	if (get_param(HVM_PARAM_CONSOLE_PFN, &frame) || get_param(HVM_PARAM_CONSOLE_EVTCHN, &port))
+		asm volatile("ud2");
+	pv_console = (struct console){ pointer(frame << 12), port };
+}
+
 void pvh_start(void)
 {
 	extern char hypercall_page[];
 	uint32_t leaf = xen_leaf();
-	uint64_t frame = 0, port = 0;
 
 	if (!leaf)
 		asm volatile("ud2");
 	wrmsr(cpuid(leaf + 2, 0).ebx, (unsigned long)hypercall_page);
-	if (get_param(HVM_PARAM_CONSOLE_PFN, &frame) || get_param(HVM_PARAM_CONSOLE_EVTCHN, &port))
-		asm volatile("ud2");
-	pv_console = (struct console){ pointer(frame << 12), port };
+	console_again();
 	init_traps();
 	start();
 }

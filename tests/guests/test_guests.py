@@ -28,6 +28,7 @@ def test_guest(name, environment, tmp_path, xenemu_run):
         *("--timeout", str(guest.timeout)),
         *("--vcpus", str(guest.vcpus)),
         *("--audit", "1"),
+        *guest.options,
     )
     console = result.stdout.decode()
     assert console == guest.expected(environment), result.stderr.decode()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from xenemu.cli.channel import Channel
     from xenemu.cli.dumping import Dumping
     from xenemu.cli.keeping import Keeping
+    from xenemu.cli.suspending import Suspending
     from xenemu.dom0.p9 import Share
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
@@ -99,6 +100,7 @@ class AttendedRun:
     shares: Sequence[Share] = ()  # of the devices, those whose answers are recorded
     player: Player | None = None
     dumping: Dumping | None = None
+    suspending: Suspending | None = None
 
     @property
     def _has_stdio(self) -> bool:
@@ -179,6 +181,9 @@ class AttendedRun:
             _tell(self.wired.summary())
         if self.keeping is not None and not self.keeping.taken:
             _tell(f"--snapshot: not taken: {self.keeping.at!r} never came")
+            code = code or EXIT_CODES[End.UNMET]
+        if self.suspending is not None and (missing := self.suspending.missing):
+            _tell(missing)
             code = code or EXIT_CODES[End.UNMET]
         engine, order = machine.engine, machine.domain.schedule.options
         _tell(
@@ -286,6 +291,8 @@ class AttendedRun:
         status.measure = lambda: (machine.engine.now_ns, machine.engine.instructions)
         is_told = not self.is_shell and self.limits.timeout_s is None and not self.player
         self.life.tell = lambda sentence: _tell_amid(status, sentence)
+        if suspending := self.suspending:
+            self.life.suspended = lambda machine: suspending.live_on(machine, self.life.tell)
         after = AfterInput(
             lambda: machine.engine.now_ns,
             self.is_shell and self._has_stdio,

@@ -24,7 +24,7 @@ from xenemu.cli.ends_options import (
     life_of,
 )
 from xenemu.cli.expect import Expectations
-from xenemu.cli.guest import Fresh
+from xenemu.cli.guest import Fresh, Guest
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
@@ -45,6 +45,7 @@ from xenemu.cli.guest_options import (
     initial_ramdisk,
 )
 from xenemu.cli.record_options import Record, begin
+from xenemu.cli.suspend_options import OnSuspend, Restore, SuspendedFor
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -208,6 +209,9 @@ def run(
     record: Record = None,
     core: CoreTo = None,
     core_when: CoreAfter = None,
+    on_suspend: OnSuspend = "end",
+    suspended_for: SuspendedFor = "1s",
+    restore: Restore = None,
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -273,7 +277,14 @@ def run(
     )
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, max_restarts)
+    away_ns = parse_nanoseconds("--suspended-for", suspended_for.removesuffix("s"))
     check_confine(confined)
+    guest: Guest = Fresh(kernel, mode, config, note_types)
+    if restore is not None:
+        from xenemu.cli.restoring import Restored  # noqa: PLC0415 (few runs want it)
+
+        guest = Restored.read(restore, kernel, mode, config, away_ns)
+        config = guest.config
     if overlay is not None:
         disk = with_overlay("--overlay", overlay, disk or [])
     disks = [parse_disk("--disk", text) for text in disk or []]
@@ -295,7 +306,7 @@ def run(
 
             if shares:
                 raise UsageError("--snapshot: what a --share has open cannot be in it")
-            header = header_of(kernel, size, config.name, disk or [], net or [])
+            header = header_of(kernel, config.memory, config.name, disk or [], net or [])
             keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
 
         def start() -> Start:
@@ -317,8 +328,13 @@ def run(
                 life=life,
             )
 
+        suspending = None
+        if on_suspend != "end":
+            from xenemu.cli.suspending import Suspending  # noqa: PLC0415 (few runs want it)
+
+            suspending = Suspending.parse(outputs, on_suspend, away_ns)
         attended = AttendedRun(
-            Fresh(kernel, mode, config, note_types),
+            guest,
             symbols,
             is_shell=busybox is not None and init is None and rootfs is None,
             limits=limits,
@@ -340,6 +356,7 @@ def run(
             recorder=begin(outputs, record, gdb, start),
             shares=directories,
             dumping=Dumping.parse(outputs, core, core_when),
+            suspending=suspending,
         )
         code = attended.run()
     raise typer.Exit(code)

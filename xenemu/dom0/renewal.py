@@ -27,13 +27,13 @@ class Known:
     """What the toolstack knows of a domain, and tells the next one that takes its place."""
 
     config: DomainConfig  # its memory, vcpus and names; not what it was booted from
-    target_kb: bytes  # memory/target
+    target: int  # bytes that it is to have: memory/target
     backends: tuple[Backend, ...]
 
 
 def release(domain: Domain, store: Store) -> Known:
     """Take away what dom0 has for a domain: its backends, and all of its nodes."""
-    known = _known(domain, store)
+    known = describe(domain, store)
     for backend in known.backends:
         backend.disconnect(domain)
     domain.backends = {}
@@ -57,10 +57,11 @@ def connect(domain: Domain, known: Known, store: Store) -> None:
     except GrantError as error:
         raise DomainCrash(f"dom0 cannot map its ring: {error.reason}") from None
     target = f"/local/domain/{domain.domid}/memory/target"
-    store.write(Connection(0), target, known.target_kb)
+    store.write(Connection(0), target, str(known.target >> 10).encode())
 
 
-def _known(domain: Domain, store: Store) -> Known:
+def describe(domain: Domain, store: Store) -> Known:
+    """What the toolstack knows of a domain."""
     admin, home = Connection(0), f"/local/domain/{domain.domid}"
 
     def read(path: str) -> bytes:
@@ -78,7 +79,8 @@ def _known(domain: Domain, store: Store) -> Known:
         wallclock_ns=domain.wallclock_ns,
         debug_xen=domain.debug_xen,
     )
-    return Known(config, read("memory/target"), tuple(domain.backends.values()))
+    target = int(read("memory/target")) << 10
+    return Known(config, target, tuple(domain.backends.values()))
 
 
 def _has_devices(store: Store) -> bool:

@@ -20,7 +20,6 @@ NR_XEN_LEAVES = 0x200
 HYPERCALL_PAGES = 1
 HYPERCALL_MSR = 0x40000000
 TSC_IS_SAFE, HOST_HAS_RDTSCP = 1 << 1, 1 << 2
-INCARNATION = 1  # of the domain: it has not migrated
 Leaf = Callable[[Current, int, int], Registers]
 
 
@@ -39,8 +38,11 @@ def execute(current: Current, leaf_of: Leaf, xen_leaf: Leaf) -> None:
     regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = answer
 
 
-def common_xen_leaf(leaf: int, subleaf: int, features: int) -> Registers:
-    """Xen's leaves, the same for PV and PVH, except for the `features` of leaf 2, ECX."""
+def common_xen_leaf(leaf: int, subleaf: int, features: int, incarnation: int) -> Registers:
+    """Xen's leaves, the same for PV and PVH, except for the `features` of leaf 2, ECX.
+
+    `incarnation` is the domain's.
+    """
     match leaf:
         case 0:
             return signature_leaf(HIGHEST_XEN_LEAF, b"XenVMMXenVMM")
@@ -49,16 +51,16 @@ def common_xen_leaf(leaf: int, subleaf: int, features: int) -> Registers:
         case 2:
             return (HYPERCALL_PAGES, HYPERCALL_MSR, features, 0)
         case 3:
-            return _time(subleaf)
+            return _time(subleaf, incarnation)
         case _:
             return NOTHING
 
 
-def _time(subleaf: int) -> Registers:
+def _time(subleaf: int, incarnation: int) -> Registers:
     """The TSC is native and runs at 1 GHz from 0."""
     # system_time = (tsc << 1) * 2**31 >> 32, exactly the TSC
     return {
-        0: (TSC_IS_SAFE | HOST_HAS_RDTSCP, 0, TSC_KHZ, INCARNATION),
+        0: (TSC_IS_SAFE | HOST_HAS_RDTSCP, 0, TSC_KHZ, incarnation),
         1: (0, 0, 1 << 31, 1),
         2: (TSC_KHZ, 0, 0, 0),
     }.get(subleaf, NOTHING)

@@ -114,6 +114,7 @@ class DomainSnapshot:
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
         domain.watch, domain.peers = now.watch, now.peers
+        del domain.peers[now.domid]  # which a renewed domain has no more
         domain.peers[domain.domid] = domain
         return domain
 

@@ -63,12 +63,7 @@ class Core:
         entry = boot.choose(image, mode)
         built = host.build(entry, image, config, [console, control, *backends])
         self.put_together(entry, console, control, built)
-        self.engine.seed_random(config.rng_seed)
-        if entry.platform.paged:
-            root = self.personality.address_space(self.current)
-            self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
-        self.engine.set_task_switched(False)
-        self.untouched = self.engine.store()  # how each vcpu finds the CPU
+        self.reset_cpu(config.rng_seed)
         entry.start(self.current)
         self.personality.enter(self.current)
 
@@ -116,6 +111,29 @@ class Core:
         self.past, self.printed, self.disturbed = Past(), 0, 0
         self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()
+
+    def reset_cpu(self, rng_seed: int) -> None:
+        """Make the CPU as each vcpu of the domain is to find it."""
+        self.engine.seed_random(rng_seed)
+        if self.entry.platform.paged:
+            root = self.personality.address_space(self.current)
+            self.engine.turn_paging_on(root << 12, long_mode=self.domain.width == 8)
+        self.engine.set_task_switched(False)
+        self.untouched = self.engine.store()
+
+    def go_on(self, domain: Domain) -> None:
+        """Let a domain that was restored have the CPU: its vcpu 0 goes on from what is saved."""
+        current, vcpu = self.current, domain.vcpus[0]
+        current.domain, current.vcpu = domain, vcpu
+        self.attach_exits()
+        self.engine.load(vcpu.saved or self.untouched)
+        self.engine.flush_tlb()
+        if self._blocks:
+            self._blocks.turn_to(vcpu.vcpu_id)
+        if vcpu.saved is None:
+            self.personality.start(current)
+        vcpu.saved = None
+        self.personality.enter(current)
 
     @property
     def domain(self) -> Domain:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from xenemu.machine.core import Core
 from xenemu.outcome import End, Outcome
 
 MAX_RESTARTS: Final = 10
@@ -37,12 +38,17 @@ RULES: Final[Mapping[End, str]] = {
 
 @dataclass
 class Life:
-    """The rules, by their names; whom to tell; and how often there was a new domain."""
+    """The rules, by their names; whom to tell; and how often there was a new domain.
+
+    `suspended` does what is to be done with a machine whose domain has suspended itself, and says
+    whether a domain goes on.
+    """
 
     rules: Mapping[str, Action] = field(default_factory=dict)
     max_restarts: int = MAX_RESTARTS
     tell: Callable[[str], None] = lambda sentence: None
     restarts: int = 0
+    suspended: Callable[[Core], bool] = lambda machine: False
 
     @property
     def restarts_any(self) -> bool:

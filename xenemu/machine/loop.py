@@ -74,7 +74,10 @@ class Run:
 
     def _run_to_end(self, audit_ns: int | None) -> Outcome:
         try:
-            return self._take_turns(audit_ns)
+            outcome = self._take_turns(audit_ns)
+            while outcome.end is End.SUSPEND and self.life.suspended(self.machine):
+                outcome = self._take_turns(audit_ns)
+            return outcome
         except TripleFault as fault:
             crashed = Outcome(End.TRIPLE_FAULT, self._whose(fault), fault.advice)
         except DomainCrash as crash:

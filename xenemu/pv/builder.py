@@ -85,7 +85,7 @@ def make_room(config: DomainConfig, kernel: object) -> int:
 
 def build(width: int, config: DomainConfig, nr_pages: int, placed: Placed) -> Domain:
     """Build a PV domain of a width in bytes, with what an entry puts into it."""
-    domain, base = _make_domain(width, config, nr_pages, placed)
+    domain, base = make_domain(width, config, nr_pages, placed.console, placed.xenstore)
     frames = domain.frames
     give_rings(domain)
     placed.write(domain, base)
@@ -110,8 +110,8 @@ def build(width: int, config: DomainConfig, nr_pages: int, placed: Placed) -> Do
     return domain
 
 
-def _make_domain(
-    width: int, config: DomainConfig, nr_pages: int, placed: Placed
+def make_domain(
+    width: int, config: DomainConfig, nr_pages: int, console: Pfn, xenstore: Pfn
 ) -> tuple[Domain, int]:
     """Make the machine, with a domain whose frames are still empty; its first frame."""
     heap = _Heap()
@@ -141,8 +141,8 @@ def _make_domain(
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Ring(Mfn(base + placed.console)),
-        xenstore=Ring(Mfn(base + placed.xenstore)),
+        console=Ring(Mfn(base + console)),
+        xenstore=Ring(Mfn(base + xenstore)),
         shared_info=shared_info,
         max_pages=nr_pages + MAX_PAGES_SLACK,
         vcpus=[

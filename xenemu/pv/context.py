@@ -37,7 +37,7 @@ from xenemu.pv.debug_registers import set_debugreg
 from xenemu.pv.msr import CR4_FSGSBASE, CR4_TSD, fixup_guest_cr4
 from xenemu.pv.paging import cr3_to_mfn, hide_m2p, in_guest_range, show_m2p
 from xenemu.pv.state import PvVcpu, StartContext, Trap, pv, pv_vcpu
-from xenemu.x86 import flags, segment
+from xenemu.x86 import flags, msr, segment
 from xenemu.x86.paging import ENTRIES, PAGE_MASK, PAGE_SHIFT, Mfn, is_canonical
 
 CR0_TS: Final = 1 << 3
@@ -248,6 +248,7 @@ def load_context(current: Current, start: StartContext) -> None:
     cpu.set_task_switched(state.task_switched)
     cpu.set_tsc_disabled(bool(state.cr4 & CR4_TSD))
     cpu.set_fsgsbase(bool(state.cr4 & CR4_FSGSBASE))
+    cpu.set_tsc_aux(current.vcpu.msrs.get(msr.TSC_AUX, 0))
     if start.fpu is not None:
         cpu.set_fpu(start.fpu)
     for index, value in enumerate(start.debug):

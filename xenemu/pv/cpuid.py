@@ -33,4 +33,5 @@ def _xen_leaf(current: Current, leaf: int, subleaf: int) -> Registers:
     if leaf == 5 and not subleaf:  # how wide a machine address can be
         highest_frame = current.domain.memory.nr_frames - 1
         return (0, highest_frame.bit_length() + PAGE_SHIFT, 0, 0)
-    return common.common_xen_leaf(leaf, subleaf, FEAT1_MMU_PT_UPDATE_PRESERVE_AD)
+    features, incarnation = FEAT1_MMU_PT_UPDATE_PRESERVE_AD, current.domain.incarnation
+    return common.common_xen_leaf(leaf, subleaf, features, incarnation)

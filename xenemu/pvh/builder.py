@@ -52,6 +52,7 @@ from xenemu.pvh.state import Firmware, PvhDomain, PvhVcpu, StartState, pvh_vcpu
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128
+SPECIAL_FRAMES: Final = 16  # at most that lie in the hole of a new domain
 TIMER_MODE: Final = 1  # libxl's default, no_delay_for_missed_ticks
 
 
@@ -108,17 +109,61 @@ def build(config: DomainConfig, room: Room, placed: Placed) -> Domain:
     domain = _make_domain(config, frames, p2m, room, Mfn(end))
     pvh_vcpu(domain.vcpus[0]).entry = placed.entry
     give_rings(domain)
-    domain.arch = PvhDomain(
-        _params(domain.xenstore.port, domain.console.port), firmware=placed.firmware
-    )
+    domain.arch = PvhDomain(hvm_params(domain), firmware=placed.firmware)
     make_ready(domain)
     return domain
+
+
+def make_empty(config: DomainConfig, gfns: Sequence[int], nr_frames: int | None = None) -> Domain:
+    """A PVH domain with memory at just these guest frames, all zeroes: what a restore begins with.
+
+    Of the frames of RAM, each that the guest has is the machine frame of its number. `nr_frames`
+    is the size of the machine, if not what the domain needs. As in Xen, it has no memory map: the
+    guest was told of it in its first life. ENOMEM: there are more pages than frames.
+    """
+    memory_size = config.memory & -PAGE_SIZE
+    ranges = [low_ram(memory_size), high_ram(memory_size)]
+    ram = [range(at.start >> PAGE_SHIFT, at.stop >> PAGE_SHIFT) for at in ranges if at]
+    end = ram[-1].stop
+    least = end + 2 + SPECIAL_FRAMES + XEN_FRAMES + MAX_PAGES_SLACK
+    frames = Frames(Memory(nr_frames or least))
+    frames.add_to_heap(range(end + 2, frames.memory.nr_frames))
+    frames.share_with_guest(Mfn(end), config.domid, writable=True)
+    for mfns in ram:
+        frames.assign(Mfn(mfns.start), config.domid, len(mfns))
+    p2m, there = P2m(*ram), set(gfns)
+    for gfn in (gfn for mfns in ram for gfn in mfns if gfn not in there):
+        p2m.remove(gfn)
+        frames.release(Mfn(gfn))
+    for gfn in gfns:
+        if p2m.get(gfn) is None:
+            p2m.set(gfn, frames.alloc_frames(config.domid)[0])
+    first = gfns[0] if gfns else 0
+    ring = p2m.get(first) or Mfn(0)  # until the stream says where the rings are
+    return _new_domain(config, frames, p2m, [], Mfn(end), (Ring(ring), Ring(ring)))
 
 
 def _make_domain(
     config: DomainConfig, frames: Frames, p2m: P2m, room: Room, shared_info: Mfn
 ) -> Domain:
-    """Make the domain's record; after `shared_info` is a frame for vcpu_infos without room."""
+    """Make the domain's record."""
+    rings = (
+        Ring(p2m.lookup(SpecialPage.CONSOLE.gfn)),
+        Ring(p2m.lookup(SpecialPage.XENSTORE.gfn)),
+    )
+    return _new_domain(config, frames, p2m, room.e820, shared_info, rings)
+
+
+def _new_domain(
+    config: DomainConfig,
+    frames: Frames,
+    p2m: P2m,
+    e820: E820,
+    shared_info: Mfn,
+    rings: tuple[Ring, Ring],
+) -> Domain:
+    """Make the record; after `shared_info` is a frame for vcpu_infos without room there."""
+    console, xenstore = rings
     dummy_vcpu_info = Mfn(shared_info + 1)
     return Domain(
         width=8,
@@ -126,10 +171,10 @@ def _make_domain(
         frames=frames,
         events=EventChannels(),
         grants=GrantTable(),
-        console=Ring(p2m.lookup(SpecialPage.CONSOLE.gfn)),
-        xenstore=Ring(p2m.lookup(SpecialPage.XENSTORE.gfn)),
+        console=console,
+        xenstore=xenstore,
         shared_info=shared_info,
-        max_pages=pages(room.memory) + MAX_PAGES_SLACK,
+        max_pages=pages(config.memory & -PAGE_SIZE) + MAX_PAGES_SLACK,
         vcpus=[
             Vcpu(
                 n,
@@ -144,7 +189,7 @@ def _make_domain(
         name=config.name,
         uuid=config.uuid,
         features=pvh_features(),
-        e820=room.e820,
+        e820=e820,
         p2m=p2m,
         wallclock_ns=config.wallclock_ns,
         debug_xen=config.debug_xen,
@@ -185,11 +230,11 @@ def _write(memory: Memory, p2m: P2m, paddr: int, data: bytes) -> None:
     memory.write(Maddr((mfn << PAGE_SHIFT) + (paddr & PAGE_MASK)), data)
 
 
-def _params(xenstore_port: int, console_port: int) -> dict[int, int]:
-    """The HVM parameters that Xen and libxenguest give a domain."""
+def hvm_params(domain: Domain) -> dict[int, int]:
+    """The HVM parameters that Xen and libxenguest give a domain, whose rings have ports."""
     return {
-        params.HVM_PARAM_STORE_EVTCHN: xenstore_port,
-        params.HVM_PARAM_CONSOLE_EVTCHN: console_port,
+        params.HVM_PARAM_STORE_EVTCHN: domain.xenstore.port,
+        params.HVM_PARAM_CONSOLE_EVTCHN: domain.console.port,
         params.HVM_PARAM_STORE_PFN: SpecialPage.XENSTORE.gfn,
         params.HVM_PARAM_CONSOLE_PFN: SpecialPage.CONSOLE.gfn,
         params.HVM_PARAM_IOREQ_PFN: SpecialPage.IOREQ.gfn,

@@ -76,12 +76,17 @@ def checked(context: vcpu_hvm_context) -> StartContext:
         raise XenError(EINVAL, f"a context is of mode 0 or 1, not {context.mode}")
     if start.efer & EFER_LME:
         start = replace(start, efer=start.efer | EFER_LMA)
-    if start.cr4 & ~CR4_VALID:
-        raise XenError(EINVAL, f"CR4, {start.cr4:#x}, has a bit of a feature that is not there")
-    if start.efer & ~EFER_SCE_LME_LMA_NX:
-        raise XenError(EINVAL, f"EFER, {start.efer:#x}, has a bit that is not known")
-    _check_for_cpu(start)
+    check_bits(start.cr4, start.efer)
+    check_for_cpu(start)
     return start
+
+
+def check_bits(cr4: int, efer: int) -> None:
+    """EINVAL for a bit that the CPU does not have."""
+    if cr4 & ~CR4_VALID:
+        raise XenError(EINVAL, f"CR4, {cr4:#x}, has a bit of a feature that is not there")
+    if efer & ~EFER_SCE_LME_LMA_NX:
+        raise XenError(EINVAL, f"EFER, {efer:#x}, has a bit that is not known")
 
 
 def _start32(regs: vcpu_hvm_x86_32) -> StartContext:
@@ -189,7 +194,7 @@ def _fresh_segments() -> dict[Seg, Segment]:
     }
 
 
-def _check_for_cpu(start: StartContext) -> None:
+def check_for_cpu(start: StartContext) -> None:
     """DomainCrash if a CPU cannot enter a guest like that (SDM, "Checks on Guest State")."""
     long_mode, paging = start.efer & EFER_LMA, start.cr0 & CR0_PG
     virtual_8086 = start.rflags & flags.VM

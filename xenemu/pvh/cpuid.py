@@ -42,4 +42,4 @@ def _xen_leaf(current: Current, leaf: int, subleaf: int) -> Registers:
     if leaf == 4 and not subleaf:
         features = HVM_IOMMU_MAPPINGS | HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT | HVM_UPCALL_VECTOR
         return (features, current.vcpu.vcpu_id, current.domain.domid, 0)
-    return common.common_xen_leaf(leaf, subleaf, 0)
+    return common.common_xen_leaf(leaf, subleaf, 0, current.domain.incarnation)

@@ -444,6 +444,10 @@ class Lapic:
             self.expiry_ns = None
             self.counting_from_ns = None
 
+    def rearm(self, now_ns: int) -> None:
+        """Begin the count anew, as Xen does for a vcpu that is restored (lapic_rearm)."""
+        self._arm(now_ns, self._period_ns)
+
     def _write_divider(self, value: int, now_ns: int) -> None:
         """Change the divider: a running count keeps its value and goes on at the new rate."""
         remaining_ns, old_divisor = self._remaining_ns(now_ns), self._divisor

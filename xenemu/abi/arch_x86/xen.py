@@ -166,3 +166,15 @@ class vcpu_guest_context(Struct, size=(5168, 2800)):
     fs_base: Annotated[bytes, blob(8, 8, 0)]
     gs_base_kernel: Annotated[bytes, blob(8, 8, 0)]
     gs_base_user: Annotated[bytes, blob(8, 8, 0)]
+
+
+class arch_shared_info(Struct, size=(48, 28)):
+    """x86's part of shared_info: where a PV guest's list of its frames is."""
+
+    max_pfn: ULONG  # how many entries it has
+    pfn_to_mfn_frame_list_list: ULONG
+    nmi_reason: ULONG
+    p2m_cr3: ULONG
+    p2m_vaddr: ULONG
+    p2m_generation: ULONG
+    wc_sec_hi: Annotated[bytes, blob(0, 1, 4, 4)]

@@ -113,6 +113,7 @@ class Domain:
     p2m: P2m | None = None  # of guests whose frame numbers Xen translates (PVH)
     shared_info_width: int = 0  # the width that shared_info is laid out for
     wallclock_ns: int = 0  # the wall clock at virtual time 0, since 1970
+    incarnation: int = 1  # one more after each restore
     shutdown_code: int | None = None  # None while it runs
     shutdown_why: str = ""  # why it was shut down, unless the guest asked for it
     paused: bool = False  # by the toolstack: no vcpu runs

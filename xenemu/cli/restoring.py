@@ -1,0 +1,88 @@
+"""``--restore``: a machine from a file in which Xen's tools, or we, have saved a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xenemu import boot, image
+from xenemu.boot.platform import PV64_PLATFORM
+from xenemu.dom0.bus import BusBackend
+from xenemu.errors import UsageError
+from xenemu.machine import DomainConfig, Machine, life
+from xenemu.machine.migration import envelope
+from xenemu.machine.migration.envelope import Told
+from xenemu.machine.migration.records import StreamError
+from xenemu.machine.migration.saved import PvState, Saved
+from xenemu.options import MAX_VCPUS, parse_name
+
+
+@dataclass
+class Restored:
+    """A guest that was saved in `file`; `kernel` is what it was booted from.
+
+    `config` says what the file does not say, if xl did not write it.
+    """
+
+    file: Path
+    saved: Saved
+    kernel: Path
+    mode: str
+    config: DomainConfig
+    away_ns: int
+    verb: str = "restoring"
+
+    @classmethod
+    def read(
+        cls, file: Path, kernel: Path, mode: str, config: DomainConfig, away_ns: int
+    ) -> Restored:
+        """Read the file; UsageError says why it cannot be used."""
+        saved, told = envelope.read_file(file)
+        return cls(file, saved, kernel, mode, _configured(file, config, told), away_ns)
+
+    @property
+    def memory(self) -> int:
+        return self.config.memory
+
+    def load(self) -> image.Image:
+        return image.load(self.kernel)
+
+    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+        entry = boot.choose(loaded, self.mode)
+        there, here = _kind(self.saved), _kind_of(entry)
+        if there != here:
+            raise UsageError(
+                f"{self.file}: it is of a {there} domain, and {self.kernel} boots as {entry.name},"
+                f" in a {here} one; was it another kernel, or another --mode?"
+            )
+        try:
+            return life.revive(entry, self.saved, self.config, devices, self.away_ns)
+        except StreamError as error:
+            raise UsageError(f"{self.file}: {error}") from None
+
+
+def _kind(saved: Saved) -> str:
+    state = saved.state
+    return f"{8 * state.width}-bit PV" if isinstance(state, PvState) else "PVH"
+
+
+def _kind_of(entry: boot.Entry) -> str:
+    if not entry.platform.paged:
+        return "PVH"
+    return "64-bit PV" if entry.platform is PV64_PLATFORM else "32-bit PV"
+
+
+def _configured(file: Path, config: DomainConfig, told: Told | None) -> DomainConfig:
+    if told is None:
+        return config
+    if told.maxvcpus > MAX_VCPUS:
+        raise UsageError(f"{file}: it has {told.maxvcpus} vcpus; {MAX_VCPUS} are the most here")
+    return replace(
+        config,
+        memory=told.memory,
+        name=parse_name(f"{file}: its name", told.name),
+        uuid=told.uuid,
+        vcpus=told.vcpus,
+        maxvcpus=told.maxvcpus,
+    )

@@ -1,0 +1,101 @@
+"""``--on-suspend``: what becomes of a guest that has suspended itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from xenemu.dom0 import renewal
+from xenemu.errors import UsageError
+from xenemu.machine import life
+from xenemu.machine.core import Core
+from xenemu.machine.migration import envelope
+from xenemu.machine.migration.envelope import Told
+from xenemu.machine.migration.records import StreamError
+from xenemu.outputs import Output, Outputs
+
+END: Final = "end"
+SAVE: Final = "save="
+
+
+class Action(Enum):
+    """What can be done with it, besides to end the run."""
+
+    RESUME = "resume"
+    CANCEL = "cancel"
+    SAVE = "save"
+
+
+@dataclass
+class Suspending:
+    """What is done with a guest that suspends itself; `away_ns` is how long it is away."""
+
+    action: Action
+    away_ns: int
+    output: Output | None = None  # to save it to
+    saved: bool = field(default=False, init=False)
+
+    @classmethod
+    def parse(cls, outputs: Outputs, text: str, away_ns: int) -> Suspending | None:
+        """What ``--on-suspend`` asks for, if not to end the run; UsageError."""
+        if text == END:
+            return None
+        if text.startswith(SAVE) and text != SAVE:
+            path = Path(text.removeprefix(SAVE))
+            return cls(Action.SAVE, away_ns, outputs.open("--on-suspend save=", path))
+        if text in (Action.RESUME.value, Action.CANCEL.value):
+            return cls(Action(text), away_ns)
+        raise UsageError(f"--on-suspend: {text!r} is not end, resume, cancel or save=FILE")
+
+    def live_on(self, machine: Core, tell: Callable[[str], None]) -> bool:
+        """Do it with a machine whose domain has suspended itself; whether a domain goes on.
+
+        A guest that cannot be saved goes on, as under xl: its hypercall returns 1.
+        """
+        at = f"at {machine.engine.now_ns / 1e9:.3f} s of the guest's time"
+        if self.action is Action.CANCEL:
+            life.cancel(machine)
+            tell(f"--on-suspend: cancelled {at}")
+            return True
+        try:
+            if self.action is Action.RESUME:
+                life.renew(machine, self.away_ns)
+                tell(f"--on-suspend: resumed as domain {machine.domain.domid}, suspended {at}")
+                return True
+            self._save(machine)
+            tell(f"--on-suspend: saved {at}")
+        except StreamError as error:
+            life.cancel(machine)
+            tell(f"--on-suspend: the guest cannot be saved: {error}; it goes on")
+            return True
+        return False
+
+    @property
+    def missing(self) -> str:
+        """What was asked for and has not come, in a sentence."""
+        if self.output is None or self.saved:
+            return ""
+        return f"{self.output.name}: not written: the guest was not saved"
+
+    def _save(self, machine: Core) -> None:
+        """Write the file, once; StreamError, and nothing is written."""
+        assert self.output is not None
+        saved = life.save(machine)
+        envelope.write(self.output.write, saved, _told(machine))
+        self.saved = True
+
+
+def _told(machine: Core) -> Told:
+    """What the toolstack knows of a machine's domain."""
+    known = renewal.describe(machine.domain, machine.host.store)
+    return Told(
+        name=known.config.name,
+        uuid=known.config.uuid,
+        memory=known.config.memory,
+        target=known.target,
+        vcpus=known.config.vcpus,
+        maxvcpus=known.config.all_vcpus,
+    )
