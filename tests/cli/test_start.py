@@ -37,7 +37,7 @@ CODE = """
 import json, sys
 from xenemu.machine import Machine
 from xenemu.outcome import End, Outcome
-def run(*args):
+def run(*args, **options):
     print(json.dumps([name for name in sys.modules]))
     return Outcome(End.POWEROFF, "")
 Machine.run = run

@@ -28,8 +28,8 @@ Restore = Annotated[
     Path | None,
     typer.Option(
         help="Do not boot KERNEL, but go on with the guest that --on-suspend save=FILE, or xl save,"
-        " has kept in this file. KERNEL is what it was booted from; give the same disks, networks and"
-        " shares.",
+        " has kept in this file. KERNEL is what it was booted from; give it the same disks,"
+        " networks and shares.",
         metavar="FILE",
     ),
 ]

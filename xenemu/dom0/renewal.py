@@ -30,6 +30,11 @@ class Known:
     target: int  # bytes that it is to have: memory/target
     backends: tuple[Backend, ...]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What the backends are called."""
+        return frozenset(backend.name for backend in self.backends)
+
 
 def release(domain: Domain, store: Store) -> Known:
     """Take away what dom0 has for a domain: its backends, and all of its nodes."""

@@ -111,6 +111,9 @@ def renew(machine: Core, away_ns: int) -> None:
         fresh.arch.firmware, fresh.arch.had_idt = old.arch.firmware, old.arch.had_idt
     fresh.output += old.output
     renewal.release(old, store)
+    for key, due_ns in old.timers.deadlines_ns.items():
+        if key[0] in known.names:  # a toolstack that waits goes on waiting
+            fresh.timers.set(key, due_ns)
     domain = DomainSnapshot.of(fresh).restore(old)
     machine.host.frames = domain.frames
     engine.skip_to(now_ns)
