@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xenemu import boot, image
 from xenemu.boot.platform import PV64_PLATFORM
+from xenemu.cli.guest import Load
 from xenemu.dom0.bus import BusBackend
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Machine, life
@@ -45,10 +46,12 @@ class Restored:
     def memory(self) -> int:
         return self.config.memory
 
-    def load(self) -> image.Image:
-        return image.load(self.kernel)
+    def load(self) -> Load:
+        loaded = image.load(self.kernel)
+        return lambda: loaded
 
-    def build(self, loaded: image.Image, devices: Sequence[BusBackend]) -> Machine:
+    def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
+        loaded = load()
         entry = boot.choose(loaded, self.mode)
         there, here = _kind(self.saved), _kind_of(entry)
         if there != here:

@@ -283,8 +283,10 @@ def run(
     if restore is not None:
         from xenemu.cli.restoring import Restored  # noqa: PLC0415 (few runs want it)
 
-        guest = Restored.read(restore, kernel, mode, config, away_ns)
-        config = guest.config
+        restored = Restored.read(restore, kernel, mode, config, away_ns)
+        guest, config = restored, restored.config
+    if record is not None and (restore is not None or on_suspend != "end"):
+        raise UsageError("--record: no recording can have a guest that is resumed or restored")
     if overlay is not None:
         disk = with_overlay("--overlay", overlay, disk or [])
     disks = [parse_disk("--disk", text) for text in disk or []]
