@@ -60,9 +60,11 @@ class Restored:
                 f" in a {here} one; was it another kernel, or another --mode?"
             )
         try:
-            return life.revive(entry, self.saved, self.config, devices, self.away_ns)
+            machine = life.revive(entry, self.saved, self.config, devices, self.away_ns)
         except StreamError as error:
             raise UsageError(f"{self.file}: {error}") from None
+        machine.origin = loaded, self.config, self.mode  # for a guest that is to be restarted
+        return machine
 
 
 def _kind(saved: Saved) -> str:
