@@ -69,9 +69,10 @@ def through_a_file(snapshot: Snapshot) -> Snapshot:
         return snapshot_file.read(Path(file.name)).snapshot
 
 
-def a_header() -> snapshot_file.Header:
-    """A header that says nothing of the guest."""
-    return snapshot_file.Header(kernel="/k", kernel_digest="", entry="", memory=0)
+def a_header(disks: int = 0) -> snapshot_file.Header:
+    """A header that says nothing of the guest, but how many disks it has."""
+    named = ["/d"] * disks
+    return snapshot_file.Header(kernel="/k", kernel_digest="", entry="", memory=0, disks=named)
 
 
 def assert_the_same(make, stops: tuple[int, ...]) -> int:
