@@ -113,6 +113,51 @@ def test_own_guests(tmp_path: Path, name: str, kind: str) -> None:
     assert assert_the_same(make, (1, 4, 9)) > 0
 
 
+class Holds:
+    """A debugger that holds the guest once, `steps` instructions after the run's beginning."""
+
+    def __init__(self, machine: Machine, steps: int) -> None:
+        self.machine, self.steps = machine, steps
+        self.kept: Snapshot | None = None
+
+    def run(self, deadline_ns: int) -> None:
+        debug = self.machine.debug
+        debug.begin(deadline_ns)
+        while not debug.over and self.kept is None:
+            debug.step()
+            self.steps -= 1
+            if not self.steps:
+                self.kept = self.machine.snapshot()
+        if not debug.over:
+            debug.run()
+
+    def look(self) -> None: ...
+
+    def calls(self) -> bool:
+        return False
+
+    def idle(self) -> bool:
+        return False
+
+    def ended(self, outcome: Outcome) -> None: ...
+
+
+@pytest.mark.parametrize(("name", "kind"), [("race", "pv64"), ("ap-start-pvh", "pvh64")])
+def test_within_a_slice(tmp_path: Path, name: str, kind: str) -> None:
+    guest, environment = guests()[name], ENVIRONMENTS[kind]
+    kernel = load(build(guest, environment, tmp_path / name))
+    config = DomainConfig(64 << 20, guest.cmdline.encode(), vcpus=guest.vcpus)
+    machine = Machine(kernel, config, environment.mode)
+    straight = end_of(machine, Script(machine))[2:]
+    for steps in (1, 700, 3001):
+        machine = Machine(kernel, config, environment.mode)
+        holds = Holds(machine, steps)
+        machine.run(Script(machine), debugger=holds)
+        assert holds.kept is not None
+        revived = Machine.revive(through_a_file(holds.kept))
+        assert end_of(revived, Script(revived))[2:] == straight
+
+
 def test_what_a_seed_draws_next(tmp_path: Path) -> None:
     kernel = load(build(guests()["race"], ENVIRONMENTS["pv64"], tmp_path / "race"))
     config = DomainConfig(64 << 20, vcpus=2, slice_ns=20_000, schedule_seed=3)

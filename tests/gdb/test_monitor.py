@@ -12,6 +12,7 @@ from fakes import CODE, CODE64, make_pv_current
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from xenemu.abi.xen import DOMID_SELF
+from xenemu.errors import OutputError
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
@@ -70,6 +71,19 @@ def said():
 @pytest.fixture
 def monitor(target, said):
     return Monitor(target, Files(target), said.append, said.append)
+
+
+def test_a_snapshot_goes_where_the_run_has_a_file_for_it(monitor, target):
+    assert "begin the run with --snapshot FILE" in monitor.run("snapshot")
+    target.keep = lambda: "taken, in a"
+    assert monitor.run("snapshot") == "taken, in a\n"
+    assert "usage: monitor snapshot" in monitor.run("snapshot x")
+
+    def full():
+        raise OutputError("--snapshot a: No space left on device")
+
+    target.keep = full
+    assert monitor.run("snapshot") == "--snapshot a: No space left on device\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

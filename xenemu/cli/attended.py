@@ -179,12 +179,14 @@ class AttendedRun:
             _tell(f"--coverage: {missing}")
         if self.wired is not None and self.verbose:
             _tell(self.wired.summary())
-        if self.keeping is not None and not self.keeping.taken:
+        if self.keeping is not None and self.keeping.output is not None:
             _tell(f"--snapshot: not taken: {self.keeping.at!r} never came")
             code = code or EXIT_CODES[End.UNMET]
         if self.suspending is not None and (missing := self.suspending.missing):
             _tell(missing)
             code = code or EXIT_CODES[End.UNMET]
+        for output in self.keeping.others if self.keeping else ():
+            _tell(f"{output.name}: not taken: nobody has asked for it")
         engine, order = machine.engine, machine.domain.schedule.options
         _tell(
             f"{outcome.end.value}, exit {code}: {outcome.reason}; virtual time"
@@ -225,7 +227,8 @@ class AttendedRun:
             return ()
         from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (nobody else pays for it)
 
-        machine.control.verbs = VERBS
+        own = [self.keeping.verb(machine)] if self.keeping else []
+        machine.control.verbs = {**VERBS, **{verb.name: verb for verb in own}}
         return () if self.player else [(machine.control, Asking(terminal.escape, self.channel))]
 
     def _confine(self) -> None:
@@ -255,6 +258,18 @@ class AttendedRun:
         def keep() -> None:
             if told := keeping.look(machine):
                 _tell_amid(status, told)
+
+        return keep
+
+    def _asked_by_gdb(self, machine: Machine) -> Callable[[], str] | None:
+        """Takes a snapshot for `monitor snapshot`; None if there is no file for one."""
+        keeping = self.keeping
+        if keeping is None:
+            return None
+
+        def keep() -> str:
+            taken = keeping.ask(machine)
+            return f"taken, in {taken['file']}: xenemu resume goes on from it"
 
         return keep
 
@@ -329,7 +344,7 @@ class AttendedRun:
 
         status.phase("xenemu: reading the kernel's symbols")
         server = Server(
-            Target(machine, load()),
+            Target(machine, load(), self._asked_by_gdb(machine)),
             self.listener,
             terminal,
             self.limits,

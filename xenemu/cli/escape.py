@@ -24,6 +24,7 @@ REQUESTS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     "u": ("unpauses it", {"do": "unpause"}),
     "n": ("sends it an NMI", {"do": "nmi"}),
     "i": ("shows its state", {"do": "status"}),
+    "k": ("keeps it in the next --snapshot FILE", {"do": "snapshot"}),
 }
 HINT: Final = f"Ctrl-] again leaves; {HELP} lists what else there is"
 

@@ -1,74 +1,119 @@
-"""``--snapshot``: keep the machine in a file, once its console or its clock is where one wants."""
+"""``--snapshot``: keep the machine in a file, when its console or its clock is where one wants.
+
+A run that is confined opens no file. So each file is open from the beginning.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenemu.cli.expect import Expectations
 from xenemu.disks import parse_disk
-from xenemu.errors import UsageError
+from xenemu.errors import UsageError, XenemuError
 from xenemu.machine import Machine, snapshot_file
 from xenemu.network.asked import reaches_nobody
 from xenemu.options import digest_of
 from xenemu.outputs import Output, Outputs
+
+if TYPE_CHECKING:
+    from xenemu.dom0.control import Answer, Ask, Control, Verb
 
 TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 
 
 @dataclass
 class Keeping:
-    """A snapshot that is to be taken once; `at` is what a person said of when.
+    """Snapshots that are to be taken, each in a file of its own, which is open already.
 
-    `header` says what is in the file. `at_ns` of the guest's time must have passed; if it is None,
-    the console must have shown `at`.
+    One is for when it is time. `at` is what a person said of that: `at_ns` of the guest's time must
+    have passed, or, if it is None, the console must have shown `at`. The `others` are for those who
+    ask while the guest runs: gdb's `monitor snapshot`, and the verb of a control channel.
+
+    `header` says what is in a file.
     """
 
-    at: str
-    output: Output
     header: snapshot_file.Header
     expectations: Expectations
+    others: list[Output]
+    at: str = ""
     at_ns: int | None = None
-    taken: bool = field(default=False, init=False)
+    output: Output | None = None  # for `at`, until that is taken
 
     @classmethod
     def parse(
         cls,
         outputs: Outputs,
-        path: Path | None,
+        paths: Sequence[Path],
         at: str | None,
         header: snapshot_file.Header,
         expectations: Expectations,
+        is_asked: bool,
     ) -> Keeping:
-        """What ``--snapshot`` and ``--snapshot-at`` ask for, of which there is one; UsageError."""
-        if path is None:
+        """What ``--snapshot`` and ``--snapshot-at`` ask for, of which there is one; UsageError.
+
+        `is_asked`: somebody may ask for snapshots while the guest runs.
+        """
+        if not paths:
             raise UsageError("--snapshot-at: say which file to write: --snapshot FILE")
-        if at is None:
-            raise UsageError("--snapshot: say when: --snapshot-at REGEX, or a TIME as in 1.5s")
-        time = TIME.fullmatch(at)
-        if time is None:
+        if not is_asked and (at is None or paths[1:]):
+            raise UsageError(
+                "--snapshot: say when: --snapshot-at REGEX, or a TIME as in 1.5s; or let somebody"
+                " ask: --control PATH, --gdb HOST:PORT"
+            )
+        time = TIME.fullmatch(at) if at is not None else None
+        if at is not None and time is None:
             expectations.look_for(at, "--snapshot-at")
+        files = [outputs.open("--snapshot", path) for path in paths]
+        if at is None:
+            return cls(header, expectations, files)
         at_ns = int(float(time[1]) * 1e9) if time else None
-        return cls(at, outputs.open("--snapshot", path), header, expectations, at_ns)
+        return cls(header, expectations, files[1:], at, at_ns, files[0])
 
     def look(self, machine: Machine) -> str | None:
         """Take the snapshot if it is time, between two slices; then what to tell the person."""
-        if self.taken:
+        if self.output is None:
             return None
         now_ns = machine.engine.now_ns
         due = self.expectations.has_seen(self.at) if self.at_ns is None else now_ns >= self.at_ns
         if not due:
             return None
-        self.taken = True
-        self.header.now_ns, self.header.instructions = now_ns, machine.engine.instructions
-        self.header.entry = machine.entry.name
-        self.header.vcpus = len(machine.domain.vcpus)
-        snapshot_file.write(self.output.write, self.header, machine.snapshot())
+        output, self.output = self.output, None
+        self._write(machine, output)
         return f"--snapshot: taken at {now_ns / 1e9:.3f} s of the guest's time"
+
+    def ask(self, machine: Machine) -> dict[str, str | int]:
+        """Take another snapshot now: its file and its time. UsageError if there is no file left.
+
+        OutputError: the file cannot be written.
+        """
+        if not self.others:
+            raise UsageError("there is no file for it: begin the run with one more --snapshot FILE")
+        output = self.others.pop(0)
+        self._write(machine, output)
+        return {"file": output.name.partition(" ")[2], "now_ns": machine.engine.now_ns}
+
+    def verb(self, machine: Machine) -> Verb:
+        """The verb of a control channel that asks."""
+        from xenemu.dom0.control import Refused, Verb  # noqa: PLC0415 (few runs have a channel)
+
+        def do(control: Control, ask: Ask) -> Answer:
+            try:
+                return self.ask(machine)
+            except XenemuError as error:
+                raise Refused(str(error)) from None
+
+        return Verb("snapshot", "", "Keep the guest in the next --snapshot FILE.", do)
+
+    def _write(self, machine: Machine, output: Output) -> None:
+        engine, header = machine.engine, self.header
+        header.now_ns, header.instructions = engine.now_ns, engine.instructions
+        header.entry, header.vcpus = machine.entry.name, len(machine.domain.vcpus)
+        snapshot_file.write(output.write, header, machine.snapshot())
 
 
 def header_of(

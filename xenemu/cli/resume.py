@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Load
 from xenemu.cli.keeping import Keeping
+from xenemu.cli.screen import is_terminal
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -209,8 +211,11 @@ def resume(
         networked(f"{file}: its network", header.nets, header.name) as wired,
     ):
         keeping = None
-        if snapshot is not None or snapshot_at is not None:
-            keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
+        if snapshot or snapshot_at is not None:
+            asked_for = gdb is not None or control is not None or is_terminal(sys.stdin)
+            keeping = Keeping.parse(
+                outputs, snapshot or [], snapshot_at, header, expectations, asked_for
+            )
         attended = AttendedRun(
             guest,
             symbols,

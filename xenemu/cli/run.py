@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
@@ -45,6 +46,7 @@ from xenemu.cli.guest_options import (
     initial_ramdisk,
 )
 from xenemu.cli.record_options import Record, begin
+from xenemu.cli.screen import is_terminal
 from xenemu.cli.suspend_options import OnSuspend, Restore, SuspendedFor
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
@@ -303,13 +305,16 @@ def run(
         networked("--net", net or (), config.name) as wired,
     ):
         keeping = None
-        if snapshot is not None or snapshot_at is not None:
+        if snapshot or snapshot_at is not None:
             from xenemu.cli.keeping import Keeping, header_of  # noqa: PLC0415 (few runs want it)
 
             if shares:
                 raise UsageError("--snapshot: what a --share has open cannot be in it")
             header = header_of(kernel, config.memory, config.name, disk or [], net or [])
-            keeping = Keeping.parse(outputs, snapshot, snapshot_at, header, expectations)
+            asked_for = gdb is not None or control is not None or is_terminal(sys.stdin)
+            keeping = Keeping.parse(
+                outputs, snapshot or [], snapshot_at, header, expectations, asked_for
+            )
 
         def start() -> Start:
             from xenemu.recording.start import start_of  # noqa: PLC0415 (few runs want it)

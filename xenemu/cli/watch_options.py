@@ -113,11 +113,12 @@ Verbose = Annotated[
     ),
 ]
 SnapshotTo = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--snapshot",
         help="Keep the guest as it is at --snapshot-at in this file, which must be new or empty;"
-        " xenemu resume goes on from there.",
+        " xenemu resume goes on from there. Without --snapshot-at, when gdb's monitor snapshot or"
+        " xenemu control asks for it; for several, say it again.",
         metavar="FILE",
     ),
 ]

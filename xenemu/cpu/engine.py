@@ -212,6 +212,11 @@ class Engine(Registers):
         clock.left += end - clock.end
         clock.end = end
 
+    @property
+    def deadline_ns(self) -> int:
+        """Where the slice ends that is under way: the calls of the guest may have cut it."""
+        return int(self._clock.end + self._clock.skipped_ns + self.put_off)
+
     def resume(self) -> None:
         """Run the guest on to the deadline that is set, or until `stop` was called.
 

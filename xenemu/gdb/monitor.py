@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from xenemu.errors import XenError
+from xenemu.errors import XenemuError, XenError
 from xenemu.gdb import views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "kaslr": Command("", "how far the kernel is from where it was linked"),
     "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
     "trace": Command(f"on [{'|'.join(KINDS)}]...|off", "show what the guest does"),
+    "snapshot": Command("", "keep the guest in the next file of --snapshot"),
     "break-on": Command("hypercall NAME|fault N|event PORT|off", "hold the guest there"),
 }
 
@@ -86,6 +87,7 @@ class Monitor:
             "kaslr": self._kaslr,
             "arch": self._arch,
             "trace": self._trace,
+            "snapshot": self._snapshot,
             "break-on": self._break_on,
         }
 
@@ -235,6 +237,16 @@ class Monitor:
         self._target.follows_mode = what == "auto"
         self._files.prepare_all()
         return [f"the CPU runs {self._target.code_bits}-bit code; the next stop tells gdb"]
+
+    def _snapshot(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        if self._target.keep is None:
+            raise Refused("there is no file for it: begin the run with --snapshot FILE")
+        try:
+            return [self._target.keep()]
+        except XenemuError as error:
+            raise Refused(str(error)) from None
 
     # What the guest does.
 

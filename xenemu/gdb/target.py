@@ -39,10 +39,15 @@ class Refused(Exception):
 
 @dataclass
 class Target:
-    """The machine for one gdb. `description` is the one that gdb has been given."""
+    """The machine for one gdb. `description` is the one that gdb has been given.
+
+    `keep` takes a snapshot into a file, and says into which; UsageError and OutputError if it
+    cannot.
+    """
 
     machine: Machine
     image: Image
+    keep: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         self._selected = self.current_thread

@@ -109,6 +109,7 @@ class Core:
         self.timers = timers.join(scheduler.TIMERS, self.personality.timers, backend.timers(domain))
         self.next_audit_ns = math.inf
         self.past, self.printed, self.disturbed = Past(), 0, 0
+        self.slice_ends_ns: int | None = None  # of the slice that is under way
         self.let_run: frozenset[int] | None = None  # the vcpus that a debugger does not hold
         self.attach_exits()
 

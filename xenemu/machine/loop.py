@@ -136,6 +136,8 @@ class Run:
             machine.next_audit_ns = math.inf
         else:
             machine.next_audit_ns = min(machine.next_audit_ns, engine.now_ns + audit_ns)
+        if machine.slice_ends_ns is not None:  # a snapshot was taken within it
+            self._run_slice(run, machine.slice_ends_ns)
         while True:
             if engine.now_ns >= machine.next_audit_ns:
                 machine.next_audit_ns = engine.now_ns + every_ns
@@ -166,9 +168,17 @@ class Run:
             next_ns = domain.timers.next_ns()
             deadline = engine.now_ns + scheduler.begin_slice(machine.current, machine.slice_ns)
             deadline = deadline if next_ns is None else min(deadline, next_ns)
-            self.outside.run_slice(run, deadline)
-            machine.exits.stopped()
-            machine.samples.take(machine.current)
+            self._run_slice(run, deadline)
+
+    def _run_slice(self, run: Callable[[int], None], deadline_ns: int) -> None:
+        machine = self.machine
+        machine.slice_ends_ns = deadline_ns
+        try:
+            self.outside.run_slice(run, deadline_ns)
+        finally:
+            machine.slice_ends_ns = None
+        machine.exits.stopped()
+        machine.samples.take(machine.current)
 
     def _look_at_host(self) -> None:
         """End the slice if the host wants the run to end; pause it if a debugger has a word."""

@@ -22,7 +22,7 @@ class Machine(Core):
     """A machine, which runs, and goes back to what it was."""
 
     def snapshot(self) -> Snapshot:
-        """Keep what the machine is now; not while it runs.
+        """Keep what the machine is now: between two slices, or where a debugger holds it.
 
         A process that is to be confined imports `machine.snapshot` before that.
         """

@@ -44,6 +44,7 @@ class Snapshot:
     samples: Samples
     next_audit_ns: float
     past: Past
+    slice_ends_ns: int | None  # if a debugger held the machine within a slice
 
     @classmethod
     def of(cls, machine: Core) -> Snapshot:
@@ -61,6 +62,7 @@ class Snapshot:
             copy.deepcopy(machine.samples),
             machine.next_audit_ns,
             replace(machine.past),
+            machine.engine.deadline_ns if machine.slice_ends_ns is not None else None,
         )
 
     def put_back(self, machine: Core) -> None:
@@ -114,4 +116,5 @@ class Snapshot:
         machine.attach_exits()
         machine.samples = copy.deepcopy(self.samples)
         machine.next_audit_ns = self.next_audit_ns
+        machine.slice_ends_ns = self.slice_ends_ns
         machine.past = replace(self.past)
