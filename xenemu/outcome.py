@@ -15,6 +15,7 @@ class End(Enum):
     POWEROFF = "poweroff"
     REBOOT = "reboot"
     SUSPEND = "suspend"
+    SOFT_RESET = "soft-reset"  # to start another kernel, which --on-soft-reset forbids
     EXPECTED = "expected"  # every expectation met
     UNMET = "unmet"  # ended without meeting an expectation
     GUEST_CRASH = "guest-crash"  # SHUTDOWN_crash: a panic, or a BUG() in the guest
@@ -36,6 +37,7 @@ EXIT_CODES = {
     End.POWEROFF: 0,
     End.REBOOT: 0,
     End.SUSPEND: 0,
+    End.SOFT_RESET: 0,
     End.EXPECTED: 0,
     End.UNMET: 3,
     End.GUEST_CRASH: 4,

@@ -72,7 +72,6 @@ def test_a_key_is_an_option(read, line, option, value):
         ("cmdlin = 'x'", "xl knows no such key; did you mean cmdline?"),
         ("on_crash = 'rename-restart'", "on_crash: as restart: the domain that has ended"),
         ("on_crash = 'coredump-destroy'", "on_crash: as destroy; --core FILE keeps"),
-        ("on_soft_reset = 'preserve'", "on_soft_reset: no effect"),
         ("cmdline = 'x'; root = '/r'", "root: no effect: cmdline takes its place"),
         ('bootloader = "pygrub"', "bootloader: no effect: there is a kernel"),
         ('disk = ["/x,,xvda"]', "gone after the run; --disk /x,rw,name=xvda keeps it"),
@@ -100,6 +99,7 @@ def test_a_disk_that_is_a_file_here_wants_its_whole_path(read, tmp_path, monkeyp
 def test_what_becomes_of_a_guest_that_ends(read):
     options = read(f"{KERNEL}on_reboot = 'restart'\non_crash = 'coredump-destroy'").options
     assert (options["on_reboot"], options["on_crash"]) == (["restart"], ["destroy"])
+    assert read(f"{KERNEL}on_soft_reset = 'soft-reset'").options["on_soft_reset"] == ["soft-reset"]
     arguments = read(f"{KERNEL}on_watchdog = 'preserve'").arguments({})
     assert arguments[arguments.index("--on-watchdog") + 1] == "preserve"
 

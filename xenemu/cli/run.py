@@ -21,6 +21,7 @@ from xenemu.cli.ends_options import (
     OnCrash,
     OnPoweroff,
     OnReboot,
+    OnSoftReset,
     OnWatchdog,
     life_of,
 )
@@ -237,6 +238,7 @@ def run(
     on_reboot: OnReboot = Action.DESTROY,
     on_crash: OnCrash = Action.DESTROY,
     on_watchdog: OnWatchdog = Action.DESTROY,
+    on_soft_reset: OnSoftReset = Action.SOFT_RESET,
     max_restarts: MaxRestarts = RESTARTS,
     confined: Confined = Confine.AUTO,
     symbols: Symbols = None,
@@ -278,7 +280,7 @@ def run(
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
-    life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, max_restarts)
+    life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset, max_restarts)
     away_ns = parse_nanoseconds("--suspended-for", suspended_for.removesuffix("s"))
     check_confine(confined)
     guest: Guest = Fresh(kernel, mode, config, note_types)

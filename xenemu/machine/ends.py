@@ -1,4 +1,4 @@
-"""What becomes of a domain that ends: xl's on_poweroff, on_reboot, on_crash and on_watchdog.
+"""What becomes of a domain that ends: xl's on_poweroff, on_reboot, on_crash and others.
 
 In Xen: xl.cfg(5), tools/xl/xl_vmcontrol.c (handle_domain_death)
 """
@@ -22,6 +22,7 @@ class Action(Enum):
     DESTROY = "destroy"  # the run ends
     RESTART = "restart"  # a new domain of the same configuration takes its place
     PRESERVE = "preserve"  # it stays as it is, for whoever wants to look at it
+    SOFT_RESET = "soft-reset"  # it goes on, in a domain that is renewed around its memory
 
 
 # The name of the rule for each end of a guest's. A triple fault is a reboot, as Xen's
@@ -33,7 +34,10 @@ RULES: Final[Mapping[End, str]] = {
     End.GUEST_CRASH: "crash",
     End.REFUSED: "crash",
     End.WATCHDOG: "watchdog",
+    End.SOFT_RESET: "soft_reset",
 }
+# What is done if nobody says otherwise, where that is not to destroy it; as libxl has it.
+USUAL: Final = {"soft_reset": Action.SOFT_RESET}
 
 
 @dataclass
@@ -57,7 +61,8 @@ class Life:
 
     def after(self, outcome: Outcome) -> Action:
         """What to do after an end, which is counted and told."""
-        action = self.rules.get(RULES.get(outcome.end, ""), Action.DESTROY)
+        rule = RULES.get(outcome.end, "")
+        action = self.rules.get(rule, USUAL.get(rule, Action.DESTROY))
         if action is Action.RESTART and self.restarts >= self.max_restarts:
             self.tell(f"{outcome.reason}: not restarted again, by --max-restarts")
             return Action.DESTROY
@@ -67,4 +72,6 @@ class Life:
             self.tell(f"{outcome.reason}: restarted, {count}")
         elif action is Action.PRESERVE:
             self.tell(f"{outcome.reason}: preserved")
+        elif action is Action.SOFT_RESET:
+            self.tell(f"{outcome.reason}: the domain is renewed, and its memory stays")
         return action

@@ -1,8 +1,7 @@
-"""What xl does to a machine's domain that has shut itself down, and lives on.
+"""What xl does to a machine's domain that has suspended itself, and lives on.
 
-* It resets the domain, for a kernel that starts another one (`soft_reset`).
-* A suspend can be called off: the same domain goes on (`cancel`). Or the domain is saved, and
-  another one is made from what was saved: here (`renew`), or from a file elsewhere (`revive`).
+The suspend can be called off: the same domain goes on (`cancel`). Or the domain is saved, and
+another one is made from what was saved: here (`renew`), or from a file elsewhere (`revive`).
 
 A guest sees which it was by what its hypercall returns: 1 or 0.
 
@@ -40,24 +39,6 @@ from xenemu.pvh.state import PvhDomain
 from xenemu.x86.cpuid import TSC_KHZ
 
 TSC_MODE_DEFAULT = 0
-
-
-def soft_reset(machine: Core) -> None:
-    """Renew all but memory and registers, as a kernel that starts another one asks for.
-
-    DomainCrash: the guest's own grants keep dom0 from its rings. ValueError: a PV guest's domain
-    cannot be reset (XEN_DOMCTL_soft_reset: EINVAL).
-    """
-    domain, store = machine.domain, machine.host.store
-    reset = machine.personality.soft_reset
-    if reset is None:
-        raise ValueError("a PV domain has no soft reset")
-    known = renewal.release(domain, store)
-    reset(machine.current)
-    renewal.connect(domain, known, store)
-
-
-# Suspended domains.
 
 
 def cancel(machine: Core) -> None:

@@ -27,6 +27,7 @@ from xenemu.hv.debug import Debugger, RunEnded, WentBack
 from xenemu.machine.core import Core
 from xenemu.machine.ends import Action, Life
 from xenemu.machine.outside import Outside
+from xenemu.machine.reset import soft_reset
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
 
@@ -36,7 +37,7 @@ SHUTDOWNS = {
     SHUTDOWN_suspend: (End.SUSPEND, "the guest suspended itself"),
     SHUTDOWN_crash: (End.GUEST_CRASH, "the guest crashed, by its own account"),
     SHUTDOWN_watchdog: (End.WATCHDOG, "a watchdog that the guest had set ran out"),
-    SHUTDOWN_soft_reset: (End.REBOOT, "the guest asked for a soft reset"),
+    SHUTDOWN_soft_reset: (End.SOFT_RESET, "the guest asked for a soft reset"),
 }
 UNDEFINED_REASON: Final = (
     "look at its last call, with --trace hypercalls; SHUTDOWN_* in public/sched.h are 0 to 5. If"
@@ -61,8 +62,11 @@ class Run:
             try:
                 outcome = self._run_to_end(audit_ns)
                 wrong = self._audit() if audit_ns is not None else None
-                if self._goes_on(wrong or outcome):
-                    continue
+                try:
+                    if self._goes_on(wrong or outcome):
+                        continue
+                except DomainCrash as crash:  # xl cannot do what it should do
+                    outcome = Outcome(End.REFUSED, str(crash))
                 outcome = self.outside.over(wrong or outcome)
                 if self.debugger:
                     self.debugger.ended(outcome)
@@ -98,6 +102,9 @@ class Run:
                 return True
             case Action.PRESERVE if self.debugger is None:
                 self._preserve()
+            case Action.SOFT_RESET:
+                soft_reset(self.machine)
+                return True
         return False
 
     def _preserve(self) -> None:
@@ -199,6 +206,8 @@ class Run:
                 reason = f"shutdown reason {code}, which Xen does not define"
                 return Outcome(End.GUEST_CRASH, reason, UNDEFINED_REASON)
             end, reason = SHUTDOWNS[code]
+            if end is End.SOFT_RESET and self.machine.personality.soft_reset is None:
+                return Outcome(End.REFUSED, f"{reason}, which Xen refuses to PV domains")
             return Outcome(end, self.machine.domain.shutdown_why or reason)
         return self.outside.expired()
 

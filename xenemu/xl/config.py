@@ -277,13 +277,9 @@ class _Reader:
         if action == "rename-restart":
             self.remark(name, "as restart: the domain that has ended is not kept")
             action = "restart"
-        if name == "on_soft_reset":
-            if action != "soft-reset":
-                self.remark(name, "no effect")
-        elif action == "soft-reset":
+        if action == "soft-reset" and name != "on_soft_reset":
             raise ValueError("soft-reset: only on_soft_reset can be this")
-        else:
-            self.config.options[name] = [action]
+        self.config.options[name] = [action]
 
     def part_of_cmdline(self, name: str, setting: Setting) -> None:
         _string(setting)
