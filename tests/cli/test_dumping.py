@@ -12,6 +12,11 @@ from backports import zstd
 from elftools.elf.elffile import ELFFile
 
 from tinyguest import CRASH, POWEROFF, kernel, shutdown
+from xenemu.cli.dumping import Dumping
+from xenemu.dom0.control import Refused
+from xenemu.image import load
+from xenemu.machine import DomainConfig, Machine
+from xenemu.outputs import Outputs
 
 
 @pytest.fixture
@@ -87,3 +92,19 @@ def test_when_needs_a_file(call):
     result = call(shutdown(CRASH), "--core-when", "always")
     assert result.returncode == 7
     assert "--core-when: say which file to write: --core FILE" in result.stderr
+
+
+def test_who_asks_gets_the_next_file_and_the_end_one_that_is_left(tmp_path):
+    (tmp_path / "kernel").write_bytes(kernel(shutdown(CRASH)))
+    loaded = load(tmp_path / "kernel")
+    machine = Machine(loaded, DomainConfig(32 << 20))
+    with Outputs() as outputs:
+        paths = [tmp_path / name for name in ("first", "second")]
+        dumping = Dumping.parse(outputs, paths, None)
+        verb = dumping.verb(machine, lambda: loaded)
+        assert f"of memory in {paths[0]}" in verb.do(None, None)["written"]
+        assert f"of memory in {paths[1]}" in dumping.end(machine, loaded, 4)
+        assert "no file is left" in dumping.end(machine, loaded, 4)
+        with pytest.raises(Refused, match="begin the run with one more --core FILE"):
+            verb.do(None, None)
+    assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -73,17 +73,18 @@ def monitor(target, said):
     return Monitor(target, Files(target), said.append, said.append)
 
 
-def test_a_snapshot_goes_where_the_run_has_a_file_for_it(monitor, target):
-    assert "begin the run with --snapshot FILE" in monitor.run("snapshot")
-    target.keep = lambda: "taken, in a"
-    assert monitor.run("snapshot") == "taken, in a\n"
-    assert "usage: monitor snapshot" in monitor.run("snapshot x")
-
+def test_what_is_kept_goes_where_the_run_has_a_file_for_it(monitor, target):
     def full():
         raise OutputError("--snapshot a: No space left on device")
 
-    target.keep = full
-    assert monitor.run("snapshot") == "--snapshot a: No space left on device\n"
+    kept = {"snapshot": ("keep", "--snapshot"), "dump": ("dump", "--core")}
+    for name, (field, option) in kept.items():
+        assert f"begin the run with {option} FILE" in monitor.run(name)
+        setattr(target, field, lambda: "taken, in a")
+        assert monitor.run(name) == "taken, in a\n"
+        assert f"usage: monitor {name}" in monitor.run(f"{name} x")
+        setattr(target, field, full)
+        assert monitor.run(name) == "--snapshot a: No space left on device\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

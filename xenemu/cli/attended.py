@@ -147,7 +147,7 @@ class AttendedRun:
             server = self._serve(machine, load, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, load, terminal, status) as explainer:
-                sources = [*self._sources(terminal, status), *self._asking(machine, terminal)]
+                sources = [*self._sources(terminal, status), *self._asking(machine, load, terminal)]
                 for device in self.devices:
                     device.leave_if(lambda: terminal.leaves() or self.limits.expired())
                 self._confine()
@@ -221,13 +221,16 @@ class AttendedRun:
         capture = self.capture
         return self.wired.sources(partial(terminal.put, capture) if capture else None)
 
-    def _asking(self, machine: Machine, terminal: HostTerminal) -> Sequence[tuple[Line, Source]]:
+    def _asking(
+        self, machine: Machine, load: Load, terminal: HostTerminal
+    ) -> Sequence[tuple[Line, Source]]:
         """What brings requests to the toolstack, if somebody may have some."""
         if not (self.channel or self.player or terminal.interactive):
             return ()
         from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (nobody else pays for it)
 
         own = [self.keeping.verb(machine)] if self.keeping else []
+        own += [self.dumping.verb(machine, load)] if self.dumping else []
         machine.control.verbs = {**VERBS, **{verb.name: verb for verb in own}}
         return () if self.player else [(machine.control, Asking(terminal.escape, self.channel))]
 
@@ -343,8 +346,10 @@ class AttendedRun:
         from xenemu.gdb.target import Target  # noqa: PLC0415
 
         status.phase("xenemu: reading the kernel's symbols")
+        dumping = self.dumping
+        dump = partial(dumping.write, machine, load()) if dumping else None
         server = Server(
-            Target(machine, load(), self._asked_by_gdb(machine)),
+            Target(machine, load(), self._asked_by_gdb(machine), dump),
             self.listener,
             terminal,
             self.limits,

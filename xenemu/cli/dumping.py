@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import typer
 
-from xenemu.errors import UsageError
+from xenemu.errors import UsageError, XenemuError
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.outputs import Output, Outputs
 
 if TYPE_CHECKING:
+    from xenemu.dom0.control import Answer, Ask, Control, Verb
     from xenemu.dump import Core
 
 PACKED_SUFFIX: Final = ".zst"
@@ -31,12 +32,13 @@ class CoreWhen(Enum):
 
 
 CoreTo = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--core",
         help="If the guest crashes, panics or hangs, write its memory and registers to this file,"
         " which must be new or empty: an ELF core for gdb, crash and drgn; if its name ends in"
-        " .zst, compressed.",
+        " .zst, compressed. Say it again for each that gdb's monitor dump or xenemu control asks"
+        " for.",
         metavar="FILE",
     ),
 ]
@@ -48,33 +50,61 @@ CoreAfter = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dumping:
-    """A core file that is to be written."""
+    """Core files that are to be written, each open already.
 
-    output: Output
-    path: Path
+    One is for the run's end. Those before it are for who asks while the guest runs: gdb's `monitor
+    dump`, and the verb of a control channel.
+    """
+
+    outputs: list[Output]
     always: bool
     save: Callable[[Current, Image, Output, bool], Core]
     # System calls: this one leaves holes in a file, and empties it after a failure.
     calls: ClassVar = ("ftruncate",)
 
     @classmethod
-    def parse(cls, outputs: Outputs, path: Path | None, when: CoreWhen | None) -> Dumping | None:
+    def parse(
+        cls, outputs: Outputs, paths: list[Path] | None, when: CoreWhen | None
+    ) -> Dumping | None:
         """What the options ask for; UsageError."""
-        if path is None:
+        if not paths:
             if when is not None:
                 raise UsageError("--core-when: say which file to write: --core FILE")
             return None
         from xenemu.dump import save  # noqa: PLC0415 (few runs want it, and only before `confine`)
 
-        return cls(outputs.open("--core", path), path, when is CoreWhen.ALWAYS, save)
+        files = [outputs.open("--core", path) for path in paths]
+        return cls(files, when is CoreWhen.ALWAYS, save)
 
     def end(self, machine: Machine, image: Image, code: int) -> str:
-        """Write the file if `code` is worth it, and say in words what is in it; OutputError."""
+        """Write a file if `code` is worth it, and say in words what is in it; OutputError."""
         if not self.always and code not in WORTH_IT:
             return "--core: not written, as the guest neither crashed nor hung"
-        packed = self.path.suffix == PACKED_SUFFIX
-        core = self.save(machine.current, image, self.output, packed)
-        unpack = f"; unpack it first: zstd -d {self.path}" if packed else ""
-        return f"--core: {core.size >> 20} MiB of memory in {self.path}{core.remarks}{unpack}"
+        if not self.outputs:
+            return "--core: not written in the end, as no file is left"
+        return f"--core: {self.write(machine, image)}"
+
+    def write(self, machine: Machine, image: Image) -> str:
+        """Write the next file now, and say in words what is in it; OutputError, UsageError."""
+        if not self.outputs:
+            raise UsageError("there is no file for it: begin the run with one more --core FILE")
+        output = self.outputs.pop(0)
+        path = output.name.partition(" ")[2]
+        packed = path.endswith(PACKED_SUFFIX)
+        core = self.save(machine.current, image, output, packed)
+        unpack = f"; unpack it first: zstd -d {path}" if packed else ""
+        return f"{core.size >> 20} MiB of memory in {path}{core.remarks}{unpack}"
+
+    def verb(self, machine: Machine, load: Callable[[], Image]) -> Verb:
+        """The verb of a control channel that asks for one."""
+        from xenemu.dom0.control import Refused, Verb  # noqa: PLC0415 (few runs have a channel)
+
+        def do(control: Control, ask: Ask) -> Answer:
+            try:
+                return {"written": self.write(machine, load())}
+            except XenemuError as error:
+                raise Refused(str(error)) from None
+
+        return Verb("dump", "", "Write the guest's core into the next --core FILE.", do)

@@ -47,6 +47,7 @@ COMMANDS: Final = {
     "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
     "trace": Command(f"on [{'|'.join(KINDS)}]...|off", "show what the guest does"),
     "snapshot": Command("", "keep the guest in the next file of --snapshot"),
+    "dump": Command("", "write the guest's core into the next file of --core"),
     "break-on": Command("hypercall NAME|fault N|event PORT|off", "hold the guest there"),
 }
 
@@ -88,6 +89,7 @@ class Monitor:
             "arch": self._arch,
             "trace": self._trace,
             "snapshot": self._snapshot,
+            "dump": self._dump,
             "break-on": self._break_on,
         }
 
@@ -239,12 +241,20 @@ class Monitor:
         return [f"the CPU runs {self._target.code_bits}-bit code; the next stop tells gdb"]
 
     def _snapshot(self, words: list[str]) -> list[str]:
+        return self._into_file(words, self._target.keep, "--snapshot")
+
+    def _dump(self, words: list[str]) -> list[str]:
+        return self._into_file(words, self._target.dump, "--core")
+
+    def _into_file(
+        self, words: list[str], write: Callable[[], str] | None, option: str
+    ) -> list[str]:
         if words:
             raise ValueError(words)
-        if self._target.keep is None:
-            raise Refused("there is no file for it: begin the run with --snapshot FILE")
+        if write is None:
+            raise Refused(f"there is no file for it: begin the run with {option} FILE")
         try:
-            return [self._target.keep()]
+            return [write()]
         except XenemuError as error:
             raise Refused(str(error)) from None
 

@@ -41,13 +41,14 @@ class Refused(Exception):
 class Target:
     """The machine for one gdb. `description` is the one that gdb has been given.
 
-    `keep` takes a snapshot into a file, and says into which; UsageError and OutputError if it
-    cannot.
+    `keep` takes a snapshot into a file, and says into which; `dump` writes a core in the same way.
+    UsageError and OutputError if it cannot be.
     """
 
     machine: Machine
     image: Image
     keep: Callable[[], str] | None = None
+    dump: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         self._selected = self.current_thread
