@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from xenemu.boot.zero_page import SUBARCHES
@@ -132,6 +132,28 @@ def parse_count(option: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not int(text):
         raise UsageError(f"{option} {text}: give a whole number, 1 or more")
     return int(text)
+
+
+def parse_request(verbs: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
+    """The request to a toolstack that a verb and its words make; UsageError.
+
+    `verbs` are as its `help` describes them.
+    """
+    name, *rest = words or [""]
+    if name not in verbs:
+        raise UsageError(f"there is no verb {name!r}; there are {', '.join(verbs)}")
+    fields, request = verbs[name]["fields"], {"do": name}
+    free = [field for field in fields if field != "within"]
+    for word in rest:
+        field, equals, value = word.partition("=")
+        if equals and field in fields and field not in request:
+            request[field] = value
+            continue
+        left = [field for field in free if field not in request]
+        if not left:
+            raise UsageError(f"{word!r} is one word too many: {verbs[name]['usage']}")
+        request[left[0]] = word
+    return request
 
 
 def parse_subarch(option: str, text: str) -> int:

@@ -29,6 +29,7 @@ from programs import need
 from xenemu.cli import parser
 from xenemu.gdb.monitor import COMMANDS as MONITOR_COMMANDS
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, EXIT_FIT, EXIT_IMAGE
+from xenemu.smoke.asking import Xenstore
 from xenemu.smoke.guest import Found, Guest
 from xenemu.smoke.ktap import Case
 from xenemu.smoke.plan import READERS
@@ -61,7 +62,7 @@ COMMANDS |= {"truncate", "mkfs.ext4", "mount"}
 SHELL = {"for", "done"}
 COMMANDS |= {"mkdir", "cp", "chmod", "tshark"}
 HOSTS = {"keepachangelog.com", "semver.org"}
-DIRECTORIES = {"bin", "boot", "dev", "etc", "init", "mnt", "proc", "root", "sys"}
+DIRECTORIES = {"bin", "boot", "dev", "etc", "init", "mnt", "proc", "root", "sbin", "sys"}
 
 
 @dataclass
@@ -232,7 +233,7 @@ def test_ci_md_names_what_guests_and_results_have():
     text = (ROOT / "docs" / "ci.md").read_text()
     guest, _, result = text.partition("A guest has these:")[2].partition("A result has")
     result = result.partition("What does not come")[0]
-    parts = {"Guest": (Guest, Found), "Result": (Result, Finding, Case, Verdict.PASS)}
+    parts = {"Guest": (Guest, Found, Xenstore), "Result": (Result, Finding, Case, Verdict.PASS)}
     known = {k: {*chain(*map(dir, v)), *chain(*map(_fields, v))} for k, v in parts.items()}
     assert set(re.findall(r"`(\w+)[`(]", guest)) <= known["Guest"] | {"boot", "timeout"}
     assert set(re.findall(r"`(\w+)`", result)) <= known["Result"] | {"expect"}

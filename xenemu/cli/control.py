@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from xenemu.errors import UsageError
-from xenemu.options import parse_seconds
+from xenemu.options import parse_request, parse_seconds
 
 HELP_EPILOG: Final = """\b
 Examples:
@@ -61,7 +61,7 @@ def control(
         if not words:
             _show_verbs(verbs)
             return
-        request = request_of(verbs, words)
+        request = parse_request(verbs, words)
         answer = _ask(connection, lines, request)
         typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)))
         if not answer["ok"]:
@@ -70,25 +70,6 @@ def control(
             for line in lines:
                 event = json.loads(line)
                 typer.echo(json.dumps(event) if as_json else " ".join(described(event)))
-
-
-def request_of(verbs: Mapping[str, Any], words: Sequence[str]) -> dict[str, str]:
-    """The request that a command line's words make; UsageError."""
-    name, *rest = words
-    if name not in verbs:
-        raise UsageError(f"there is no verb {name!r}; there are {', '.join(verbs)}")
-    fields, request = verbs[name]["fields"], {"do": name}
-    free = [field for field in fields if field != "within"]
-    for word in rest:
-        field, equals, value = word.partition("=")
-        if equals and field in fields and field not in request:
-            request[field] = value
-            continue
-        left = [field for field in free if field not in request]
-        if not left:
-            raise UsageError(f"{word!r} is one word too many: {verbs[name]['usage']}")
-        request[left[0]] = word
-    return request
 
 
 def _connect(path: Path, wait_s: float) -> socket.socket:

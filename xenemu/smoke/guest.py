@@ -7,6 +7,7 @@ boot. A copy of a guest is a copy of its process.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import tempfile
@@ -24,6 +25,7 @@ from xenemu.errors import UsageError, XenemuError
 from xenemu.options import parse_pattern
 from xenemu.outcome import End
 from xenemu.smoke import copies, wire, worker
+from xenemu.smoke.asking import Asking
 from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
 from xenemu.smoke.ending import console_end
 from xenemu.smoke.nursery import Nursery
@@ -64,7 +66,7 @@ class GuestFailed(AssertionError):
         self.result = result
 
 
-class Guest:
+class Guest(Asking):
     """A booted guest. Use as a context, or `close` it."""
 
     def __init__(self, boot: Boot) -> None:
@@ -123,6 +125,19 @@ class Guest:
     def sendline(self, text: str = "") -> None:
         """Type `text` and a line end."""
         self.send(f"{text}\n")
+
+    def ask(self, do: str, **fields: object) -> dict[str, Any]:
+        """Have the toolstack do something, as `xenemu control` does, and run until it answers.
+
+        What it answers. GuestFailed if it refuses, or if the guest does not do it in time;
+        UsageError for a verb that there is not.
+        """
+        said = {name: value for name, value in fields.items() if value is not None}
+        answer = json.loads(str(self._ask("ask", {"do": do, **said}, self.boot.timeout)))
+        if not answer.pop("ok"):
+            raise GuestFailed(f"{do}: {answer['error']}", self.result)
+        answer.pop("id", None)
+        return dict(answer)
 
     def finish(self, check: bool = True) -> Result:
         """Run as the boot's plan says, or without a plan to the end; what became of the guest.
@@ -246,6 +261,13 @@ def _expect(session: Session, argument: Any) -> object:
     return Found(match[0], match.groups(), match.groupdict())
 
 
+def _ask(session: Session, request: Any) -> object:
+    if request["do"] not in session.machine.control.verbs:
+        known = ", ".join(session.machine.control.verbs)
+        raise UsageError(f"there is no verb {request['do']!r}; there are {known}")
+    return json.dumps(session.ask(request, session.boot.timeout))
+
+
 def _finish(session: Session, _: Any) -> object:
     session.run_plan()
     return _result(session, None)
@@ -270,6 +292,7 @@ REQUESTS: Final[dict[str, Callable[[Session, Any], object]]] = {
     "mode": lambda session, _: session.machine.entry.name,
     "expect": _expect,
     "send": _send,
+    "ask": _ask,
     "finish": _finish,
     "result": _result,
 }

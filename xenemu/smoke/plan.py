@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -38,6 +40,7 @@ from xenemu.options import (
     check_vcpus,
     parse_memory,
     parse_pattern,
+    parse_request,
     parse_slice,
 )
 from xenemu.shares import parse_share
@@ -45,6 +48,7 @@ from xenemu.smoke.plan_text import Place, PlanError, boot_lines, line_of, toml_e
 from xenemu.smoke.verdict import Verdict
 
 STEP: Final = ("pattern", "send")
+DEED: Final = ("after", "action")
 VARIED: Final = ("kernel", "mode", "entry", "cmdline", "memory", "vcpus", "schedule_seed")
 SAME: Final = {"mode": "entry", "entry": "mode"}  # two names of one key
 SHOWN: Final = {"vcpus": "{}vcpu", "schedule_seed": "seed{}"}  # how a value stands in a name
@@ -57,7 +61,7 @@ ENDS: Final = (
 # What a boot can say that starts from another one; all else is the other's. What steers its machine
 # is the other's, too, unless the table itself says it.
 DONE: Final = (
-    *("name", "snapshot", "input", "expect", "reject", "exit", "tolerate"),
+    *("name", "snapshot", "input", "expect", "do", "reject", "exit", "tolerate"),
     *("timeout", "virtual_timeout", "quiet_timeout"),
 )
 STEERS: Final = ("rng_seed", "slice", "schedule_seed")
@@ -70,6 +74,18 @@ class Step:
 
     pattern: str
     send: str = ""
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What the toolstack does once the console shows a regular expression; without one, at once.
+
+    `action` is in the words of `xenemu control`; `request` is what it means, as JSON.
+    """
+
+    after: str
+    action: str
+    request: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class Boot:
     snapshot: str | float | None = None
     input: str = ""
     expect: tuple[Step, ...] = ()
+    do: tuple[Deed, ...] = ()
     reject: tuple[str, ...] = ()
     exit: tuple[str, ...] = ()
     tolerate: tuple[Verdict, ...] = ()
@@ -453,6 +470,26 @@ def _steps(value: Any) -> tuple[Step, ...]:
     return tuple(_step(one) for one in (value if isinstance(value, list) else [value]))
 
 
+def _deed(value: Any) -> Deed:
+    if not isinstance(value, dict) or "action" not in value:
+        raise ValueError(
+            'give a table with action, and mostly after: {after = "...", action = "..."}'
+        )
+    for key in value:
+        if key not in DEED:
+            raise ValueError(f"{key}: {_unknown(key, DEED)}")
+    from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (few plans want them)
+    from xenemu.dom0.verbs.help import describe  # noqa: PLC0415
+
+    after = _regex(value["after"]) if value.get("after") else ""
+    action = _string(value["action"])
+    return Deed(after, action, json.dumps(parse_request(describe(VERBS), shlex.split(action))))
+
+
+def _deeds(value: Any) -> tuple[Deed, ...]:
+    return tuple(_deed(one) for one in (value if isinstance(value, list) else [value]))
+
+
 def _seconds(value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not 0 < value <= MAX_SECONDS:
@@ -535,6 +572,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "snapshot": lambda reader, value: _snapshot(value),
     "input": lambda reader, value: _string(value),
     "expect": lambda reader, value: _steps(value),
+    "do": lambda reader, value: _deeds(value),
     "reject": lambda reader, value: tuple(_regex(one) for one in _strings(value)),
     "exit": lambda reader, value: _ends(value),
     "tolerate": lambda reader, value: _tolerated(value),

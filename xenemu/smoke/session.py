@@ -12,24 +12,27 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xenemu import image
 from xenemu.confine import CALLER_DESCRIPTORS
 from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
+from xenemu.dom0.verbs import VERBS
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import Schedule
-from xenemu.machine import DomainConfig, Limits, Machine
+from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
 from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module, read_tree
 from xenemu.outcome import End, Outcome
 from xenemu.report import GIVEN_UP, report
 from xenemu.shares import parse_share, served
 from xenemu.smoke import initramfs
+from xenemu.smoke.doing import Doing
 from xenemu.smoke.ktap import Case, parse
 from xenemu.smoke.plan import Boot, Step
 from xenemu.smoke.transcript import Transcript
@@ -127,9 +130,17 @@ class Session:
                 raise
             size = format_size(boot.memory)
             raise UsageError(f"memory: this host has no {size} to give; try less") from None
+        self.machine.control.verbs = VERBS
+        self._doing = self._deeds()
         self._witness = Witness(self.machine, lambda: self.image)
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
+
+    def _deeds(self) -> Doing:
+        def failed(sentence: str) -> None:
+            self.findings.append(Finding(Verdict.UNMET, sentence))
+
+        return Doing(deque(self.boot.do), failed)
 
     @property
     def calls(self) -> list[str]:
@@ -167,7 +178,8 @@ class Session:
     def _go_on(self, timeout: float | None, started: float) -> Outcome:
         self._advance()
         limits = Limits(timeout, self.clock, started)
-        sources = self._wired.sources() if self._wired else ()
+        wires = self._wired.sources() if self._wired else ()
+        sources: list[tuple[Line, Source]] = [*wires, (self.machine.control, self._doing)]
         self.outcome = self.machine.run(self, limits, sources=sources, keep=self._pass)
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
@@ -212,6 +224,7 @@ class Session:
         self._input = bytearray(boot.input.encode())
         self._before, self._is_planned, self._met = self._at_snapshot, False, ""
         self.phases, self.captures, self.findings = [], {}, []
+        self._doing = self._deeds()
         self.transcript.part(origin.name)
         self._mark("copied", self._began_ns)
         if (boot.slice, boot.schedule_seed) != (origin.slice, origin.schedule_seed):
@@ -229,6 +242,19 @@ class Session:
         """Type at the guest's console when it runs again."""
         self._input += data
 
+    def ask(self, request: Mapping[str, object], timeout: float | None) -> Mapping[str, Any]:
+        """Ask the toolstack for something, and run the guest until it answers.
+
+        The answer is that of `dom0.control`.
+        """
+        if not self.ended:
+            self._look_for((), to_end=True)
+            self._doing.ask(request)
+            self._go_on(timeout, math.nan)
+        answer = self._doing.answer or {"ok": False, "error": "the guest has ended"}
+        self._doing.answer = None
+        return answer
+
     def judge(self, outcome: Outcome) -> list[Finding]:
         """What speaks against the guest as it is now."""
         facts = self._facts(outcome)
@@ -241,7 +267,7 @@ class Session:
         return self._witness.facts(
             outcome,
             self.transcript.text,
-            unmet=[step.pattern for step, _ in self._steps],
+            unmet=[*(step.pattern for step, _ in self._steps), *self._doing.unmet],
             too_early=self._too_early(),
             findings=self.findings,
             cases=self.cases,
@@ -301,6 +327,7 @@ class Session:
                 self.findings.append(Finding(Verdict.REJECTED, words))
         if isinstance(self._halt, re.Pattern) and self.transcript.has(self._halt):
             self._is_due = True
+        self._doing.shown(data, now_ns)
         self._advance()
 
     def _advance(self) -> None:
@@ -337,7 +364,7 @@ class Session:
     @property
     def exhausted(self) -> bool:
         """Nothing is to be typed before the guest prints more."""
-        return not self._input
+        return not (self._input or self._doing.waits)
 
     def leaves(self) -> bool:
         """Whether somebody wants it to stop."""
@@ -357,7 +384,10 @@ class Session:
             self._is_due = True
         if self._is_due and is_between:
             return Outcome(End.EXPECTED, "others start from here")
-        if not self._steps and not self._to_end and self._halt is None:
+        if self._doing.answer is not None:
+            return Outcome(End.EXPECTED, "the toolstack has answered")
+        is_over = not self._steps and self._doing.is_over
+        if is_over and not self._to_end and self._halt is None:
             return Outcome(End.EXPECTED, "every expectation is met")
         silent_ns = now_ns - self._spoke_ns
         if silent_ns >= PROBE_NS and now_ns - self._probed_ns >= PROBE_NS:
@@ -367,7 +397,7 @@ class Session:
         if now_ns - self._began_ns >= boot.virtual_timeout * 1e9:
             words = f"still running after {boot.virtual_timeout:g} s of its own time"
             return self._stop(Verdict.TIMEOUT, words)
-        if silent_ns >= boot.quiet_timeout * 1e9:
+        if silent_ns >= boot.quiet_timeout * 1e9 and not self._doing.is_asking:
             words = f"it printed nothing for {boot.quiet_timeout:g} s of its own time"
             return self._stop(Verdict.QUIET, words)
         return None

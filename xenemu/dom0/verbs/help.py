@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from xenemu.dom0.control import Answer, Ask, Control, Verb
 
 
-def describe(control: Control, ask: Ask) -> Answer:
-    """Each verb with its words and a sentence."""
+def describe(verbs: Mapping[str, Verb]) -> dict[str, Any]:
+    """Each verb with its words, a sentence, and the fields of its requests."""
     return {
-        "verbs": {
-            verb.name: {
-                "usage": f"{verb.name} {verb.usage}".rstrip(),
-                "help": verb.help,
-                "fields": [*verb.fields, *(["within"] if verb.done is not None else [])],
-            }
-            for verb in control.verbs.values()
+        verb.name: {
+            "usage": f"{verb.name} {verb.usage}".rstrip(),
+            "help": verb.help,
+            "fields": [*verb.fields, *(["within"] if verb.done is not None else [])],
         }
+        for verb in verbs.values()
     }
 
 
-VERB: Final = Verb("help", "", "List the verbs.", describe)
+def answer(control: Control, ask: Ask) -> Answer:
+    """All that this control knows."""
+    return {"verbs": describe(control.verbs)}
+
+
+VERB: Final = Verb("help", "", "List the verbs.", answer)
