@@ -24,7 +24,7 @@ help:
 setup: $(STAMP)
 
 # Debian splits venv's own installer from python3; only root can do something about that.
-$(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/native/*)
+$(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/native/* xenemu/dom0/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "xenemu needs Python 3.11 or later: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
@@ -93,4 +93,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .hypothesis .import_linter_cache
 	find xenemu hypercalls guests tests -name __pycache__ -prune -exec rm -rf {} +
-	rm -f xenemu/cpu/_shim*.so
+	rm -f xenemu/cpu/_shim*.so xenemu/dom0/_blkif.so

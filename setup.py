@@ -45,4 +45,12 @@ SHIM = Extension(
     ],
 )
 
-setup(ext_modules=[SHIM], cmdclass={"build_ext": BuildShim})
+# What dom0's backends leave to C: it knows neither Unicorn nor the shim.
+BLKIF = Extension(
+    "xenemu.dom0._blkif",
+    sources=["xenemu/dom0/native/blkif.c"],
+    depends=["xenemu/dom0/native/block_lane.def", "xenemu/cpu/native/page_info.def"],
+    extra_compile_args=SHIM.extra_compile_args,
+)
+
+setup(ext_modules=[SHIM, BLKIF], cmdclass={"build_ext": BuildShim})

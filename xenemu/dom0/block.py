@@ -1,13 +1,12 @@
 """A block device: the backend that Linux's xen-blkback is on a real host.
 
 A request takes time: a disk does one after the other, at NS_PER_BYTE or DISCARD_NS, and each is
-done LATENCY_NS after that. So requests are done in their order, and a flush needs to wait for
-nothing. The bytes move when it is done, as a copy by grants, so that dom0 holds no page meanwhile.
-Those that are done within GATHER_NS of the first are done with the last of them, by one event. But
-a discard, which may take the host some time, is done on its own.
+done LATENCY_NS after that. Its bytes move at once, as a copy by grants, and its response is put
+into the ring. But the frontend is shown the response only when the request is done. Responses of
+requests that are done within GATHER_NS of the first are shown with the last of them, by one event.
 
 While requests are under way, the backend wants no event for others: it looks for them when those
-are done.
+are done. It also does so after a discard, which may take the host some time.
 
 If the disk is `persistent`, and the frontend uses that, the pages of its requests stay mapped.
 
@@ -21,6 +20,7 @@ import errno
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, ENOSYS
@@ -39,9 +39,11 @@ from xenemu.abi.io.blkif import (
 )
 from xenemu.dom0 import disk as disks
 from xenemu.dom0 import grants
+from xenemu.dom0.block_lane import NOTHING, ORDINARY, Lane, lane_of
 from xenemu.dom0.block_request import (
     FLUSHES,
     MAX_INDIRECT_SEGMENTS,
+    SECTOR_SIZE,
     BadRequestError,
     Request,
     UnknownRequestError,
@@ -73,11 +75,12 @@ DONE: Final = 1  # the timer's number: a request is done
 
 @dataclass(slots=True)
 class Pending:
-    """A request under way, and when it is done."""
+    """A request under way: its queue, when it is done, and the ring's index after its response."""
 
     queue: int
-    request: Request
     due_ns: int
+    rsp_prod: int
+    is_discard: bool
 
 
 @dataclass
@@ -100,7 +103,7 @@ class Block(BusBackend):
 
     kind = "vbd"
     calls = disks.CALLS
-    not_state = (*BusBackend.not_state, "disk")  # which has a say of its own
+    not_state = (*BusBackend.not_state, "disk", "lanes")  # the disk has a say of its own
 
     disk: Disk
     vdev: str
@@ -112,6 +115,7 @@ class Block(BusBackend):
     width: int = field(default=8, init=False)  # of the ring's layout
     is_persistent: bool = field(default=False, init=False)
     pending: deque[Pending] = field(default_factory=deque, init=False)
+    lanes: dict[int, Lane | None] = field(default_factory=dict, init=False, repr=False)
     free_ns: int = field(default=0, init=False)  # when the disk has nothing more to move
 
     @property
@@ -205,67 +209,98 @@ class Block(BusBackend):
         self.write("physical-sector-size", self.sector_size)
 
     def shut(self, domain: Domain) -> None:
-        """Finish what is under way without an answer, and unmap everything."""
-        while self.pending:
-            pending = self.pending.popleft()
-            self._finish(domain, self.queues[pending.queue], pending.request)
+        """Forget the answers that nobody has seen, and unmap everything."""
+        self.pending.clear()
+        self.lanes.clear()
         for queue in self.queues:
             for handle, _ in queue.persistent.values():
                 grants.unmap_grant(domain, handle)
         self.queues.clear()
         domain.timers.cancel((self.name, DONE))
 
-    # Requests are taken,
+    # Requests are served,
 
     def event(self, domain: Domain, port: int) -> None:
         for number, queue in enumerate(self.queues):
             if queue.port == port:
                 self._take_all(domain, number, domain.timers.asked_ns)
 
-    def due(self, domain: Domain, number: int, now_ns: int) -> None:
-        assert number == DONE
-        self._complete(domain, now_ns)
-
     def _take_all(self, domain: Domain, number: int, now_ns: int) -> None:
         queue = self.queues[number]
-        answered = False
+        if queue.halted:
+            return
+        lane = self._lane(domain, number)
         try:
-            while not queue.halted:
-                for slot in queue.ring.take_all(domain.memory):
-                    answered |= self._take(domain, number, slot, now_ns)
-                if self.pending or not queue.ring.final_check(domain.memory):
+            while not (self.pending and self.pending[-1].is_discard):
+                found = lane.next() if lane is not None else None
+                if lane is not None and found == ORDINARY:
+                    self._serve_ordinary(domain, number, lane, now_ns)
+                elif found != NOTHING and (slot := queue.ring.take(domain.memory)) is not None:
+                    self._serve(domain, number, slot, now_ns)
+                elif self.pending or not queue.ring.final_check(domain.memory):
                     break
         except RingError as error:
             queue.halted = True
             self.complain(domain, XenError(EINVAL, f"queue {number} halted: {error}"))
-        if answered:
-            self._push(domain, queue)
         self._set_timer(domain)
 
-    def _take(self, domain: Domain, number: int, slot: bytes, now_ns: int) -> bool:
-        """Begin a request, or answer one that cannot be done; whether it was answered."""
-        queue = self.queues[number]
+    def _lane(self, domain: Domain, number: int) -> Lane | None:
+        """The lane of a queue's ring, if its requests may be ordinary."""
+        if self.is_persistent or self.width != 8 or self.sector_size != SECTOR_SIZE:
+            return None
+        ring, lane = self.queues[number].ring, self.lanes.get(number)
+        if lane is None or not lane.fits(domain, ring):
+            lane = self.lanes[number] = lane_of(domain, ring)
+        return lane if lane is not None and lane.opens(self.disk.size, self.read_only) else None
+
+    def _serve_ordinary(self, domain: Domain, number: int, lane: Lane, now_ns: int) -> None:
+        """Do what a request asks for that C has taken."""
+        request, disk, status = lane.request, self.disk, BLKIF_RSP_OKAY
+        offset, size, operation = request.offset, request.size, request.operation
         try:
-            request = decode(
-                self.width, slot, lambda ref, size: self._read_page(domain, queue, ref, size)
-            )
+            descriptor = disk.file_at(offset, size, operation == BLKIF_OP_WRITE)
+            if descriptor is not None:
+                lane.move(descriptor)
+            elif operation == BLKIF_OP_READ:
+                disk.read(offset, lane.views())
+            else:
+                disk.write(offset, lane.views())
+        except OSError as error:
+            status = self._refuse(domain, error)
+        self._answer(domain, number, (request.id, operation, status), size * NS_PER_BYTE, now_ns)
+
+    def _serve(self, domain: Domain, number: int, slot: bytes, now_ns: int) -> None:
+        """Do what a request asks for, or refuse it."""
+        queue, took_ns, status = self.queues[number], None, BLKIF_RSP_OKAY
+        request_id, operation = identify(self.width, slot)
+        try:
+            request = decode(self.width, slot, partial(self._read_page, domain, queue))
             check(request, self.disk.size, self.sector_size, self.read_only)
-        except (BadRequestError, UnknownRequestError, GrantError) as error:
-            unknown = isinstance(error, UnknownRequestError)
-            status = BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
-            self._answer(domain, queue, *identify(self.width, slot), status)
-            domain.refusals.append(f"{self.name}: {error}")
-            return True
-        took_ns = DISCARD_NS
-        if request.operation != BLKIF_OP_DISCARD:
+            mfns = self._frames_of(domain, queue, request)
             took_ns = request.size * NS_PER_BYTE
-        self.free_ns = max(self.free_ns, now_ns) + took_ns
-        self.pending.append(Pending(number, request, self.free_ns + LATENCY_NS))
-        return False
+            if operation == BLKIF_OP_DISCARD:
+                took_ns = DISCARD_NS
+            self._perform(domain, request, mfns)
+        except (BadRequestError, UnknownRequestError, GrantError, OSError) as error:
+            status = self._refuse(domain, error)
+        self._answer(domain, number, (request_id, operation, status), took_ns, now_ns)
+
+    def _refuse(self, domain: Domain, error: Exception) -> int:
+        """The status that says what is wrong; the report says more."""
+        why, unknown = f"{error}", isinstance(error, UnknownRequestError)
+        if isinstance(error, OSError):
+            why = f"{self.params}: {error.strerror or error}"
+            unknown = error.errno == errno.EOPNOTSUPP
+        domain.refusals.append(f"{self.name}: {why}")
+        return BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
 
     def _read_page(self, domain: Domain, queue: Queue, ref: int, size: int) -> bytes:
         (mfn,) = self._frames(domain, queue, (ref,), ((0, size),), into=False)
         return domain.memory.read(Maddr(mfn << PAGE_SHIFT), size)
+
+    def _frames_of(self, domain: Domain, queue: Queue, request: Request) -> list[Mfn]:
+        into = request.operation == BLKIF_OP_READ
+        return self._frames(domain, queue, request.refs, request.parts, into=into)
 
     def _frames(
         self,
@@ -289,38 +324,7 @@ class Block(BusBackend):
                 found += grants.frames_of(domain, (ref,), (part,), into)
         return found
 
-    # and done.
-
-    def _complete(self, domain: Domain, now_ns: int) -> None:
-        answered = set()
-        while self.pending and self.pending[0].due_ns <= now_ns:
-            pending = self.pending.popleft()
-            request, queue = pending.request, self.queues[pending.queue]
-            self._answer(
-                domain, queue, request.id, request.operation, self._finish(domain, queue, request)
-            )
-            answered.add(pending.queue)
-        for number in sorted(answered):
-            self._push(domain, self.queues[number])
-        for number in range(len(self.queues)):
-            self._take_all(domain, number, now_ns)
-
-    def _finish(self, domain: Domain, queue: Queue, request: Request) -> int:
-        """Do what was asked for; its status."""
-        try:
-            self._perform(domain, queue, request)
-        except GrantError as error:
-            domain.refusals.append(f"{self.name}: {error}")
-            return BLKIF_RSP_ERROR
-        except OSError as error:
-            domain.refusals.append(f"{self.name}: {self.params}: {error.strerror or error}")
-            unknown = error.errno == errno.EOPNOTSUPP
-            return BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR
-        return BLKIF_RSP_OKAY
-
-    def _perform(self, domain: Domain, queue: Queue, request: Request) -> None:
-        into = request.operation == BLKIF_OP_READ
-        mfns = self._frames(domain, queue, request.refs, request.parts, into=into)
+    def _perform(self, domain: Domain, request: Request, mfns: list[Mfn]) -> None:
         views = _views(domain.memory.bytes, mfns, request.parts)
         match request.operation:
             case operation if operation == BLKIF_OP_READ:
@@ -336,14 +340,47 @@ class Block(BusBackend):
                 if operation in FLUSHES:
                     self.disk.flush()
 
-    def _answer(
-        self, domain: Domain, queue: Queue, request_id: int, operation: int, status: int
-    ) -> None:
-        response = blkif_response(request_id, operation, status).pack(self.width)
-        queue.ring.put(domain.memory, response)
+    # and answered.
 
-    def _push(self, domain: Domain, queue: Queue) -> None:
-        if queue.ring.push(domain.memory):
+    def _answer(
+        self,
+        domain: Domain,
+        number: int,
+        response: tuple[int, int, int],
+        took_ns: int | None,
+        now_ns: int,
+    ) -> None:
+        """Put a response: id, operation, status. Without a time, it needs to wait for others only.
+
+        A guest's operation that there is none of is in the response, too.
+        """
+        ring = self.queues[number].ring
+        ring.put(domain.memory, blkif_response.layout(self.width).packer.pack(*response))
+        if took_ns is not None:
+            self.free_ns = max(self.free_ns, now_ns) + took_ns
+            is_discard = response[1] == BLKIF_OP_DISCARD
+            pending = Pending(number, self.free_ns + LATENCY_NS, ring.rsp_prod, is_discard)
+            self.pending.append(pending)
+        elif self.pending:
+            due_ns = self.pending[-1].due_ns
+            self.pending.append(Pending(number, due_ns, ring.rsp_prod, is_discard=False))
+        else:
+            self._push(domain, number, ring.rsp_prod)
+
+    def due(self, domain: Domain, number: int, now_ns: int) -> None:
+        assert number == DONE
+        done: dict[int, int] = {}
+        while self.pending and self.pending[0].due_ns <= now_ns:
+            pending = self.pending.popleft()
+            done[pending.queue] = pending.rsp_prod
+        for of, rsp_prod in done.items():
+            self._push(domain, of, rsp_prod)
+        for of in range(len(self.queues)):
+            self._take_all(domain, of, now_ns)
+
+    def _push(self, domain: Domain, number: int, rsp_prod: int) -> None:
+        queue = self.queues[number]
+        if queue.ring.push(domain.memory, rsp_prod):
             self.tell(domain, queue.port)
 
     def _set_timer(self, domain: Domain) -> None:
@@ -353,7 +390,7 @@ class Block(BusBackend):
         due_ns = self.pending[0].due_ns
         latest_ns = due_ns + GATHER_NS
         for pending in self.pending:
-            if pending.due_ns > latest_ns or pending.request.operation == BLKIF_OP_DISCARD:
+            if pending.due_ns > latest_ns:
                 break
             due_ns = pending.due_ns
         domain.timers.set((self.name, DONE), due_ns)

@@ -39,6 +39,9 @@ class Disk(Protocol):
     def discard(self, offset: int, size: int) -> None:
         """What is there is not needed any more: it may read as anything."""
 
+    def file_at(self, offset: int, size: int, to_write: bool) -> int | None:
+        """The file that has these bytes at this offset, and may be written to if that is asked."""
+
     def flush(self) -> None:
         """Return when all that was written outlives this process, and this host."""
 
@@ -76,6 +79,9 @@ class FileDisk:
         if size:
             punch_hole(self.descriptor, offset, size)
 
+    def file_at(self, offset: int, size: int, to_write: bool) -> int | None:
+        return self.descriptor
+
     def flush(self) -> None:
         os.fdatasync(self.descriptor)
 
@@ -111,6 +117,9 @@ class StreamDisk:
 
     def discard(self, offset: int, size: int) -> None:
         raise NotImplementedError("an overlay is over it")
+
+    def file_at(self, offset: int, size: int, to_write: bool) -> int | None:
+        return None
 
     def flush(self) -> None:
         pass
@@ -207,6 +216,11 @@ class OverlayDisk:
     def discard(self, offset: int, size: int) -> None:
         whole = range(_numbers(offset, BLOCK_SIZE)[-1], offset + size >> BLOCK_SHIFT)
         self.blocks.discard(whole)
+
+    def file_at(self, offset: int, size: int, to_write: bool) -> int | None:
+        if to_write or self.blocks.any_of(_numbers(offset, size)):
+            return None
+        return self.base.file_at(offset, size, to_write)
 
     def flush(self) -> None:
         self.blocks.flush()

@@ -131,15 +131,7 @@ class BackRing:
         return ring
 
     def take(self, memory: Memory) -> bytes | None:
-        """Take the next request, or None if all are taken; RingError as `waiting`."""
-        return self._next(memory) if self.waiting(memory) else None
-
-    def take_all(self, memory: Memory) -> list[bytes]:
-        """Take all requests that wait; RingError as `waiting`."""
-        return [self._next(memory) for _ in range(self.waiting(memory))]
-
-    def waiting(self, memory: Memory) -> int:
-        """How many requests wait.
+        """Take the next request, or None if all are taken.
 
         RingError: the frontend claims to have put more than there is room for.
         """
@@ -151,27 +143,31 @@ class BackRing:
                 f" {self.slots} slots"
             )
         under_way = (self.req_cons - self.rsp_prod) & INDEX_MASK
-        return max(0, unanswered - under_way)
-
-    def _next(self, memory: Memory) -> bytes:
+        if unanswered <= under_way:
+            return None
         request = self.pages.read(memory, self._slot(self.req_cons), self.slot_size)
-        self.req_cons = (self.req_cons + 1) & INDEX_MASK
+        self.skip()
         return request
+
+    def skip(self) -> None:
+        """Take a request that was looked at in the ring."""
+        self.req_cons = (self.req_cons + 1) & INDEX_MASK
 
     def put(self, memory: Memory, response: bytes) -> None:
         """Put a response, which the frontend does not see before the next `push`."""
         self.pages.write(memory, self._slot(self.rsp_prod), response)
         self.rsp_prod = (self.rsp_prod + 1) & INDEX_MASK
 
-    def push(self, memory: Memory) -> bool:
-        """Show the frontend the responses; whether it wants an event for them.
+    def push(self, memory: Memory, upto: int | None = None) -> bool:
+        """Show the frontend the responses, or those before `upto`; whether it wants an event.
 
         RING_PUSH_RESPONSES_AND_CHECK_NOTIFY. The old index is the one in the page, as in the macro.
         """
+        new = self.rsp_prod if upto is None else upto
         old = self.pages.read_uint(memory, RSP_PROD)
-        self.pages.write_uint(memory, RSP_PROD, self.rsp_prod)
+        self.pages.write_uint(memory, RSP_PROD, new)
         wanted = self.pages.read_uint(memory, RSP_EVENT)
-        return (self.rsp_prod - wanted) & INDEX_MASK < (self.rsp_prod - old) & INDEX_MASK
+        return (new - wanted) & INDEX_MASK < (new - old) & INDEX_MASK
 
     def final_check(self, memory: Memory) -> bool:
         """Ask for an event at the next request; whether one has come before that.
