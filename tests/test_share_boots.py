@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -65,6 +67,8 @@ def test_a_guest_reads_both_and_changes_one(entry, initrd, guest_image, xenemu_r
         own.mkdir()
         shares = ("--share", f"{seen},tag=seen", "--share", f"{own},tag=own,rw")
         options = ("--entry", entry, "--initrd", initrd, "--cmdline", "console=hvc0 quiet")
+        if entry == "pvh":
+            options += ("--record", tmp_path / "recording")
         result = xenemu_run(guest_image(IMAGE) / "vmlinuz", *options, *shares, "--timeout", "200")
         assert result.returncode == 0, result.stderr.decode()
         assert (own / "copy").read_bytes() == data
@@ -78,3 +82,9 @@ def test_a_guest_reads_both_and_changes_one(entry, initrd, guest_image, xenemu_r
     assert "Sep 13" in console  # when it was changed, in the place of when it was read
     assert "No such file" in console
     assert runs[-1] == console
+    if entry == "pvh":
+        shutil.rmtree(seen)
+        command = [sys.executable, "-m", "xenemu", "replay", tmp_path / "recording"]
+        nothing = os.environ | {"PATH": str(tmp_path)}  # nor a diod
+        again = subprocess.run(command, capture_output=True, check=False, env=nothing)
+        assert (again.returncode, again.stdout.decode()) == (0, console), again.stderr.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import random
 import socket
 import stat
@@ -65,6 +66,21 @@ def start(kernel: Path, initrd: Path, mode: str, variables: str, *options: objec
     )
 
 
+def repeat(place: Path, console: bytes, told: bytes, *options: object) -> None:
+    """Repeat a recorded run where no program can be found, and no network reached."""
+    command = [sys.executable, "-m", "xenemu", "replay", place / "recording", *options]
+    nothing = os.environ | {"PATH": str(place)}
+    again = subprocess.run([*map(str, command)], capture_output=True, check=False, env=nothing)
+    assert again.returncode == 0, again.stderr.decode()
+    assert again.stdout == console
+    assert how_it_ended(again.stderr) == how_it_ended(told)
+
+
+def how_it_ended(told: bytes) -> str:
+    """The line of the end, without what the host's clock says."""
+    return next(line for line in told.decode().splitlines() if ", exit " in line).rpartition(",")[0]
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of this host's that nobody uses."""
@@ -110,11 +126,13 @@ def test_debian_fetches_a_file_from_this_host_and_is_called_by_it(
     initrd, capture = tmp_path / "initrd", tmp_path / "all.pcapng"
     initrd.write_bytes(initramfs(guest_image, FETCH))
     net = f"user,hostfwd=tcp:127.0.0.1:{free_port}-:7"
-    options = ("--net", net, "--pcap", capture)
+    options = ("--net", net, "--pcap", capture, "--record", tmp_path / "recording")
     guest = start(guest_image(KERNEL), initrd, "pv", f"PORT={port}", *options)
     console, told = guest.communicate()
     assert guest.returncode == 0, told.decode()
     assert digest in console.decode()
+    repeat(tmp_path, console, told, "--pcap", tmp_path / "again.pcapng")
+    assert (tmp_path / "again.pcapng").read_bytes() == capture.read_bytes()
     need("tshark")
     count = ["tshark", "-r", capture, "-Y", "http.response.code == 200 or dhcp.option.dhcp == 5"]
     found = subprocess.run(count, capture_output=True, text=True, check=True).stdout
