@@ -200,6 +200,11 @@ class Repeated:
             shares.append(share)
         return shares
 
+    @property
+    def life(self) -> Life:
+        """What becomes of the domain when it ends."""
+        return Life(self.start.rules, self.start.max_restarts)
+
     def network(self) -> Wired | None:
         """Its interfaces, with nobody at the other ends."""
         kept = enumerate(self.start.vifs)
@@ -295,7 +300,7 @@ def replay(
             capture=outputs.open("--pcap", pcap) if pcap else None,
             devices=[*repeated.disks(files), *repeated.shares(player)],
             player=player,
-            life=Life(start.rules, start.max_restarts),
+            life=repeated.life,
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xenemu.dom0.p9 import ServerError
+from xenemu.dom0.verbs import VERBS
 from xenemu.machine.core import Core
 from xenemu.machine.outside import Outside
 from xenemu.network.pcap import Tapped
@@ -34,7 +35,8 @@ class Player:
     signum: int = 0
 
     def outside(self, machine: Core, *others: object) -> Outside:
-        """What is outside of a machine, for `Machine.run`."""
+        """What is outside of a machine, for `Machine.run`. The machine gets a toolstack's verbs."""
+        machine.control.verbs = VERBS
         return _Replayed(machine, *others, player=self)  # type: ignore[arg-type]
 
     def server(self, share: str) -> Answers:
@@ -45,8 +47,19 @@ class Player:
 @dataclass(kw_only=True)
 class _Replayed(Outside):
     player: Player
-    _verdict: Outcome | None = field(default=None, init=False)  # not the recorded run's
+    _judged: tuple[int, Outcome] | None = field(default=None, init=False)  # after so many turns
     _agreed: int = field(default=0, init=False)  # instructions, at the last event
+
+    @property
+    def _verdict(self) -> Outcome | None:
+        """Why the run ends in another way than the recorded one; None if it has gone back since."""
+        if self._judged is None or self._judged[0] > self.machine.past.turns:
+            return None
+        return self._judged[1]
+
+    def _judge(self, outcome: Outcome) -> None:
+        if self._verdict is None:
+            self._judged = self.machine.past.turns, outcome
 
     @property
     def _next(self) -> events.Any | None:
@@ -69,10 +82,12 @@ class _Replayed(Outside):
     def _differ(self, how: str) -> None:
         """The run is another one."""
         now = self.machine.engine.instructions
-        self._verdict = self._verdict or Outcome(
-            End.DIVERGED,
-            f"the replay is not the recorded run: {how}; they agreed at instruction"
-            f" {self._agreed}, and differ at {now}",
+        self._judge(
+            Outcome(
+                End.DIVERGED,
+                f"the replay is not the recorded run: {how}; they agreed at instruction"
+                f" {self._agreed}, and differ at {now}",
+            )
         )
 
     def take(self) -> None:
@@ -156,9 +171,9 @@ class _Replayed(Outside):
         """Why to stop: somebody wants it now, or the host wanted it then, or nothing is left."""
         own = self.terminal.check()
         if own is not None and own.end is End.STOPPED:
-            self._verdict = self._verdict or own
+            self._judge(own)
         elif self._next is None and not self.player.goes_on:
-            self._verdict = self._verdict or Outcome(End.UNMET, CUT)
+            self._judge(Outcome(End.UNMET, CUT))
         if self._verdict is not None:
             return self._verdict
         ended = self._end
@@ -170,7 +185,7 @@ class _Replayed(Outside):
         """Why to stop, if this took too long."""
         expired = super().expired()
         if expired is not None:
-            self._verdict = self._verdict or expired
+            self._judge(expired)
         return expired
 
     def over(self, outcome: Outcome) -> Outcome:
