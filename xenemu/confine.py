@@ -13,6 +13,8 @@ Three locks hold for the rest of the process's life, each without the others:
   called, no other process signalled.
 * Limits: no core file, no new process, no new descriptor.
 
+A process that keeps copies of itself, for a debugger, may fork. The locks hold for copies, too.
+
 libseccomp makes the filter. Landlock takes only two system calls, because no file or port is
 excepted from it. A server that this process starts is kept to what it serves (`keep_to`).
 """
@@ -25,6 +27,7 @@ import importlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +82,12 @@ BOUND_COPIED_CALLS: Final[dict[str, Bound]] = {
     "prlimit64": (0, (0,)),  # its own limits
 }
 
+# A process that keeps copies of itself, and has a socket to each.
+BOUND_KEEPING_CALLS: Final[dict[str, Bound]] = {
+    "clone": (0, (FORK_FLAGS,)),
+    "socketpair": (0, (socket.AF_UNIX,)),
+}
+
 # They go to every process of a terminal.
 TERMINAL_SIGNALS: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
@@ -128,11 +137,14 @@ def obstacle() -> str:
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
 
 
-def confine(callers: int = 0, more: Iterable[str] = (), copied: bool = False) -> Confinement:
+def confine(
+    callers: int = 0, more: Iterable[str] = (), copied: bool = False, copies: int = 0
+) -> Confinement:
     """Confine this process, which has one thread; so many descriptors of `callers` may come and go.
 
     `more` are the names of system calls that the guest's devices need, beside CALLS. With `copied`,
-    the process may fork; a copy that is not to fork calls `confine_copy`.
+    the process may fork; a copy that is not to fork calls `confine_copy`. `copies` is how many
+    forks this process may keep, with a socket to each; all they do is to hold what this one was.
 
     If this host lacks one of the locks, that lock is left out, and the answer says so. No exception
     is raised.
@@ -142,7 +154,8 @@ def confine(callers: int = 0, more: Iterable[str] = (), copied: bool = False) ->
     libc, library = _libc(), _library()
     libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     landlock = _landlock(libc)
-    _limit(callers + (COPIED_DESCRIPTORS if copied else 0), may_fork=copied)
+    spare = callers + (COPIED_DESCRIPTORS if copied else 0) + (copies + 1 if copies else 0)
+    _limit(spare, may_fork=copied or copies > 0)
     if library is None:
         return Confinement(landlock, MISSING)
     calls = [*CALLS, *(CALLER_CALLS if callers else ()), *more]
@@ -150,7 +163,7 @@ def confine(callers: int = 0, more: Iterable[str] = (), copied: bool = False) ->
         if copied:
             _filter(library, [*calls, *COPIED_CALLS], BOUND_COPIED_CALLS)
         else:
-            _filter(library, calls)
+            _filter(library, calls, BOUND_KEEPING_CALLS if copies else None)
     except OSError as error:
         return Confinement(landlock, str(error.strerror))
     return Confinement(landlock)

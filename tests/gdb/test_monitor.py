@@ -17,6 +17,7 @@ from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.monitor import COMMANDS, Monitor
 from xenemu.gdb.ondisk import OnDisk
+from xenemu.gdb.places import Places
 from xenemu.gdb.target import Target
 from xenemu.gdb.views import find_offset
 from xenemu.hv import event_channel
@@ -68,9 +69,14 @@ def said():
     return []
 
 
+def places_of(target):
+    history = SimpleNamespace(marks=[], checkpoints=[], limit="because", settle=lambda: None)
+    return Places(target.machine, history, hex)
+
+
 @pytest.fixture
 def monitor(target, said):
-    return Monitor(target, Files(target), said.append, said.append)
+    return Monitor(target, Files(target), places_of(target), said.append, said.append)
 
 
 def test_what_is_kept_goes_where_the_run_has_a_file_for_it(monitor, target):
@@ -118,6 +124,9 @@ def test_help_keeps_its_two_columns_apart(monitor):
         ("break-on fault -1", "there is no fault -1"),
         ("break-on event x", "x is no port; `monitor events` lists them"),
         ("break-on event -1", "-1 is no port"),
+        ("checkpoint 1", "usage: monitor checkpoint"),
+        ("checkpoints 1", "usage: monitor checkpoints"),
+        ("goto", "usage: monitor goto COUNT|TIME|#N|off"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(monitor, line, words):
@@ -183,7 +192,7 @@ def test_code_above_4_gib_is_64_bit_code_whatever_the_cpu_runs_now(monitor, targ
 
 def test_commands_are_about_the_vcpu_that_was_held_or_one_of_choice():
     target = make_target(vcpus=2)
-    monitor = Monitor(target, Files(target), print, print)
+    monitor = Monitor(target, Files(target), places_of(target), print, print)
     vcpu = target.machine.domain.vcpus[1]
     vcpu.saved = replace(target.machine.engine.store(), rip=CODE + 8)
     assert monitor.run("disas $pc 1").startswith("of vcpu 0:\n=> start+0x0")
@@ -199,7 +208,7 @@ def test_each_vcpu_is_shown():
     target = make_target(vcpus=3)
     second = target.machine.domain.vcpus[1]
     second.saved, second.initialised = target.machine.engine.store(), True
-    monitor = Monitor(target, Files(target), print, print)
+    monitor = Monitor(target, Files(target), places_of(target), print, print)
     lines = monitor.run("info vcpu").splitlines()
     assert [line for line in lines if line[0] != " "] == [
         "vcpu 0: running, in kernel mode at start+0x0/0x8",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import subprocess
 
 import pytest
 
-from gdbtools import Client, run_gdb, waiting
+from gdbtools import TIMEOUT_S, Client, run_gdb, waiting
 from guests.build import ENVIRONMENTS, build, guests
+from xenemu.gdb.rsp import encode
 
 RIP = 16  # its number
 STEPS = 24
@@ -147,3 +150,60 @@ def test_faults_that_are_asked_for_are_caught_after_a_way_back(built):
         )  # fmt: skip
     assert any("which the guest has yet to see" in line for line in lines), lines
     assert re.search(r"after \d+ instructions, at \d\.\d{9} s", "\n".join(lines))
+
+
+def test_a_person_goes_to_marks_counts_and_times(built):
+    """gdb sees each of these places by `continue`, whichever way it is."""
+    path = built("idt-delivery", "pvh64")
+    with waiting(path, "--memory", "64M") as guest:
+        lines = run_gdb(
+            f"target remote {guest.address}", "break trap", "continue", "monitor checkpoint",
+            "info registers rip rsp", "stepi 10", "monitor checkpoint",
+            *("monitor goto 100", "continue", "monitor when"),
+            *("monitor goto #1", "continue", "info registers rip rsp"),
+            *("monitor goto 2us", "reverse-continue", "monitor when"),
+            *("monitor goto #2", "monitor goto off", "monitor goto #2", "continue", "monitor when"),
+            *("monitor checkpoints", "monitor goto 9s", "continue"),
+        )  # fmt: skip
+    marks = [line for line in lines if line.startswith("#")]
+    assert marks[:2] == marks[2:] and len(marks) == 4
+    whens = [line for line in lines if line.startswith("after ")]
+    assert whens[0].startswith("after 100 instructions, ")
+    assert 2e-6 <= float(whens[1].split()[-2]) < 3e-6
+    assert whens[2] in marks[1]
+    registers = [line for line in lines if re.match("r[is]p ", line)]
+    assert registers[:2] == registers[2:] and len(registers) == 4
+    assert lines.count("Program stopped.") == 4
+    assert "gdb can go back to instruction 0, at 0.000000000 s" in lines
+    assert "exited normally" in lines[-1]
+
+
+def children(pid):
+    """Descriptors of the processes that a process has begun: readable when they have ended."""
+    with open(f"/proc/{pid}/task/{pid}/children") as listed:
+        return [os.pidfd_open(int(child)) for child in listed.read().split()]
+
+
+def have_ended(descriptors):
+    """Whether all of these processes end within a time in which they must."""
+    left = list(descriptors)
+    while left and (ended := select.select(left, [], [], TIMEOUT_S)[0]):
+        left = [descriptor for descriptor in left if descriptor not in ended]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return not left
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "kill", "detach"])
+def test_no_copy_outlives_the_run_or_the_debugger(built, end):
+    path = built("idt-delivery", "pvh64")
+    with waiting(path, "--memory", "64M", "--confine", "must") as guest:
+        client = Client(guest.address)
+        to(client, addresses(path)["trap"])
+        copies = children(guest.process.pid)
+        assert len(copies) == 1
+        if end == "SIGKILL":
+            guest.process.kill()
+        else:
+            client.send(encode(b"k" if end == "kill" else b"D"))
+        assert have_ended(copies)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from xenemu.recording.recorder import Recorder
 
 # Exit codes after which a person wants to know where it was.
+CHECKPOINTS: Final = 17  # processes: as many as gdb.history has, and one that is on its way out
 REPORTED: Final = {4, 5, 6, EXIT_BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
@@ -101,6 +102,7 @@ class AttendedRun:
     player: Player | None = None
     dumping: Dumping | None = None
     suspending: Suspending | None = None
+    one_way: str = ""  # why a debugger cannot take the guest back
 
     @property
     def _has_stdio(self) -> bool:
@@ -153,16 +155,17 @@ class AttendedRun:
                 self._confine()
                 if self.listener and self._has_stdio:
                     _tell(f"waiting for gdb: target remote {self.listener.address}")
-                outcome = machine.run(
-                    terminal,
-                    self.limits,
-                    self.audit_ns,
-                    server,
-                    sources,
-                    self._keep(machine, status),
-                    self._kind(machine, terminal),
-                    self.life,
-                )
+                with closing(server) if server else nullcontext():
+                    outcome = machine.run(
+                        terminal,
+                        self.limits,
+                        self.audit_ns,
+                        server,
+                        sources,
+                        self._keep(machine, status),
+                        self._kind(machine, terminal),
+                        self.life,
+                    )
             host_s = time.monotonic() - started
         finally:
             typer.echo(status.end(), err=True, nl=False)
@@ -245,7 +248,7 @@ class AttendedRun:
             more += self.channel.calls
         if self.dumping is not None:
             more += self.dumping.calls
-        confinement = confine(callers, more)
+        confinement = confine(callers, more, copies=CHECKPOINTS if self.listener else 0)
         if confinement.trouble and self.confined is Confine.MUST:
             raise UsageError(f"--confine must: this host cannot: {confinement.trouble}")
         if self.verbose:
@@ -355,6 +358,7 @@ class AttendedRun:
             self.limits,
             _tell,
             lambda outcome: judge(outcome, self.expectations, witness),
+            self.one_way,
         )
         terminal.callers = server.descriptors
         status.make_room()

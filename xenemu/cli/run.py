@@ -46,6 +46,7 @@ from xenemu.cli.guest_options import (
     Slice,
     initial_ramdisk,
 )
+from xenemu.cli.one_way import one_way
 from xenemu.cli.record_options import Record, begin
 from xenemu.cli.screen import is_terminal
 from xenemu.cli.suspend_options import OnSuspend, Restore, SuspendedFor
@@ -366,6 +367,7 @@ def run(
             shares=directories,
             dumping=Dumping.parse(outputs, core, core_when),
             suspending=suspending,
+            one_way=one_way(disks, shares) if gdb else "",
         )
         code = attended.run()
     raise typer.Exit(code)

@@ -11,6 +11,8 @@ from xenemu.errors import XenemuError, XenError
 from xenemu.gdb import views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
+from xenemu.gdb.history import Place
+from xenemu.gdb.places import Places
 from xenemu.gdb.target import Refused, Target, pc_of
 from xenemu.hv.current import Current
 from xenemu.report import call_lines, walk_lines
@@ -35,6 +37,9 @@ COMMANDS: Final = {
     "help": Command("", "this list"),
     "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest; of each vcpu"),
     "when": Command("", "how many instructions have run, and the virtual time"),
+    "checkpoint": Command("", "mark this place, to come back to it"),
+    "checkpoints": Command("", "the marked places, and how far back the guest can go"),
+    "goto": Command("COUNT|TIME|#N|off", "where `continue` goes: so far, or to a checkpoint"),
     "vcpu": Command("[N]", "which vcpu the commands are about, until the next stop"),
     "hypercalls": Command("last [N]", "the last hypercalls, with results"),
     "walk": Command("ADDR", "the page tables' entries on the way to ADDR"),
@@ -64,10 +69,11 @@ class Monitor:
         self,
         target: Target,
         files: Files,
+        places: Places,
         say: Callable[[str], None],
         request: Callable[[str], None],
     ) -> None:
-        self._target, self._files = target, files
+        self._target, self._files, self._places = target, files, places
         self._code = target.code
         self._breaks = Breaks(target.machine, request, target.code.format)
         self._say = say
@@ -77,6 +83,9 @@ class Monitor:
             "help": self._help,
             "info": self._info,
             "when": self._when,
+            "checkpoint": self._checkpoint,
+            "checkpoints": self._checkpoints,
+            "goto": self._goto,
             "vcpu": self._vcpu,
             "hypercalls": self._calls,
             "walk": self._walk,
@@ -165,8 +174,21 @@ class Monitor:
     def _when(self, words: list[str]) -> list[str]:
         if words:
             raise ValueError(words)
-        engine = self._target.machine.engine
-        return [f"after {engine.instructions} instructions, at {engine.now_ns / 1e9:.9f} s"]
+        return [str(Place.of(self._target.machine))]
+
+    def _checkpoint(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        return self._places.mark()
+
+    def _checkpoints(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        return self._places.show()
+
+    def _goto(self, words: list[str]) -> list[str]:
+        (text,) = words
+        return self._places.stay() if text == "off" else self._places.go(text)
 
     def _vcpu(self, words: list[str]) -> list[str]:
         if words:

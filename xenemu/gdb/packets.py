@@ -14,7 +14,9 @@ from typing import Final
 
 from xenemu.gdb.features import Register, describe
 from xenemu.gdb.files import Files
+from xenemu.gdb.history import History
 from xenemu.gdb.monitor import Monitor
+from xenemu.gdb.places import Places
 from xenemu.gdb.rsp import PACKET_SIZE, hex_text, number
 from xenemu.gdb.stops import DETACHED, FREELY, STEP, Action, Back, Go, Stop
 from xenemu.gdb.target import Refused, Target
@@ -55,6 +57,7 @@ class Packets:
     def __init__(
         self,
         target: Target,
+        history: History,
         say: Callable[[str], None],
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
@@ -62,7 +65,8 @@ class Packets:
         self._files = Files(target, tell)
         self._files.prepare()
         self.requested = ""  # why the guest is to be held, if that is not gdb's own doing
-        self._monitor = Monitor(target, self._files, say, self._request)
+        self.places = Places(target.machine, history, target.code.format)
+        self._monitor = Monitor(target, self._files, self.places, say, self._request)
         self._handlers = _handlers(self)
         self.reset()
 
@@ -76,6 +80,7 @@ class Packets:
         self._target.select(self._target.current_thread)
         self._goes: int | None = None  # the thread that `c` and `s` are about; None: any
         self._monitor.reset()
+        self.places.stay()
         self._files.close_all()
 
     @property

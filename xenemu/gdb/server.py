@@ -22,6 +22,7 @@ from xenemu.gdb.packets import Packets
 from xenemu.gdb.rsp import Decoder, Packet, Signal, encode, hex_text
 from xenemu.gdb.stops import (
     CONTINUE,
+    CONTINUE_BACK,
     SIGABRT,
     SIGINT,
     SIGTRAP,
@@ -32,18 +33,9 @@ from xenemu.gdb.stops import (
     stop_of,
 )
 from xenemu.gdb.target import Target
-from xenemu.gdb.travel import (
-    BEGIN,
-    Command,
-    Event,
-    Journey,
-    Restore,
-    RunTo,
-    Simple,
-    run_back,
-    step_back,
-)
-from xenemu.hv.debug import Cause, Halt, RunEnded, WentBack
+from xenemu.gdb.travel import BEGIN, Journey, Simple, go_to, run_back, step_back
+from xenemu.gdb.traveller import Traveller
+from xenemu.hv.debug import Cause, Halt, RunEnded
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
 from xenemu.x86.flags import vector_name
@@ -73,7 +65,7 @@ class Server:
 
     `tell` takes a line for the person at the terminal. When the guest has ended, `judge` adds what
     the console says of that. The guest is held from its first instruction on, until a gdb lets it
-    go.
+    go. `obstacle` says why it cannot go back, if it cannot.
     """
 
     target: Target
@@ -82,11 +74,13 @@ class Server:
     limits: Limits
     tell: Callable[[str], None]
     judge: Callable[[Outcome], Outcome] = lambda outcome: outcome
+    obstacle: str = ""
 
     def __post_init__(self) -> None:
         self._channel: Channel | None = None
         self._decoder = Decoder()
-        self._packets = Packets(self.target, self._show, self.tell)
+        self.history = History(self.target.machine, self.obstacle)
+        self._packets = Packets(self.target, self.history, self._show, self.tell)
         self._going: Go | None = None  # how the guest goes on; None: it is held
         self._stop = Stop(SIGTRAP)
         self._steps = 0
@@ -95,9 +89,7 @@ class Server:
         self._last_sent = b""
         self._kept = False  # gdb has yet to hear of the stop
         self._awaited = False  # gdb waits for a stop reply
-        self.history = History(self.target.machine)
-        self._journey: Journey | None = None  # on the way back
-        self._command: Command = Simple.STEP  # what the machine is to do on it
+        self._traveller = Traveller(self.target, self.history, self._arrive)
 
     # What the machine calls.
 
@@ -109,7 +101,7 @@ class Server:
         if self._going is None:
             self._hold()
         while not debug.over and (action := self._action):
-            if self._journey is not None:
+            if self._traveller.is_away:
                 self._travel()
                 continue
             self._arm()
@@ -147,8 +139,8 @@ class Server:
 
     def ended(self, outcome: Outcome) -> None:
         """Tell gdb how the guest ended; one that crashed can be looked at first."""
-        if self._journey is not None:
-            self._advance(Simple.ENDED)
+        if self._traveller.is_away:
+            self._traveller.go_on(Simple.ENDED)
         outcome = self.judge(outcome)
         if self._channel is not None and outcome.end in ENDS_TO_LOOK_AT:
             self._console(f"xenemu: {outcome.end.value}: {outcome.reason}\n")
@@ -163,6 +155,10 @@ class Server:
         if self._channel is not None:
             self._send(b"W%02x" % outcome.exit_code)
             self._hang_up()
+
+    def close(self) -> None:
+        """The run is over: end what was begun for it."""
+        self.history.close()
 
     # Going on, and stopping.
 
@@ -220,12 +216,11 @@ class Server:
 
         So does one of a vcpu that another has meanwhile brought up afresh.
         """
+        if self._traveller.is_away:
+            self._traveller.begin_slice()
+            return
         before = self._stepped_from.pop(self.target.current_thread, None)
         has_moved = before is not None and before != self.target.pc
-        if self._journey is not None:
-            if has_moved and self._command is Simple.STEP:
-                self._advance(Simple.THERE)
-            return
         self._settle_requests()
         if has_moved and self._steps_here:
             self._halt(Stop(SIGTRAP))
@@ -272,7 +267,8 @@ class Server:
 
     def _halt(self, stop: Stop) -> None:
         """Hold the guest, and say why to a gdb that waits for it."""
-        self._going, self._stop, self._journey = None, stop, None
+        self._going, self._stop = None, stop
+        self._traveller.stay()
         self._packets.stopped()
         if self._awaited:
             self._awaited = False
@@ -300,68 +296,45 @@ class Server:
 
     def _remember(self) -> None:
         """Between two slices: see to it that there is a checkpoint to go back to."""
-        machine, command = self.target.machine, self._command
+        machine, traveller = self.target.machine, self._traveller
         if machine.let_run is not None:
             machine.disturbed += 1  # by turns that would not come so again
-        elif self._journey is not None and isinstance(command, RunTo):
-            self.history.note(command.instructions)
         elif self._going is not None and not self._going.detached:
-            self.history.note()
+            self.history.note(traveller.goal if traveller.is_away else None)
 
     def _set_out(self, back: Back) -> None:
         """Go back; `WentBack` unless there is nowhere to go."""
-        machine, packets = self.target.machine, self._packets
-        self.history.settle()
+        machine, history, packets = self.target.machine, self.history, self._packets
+        history.settle()
         origin = Place.of(machine)
         if back.stepping:
-            self._journey = step_back(machine, self.history, origin)
+            self._travel_by(lambda: step_back(machine, history, origin))
+        elif (goal := packets.places.take_goal()) is not None:
+            self._travel_by(lambda: go_to(machine, history, goal))
         else:
-            self._journey = run_back(machine, self.history, origin, packets.hardware)
+            self._travel_by(lambda: run_back(machine, history, origin, packets.hardware))
+
+    def _travel_by(self, plan: Callable[[], Journey]) -> None:
+        machine = self.target.machine
         machine.let_run = None
         machine.debug.catch_faults(())
         self._going, self._awaited = CONTINUE, True
-        self._advance(None)
-
-    def _advance(self, event: Event | None) -> None:
-        """Ask the journey for the next command; `WentBack` if the machine was restored."""
-        journey, restored = self._journey, False
-        assert journey is not None
-        try:
-            while isinstance(command := journey.send(event), Restore):  # type: ignore[arg-type]
-                self.history.go_back(command.checkpoint)
-                restored, event = True, Simple.THERE
-            self._command = command
-            if command is Simple.STEP:
-                self._stepped_from = {n: self.target.pc_of(n) for n in self.target.threads}
-        except StopIteration as arrived:
-            self._journey = None
-            self._packets.catch_again()
-            if arrived.value is BEGIN:
-                self._console(f"xenemu: {self.history.limit}\n")
-            self._halt(arrived.value)
-        if restored:
-            raise WentBack
+        self._traveller.set_out(plan)
 
     def _travel(self) -> None:
-        """Do what the journey has asked for, as far as the slice goes."""
-        debug, engine, command = (
-            self.target.machine.debug,
-            self.target.machine.engine,
-            self._command,
-        )
-        if command is Simple.STEP:
-            self._advance(debug.step() or Simple.THERE)
-        else:
-            assert isinstance(command, RunTo)
-            debug.set_breakpoints(self._packets.breakpoints if command.armed else ())
-            debug.set_watchpoints(self._packets.watches if command.armed else ())
-            left = command.instructions - engine.instructions
-            halt = debug.run(left) if left > 0 else None
-            if halt or engine.instructions >= command.instructions:
-                self._advance(halt or Simple.THERE)
+        """Go on with the journey, as far as the slice goes."""
+        self._traveller.run(self._packets.breakpoints, self._packets.watches)
         self._packets.requested = ""
         if self._going is None:
             self._hold()
+
+    def _arrive(self, stop: Stop | None) -> None:
+        """A journey is at its end."""
+        self._packets.catch_again()
+        if stop is BEGIN:
+            self._console(f"xenemu: {self.history.limit}\n")
+        if stop is not None:
+            self._halt(stop)
 
     # The wire.
 
@@ -447,9 +420,12 @@ class Server:
         if isinstance(answer, Go) and self._kept and not answer.detached:
             self._kept = False
             self._send(self._packets.stop_reply(self._stop))
+        elif isinstance(answer, Go) and answer.is_free and self._packets.places.is_leaving:
+            self._set_out(CONTINUE_BACK)
         elif isinstance(answer, Go):
             self._start(answer)
             if answer.detached:
+                self.history.clear()
                 self._send(b"OK")
                 self._hang_up()
         elif isinstance(answer, Back):
@@ -472,7 +448,7 @@ class Server:
 
     def _show(self, text: str) -> None:
         """Show what a monitor command shows, but for what the guest does again on the way back."""
-        if self._journey is None:
+        if not self._traveller.is_away:
             self._console(text)
 
     def _acknowledge(self, sign: bytes) -> None:

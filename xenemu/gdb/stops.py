@@ -12,7 +12,7 @@ from typing import Final
 from xenemu.hv.debug import Access, Cause, Halt
 from xenemu.x86 import flags
 
-SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGSEGV = 2, 4, 5, 6, 8, 11
+SIGNONE, SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGSEGV = 0, 2, 4, 5, 6, 8, 11
 FAULT_SIGNALS: Final = {flags.UD: SIGILL, 0: SIGFPE, 1: SIGTRAP, 3: SIGTRAP}
 WATCHES: Final = {
     Access.WRITE: "watch",
@@ -70,6 +70,12 @@ class Go:
         """What a thread does."""
         return self.threads.get(thread, self.others)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether gdb wants to hear of the guest only when something holds it."""
+        actions = (*self.threads.values(), self.others)
+        return not self.detached and not any(action and action.stepping for action in actions)
+
 
 @dataclass(frozen=True)
 class Back:
@@ -79,4 +85,5 @@ class Back:
 
 
 CONTINUE: Final = Go({}, FREELY)
+CONTINUE_BACK: Final = Back(stepping=False)
 DETACHED: Final = Go({}, FREELY, detached=True)

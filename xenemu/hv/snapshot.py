@@ -15,12 +15,13 @@ from xenemu.encoding import decode, encode
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import ZERO_PAGE, Memory
 from xenemu.hv.state.domain import Backend, Domain
-from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
 MEMORY: Final = ""  # where backends have their names
 
 
+Piece = tuple[int, int, bytes | None]
 Run = tuple[int, bytes | memoryview]  # a machine address, and what is there
 
 
@@ -41,18 +42,12 @@ class Pieces:
     Every frame that is ever in use is in one of them.
     """
 
-    pieces: list[tuple[int, int, bytes | None]]
+    pieces: list[Piece]
 
     @classmethod
     def of(cls, domain: Domain) -> Pieces:
         """What a domain's memory holds now."""
-        ram, pieces = domain.memory.bytes, []
-        for start, end in _used(domain):
-            for at in range(start, end, PIECE_SIZE):
-                size = min(PIECE_SIZE, end - at)
-                data = bytes(ram[at : at + size])  # bytes compare much faster than views do
-                pieces.append((at, size, None if data == bytes(size) else data))
-        return cls(pieces)
+        return cls(list(pieces(domain)))
 
     def runs(self) -> Iterator[Run]:
         """Runs of pages that are not zero, each within a piece."""
@@ -95,14 +90,14 @@ class DomainSnapshot:
     page_info: bytes
 
     @classmethod
-    def of(cls, domain: Domain) -> DomainSnapshot:
-        """Keep what a domain is now."""
+    def of(cls, domain: Domain, bare: bool = False) -> DomainSnapshot:
+        """Keep what a domain is now; if `bare`, without its memory's content."""
         unwatched = copy.copy(domain)
         unwatched.watch, unwatched.peers = None, {}
         return cls(
             encode(unwatched, {MEMORY: domain.memory, **domain.backends}),
             {name: backend.save() for name, backend in domain.backends.items()},
-            Pieces.of(domain),
+            None if bare else Pieces.of(domain),
             domain.memory.nr_frames,
             domain.memory.page_info[:],
         )
@@ -129,11 +124,26 @@ class DomainSnapshot:
         for name, state in self.backends.items():
             backends[name].restore(state)
         assert self.content is not None
+        code = {mfn: _frame(memory, mfn) for mfn, was_code in enumerate(memory.code) if was_code}
         self.content.put(memory, is_new)
-        if not is_new:
-            memory.stale_code.update(mfn for mfn, code in enumerate(memory.code) if code)
+        # What is the same need not be translated anew.
+        memory.stale_code.update(mfn for mfn, was in code.items() if was != _frame(memory, mfn))
         memory.page_info[:] = self.page_info
         return domain
+
+
+def pieces(domain: Domain) -> Iterator[Piece]:
+    """What its memory holds now, as `Pieces` has it."""
+    ram = domain.memory.bytes
+    for start, end in _used(domain):
+        for at in range(start, end, PIECE_SIZE):
+            size = min(PIECE_SIZE, end - at)
+            data = bytes(ram[at : at + size])  # bytes compare much faster than views do
+            yield at, size, None if data == bytes(size) else data
+
+
+def _frame(memory: Memory, mfn: int) -> bytes:
+    return memory.read(Maddr(mfn << PAGE_SHIFT), PAGE_SIZE)
 
 
 def _used(domain: Domain) -> list[tuple[int, int]]:

@@ -47,15 +47,15 @@ class Snapshot:
     slice_ends_ns: int | None  # if a debugger held the machine within a slice
 
     @classmethod
-    def of(cls, machine: Core) -> Snapshot:
-        """Keep what a machine is now."""
+    def of(cls, machine: Core, bare: bool = False) -> Snapshot:
+        """Keep what a machine is now; if `bare`, without its memory's content."""
         for vcpu in machine.domain.vcpus:  # the shim's struct is for this version alone
             if vcpu.saved is not None:
                 vcpu.saved = by_name(vcpu.saved)
         return cls(
             machine.entry.mode,
             machine.entry.name,
-            DomainSnapshot.of(machine.domain),
+            DomainSnapshot.of(machine.domain, bare),
             machine.current.vcpu.vcpu_id,
             machine.engine.keep(),
             machine.untouched,
