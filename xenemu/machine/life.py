@@ -64,6 +64,13 @@ def save(machine: Core) -> Saved:
 
     Its pages are those of the machine's memory, and change with that.
     """
+    arch = machine.domain.arch
+    if isinstance(arch, PvhDomain) and arch.firmware is not None:
+        raise StreamError("it was booted by EFI, whose state is in no stream of Xen's")
+    return _saved(machine)
+
+
+def _saved(machine: Core) -> Saved:
     domain = machine.domain
     tsc = TscInfo(TSC_MODE_DEFAULT, TSC_KHZ, machine.engine.now_ns, domain.incarnation)
     if domain.p2m is None:
@@ -81,7 +88,7 @@ def renew(machine: Core, away_ns: int) -> None:
     """
     old, engine, store = machine.domain, machine.engine, machine.host.store
     machine.console.pump(old)  # or what the ring has would be shown twice
-    saved = save(machine)
+    saved = _saved(machine)
     now_ns = engine.now_ns + away_ns
     known = renewal.describe(old, store)
     config = replace(known.config, domid=old.domid + 1)

@@ -94,7 +94,7 @@ def read_file(path: Path) -> tuple[Saved, Told | None]:
         return read(map_file(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    except (StreamError, struct.error) as error:
+    except StreamError as error:
         raise UsageError(f"{path}: no domain can be restored from it: {error}") from None
     except ImageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -168,6 +168,8 @@ def _number(values: Mapping[str, Any], name: str, default: int | None) -> int:
 
 
 def _read_libxl(data: memoryview) -> tuple[Saved, memoryview]:
+    if len(data) < LIBXL_HEADER.size:
+        raise StreamError("it ends within libxl's header")
     _, version, options = LIBXL_HEADER.unpack(data[: LIBXL_HEADER.size])
     if version != LIBXL_VERSION:
         raise StreamError(f"libxl's records in it are of version {version}, not {LIBXL_VERSION}")
