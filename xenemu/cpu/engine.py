@@ -116,7 +116,7 @@ class Engine(Registers):
         physical.table_types = sum(1 << used_as for used_as in LEVELS) if p2m is None else 0
         physical.p2m = physical.gfns = 0
         self._lane = loaded.lane
-        self._lane.open = self._lane.calls = 0
+        self._lane.open = self._lane.taken = 0
         self.fast = True  # whether the lane may be opened
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0

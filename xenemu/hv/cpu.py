@@ -144,10 +144,11 @@ class Cpu(Protocol):
 
 @dataclass(frozen=True)
 class Lane:
-    """What a CPU needs to do ordinary hypercalls of a PV vcpu by itself.
+    """What a CPU needs to do ordinary work for a PV vcpu by itself.
 
-    It changes L1 entries that map the domain's own pages, and switches between page tables that
-    are pinned, as the hypervisor would; it never refuses anything.
+    It changes L1 entries that map the domain's own pages, switches between page tables that are
+    pinned, and enters and leaves the guest's kernel, as the hypervisor would. It never refuses
+    anything.
 
     * `words` is what `pv.state.PvVcpu` shares; `info` is the machine address of its vcpu_info.
     * `width` is that of the guest's unsigned long in bytes.
@@ -155,7 +156,12 @@ class Lane:
     * `m2p_entry` shows the machine-to-physical table in a root; if `m2p_strict`, no root of a
       user's may have it.
     * `log` takes the records of the calls (`hv.calls.CallLog.by_cpu`).
-    * A request of mmu_update takes `request_ns`, an operation of mmuext_op `operation_ns`.
+    * A request of mmu_update takes `request_ns`, an operation of mmuext_op `operation_ns`, an
+      emulated instruction `emulation_ns`.
+    * `plain_iopl`: VMASST_TYPE_architectural_iopl is off. `writable_tables`: the guest may store
+      to its L1 tables.
+    * `gdt_frame` is the first page of the GDT, 0 if there is none.
+    * The handlers are addresses, 0 if there is none; `masks`: events are masked on entry.
     """
 
     words: memoryview
@@ -172,6 +178,14 @@ class Lane:
     log: bytearray
     request_ns: int
     operation_ns: int
+    emulation_ns: int
+    plain_iopl: bool
+    writable_tables: bool
+    gdt_frame: int
+    pf_handler: int
+    pf_masks: bool
+    syscall_handler: int
+    syscall_masks: bool
 
 
 class ExitHandler(Protocol):

@@ -1,42 +1,50 @@
-"""The lane: ordinary hypercalls that the CPU does for a PV vcpu without the model.
+"""The lane: ordinary work that the CPU does for a PV vcpu without the model.
 
 The model tells the CPU what it needs to know of the vcpu, and whether the lane is open. It is shut
-while somebody watches the guest, and while something comes first: an NMI, old tables to be dropped,
-or a page of the LDT that a new address space would unmap.
+while somebody watches the guest, and while something comes first. For example, an NMI waits, old
+tables are to be dropped, or a new address space would unmap a page of the LDT.
 
-The C shim has the lane itself: cpu/native/lane.c.
+The C shim has the lane itself: cpu/native/lane.c and bounce.c.
 """
 
 from __future__ import annotations
 
-from xenemu.abi.xen import VMASST_TYPE_m2p_strict
+from xenemu.abi.xen import (
+    VMASST_TYPE_architectural_iopl,
+    VMASST_TYPE_m2p_strict,
+    VMASST_TYPE_writable_pagetables,
+)
 from xenemu.hv.cpu import Lane
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import OPERATION_WORK, REQUEST_WORK
-from xenemu.hv.prices import WORK_NS
+from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.paging import m2p_entry
-from xenemu.pv.state import PvVcpu
+from xenemu.pv.state import NO_TRAP, PvVcpu
+from xenemu.x86.flags import PAGE_FAULT
 
 
 class LaneGate:
     """Opens the lane and shuts it; remembers what the CPU was told."""
 
     def __init__(self) -> None:
-        self._told = (0, 0, 0, 0)
+        self._told: tuple[object, ...] = ()
+        self._of: tuple[object, ...] = ()  # so that what is told by its id() stays
 
     def look(self, current: Current, state: PvVcpu) -> None:
         """Open the lane for the current vcpu, or shut it, before the guest goes on."""
         domain, vcpu = current.domain, current.vcpu
-        frames = domain.frames
-        now = (id(state.words), id(domain), vcpu.info, frames.vm_assist)
+        frames, traps = domain.frames, state.traps
+        gdt = state.gdt_frames[:1]
+        syscall, page_fault = state.syscall_callback, traps.get(PAGE_FAULT, NO_TRAP)
+        now = (id(state), id(domain), vcpu.info, frames.vm_assist, gdt, syscall, page_fault)
         if now != self._told:
-            self._told = now
+            self._told, self._of = now, (state, domain)
             current.cpu.join_lane(lane_of(current, state))
         current.cpu.open_lane(
             domain.watch is None
             and not frames.old_tables
             and not state.ldt_frames
-            and not state.nmi_pending
+            and not (state.nmi_pending or state.nmi_masked or vcpu.areas_stale)
             and not domain.debug_xen
         )
 
@@ -44,7 +52,8 @@ class LaneGate:
 def lane_of(current: Current, state: PvVcpu) -> Lane:
     """What the CPU must know of the current vcpu."""
     domain, vcpu = current.domain, current.vcpu
-    rules = domain.frames.rules
+    rules, assists = domain.frames.rules, domain.vm_assist
+    syscall, page_fault = state.syscall_callback, state.traps.get(PAGE_FAULT, NO_TRAP)
     return Lane(
         words=state.words,
         info=vcpu.info,
@@ -56,8 +65,16 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
         l1_kernel_bits=rules.l1_kernel_bits,
         l1_user_bits=rules.l1_user_bits,
         m2p_entry=m2p_entry(domain),
-        m2p_strict=bool(domain.vm_assist >> VMASST_TYPE_m2p_strict & 1),
+        m2p_strict=bool(assists >> VMASST_TYPE_m2p_strict & 1),
         log=domain.calls.by_cpu,
         request_ns=REQUEST_WORK * WORK_NS,
         operation_ns=OPERATION_WORK * WORK_NS,
+        emulation_ns=EMULATION_NS,
+        plain_iopl=not assists >> VMASST_TYPE_architectural_iopl & 1,
+        writable_tables=bool(assists >> VMASST_TYPE_writable_pagetables & 1),
+        gdt_frame=state.gdt_frames[0] if state.gdt_frames else 0,
+        pf_handler=page_fault.address,
+        pf_masks=page_fault.mask_events,
+        syscall_handler=syscall.address,
+        syscall_masks=syscall.mask_events,
     )

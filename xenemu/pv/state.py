@@ -77,7 +77,9 @@ class PvDomain:
 
 # The fields of a `PvVcpu` that the C shim reads and writes, too, 8 bytes each: the struct of
 # cpu/native/pv_vcpu.def. The engine compares both when it starts.
-SHARED: Final = ("kernel_root", "user_root", "kernel_mode")
+SHARED: Final = (
+    "kernel_root", "user_root", "kernel_mode", "kernel_sp", "inactive_gs", "cr2", "iopl",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class PvVcpu:
     user_root: Shared[Mfn] = Shared(Mfn, NO_TABLE)
     entry: StartState | StartContext | None = None
     kernel_mode: Shared[bool] = Shared(bool, True)
-    inactive_gs: int = 0
+    inactive_gs: Shared[int] = Shared(int, 0)
     traps: dict[int, Trap] = field(default_factory=dict)
     event_callback: Trap = NO_TRAP
     failsafe_callback: Trap = NO_TRAP
@@ -130,14 +132,14 @@ class PvVcpu:
     syscall32_callback: Trap = NO_TRAP
     sysenter_callback: Trap = NO_TRAP
     kernel_ss: int = 0
-    kernel_sp: int = 0
+    kernel_sp: Shared[int] = Shared(int, 0)
     task_switched: bool = False  # the guest's CR0.TS
-    cr2: int = 0
+    cr2: Shared[int] = Shared(int, 0)
     cr4: int = 0  # as the guest reads it
     dr6: int = DR6_DEFAULT
     dr7: int = DR7_DEFAULT  # as the CPU has it: without I/O breakpoints,
     dr7_emul: int = 0  # whose enable bits are here
-    iopl: int = 0
+    iopl: Shared[int] = Shared(int, 0)
     io_bitmap: int = 0  # guest virtual address
     io_bitmap_ports: int = 0
     gdt_frames: list[Mfn] = field(default_factory=list)

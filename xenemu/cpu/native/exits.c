@@ -103,7 +103,7 @@ void helper_syscall_x86_64(void *env, int next_eip_addend)
     }
     FIELD(env, ENV_EIP, uint64_t) += next_eip_addend;
     G.exit.by_iret = 0;
-    if (lane_takes(EXIT_SYSCALL))
+    if (lane_takes_syscall())
         return;
     enter_hypervisor(EXIT_SYSCALL, 0);
     if (G.exit.by_iret) /* the block that called would trap at once for TF, as a SYSRET does */

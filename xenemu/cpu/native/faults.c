@@ -250,11 +250,8 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
     }
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
     G.exit.size = soft_length;
-    if (soft && vector == HYPERCALL_VECTOR && lane_takes(EXIT_SOFT_INT)) {
-        look_between_blocks();
-        return;
-    }
-    enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
+    if (!(soft ? vector == HYPERCALL_VECTOR && lane_takes_int82() : lane_takes_exception(vector)))
+        enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
     look_between_blocks();
 }
 

@@ -1,5 +1,5 @@
 /*
- * The lane: ordinary hypercalls of a PV guest, which C does without Python.
+ * The lane: ordinary work for a PV guest, which C does without Python. Its hypercalls are here.
  *
  * The lane only accepts. It does what the model would do if that is plainly allowed: it changes L1
  * entries that map the domain's own pages, and switches to page tables that are pinned. Whatever
@@ -14,19 +14,16 @@
  */
 #include <string.h>
 
-#include "shim.h"
+#include "lane.h"
 
-enum { NR_MMU_UPDATE = 1, NR_UPDATE_VA_MAPPING = 14, NR_MMUEXT_OP = 26 };
+enum { NR_MMU_UPDATE = 1, NR_UPDATE_VA_MAPPING = 14, NR_IRET = 23, NR_MMUEXT_OP = 26 };
 enum { DOMID_SELF = 0x7ff0 };
-enum { FLAT_CS64 = 0xe033, FLAT_SS64 = 0xe02b };
 enum { RPL = 3, KERNEL_RING32 = 1 };
-enum { PGT_L1 = 1, PGT_WRITABLE = 7 };
 enum { PGC_ALLOCATED = 1, PGT_PINNED = 4 };
 enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
 enum { NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
 enum { UVMF_NONE, UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_ALL = 4 };
 enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, ENTRIES = 512, M2P_SLOT = 256 };
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 
 #define PTE_GUEST_KERNEL (1ull << 52)
 #define PTE_CACHE (1ull << 3 | 1ull << 4 | 1ull << 7) /* PWT, PCD, PAT */
@@ -35,18 +32,13 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 struct request { uint64_t ptr, value; };
 struct operation { uint64_t command, arg1; };
 
-static struct page_info *page(uint64_t mfn)
-{
-    return &G.physical.info[mfn];
-}
-
 static uint64_t *word(uint64_t maddr)
 {
     return (uint64_t *)(G.physical.ram + (maddr & ~7ull));
 }
 
 /* Whether the hypervisor may touch this address for the guest. */
-static bool in_guest_range(uint64_t vaddr)
+bool in_guest_range(uint64_t vaddr)
 {
     if (G.lane.width == 4)
         return vaddr < 0xf5800000u;
@@ -54,7 +46,7 @@ static bool in_guest_range(uint64_t vaddr)
 }
 
 /* The L1 entry for a guest's address, present or not, or NULL. */
-static uint64_t *l1_entry(uint64_t root, uint64_t vaddr, uint64_t *table)
+uint64_t *l1_entry(uint64_t root, uint64_t vaddr, uint64_t *table)
 {
     for (uint32_t level = G.lane.levels; level > 1; level--) {
         uint64_t index = vaddr >> (12 + 9 * (level - 1)) & (G.lane.levels == 3 && level == 3 ? 3 : 511);
@@ -84,7 +76,7 @@ static uint64_t readable(uint64_t vaddr)
 }
 
 /* Copy from the guest. */
-static bool copy_in(void *to, uint64_t vaddr, size_t size)
+bool copy_in(void *to, uint64_t vaddr, size_t size)
 {
     while (size) {
         size_t piece = 4096 - (vaddr & 0xfff) < size ? 4096 - (vaddr & 0xfff) : size;
@@ -183,13 +175,19 @@ static void pay(uint32_t ns)
         spend(ns);
 }
 
-/* Begin to do a call that is plain: its exit's price, and its line in the log. */
-static void begin(enum exit_kind kind, uint32_t number, const uint64_t *args, unsigned nr_args)
+/* Take an exit that is plain, with its price. */
+void pass(enum exit_kind kind)
 {
     G.counters.exits++;
     spend(G.clock.prices[kind]);
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
-    G.lane.calls++;
+    G.lane.taken++;
+}
+
+/* Take a call that is plain: with its line in the log. */
+static void begin(enum exit_kind kind, uint32_t number, const uint64_t *args, unsigned nr_args)
+{
+    pass(kind);
     struct call_record *record = &G.lane.log->calls[G.lane.log->count++ % CALLS_KEPT];
     *record = (struct call_record){
         .at_ns = G.clock.end - G.clock.left + G.clock.skipped_ns,
@@ -199,7 +197,7 @@ static void begin(enum exit_kind kind, uint32_t number, const uint64_t *args, un
         .nr_args = nr_args,
     };
     memcpy(record->args, args, nr_args * sizeof *args);
-    uint64_t *regs = &FIELD(G.env, ENV_REGS, uint64_t);
+    uint64_t *regs = lane_regs();
     if (kind == EXIT_SYSCALL) { /* as SYSCALL leaves them */
         regs[RCX] = record->rip;
         regs[R11] = U.read_eflags(G.env);
@@ -354,16 +352,22 @@ static bool mmuext_op(enum exit_kind kind, const uint64_t *args)
     return true;
 }
 
-/* The arguments of a 64-bit guest's call, if its kernel made it and is as SYSCALL leaves it. */
-static bool arguments64(uint32_t number, uint64_t *args)
+/* Whether the vcpu may do without the hypervisor now. A 64-bit one must be in 64-bit code. */
+bool may_go(void)
 {
-    const uint64_t *regs = &FIELD(G.env, ENV_REGS, uint64_t);
-    const char *segments = (char *)G.env + ENV_SEGS;
+    return G.lane.open && !G.debug.stepping && (G.lane.width == 4 || code64()) &&
+           !(FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_HELD_DEBUG);
+}
 
-    if (!G.lane.vcpu->kernel_mode || !code64() ||
-        FIELD(segments + SEG_SIZE * CS, 0, uint32_t) != FLAT_CS64 ||
-        FIELD(segments + SEG_SIZE * SS, 0, uint32_t) != FLAT_SS64)
-        return false;
+static uint32_t selector(int which)
+{
+    return FIELD((char *)G.env + ENV_SEGS + SEG_SIZE * which, 0, uint32_t);
+}
+
+static void arguments64(uint32_t number, uint64_t *args)
+{
+    const uint64_t *regs = lane_regs();
+
     args[0] = regs[RDI];
     args[1] = regs[RSI];
     args[2] = regs[RDX];
@@ -372,16 +376,12 @@ static bool arguments64(uint32_t number, uint64_t *args)
         args[1] = (uint32_t)args[1];
         args[3] = (uint32_t)args[3];
     }
-    return true;
 }
 
-static bool arguments32(uint32_t number, uint64_t *args)
+static void arguments32(uint32_t number, uint64_t *args)
 {
-    const uint64_t *regs = &FIELD(G.env, ENV_REGS, uint64_t);
-    uint32_t cs = FIELD((char *)G.env + ENV_SEGS + SEG_SIZE * CS, 0, uint32_t);
+    const uint64_t *regs = lane_regs();
 
-    if ((cs & RPL) != KERNEL_RING32 || U.read_eflags(G.env) & EFLAGS_VM)
-        return false;
     args[0] = (uint32_t)regs[RBX];
     args[1] = (uint32_t)regs[RCX];
     args[2] = (uint32_t)regs[RDX];
@@ -390,31 +390,47 @@ static bool arguments32(uint32_t number, uint64_t *args)
         args[1] |= args[2] << 32;
         args[2] = args[3];
     }
-    G.lane.vcpu->kernel_mode = 1;
-    return true;
 }
 
-/* Do the hypercall that the guest makes, if that is ordinary; whether it was done. */
-bool lane_takes(enum exit_kind kind)
+static bool hypercall(enum exit_kind kind, uint64_t number)
 {
     static bool (*const calls[])(enum exit_kind, const uint64_t *) = {
         [NR_MMU_UPDATE] = mmu_update,
         [NR_UPDATE_VA_MAPPING] = update_va_mapping,
         [NR_MMUEXT_OP] = mmuext_op,
     };
-    uint64_t args[4], number = FIELD(G.env, ENV_REGS, uint64_t);
+    uint64_t args[4];
 
-    if (!G.lane.open)
+    if (number >= sizeof calls / sizeof *calls || !calls[number] ||
+        (kind == EXIT_SYSCALL && (selector(CS) != FLAT_CS64 || selector(SS) != FLAT_SS64)) ||
+        (G.lane.info[0] && !G.lane.info[1])) /* an upcall is due */
         return false;
-    if (G.lane.width == 4)
-        number = (uint32_t)number;
-    if (number >= sizeof calls / sizeof *calls || !calls[number] || G.debug.stepping ||
-        (G.lane.info[0] && !G.lane.info[1]) || /* an upcall is due */
-        FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_HELD_DEBUG ||
-        kind != (G.lane.width == 8 ? EXIT_SYSCALL : EXIT_SOFT_INT) ||
-        !(G.lane.width == 8 ? arguments64(number, args) : arguments32(number, args)) ||
-        !calls[number](kind, args))
+    (G.lane.width == 8 ? arguments64 : arguments32)(number, args);
+    return calls[number](kind, args);
+}
+
+/* Do what a SYSCALL of a 64-bit guest's asks for, if that is ordinary; whether it was done. */
+bool lane_takes_syscall(void)
+{
+    uint64_t number = *lane_regs();
+
+    if (!may_go() || G.lane.width != 8)
         return false;
+    if (!G.lane.vcpu->kernel_mode ? !syscall_from_user()
+        : number == NR_IRET       ? !iret64()
+                                  : !hypercall(EXIT_SYSCALL, number))
+        return false;
+    apply_requests();
+    return true;
+}
+
+/* The same for the hypercall of a 32-bit guest's kernel, which is in ring 1. */
+bool lane_takes_int82(void)
+{
+    if (!may_go() || G.lane.width != 4 || (selector(CS) & RPL) != KERNEL_RING32 ||
+        U.read_eflags(G.env) & EFLAGS_VM || !hypercall(EXIT_SOFT_INT, (uint32_t)*lane_regs()))
+        return false;
+    G.lane.vcpu->kernel_mode = 1;
     apply_requests();
     return true;
 }

@@ -76,7 +76,11 @@ void apply_requests(void);
 
 /* lane.c */
 enum { HYPERCALL_VECTOR = 0x82 }; /* of a 32-bit PV guest */
-bool lane_takes(enum exit_kind kind);
+bool lane_takes_syscall(void);
+bool lane_takes_int82(void);
+
+/* bounce.c */
+bool lane_takes_exception(uint32_t vector);
 
 /* count.c */
 extern int64_t left_at_refund; /* what was left after the last block that was left early */
@@ -184,6 +188,7 @@ void shim_request_interrupt(uint32_t kind);
 uint64_t shim_came_from(void);
 uint64_t shim_translate(uint64_t vaddr, bool writing);
 void shim_flush_page(uint64_t vaddr);
+void shim_update_mode(void);
 
 /* Unicorn calls it, too. */
 void tb_flush_x86_64(void *cpu);
