@@ -9,6 +9,8 @@ import mmap
 from contextlib import suppress
 from typing import Final
 
+Run = tuple[int, bytes | memoryview]  # an address in some memory, and what is there
+
 MAP_NORESERVE: Final = 0x4000  # Linux's; the mmap module names it only since Python 3.13
 
 

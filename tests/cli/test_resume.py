@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from tinyguest import POWEROFF, kernel, say, shutdown, wait_until
-from xenemu.image.loader import SNAPSHOT_MAGIC
 from xenemu.machine import snapshot_file
+from xenemu.snapfile import MAGIC as SNAPSHOT_MAGIC
 
 PARTS = say(b"one\n") + wait_until(1_000_000_000) + say(b"two\n")
 GUEST = PARTS + wait_until(2_000_000_000) + say(b"three\n") + shutdown(POWEROFF)

@@ -29,7 +29,7 @@ from elfwriter import (
 from xenemu import boot, image
 from xenemu.errors import ImageError
 from xenemu.image import loader
-from xenemu.image.loader import SNAPSHOT_MAGIC
+from xenemu.snapfile import MAGIC as SNAPSHOT_MAGIC
 
 
 def test_an_elf_is_loaded_as_it_is(load):

@@ -6,6 +6,7 @@ A person's mistake is one line on standard error; a traceback is a bug of xenemu
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; `arguments` are those of the process."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _read_ahead(given)
         command = parser(given)
         if not gc.isenabled():
             gc.freeze()
@@ -108,6 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         return _fail(_describe_bug(error, bool(verbose)), EXIT_BUG)
+
+
+def _read_ahead(arguments: Sequence[str]) -> None:
+    """Begin to read the snapshot that is to be gone on from, while its command is imported."""
+    files = (word for word in arguments[1:] if not word.startswith("-") and os.path.isfile(word))
+    if arguments[:1] == ["resume"] and (file := next(files, None)):
+        from xenemu import snapfile  # noqa: PLC0415 (no other command reads one)
+
+        snapfile.read_ahead(Path(file))
 
 
 def _describe_bug(error: Exception, shown: bool) -> str:

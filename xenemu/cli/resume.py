@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import image
+from xenemu.aside import Aside
 from xenemu.cli import audited
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
@@ -76,6 +77,15 @@ class Resumed:
         return self.saved.header.memory
 
     def load(self) -> Load:
+        self._files = files = Aside(self._look_at_files)
+
+        def load() -> image.Image:
+            return files.result()()
+
+        return load
+
+    def _look_at_files(self) -> Load:
+        """The kernel's image, for later; UsageError if it is another, or if a disk is."""
         header = self.saved.header
         at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
         if digest_of(self.kernel, at, advice) != header.kernel_digest:
@@ -89,7 +99,9 @@ class Resumed:
         return image.load_later(self.kernel)
 
     def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
-        return revived(self.file, self.saved, devices)
+        machine = revived(self.file, self.saved, devices)
+        self._files.result()
+        return machine
 
 
 def check(file: Path, header: Header) -> None:

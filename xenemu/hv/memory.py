@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable
-from contextlib import suppress
+from mmap import mmap
 from typing import Final
 
 from xenemu.hv.page_info import RECORD
@@ -24,9 +23,10 @@ class Memory:
     before the guest runs again.
     """
 
-    def __init__(self, nr_frames: int) -> None:
+    def __init__(self, nr_frames: int, mapping: mmap | None = None) -> None:
+        """`mapping` is what holds it, of just its size; without one, it is all zeroes."""
         self.nr_frames = nr_frames
-        self.mapping = anonymous(nr_frames << PAGE_SHIFT)
+        self.mapping = anonymous(nr_frames << PAGE_SHIFT) if mapping is None else mapping
         self.bytes = memoryview(self.mapping)
         self.dwords = self.bytes.cast("I")
         self.words = self.bytes.cast("Q")
@@ -37,11 +37,6 @@ class Memory:
     def contains(self, mfn: int) -> bool:
         """Whether `mfn` names RAM."""
         return 0 <= mfn < self.nr_frames
-
-    def prepare(self, maddr: Maddr, size: int) -> None:
-        """Let the host have large pages ready where so many bytes are about to be stored."""
-        with suppress(OSError):  # a host without them
-            self.mapping.madvise(mmap.MADV_HUGEPAGE, maddr, size)
 
     def read(self, maddr: Maddr, size: int) -> bytes:
         """Copy `size` bytes; the range must lie in RAM (an IndexError is our bug)."""

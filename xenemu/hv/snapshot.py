@@ -15,6 +15,7 @@ from xenemu.encoding import decode, encode
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import ZERO_PAGE, Memory
 from xenemu.hv.state.domain import Backend, Domain
+from xenemu.mapping import Run
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
@@ -22,7 +23,6 @@ MEMORY: Final = ""  # where backends have their names
 
 
 Piece = tuple[int, int, bytes | None]
-Run = tuple[int, bytes | memoryview]  # a machine address, and what is there
 
 
 class Content(Protocol):
@@ -31,8 +31,11 @@ class Content(Protocol):
     def runs(self) -> Iterator[Run]:
         """What is not zero, in runs of whole pages, from the lowest."""
 
-    def put(self, memory: Memory, is_new: bool) -> None:
-        """Make a memory of the same size hold it; if it `is_new`, nothing was written to it yet."""
+    def make(self, nr_frames: int) -> Memory:
+        """A memory of its own that holds it."""
+
+    def put(self, memory: Memory) -> None:
+        """Make a memory of the same size hold it."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,20 @@ class Pieces:
             if begin is not None:
                 yield at + begin, memoryview(data)[begin:]
 
-    def put(self, memory: Memory, is_new: bool) -> None:
+    def make(self, nr_frames: int) -> Memory:
+        """A new memory with these pieces."""
+        memory = Memory(nr_frames)
+        for at, size, data in self.pieces:
+            if data is not None:
+                memory.bytes[at : at + size] = data
+        return memory
+
+    def put(self, memory: Memory) -> None:
         """Make a memory hold these pieces again."""
         for at, size, data in self.pieces:
             if data is not None:
                 memory.bytes[at : at + size] = data
-            elif not is_new and bytes(memory.bytes[at : at + size]) != bytes(size):
+            elif bytes(memory.bytes[at : at + size]) != bytes(size):
                 memory.bytes[at : at + size] = bytes(size)
 
 
@@ -104,7 +115,13 @@ class DomainSnapshot:
 
     def restore(self, now: Domain) -> Domain:
         """The domain as it was, in the memory of the present one, which ends here."""
-        domain = self.revive(now.memory, now.backends, is_new=False)
+        assert self.content is not None
+        memory = now.memory
+        code = {mfn: _frame(memory, mfn) for mfn, was_code in enumerate(memory.code) if was_code}
+        self.content.put(memory)
+        # What is the same need not be translated anew.
+        memory.stale_code.update(mfn for mfn, was in code.items() if was != _frame(memory, mfn))
+        domain = self.revive(now.memory, now.backends)
         if now.p2m is not None and domain.p2m is not None:  # the engine looks into it
             now.p2m.become(domain.p2m)
             domain.p2m = now.p2m
@@ -113,21 +130,14 @@ class DomainSnapshot:
         domain.peers[domain.domid] = domain
         return domain
 
-    def revive(self, memory: Memory, backends: dict[str, Backend], is_new: bool = True) -> Domain:
-        """The domain as it was, in a memory of the same size, with backends of the same names.
-
-        If the memory `is_new`, nothing was written to it yet.
+    def revive(self, memory: Memory, backends: dict[str, Backend]) -> Domain:
+        """The domain as it was, in a memory with its content, with backends of the same names.
 
         DecodeError: the snapshot is of another version of the records, or damaged.
         """
         domain = decode(self.plain, {MEMORY: memory, **backends}, Domain)
         for name, state in self.backends.items():
             backends[name].restore(state)
-        assert self.content is not None
-        code = {mfn: _frame(memory, mfn) for mfn, was_code in enumerate(memory.code) if was_code}
-        self.content.put(memory, is_new)
-        # What is the same need not be translated anew.
-        memory.stale_code.update(mfn for mfn, was in code.items() if was != _frame(memory, mfn))
         memory.page_info[:] = self.page_info
         return domain
 

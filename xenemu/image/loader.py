@@ -25,8 +25,6 @@ from xenemu.image.pe import Pe
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import Kept, forget, unpacked
 
-# What a file of machine/snapshot_file begins with: a person may take it for a kernel.
-SNAPSHOT_MAGIC: Final = b"xenemu snapshot\n"
 RECORDING_MAGIC: Final = b"xenemu recording\n"  # of recording/file
 
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
@@ -262,9 +260,11 @@ def _pe_image(path: Path, program: Pe) -> Image:
 
 
 def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
+    from xenemu.snapfile import MAGIC  # noqa: PLC0415 (a kernel is not asked for it)
+
     if payload:
         return f"the {payload.compression} payload is not an ELF"
-    if bytes(view[: len(SNAPSHOT_MAGIC)]) == SNAPSHOT_MAGIC:
+    if bytes(view[: len(MAGIC)]) == MAGIC:
         return "a snapshot, not a kernel: xenemu resume goes on from it"
     if bytes(view[: len(RECORDING_MAGIC)]) == RECORDING_MAGIC:
         return "a recording, not a kernel: xenemu replay repeats its run"

@@ -15,7 +15,6 @@ from xenemu.dom0.control import Control
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.encoding import DecodeError
-from xenemu.hv.memory import Memory
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.state.domain import Backend, Domain
@@ -79,7 +78,8 @@ class Snapshot:
         if entry is None:
             raise DecodeError(f"there is no entry {self.entry} of {self.mode}")
         console, control = Console(), Control()
-        store, memory = Store(), Memory(self.domain.nr_frames)
+        assert self.domain.content is not None
+        store, memory = Store(), self.domain.content.make(self.domain.nr_frames)
         every: list[Backend] = [XenstoreRing(store=store), console, control, *backends]
         parts = {backend.name: backend for backend in every}
         try:
