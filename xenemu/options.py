@@ -46,6 +46,14 @@ def parse_memory(option: str, text: str) -> int:
     return size
 
 
+def parse_maxmem(option: str, text: str, memory: int) -> int:
+    """How much memory a guest can come to have, in bytes; UsageError."""
+    size = parse_memory(option, text)
+    if size < memory:
+        raise UsageError(f"{option} {text}: the guest begins with {format_size(memory)}")
+    return size
+
+
 def parse_seconds(option: str, text: str) -> float:
     """A time in seconds; UsageError if it is no time, or none that one can wait for."""
     try:

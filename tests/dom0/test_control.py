@@ -10,6 +10,7 @@ import pytest
 
 from busfakes import Bus
 from xenemu.abi.io.xenbus import XenbusState
+from xenemu.cli.channel import MAX_UNREAD
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.control import MAX_WAITING, MAX_WATCHES, Control
 from xenemu.dom0.verbs import VERBS
@@ -220,6 +221,14 @@ def test_the_store_is_read_and_changed_as_dom0(hands: Hands) -> None:
     assert "error" in hands.answer("xenstore", op="read", path="data/x")
     assert "error" in hands.answer("xenstore", op="write", path="data/x", value="\u0100")
     assert "error" in hands.answer("xenstore", op="read", path="a b")
+
+
+def test_a_guests_many_nodes_do_not_fill_an_answer(hands: Hands) -> None:
+    for number in range(200):
+        hands.put(f"data/{number}", "\xff" * 1900)
+    answer = hands.answer("xenstore", op="ls", path="data")
+    assert answer["truncated"] and 0 < len(answer["nodes"]) < 100
+    assert len(json.dumps(answer)) < MAX_UNREAD
 
 
 def test_a_watch_tells_its_own_client(hands: Hands) -> None:

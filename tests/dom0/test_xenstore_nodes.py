@@ -82,3 +82,11 @@ def test_two_domains_get_the_same_tree_whenever_it_is_made() -> None:
     for store in (first, second):
         populate(store, 1, "guest", UUID, 65536, 1, 3, 2, 4, 1)
     assert list(first.nodes.items()) == list(second.nodes.items())
+
+
+def test_a_domain_may_begin_with_less_memory_than_it_can_have() -> None:
+    store = Store()
+    populate(store, 1, "guest", UUID, 524288, 1, 3, 2, 4, 1, target_kb=262144)
+    guest = store.connect(1)
+    assert store.read(guest, "memory/target") == b"262144"
+    assert store.read(guest, "memory/static-max") == b"524288"

@@ -11,7 +11,7 @@ from fakes import FakeCpu, connect_backends
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
 from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, XenError
-from xenemu.hv.building import DomainConfig
+from xenemu.hv.building import MAX_PAGES_SLACK, DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import PGT_l1_page_table, PGT_l4_page_table, PGT_writable_page
@@ -213,3 +213,12 @@ def test_the_rings_cannot_become_page_tables(current: Current) -> None:
 def vaddr_of(current: Current, mfn: int) -> int:
     """Where the builder maps a frame."""
     return VIRT_BASE + (current.domain.frames.get_m2p(mfn) << 12)
+
+
+def test_memory_that_a_balloon_can_come_to_is_free_and_in_the_map(tmp_path: Path) -> None:
+    domain = build(tmp_path, maxmem=2 * MEMORY).domain
+    free = len(domain.frames.heap)
+    assert domain.pages.tot_pages == MEMORY >> 12
+    assert domain.pages.max_pages == (MEMORY >> 12) + MAX_PAGES_SLACK
+    assert [size for _, size, _ in domain.e820] == [2 * MEMORY]
+    assert free >= MEMORY >> 12

@@ -15,7 +15,7 @@ from xenemu import image
 from xenemu.abi.hvm import params
 from xenemu.boot import ENTRIES
 from xenemu.errors import ImageError, UsageError
-from xenemu.hv.building import DomainConfig, Module
+from xenemu.hv.building import MAX_PAGES_SLACK, DomainConfig, Module
 from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.pvh.state import StartState
 
@@ -213,3 +213,9 @@ def test_debians_kernel(guest_image):
     assert start_info(domain)[6] >> 24 == 0xFC
     first = found.segments[0]
     assert domain.memory.read(first.paddr, 4096) == bytes(first.data[:4096])
+
+
+def test_a_domain_with_a_balloon_may_keep_less_than_it_begins_with(kernel):
+    domain = build(kernel(), maxmem=2 * MEMORY)
+    assert populated(domain)[0] == (0, 2 * MEMORY >> 12)
+    assert domain.pages.max_pages == (MEMORY >> 12) + MAX_PAGES_SLACK

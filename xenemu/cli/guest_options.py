@@ -44,6 +44,14 @@ Busybox = Annotated[
 Memory = Annotated[
     str, typer.Option(help="The guest's memory: a number and K, M or G.", metavar="SIZE")
 ]
+MaxMem = Annotated[
+    str | None,
+    typer.Option(
+        help="How much memory the guest can come to have: its balloon is told to keep to --memory,"
+        " until xenemu control says otherwise.",
+        metavar="SIZE",
+    ),
+]
 Net = Annotated[
     list[str] | None,
     typer.Option(

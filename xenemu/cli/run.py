@@ -36,6 +36,7 @@ from xenemu.cli.guest_options import (
     Init,
     Initrd,
     Kernel,
+    MaxMem,
     Memory,
     Net,
     Overlay,
@@ -77,6 +78,7 @@ from xenemu.machine.ends import Action
 from xenemu.network import networked
 from xenemu.options import (
     parse_draft_notes,
+    parse_maxmem,
     parse_maxvcpus,
     parse_memory,
     parse_module,
@@ -185,6 +187,7 @@ def run(
     ] = None,
     efi_root: EfiRoot = None,
     memory: Memory = "256M",
+    maxmem: MaxMem = None,
     vcpus: Annotated[
         str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
     ] = "1",
@@ -265,6 +268,7 @@ def run(
         uuid=parse_uuid("--uuid", uuid),
         vcpus=online,
         maxvcpus=None if maxvcpus is None else parse_maxvcpus("--maxvcpus", maxvcpus, online),
+        maxmem=None if maxmem is None else parse_maxmem("--maxmem", maxmem, size),
         debug_xen=debug_xen,
         rng_seed=parse_seed("--rng-seed", rng_seed),
         slice_ns=parse_slice("--slice", slice),

@@ -25,13 +25,14 @@ def create(domain: Domain, config: DomainConfig, store: Store, backends: Iterabl
         domain.domid,
         config.name,
         domain.uuid,
-        config.memory >> 10,
+        config.most_memory >> 10,
         config.all_vcpus,
         domain.mfn_to_gfn(domain.console.mfn),
         domain.console.port,
         domain.mfn_to_gfn(domain.xenstore.mfn),
         domain.xenstore.port,
         config.vcpus,
+        config.memory >> 10,
     )
     for backend in backends:
         if isinstance(backend, BusBackend):

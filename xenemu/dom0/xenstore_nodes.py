@@ -41,10 +41,12 @@ def populate(
     store_gfn: int,
     store_port: int,
     online: int | None = None,
+    target_kb: int | None = None,
 ) -> None:
     """Make the nodes of a new PV domU; `uuid` is 16 bytes, a frame is named as the guest does.
 
-    Of the `vcpus`, the first `online` are online; all, if it is not said.
+    Of the `vcpus`, the first `online` are online; all, if it is not said. The domain begins with
+    `target_kb` of its `memory_kb`, or with all of it.
     """
     toolstack = Connection(0)
     home = f"/local/domain/{domid}"
@@ -72,7 +74,7 @@ def populate(
     put(f"{home}/control/platform-feature-xs_reset_watches", 1)
 
     put(f"{home}/memory/static-max", memory_kb)
-    put(f"{home}/memory/target", memory_kb)
+    put(f"{home}/memory/target", memory_kb if target_kb is None else target_kb)
     put(f"{home}/memory/videoram", 0)
     put(f"{home}/domid", domid)
     put(f"{home}/store/port", store_port)

@@ -60,6 +60,7 @@ class DomainConfig:
     uuid: bytes = bytes(range(16))
     vcpus: int = 1  # online at first, as the xenstore and ACPI tell
     maxvcpus: int | None = None  # how many there are; None: those that are online
+    maxmem: int | None = None  # bytes that ballooning can come to; None: `memory`
     wallclock_ns: int = DEFAULT_WALLCLOCK_NS
     debug_xen: bool = False  # what a debug build of Xen does to hypercalls' arguments
     rng_seed: int = 0  # of what RDRAND and RDSEED read, and setup_data has; 64 bits
@@ -73,6 +74,11 @@ class DomainConfig:
     def all_vcpus(self) -> int:
         """How many vcpus there are, online or not."""
         return self.vcpus if self.maxvcpus is None else self.maxvcpus
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes that the domain can come to have: memory/static-max."""
+        return self.memory if self.maxmem is None else self.maxmem
 
     def check_cmdline(self, who: str, longest: int) -> None:
         """ImageError if the command line has more bytes than `who` takes, without its end."""

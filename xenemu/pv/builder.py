@@ -115,7 +115,7 @@ def make_domain(
 ) -> tuple[Domain, int]:
     """Make the machine, with a domain whose frames are still empty; its first frame."""
     heap = _Heap()
-    base, nr_frames = _machine_size(nr_pages, width)
+    base, nr_frames = _machine_size(max(nr_pages, config.most_memory >> PAGE_SHIFT), width)
     memory = Memory(nr_frames)
     frames = Frames(memory, PV64 if width == 8 else PV32)
     if width == 4 and config.all_vcpus > MAX_VCPUS32:
@@ -161,7 +161,7 @@ def make_domain(
         uuid=config.uuid,
         features=pv_features(),
         # libxl gives a PV domain this map (XEN_DOMCTL set_memmap_limit): all of it RAM.
-        e820=[(0, config.memory, E820_RAM)],
+        e820=[(0, config.most_memory, E820_RAM)],
         wallclock_ns=config.wallclock_ns,
         debug_xen=config.debug_xen,
         arch=private,

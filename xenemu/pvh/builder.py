@@ -84,7 +84,7 @@ def make_room(config: DomainConfig, kernel: Kernel) -> Room:
     """Settle where a domain has RAM, and what is not RAM."""
     if config.all_vcpus > HVM_MAX_VCPUS:
         raise UsageError(f"a PVH domain has at most {HVM_MAX_VCPUS} vcpus, not {config.all_vcpus}")
-    memory = config.memory & -PAGE_SIZE
+    memory = config.most_memory & -PAGE_SIZE
     tables = acpi.build(ACPI_INFO_PHYSICAL_ADDRESS, config.all_vcpus, config.vcpus)
     rsdp = rsdp_address(kernel.low_rsdp, len(tables.tables))
     return Room(memory, tables, rsdp, memory_map(memory, len(tables.tables), rsdp))

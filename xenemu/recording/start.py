@@ -72,6 +72,7 @@ class Config(msgspec.Struct, kw_only=True):
     slice_ns: Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
     schedule_seed: U64 | None
     subarch: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] | None
+    maxmem: Annotated[int, msgspec.Meta(gt=0, le=MAX_MEMORY, multiple_of=1024)] | None = None
 
 
 class Start(msgspec.Struct, kw_only=True):

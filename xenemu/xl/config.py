@@ -216,7 +216,7 @@ class _Reader:
         if least is None:
             self.option("memory", f"{_number(setting)}M")
         elif _number(setting) != _number(least):
-            self.remark(name, "no effect: the guest keeps the memory that it begins with")
+            self.option(name, f"{_number(setting)}M")
 
     def disks(self, name: str, setting: Setting) -> None:
         for text in _strings(setting):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from xenemu.dom0.control import Answer, Ask, Control, Refused, Verb
 
 OPERATIONS: Final = ("read", "write", "rm", "ls", "watch")
-MAX_NODES: Final = 4096  # in one answer
+MAX_SHOWN: Final = 128 << 10  # characters in one answer: what somebody has yet to read is bounded
 
 
 def do(control: Control, ask: Ask) -> Answer:
@@ -27,8 +27,14 @@ def do(control: Control, ask: Ask) -> Answer:
             store.rm(session, path)
         case "ls":
             store.directory(session, path)
-            nodes = list(_below(control, path))
-            return {"nodes": dict(nodes[:MAX_NODES]), "truncated": len(nodes) > MAX_NODES}
+            nodes: dict[str, str] = {}
+            shown = 0
+            for at, value in _below(control, path):
+                shown += len(at) + len(value)
+                if shown > MAX_SHOWN:
+                    return {"nodes": nodes, "truncated": True}
+                nodes[at] = value
+            return {"nodes": nodes, "truncated": False}
         case _:
             control.watch(ask, path)
     return {}
