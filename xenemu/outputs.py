@@ -69,12 +69,13 @@ class Folder:
     def __init__(self, option: str, path: Path) -> None:
         self._option, self._path = option, path
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, data: str | bytes) -> None:
         """Write a file as a whole; OutputError, also if there is something in it by now."""
         path = self._path / name
         try:
             with Outputs() as outputs:
-                outputs.open(self._option, path).write(encode(text))
+                output = outputs.open(self._option, path)
+                output.write(encode(data) if isinstance(data, str) else data)
         except UsageError as error:
             raise OutputError(str(error)) from None
 

@@ -242,7 +242,7 @@ def test_files_are_written(smoke, place):
     assert (place / "k.json").read_text().startswith("{")
     assert (place / "t.tap").read_text().startswith("TAP version 14\n1..2\nok 1 - good\n")
     names = sorted(path.name for path in (place / "logs").iterdir())
-    assert names == ["crash.log", "crash.report", "good.log"]
+    assert names == ["crash.log", "crash.rec", "crash.report", "good.log"]
     assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
 
 

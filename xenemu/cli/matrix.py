@@ -31,6 +31,7 @@ from xenemu.smoke.worker import Progress
 
 Format = Callable[[Sequence[Result]], str | bytes]
 
+SUFFIXES: Final = (".log", ".report", ".rec")  # of what a directory has of each boot
 LOST: Final = 5  # outputs that are lost, each told of
 REFRESHES: Final = 4  # per second
 
@@ -99,7 +100,10 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
     """
     _check_scratch()
     covered, by_vcpu = files.coverage is not None, files.coverage_by_vcpu
-    boots = [replace(boot, covered=covered, covered_by_vcpu=by_vcpu) for boot in boots]
+    recorded = files.log_dir is not None
+    boots = [
+        replace(boot, covered=covered, covered_by_vcpu=by_vcpu, recorded=recorded) for boot in boots
+    ]
     with Noted() as noted, Outputs() as outputs:
         documents, logs = files.open(outputs, boots)
         for document in documents:
@@ -215,10 +219,13 @@ class _Document:
 
 
 class _Logs:
-    """A directory with the console and the report of each boot, written when that has ended."""
+    """A directory with the console of each boot, written when that has ended.
+
+    Of one that did not pass, it has the report, too, and the recording.
+    """
 
     def __init__(self, outputs: Outputs, path: Path, boots: Sequence[Boot]) -> None:
-        names = [f"{boot.slug}{suffix}" for boot in boots for suffix in (".log", ".report")]
+        names = [f"{boot.slug}{suffix}" for boot in boots for suffix in SUFFIXES]
         self._folder = outputs.folder("--log-dir", path, names)
         self.lost: list[str] = []
 
@@ -229,6 +236,9 @@ class _Logs:
         if result.report:
             with _noted_in(self.lost):
                 self._folder.write(f"{result.boot.slug}.report", result.report)
+        if result.recording:
+            with _noted_in(self.lost):
+                self._folder.write(f"{result.boot.slug}.rec", result.recording)
 
 
 @contextmanager

@@ -44,6 +44,13 @@ class Waited(Event):
     is_live: bool
 
 
+class Changed(Event):
+    """The order of vcpus, or random numbers, begin anew: slice and seed, and seed."""
+
+    schedule: tuple[int, int | None] | None
+    rng_seed: int | None
+
+
 class Answered(Event):
     """The server of a share has answered a request, or would not."""
 
@@ -78,7 +85,7 @@ class Ended(Event):
         return End(self.end) in HOST_MADE
 
 
-Any = Arrived | Waited | Answered | Checked | Ended
+Any = Arrived | Waited | Changed | Answered | Checked | Ended
 
 
 def place(machine: Core) -> tuple[int, int, int]:

@@ -115,6 +115,8 @@ def read(path: Path) -> Recording:
             if isinstance(event, Answered):
                 recording.answers.setdefault(event.share, []).append(event)
             else:
+                if recording.ended:  # of a run that went on
+                    recording.events.pop()
                 recording.events.append(event)
     except MemoryError:
         raise UsageError(f"{path}: this host has not the memory that it takes") from None

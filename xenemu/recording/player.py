@@ -12,12 +12,22 @@ from typing import Final
 
 from xenemu.dom0.p9 import ServerError
 from xenemu.dom0.verbs import VERBS
+from xenemu.hv.state.schedule import Schedule
 from xenemu.machine.core import Core
 from xenemu.machine.outside import Outside
 from xenemu.network.pcap import Tapped
 from xenemu.outcome import End, Outcome
 from xenemu.recording import events
-from xenemu.recording.events import Arrived, Checked, Ended, Waited, follow, place, state_of
+from xenemu.recording.events import (
+    Arrived,
+    Changed,
+    Checked,
+    Ended,
+    Waited,
+    follow,
+    place,
+    state_of,
+)
 from xenemu.recording.file import Recording
 
 CUT: Final = "the recording ends here: its run was killed, or the file was cut"
@@ -92,10 +102,13 @@ class _Replayed(Outside):
 
     def take(self) -> None:
         turns = self.machine.past.turns
-        while isinstance(event := self._next, Arrived) and event.turns == turns:
+        while isinstance(event := self._next, Arrived | Changed) and event.turns == turns:
             if not self._take(event):
                 return
-            self._deliver(event)
+            if isinstance(event, Arrived):
+                self._deliver(event)
+            else:
+                self._change(event)
         if event is not None and event.turns < turns:
             self._differ(f"what came in turn {event.turns} has no place")
 
@@ -110,6 +123,12 @@ class _Replayed(Outside):
             if line.name == event.receiver and isinstance(source, Tapped):
                 source.came(self.machine.engine.now_ns, event.data)
         feed(domain, event.data)
+
+    def _change(self, event: Changed) -> None:
+        if event.schedule is not None:
+            self.machine.domain.schedule = Schedule(*event.schedule)
+        if event.rng_seed is not None:
+            self.machine.engine.seed_random(event.rng_seed)
 
     def begin_turn(self) -> None:
         super().begin_turn()

@@ -130,6 +130,7 @@ class Boot:
     place: Place | None = field(default=None, compare=False)  # its table there
     origin: Boot | None = None
     is_origin: bool = False  # of others
+    recorded: bool = False  # somebody wants to repeat it if it fails
     covered: bool = False  # somebody wants to know what ran
     covered_by_vcpu: bool = False  # and which vcpu ran it
 

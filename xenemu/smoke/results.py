@@ -38,6 +38,7 @@ class Result:
     report: str = ""
     coverage: str = ""  # of lcov's form, if it was wanted
     uncovered: str = ""  # why that does not have all that ran, in words
+    recording: bytes = b""  # of a boot that did not pass, if it was wanted
     stopped: bool = False  # it was told to, before its end
 
     @property

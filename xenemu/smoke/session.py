@@ -26,6 +26,7 @@ from xenemu.dom0.verbs import VERBS
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import Schedule
 from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
+from xenemu.machine.outside import Outside
 from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module, read_tree
 from xenemu.outcome import End, Outcome
@@ -41,6 +42,8 @@ from xenemu.smoke.witness import Witness
 
 if TYPE_CHECKING:
     from xenemu.coverage import Recording
+    from xenemu.dom0.net import Vif
+    from xenemu.smoke.recorded import Recorded
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
 LOOK_S: Final = 0.25  # how long it waits before it looks whether it is to stop
@@ -135,6 +138,7 @@ class Session:
         self._witness = Witness(self.machine, lambda: self.image)
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
+        self.recorded = _recorded(self, config, vifs) if boot.recorded else None
 
     def _deeds(self) -> Doing:
         def failed(sentence: str) -> None:
@@ -180,7 +184,13 @@ class Session:
         limits = Limits(timeout, self.clock, started)
         wires = self._wired.sources() if self._wired else ()
         sources: list[tuple[Line, Source]] = [*wires, (self.machine.control, self._doing)]
-        self.outcome = self.machine.run(self, limits, sources=sources, keep=self._pass)
+        self.outcome = self.machine.run(
+            self,
+            limits,
+            sources=sources,
+            keep=self._pass,
+            kind=self.recorded.outside if self.recorded else Outside,
+        )
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
             self.outcome = replace(self.outcome, reason=reason)
@@ -227,6 +237,8 @@ class Session:
         self._doing = self._deeds()
         self.transcript.part(origin.name)
         self._mark("copied", self._began_ns)
+        if self.recorded:
+            self.recorded.change(machine, boot, origin)
         if (boot.slice, boot.schedule_seed) != (origin.slice, origin.schedule_seed):
             machine.domain.schedule = Schedule(boot.slice, boot.schedule_seed)
         if boot.rng_seed != origin.rng_seed:
@@ -419,6 +431,12 @@ def _record(boot: Boot, machine: Machine, loaded: image.Image) -> Recording:
     from xenemu.coverage import Recording  # noqa: PLC0415 (few boots pay for it)
 
     return Recording(machine, loaded, lcov=True, by_vcpu=boot.covered_by_vcpu)
+
+
+def _recorded(session: Session, config: DomainConfig, vifs: Sequence[Vif]) -> Recorded:
+    from xenemu.smoke.recorded import Recorded  # noqa: PLC0415 (few boots pay for it)
+
+    return Recorded.begin(session.boot, config, session.machine, session.devices, vifs)
 
 
 def _initrd(boot: Boot) -> bytes:

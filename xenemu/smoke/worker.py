@@ -201,5 +201,7 @@ def add_session(result: Result, session: Session) -> None:
     result.raw, result.log = bytes(session.transcript.raw), session.transcript.stamped()
     result.cases = session.cases
     result.coverage, result.uncovered = session.coverage()
+    if session.recorded and result.exit_code:
+        result.recording = bytes(session.recorded.data)
     if result.exit_code not in IGNORED_CODES and not result.report:
         result.report = session.report()
