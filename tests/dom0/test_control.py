@@ -10,6 +10,7 @@ import pytest
 
 from busfakes import Bus
 from xenemu.abi.io.xenbus import XenbusState
+from xenemu.abi.sched import SHUTDOWN_suspend
 from xenemu.cli.channel import MAX_UNREAD
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.control import MAX_WAITING, MAX_WATCHES, Control
@@ -331,3 +332,17 @@ def test_what_waits_is_in_a_snapshot(hands: Hands) -> None:
     hands.bus.cpu.now_ns = 0
     hands.bus.current.domain = snapshot.restore(hands.bus.domain)
     assert [answer["ok"] for answer in hands.later(1)] == [False]
+
+
+def test_only_a_suspended_guest_is_resumed():
+    hands = Hands()
+    refused = hands.answer("resume")
+    assert not refused["ok"] and "is not suspended" in refused["error"]
+    assert hands.control.wish == ""
+    scheduler.shutdown(hands.bus.domain, SHUTDOWN_suspend)
+    assert not hands.answer("resume", how="twice")["ok"]
+    assert hands.control.wish == ""
+    assert hands.answer("resume") == {"ok": True, "how": "new"}
+    assert hands.control.wish == "new"
+    assert hands.answer("resume", how="cancel")["ok"]
+    assert hands.control.wish == "cancel"

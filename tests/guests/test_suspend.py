@@ -71,8 +71,8 @@ def test_what_is_no_saved_domain_starts_nothing(run, tmp_path):
 
 def test_options_that_make_no_sense_are_refused(run, tmp_path):
     for options, why in (
-        (("--on-suspend", "sleep"), "is not end, resume, cancel or save=FILE"),
-        (("--on-suspend", "save="), "is not end, resume, cancel or save=FILE"),
+        (("--on-suspend", "sleep"), "is not end, resume, cancel, preserve or save=FILE"),
+        (("--on-suspend", "save="), "is not end, resume, cancel, preserve or save=FILE"),
         (("--suspended-for", "soon"), "--suspended-for"),
         (("--on-suspend", "resume", "--record", tmp_path / "r"), "--record"),
     ):

@@ -312,8 +312,8 @@ class AttendedRun:
         status.measure = lambda: (machine.engine.now_ns, machine.engine.instructions)
         is_told = not self.is_shell and self.limits.timeout_s is None and not self.player
         self.life.tell = lambda sentence: _tell_amid(status, sentence)
-        if suspending := self.suspending:
-            self.life.suspended = lambda machine: suspending.live_on(machine, self.life.tell)
+        if self.suspending:
+            self.suspending.take_part(self.life)
         after = AfterInput(
             lambda: machine.engine.now_ns,
             self.is_shell and self._has_stdio,

@@ -12,8 +12,9 @@ OnSuspend = Annotated[
     typer.Option(
         help="What to do when the guest has suspended itself: end the run; resume it, in a new"
         " domain with other frames, events and backends; cancel, so that the same domain goes on;"
-        " or save it to a file, which must be new or empty, as xl save does, and end the run.",
-        metavar="end|resume|cancel|save=FILE",
+        " preserve it until --control says which of the two; or save it to a file, which must be"
+        " new or empty, as xl save does, and end the run.",
+        metavar="end|resume|cancel|preserve|save=FILE",
     ),
 ]
 SuspendedFor = Annotated[

@@ -12,12 +12,14 @@ from xenemu.dom0 import renewal
 from xenemu.errors import UsageError
 from xenemu.machine import life
 from xenemu.machine.core import Core
+from xenemu.machine.ends import Life
 from xenemu.machine.migration import envelope
 from xenemu.machine.migration.envelope import Told
 from xenemu.machine.migration.records import StreamError
 from xenemu.outputs import Output, Outputs
 
 END: Final = "end"
+CHOICES: Final = "end, resume, cancel, preserve or save=FILE"
 SAVE: Final = "save="
 
 
@@ -27,6 +29,10 @@ class Action(Enum):
     RESUME = "resume"
     CANCEL = "cancel"
     SAVE = "save"
+    PRESERVE = "preserve"
+
+
+WISHES: Final = {"new": Action.RESUME, "cancel": Action.CANCEL}  # of a toolstack's
 
 
 @dataclass
@@ -46,9 +52,14 @@ class Suspending:
         if text.startswith(SAVE) and text != SAVE:
             path = Path(text.removeprefix(SAVE))
             return cls(Action.SAVE, away_ns, outputs.open("--on-suspend save=", path))
-        if text in (Action.RESUME.value, Action.CANCEL.value):
+        if text in (Action.RESUME.value, Action.CANCEL.value, Action.PRESERVE.value):
             return cls(Action(text), away_ns)
-        raise UsageError(f"--on-suspend: {text!r} is not end, resume, cancel or save=FILE")
+        raise UsageError(f"--on-suspend: {text!r} is not {CHOICES}")
+
+    def take_part(self, life: Life) -> None:
+        """Be asked, in a run, what becomes of a guest that is suspended."""
+        life.keeps_suspended = self.action is Action.PRESERVE
+        life.suspended = lambda machine: self.live_on(machine, life.tell)
 
     def live_on(self, machine: Core, tell: Callable[[str], None]) -> bool:
         """Do it with a machine whose domain has suspended itself; whether a domain goes on.
@@ -56,22 +67,26 @@ class Suspending:
         A guest that cannot be saved goes on, as under xl: its hypercall returns 1.
         """
         at = f"at {machine.engine.now_ns / 1e9:.3f} s of the guest's time"
-        if self.action is Action.CANCEL:
-            life.cancel(machine)
-            tell(f"--on-suspend: cancelled {at}")
-            return True
+        action = self.action
+        if action is Action.PRESERVE:
+            action, machine.control.wish = WISHES[machine.control.wish], ""
         try:
-            if self.action is Action.RESUME:
+            if action is Action.SAVE:
+                self._save(machine)
+                tell(f"--on-suspend: saved {at}")
+                return False
+            if action is Action.RESUME:
                 life.renew(machine, self.away_ns)
-                tell(f"--on-suspend: resumed as domain {machine.domain.domid}, suspended {at}")
-                return True
-            self._save(machine)
-            tell(f"--on-suspend: saved {at}")
+                told = f"resumed as domain {machine.domain.domid}, suspended {at}"
+            else:
+                life.cancel(machine)
+                told = f"cancelled {at}"
         except StreamError as error:
             life.cancel(machine)
-            tell(f"--on-suspend: the guest cannot be saved: {error}; it goes on")
-            return True
-        return False
+            told = f"the guest cannot be saved: {error}; it goes on"
+        tell(f"--on-suspend: {told}")
+        machine.control.say("resume", domid=machine.domain.domid)
+        return True
 
     @property
     def missing(self) -> str:

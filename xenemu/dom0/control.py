@@ -153,6 +153,7 @@ class Control:
     listeners: list[int] = field(default_factory=list)  # who wants events
     is_over: bool = False  # the listeners know
     is_destroyed: bool = False
+    wish: str = ""  # what is to be done with a domain that is suspended and preserved
     sent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_SENT))
 
     name = "control"
@@ -366,7 +367,7 @@ class Control:
             setattr(self, name, value)
 
 
-STATE: Final = ("waiting", "number", "watched", "listeners", "is_over", "is_destroyed")
+STATE: Final = ("waiting", "number", "watched", "listeners", "is_over", "is_destroyed", "wish")
 
 
 def find_device(control: Control, ask: Ask) -> BusBackend:

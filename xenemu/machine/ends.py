@@ -45,7 +45,8 @@ class Life:
     """The rules, by their names; whom to tell; and how often there was a new domain.
 
     `suspended` does what is to be done with a machine whose domain has suspended itself, and says
-    whether a domain goes on.
+    whether a domain goes on. With `keeps_suspended`, that is asked once a toolstack has said what
+    it wishes (`Control.wish`).
     """
 
     rules: Mapping[str, Action] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Life:
     tell: Callable[[str], None] = lambda sentence: None
     restarts: int = 0
     suspended: Callable[[Core], bool] = lambda machine: False
+    keeps_suspended: bool = False
 
     @property
     def restarts_any(self) -> bool:

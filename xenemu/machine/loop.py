@@ -79,7 +79,7 @@ class Run:
     def _run_to_end(self, audit_ns: int | None) -> Outcome:
         try:
             outcome = self._take_turns(audit_ns)
-            while outcome.end is End.SUSPEND and self.life.suspended(self.machine):
+            while outcome.end is End.SUSPEND and self._resumes():
                 outcome = self._take_turns(audit_ns)
             return outcome
         except TripleFault as fault:
@@ -91,6 +91,14 @@ class Run:
         self._show_output()
         self.outside.send()
         return self.outside.check() or crashed
+
+    def _resumes(self) -> bool:
+        """Whether a domain lives after a suspend; it may have been kept until somebody said so."""
+        if self.life.keeps_suspended:
+            self._preserve()
+            if not self.machine.control.wish:
+                return False
+        return self.life.suspended(self.machine)
 
     def _goes_on(self, outcome: Outcome) -> bool:
         """Whether a domain lives after an end; it may have been kept for a while, too."""
@@ -109,7 +117,8 @@ class Run:
 
     def _preserve(self) -> None:
         """Keep a domain that has ended for whoever wants to look at it, as long as one may."""
-        while not (self.machine.control.is_destroyed or self.outside.check()):
+        control = self.machine.control
+        while not (control.wish or control.is_destroyed or self.outside.check()):
             self._pump()
             self.outside.begin_turn()
             if self.outside.expired() or not self.outside.wait(None):
