@@ -317,3 +317,50 @@ def test_what_cannot_be_copied_is_told(run):
     """
     result = run(test, guest=kernel(SPIN))
     result.stdout.fnmatch_lines(["*UsageError: guest has a network interface, which copies *"])
+
+
+def test_a_copys_console_is_kept_and_shown(run, pytester):
+    test = """
+        def test(boot):
+            guest = boot("guest", memory="64M")
+            with guest.fork() as copy:
+                copy.expect("one")
+            with guest.fork() as copy:
+                with copy.fork():
+                    pass
+                copy.expect("one")
+                assert 1 == 2
+    """
+    options = ("--xenemu-log-dir", "logs")
+    result = run(test, *options, guest=kernel(say(b"one\n") + SPIN))
+    result.stdout.fnmatch_lines(["*- xenemu: console of guest, copy 1.2 -*", "*  one"])
+    names = sorted(path.name for path in (pytester.path / "logs").iterdir())
+    assert [name.rpartition("-")[2] for name in names] == [
+        *("1.1.log", "1.2.1.log", "1.2.log", "1.log")
+    ]
+    assert (pytester.path / "logs" / names[2]).read_text().endswith("  one\n")
+    shown = run(test, guest=kernel(say(b"one\n") + SPIN)).stdout.str()
+    assert "copy 1.2 -" in shown
+    assert "copy 1.1 -" not in shown
+
+
+def test_boots_of_a_plan_may_start_from_others(run, pytester):
+    (pytester.path / "plan.toml").write_text(
+        '[[boot]]\nname = "base"\nkernel = "guest"\nmemory = "64M"\nsnapshot = "one"\n'
+        '[[boot]]\nname = "a"\nfrom = "base"\nsnapshot = "two"\n'
+        '[[boot]]\nname = "b"\nfrom = "a"\nexpect = "three"\n'
+        '[[boot]]\nname = "never"\nkernel = "guest"\nmemory = "64M"\nsnapshot = "x"\n'
+        '[[boot]]\nname = "c"\nfrom = "never"\n'
+    )
+    test = """
+        import pytest
+        from xenemu.smoke.plan import load_plan
+        @pytest.mark.parametrize("entry", load_plan("plan.toml"), ids=str)
+        def test(boot, entry):
+            assert boot(entry).finish().log.count("one") == 1
+    """
+    code = say(b"one\n") + wait_until(20_000_000) + say(b"two\n")
+    code += wait_until(40_000_000) + say(b"three\n") + shutdown(POWEROFF)
+    result = run(test, "-v", guest=kernel(code))
+    result.stdout.fnmatch_lines(["*?base? PASSED*", "*?a? PASSED*", "*?b? PASSED*"])
+    result.stdout.fnmatch_lines(["*GuestFailed: never did not reach its snapshot: the guest powe*"])

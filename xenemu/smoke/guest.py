@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection
@@ -69,9 +70,19 @@ class GuestFailed(AssertionError):
 class Guest(Asking):
     """A booted guest. Use as a context, or `close` it."""
 
+    keeps_console = False  # when it is closed; its copies do as it does
+
     def __init__(self, boot: Boot) -> None:
-        """Load and build it; UsageError if that cannot be."""
-        self._take(boot, lambda errors: _nursery(os.getpid()).start(_serve, boot, errors=errors))
+        """Load and build it, or have it go on where its origin is at its snapshot.
+
+        UsageError if that cannot be; GuestFailed if its origin does not get there.
+        """
+        home = _home(os.getpid())
+        if boot.origin:
+            origin = home.at_snapshot(boot.origin)._original
+            self._take(boot, lambda errors: origin.copy(boot, errors))
+        else:
+            self._take(boot, lambda errors: home.nursery.start(_serve, boot, errors=errors))
         try:
             self._ask("mode", None)
         except BaseException:
@@ -81,29 +92,35 @@ class Guest(Asking):
     def _take(self, boot: Boot, start: Callable[[int], tuple[Copy, Connection]]) -> None:
         """Have the process that `start` makes, with a descriptor for its last words."""
         self.boot = boot
+        self.copies: list[Guest] = []
         self._is_asked = False
+        self._kept: str | None = None
         self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
-        self._process, self._pipe = start(self._scratch.fileno())
+        try:
+            self._process, self._pipe = start(self._scratch.fileno())
+        except Lost as lost:
+            raise RuntimeError(f"there is no process for {boot}: {lost}") from None
         kinds = (str, type(None), Found, Result, Problem, *ANSWERS)
         self._inbox = Inbox(self._pipe, *kinds)
 
     def fork(self) -> Guest:
         """A copy of the guest as it is now: both go on from here, each by itself.
 
-        It takes milliseconds, and little memory. The time of the copy's limits begins anew.
-        UsageError if the guest has what copies cannot share: a share, a network interface, a disk
-        that is written to or in qcow2.
+        It takes milliseconds, and little memory. UsageError if the guest has what copies cannot
+        share: a share, a network interface, a disk in qcow2 or one that is written to.
         """
         if lasting := outliving(self.boot):
             raise UsageError(f"{self.boot} has {lasting}, which copies cannot share")
         self._may_ask()
         copy = Guest.__new__(Guest)
-        original = Original(self._process.pid, self._pipe, self._inbox)
-        try:
-            copy._take(self.boot, lambda errors: original.copy(None, errors))
-        except Lost as lost:
-            raise RuntimeError(f"the guest cannot be copied: {lost}") from None
+        copy.keeps_console = self.keeps_console
+        copy._take(self.boot, lambda errors: self._original.copy(None, errors))
+        self.copies.append(copy)
         return copy
+
+    @property
+    def _original(self) -> Original:
+        return Original(self._process.pid, self._pipe, self._inbox)
 
     def expect(self, pattern: str, timeout: float | None = None) -> Found:
         """Run until the console shows `pattern` after what was found before.
@@ -159,12 +176,15 @@ class Guest(Asking):
 
     @property
     def console(self) -> str:
-        """What it has printed, before each line the virtual time."""
-        return self.result.log
+        """What it has printed, before each line the virtual time; if closed, if that was kept."""
+        return self.result.log if self._kept is None else self._kept
 
     def close(self) -> None:
         """End the guest's process, whatever it does."""
-        if not self._pipe.closed:
+        if not self.is_closed:
+            if self.keeps_console:
+                with suppress(RuntimeError):
+                    self._kept = self.console
             self._process.kill()
             self._process.join()
             self._process.close()
@@ -174,7 +194,8 @@ class Guest(Asking):
     def __enter__(self) -> Guest:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.keeps_console |= error is not None
         self.close()
 
     def _ask(self, request: str, argument: object, patience: float = 0) -> object:
@@ -196,7 +217,14 @@ class Guest(Asking):
             raise UsageError(answer.sentence) if answer.usage else RuntimeError(answer.sentence)
         return replace(answer, boot=self.boot) if isinstance(answer, Result) else answer
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it can be asked nothing any more, except for its console if that was kept."""
+        return self._pipe.closed
+
     def _may_ask(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("the guest is closed")
         if self._is_asked:
             raise RuntimeError("the guest was interrupted, and cannot be asked any more")
 
@@ -208,17 +236,48 @@ class Guest(Asking):
         raise RuntimeError("the engine does not come back")
 
 
+class _Home:
+    """Where the guests of this process come from: a nursery, and guests at their snapshots."""
+
+    def __init__(self) -> None:
+        self.nursery = Nursery()
+        self._guests: dict[Boot, Guest | GuestFailed] = {}
+        atexit.register(self.close)
+
+    def at_snapshot(self, boot: Boot) -> Guest:
+        """The guest of a boot that others start from; GuestFailed if it ends before."""
+        if boot not in self._guests:
+            guest = Guest(boot)
+            result = guest._ask("snapshot", None)
+            if isinstance(result, Result):
+                guest.close()
+                words = f"{boot} did not reach its snapshot: {result.sentence}"
+                self._guests[boot] = GuestFailed(words, result)
+            else:
+                self._guests[boot] = guest
+        found = self._guests[boot]
+        if isinstance(found, GuestFailed):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End it, until there is another guest."""
+        for guest in self._guests.values():
+            if isinstance(guest, Guest):
+                guest.close()
+        self._guests = {}
+        self.nursery.close()
+
+
 @cache
-def _nursery(owner: int) -> Nursery:
-    """Where the guests of a process come from; one that was forked from it has another."""
-    nursery = Nursery()
-    atexit.register(nursery.close)
-    return nursery
+def _home(owner: int) -> _Home:
+    """One for each process: a fork of this one has another."""
+    return _Home()
 
 
-def end_nursery() -> None:
-    """End the process that guests come from, until there is another guest."""
-    _nursery(os.getpid()).close()
+def close_all() -> None:
+    """End the processes that guests come from."""
+    _home(os.getpid()).close()
 
 
 # In the guest's process.
@@ -233,10 +292,13 @@ def _serve(connection: Connection, boot: Boot) -> None:
             request, argument = connection.recv()
         except EOFError:
             return
-        if request in copies.REQUESTS:
-            connection = copies.REQUESTS[request](connection, argument) or connection
-            continue
         try:
+            if request in copies.REQUESTS:
+                if own := copies.REQUESTS[request](connection, argument):
+                    connection = own
+                    if session and argument:
+                        session.turn_to(argument)
+                continue
             if session is None:
                 session = Session(boot)
                 confine(session.callers, session.calls, copied=not outliving(boot))
@@ -268,6 +330,10 @@ def _ask(session: Session, request: Any) -> object:
     return json.dumps(session.ask(request, session.boot.timeout))
 
 
+def _snapshot(session: Session, _: Any) -> object:
+    return None if session.run_to_snapshot() else _result(session, None)
+
+
 def _finish(session: Session, _: Any) -> object:
     session.run_plan()
     return _result(session, None)
@@ -293,6 +359,7 @@ REQUESTS: Final[dict[str, Callable[[Session, Any], object]]] = {
     "expect": _expect,
     "send": _send,
     "ask": _ask,
+    "snapshot": _snapshot,
     "finish": _finish,
     "result": _result,
 }

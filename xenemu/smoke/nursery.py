@@ -11,6 +11,8 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -110,4 +112,18 @@ def _nurse(connection: Connection) -> None:
             os.chdir(order.folder)
         os.environ.clear()
         os.environ.update(order.environment)
-        order.main(own, *order.arguments)
+        _end_after(lambda: order.main(own, *order.arguments))
+
+
+def _end_after(main: Callable[[], None]) -> None:
+    """Call it, and end this process without a look at all that it shares with the nursery."""
+    code = 1
+    try:
+        main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -57,11 +57,11 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
 
     Paths are relative to the test's file. What it boots is ended with the test.
     """
-    from xenemu.smoke.guest import Guest, end_nursery  # noqa: PLC0415 - every pytest loads this
+    from xenemu.smoke.guest import Guest, close_all  # noqa: PLC0415 - every pytest loads this
 
     if not request.config.stash.get(USED, False):
         request.config.stash[USED] = True
-        request.config.add_cleanup(end_nursery)
+        request.config.add_cleanup(close_all)
     guests = request.node.stash[GUESTS] = _Guests(request)
 
     def boot(kernel: Boot | str | Path, **keys: Any) -> Guest:
@@ -69,6 +69,7 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
         what = _describe(kernel, keys, request.path.parent)
         guests.claim_log()
         guests.append(Guest(what))
+        guests[-1].keeps_console = guests.has_logs
         return guests[-1]
 
     yield boot
@@ -134,27 +135,42 @@ class _Guests(list["Guest"]):
         folder = request.config.getoption("--xenemu-log-dir")
         self._logs = None if folder is None else _Logs(folder, request)
 
+    @property
+    def has_logs(self) -> bool:
+        return self._logs is not None
+
     def claim_log(self) -> None:
         """Say before the next guest boots that its log cannot be written."""
         if self._logs is not None:
-            self._logs.claim(len(self) + 1)
+            self._logs.claim(str(len(self) + 1))
+
+    def numbered(self) -> Iterator[tuple[str, Guest]]:
+        """Each guest with its number, and copies of guest 1 as 1.1, 1.2 and so on."""
+        left = [(str(number), guest) for number, guest in enumerate(self, 1)]
+        while left:
+            number, guest = left.pop(0)
+            yield number, guest
+            left[:0] = [(f"{number}.{one}", copy) for one, copy in enumerate(guest.copies, 1)]
 
     def sections(self, said: str) -> list[tuple[str, str]]:
         """A heading and a text for each; the end of its console, unless that is `said`."""
         found = []
-        for number, guest in enumerate(self, 1):
+        for number, guest in self.numbered():
+            if guest.is_closed and not guest.keeps_console:
+                continue
             lines = _tail(guest)
             if "\n".join(lines) in said:
                 lines = []
             if self._logs is not None:
                 lines.append(f"(all of it is in {self._logs.path(number)})")
             if lines:
-                found.append((f"xenemu: console of {guest.boot}", "\n".join(lines)))
+                which = f"{guest.boot}, copy {number}" if "." in number else str(guest.boot)
+                found.append((f"xenemu: console of {which}", "\n".join(lines)))
         return found
 
     def end(self) -> None:
         """Write the logs, and end the processes."""
-        for number, guest in enumerate(self, 1):
+        for number, guest in list(self.numbered()):
             if self._logs is not None:
                 self._logs.write(number, guest)
             guest.close()
@@ -177,7 +193,7 @@ class _Logs:
         self._name = re.sub(r"[^\w.+-]+", "-", request.node.nodeid).strip("-.")
         self._written = request.config.stash.setdefault(WRITTEN, set())
 
-    def claim(self, number: int) -> None:
+    def claim(self, number: str) -> None:
         """Fail the test if the log cannot be written."""
         path = self.path(number)
         if path in self._written:  # the test runs again, for one with pytest-rerunfailures
@@ -185,9 +201,11 @@ class _Logs:
         with _failing():
             self._open(path.name)
 
-    def write(self, number: int, guest: Guest) -> None:
+    def write(self, number: str, guest: Guest) -> None:
         """Write the console; a guest whose process has gone has none, and the test said so."""
         path = self.path(number)
+        if "." in number:  # nobody knew of the copy before
+            self.claim(number)
         with _failing(), suppress(RuntimeError):
             self._open().write(path.name, guest.console)
             self._written.add(path)
@@ -197,7 +215,7 @@ class _Logs:
 
         return Outputs().folder("--xenemu-log-dir", self._folder, names)
 
-    def path(self, number: int) -> Path:
+    def path(self, number: str) -> Path:
         """The file of a guest."""
         return self._folder / f"{self._name}-{number}.log"
 

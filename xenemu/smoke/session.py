@@ -204,7 +204,10 @@ class Session:
     def run_plan(self) -> list[Finding]:
         """Run the boot as its plan says; return what speaks against it."""
         if not self._is_planned:
-            self._plan()
+            if self.boot.is_origin:
+                self.run_to_snapshot()
+            else:
+                self._plan()
         outcome = self.outcome if self.ended else None
         return self.judge(outcome or self._go_on(self.boot.timeout, self._started))
 
