@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tinyguest import BLOCK, POWEROFF, SPIN, kernel, say, shutdown, wait_until
@@ -117,3 +119,23 @@ def test_a_test_asks_and_is_answered(path):
         assert guest.finish().findings == []
         with pytest.raises(GuestFailed, match="the guest has ended"):
             guest.reboot()
+
+
+def test_an_answer_to_the_origin_is_none_of_a_copy(session):
+    """Here one session goes on as a boot that starts from its own boot."""
+    code = say(b"up\n") + wait_until(20_000_000) + say(b"two\n") + LATER + SPIN
+    guest = session(code, ("up", "shutdown within=1"), snapshot=0.01, virtual_timeout=3)
+    assert guest.run_to_snapshot()
+    deed = make_boots(
+        {"kernel": str(guest.boot.kernel), "do": [{"after": "two", "action": "status"}]}
+    )
+    guest.turn_to(replace(guest.boot, do=deed[0].do, origin=guest.boot))
+    ((verdict, _),) = reasons(guest)
+    assert verdict is Verdict.TIMEOUT, "and not the origin's deed, which nobody has done"
+
+
+def test_nothing_is_done_between_a_snapshot_and_the_copies(session):
+    guest = session(say(b"up\n") + LATER + SPIN, ("up", "destroy"), snapshot="up")
+    assert guest.run_to_snapshot()
+    guest.run_plan()
+    assert guest.outcome.reason == "destroyed by the toolstack"

@@ -12,8 +12,6 @@ from typing import Any
 from xenemu.smoke.plan import Deed
 from xenemu.smoke.transcript import Transcript
 
-WHO = 1  # the number of who asks, at `dom0.control`
-
 
 @dataclass
 class Doing:
@@ -27,6 +25,8 @@ class Doing:
     deeds: deque[Deed]
     failed: Callable[[str], None]
     answer: Mapping[str, Any] | None = None
+    who: int = 1  # the number of who asks; what others asked before is answered to them
+    is_held: bool = False  # nothing is to be asked for now
     _console: Transcript = field(default_factory=Transcript)
     _asks: list[bytes] = field(default_factory=list)
     _under_way: str = ""  # the words of the deed that has no answer yet
@@ -37,7 +37,7 @@ class Doing:
     def ask(self, request: Mapping[str, object]) -> None:
         """Ask for something when the guest runs again."""
         self.answer, self._is_own = None, True
-        self._asks.append(b"%d %s" % (WHO, json.dumps(request).encode()))
+        self._asks.append(b"%d %s" % (self.who, json.dumps(request).encode()))
 
     def shown(self, data: bytes, now_ns: int) -> None:
         """See what the guest has printed."""
@@ -66,11 +66,11 @@ class Doing:
         return [deed.after for deed in self.deeds if deed.after]
 
     def _advance(self) -> None:
-        if self.deeds and not self._under_way:
+        if self.deeds and not self._under_way and not self.is_held:
             deed = self.deeds[0]
             if not deed.after or self._console.find(re.compile(deed.after, re.MULTILINE)):
                 self._under_way = deed.action
-                self._asks.append(b"%d %s" % (WHO, deed.request.encode()))
+                self._asks.append(b"%d %s" % (self.who, deed.request.encode()))
                 self.deeds.popleft()
 
     # Source.
@@ -78,13 +78,16 @@ class Doing:
     def receive(self, now_ns: int) -> Sequence[bytes]:
         """What is asked for."""
         self._advance()
+        if self.is_held:
+            return []
         asks, self._asks = self._asks, []
         return asks
 
     def send(self, now_ns: int, data: bytes) -> None:
         """Take an answer; events are for nobody."""
-        answer = json.loads(data.partition(b" ")[2])
-        if "ok" not in answer:
+        who, _, text = data.partition(b" ")
+        answer = json.loads(text)
+        if "ok" not in answer or int(who) != self.who:
             return
         if self._under_way:
             words, self._under_way = self._under_way, ""

@@ -222,7 +222,7 @@ class Session:
         self._halt = re.compile(at, re.MULTILINE) if isinstance(at, str) else int(at * 1e9)
         outcome = self._go_on(boot.timeout, self._started)
         is_there = self._is_due and outcome.end is End.EXPECTED
-        self._halt, self._is_due = None, False
+        self._halt, self._is_due, self._doing.is_held = None, False, False
         if is_there:
             self._at_snapshot = self._facts(outcome)
         return is_there
@@ -237,7 +237,7 @@ class Session:
         self._input = bytearray(boot.input.encode())
         self._before, self._is_planned, self._met = self._at_snapshot, False, ""
         self.phases, self.captures, self.findings = [], {}, []
-        self._doing = self._deeds()
+        self._doing = replace(self._deeds(), who=self._doing.who + 1)
         self.transcript.part(origin.name)
         self._mark("copied", self._began_ns)
         if self.recorded:
@@ -341,7 +341,7 @@ class Session:
                 words = f"the console shows {found[0]!r}, which {pattern.pattern!r} forbids"
                 self.findings.append(Finding(Verdict.REJECTED, words))
         if isinstance(self._halt, re.Pattern) and self.transcript.has(self._halt):
-            self._is_due = True
+            self._is_due = self._doing.is_held = True
         self._doing.shown(data, now_ns)
         self._advance()
 
