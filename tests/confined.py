@@ -81,7 +81,8 @@ NOT_THEN = """
     xenemu.cli.record_options xenemu.cli.run.run
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
     xenemu.machine.machine.Machine.snapshot
-    xenemu.shares xenemu.smoke.session._record xenemu.smoke.session._recorded
+    xenemu.shares xenemu.smoke.session._dumper xenemu.smoke.session._record
+    xenemu.smoke.session._recorded
     xenemu.smoke.wire.Inbox zipfile
 """.split()
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]

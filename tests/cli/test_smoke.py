@@ -16,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from backports import zstd
 from rich.console import Console
 from rich.live import Live
 
@@ -242,7 +243,9 @@ def test_files_are_written(smoke, place):
     assert (place / "k.json").read_text().startswith("{")
     assert (place / "t.tap").read_text().startswith("TAP version 14\n1..2\nok 1 - good\n")
     names = sorted(path.name for path in (place / "logs").iterdir())
-    assert names == ["crash.log", "crash.rec", "crash.report", "good.log"]
+    assert names == ["crash.core.zst", "crash.log", "crash.rec", "crash.report", "good.log"]
+    core = zstd.decompress((place / "logs" / "crash.core.zst").read_bytes())
+    assert core.startswith(b"\x7fELF") and len(core) > 64 << 20
     assert (place / "logs" / "good.log").read_text() == "    0.000000  one\n    0.000000  two\n"
 
 

@@ -31,7 +31,7 @@ from xenemu.smoke.worker import Progress
 
 Format = Callable[[Sequence[Result]], str | bytes]
 
-SUFFIXES: Final = (".log", ".report", ".rec")  # of what a directory has of each boot
+SUFFIXES: Final = (".log", ".report", ".rec", ".core.zst")  # of what a directory has of each boot
 LOST: Final = 5  # outputs that are lost, each told of
 REFRESHES: Final = 4  # per second
 
@@ -100,9 +100,10 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
     """
     _check_scratch()
     covered, by_vcpu = files.coverage is not None, files.coverage_by_vcpu
-    recorded = files.log_dir is not None
+    kept = files.log_dir is not None
     boots = [
-        replace(boot, covered=covered, covered_by_vcpu=by_vcpu, recorded=recorded) for boot in boots
+        replace(boot, covered=covered, covered_by_vcpu=by_vcpu, recorded=kept, dumped=kept)
+        for boot in boots
     ]
     with Noted() as noted, Outputs() as outputs:
         documents, logs = files.open(outputs, boots)
@@ -221,7 +222,8 @@ class _Document:
 class _Logs:
     """A directory with the console of each boot, written when that has ended.
 
-    Of one that did not pass, it has the report, too, and the recording.
+    Of one that did not pass, it has the report, too, and the recording; of one that crashed, its
+    core.
     """
 
     def __init__(self, outputs: Outputs, path: Path, boots: Sequence[Boot]) -> None:
@@ -239,6 +241,10 @@ class _Logs:
         if result.recording:
             with _noted_in(self.lost):
                 self._folder.write(f"{result.boot.slug}.rec", result.recording)
+        if result.core:
+            with _noted_in(self.lost):
+                self._folder.write(f"{result.boot.slug}.core.zst", result.core)
+            result.core = b""  # a matrix may have many
 
 
 @contextmanager

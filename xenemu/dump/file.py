@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from backports import zstd
@@ -18,18 +19,18 @@ LEVEL: Final = 1  # of zstd; a higher one takes several times as long for a tent
 class Packed:
     """A sink that compresses into another, as one frame of zstd."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
         self._packer = zstd.ZstdCompressor(LEVEL)
 
     def write(self, data: bytes) -> None:
-        self._output.write(self._packer.compress(data))
+        self._write(self._packer.compress(data))
 
     def skip(self, size: int) -> None:
         self.write(bytes(size))
 
     def close(self) -> None:
-        self._output.write(self._packer.flush())
+        self._write(self._packer.flush())
 
 
 def save(current: Current, image: Image, output: Output, packed: bool) -> Core:
@@ -37,10 +38,28 @@ def save(current: Current, image: Image, output: Output, packed: bool) -> Core:
     try:
         if not packed:
             return write(current, image, output)
-        packer = Packed(output)
+        packer = Packed(output.write)
         core = write(current, image, packer)
         packer.close()
         return core
     except OutputError:
         output.empty()
         raise
+
+
+def packed(current: Current, image: Image, most: int) -> bytes:
+    """A guest's core, compressed; nothing if it would have more than so many bytes."""
+    kept = bytearray()
+
+    def keep(data: bytes) -> None:
+        kept.extend(data)
+        if len(kept) > most:
+            raise OutputError("the core is too large")
+
+    packer = Packed(keep)
+    try:
+        write(current, image, packer)
+        packer.close()
+    except OutputError:
+        return b""
+    return bytes(kept)

@@ -133,6 +133,7 @@ class Boot:
     recorded: bool = False  # somebody wants to repeat it if it fails
     covered: bool = False  # somebody wants to know what ran
     covered_by_vcpu: bool = False  # and which vcpu ran it
+    dumped: bool = False  # somebody wants a core if it crashes
 
     def __str__(self) -> str:
         return self.name

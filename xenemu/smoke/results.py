@@ -37,6 +37,7 @@ class Result:
     log: str = ""  # the console with virtual times
     report: str = ""
     coverage: str = ""  # of lcov's form, if it was wanted
+    core: bytes = b""  # compressed, if it was wanted and the guest crashed
     uncovered: str = ""  # why that does not have all that ran, in words
     recording: bytes = b""  # of a boot that did not pass, if it was wanted
     stopped: bool = False  # it was told to, before its end

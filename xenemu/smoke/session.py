@@ -24,6 +24,7 @@ from xenemu.disks import opened, parse_disk
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.verbs import VERBS
 from xenemu.errors import UsageError
+from xenemu.hv.current import Current
 from xenemu.hv.state.schedule import Schedule
 from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
 from xenemu.machine.outside import Outside
@@ -52,6 +53,8 @@ MILESTONES: Final = {
     "init": re.compile(r"(?:\[ *\d+\.\d+\] )?Run \S+ as init process"),
 }
 IGNORED_CODES: Final = (0, 3)  # after which nobody asks where the guest was
+CRASHED_CODES: Final = (4, 5)  # after which the guest's memory tells why
+MAX_CORE: Final = 64 << 20  # bytes that a core may have, compressed
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ class Session:
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
         self.recorded = _recorded(self, config, vifs) if boot.recorded else None
+        self._dump = _dumper() if boot.dumped else None
 
     def _deeds(self) -> Doing:
         def failed(sentence: str) -> None:
@@ -315,6 +319,10 @@ class Session:
         (file,) = self._recording.files()
         return file.decode(), self._recording.missing
 
+    def core(self) -> bytes:
+        """Its core, compressed; nothing if nobody wants it, or if it would be too large."""
+        return self._dump(self.machine.current, self.image, MAX_CORE) if self._dump else b""
+
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""
         outcome = self.outcome or Outcome(End.STOPPED, "")
@@ -440,6 +448,12 @@ def _recorded(session: Session, config: DomainConfig, vifs: Sequence[Vif]) -> Re
     from xenemu.smoke.recorded import Recorded  # noqa: PLC0415 (few boots pay for it)
 
     return Recorded.begin(session.boot, config, session.machine, session.devices, vifs)
+
+
+def _dumper() -> Callable[[Current, image.Image, int], bytes]:
+    from xenemu.dump import packed  # noqa: PLC0415 (few boots pay for it, and only before `confine`)
+
+    return packed
 
 
 def _initrd(boot: Boot) -> bytes:

@@ -21,7 +21,7 @@ from xenemu.smoke import copies, wire
 from xenemu.smoke.nursery import PARENTS_SIGNALS
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
-from xenemu.smoke.session import IGNORED_CODES, Session
+from xenemu.smoke.session import CRASHED_CODES, IGNORED_CODES, Session
 from xenemu.smoke.verdict import Finding, Verdict
 
 PROGRESS_S: Final = 0.25
@@ -205,3 +205,5 @@ def add_session(result: Result, session: Session) -> None:
         result.recording = bytes(session.recorded.data)
     if result.exit_code not in IGNORED_CODES and not result.report:
         result.report = session.report()
+    if result.exit_code in CRASHED_CODES:
+        result.core = session.core()
