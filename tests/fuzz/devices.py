@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import random
 import struct
 import sys
@@ -26,13 +27,16 @@ from xenemu.abi.io.ninepfs import IN_CONS, IN_PROD, OUT_PROD, REF, RING_ORDER
 from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS
 from xenemu.dom0.block import Block
 from xenemu.dom0.bus import BusBackend
+from xenemu.dom0.control import Control
 from xenemu.dom0.disk import BlocksInMemory, FileDisk, OverlayDisk
 from xenemu.dom0.p9 import MAX_MESSAGE, ByteRing, ServerError, Share
 from xenemu.dom0.p9_messages import HEADER, Export, T
+from xenemu.dom0.verbs import VERBS
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.audit import audit
 from xenemu.hv.state.domain import DOM0
+from xenemu.pv.personality import PV64
 from xenemu.x86.paging import PAGE_SIZE, Maddr
 
 FRAMES = 40  # of the guest's, that it grants
@@ -56,7 +60,9 @@ class Hostile:
     ports: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bus = Bus([self.device], pages=128)
+        self.control = Control(VERBS)
+        self.bus = Bus([self.control, self.device], pages=128)
+        self.control.current, self.control.personality = self.bus.current, PV64
         for number, ref in enumerate(REFS):
             grant(self.bus.domain, ref, DEVICE_FRAMES + number, to=DOM0)
         self.ports = [self.bus.port() for _ in range(4)]
@@ -70,11 +76,23 @@ class Hostile:
         usual = (self.put, self.connect) if self.device.shared else (self.connect,)
         rare = (self.write_number, self.write_text, self.switch, self.scribble, self.reopen)
         self.random.choice((*usual * 3, *rare, self.regrant, self.send, self.wait))()
+        if self.random.random() < 0.01:
+            self.toolstack()
+        self.control.pump(self.bus.domain)
+        self.control.take_sent()
         self.bus.store.wake(self.bus.domain)
         self.bus.settle(self.random.choice((0, 0, 1, 1000, 10**6)))
         self.bus.ring.connection.events.clear()
         self.bus.ring.connection.undelivered.clear()
         self.bus.ring.connection.undelivered_bytes = 0
+
+    def toolstack(self) -> None:
+        """Take the device away, or give it back."""
+        request = {"do": "detach" if self.device.is_plugged else "attach", "within": 1}
+        if self.device.is_plugged and self.random.random() < 0.2:
+            request |= {"force": "yes"}
+        line = json.dumps(request | {"device": self.device.name}).encode()
+        self.control.feed(self.bus.domain, b"1 " + line)
 
     def write(self, name: str, value: str) -> None:
         with suppress(XenError):  # a node that is gone, or too many of them

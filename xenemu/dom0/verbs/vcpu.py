@@ -29,8 +29,10 @@ def followed(control: Control, ask: Ask) -> Answer | None:
 
 
 def lacking(control: Control, ask: Ask) -> str:
-    """The guest has left the vcpu as it is."""
-    return f"the guest has not brought vcpu {ask.number('number')} {ask.text('state')}"
+    """The guest has left the vcpu as it is; Linux leaves it to others to bring one up."""
+    number, state = ask.number("number"), ask.text("state")
+    hint = f" (in Linux, write 1 to cpu{number}/online in /sys)" if state == "online" else ""
+    return f"the guest has not brought vcpu {number} {state}{hint}"
 
 
 def _number(control: Control, ask: Ask) -> int:
