@@ -378,7 +378,8 @@ def find_device(control: Control, ask: Ask) -> BusBackend:
         if wanted in (device.label, device.name):
             return device
     known = ", ".join(device.label for device in devices) or "none"
-    raise Refused(f"there is no device {wanted[:40]!r}; there are {known}")
+    how = "name it when the guest starts, as in --disk FILE,later"
+    raise Refused(f"there is no device {wanted[:40]!r}; there are {known}; {how}")
 
 
 def parse(line: bytes) -> dict[str, Values]:
