@@ -17,7 +17,7 @@ from fakes import (
     make_pvh_current,
 )
 from xenemu import dump, image
-from xenemu.dump import core
+from xenemu.dump import core, frames
 from xenemu.dump.elfcore import NO_ADDRESS
 from xenemu.hv.cpu import Reg
 from xenemu.x86.paging import PSE, RW, Maddr, P
@@ -159,6 +159,14 @@ def test_tables_that_lead_in_circles_are_left(pvh, written):
     _, file, _ = written(pvh)
     assert at(file, TEXT, 4) == b"code"
     assert len(loads(file)) < 1000
+
+
+def test_more_tables_than_anybody_has_are_not_looked_at(pvh, written, monkeypatch):
+    monkeypatch.setattr(frames, "MAX_TABLES", 3)
+    told, file, _ = written(pvh)
+    assert "more page tables than were looked at" in told.remarks
+    paddr = CODE << 12
+    assert any(0 <= paddr - s["p_paddr"] < s["p_filesz"] for s in loads(file))
 
 
 def test_too_many_mappings_are_left_out_and_told(pvh, written, monkeypatch):

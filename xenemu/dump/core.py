@@ -50,7 +50,7 @@ class Core:
 
     * `is_known`: it has the kernel's VMCOREINFO, without which crash and drgn do not read it.
     * `moved`: how far the kernel is from where it was linked.
-    * `left_out`: how many mappings there was no room for.
+    * `left_out`: how many mappings there was no room for; `is_whole`: all others were found.
     * `thread`: gdb's number of the vcpu that ran last, if there are several.
     """
 
@@ -58,6 +58,7 @@ class Core:
     is_known: bool
     moved: int
     left_out: int
+    is_whole: bool
     thread: int | None
 
     @property
@@ -72,6 +73,8 @@ class Core:
             found.append("it has no VMCOREINFO, so crash and drgn do not open it, but gdb does")
         if self.left_out:
             found.append(f"{self.left_out} mappings at low addresses are left out")
+        if not self.is_whole:
+            found.append("it has more page tables than were looked at")
         return "".join(f"; {each}" for each in found)
 
 
@@ -81,7 +84,8 @@ def write(current: Current, image: Image, sink: Sink) -> Core:
     found = kernel_tables(current, mapped)
     linux = Linux(current, mapped, Pages(current, found))
     have = runs(current)
-    loads = _loads(have, mappings(current, found, have, kernel_begins(mapped)))
+    mapped_frames, is_whole = mappings(current, found, have, kernel_begins(mapped))
+    loads = _loads(have, mapped_frames)
     wide = image.elf_class == 64
     notes = [elfcore.prstatus(_thread(current, vcpu), wide) for vcpu in current.domain.vcpus]
     info = linux.vmcoreinfo()
@@ -95,7 +99,7 @@ def write(current: Current, image: Image, sink: Sink) -> Core:
     size = sum(run.pages for run in have) << PAGE_SHIFT
     several = len(current.domain.vcpus) > 1
     thread = current.vcpu.vcpu_id + 1 if several else None
-    return Core(size, bool(info), moved, len(loads[MAX_LOADS:]), thread)
+    return Core(size, bool(info), moved, len(loads[MAX_LOADS:]), is_whole, thread)
 
 
 def _write_run(read: Callable[[slice], bytes], run: Run, sink: Sink) -> None:

@@ -24,6 +24,8 @@ from xenemu.x86.paging import ADDR, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, P
 
 MAX_PFN: Final = 1 << 40  # what is beyond is no address
 MAX_PLACES: Final = 4  # in which a table is looked at
+MAX_TABLES: Final = 1 << 15  # that are looked at: what maps 64 GiB by pages
+MAX_MAPPINGS: Final = 1 << 18
 UPPER_HALF: Final = 1 << 63
 GIGABYTE: Final = 1 << 30
 
@@ -104,16 +106,20 @@ def kernel_begins(image: Image) -> int:
     return lowest & (UPPER_HALF if image.elf_class == 64 else -GIGABYTE)
 
 
-def mappings(current: Current, found: Tables | None, have: list[Run], lowest: int) -> list[Mapping]:
+def mappings(
+    current: Current, found: Tables | None, have: list[Run], lowest: int
+) -> tuple[list[Mapping], bool]:
     """What the tables map from `lowest` on of the frames that the guest has, by address.
 
-    While paging is off, each address is its own. Each mapping lies within one run.
+    Each mapping lies within one run. The second value says whether that is all: a hostile guest
+    may have more than anybody wants to know. While paging is off, each address is its own.
     """
     if found is None:
-        return [Mapping(run.gfn << PAGE_SHIFT, run, 0, run.pages) for run in have]
+        return [Mapping(run.gfn << PAGE_SHIFT, run, 0, run.pages) for run in have], True
     starts = [run.gfn for run in have]
-    result = []
-    for vaddr, gfn, pages in _adjoined(_leaves(current, found, lowest)):
+    result: list[Mapping] = []
+    places: Counter[int] = Counter()
+    for vaddr, gfn, pages in _adjoined(_leaves(current, found, lowest, places)):
         number = max(0, bisect_right(starts, gfn) - 1)
         while number < len(have) and have[number].gfn < gfn + pages:
             run = have[number]
@@ -122,7 +128,9 @@ def mappings(current: Current, found: Tables | None, have: list[Run], lowest: in
                 at = vaddr + (low - gfn << PAGE_SHIFT)
                 result.append(Mapping(at, run, low - run.gfn, high - low))
             number += 1
-    return result
+        if len(result) > MAX_MAPPINGS:
+            return result, False
+    return result, places.total() < MAX_TABLES
 
 
 def _adjoined(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
@@ -138,18 +146,21 @@ def _adjoined(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
         yield vaddr, gfn, pages
 
 
-def _leaves(current: Current, found: Tables, lowest: int) -> Iterator[Leaf]:
+def _leaves(current: Current, found: Tables, lowest: int, places: Counter[int]) -> Iterator[Leaf]:
+    """What the tables map; `places` counts how often each table is looked at."""
     domain = current.domain
     memory, size = domain.memory, found.entry_size
-    places: Counter[int] = Counter()
+    left = MAX_TABLES
 
     def below(table: int, level: int, vaddr: int) -> Iterator[Leaf]:
         mfn = machine_frame(current, table)
         if mfn is None or domain.frames.owner[mfn] != domain.domid:
             return
-        places[mfn] += 1
-        if places[mfn] > MAX_PLACES:
+        nonlocal left
+        if places[mfn] == MAX_PLACES or not left:
             return
+        places[mfn] += 1
+        left -= 1
         shift = found.shifts[-level]
         count = PAGE_SIZE // size
         if level == len(found.shifts) and found.shifts != LONG:
