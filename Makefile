@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard xenemu/cpu/native/* xenemu/dom0/nat
 		{ echo "xenemu needs Python's venv: apt-get install python3-venv"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,check]'
+	@$(BIN)/python -m compileall -q xenemu hypercalls # also where PYTHONDONTWRITEBYTECODE is set
 	@touch $@
 
 demo: setup

@@ -83,6 +83,7 @@ class AttendedRun:
     is_shell: bool  # /init is a shell of xenemu's own making
     limits: Limits
     audit_ns: int | None
+    fast: bool  # whether C may do what it can
     expectations: Expectations
     watching: Watching
     confined: Confine
@@ -133,6 +134,8 @@ class AttendedRun:
             status.phase("xenemu: building the domain")
             vifs = self.wired.vifs if self.wired else ()
             machine = self.guest.build(load, [*self.devices, *vifs])
+            if not self.fast:
+                machine.leave_to_model()
             witness = Witness(machine, load)
             silence = Silence(
                 lambda: machine.engine.now_ns,

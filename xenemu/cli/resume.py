@@ -32,6 +32,7 @@ from xenemu.cli.watch_options import (
     Gdb,
     HowTraced,
     Log,
+    NoFast,
     SnapshotAt,
     SnapshotTo,
     Symbols,
@@ -190,6 +191,7 @@ def resume(
     coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
     audit: Audit = None,
+    no_fast: NoFast = False,
     gdb: Gdb = None,
     control: Control = None,
     confined: Confined = Confine.AUTO,
@@ -234,6 +236,7 @@ def resume(
             is_shell=False,
             limits=limits,
             audit_ns=audit_ns,
+            fast=not no_fast,
             expectations=expectations,
             watching=Watching.parse(
                 explain, trace, trace_filter, trace_format, trace_file is not None

@@ -32,6 +32,14 @@ Log = Annotated[
         metavar="FILE",
     ),
 ]
+NoFast = Annotated[
+    bool,
+    typer.Option(
+        "--no-fast",
+        help="Let the Python model do all of a PV guest's work, and the C shim none of it: slower,"
+        " with the same result. If something differs, that is a bug of xenemu's.",
+    ),
+]
 Explain = Annotated[
     bool,
     typer.Option(

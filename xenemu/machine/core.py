@@ -90,12 +90,20 @@ class Core:
         self.attach_exits()
         gc.collect()  # the memory of the domain that is gone
 
+    fast = True  # whether C may do ordinary work of a PV guest's by itself (pv/lane.py)
+
+    def leave_to_model(self) -> None:
+        """Let the model do all of a PV guest's work: slower, to see whether that differs."""
+        self.fast = self.engine.fast = False
+        self.engine.open_lane(False)
+
     def put_together(self, entry: Entry, console: Console, control: Control, host: Host) -> None:
         """An engine for a host, whose domain's first vcpu is to have the CPU."""
         self.entry, self.console, self.control, self.host = entry, console, control, host
         self.personality: Personality = entry.platform.personality
         (domain,) = host.domains.values()
         self.engine = Engine(host.memory, domain.p2m, PORTS)
+        self.engine.fast = self.fast
         self.current = Current(
             domain,
             domain.vcpus[0],
