@@ -16,13 +16,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHIM_C = "int shim_answer(void) { return 42; }\n"
+LIBRARIES = {"xenemu/cpu/native/shim.c": "_shim.so", "xenemu/dom0/native/blkif.c": "_blkif.so"}
 
 
 def setup_py(tree, *arguments, **environment):
-    """Run setup.py, as the build backend does, in a tree that holds nothing but a shim."""
+    """Run setup.py, as the build backend does, in a tree that holds nothing but libraries in C."""
     shutil.copy(ROOT / "setup.py", tree)
-    (tree / "xenemu/cpu/native").mkdir(parents=True)
-    (tree / "xenemu/cpu/native/shim.c").write_text(SHIM_C)
+    for source in LIBRARIES:
+        (tree / source).parent.mkdir(parents=True)
+        (tree / source).write_text(SHIM_C)
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *arguments],
         cwd=tree,
@@ -36,13 +38,15 @@ def setup_py(tree, *arguments, **environment):
 def test_shim_is_built_beside_its_source(tmp_path):
     result = setup_py(tmp_path, "build_ext", "--inplace")
     assert result.returncode == 0, result.stderr
-    shim = ctypes.CDLL(str(tmp_path / "xenemu/cpu/_shim.so"))
-    assert shim.shim_answer() == 42
+    for source, library in LIBRARIES.items():
+        shim = ctypes.CDLL(str((tmp_path / source).parent.parent / library))
+        assert shim.shim_answer() == 42
 
 
 def test_shim_needs_no_python(tmp_path):
     setup_py(tmp_path, "build_ext", "--inplace")
-    assert b"libpython" not in (tmp_path / "xenemu/cpu/_shim.so").read_bytes()
+    for source, library in LIBRARIES.items():
+        assert b"libpython" not in ((tmp_path / source).parent.parent / library).read_bytes()
 
 
 def test_no_compiler_is_one_line(tmp_path):
