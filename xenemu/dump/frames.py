@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from xenemu.hv.current import Current
@@ -42,7 +42,7 @@ class Run:
     mfn: int
     pfn: int | None
     pages: int
-    before: int = 0
+    before: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,10 @@ Leaf = tuple[int, int, int]  # an address, the frame that is mapped there, and h
 
 def runs(current: Current) -> list[Run]:
     """All frames that the guest has, in the order of their numbers."""
-    domain, before, found = current.domain, 0, []
-    frames: Iterator[tuple[int, int, int | None]]
-    if domain.p2m is not None:
-        frames = iter(sorted((gfn, mfn, gfn) for gfn, mfn in domain.p2m.places()))
-    else:
-        frames = _pv_frames(current)
-    for run in _joined(frames):
-        found.append(replace(run, before=before))
-        before += run.pages
-    return found
+    p2m = current.domain.p2m
+    if p2m is None:
+        return list(_joined(_pv_frames(current)))
+    return list(_joined(sorted((gfn, mfn, gfn) for gfn, mfn in p2m.places())))
 
 
 def _pv_frames(current: Current) -> Iterator[tuple[int, int, int | None]]:
@@ -86,18 +80,18 @@ def _pv_frames(current: Current) -> Iterator[tuple[int, int, int | None]]:
 
 
 def _joined(frames: Iterable[tuple[int, int, int | None]]) -> Iterator[Run]:
-    run = None
-    for gfn, mfn, pfn in frames:
-        if run is not None:
-            first, pages = run, run.pages
-            next_pfn = None if first.pfn is None else first.pfn + pages
-            if (gfn, mfn, pfn) == (first.gfn + pages, first.mfn + pages, next_pfn):
-                run = replace(run, pages=pages + 1)
-                continue
-            yield run
-        run = Run(gfn, mfn, pfn, 1)
-    if run is not None:
-        yield run
+    first: tuple[int, int, int | None] = (-1, -1, None)
+    expected, pages, before = first, 0, 0
+    for frame in frames:
+        if frame != expected:
+            if pages:
+                yield Run(*first, pages, before)
+            first, before, pages = frame, before + pages, 0
+        gfn, mfn, pfn = frame
+        expected = (gfn + 1, mfn + 1, None if pfn is None else pfn + 1)
+        pages += 1
+    if pages:
+        yield Run(*first, pages, before)
 
 
 def kernel_begins(image: Image) -> int:
