@@ -13,6 +13,7 @@ from savedguests import CONFIG, KINDS, SECOND_NS, entry_of, revive, stream, susp
 
 from xenemu.abi.arch_x86.xen import arch_shared_info
 from xenemu.abi.xen import start_info
+from xenemu.dom0.xenstore_model import Connection
 from xenemu.errors import DomainCrash
 from xenemu.hv.shared_info import field
 from xenemu.machine import life
@@ -68,6 +69,23 @@ def test_a_guest_goes_on_in_a_new_domain_of_the_same_machine(kind):
     assert (end, domains) == (End.POWEROFF, [2, 3])
     assert shown.endswith(TWICE.format(0))
     assert machine.engine.now_ns > 2 * SECOND_NS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_domain_may_come_to_as_much_memory(kind):
+    machine = suspended(kind, replace(CONFIG, maxmem=8 << 20))
+    before = nodes_of(machine), machine.domain.memory.nr_frames
+    life.renew(machine, 0)
+    assert (nodes_of(machine), machine.domain.memory.nr_frames) == before
+    assert before[0] == (b"4096", b"8192", (4 << 20 >> 12) + 256)
+    assert machine.personality.audit(machine.domain) == []
+
+
+def nodes_of(machine):
+    domid, read = machine.domain.domid, machine.host.store.read
+    memory = f"/local/domain/{domid}/memory"
+    nodes = [read(Connection(0), f"{memory}/{name}") for name in ("target", "static-max")]
+    return (*nodes, machine.domain.pages.max_pages)
 
 
 def test_the_frames_of_a_pv_guest_are_others():

@@ -85,7 +85,8 @@ def _configured(file: Path, config: DomainConfig, told: Told | None) -> DomainCo
         raise UsageError(f"{file}: it has {told.maxvcpus} vcpus; {MAX_VCPUS} are the most here")
     return replace(
         config,
-        memory=told.memory,
+        memory=told.target,
+        maxmem=told.memory,
         name=parse_name(f"{file}: its name", told.name),
         uuid=told.uuid,
         vcpus=told.vcpus,

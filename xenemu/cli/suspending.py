@@ -109,8 +109,8 @@ def _told(machine: Core) -> Told:
     return Told(
         name=known.config.name,
         uuid=known.config.uuid,
-        memory=known.config.memory,
-        target=known.target,
+        memory=known.config.most_memory,
+        target=known.config.memory,
         vcpus=known.config.vcpus,
         maxvcpus=known.config.all_vcpus,
     )

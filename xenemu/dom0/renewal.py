@@ -27,7 +27,6 @@ class Known:
     """What the toolstack knows of a domain, and tells the next one that takes its place."""
 
     config: DomainConfig  # its memory, vcpus and names; not what it was booted from
-    target: int  # bytes that it is to have: memory/target
     backends: tuple[Backend, ...]
 
     @property
@@ -61,8 +60,6 @@ def connect(domain: Domain, known: Known, store: Store) -> None:
         toolstack.create(domain, known.config, store, known.backends)
     except GrantError as error:
         raise DomainCrash(f"dom0 cannot map its ring: {error.reason}") from None
-    target = f"/local/domain/{domain.domid}/memory/target"
-    store.write(Connection(0), target, str(known.target >> 10).encode())
 
 
 def describe(domain: Domain, store: Store) -> Known:
@@ -75,7 +72,8 @@ def describe(domain: Domain, store: Store) -> Known:
     vcpus = range(len(domain.vcpus))
     online = [n for n in vcpus if read(f"cpu/{n}/availability") == b"online"]
     config = DomainConfig(
-        int(read("memory/static-max")) << 10,
+        memory=int(read("memory/target")) << 10,
+        maxmem=int(read("memory/static-max")) << 10,
         name=domain.name,
         uuid=domain.uuid,
         domid=domain.domid,
@@ -84,8 +82,7 @@ def describe(domain: Domain, store: Store) -> Known:
         wallclock_ns=domain.wallclock_ns,
         debug_xen=domain.debug_xen,
     )
-    target = int(read("memory/target")) << 10
-    return Known(config, target, tuple(domain.backends.values()))
+    return Known(config, tuple(domain.backends.values()))
 
 
 def _has_devices(store: Store) -> bool:

@@ -121,7 +121,7 @@ def make_empty(config: DomainConfig, gfns: Sequence[int], nr_frames: int | None 
     is the size of the machine, if not what the domain needs. As in Xen, it has no memory map: the
     guest was told of it in its first life. ENOMEM: there are more pages than frames.
     """
-    memory_size = config.memory & -PAGE_SIZE
+    memory_size = config.most_memory & -PAGE_SIZE
     ranges = [low_ram(memory_size), high_ram(memory_size)]
     ram = [range(at.start >> PAGE_SHIFT, at.stop >> PAGE_SHIFT) for at in ranges if at]
     end = ram[-1].stop

@@ -30,7 +30,7 @@ from xenemu.abi.domctl import (
 from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS, start_info
 from xenemu.errors import XenError
 from xenemu.hv import cpu_policy
-from xenemu.hv.building import DomainConfig, give_rings
+from xenemu.hv.building import MAX_PAGES_SLACK, DomainConfig, give_rings
 from xenemu.hv.clock import update_wallclock, write_time
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import INVALID_M2P_ENTRY
@@ -106,7 +106,7 @@ class _Restore:
         return self.saved.pages.kinds
 
     def _check(self) -> None:
-        nr_pages = self.config.memory >> PAGE_SHIFT
+        nr_pages = self.config.most_memory >> PAGE_SHIFT
         pages, state = self.saved.pages.data, self.state
         if len(pages) > nr_pages:
             raise StreamError(f"it has {len(pages)} pages, and the memory asked for {nr_pages}")
@@ -132,9 +132,10 @@ class _Restore:
     # Memory.
 
     def _make_domain(self) -> None:
-        nr_pages, pages = self.config.memory >> PAGE_SHIFT, self.saved.pages.data
+        nr_pages, pages = self.config.most_memory >> PAGE_SHIFT, self.saved.pages.data
         domain, base = builder.make_domain(self.width, self.config, nr_pages, Pfn(0), Pfn(0))
         self.domain, frames = domain, domain.frames
+        domain.pages.max_pages = (self.config.memory >> PAGE_SHIFT) + MAX_PAGES_SLACK
         for mfn in range(base, base + nr_pages - len(pages)):
             frames.release(Mfn(mfn))
         places = range(base + nr_pages - 1, -1, -1)

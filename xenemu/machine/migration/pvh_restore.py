@@ -57,7 +57,7 @@ class _Restore:
     def run(self) -> Domain:
         """Make the domain, in the order of Xen's tools."""
         nr_pages = len(self.saved.pages.data)
-        most = (self.config.memory >> PAGE_SHIFT) + MAX_PAGES_SLACK
+        most = (self.config.most_memory >> PAGE_SHIFT) + MAX_PAGES_SLACK
         if nr_pages > most:
             raise StreamError(f"it has {nr_pages} pages, and the memory asked for {most} at most")
         policy.check(self.saved.cpuid_policy, cpu_policy.hvm(self.config.all_vcpus))
