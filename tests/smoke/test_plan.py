@@ -58,6 +58,7 @@ def test_everything(plan, tmp_path):
         expect = ["one", {pattern = "two", send = "x"}]
         reject = "bad"
         exit = ["poweroff", "panic"]
+        on_suspend = "cancel"
         tolerate = "warning"
         timeout = 10
         virtual_timeout = 2.5
@@ -90,6 +91,7 @@ def test_everything(plan, tmp_path):
         expect=(Step("one"), Step("two", "x")),
         reject=("bad",),
         exit=("poweroff", "panic"),
+        on_suspend="cancel",
         tolerate=(Verdict.WARNING,),
         timeout=10,
         virtual_timeout=2.5,
@@ -254,6 +256,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ('expect = "\\S"', "9: in double quotes, \\ begins an escape: write regular expressions"),
         ('reject = ["a", "*"]', "9: reject: '*' is no regular expression"),
         ('exit = "halt"', "9: exit: 'halt': give one of poweroff, reboot,"),
+        ('on_suspend = "save"', "9: on_suspend: 'save': give one of end, resume, cancel"),
         ('tolerate = "panic"', "9: tolerate: 'panic': give one of bug, oops, lockup, warning"),
         ('environment = {"A B" = "x"}', "9: environment: 'A B' is no variable's name"),
         ('environment = {A = "\\""}', "9: environment: A: give a string without quotes"),

@@ -26,6 +26,10 @@ class Asking(ABC):
         """Ask it to reboot."""
         self.shutdown("reboot", within)
 
+    def suspend(self, within: float | None = None) -> None:
+        """Ask it to suspend itself; what comes of that is what the boot's `on_suspend` says."""
+        self.shutdown("suspend", within)
+
     def sysrq(self, key: str, within: float | None = None) -> None:
         """Press SysRq and a key."""
         self.ask("sysrq", key=key, within=within)

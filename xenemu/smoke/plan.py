@@ -64,6 +64,7 @@ DONE: Final = (
     *("name", "snapshot", "input", "expect", "do", "reject", "exit", "tolerate"),
     *("timeout", "virtual_timeout", "quiet_timeout"),
 )
+ON_SUSPEND: Final = ("end", "resume", "cancel")
 STEERS: Final = ("rng_seed", "slice", "schedule_seed")
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
 
@@ -119,6 +120,7 @@ class Boot:
     do: tuple[Deed, ...] = ()
     reject: tuple[str, ...] = ()
     exit: tuple[str, ...] = ()
+    on_suspend: str = "end"
     tolerate: tuple[Verdict, ...] = ()
     rng_seed: int = 0
     slice: int = SHARED_SLICE_NS
@@ -577,6 +579,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "do": lambda reader, value: _deeds(value),
     "reject": lambda reader, value: tuple(_regex(one) for one in _strings(value)),
     "exit": lambda reader, value: _ends(value),
+    "on_suspend": lambda reader, value: _choice(value, ON_SUSPEND),
     "tolerate": lambda reader, value: _tolerated(value),
     "rng_seed": lambda reader, value: _seed(value),
     "slice": lambda reader, value: _slice(value),

@@ -27,6 +27,7 @@ from xenemu.errors import UsageError
 from xenemu.hv.current import Current
 from xenemu.hv.state.schedule import Schedule
 from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
+from xenemu.machine.ends import Life
 from xenemu.machine.outside import Outside
 from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module, read_tree
@@ -141,14 +142,24 @@ class Session:
         self._witness = Witness(self.machine, lambda: self.image)
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
-        self.recorded = _recorded(self, config, vifs) if boot.recorded else None
         self._dump = _dumper() if boot.dumped else None
+        self._life = self._afterlife()
+        # A recording says nothing of suspends.
+        is_recorded = boot.recorded and boot.on_suspend == "end"
+        self.recorded = _recorded(self, config, vifs) if is_recorded else None
+
+    def _failed(self, sentence: str) -> None:
+        self.findings.append(Finding(Verdict.UNMET, sentence))
 
     def _deeds(self) -> Doing:
-        def failed(sentence: str) -> None:
-            self.findings.append(Finding(Verdict.UNMET, sentence))
+        return Doing(deque(self.boot.do), self._failed)
 
-        return Doing(deque(self.boot.do), failed)
+    def _afterlife(self) -> Life:
+        if self.boot.on_suspend == "end":
+            return Life()
+        from xenemu.smoke.suspends import resumes  # noqa: PLC0415 (few boots pay for it)
+
+        return Life(suspended=resumes(self.boot.on_suspend, self._failed))
 
     @property
     def calls(self) -> list[str]:
@@ -194,6 +205,7 @@ class Session:
             sources=sources,
             keep=self._pass,
             kind=self.recorded.outside if self.recorded else Outside,
+            life=self._life,
         )
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
