@@ -56,6 +56,11 @@ class Output:
         except OSError as error:
             raise OutputError(f"{self.name}: {error.strerror}") from None
 
+    @property
+    def is_written(self) -> bool:
+        """Whether a file has something in it: a copy of this process may have written it."""
+        return self.is_file and os.lseek(self.descriptor, 0, os.SEEK_END) > 0
+
     def empty(self) -> None:
         """Take back what was written to a file, as far as the host lets us."""
         if self.is_file:

@@ -14,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from tinyguest import CRASH, POWEROFF, kernel, shutdown
 from xenemu.cli.dumping import Dumping
 from xenemu.dom0.control import Refused
+from xenemu.errors import UsageError
 from xenemu.image import load
 from xenemu.machine import DomainConfig, Machine
 from xenemu.outputs import Outputs
@@ -92,6 +93,26 @@ def test_when_needs_a_file(call):
     result = call(shutdown(CRASH), "--core-when", "always")
     assert result.returncode == 7
     assert "--core-when: say which file to write: --core FILE" in result.stderr
+
+
+def test_a_file_that_a_copy_of_this_process_has_written_is_passed_over(tmp_path):
+    (tmp_path / "kernel").write_bytes(kernel(shutdown(CRASH)))
+    loaded = load(tmp_path / "kernel")
+    machine = Machine(loaded, DomainConfig(32 << 20))
+    with Outputs() as outputs:
+        dumping = Dumping.parse(outputs, [tmp_path / "core"], None)
+        (tmp_path / "core").write_text("written")
+        with pytest.raises(UsageError, match="no file"):
+            dumping.write(machine, loaded)
+    assert (tmp_path / "core").read_text() == "written"
+
+
+def test_a_recorded_run_can_have_one_later(call, tmp_path):
+    call(shutdown(CRASH), "--record", tmp_path / "run", "--core", tmp_path / "first")
+    command = [sys.executable, "-m", "xenemu", "replay", tmp_path / "run"]
+    command += ["--core", tmp_path / "second"]
+    subprocess.run(list(map(str, command)), capture_output=True, check=False)
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "first").read_bytes()
 
 
 def test_who_asks_gets_the_next_file_and_the_end_one_that_is_left(tmp_path):

@@ -82,15 +82,21 @@ class Dumping:
         """Write a file if `code` is worth it, and say in words what is in it; OutputError."""
         if not self.always and code not in WORTH_IT:
             return "--core: not written, as the guest neither crashed nor hung"
-        if not self.outputs:
+        if not self._left:
             return "--core: not written in the end, as no file is left"
         return f"--core: {self.write(machine, image)}"
 
+    @property
+    def _left(self) -> list[Output]:
+        """Those that nobody has written. A gdb may have gone back to before it asked for one."""
+        return [output for output in self.outputs if not output.is_written]
+
     def write(self, machine: Machine, image: Image) -> str:
         """Write the next file now, and say in words what is in it; OutputError, UsageError."""
-        if not self.outputs:
+        if not self._left:
             raise UsageError("there is no file for it: begin the run with one more --core FILE")
-        output = self.outputs.pop(0)
+        output = self._left[0]
+        self.outputs.remove(output)
         path = output.name.partition(" ")[2]
         packed = path.endswith(PACKED_SUFFIX)
         core = self.save(machine.current, image, output, packed)

@@ -17,6 +17,7 @@ from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
 from xenemu.cli.command import Command
 from xenemu.cli.covering import CoverageByVcpu, Covering
+from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import initial_ramdisk
@@ -250,6 +251,8 @@ def replay(
             help="Write all packets of all interfaces, as run --pcap does.", metavar="FILE"
         ),
     ] = None,
+    core: CoreTo = None,
+    core_when: CoreAfter = None,
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -303,6 +306,7 @@ def replay(
             capture=outputs.open("--pcap", pcap) if pcap else None,
             devices=[*repeated.disks(files), *repeated.shares(player)],
             player=player,
+            dumping=Dumping.parse(outputs, core, core_when),
             life=repeated.life,
         )
         code = attended.run()
