@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import report
@@ -30,13 +30,15 @@ ROUNDS = 3
 BEGINS, SEQUENCE, RANDOM = "READER-BEGINS", "READER-SEQUENCE", "READER-RANDOM"
 MILESTONES = {name: name.encode() for name in (BEGINS, SEQUENCE, RANDOM)}
 XEN = ("xen-blkfront",)
+# Linux's xen-blkfront asks for 128 KiB at a time, unless this is on its command line.
+LARGE_REQUESTS = ("xen-blkfront max_indirect_segments=256",)
 VIRTIO = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     "virtio_blk",
 )
 INIT = """#!/bin/sh
 mount -t devtmpfs dev /dev
-for module in {modules}; do insmod /$module.ko; done
+{loading}
 until [ -b {disk} ]; do sleep 0.01; done
 /reader {disk}
 poweroff -f
@@ -45,7 +47,10 @@ poweroff -f
 
 @dataclass(frozen=True)
 class Subject:
-    """A way to read the disk: who runs the guest, the guest's name of the disk, its modules."""
+    """A way to read the disk: who runs the guest, the guest's name of the disk, its modules.
+
+    A module may have parameters after its name.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -54,13 +59,14 @@ class Subject:
 
     @property
     def initrd(self) -> str:
-        return f"{self.disk.rpartition('/')[2]}.gz"
+        return f"{self.disk.rpartition('/')[2]}{'-large' * (self.modules == LARGE_REQUESTS)}.gz"
 
 
-def xenemu(mode: str) -> Subject:
+def xenemu(mode: str, modules: tuple[str, ...] = XEN, note: str = "") -> Subject:
+    subject = Subject(f"xenemu, {mode.upper()}{note}", (), "/dev/xvda", modules)
     command = (sys.executable, *"-m xenemu run vmlinuz --disk disk --memory".split(), MEMORY)
-    more = (*"--initrd xvda.gz --entry".split(), mode, "--cmdline", "console=hvc0 quiet nopti")
-    return Subject(f"xenemu, {mode.upper()}", command + more, "/dev/xvda", XEN)
+    more = ("--initrd", subject.initrd, "--entry", mode, "--cmdline", "console=hvc0 quiet nopti")
+    return replace(subject, command=command + more)
 
 
 def qemu(name: str, device: str, disk: str, modules: tuple[str, ...] = ()) -> Subject:
@@ -74,6 +80,8 @@ def qemu(name: str, device: str, disk: str, modules: tuple[str, ...] = ()) -> Su
 SUBJECTS = (
     xenemu("pvh"),
     xenemu("pv"),
+    xenemu("pvh", LARGE_REQUESTS, ", max_indirect_segments=256"),
+    xenemu("pv", LARGE_REQUESTS, ", max_indirect_segments=256"),
     qemu("virtio-blk", "virtio-blk-pci", "/dev/vda", VIRTIO),
     qemu("NVMe", "nvme,serial=1", "/dev/nvme0n1"),
 )
@@ -105,6 +113,10 @@ def _between(runs: list[Run], first: str, last: str) -> float:
     return statistics.median(run.at[last].cpu - run.at[first].cpu for run in runs)
 
 
+def _parted(module: str) -> tuple[str, str, str]:
+    return module.partition(" ")
+
+
 def _prepare(scratch: Path) -> None:
     """Write the files that subjects name."""
     (scratch / "vmlinuz").write_bytes(_image(KERNEL).path.read_bytes())
@@ -115,11 +127,12 @@ def _prepare(scratch: Path) -> None:
     subprocess.run(build, check=True)
     folder, busybox = _image(f"{KERNEL}-modules").path, _image(BUSYBOX).path.read_bytes()
     for subject in SUBJECTS:
-        script = INIT.format(modules=" ".join(subject.modules), disk=subject.disk)
+        loads = [f"insmod /{name}.ko {more}" for name, _, more in map(_parted, subject.modules)]
+        script = INIT.format(loading="\n".join(loads), disk=subject.disk)
         members = entries(script.encode(), busybox)
         reader = (scratch / "reader").read_bytes()
         members.append(Member("reader", stat.S_IFREG | 0o755, reader))
-        for name in subject.modules:
+        for name, _, _ in map(_parted, subject.modules):
             (path,) = folder.glob(f"{name}.ko*")
             data = path.read_bytes()
             data = lzma.decompress(data) if path.suffix == ".xz" else data

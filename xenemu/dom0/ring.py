@@ -170,14 +170,14 @@ class BackRing:
         return (new - wanted) & INDEX_MASK < (new - old) & INDEX_MASK
 
     def final_check(self, memory: Memory) -> bool:
-        """Ask for an event at the next request; whether one has come before that.
+        """Ask for an event at the next request, unless there is one; whether there is.
 
         RING_FINAL_CHECK_FOR_REQUESTS; without it, the frontend sends no event.
         """
         if self.has_requests(memory):
             return True
         self.pages.write_uint(memory, REQ_EVENT, self.req_cons + 1)
-        return self.has_requests(memory)
+        return False  # the macro looks again, but here no frontend runs meanwhile
 
     def has_requests(self, memory: Memory) -> bool:
         """Whether there is a request to take: RING_HAS_UNCONSUMED_REQUESTS."""
