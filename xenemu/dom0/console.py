@@ -54,6 +54,8 @@ class Console(RingBackend):
 
         Output stays in the ring while `OUTPUT_LIMIT` bytes of it wait to be shown.
         """
+        if not (self.input or OUT.used(domain.memory, self.mfn)):
+            return
         shown = OUT.take(domain.memory, self.mfn, max(0, OUTPUT_LIMIT - len(domain.output)))
         domain.output += shown
         typed = IN.put(domain.memory, self.mfn, self.input)

@@ -62,7 +62,10 @@ def next_vcpu(domain: Domain, last: Vcpu, let_run: Collection[int] | None = None
     if let_run is not None:
         order = [vcpu for vcpu in order if vcpu.vcpu_id in let_run]
     if domain.schedule.seed is None:
-        return next((vcpu for vcpu in order if vcpu.runnable), None)
+        for vcpu in order:
+            if vcpu.runnable:
+                return vcpu
+        return None
     runnable = [vcpu for vcpu in order if vcpu.runnable]
     if runnable[1:] and runnable[-1] is last:
         runnable.pop()

@@ -147,7 +147,6 @@ class Run:
         domain, engine = machine.domain, machine.engine
         engine.look = self._look_at_host
         run = debugger.run if debugger else engine.run
-        every_ns = math.inf if audit_ns is None else audit_ns
         if audit_ns is None:  # nor one that an earlier run wanted
             machine.next_audit_ns = math.inf
         else:
@@ -155,8 +154,8 @@ class Run:
         if machine.slice_ends_ns is not None:  # a snapshot was taken within it
             self._run_slice(run, machine.slice_ends_ns)
         while True:
-            if engine.now_ns >= machine.next_audit_ns:
-                machine.next_audit_ns = engine.now_ns + every_ns
+            if audit_ns is not None and engine.now_ns >= machine.next_audit_ns:
+                machine.next_audit_ns = engine.now_ns + audit_ns
                 if wrong := self._audit():
                     return wrong
             timers.fire_due(machine.current, machine.timers)
@@ -204,7 +203,7 @@ class Run:
             self.machine.debug.request_halt()
 
     def _ended(self) -> Outcome | None:
-        code = self.machine.domain.shutdown_code
+        code = self.machine.current.domain.shutdown_code
         finished = self.outside.check()
         if finished:
             return finished
@@ -222,13 +221,15 @@ class Run:
 
     def _pump(self) -> None:
         """Take what has come, and let each backend do what it could not before."""
-        domain = self.machine.domain
-        self._show_output()
+        domain = self.machine.current.domain
+        if domain.output:
+            self._show_output()
         self.outside.take()
         for served in domain.backends.values():
             served.pump(domain)
         self.outside.send()
-        self._show_output()
+        if domain.output:
+            self._show_output()
 
     def _show_output(self) -> None:
         output = self.machine.domain.output

@@ -87,7 +87,7 @@ class Outside:
     def take(self) -> None:
         """Take what has come, without waiting."""
         console = self.machine.console
-        if console.input_room and not self.terminal.exhausted:
+        if not self.terminal.exhausted and console.input_room:
             data = self.terminal.read(console.input_room, 0)
             if data:
                 self.arrive(console, data)

@@ -123,11 +123,13 @@ def write_msr(current: Current, number: int, value: int) -> Msr | None:
 
 def _written(current: Current, register: int, ipis: list[Ipi]) -> None:
     """Do what a write of the current vcpu's APIC leads to."""
-    deliver(current, ipis)
-    vector = pvh(current).upcall_vector
-    if register == SPIV and vector and current.domain.memory.bytes[current.vcpu.info]:
-        # Its upcall was lost if it came while the APIC was disabled.
-        assert_vector(current, current.vcpu, vector)
+    if ipis:
+        deliver(current, ipis)
+    if register == SPIV:
+        vector = pvh(current).upcall_vector
+        if vector and current.domain.memory.bytes[current.vcpu.info]:
+            # Its upcall was lost if it came while the APIC was disabled.
+            assert_vector(current, current.vcpu, vector)
 
 
 def read_cr8(current: Current) -> int:
