@@ -16,6 +16,7 @@ import pytest
 
 from xenemu.gdb.rsp import Decoder, Packet, encode
 
+RIP = 16  # its number
 TIMEOUT_S = 120  # for something that hangs
 WAITING = re.compile(r"waiting for gdb: target remote (\S+)")
 
@@ -72,6 +73,30 @@ class Client:
 
     def close(self):
         self.socket.close()
+
+
+def addresses(path):
+    listed = subprocess.run(["nm", path], capture_output=True, check=True, text=True).stdout
+    return {line.split()[2]: int(line.split()[0], 16) for line in listed.splitlines()}
+
+
+def place(client, answer):
+    """The thread of a stop, and where it is."""
+    thread = int(re.search(rb";thread:([0-9a-f]+);", answer)[1], 16)
+    return thread, client.ask(b"p%x" % RIP)
+
+
+def after_console(answer, client):
+    while answer[:1] == b"O":
+        answer = client.next()
+    return answer
+
+
+def to(client, vaddr):
+    client.ask(b"Z0,%x,1" % vaddr)
+    answer = after_console(client.ask(b"vCont;c"), client)
+    client.ask(b"z0,%x,1" % vaddr)
+    return answer
 
 
 def need_gdb():

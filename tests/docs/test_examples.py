@@ -106,7 +106,8 @@ def workplace(guest_image, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("examples")
     for name, image in IMAGES.items():
         (place / name).symlink_to(guest_image(image))
-    build(guests()["race"], ENVIRONMENTS["pv64"], place / "race")
+    for name in ("race", "wild-write"):
+        build(guests()[name], ENVIRONMENTS["pv64"], place / name)
     init = initramfs.DEFAULT_INIT.read_bytes()
     archive = initramfs.build(guest_image("busybox").read_bytes(), init)
     for path, language in itertools.product(DOCUMENTS, FILES):

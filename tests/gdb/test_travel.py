@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 import select
-import subprocess
 
 import pytest
 
-from gdbtools import TIMEOUT_S, Client, run_gdb, waiting
+from gdbtools import TIMEOUT_S, Client, addresses, after_console, place, run_gdb, to, waiting
 from guests.build import ENVIRONMENTS, build, guests
 from xenemu.gdb.rsp import encode
 
-RIP = 16  # its number
-STEPS = 24
+STEPS = 16
 COUNT = re.compile(rb"virtual time \S+ s, (\d+) instructions")
 
 
@@ -27,30 +25,6 @@ def built(tmp_path_factory):
         return path if path.exists() else build(guests()[name], ENVIRONMENTS[environment], path)
 
     return built
-
-
-def addresses(path):
-    listed = subprocess.run(["nm", path], capture_output=True, check=True, text=True).stdout
-    return {line.split()[2]: int(line.split()[0], 16) for line in listed.splitlines()}
-
-
-def place(client, answer):
-    """The thread of a stop, and where it is."""
-    thread = int(re.search(rb";thread:([0-9a-f]+);", answer)[1], 16)
-    return thread, client.ask(b"p%x" % RIP)
-
-
-def after_console(answer, client):
-    while answer[:1] == b"O":
-        answer = client.next()
-    return answer
-
-
-def to(client, vaddr):
-    client.ask(b"Z0,%x,1" % vaddr)
-    answer = after_console(client.ask(b"vCont;c"), client)
-    client.ask(b"z0,%x,1" % vaddr)
-    return answer
 
 
 @pytest.mark.parametrize(

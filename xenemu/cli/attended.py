@@ -166,7 +166,7 @@ class AttendedRun:
                         server,
                         sources,
                         self._keep(machine, status),
-                        self._kind(machine, terminal),
+                        self._kind(machine, terminal, server),
                         self.life,
                     )
             host_s = time.monotonic() - started
@@ -203,7 +203,9 @@ class AttendedRun:
             _tell(self.dumping.end(machine, load(), code))
         return code
 
-    def _kind(self, machine: Machine, terminal: HostTerminal) -> Callable[..., Outside]:
+    def _kind(
+        self, machine: Machine, terminal: HostTerminal, server: Server | None
+    ) -> Callable[..., Outside]:
         """Where what comes from outside goes, too, or comes from."""
         if self.player:
             return self.player.outside
@@ -212,7 +214,7 @@ class AttendedRun:
             for share in self.shares:
                 self.recorder.hear(machine, share)
             return self.recorder.outside
-        return Outside
+        return server.outside if server else Outside
 
     @property
     def _takes_callers(self) -> bool:

@@ -1,8 +1,9 @@
 """Where gdb can go back to: checkpoints of the machine, as long as its run can be repeated.
 
-A run from a checkpoint does what it did the first time, to the byte. It no longer does if somebody
-has interfered meanwhile: if the guest had input, or gdb wrote to its memory or registers, or held
-some of its vcpus while others ran. Then all checkpoints are dropped, and new ones are taken.
+A run from a checkpoint does what it did the first time, to the byte, with the same input
+(`recording.rewinding`). It no longer does if somebody has interfered meanwhile: if gdb wrote to the
+guest's memory or registers, or held some of its vcpus while others ran. Then all checkpoints are
+dropped, and new ones are taken.
 
 A checkpoint is a copy of this process, which costs milliseconds and little memory. They are as far
 from each other as one wants to wait for a run from one to the next. So the host's clock says when,

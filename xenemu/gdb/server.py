@@ -38,6 +38,7 @@ from xenemu.gdb.traveller import Traveller
 from xenemu.hv.debug import Cause, Halt, RunEnded
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
+from xenemu.recording.rewinding import Rewindable
 from xenemu.x86.flags import vector_name
 
 POLLED_STEPS: Final = 256  # of a range, between two looks for Ctrl-C
@@ -65,8 +66,10 @@ class Server:
 
     `tell` takes a line for the person at the terminal. When the guest has ended, `judge` adds what
     the console says of that. The guest is held from its first instruction on, until a gdb lets it
-    go. `obstacle` says why it cannot go back, if it cannot.
+    go. `obstacle` says why it cannot go back, if it cannot. `outside` is for `Machine.run`.
     """
+
+    outside = Rewindable
 
     target: Target
     listener: Listener

@@ -19,6 +19,7 @@ from xenemu.mapping import Run
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes
+ZEROES: Final = bytes(PIECE_SIZE)
 MEMORY: Final = ""  # where backends have their names
 
 
@@ -76,12 +77,20 @@ class Pieces:
         return memory
 
     def put(self, memory: Memory) -> None:
-        """Make a memory hold these pieces again."""
+        """Make a memory hold these pieces again.
+
+        Only pages that differ are written to: the memory may be shared with a fork.
+        """
+        scratch = bytearray(PIECE_SIZE)  # compares much faster than a view does
         for at, size, data in self.pieces:
-            if data is not None:
-                memory.bytes[at : at + size] = data
-            elif bytes(memory.bytes[at : at + size]) != bytes(size):
-                memory.bytes[at : at + size] = bytes(size)
+            wanted = ZEROES[:size] if data is None else data
+            now = scratch if size == PIECE_SIZE else bytearray(size)
+            now[:] = memory.bytes[at : at + size]
+            if now != wanted:
+                for page in range(0, size, PAGE_SIZE):
+                    content = wanted[page : page + PAGE_SIZE]
+                    if now[page : page + PAGE_SIZE] != content:
+                        memory.bytes[at + page : at + page + PAGE_SIZE] = content
 
 
 @dataclass(frozen=True)
