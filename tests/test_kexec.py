@@ -12,8 +12,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_ends import run
 
 import tinyguest
+from guests.build import ENVIRONMENTS, guests
+from guests.build import build as build_guest
 from unattended import Unattended
 from xenemu.image import load
 from xenemu.machine import DomainConfig, Machine
@@ -103,6 +106,14 @@ def test_xen_refuses_it_to_pv_domains(machine: Machine) -> None:
     outcome = machine.run(Unattended())
     assert outcome.end is End.REFUSED
     assert outcome.reason == "the guest asked for a soft reset, which Xen refuses to PV domains"
+
+
+def test_who_listens_hears_of_each(tmp_path: Path) -> None:
+    kernel = build_guest(guests()["soft-reset"], ENVIRONMENTS["pvh64"], tmp_path / "guest")
+    machine = Machine(load(kernel), DomainConfig(64 << 20))
+    outcome, _, told, heard = run(machine, Life(), {"do": "events"})
+    assert outcome.end is End.POWEROFF and len(told) == 3
+    assert [event["event"] for event in heard[1:]] == ["shutdown", "soft-reset"] * 3 + ["shutdown"]
 
 
 def test_what_else_is_done_is_a_rule_like_others() -> None:

@@ -112,6 +112,7 @@ class Run:
                 self._preserve()
             case Action.SOFT_RESET:
                 soft_reset(self.machine)
+                self.machine.control.say("soft-reset")
                 return True
         return False
 
