@@ -130,6 +130,18 @@ def test_a_preserved_domain_can_be_looked_at(machine) -> None:
     assert (heard[2]["state"], heard[2]["reason"]) == ("shutdown", "crash")
 
 
+def test_a_preserved_domain_that_the_hypervisor_ended_has_crashed(machine) -> None:
+    ours, rules = machine(tinyguest.UNDEFINED), Life({"crash": PRESERVE})
+    requests = ({"do": "events"}, {"do": "status"}, {"do": "shutdown"}, {"do": "destroy"})
+    outcome, _, told, heard = run(ours, rules, *requests)
+    assert outcome.end is End.REFUSED and told[0].endswith(": preserved")
+    answers = [line for line in heard if "ok" in line]
+    assert (answers[1]["state"], answers[1]["reason"]) == ("shutdown", "crash")
+    assert answers[1]["vcpus"][0]["state"] == "paused"
+    assert answers[2] == {"id": None, "ok": False, "error": "the guest has ended"}
+    assert {"event": "shutdown", "reason": "crash"} in heard
+
+
 def test_nobody_looks_at_a_preserved_domain_without_a_channel(machine) -> None:
     outcome, _, told, _ = run(machine(shutdown(CRASH)), Life({"crash": PRESERVE}))
     assert outcome.end is End.GUEST_CRASH and len(told) == 1

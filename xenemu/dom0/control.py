@@ -151,7 +151,8 @@ class Control:
     number: int = WATCH_FIRED  # of the last that waited, and of its timer
     watched: dict[bytes, tuple[int, str]] = field(default_factory=dict)  # by token: who, and path
     listeners: list[int] = field(default_factory=list)  # who wants events
-    is_over: bool = False  # the listeners know
+    is_over: bool = False  # the guest has ended, and the listeners know
+    is_crashed: bool = False  # the hypervisor has ended it
     is_destroyed: bool = False
     wish: str = ""  # what is to be done with a domain that is suspended and preserved
     sent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_SENT))
@@ -218,6 +219,8 @@ class Control:
             verb = self._verb(request)
             ask = Ask(who, request)
             within_s = ask.seconds("within", verb.within_s)
+            if verb.done is not None and self.is_over:
+                raise Refused("the guest has ended")
             if verb.done is not None and len(self.waiting) >= MAX_WAITING:
                 raise Refused(f"{MAX_WAITING} requests wait for the guest already")
             answer = verb.do(self, ask)
@@ -274,10 +277,17 @@ class Control:
         """Answer those for whom the guest has done its part."""
         if self.waiting:
             self._look()
+        if self.is_crashed:
+            return
         if domain.shutdown_code is None:
             self.is_over = False
         elif not self.is_over:
             self.end(REASONS.get(domain.shutdown_code, str(domain.shutdown_code)))
+
+    def crash(self) -> None:
+        """The hypervisor has ended the guest."""
+        self.is_crashed = True
+        self.end(REASONS[SHUTDOWN_crash])
 
     def end(self, reason: str) -> None:
         """The guest has ended: tell those who wait for it, and those who listen."""
@@ -342,6 +352,7 @@ class Control:
     def join(self, store: Store) -> None:
         """Have a store, which has no session of this one's."""
         self.store, self.connection = store, store.connect(0, self.name)
+        self.is_over = self.is_crashed = False
 
     def connect(self, domain: Domain) -> None:
         """It has no pages and no ports."""
@@ -367,7 +378,10 @@ class Control:
             setattr(self, name, value)
 
 
-STATE: Final = ("waiting", "number", "watched", "listeners", "is_over", "is_destroyed", "wish")
+STATE: Final = (
+    *("waiting", "number", "watched", "listeners"),
+    *("is_over", "is_crashed", "is_destroyed", "wish"),
+)
 
 
 def find_device(control: Control, ask: Ask) -> BusBackend:

@@ -87,7 +87,7 @@ class Run:
         except DomainCrash as crash:
             crashed = Outcome(End.REFUSED, self._whose(crash), crash.advice)
         self.machine.console.pump(self.machine.domain)
-        self.machine.control.end("crash")
+        self.machine.control.crash()
         self._show_output()
         self.outside.send()
         return self.outside.check() or crashed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from xenemu.abi.sched import SHUTDOWN_crash
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.control import REASONS, Answer, Ask, Control, Verb
 from xenemu.hv.state.domain import Domain
@@ -14,11 +15,12 @@ from xenemu.x86.paging import PAGE_SHIFT
 def status(control: Control, ask: Ask) -> Answer:
     """All of it."""
     domain, target = control.domain, control.read("memory/target") or ""
-    code = domain.shutdown_code
+    code = SHUTDOWN_crash if control.is_crashed else domain.shutdown_code
+    state = "shutdown" if code is not None else _state(domain)
     return {
         "name": domain.name,
         "domid": domain.domid,
-        "state": _state(domain),
+        "state": state,
         "reason": None if code is None else REASONS.get(code, str(code)),
         "time_s": control.current.cpu.now_ns / 1e9,
         "memory": {
@@ -26,7 +28,7 @@ def status(control: Control, ask: Ask) -> Answer:
             "max_kib": domain.pages.max_pages << PAGE_SHIFT - 10,
             "target_kib": int(target) if target.isdecimal() else None,
         },
-        "vcpus": [_vcpu(vcpu, domain) for vcpu in domain.vcpus],
+        "vcpus": [_vcpu(vcpu, state) for vcpu in domain.vcpus],
         "devices": [
             _device(backend)
             for backend in domain.backends.values()
@@ -36,16 +38,14 @@ def status(control: Control, ask: Ask) -> Answer:
 
 
 def _state(domain: Domain) -> str:
-    if domain.shutdown_code is not None:
-        return "shutdown"
     if domain.paused:
         return "paused"
     return "running" if any(vcpu.runnable for vcpu in domain.vcpus) else "blocked"
 
 
-def _vcpu(vcpu: Vcpu, domain: Domain) -> dict[str, Any]:
+def _vcpu(vcpu: Vcpu, domains: str) -> dict[str, Any]:
     state = "offline" if not vcpu.online else "blocked" if vcpu.blocked else "running"
-    if domain.paused and vcpu.online:
+    if vcpu.online and domains in ("paused", "shutdown"):
         state = "paused"
     return {"vcpu": vcpu.vcpu_id, "state": state, "mode": vcpu.environment}
 
