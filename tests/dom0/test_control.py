@@ -89,7 +89,7 @@ def hands() -> Iterator[Hands]:
     assert audit(hands.bus.domain) == []
 
 
-@pytest.mark.parametrize("how", ["poweroff", "reboot", "halt", "suspend"])
+@pytest.mark.parametrize("how", ["poweroff", "reboot", "halt"])
 def test_a_shutdown_is_answered_once_the_guest_has_emptied_the_node(hands: Hands, how: str) -> None:
     assert hands.ask("shutdown", how=how) == []
     assert hands.node("control/shutdown") == how
@@ -342,7 +342,22 @@ def test_only_a_suspended_guest_is_resumed():
     scheduler.shutdown(hands.bus.domain, SHUTDOWN_suspend)
     assert not hands.answer("resume", how="twice")["ok"]
     assert hands.control.wish == ""
-    assert hands.answer("resume") == {"ok": True, "how": "new"}
+    assert hands.ask("resume") == []
     assert hands.control.wish == "new"
-    assert hands.answer("resume", how="cancel")["ok"]
+    scheduler.resume(hands.bus.domain)
+    assert hands.later() == [{"id": 9, "ok": True, "how": "new", "domid": 1}]
+    scheduler.shutdown(hands.bus.domain, SHUTDOWN_suspend)
+    assert hands.ask("resume", how="cancel") == []
     assert hands.control.wish == "cancel"
+
+
+def test_a_suspend_is_answered_once_the_guest_has_suspended_itself(hands: Hands) -> None:
+    assert hands.ask("shutdown", how="suspend", within=2) == []
+    hands.put("control/shutdown", "")
+    assert hands.later(1) == []
+    scheduler.shutdown(hands.bus.domain, SHUTDOWN_suspend)
+    assert hands.later() == [{"id": 9, "ok": True, "acknowledged": True}]
+    scheduler.resume(hands.bus.domain)
+    hands.ask("shutdown", how="suspend", within=2)
+    hands.put("control/shutdown", "")
+    assert hands.later(2)[0]["error"].startswith("the guest has acknowledged suspend, and has not")

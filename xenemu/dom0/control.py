@@ -219,7 +219,7 @@ class Control:
             verb = self._verb(request)
             ask = Ask(who, request)
             within_s = ask.seconds("within", verb.within_s)
-            if verb.done is not None and self.is_over:
+            if verb.done is not None and self._has_ended:
                 raise Refused("the guest has ended")
             if verb.done is not None and len(self.waiting) >= MAX_WAITING:
                 raise Refused(f"{MAX_WAITING} requests wait for the guest already")
@@ -249,6 +249,11 @@ class Control:
                 takes = ", ".join(known) or "nothing"
                 raise Refused(f"{name} has no {field_name[:40]!r}; it takes {takes}")
         return verb
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the guest has ended, and not by a suspend, after which it may go on."""
+        return self.is_crashed or self.domain.shutdown_code not in (None, SHUTDOWN_suspend)
 
     def _forget(self, who: int) -> None:
         """Somebody has gone: nobody waits for answers, and watches for events, in this name."""

@@ -27,8 +27,15 @@ class Asking(ABC):
         self.shutdown("reboot", within)
 
     def suspend(self, within: float | None = None) -> None:
-        """Ask it to suspend itself; what comes of that is what the boot's `on_suspend` says."""
+        """Ask it to suspend itself, and wait until it has.
+
+        Then it does what the boot's `on_suspend` says; with ``end``, it waits for `resume`.
+        """
         self.shutdown("suspend", within)
+
+    def resume(self, how: str = "new") -> None:
+        """Let it go on: in a new domain, or as if the suspend was called off (``cancel``)."""
+        self.ask("resume", how=how)
 
     def sysrq(self, key: str, within: float | None = None) -> None:
         """Press SysRq and a key."""

@@ -300,7 +300,7 @@ def _serve(connection: Connection, boot: Boot) -> None:
                         session.turn_to(argument)
                 continue
             if session is None:
-                session = Session(boot)
+                session = Session(boot, is_asked=True)
                 confine(session.callers, session.calls, copied=not outliving(boot))
             answer = REQUESTS[request](session, argument)
         except XenemuError as error:

@@ -79,6 +79,7 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     step: Callable[[Session], None] = lambda session: None
     is_to_stop: Callable[[], bool] = bool
+    is_asked: bool = False  # a program may have the toolstack do anything
     transcript: Transcript = field(default_factory=Transcript)
     phases: list[Phase] = field(default_factory=list)
     captures: dict[str, str] = field(default_factory=dict)
@@ -145,7 +146,8 @@ class Session:
         self._dump = _dumper() if boot.dumped else None
         self._life = self._afterlife()
         # A recording says nothing of suspends.
-        is_recorded = boot.recorded and boot.on_suspend == "end"
+        resumes = any(deed.action.startswith("resume") for deed in boot.do)
+        is_recorded = boot.recorded and boot.on_suspend == "end" and not resumes
         self.recorded = _recorded(self, config, vifs) if is_recorded else None
 
     def _failed(self, sentence: str) -> None:
@@ -155,11 +157,13 @@ class Session:
         return Doing(deque(self.boot.do), self._failed)
 
     def _afterlife(self) -> Life:
-        if self.boot.on_suspend == "end":
+        boot, is_kept = self.boot, self.boot.on_suspend == "end"
+        if is_kept and not (self.is_asked or boot.do):
             return Life()
         from xenemu.smoke.suspends import resumes  # noqa: PLC0415 (few boots pay for it)
 
-        return Life(suspended=resumes(self.boot.on_suspend, self._failed))
+        resume = resumes(boot.on_suspend, self._failed)
+        return Life(suspended=resume, keeps_suspended=is_kept)
 
     @property
     def calls(self) -> list[str]:

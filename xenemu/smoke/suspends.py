@@ -1,4 +1,4 @@
-"""What becomes of a boot whose guest suspends itself: its `on_suspend`."""
+"""What becomes of a boot whose guest suspends itself: its `on_suspend`, or what somebody asks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ AWAY_NS: Final = 1_000_000_000
 def resumes(on_suspend: str, failed: Callable[[str], None]) -> Callable[[Core], bool]:
     """A function that lets a suspended guest go on, and says that it does: see `Life.suspended`.
 
-    `failed` hears why a guest could not be resumed; it goes on as after ``cancel``.
+    With ``end``, it does what the toolstack was asked for (`Control.wish`). `failed` hears why a
+    guest could not be resumed; it goes on as after ``cancel``.
     """
 
     def resume(machine: Core) -> bool:
+        wish, machine.control.wish = machine.control.wish, ""
         try:
-            if on_suspend == "resume":
+            if on_suspend == "resume" or wish == "new":
                 life.renew(machine, AWAY_NS)
             else:
                 life.cancel(machine)

@@ -13,13 +13,24 @@ from xenemu.dom0.control import Answer, Ask, Control, Refused, Verb
 WAYS: Final = ("new", "cancel")
 
 
-def resume(control: Control, ask: Ask) -> Answer:
+def resume(control: Control, ask: Ask) -> None:
     """Say how, to the loop; Refused if the guest is not suspended."""
     how = ask.one_of("how", WAYS, "new")
     if control.domain.shutdown_code != SHUTDOWN_suspend:
         raise Refused("the guest is not suspended; ask it: shutdown suspend")
     control.wish = how
-    return {"how": how}
+
+
+def resumed(control: Control, ask: Ask) -> Answer | None:
+    """A domain goes on."""
+    if control.domain.shutdown_code is not None:
+        return None
+    return {"how": ask.text("how", "new"), "domid": control.domain.domid}
+
+
+def lacking(control: Control, ask: Ask) -> str:
+    """Nobody has resumed it."""
+    return "nobody has resumed the guest"
 
 
 VERB: Final = Verb(
@@ -27,5 +38,7 @@ VERB: Final = Verb(
     "[new|cancel]",
     "Let a suspended guest go on, with --on-suspend preserve: in a new domain, or in the same one.",
     resume,
+    resumed,
+    lacking,
     fields=("how",),
 )

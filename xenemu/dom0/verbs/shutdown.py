@@ -2,7 +2,7 @@
 
 The toolstack writes a word into ``control/shutdown``. The guest empties the node, which is its
 acknowledgement, and then does what the word says. libxl waits for 60 seconds, and leaves the node
-as it is.
+as it is. For a suspend, it also waits until the guest has suspended itself.
 
 In Xen: tools/libs/light/libxl_domain.c (libxl_domain_shutdown, pvcontrol_cb);
 docs/misc/xenstore-paths.pandoc
@@ -15,7 +15,8 @@ from typing import Final
 from xenemu.dom0.control import Answer, Ask, Control, Verb
 
 NODE: Final = "control/shutdown"
-KINDS: Final = ("poweroff", "reboot", "halt", "suspend")
+SUSPEND: Final = "suspend"
+KINDS: Final = ("poweroff", "reboot", "halt", SUSPEND)
 
 
 def ask_for(control: Control, ask: Ask) -> None:
@@ -24,15 +25,25 @@ def ask_for(control: Control, ask: Ask) -> None:
 
 
 def acknowledged(control: Control, ask: Ask) -> Answer | None:
-    """The guest has emptied the node, or has shut down already."""
-    if control.read(NODE) and control.domain.shutdown_code is None:
+    """The guest has emptied the node, or has shut down already; for a suspend, it has done that."""
+    if control.domain.shutdown_code is None and (_is_there(control) or _how(ask) == SUSPEND):
         return None
     return {"acknowledged": True}
 
 
+def _is_there(control: Control) -> bool:
+    return bool(control.read(NODE))
+
+
+def _how(ask: Ask) -> str:
+    return ask.text("how", KINDS[0])
+
+
 def lacking(control: Control, ask: Ask) -> str:
     """What the guest has not done, with the likely reason."""
-    how = ask.text("how", "poweroff")
+    how = _how(ask)
+    if not _is_there(control):
+        return "the guest has acknowledged suspend, and has not suspended itself"
     said = control.read(f"control/feature-{how}")
     hint = "" if said == "1" else f" (nor has it said control/feature-{how})"
     return f"the guest has not acknowledged {how} in {NODE}{hint}"
@@ -41,7 +52,7 @@ def lacking(control: Control, ask: Ask) -> str:
 VERB: Final = Verb(
     "shutdown",
     f"[{'|'.join(KINDS)}]",
-    "Ask the guest to power off, reboot, halt or suspend itself, and wait until it acknowledges.",
+    "Ask the guest to power off, reboot or halt, and to acknowledge; or to suspend itself.",
     ask_for,
     acknowledged,
     lacking,
