@@ -101,7 +101,7 @@ def end_of(machine: Machine, terminal: Until) -> list[object]:
 
 
 def judge(case: Case) -> str:
-    """What differs between a run that was stopped and one that was not; nothing if all is well."""
+    """What differs between a run that was stopped and one that was not."""
     with ExitStack() as stack:
         machine = case.make(stack)
         whole = Until(machine, until=case.until.encode())
@@ -134,7 +134,9 @@ def judge(case: Case) -> str:
             if result.returncode or json.loads(result.stdout) != straight:
                 found = result.stdout.strip() or result.stderr[-2000:]
                 return f"from {file.with_suffix('.told').read_text()}: {found}, not {straight}"
-    return f"ok, {len(files)} of {stops}" if len(files) < len(stops) else ""
+    if len(files) < len(stops):
+        return f"only {len(files)} of the stops {stops} came"
+    return f"ok from {len(files)} instants"
 
 
 def go_on(case: Case, file: Path) -> list[object]:
@@ -193,7 +195,7 @@ def main() -> int:
         for case in cases(Path(folder)):
             if any(each in case.name for each in names) if names else not case.until:
                 began = time.monotonic()
-                said = judge(case) or "ok"
+                said = judge(case)
                 failed += not said.startswith("ok")
                 print(f"{case.name}: {said} ({time.monotonic() - began:.1f} s)", flush=True)
     return 1 if failed else 0
