@@ -86,6 +86,7 @@ bench: setup
 	$(BIN)/python -m bench.disks
 	$(BIN)/python -m bench.system
 	$(BIN)/python -m bench.vcpus
+	$(BIN)/python -m bench.snapshots
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -42,7 +43,7 @@ LARGEST_HEADER: Final = 1 << 20
 LARGEST_PLAIN: Final = 1 << 30
 PLAIN: Final = 64 << 20  # bytes of plain data that any guest may have,
 XENS: Final = 256 << 20  # and of memory that is not the guest's
-BLOCK: Final = 1 << 20  # bytes of memory that are compressed as one
+BLOCK: Final = 1 << 22  # bytes of memory that are compressed as one
 PAGE_SIZE: Final = 4096
 NONSENSE: Final = (  # what bytes that no xenemu wrote can come to
     AttributeError,
@@ -86,12 +87,16 @@ class Header(msgspec.Struct, kw_only=True):
 
 @dataclass
 class Parts:
-    """What is in a file. `plain` and `ram` are empty if the file is of another format."""
+    """What is in a file. `plain` and `ram` are empty if the file is of another format.
+
+    `kernel_digest` is that of the kernel as it is now, or empty if it cannot be read.
+    """
 
     header: Header
     digest: bytes
     plain: bytes
     ram: mmap.mmap
+    kernel_digest: str
 
 
 def write(
@@ -156,11 +161,19 @@ def _read(path: Path) -> Parts:
         plain, ram = b"", anonymous(PAGE_SIZE)
         if (header.format, header.version) == (FORMAT, __version__):
             plain, ram = _unpack_all(header, rest)
-        return Parts(header, digest.digest(), plain, ram)
+        return Parts(header, digest.digest(), plain, ram, _digest_of(header.kernel))
     except (MemoryError, OSError):
         raise UsageError(f"{path}: this host has not the memory that it takes") from None
     except NONSENSE as error:
         raise UsageError(f"{path}: no snapshot that this xenemu can use: {error}") from None
+
+
+def _digest_of(kernel: str) -> str:
+    with suppress(OSError, ValueError):
+        if os.path.isfile(kernel):
+            with open(kernel, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def _rest_of(path: Path) -> memoryview:

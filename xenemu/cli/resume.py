@@ -71,6 +71,7 @@ class Resumed:
     saved: Saved
     kernel: Path
     disks: Sequence[DiskSpec]
+    kernel_digest: str = ""  # if it is known already
     verb: str = "going on with"
 
     @property
@@ -89,7 +90,8 @@ class Resumed:
         """The kernel's image, for later; UsageError if it is another, or if a disk is."""
         header = self.saved.header
         at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
-        if digest_of(self.kernel, at, advice) != header.kernel_digest:
+        found = self.kernel_digest or digest_of(self.kernel, at, advice)
+        if found != header.kernel_digest:
             raise UsageError(f"{at} {self.kernel}: another file is there now{advice}")
         at = f"{self.file}: its disk"
         names = name_all(at, self.disks)
@@ -213,7 +215,8 @@ def resume(
     header.disks = moved(file, header.disks, disk or [])
     disks = [parse_disk(f"{file}: its disk", text) for text in header.disks]
     header.kernel = os.path.abspath(kernel or header.kernel)
-    guest = Resumed(file, saved, Path(header.kernel), disks)
+    known = "" if kernel else saved.kernel_digest
+    guest = Resumed(file, saved, Path(header.kernel), disks, known)
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     check_confine(confined)
     expectations = Expectations(expect or [])

@@ -33,6 +33,7 @@ class Saved:
     header: Header
     snapshot: Snapshot
     digest: bytes = b""  # the file's
+    kernel_digest: str = ""  # of the kernel that the header names, as it is now
 
 
 @dataclass
@@ -92,4 +93,4 @@ def read(path: Path) -> Saved:
     except NONSENSE as error:
         raise UsageError(f"{path}: no snapshot that this xenemu can use: {error}") from None
     domain = replace(domain, content=Unpacked(parts.ram, header.runs))
-    return Saved(header, replace(snapshot, domain=domain), parts.digest)
+    return Saved(header, replace(snapshot, domain=domain), parts.digest, parts.kernel_digest)
