@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
@@ -74,7 +77,7 @@ def test_options_that_make_no_sense_are_refused(run, tmp_path):
         (("--on-suspend", "sleep"), "is not end, resume, cancel, preserve or save=FILE"),
         (("--on-suspend", "save="), "is not end, resume, cancel, preserve or save=FILE"),
         (("--suspended-for", "soon"), "--suspended-for"),
-        (("--on-suspend", "resume", "--record", tmp_path / "r"), "--record"),
+        (("--on-suspend", f"save={tmp_path / 's'}", "--record", tmp_path / "r"), "--record"),
     ):
         code, console, stderr = run("pv64", *options)
         assert (code, console, stderr.count("\n")) == (7, "", 1), stderr
@@ -92,3 +95,24 @@ def test_a_file_that_was_not_needed_is_told(run, tmp_path):
     assert kernel.exists() and code == 3
     assert "not written: the guest was not saved" in stderr
     assert file.read_bytes() == b""
+
+
+def test_a_recording_repeats_a_suspend(run, tmp_path):
+    file = tmp_path / "recording"
+    first = run("pvh64", "--on-suspend", "resume", "--record", file)
+    assert first[1].endswith(2 * RETURNED.format(0) + SUCCESS)
+    replay = [sys.executable, "-m", "xenemu", "replay", file]
+    again = subprocess.run(replay, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == first[:2], again.stderr
+    virtual = [
+        stderr.partition("virtual time ")[2].split()[:4] for stderr in (first[2], again.stderr)
+    ]
+    assert virtual[0] == virtual[1]
+
+
+def test_a_snapshot_goes_on_to_a_suspend(run, tmp_path):
+    file = tmp_path / "snapshot"
+    run("pv32", "--snapshot", file, "--snapshot-at", "suspend")
+    resume = [sys.executable, "-m", "xenemu", "resume", file, "--on-suspend", "resume"]
+    result = subprocess.run(resume, capture_output=True, text=True, check=False)
+    assert result.stdout == 2 * RETURNED.format(0) + SUCCESS, result.stderr

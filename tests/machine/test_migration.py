@@ -16,7 +16,7 @@ from xenemu.abi.xen import start_info
 from xenemu.dom0.xenstore_model import Connection
 from xenemu.errors import DomainCrash
 from xenemu.hv.shared_info import field
-from xenemu.machine import life
+from xenemu.machine import Machine, life
 from xenemu.machine.migration import envelope, pv_save
 from xenemu.machine.migration.records import StreamError
 from xenemu.outcome import End
@@ -69,6 +69,28 @@ def test_a_guest_goes_on_in_a_new_domain_of_the_same_machine(kind):
     assert (end, domains) == (End.POWEROFF, [2, 3])
     assert shown.endswith(TWICE.format(0))
     assert machine.engine.now_ns > 2 * SECOND_NS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_goes_back_across_a_suspend(kind):
+    """To before it, in the old domain, and to after it, in the new one; and in another machine."""
+    machine = suspended(kind)
+    before = machine.snapshot()
+    life.renew(machine, SECOND_NS)
+    after = machine.snapshot()
+    ends = []
+    for snapshot, domid in ((None, 2), (after, 2), (before, 1), (after, 2)):
+        if snapshot is not None:
+            machine.restore(snapshot)
+        assert list(machine.host.domains) == [machine.domain.domid] == [domid]
+        assert machine.personality.audit(machine.domain) == []
+        if domid == 1:
+            life.renew(machine, SECOND_NS)
+        ends.append((to_the_end(machine), machine.engine.instructions, machine.engine.now_ns))
+    other = Machine.revive(after)
+    ends.append((to_the_end(other), other.engine.instructions, other.engine.now_ns))
+    assert ends == [ends[0]] * 5
+    assert ends[0][0] == (End.POWEROFF, TWICE.format(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)

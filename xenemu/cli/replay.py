@@ -205,7 +205,14 @@ class Repeated:
     @property
     def life(self) -> Life:
         """What becomes of the domain when it ends."""
-        return Life(self.start.rules, self.start.max_restarts)
+        start = self.start
+        life = Life(start.rules, start.max_restarts)
+        if start.on_suspend != "end":
+            from xenemu.cli.suspending import Suspending  # noqa: PLC0415 (few runs want it)
+
+            suspending = Suspending(Suspending.action_of(start.on_suspend), start.suspended_for_ns)
+            suspending.take_part(life)
+        return life
 
     def network(self) -> Wired | None:
         """Its interfaces, with nobody at the other ends."""

@@ -21,6 +21,7 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Load
 from xenemu.cli.keeping import Keeping
 from xenemu.cli.screen import is_terminal
+from xenemu.cli.suspend_options import OnSuspend, SuspendedFor, parse_away, suspending_of
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -185,6 +186,8 @@ def resume(
     snapshot_at: SnapshotAt = None,
     core: CoreTo = None,
     core_when: CoreAfter = None,
+    on_suspend: OnSuspend = "end",
+    suspended_for: SuspendedFor = "1s",
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -218,6 +221,7 @@ def resume(
     known = "" if kernel else saved.kernel_digest
     guest = Resumed(file, saved, Path(header.kernel), disks, known)
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
+    away_ns = parse_away(suspended_for)
     check_confine(confined)
     expectations = Expectations(expect or [])
     with (
@@ -255,6 +259,7 @@ def resume(
             keeping=keeping,
             channel=channel,
             dumping=Dumping.parse(outputs, core, core_when),
+            suspending=suspending_of(outputs, on_suspend, away_ns),
         )
         code = attended.run()
     raise typer.Exit(code)

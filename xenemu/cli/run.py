@@ -50,7 +50,13 @@ from xenemu.cli.guest_options import (
 from xenemu.cli.one_way import one_way
 from xenemu.cli.record_options import Record, begin
 from xenemu.cli.screen import is_terminal
-from xenemu.cli.suspend_options import OnSuspend, Restore, SuspendedFor
+from xenemu.cli.suspend_options import (
+    OnSuspend,
+    Restore,
+    SuspendedFor,
+    parse_away,
+    suspending_of,
+)
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -288,7 +294,7 @@ def run(
     )
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset, max_restarts)
-    away_ns = parse_nanoseconds("--suspended-for", suspended_for.removesuffix("s"))
+    away_ns = parse_away(suspended_for)
     check_confine(confined)
     guest: Guest = Fresh(kernel, mode, config, note_types)
     if restore is not None:
@@ -296,8 +302,8 @@ def run(
 
         restored = Restored.read(restore, kernel, mode, config, away_ns)
         guest, config = restored, restored.config
-    if record is not None and (restore is not None or on_suspend != "end"):
-        raise UsageError("--record: no recording can have a guest that is resumed or restored")
+    if record is not None and (restore is not None or on_suspend.startswith("save=")):
+        raise UsageError("--record: no recording can have a guest that is saved or restored")
     if overlay is not None:
         disk = with_overlay("--overlay", overlay, disk or [])
     disks = [parse_disk("--disk", text) for text in disk or []]
@@ -342,13 +348,9 @@ def run(
                 vifs=wired.vifs if wired else [],
                 expects=expect or [],
                 life=life,
+                on_suspend=(on_suspend, away_ns),
             )
 
-        suspending = None
-        if on_suspend != "end":
-            from xenemu.cli.suspending import Suspending  # noqa: PLC0415 (few runs want it)
-
-            suspending = Suspending.parse(outputs, on_suspend, away_ns)
         attended = AttendedRun(
             guest,
             symbols,
@@ -373,7 +375,7 @@ def run(
             recorder=begin(outputs, record, gdb, start),
             shares=directories,
             dumping=Dumping.parse(outputs, core, core_when),
-            suspending=suspending,
+            suspending=suspending_of(outputs, on_suspend, away_ns),
             one_way=one_way(disks, shares) if gdb else "",
         )
         code = attended.run()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from xenemu.options import parse_nanoseconds
+from xenemu.outputs import Outputs
+
+if TYPE_CHECKING:
+    from xenemu.cli.suspending import Suspending
 
 OnSuspend = Annotated[
     str,
@@ -34,3 +40,17 @@ Restore = Annotated[
         metavar="FILE",
     ),
 ]
+
+
+def parse_away(text: str) -> int:
+    """What --suspended-for says, in nanoseconds; UsageError."""
+    return parse_nanoseconds("--suspended-for", text.removesuffix("s"))
+
+
+def suspending_of(outputs: Outputs, on_suspend: str, away_ns: int) -> Suspending | None:
+    """What --on-suspend asks for, if not to end the run; UsageError."""
+    if on_suspend == "end":
+        return None
+    from xenemu.cli.suspending import Suspending  # noqa: PLC0415 (few runs want it)
+
+    return Suspending.parse(outputs, on_suspend, away_ns)

@@ -18,7 +18,6 @@ from xenemu.machine.migration.envelope import Told
 from xenemu.machine.migration.records import StreamError
 from xenemu.outputs import Output, Outputs
 
-END: Final = "end"
 CHOICES: Final = "end, resume, cancel, preserve or save=FILE"
 SAVE: Final = "save="
 
@@ -45,16 +44,19 @@ class Suspending:
     saved: bool = field(default=False, init=False)
 
     @classmethod
-    def parse(cls, outputs: Outputs, text: str, away_ns: int) -> Suspending | None:
-        """What ``--on-suspend`` asks for, if not to end the run; UsageError."""
-        if text == END:
-            return None
+    def parse(cls, outputs: Outputs, text: str, away_ns: int) -> Suspending:
+        """What ``--on-suspend`` asks for, other than to end the run; UsageError."""
         if text.startswith(SAVE) and text != SAVE:
             path = Path(text.removeprefix(SAVE))
             return cls(Action.SAVE, away_ns, outputs.open("--on-suspend save=", path))
-        if text in (Action.RESUME.value, Action.CANCEL.value, Action.PRESERVE.value):
-            return cls(Action(text), away_ns)
-        raise UsageError(f"--on-suspend: {text!r} is not {CHOICES}")
+        return cls(cls.action_of(text), away_ns)
+
+    @classmethod
+    def action_of(cls, text: str) -> Action:
+        """An action that needs no file, by its name; UsageError."""
+        if text not in (Action.RESUME.value, Action.CANCEL.value, Action.PRESERVE.value):
+            raise UsageError(f"--on-suspend: {text!r} is not {CHOICES}")
+        return Action(text)
 
     def take_part(self, life: Life) -> None:
         """Be asked, in a run, what becomes of a guest that is suspended."""

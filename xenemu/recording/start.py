@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -92,6 +92,8 @@ class Start(msgspec.Struct, kw_only=True):
     expects: list[str] = []
     rules: dict[str, Action] = {}  # of what becomes of a domain that ends
     max_restarts: U64 = MAX_RESTARTS
+    on_suspend: Literal["end", "resume", "cancel", "preserve"] = "end"
+    suspended_for_ns: U64 = 0
 
 
 def start_of(
@@ -108,8 +110,10 @@ def start_of(
     vifs: Sequence[Vif] = (),
     expects: Sequence[str] = (),
     life: Life | None = None,
+    on_suspend: tuple[str, int] | None = None,
 ) -> Start:
     """Describe a start. UsageError: a file cannot be read, or not as it is now once more."""
+    what, away_ns = on_suspend or ("end", 0)
     return Start(
         kernel=Named(_absolute(kernel), digest_of(kernel, "--record: KERNEL")),
         mode=mode,
@@ -127,6 +131,8 @@ def start_of(
         expects=list(expects),
         rules=dict(life.rules) if life else {},
         max_restarts=life.max_restarts if life else MAX_RESTARTS,
+        on_suspend=what,  # type: ignore[arg-type] # checked by who parsed it
+        suspended_for_ns=away_ns,
     )
 
 

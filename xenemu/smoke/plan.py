@@ -65,6 +65,7 @@ DONE: Final = (
     *("timeout", "virtual_timeout", "quiet_timeout"),
 )
 ON_SUSPEND: Final = ("end", "resume", "cancel")
+SUSPENDED_FOR_NS: Final = 1_000_000_000
 STEERS: Final = ("rng_seed", "slice", "schedule_seed")
 MADE: Final = ("init", "rootfs")  # of which an initramfs is made, in the place of an initrd
 

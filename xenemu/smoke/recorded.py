@@ -17,7 +17,7 @@ from xenemu.recording.events import Changed, place
 from xenemu.recording.file import Header, Writer
 from xenemu.recording.recorder import Recorder
 from xenemu.recording.start import start_of
-from xenemu.smoke.plan import Boot
+from xenemu.smoke.plan import SUSPENDED_FOR_NS, Boot
 
 MOST: Final = 32 << 20  # bytes; what comes after is as if the boot had been killed
 
@@ -45,6 +45,8 @@ class Recorded:
         shares = [device for device in devices if isinstance(device, Share)]
         made_of = {name: getattr(boot, name) for name in ("initrd", "init", "rootfs", "busybox")}
         try:
+            is_kept = boot.on_suspend == "end" and boot.do  # for a deed that resumes it
+            on_suspend = "preserve" if is_kept else boot.on_suspend
             start = start_of(
                 boot.kernel,
                 boot.mode,
@@ -55,6 +57,7 @@ class Recorded:
                 disks=boot.disk,
                 shares=shares,
                 vifs=vifs,
+                on_suspend=(on_suspend, SUSPENDED_FOR_NS),
             )
         except UsageError:  # such as a kernel that is a pipe
             return recorded

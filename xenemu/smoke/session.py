@@ -145,10 +145,7 @@ class Session:
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
         self._dump = _dumper() if boot.dumped else None
         self._life = self._afterlife()
-        # A recording says nothing of suspends.
-        resumes = any(deed.action.startswith("resume") for deed in boot.do)
-        is_recorded = boot.recorded and boot.on_suspend == "end" and not resumes
-        self.recorded = _recorded(self, config, vifs) if is_recorded else None
+        self.recorded = _recorded(self, config, vifs) if boot.recorded else None
 
     def _failed(self, sentence: str) -> None:
         self.findings.append(Finding(Verdict.UNMET, sentence))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from xenemu.machine import life
 from xenemu.machine.core import Core
 from xenemu.machine.migration.records import StreamError
-
-AWAY_NS: Final = 1_000_000_000
+from xenemu.smoke.plan import SUSPENDED_FOR_NS
 
 
 def resumes(on_suspend: str, failed: Callable[[str], None]) -> Callable[[Core], bool]:
@@ -23,7 +21,7 @@ def resumes(on_suspend: str, failed: Callable[[str], None]) -> Callable[[Core], 
         wish, machine.control.wish = machine.control.wish, ""
         try:
             if on_suspend == "resume" or wish == "new":
-                life.renew(machine, AWAY_NS)
+                life.renew(machine, SUSPENDED_FOR_NS)
             else:
                 life.cancel(machine)
         except StreamError as error:
