@@ -37,6 +37,7 @@ def path(tmp_path: Path) -> Path:
         ("a,overlay,name=xvdb,overlay=b", DiskSpec(Path("a"), name="xvdb", overlay=Path("b"))),
         ("a,format=qcow2", DiskSpec(Path("a"), format=Format.QCOW2)),
         ("a,persistent,rw", DiskSpec(Path("a"), Access.WRITE, persistent=True)),
+        ("a,later,ro", DiskSpec(Path("a"), Access.READ_ONLY, later=True)),
         ("a,sector-size=4096,format=raw", DiskSpec(Path("a"), format=Format.RAW, sector_size=4096)),
     ],
 )
@@ -55,6 +56,8 @@ def test_a_disk_is_read(text: str, spec: DiskSpec) -> None:
         ("a,size=4", "'size=4' is not known"),
         ("a,persistent=1", "'persistent=1' is not known"),
         ("a,persistent,persistent", "persistent: this is said twice"),
+        ("a,later=yes", "'later=yes' is not known"),
+        ("a,later,later", "later: this is said twice"),
         ("a,rw,ro", "ro: give one of ro, rw and overlay"),
         ("a,rw,overlay=b", "'overlay=b' is not known"),
         ("a,overlay=b,ro", "ro: give one of ro, rw and overlay"),

@@ -37,6 +37,7 @@ MKDIR, WRITE, SYMLINK, MKNOD, RENAME, SETATTR = 72, 118, 16, 18, 20, 26
         ("/srv", ShareSpec(Path("/srv"))),
         ("tree,ro,tag=src", ShareSpec(Path("tree"), "src")),
         ("/srv,rw", ShareSpec(Path("/srv"), writable=True)),
+        ("/srv,later,rw", ShareSpec(Path("/srv"), writable=True, later=True)),
         ("/srv,diod=/opt/diod", ShareSpec(Path("/srv"), diod=Path("/opt/diod"))),
     ],
 )
@@ -51,6 +52,8 @@ def test_what_is_shared(text: str, spec: ShareSpec) -> None:
         ("/srv,", "nothing after a comma: give DIR"),
         ("/srv,tag=", "tag=: give DIR"),
         ("/srv,rw=1", "rw=1: give DIR"),
+        ("/srv,later=1", "later=1: give DIR"),
+        ("/srv,later,later", "later: this is said twice"),
         ("/srv,tag=a/b", "a/b: a tag has"),
         ("/srv,ro,rw", "rw: give one of ro and rw"),
         ("/srv,tag=a,tag=b", "tag=b: this is said twice"),

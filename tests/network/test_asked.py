@@ -16,6 +16,7 @@ from xenemu.network.asked import Asked, Forward, parse_net
         ("user", Asked("user", True)),
         ("none-but-pcap", Asked("none-but-pcap")),
         ("socket:/tmp/wire", Asked("socket:/tmp/wire", path=Path("/tmp/wire"))),
+        ("none-but-pcap,later", Asked("", later=True)),
         ("user,mac=00:16:3E:00:00:01", Asked("", True, mac="00:16:3e:00:00:01")),
         ("user,hostfwd=tcp:2222:22", Asked("", True, forwards=(Forward("tcp", "", 2222, 22),))),
         ("user,hostfwd=tcp::2222-:22", Asked("", True, forwards=(Forward("tcp", "", 2222, 22),))),
@@ -32,7 +33,7 @@ from xenemu.network.asked import Asked, Forward, parse_net
 def test_what_is_asked_for(text: str, asked: Asked) -> None:
     found = parse_net("--net", text)
     assert found.text == text
-    fields = ("is_user", "path", "mac", "forwards")
+    fields = ("is_user", "path", "mac", "forwards", "later")
     assert [getattr(found, name) for name in fields] == [getattr(asked, name) for name in fields]
 
 
