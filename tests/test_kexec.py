@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_core_boots import noted
 from test_ends import run
 
 import tinyguest
@@ -85,6 +86,7 @@ def test_a_panic_boots_the_crash_kernel_which_reads_the_first_ones_memory(
     (tmp_path / "initrd.gz").write_bytes(pack([*entries(FIRST.encode(), busybox), *members]))
     words = ["--mode", "pvh", "--memory", "384M", "--initrd", tmp_path / "initrd.gz"]
     words += ["--cmdline", "console=hvc0 quiet crashkernel=128M", "--timeout", "300"]
+    words += ["--core", tmp_path / "core"]
     result = xenemu_run(kernel, *words)
     console, told = result.stdout.decode(), result.stderr.decode()
     assert "loaded: 0 1" in console
@@ -92,6 +94,8 @@ def test_a_panic_boots_the_crash_kernel_which_reads_the_first_ones_memory(
     found = re.search(r"the second kernel\s+\x7fELFOSRELEASE=(\S+)\s+CRASHTIME=\d+", console)
     assert found and found[1] in kernel.name, console
     assert "asked for a soft reset: the domain is renewed, and its memory stays" in told
+    # The core is of the kernel that panicked, not of the other one, which halted.
+    assert "CRASHTIME" in noted(tmp_path / "core")
     assert result.returncode == 4  # whatever came after it, it panicked
     assert told.splitlines()[-1].startswith("xenemu: guest-crash, exit 4: Kernel panic")
 

@@ -65,6 +65,16 @@ def test_after_a_good_end_there_is_none_unless_asked(call, tmp_path):
     assert (tmp_path / "core").stat().st_size > 32 << 20
 
 
+def test_each_domain_that_crashed_leaves_one(call, tmp_path):
+    words = ["--on-crash", "restart", "--max-restarts", "1"]
+    files = [tmp_path / "first", tmp_path / "second"]
+    for file in files:
+        words += ["--core", file]
+    result = call(shutdown(CRASH), *words)
+    told = [line for line in result.stderr.splitlines() if "--core: 32 MiB" in line]
+    assert [line.split(";")[0].split()[-1] for line in told] == list(map(str, files))
+
+
 def test_what_cannot_be_written_is_taken_back(call, tmp_path):
     result = call(shutdown(CRASH), "--core", tmp_path / "core", file_size=1 << 20)
     assert result.returncode == 7

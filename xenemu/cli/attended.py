@@ -149,6 +149,8 @@ class AttendedRun:
                 leave = "; Ctrl-] twice leaves" if terminal.interactive else ""
                 size, verb = format_size(self.guest.memory), self.guest.verb
                 _tell(f"{verb} {self.guest.kernel} as {machine.entry.name}, {size}{leave}")
+            if self.dumping is not None:
+                self.life.last_look = self._last_look(machine, load, witness, status)
             server = self._serve(machine, load, terminal, witness, status)
             started = time.monotonic()
             with terminal, self._watch(machine, load, terminal, status) as explainer:
@@ -199,8 +201,8 @@ class AttendedRun:
             f" {engine.now_ns / 1e9:.3f} s, {engine.instructions} instructions, {host_s:.2f} s here"
             f"{f'; the same again: {order}' if order else ''}"
         )
-        if self.dumping is not None:
-            _tell(self.dumping.end(machine, load(), code))
+        if self.dumping is not None and (told := self.dumping.end(machine, load(), code)):
+            _tell(told)
         return code
 
     def _kind(
@@ -271,6 +273,18 @@ class AttendedRun:
                 _tell_amid(status, told)
 
         return keep
+
+    def _last_look(
+        self, machine: Machine, load: Load, witness: Witness, status: Status
+    ) -> Callable[[Outcome], None]:
+        """Writes the core of a domain that another one replaces, or another kernel."""
+
+        def look(outcome: Outcome) -> None:
+            code = judge(outcome, self.expectations, witness).exit_code
+            if self.dumping and (told := self.dumping.look(machine, load(), code)):
+                _tell_amid(status, told)
+
+        return look
 
     def _asked_by_gdb(self, machine: Machine) -> Callable[[], str] | None:
         """Takes a snapshot for `monitor snapshot`; None if there is no file for one."""

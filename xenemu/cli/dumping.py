@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
@@ -61,6 +61,7 @@ class Dumping:
     outputs: list[Output]
     always: bool
     save: Callable[[Current, Image, Output, bool], Core]
+    has_looked: bool = field(default=False, init=False)  # at a domain that has crashed before
     # System calls: this one leaves holes in a file, and empties it after a failure.
     calls: ClassVar = ("ftruncate",)
 
@@ -78,12 +79,25 @@ class Dumping:
         files = [outputs.open("--core", path) for path in paths]
         return cls(files, when is CoreWhen.ALWAYS, save)
 
+    def look(self, machine: Machine, image: Image, code: int) -> str:
+        """The same for a guest that has ended so, and whose place another one takes.
+
+        Nothing is said if nothing is written. OutputError.
+        """
+        if code not in WORTH_IT or not self._left:
+            return ""
+        self.has_looked = True
+        return f"--core: {self.write(machine, image)}"
+
     def end(self, machine: Machine, image: Image, code: int) -> str:
-        """Write a file if `code` is worth it, and say in words what is in it; OutputError."""
+        """Write a file if `code` is worth it, and say in words what is in it; OutputError.
+
+        Nothing is said if the only file has the core of a domain before this one.
+        """
         if not self.always and code not in WORTH_IT:
             return "--core: not written, as the guest neither crashed nor hung"
         if not self._left:
-            return "--core: not written in the end, as no file is left"
+            return "" if self.has_looked else "--core: not written in the end, as no file is left"
         return f"--core: {self.write(machine, image)}"
 
     @property

@@ -46,7 +46,8 @@ class Life:
 
     `suspended` does what is to be done with a machine whose domain has suspended itself, and says
     whether a domain goes on. With `keeps_suspended`, that is asked once a toolstack has said what
-    it wishes (`Control.wish`).
+    it wishes (`Control.wish`). `last_look` is called when a domain has ended so, before another one
+    takes its place, or before it is renewed.
     """
 
     rules: Mapping[str, Action] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Life:
     restarts: int = 0
     suspended: Callable[[Core], bool] = lambda machine: False
     keeps_suspended: bool = False
+    last_look: Callable[[Outcome], None] = lambda outcome: None
 
     @property
     def restarts_any(self) -> bool:

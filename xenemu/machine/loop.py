@@ -106,11 +106,13 @@ class Run:
             case Action.RESTART:
                 self.machine.control.say("restart", reason=outcome.end.value)
                 self.outside.send()
+                self.life.last_look(outcome)
                 self.machine.start_again()
                 return True
             case Action.PRESERVE if self.debugger is None:
                 self._preserve()
             case Action.SOFT_RESET:
+                self.life.last_look(outcome)
                 soft_reset(self.machine)
                 self.machine.control.say("soft-reset")
                 return True

@@ -144,6 +144,7 @@ class Session:
         self._mark("built", 0)
         self._recording = _record(boot, self.machine, self.image) if boot.covered else None
         self._dump = _dumper() if boot.dumped else None
+        self._core = b""  # of a kernel that has panicked, and started another one
         self._life = self._afterlife()
         self.recorded = _recorded(self, config, vifs) if boot.recorded else None
 
@@ -156,11 +157,16 @@ class Session:
     def _afterlife(self) -> Life:
         boot, is_kept = self.boot, self.boot.on_suspend == "end"
         if is_kept and not (self.is_asked or boot.do):
-            return Life()
+            return Life(last_look=self._look)
         from xenemu.smoke.suspends import resumes  # noqa: PLC0415 (few boots pay for it)
 
         resume = resumes(boot.on_suspend, self._failed)
-        return Life(suspended=resume, keeps_suspended=is_kept)
+        return Life(suspended=resume, keeps_suspended=is_kept, last_look=self._look)
+
+    def _look(self, outcome: Outcome) -> None:
+        """Another kernel takes the place of the guest's; if that has panicked, keep its core."""
+        if self._dump and not self._core and self._witness.panicked:
+            self._core = self.core()
 
     @property
     def calls(self) -> list[str]:
@@ -334,7 +340,9 @@ class Session:
 
     def core(self) -> bytes:
         """Its core, compressed; nothing if nobody wants it, or if it would be too large."""
-        return self._dump(self.machine.current, self.image, MAX_CORE) if self._dump else b""
+        if self._core or self._dump is None:
+            return self._core
+        return self._dump(self.machine.current, self.image, MAX_CORE)
 
     def report(self) -> str:
         """Where the guest is, as `xenemu run` would tell, without what the console shows."""
