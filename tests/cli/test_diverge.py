@@ -71,6 +71,13 @@ def test_the_same_run_twice(record, call) -> None:
     assert "The two runs are the same" in found(result)
 
 
+def test_a_guest_that_may_be_restarted_is_refused(record, call) -> None:
+    record("a", shutdown(POWEROFF), "--on-reboot", "restart")
+    result = call("diverge", "a", "a")
+    assert (result.returncode, result.stdout) == (7, b"")
+    assert b"a: this is of several boots" in result.stderr
+
+
 def test_two_kernels_are_compared_by_lines_and_hypercalls(call, tmp_path) -> None:
     for name, end in (("a", say(b"two\n")), ("b", YIELD)):
         (tmp_path / name).mkdir()

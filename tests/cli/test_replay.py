@@ -178,7 +178,9 @@ def test_a_file_that_is_another_now_is_refused(record, call, place):
         with pytest.raises(UsageError, match=f"say where it is: --{option.rstrip('s')}"):
             repeated(place)
         (place / name).unlink()
-        with pytest.raises(UsageError, match=f"{name}: .*"):
+        with pytest.raises(
+            UsageError, match=f"rec: its .*{name}: .*; say where it is: --{option[:4]}"
+        ):
             repeated(place)
         where = [f"{moved},name=xvda"] if name == "disk" else moved
         guest, (disk,) = repeated(place, **{option: where})

@@ -214,6 +214,20 @@ def test_a_byte_of_memory_is_enough_to_differ(record, repeat, tmp_path) -> None:
     assert "its registers or its memory were others" in outcome.reason
 
 
+@pytest.mark.parametrize(
+    ("receiver", "words"),
+    [("nobody", "'nobody' takes nothing"), ("control", "'control' cannot take what came")],
+)
+def test_what_nobody_sends_is_told(record, repeat, tmp_path, receiver, words) -> None:
+    record(SPIN, Person())
+    recording = read(tmp_path)
+    at = next(n for n, event in enumerate(recording.events) if isinstance(event, Arrived))
+    recording.events[at].receiver = receiver
+    _, _, outcome = repeat(SPIN, recording)
+    assert outcome.end is End.DIVERGED
+    assert words in outcome.reason
+
+
 def test_a_guest_that_ends_earlier_is_told(record, repeat, tmp_path) -> None:
     record(WAIT, Person())
     _, _, outcome = repeat(tinyguest.shutdown(tinyguest.POWEROFF))
@@ -291,5 +305,5 @@ def test_the_end_is_in_the_recording(record, tmp_path) -> None:
     machine, _, outcome = record(WAIT, Person())
     ended = read(tmp_path).ended
     assert isinstance(ended, Ended)
-    assert (ended.end, ended.reason) == ("poweroff", outcome.reason)
+    assert (ended.end, ended.reason) == (End.POWEROFF, outcome.reason)
     assert ended.instructions == machine.engine.instructions

@@ -18,7 +18,7 @@ import typer
 
 from xenemu.cli.replay import Moved, Repeated
 from xenemu.confine import confine
-from xenemu.errors import EngineError
+from xenemu.errors import EngineError, UsageError
 from xenemu.outcome import EXIT_DIVERGED
 from xenemu.recording import file as recording_file
 from xenemu.recording.parting import Peer, part, tell
@@ -53,7 +53,10 @@ def diverge(
     paths = first, second
     starts = [recording_file.read(path).header.start for path in paths]
     for path, start in zip(paths, starts, strict=True):
-        Repeated(path, start, Moved()).guest()  # or it is told in one line what is missing
+        repeated = Repeated(path, start, Moved())
+        if repeated.life.restarts_any:
+            raise UsageError(f"{path}: this is of several boots: record without --on-... restart")
+        repeated.guest()  # or it is told in one line what is missing
     one_kernel = len({(start.kernel.digest, start.mode) for start in starts}) == 1
     with ExitStack() as stack:
         asked = [stack.enter_context(_repeating(path)) for path in paths]

@@ -144,7 +144,11 @@ class Repeated:
         if self.moved.initrd is not None:
             data = read_module("--initrd", self.moved.initrd, memory)
         else:
-            data = initial_ramdisk(initrd, init, rootfs, busybox, memory)
+            try:
+                data = initial_ramdisk(initrd, init, rootfs, busybox, memory)
+            except UsageError as error:  # which begins with an option
+                said = str(error).removeprefix("--")
+                raise UsageError(f"{self.file}: its {said}; say where it is: --initrd") from None
         if digest(data) != start.ramdisk_digest:
             where = self.moved.initrd or ", ".join(start.ramdisk.values())
             raise UsageError(

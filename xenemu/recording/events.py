@@ -70,7 +70,7 @@ class Checked(Event):
 class Ended(Event):
     """The run is over; the last fields are those of a check."""
 
-    end: str
+    end: End
     reason: str
     advice: str
     signum: int
@@ -82,7 +82,7 @@ class Ended(Event):
     @property
     def is_host_made(self) -> bool:
         """Whether the guest did not end by itself."""
-        return End(self.end) in HOST_MADE
+        return self.end in HOST_MADE
 
 
 Any = Arrived | Waited | Changed | Answered | Checked | Ended

@@ -122,7 +122,10 @@ class _Replayed(Outside):
         for line, source in self.sources:
             if line.name == event.receiver and isinstance(source, Tapped):
                 source.came(self.machine.engine.now_ns, event.data)
-        feed(domain, event.data)
+        try:
+            feed(domain, event.data)
+        except ValueError as error:  # nobody sends that
+            self._differ(f"{event.receiver!r} cannot take what came: {error}")
 
     def _change(self, event: Changed) -> None:
         if event.schedule is not None:
@@ -197,7 +200,7 @@ class _Replayed(Outside):
             return self._verdict
         ended = self._end
         if ended is not None and ended.is_host_made and ended is self._next:
-            return Outcome(End(ended.end), ended.reason, ended.advice)
+            return Outcome(ended.end, ended.reason, ended.advice)
         return None
 
     def expired(self) -> Outcome | None:
@@ -217,7 +220,7 @@ class _Replayed(Outside):
         if not isinstance(event, Ended):
             self._differ(f"it ended ({outcome.reason}), and the recorded one went on")
         elif (event.end, event.reason, event.printed) != (
-            outcome.end.value,
+            outcome.end,
             outcome.reason,
             machine.printed,
         ):

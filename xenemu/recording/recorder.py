@@ -77,7 +77,7 @@ class _Recorded(Outside):
 
     def over(self, outcome: Outcome) -> Outcome:
         writer, machine = self.recorder.writer, self.machine
-        end = (outcome.end.value, outcome.reason, outcome.advice)
+        end = (outcome.end, outcome.reason, outcome.advice)
         signum = self.recorder.signum()
         writer.note(Ended(*place(machine), *end, signum, machine.printed, *self._check()))
         writer.flush()
