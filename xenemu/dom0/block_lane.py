@@ -66,7 +66,8 @@ class Lane:
     """The lane of a ring of a domain's."""
 
     def __init__(self, library: _Library, domain: Domain, ring: BackRing) -> None:
-        self.domain, self.ring, self._p2m = domain, ring, domain.p2m
+        self.domain, self.ring = domain, ring
+        self._memory, self._p2m = domain.memory, domain.p2m
         self._next, self._move = library.next, library.move
         self._grant_frames: list[int] = []
         self._active: list[int] = []
@@ -83,7 +84,8 @@ class Lane:
 
     def fits(self, domain: Domain, ring: BackRing) -> bool:
         """Whether it is still the lane of this ring."""
-        return self.ring is ring and self.domain is domain and self._p2m is domain.p2m
+        same_memory = self._memory is domain.memory and self._p2m is domain.p2m
+        return same_memory and self.ring is ring and self.domain is domain
 
     def opens(self, disk_size: int, read_only: bool) -> bool:
         """Tell C of the disk, and of grants as they are now; False if C does not know such."""
