@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,6 +17,7 @@ from xenemu.cli.channel import MAX_UNREAD
 from xenemu.dom0.bus import BusBackend
 from xenemu.dom0.control import MAX_WAITING, MAX_WATCHES, Control
 from xenemu.dom0.verbs import VERBS
+from xenemu.errors import XenError
 from xenemu.hv import scheduler
 from xenemu.hv.audit import audit
 from xenemu.hv.snapshot import DomainSnapshot
@@ -275,6 +278,10 @@ def test_watches_and_waiting_requests_are_bounded(hands: Hands) -> None:
         b'{"do": "sysrq"}',
         b'{"do": "vcpu", "number": "\xc2\xb2", "state": "online"}',
         b'{"do": "attach", "device": "x"}',
+        b'{"do": "status", "id": NaN}',
+        b'{"do": "shutdown", "within": 1e999}',
+        b'{"do": "xenstore", "op": "watch", "path": "\\ud800"}',
+        b'{"do": "xenstore", "op": "watch", "path": "@\xe4\xb8\xad"}',
         b'{"do": "xenstore", "op": "read", "path": ""}',
     ],
 )
@@ -361,3 +368,40 @@ def test_a_suspend_is_answered_once_the_guest_has_suspended_itself(hands: Hands)
     hands.ask("shutdown", how="suspend", within=2)
     hands.put("control/shutdown", "")
     assert hands.later(2)[0]["error"].startswith("the guest has acknowledged suspend, and has not")
+
+
+WORDS = (
+    *("", "0", "1", "7", "-1", "online", "offline", "suspend", "h", "1M", "2M", "0.5", "yes", "no"),
+    *("\u4e2d", "\ud800", "@x", "/", "/local/domain/1", "/local/domain/0/backend", "control", ".."),
+    *("control/shutdown", "device", "device/vtoy", "device/vtoy/0/state", "a b", "x" * 5000, "new"),
+    *(True, False, None, 3, 1e308, -1, 1 << 70),
+)
+
+
+def do_anything(draw: random.Random, hands: Hands) -> None:
+    """Ask for anything, or be a guest that writes anything, or let time pass."""
+    who = draw.randrange(3)
+    if draw.random() < 0.7:
+        verb = draw.choice([*VERBS.values()])
+        request = {name: draw.choice(WORDS) for name in verb.fields if draw.random() < 0.9}
+        if "device" in request:
+            request["device"] = "vtoy-0"
+        if "op" in request:
+            request["op"] = draw.choice(("read", "write", "rm", "ls", "watch"))
+        hands.ask(verb.name, who, **request, **draw.choice(({}, {"within": "0.1"})))
+    elif draw.random() < 0.2:
+        hands.control.feed(hands.bus.domain, b"%d" % who)
+    else:
+        with suppress(XenError):  # the toolstack may have removed the node above it
+            node = draw.choice(("control/shutdown", "control/sysrq", "device/vtoy/0/state"))
+            hands.put(node, draw.choice(("", "\0", "1", "4", "5", "6", "zz", "\xff")))
+    hands.later(draw.choice((0, 0.1, 20)))
+
+
+def test_nothing_that_is_asked_and_nothing_that_a_guest_writes_is_an_exception() -> None:
+    for seed in range(40):
+        draw, hands = random.Random(seed), Hands()
+        hands.bus.current.vcpu.arch = PvVcpu(0)
+        for _ in range(50):
+            do_anything(draw, hands)
+        assert len(hands.control.waiting) <= MAX_WAITING

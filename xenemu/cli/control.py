@@ -83,7 +83,7 @@ def _connect(path: Path, wait_s: float) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() >= until:
-                said = f"{path}: no guest is controlled there: {error.strerror}"
+                said = f"{path}: no guest is controlled there: {error.strerror or error}"
                 raise UsageError(said) from None
         time.sleep(AGAIN_S)
 

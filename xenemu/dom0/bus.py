@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -216,7 +217,8 @@ class BusBackend:
         self.store.unwatch(self.connection, f"{self.frontend}/state", TOKEN)
         self._take_events()
         for path in (self.frontend, self.backend):
-            self.store.rm(self.connection, path)
+            with suppress(XenError):  # it is gone, with those above it
+                self.store.rm(self.connection, path)
         self.state, self.is_plugged, self.is_leaving = XenbusState.CLOSED, False, False
         self.store.wake(domain)
 
@@ -353,7 +355,9 @@ class BusBackend:
         """The store says what state it is in, and its ports are its own."""
         if not self.is_plugged:
             return
-        said = self.store.read(self.connection, f"{self.backend}/state")
+        said = None
+        with suppress(XenError):  # somebody has removed it
+            said = self.store.read(self.connection, f"{self.backend}/state")
         asked = {self.state, XenbusState.CLOSING} if self.is_leaving else {self.state}
         if said not in [str(state.value).encode() for state in asked]:
             yield f"{self.name} is in state {self.state}, and the xenstore has {said!r}"

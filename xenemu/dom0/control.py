@@ -25,6 +25,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Final
 
 from xenemu.abi.sched import (
@@ -47,6 +48,7 @@ MAX_WAITING: Final = 64  # requests
 MAX_WATCHES: Final = 64
 MAX_SENT: Final = 4096  # lines that nobody has taken; the oldest are lost
 MAX_WITHIN_S: Final = 1e6
+LAST_BYTE: Final = "\xff"  # as a character
 REASONS: Final = {
     SHUTDOWN_poweroff: "poweroff",
     SHUTDOWN_reboot: "reboot",
@@ -214,8 +216,8 @@ class Control:
     def _take(self, who: int, line: bytes) -> None:
         request_id: Values = None
         try:
-            request = parse(line)
-            request_id = request.pop("id", None)
+            request_id, request = parse(line)
+            check_values(request)
             verb = self._verb(request)
             ask = Ask(who, request)
             within_s = ask.seconds("within", verb.within_s)
@@ -401,15 +403,30 @@ def find_device(control: Control, ask: Ask) -> BusBackend:
     raise Refused(f"there is no device {wanted[:40]!r}; there are {known}; {how}")
 
 
-def parse(line: bytes) -> dict[str, Values]:
-    """A request's fields; Refused if it is no JSON object of plain values."""
+def parse(line: bytes) -> tuple[Values, dict[str, Any]]:
+    """A request's id and its other fields; Refused if it is no JSON object, or has no plain id."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
         raise Refused("this is no line of JSON") from None
     if not isinstance(request, dict):
         raise Refused('a request is an object, such as {"do": "status"}')
+    request_id = request.pop("id", None)
+    if not _is_plain(request_id):
+        raise Refused("'id' is no plain value")
+    return request_id, request
+
+
+def check_values(request: Mapping[str, Any]) -> None:
+    """Refused if a value is not plain, or text that is no bytes."""
     for name, value in request.items():
-        if isinstance(value, dict | list):
-            raise Refused(f"{name[:40]} is no plain value")
-    return request
+        if not _is_plain(value):
+            raise Refused(f"{name[:40]!r} is no plain value")
+        if isinstance(value, str) and max(value, default="") > LAST_BYTE:
+            raise Refused(f"{name[:40]!r} has a character that is no byte: U+0000 to U+00FF are")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return value is None or isinstance(value, str | int)

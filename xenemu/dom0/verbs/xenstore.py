@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from xenemu.dom0.control import Answer, Ask, Control, Refused, Verb
+from xenemu.dom0.control import Answer, Ask, Control, Verb
 
 OPERATIONS: Final = ("read", "write", "rm", "ls", "watch")
 MAX_SHOWN: Final = 128 << 10  # characters in one answer: what somebody has yet to read is bounded
@@ -22,7 +22,7 @@ def do(control: Control, ask: Ask) -> Answer:
         case "read":
             return {"value": store.read(session, path).decode("latin-1")}
         case "write":
-            store.write(session, path, _latin(ask.text("value")))
+            store.write(session, path, ask.text("value").encode("latin-1"))
         case "rm":
             store.rm(session, path)
         case "ls":
@@ -38,13 +38,6 @@ def do(control: Control, ask: Ask) -> Answer:
         case _:
             control.watch(ask, path)
     return {}
-
-
-def _latin(value: str) -> bytes:
-    try:
-        return value.encode("latin-1")
-    except UnicodeEncodeError:
-        raise Refused("value has a character that is no byte: one is U+0000 to U+00FF") from None
 
 
 def _absolute(control: Control, ask: Ask) -> str:
