@@ -256,20 +256,20 @@ def _import_late(*_: object) -> None:
 # What a worker of smoke's calls.
 
 
-def boot(connection: object, boot: object) -> None:
+def boot(connection: object, boot: object, _kernel: object = None) -> None:
     """A worker that tries system calls where it would run the guest."""
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(attempts()))]
     worker.main(connection, boot)
 
 
-def boot_with(connection: object, boot: object) -> None:
+def boot_with(connection: object, boot: object, _kernel: object = None) -> None:
     """A worker that tells of a descriptor, whose number is the boot's name."""
     found = is_open(int(boot.name))
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(found))]
     worker.main(connection, boot)
 
 
-def boot_late(connection: object, boot: object) -> None:
+def boot_late(connection: object, boot: object, _kernel: object = None) -> None:
     """A worker that tells of late imports where it would run the guest."""
     worker.confine = _import_late
     Session.run_plan = lambda session: [Finding(Verdict.PANIC, json.dumps(late_imports()))]

@@ -13,7 +13,7 @@ from xenemu.smoke.verdict import Finding, Verdict
 from xenemu.smoke.worker import AtSnapshot, Progress
 
 
-def main(connection, boot):
+def main(connection, boot, _kernel=None):
     """Do what the boot is called."""
     name = boot.name.rstrip(" 1234567890")
     if boot.is_origin:

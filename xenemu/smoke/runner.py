@@ -1,7 +1,8 @@
 """Run a matrix: as many boots at a time as there are jobs, each in a process of its own.
 
-Each process is a copy of the `nursery`. A boot with an origin is a copy of that boot's process
-instead, which waits at its snapshot until no more boots start from it.
+Each process is a copy of the `nursery`, or if several boots have one kernel, of a process that has
+loaded it. A boot with an origin is a copy of that boot's process instead, which waits at its
+snapshot until no more boots start from it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from xenemu.smoke.worker import AtSnapshot, Progress
 GRACE_S: Final = 60.0
 STOP_S: Final = 3.0  # how long boots may take to stop
 ENDING_S: Final = 1.0  # how long a process may take that has said its last
-Main = Callable[[Connection, Boot], None]
+Main = Callable[..., None]  # of a connection, a boot and, maybe, its kernel
 
 
 class Watcher(Protocol):
@@ -73,6 +74,24 @@ class _Running:
         return self.began_s + self.boot.timeout + GRACE_S - time.monotonic()
 
 
+@dataclass
+class _Loaded:
+    """A process that has loaded a kernel."""
+
+    process: Copy
+    connection: Connection
+
+    def __post_init__(self) -> None:
+        inbox = Inbox(self.connection, *ANSWERS)
+        self.original = Original(self.process.pid, self.connection, inbox)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        self.process.close()
+
+
 def run(
     boots: Sequence[Boot],
     jobs: int,
@@ -108,6 +127,7 @@ class _Matrix:
         self.waiting = list(self.boots)
         self.running: dict[str, _Running] = {}
         self.at_snapshot: dict[str, _Running] = {}
+        self.kernels: dict[Path, _Loaded] = {}
         self.results: dict[str, Result] = {}
         self.why = ""  # everything is to stop
 
@@ -140,14 +160,14 @@ class _Matrix:
     def start(self, boot: Boot, errors: Path, began_s: float | None = None) -> None:
         """Begin a boot, or go on with one that began then and is at its snapshot."""
         name = boot.name if boot.name in self.at_snapshot else _origin(boot)
-        origin = self.at_snapshot[name] if name else None
+        origin = self.at_snapshot.get(name)
         descriptor = os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         began_s = began_s or time.monotonic()
         try:
             if origin:
                 process, connection = origin.original.copy(boot, descriptor)
             else:
-                process, connection = self.nursery.start(self.main, boot, errors=descriptor)
+                process, connection = self.born(boot, descriptor)
         except Lost as lost:
             whose = f"the process of {name}" if name else "the process that starts boots"
             self.finish(_nothing(boot, f"{whose}: {lost}", began_s))
@@ -160,6 +180,21 @@ class _Matrix:
         finally:
             os.close(descriptor)
 
+    def born(self, boot: Boot, errors: int) -> tuple[Copy, Connection]:
+        """A process for a boot that starts from its kernel; Lost."""
+        kernel = boot.kernel
+        if kernel not in self.kernels and any(
+            other.kernel == kernel and not other.origin for other in self.waiting
+        ):
+            process, connection = self.nursery.start(worker.load, kernel, errors=errors)
+            self.kernels[kernel] = _Loaded(process, connection)
+        if kernel in self.kernels:
+            try:
+                return self.kernels[kernel].original.copy((self.main, boot), errors)
+            except Lost:  # loading was too much for it: this boot is to meet that itself
+                self.kernels.pop(kernel).end()
+        return self.nursery.start(self.main, boot, errors=errors)
+
     def reached(self, one: _Running) -> None:
         """A boot is where others start: its process waits for them, and a copy goes on."""
         self.at_snapshot[one.boot.name] = self.running.pop(one.boot.name)
@@ -170,6 +205,9 @@ class _Matrix:
         needed = {*map(_origin, self.waiting), *(one.copied_from for one in self.running.values())}
         for name in self.at_snapshot.keys() - needed:
             _kill(self.at_snapshot.pop(name))
+        boots = [*self.waiting, *(one.boot for one in self.running.values())]
+        for kernel in self.kernels.keys() - {boot.kernel for boot in boots}:
+            self.kernels.pop(kernel).end()
 
     def orphan(self, origin: Boot, why: str) -> None:
         """Skip the boots that cannot start any more."""
@@ -263,6 +301,8 @@ class _Matrix:
         """End whatever is left, if an exception ends the run."""
         for left in (*self.running.values(), *self.at_snapshot.values()):
             _kill(left)
+        for loaded in self.kernels.values():
+            loaded.end()
 
 
 def _origin(boot: Boot) -> str:

@@ -80,6 +80,7 @@ class Session:
     step: Callable[[Session], None] = lambda session: None
     is_to_stop: Callable[[], bool] = bool
     is_asked: bool = False  # a program may have the toolstack do anything
+    kernel: image.Image | None = None  # the boot's, if it is loaded already
     transcript: Transcript = field(default_factory=Transcript)
     phases: list[Phase] = field(default_factory=list)
     captures: dict[str, str] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Session:
         self._at_snapshot: Facts | None = None
         self._before: Facts | None = None  # at the snapshot of the guest that this is a copy of
         self._began_ns = 0  # when it was copied
-        self.image = image.load(boot.kernel)
+        self.image = self.kernel or image.load(boot.kernel)
         self._mark("loaded", 0)
         config = DomainConfig(
             boot.memory,

@@ -9,14 +9,17 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Event
 from typing import Final
 
-from xenemu import __version__
+from xenemu import __version__, image
 from xenemu.confine import confine, confine_copy
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
+from xenemu.image import Image
 from xenemu.smoke import copies, wire
 from xenemu.smoke.nursery import PARENTS_SIGNALS
 from xenemu.smoke.plan import Boot
@@ -60,8 +63,23 @@ def isolate(stop: Callable[[], None] | None = None) -> None:
     faulthandler.enable(2)
 
 
-def main(connection: Connection, boot: Boot) -> None:
-    """Run `boot` and send `Progress`, then a `Result`.
+def load(connection: Connection, kernel: Path) -> None:
+    """Load a kernel, and be copied for its boots, to call a function as `main` with each of them.
+
+    So the kernel, and its names, are read once for them all. No guest ever runs in this process.
+    """
+    loaded = None
+    with suppress(XenemuError):  # which each boot then meets by itself
+        loaded = image.load(kernel)
+        loaded.symbols.address("")  # which reads all names
+    gc.freeze()
+    if born := copies.serve(connection):
+        (function, boot), own = born
+        function(own, boot, loaded)
+
+
+def main(connection: Connection, boot: Boot, kernel: Image | None = None) -> None:
+    """Run `boot` and send `Progress`, then a `Result`; its kernel may be loaded already.
 
     If others start from it, send `AtSnapshot` when it is there, and be copied: for `boot` itself,
     which goes on, and for the others. SIGTERM stops the boot between two slices; there is a result
@@ -69,15 +87,15 @@ def main(connection: Connection, boot: Boot) -> None:
     """
     stop = Event()
     isolate(stop.set)
-    work = Work(boot, connection, stop.is_set, confined=True)
+    work = Work(boot, connection, kernel, stop.is_set, confined=True)
     if result := work.done():
         wire.send(work.connection, result)
 
 
-def check(connection: Connection, boot: Boot) -> None:
+def check(connection: Connection, boot: Boot, kernel: Image | None = None) -> None:
     """Send the `Result` of a boot that is over before its first instruction."""
     isolate()
-    work = Work(boot, connection)
+    work = Work(boot, connection, kernel)
     wire.send(connection, work.done(lambda session: []))
 
 
@@ -91,6 +109,7 @@ class Work:
 
     boot: Boot
     connection: Connection
+    kernel: Image | None = None
     is_to_stop: Callable[[], bool] = bool
     confined: bool = False
 
@@ -111,7 +130,9 @@ class Work:
         """
         session: Session | None = None
         try:
-            session = Session(self.boot, step=self._step, is_to_stop=self.is_to_stop)
+            session = Session(
+                self.boot, step=self._step, is_to_stop=self.is_to_stop, kernel=self.kernel
+            )
             self._result.mode = session.machine.entry.name
             if self.confined:
                 copied = self.boot.is_origin
