@@ -87,6 +87,7 @@ bench: setup
 	$(BIN)/python -m bench.system
 	$(BIN)/python -m bench.vcpus
 	$(BIN)/python -m bench.snapshots
+	$(BIN)/python -m bench.matrix
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import crashing
+from moduleguest import module_initramfs
 from tinyguest import POWEROFF, SPIN, kernel, say, shutdown, wait_until
 from xenemu.smoke import runner
-from xenemu.smoke.plan import load_plan
+from xenemu.smoke.guest import Guest
+from xenemu.smoke.plan import load_plan, make_boots
 from xenemu.smoke.verdict import Verdict
 
 CODE = say(b"one\n") + wait_until(20_000_000) + say(b"two\n") + shutdown(POWEROFF)
@@ -131,3 +133,41 @@ def test_a_process_that_says_twice_where_it_is_is_ended(run):
     found = run(plan + table("good", "", "repeats"), main=crashing.main)
     assert found["repeats"].sentence == "the process that ran it sent what nobody had asked for"
     assert found["good"].verdict is Verdict.PASS
+
+
+SHELL = b"""#!/bin/sh
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+insmod /xen-blkfront.ko
+until [ -b /dev/xvda ]; do sleep 0.01; done
+printf 'BEFORE..' | dd of=/dev/xvda bs=8 seek=1
+exec sh
+"""
+
+
+def test_copies_of_debian_have_disks_of_their_own(guest_image, tmp_path):
+    """And each reads what was written before, though none may open the file."""
+    kernel = "debian-cloud-amd64"
+    disk, initrd = tmp_path / "disk", tmp_path / "initrd"
+    disk.write_bytes(b"ORIGINAL" + bytes(65528))
+    initrd.write_bytes(module_initramfs(guest_image, kernel, SHELL, ["xen-blkfront"]))
+    keys = {"kernel": str(guest_image(kernel)), "mode": "pvh", "cmdline": "console=hvc0 quiet"}
+    (boot,) = make_boots(keys | {"disk": str(disk), "initrd": str(initrd)})
+    with Guest(boot) as guest:
+        guest.expect("/ # ")
+        for word in ("CHANGED1", "CHANGED2"):
+            with guest.fork() as copy:
+                copy.sendline("echo 3 > /proc/sys/vm/drop_caches; head -c 16 /dev/xvda; echo")
+                copy.expect("^ORIGINALBEFORE..")
+                copy.sendline(f"printf {word} | dd of=/dev/xvda; sync")
+                copy.sendline("echo 3 > /proc/sys/vm/drop_caches; head -c 16 /dev/xvda; echo")
+                copy.expect(f"^{word}BEFORE..")
+    assert disk.read_bytes()[:16] == b"ORIGINAL" + bytes(8)
+
+
+def test_one_kernel_that_cannot_be_loaded_is_each_boots_own_verdict(run):
+    boots = "".join(f'[[boot]]\nname = "{name}"\nkernel = "plan.toml"\n' for name in "ab")
+    found = run(boots + BASE)
+    assert [result.verdict for result in found.values()] == [
+        *(Verdict.IMAGE, Verdict.IMAGE, Verdict.PASS)
+    ]
