@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -148,17 +150,27 @@ def test_what_was_read_ahead_is_what_is_read(whole, tmp_path):
     for place in (good, other):
         place.write_bytes(whole)
     bad.write_bytes(whole[:-1])
-    turn_s = sys.getswitchinterval()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
     snapfile.read_ahead(good)
     snapfile.read_ahead(bad)
-    first = snapfile.read(good)
+    first, second = snapfile.read(good), snapfile.read(other)
     good.unlink()  # it is not read again
-    assert first.plain == snapfile.read(other).plain
+    assert (first.plain, first.ram[:]) == (second.plain, second.ram[:])
+    first.ram[:4] = second.ram[:4] = b"mine"
     with pytest.raises(UsageError, match="damaged"):
         snapfile.read(bad)
     with pytest.raises(UsageError, match="No such file"):
         snapfile.read(good)
-    assert sys.getswitchinterval() == turn_s
+    del first, second  # a mapping has a descriptor of its own
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_what_could_not_be_read_ahead_is_read(whole, tmp_path):
+    place = tmp_path / "snapshot"
+    place.write_bytes(whole)
+    snapfile.read_ahead(place)
+    os.kill(snapfile._ahead[place]._process, signal.SIGKILL)
+    assert snapfile.read(place).plain == snapfile.read(place).plain
 
 
 def test_what_is_not_there_is_one_line(tmp_path):

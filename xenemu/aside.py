@@ -1,4 +1,4 @@
-"""Work that a thread does aside, most of it without Python's lock: reading, digests, unpacking.
+"""Work that a thread does aside, most of it without Python's lock, as digests are taken.
 
 It must be over before the process is confined, so whoever begins it waits for its result.
 """

@@ -19,6 +19,12 @@ def anonymous(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
 
 
+def private(descriptor: int, size: int) -> mmap.mmap:
+    """What a file holds, as memory of this process: what is written there stays here."""
+    flags, prot = mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, size, flags=flags, prot=prot)
+
+
 def sparse(size: int) -> mmap.mmap:
     """The same, for data with large gaps: the host never gives a huge page for a small one."""
     mapping = anonymous(size)

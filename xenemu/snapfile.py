@@ -4,8 +4,8 @@ The file has a header, which says what is in it, then the machine's plain data, 
 its memory that are not all zeroes. All but the header is compressed, in blocks. A digest of all
 that is before it ends the file: so damage is found before anything is read.
 
-A file is unpacked aside, while the rest of xenemu is imported (`read_ahead`). So little is imported
-here.
+A file is unpacked by another process while the rest of xenemu is imported (`read_ahead`). So little
+is imported here.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import ctypes
 import hashlib
 import mmap
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from xenemu import __version__
-from xenemu.aside import Aside
 from xenemu.encoding import DecodeError
 from xenemu.errors import OutputError, UsageError
-from xenemu.mapping import Run, anonymous
+from xenemu.mapping import Run, anonymous, private
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,7 +43,7 @@ LARGEST_HEADER: Final = 1 << 20
 LARGEST_PLAIN: Final = 1 << 30
 PLAIN: Final = 64 << 20  # bytes of plain data that any guest may have,
 XENS: Final = 256 << 20  # and of memory that is not the guest's
-BLOCK: Final = 1 << 22  # bytes of memory that are compressed as one
+BLOCK: Final = 256 << 10  # bytes of memory that are compressed as one: as much as a cache holds
 PAGE_SIZE: Final = 4096
 NONSENSE: Final = (  # what bytes that no xenemu wrote can come to
     AttributeError,
@@ -136,21 +136,113 @@ def write(
     file(digest.digest())
 
 
-_ahead: dict[Path, Aside[Parts]] = {}
+_ahead: dict[Path, _Ahead] = {}
 
 
 def read(path: Path) -> Parts:
     """Read a file, or take what was read ahead; UsageError says why it cannot be used."""
     ahead = _ahead.pop(path, None)
-    return _read(path) if ahead is None else ahead.result()
+    return (ahead and ahead.parts()) or _read(path, _Here())
 
 
 def read_ahead(path: Path) -> None:
-    """Begin to read the file that `read` is soon to be asked for."""
-    _ahead[path] = Aside(lambda: _read(path))
+    """Begin to read the file that `read` is soon to be asked for, in a process of its own.
+
+    To be called while this process is small. A thread would not do: for each block of memory, it
+    would have to wait for Python's lock.
+    """
+    with suppress(OSError):  # it is read later
+        _ahead[path] = _Ahead(path)
 
 
-def _read(path: Path) -> Parts:
+class _Place(Protocol):
+    """Where memory is unpacked to."""
+
+    def begin(self, header: Header) -> None:
+        """Make room."""
+
+    def put(self, at: int, data: bytes) -> None:
+        """Store some of it."""
+
+
+class _Here:
+    """Memory of this process."""
+
+    def begin(self, header: Header) -> None:
+        self.ram = anonymous(header.ram_size)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self.ram))
+        for at, size in header.runs:
+            with suppress(OSError):  # a host without large pages
+                self.ram.madvise(mmap.MADV_HUGEPAGE, at, size)
+
+    def put(self, at: int, data: bytes) -> None:
+        ctypes.memmove(self._base + at, data, len(data))
+
+
+class _There:
+    """Memory that another process will map: a file without a name. The plain data follow it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def begin(self, header: Header) -> None:
+        os.truncate(self._descriptor, header.ram_size)
+
+    def put(self, at: int, data: bytes) -> None:
+        os.pwrite(self._descriptor, data, at)
+
+
+class _Answer(msgspec.Struct):
+    """What a process that reads a file has found: `error`, or the rest."""
+
+    error: str = ""
+    header: Header | None = None
+    digest: bytes = b""
+    kernel_digest: str = ""
+
+
+class _Ahead:
+    """A process that reads a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._ram = os.memfd_create("xenemu-ram")
+        self._told, tell = os.pipe()
+        self._process = os.fork()
+        if not self._process:
+            with suppress(BaseException):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.write(tell, msgspec.msgpack.encode(self._read(path)))
+            os._exit(0)
+        os.close(tell)
+
+    def _read(self, path: Path) -> _Answer:
+        there = _There(self._ram)
+        try:
+            parts = _read(path, there)
+        except UsageError as error:
+            return _Answer(str(error))
+        there.put(parts.header.ram_size, parts.plain)
+        return _Answer("", parts.header, parts.digest, parts.kernel_digest)
+
+    def parts(self) -> Parts | None:
+        """What is in the file, when it is read; None if that process has failed. UsageError."""
+        with open(self._told, "rb") as told, open(self._ram, "rb+", buffering=0) as ram:
+            data = told.read()
+            os.waitpid(self._process, 0)
+            try:
+                answer = msgspec.msgpack.decode(data, type=_Answer)
+                if answer.error:
+                    raise UsageError(answer.error)
+                assert answer.header is not None
+                size = answer.header.ram_size
+                plain = os.pread(ram.fileno(), answer.header.plain_size, size)
+                mapped = private(ram.fileno(), size)
+            except (msgspec.MsgspecError, OSError):
+                return None
+        return Parts(answer.header, answer.digest, plain, mapped, answer.kernel_digest)
+
+
+def _read(path: Path, place: _Place) -> Parts:
     data = _rest_of(path)
     whole, digest = data[:-DIGEST_SIZE], hashlib.blake2b(MAGIC, digest_size=DIGEST_SIZE)
     digest.update(whole)
@@ -158,9 +250,10 @@ def _read(path: Path) -> Parts:
         raise UsageError(f"{path}: damaged, or not whole: its digest differs")
     try:
         header, rest = _header(whole)
-        plain, ram = b"", anonymous(PAGE_SIZE)
+        plain = b""
         if (header.format, header.version) == (FORMAT, __version__):
-            plain, ram = _unpack_all(header, rest)
+            plain = _unpack_all(header, rest, place)
+        ram = place.ram if isinstance(place, _Here) and plain else anonymous(PAGE_SIZE)
         return Parts(header, digest.digest(), plain, ram, _digest_of(header.kernel))
     except (MemoryError, OSError):
         raise UsageError(f"{path}: this host has not the memory that it takes") from None
@@ -194,15 +287,16 @@ def _header(data: memoryview) -> tuple[Header, memoryview]:
     return msgspec.msgpack.decode(data[LENGTH_SIZE:end], type=Header), data[end:]
 
 
-def _unpack_all(header: Header, data: memoryview) -> tuple[bytes, mmap.mmap]:
+def _unpack_all(header: Header, data: memoryview, place: _Place) -> bytes:
+    """The plain data; memory is where it is wanted."""
     if header.plain_size > header.most_plain:
         raise DecodeError("it has too much plain data")
     _check_runs(header)
     plain, *memory = _cut(data, header.blocks)
     unpacked = _unpack(plain, header.plain_size)
-    ram = anonymous(header.ram_size)
-    _fill(ram, header.runs, memory)
-    return unpacked, ram
+    place.begin(header)
+    _fill(place, header.runs, memory)
+    return unpacked
 
 
 def _check_runs(header: Header) -> None:
@@ -240,12 +334,8 @@ def _unpack(block: memoryview, most: int) -> bytes:
     return data
 
 
-def _fill(ram: mmap.mmap, runs: list[tuple[int, int]], blocks: list[memoryview]) -> None:
+def _fill(place: _Place, runs: list[tuple[int, int]], blocks: list[memoryview]) -> None:
     """Unpack the blocks one after another to where the runs are; DecodeError."""
-    base = ctypes.addressof(ctypes.c_char.from_buffer(ram))
-    for at, size in runs:
-        with suppress(OSError):  # a host without large pages
-            ram.madvise(mmap.MADV_HUGEPAGE, at, size)
     places = iter(runs)
     at, room = next(places, (0, 0))
     for block in blocks:
@@ -256,8 +346,7 @@ def _fill(ram: mmap.mmap, runs: list[tuple[int, int]], blocks: list[memoryview])
             size = min(room, len(data) - begin)
             if not size:
                 raise DecodeError("it has more memory than it says")
-            part = data if size == len(data) else data[begin : begin + size]
-            ctypes.memmove(base + at, part, size)  # which lets others have Python's lock
+            place.put(at, data if size == len(data) else data[begin : begin + size])
             at, room, begin = at + size, room - size, begin + size
     if room or next(places, None):
         raise DecodeError("its memory ends too early")

@@ -18,6 +18,7 @@ from xenemu.encoding import DecodeError, decode, encode
 from xenemu.errors import UsageError
 from xenemu.hv.memory import Memory
 from xenemu.hv.page_info import RECORD
+from xenemu.hv.snapshot import PIECE_SIZE
 from xenemu.machine.snapshot import Snapshot
 from xenemu.mapping import Run
 from xenemu.snapfile import DIGEST_SIZE, FORMAT, NONSENSE, Header
@@ -57,7 +58,11 @@ class Unpacked:
 
     def put(self, memory: Memory) -> None:
         """Make another memory hold it."""
-        memory.mapping.madvise(mmap.MADV_DONTNEED)  # zeroes again
+        zeroes = bytes(PIECE_SIZE)
+        for at in range(0, len(memory.bytes), PIECE_SIZE):
+            piece = memory.bytes[at : at + PIECE_SIZE]
+            if bytes(piece) != zeroes[: len(piece)]:
+                piece[:] = zeroes[: len(piece)]
         for at, data in self.runs():
             memory.bytes[at : at + len(data)] = data
 
