@@ -78,8 +78,9 @@ NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
     datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.cli.record_options xenemu.cli.run.run
+    xenemu.cli._read_ahead xenemu.cli.record_options xenemu.cli.run.run
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
+    xenemu.image.loader._not_a_kernel
     xenemu.machine.machine.Machine.snapshot
     xenemu.shares xenemu.smoke.session._dumper xenemu.smoke.session._record
     xenemu.smoke.session._recorded
