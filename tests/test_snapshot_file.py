@@ -151,6 +151,8 @@ def test_what_was_read_ahead_is_what_is_read(whole, tmp_path):
         place.write_bytes(whole)
     bad.write_bytes(whole[:-1])
     open_before = len(list(Path("/proc/self/fd").iterdir()))
+    places = (good, bad, tmp_path, tmp_path / "x")
+    assert [*filter(snapfile.looks_like_one, places)] == [good, bad]
     snapfile.read_ahead(good)
     snapfile.read_ahead(bad)
     first, second = snapfile.read(good), snapfile.read(other)

@@ -145,6 +145,15 @@ def read(path: Path) -> Parts:
     return (ahead and ahead.parts()) or _read(path, _Here())
 
 
+def looks_like_one(path: Path) -> bool:
+    """Whether it is a file that begins as a snapshot's does."""
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                return file.read(len(MAGIC)) == MAGIC
+    return False
+
+
 def read_ahead(path: Path) -> None:
     """Begin to read the file that `read` is soon to be asked for, in a process of its own.
 

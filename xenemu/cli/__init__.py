@@ -6,7 +6,6 @@ A person's mistake is one line on standard error; a traceback is a bug of xenemu
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -114,11 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read_ahead(arguments: Sequence[str]) -> None:
     """Begin to read the snapshot that is to be gone on from, while its command is imported."""
-    files = (word for word in arguments[1:] if not word.startswith("-") and os.path.isfile(word))
-    if arguments[:1] == ["resume"] and (file := next(files, None)):
+    if arguments[:1] == ["resume"]:
         from xenemu import snapfile  # noqa: PLC0415 (no other command reads one)
 
-        snapfile.read_ahead(Path(file))
+        files = (Path(word) for word in arguments[1:])
+        if file := next(filter(snapfile.looks_like_one, files), None):
+            snapfile.read_ahead(file)
 
 
 def _describe_bug(error: Exception, shown: bool) -> str:
