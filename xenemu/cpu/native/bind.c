@@ -30,41 +30,19 @@ struct member {
     }
 #include "shared.def"
 
-/* The struct of a frame's record. */
-const struct member *shim_page_info(void)
-{
-    typedef struct page_info subject;
-    static const struct member members[] = {
-#define MEMBER(type, name, array)                                                                 \
-    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
-#include "page_info.def"
-        {NULL, NULL, sizeof(subject), 0}};
-    return members;
-}
-
-/* The struct of what C knows of a PV vcpu. */
-const struct member *shim_pv_vcpu(void)
-{
-    typedef struct pv_vcpu subject;
-    static const struct member members[] = {
-#define MEMBER(type, name, array)                                                                 \
-    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
-#include "pv_vcpu.def"
-        {NULL, NULL, sizeof(subject), 0}};
-    return members;
-}
-
-/* The struct of a hypercall that C did. */
-const struct member *shim_call_record(void)
-{
-    typedef struct call_record subject;
-    static const struct member members[] = {
-#define MEMBER(type, name, array)                                                                 \
-    {#name, #type, offsetof(subject, name), sizeof(((subject *)0)->name) / sizeof(type)},
-#include "call_record.def"
-        {NULL, NULL, sizeof(subject), 0}};
-    return members;
-}
+/* Tables of the records that Python declares as well. */
+#define RECORD page_info
+#define RECORD_TABLE shim_page_info
+#define RECORD_FIELDS "page_info.def"
+#include "record_table.h"
+#define RECORD pv_vcpu
+#define RECORD_TABLE shim_pv_vcpu
+#define RECORD_FIELDS "pv_vcpu.def"
+#include "record_table.h"
+#define RECORD call_record
+#define RECORD_TABLE shim_call_record
+#define RECORD_FIELDS "call_record.def"
+#include "record_table.h"
 
 /* The constants that Python uses: the exits, and what else is named here; the last has no name. */
 struct constant {
