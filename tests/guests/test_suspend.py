@@ -77,6 +77,7 @@ def test_options_that_make_no_sense_are_refused(run, tmp_path):
         (("--on-suspend", "sleep"), "is not end, resume, cancel, preserve or save=FILE"),
         (("--on-suspend", "save="), "is not end, resume, cancel, preserve or save=FILE"),
         (("--suspended-for", "soon"), "--suspended-for"),
+        (("--on-suspend", "preserve", "--gdb", ":0"), "nobody would hear gdb"),
         (("--on-suspend", f"save={tmp_path / 's'}", "--record", tmp_path / "r"), "--record"),
     ):
         code, console, stderr = run("pv64", *options)

@@ -22,7 +22,7 @@ from xenemu.machine.migration.records import StreamError
 from xenemu.outcome import End
 from xenemu.pv import descriptors
 
-FLIPS = 150  # of each kind; `python tests/machine/test_migration.py 1000` does more
+FLIPS = 40  # of each kind; `python tests/machine/test_migration.py 1000` does more
 TWICE = "the hypercall returned 0\nthe hypercall returned {}\nTest result: SUCCESS\n"
 
 

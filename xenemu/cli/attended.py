@@ -115,6 +115,8 @@ class AttendedRun:
 
         Raises what loading and building raise: `ImageError`, `FitError`, `UsageError`.
         """
+        if self.listener and self.suspending and self.suspending.waits:
+            raise UsageError("--on-suspend preserve: with --gdb, nobody would hear gdb meanwhile")
         if self.life.restarts_any and (self.listener or self.covering):
             option = "--gdb" if self.listener else "--coverage"
             raise UsageError(f"{option}: this is of one boot; leave it out, or --on-... restart")

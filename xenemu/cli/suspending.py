@@ -58,9 +58,14 @@ class Suspending:
             raise UsageError(f"--on-suspend: {text!r} is not {CHOICES}")
         return Action(text)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a suspended guest waits for a toolstack."""
+        return self.action is Action.PRESERVE
+
     def take_part(self, life: Life) -> None:
         """Be asked, in a run, what becomes of a guest that is suspended."""
-        life.keeps_suspended = self.action is Action.PRESERVE
+        life.keeps_suspended = self.waits
         life.suspended = lambda machine: self.live_on(machine, life.tell)
 
     def live_on(self, machine: Core, tell: Callable[[str], None]) -> bool:
