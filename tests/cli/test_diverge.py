@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from guests.build import ENVIRONMENTS, build, guests
-from tinyguest import BLOCK, POWEROFF, kernel, say, shutdown
+from tinyguest import BLOCK, POWEROFF, kernel, say, shutdown, wait_until
 
 # mov $2000, %ecx; dec %ecx; jnz; rdrand %rbx; mov %rbx, -8(%rsp); xor %ebx, %ebx;
 # mov $3000, %ecx; dec %ecx; jnz; mov -8(%rsp), %rcx; and $0x7f, %ecx; inc %ecx; dec %ecx; jnz
@@ -69,6 +69,15 @@ def test_the_same_run_twice(record, call) -> None:
     result = call("diverge", "a", "b")
     assert result.returncode == 0
     assert "The two runs are the same" in found(result)
+
+
+def test_a_run_that_ends_where_the_other_goes_on(record, call, tmp_path) -> None:
+    code = say(b"one\n") + wait_until(50_000_000) + say(b"two\n") + shutdown(POWEROFF)
+    record("a", code)
+    record("b", None, "--expect", "one")
+    text = found(call("diverge", "a", "b"))
+    assert re.search(r"  b  the run is over", text)
+    assert re.search(r"ways\n  a  poweroff: .*\n  b  expected: every expectation is met\n", text)
 
 
 def test_a_guest_that_may_be_restarted_is_refused(record, call) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shlex
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
 
 import pytest
 
+from gdbtools import need_gdb
 from tinyguest import BLOCK, POWEROFF, SPIN, kernel, say, shutdown, wait_until
 from xenemu.cli.replay import Moved, Repeated
 from xenemu.errors import UsageError
@@ -136,6 +138,13 @@ def test_keys_of_a_person_come_again(guest_image, call, place):
     assert again.stdout == (place / "log").read_bytes()
     assert b"left by Ctrl-]" in again.stderr
     assert last(again).partition("virtual time")[2] in shown.decode()
+    need_gdb()
+    server = " ".join(map(shlex.quote, [*XENEMU, "replay", "rec", "--gdb", "stdio"]))
+    steps = ["set remotetimeout 60", f"target remote | {server}", "stepi 5", "continue"]
+    gdb = ["gdb", "-nx", "-q", "-batch", *(word for step in steps for word in ("-ex", step))]
+    seen = subprocess.run(gdb, capture_output=True, check=True, cwd=place)
+    assert again.stdout in seen.stderr
+    assert b"exited normally" in seen.stdout
 
 
 def test_a_toolstacks_verbs_come_again(call, place):

@@ -68,6 +68,8 @@ def part(first: Peer, second: Peer, one_kernel: bool) -> Parting:
     at = _first_turn(a.turns, b.turns)
     if at is None:
         return Parting(lines, calls, ends=ends)
+    if a.turns[at].place == b.turns[at].place:  # one ends there, and the other goes on
+        return Parting(lines, calls, ends=(a.end, b.end))
     turn = a.turns[at], b.turns[at]
     return Parting(lines, calls, turn, _Search(first, second, at).find(), ends)
 
