@@ -15,7 +15,7 @@ from xenemu.abi.io.xenbus import XenbusState
 from xenemu.abi.sched import SHUTDOWN_suspend
 from xenemu.cli.channel import MAX_UNREAD
 from xenemu.dom0.bus import BusBackend
-from xenemu.dom0.control import MAX_WAITING, MAX_WATCHES, Control
+from xenemu.dom0.control import MAX_SENT, MAX_UNSENT, MAX_WAITING, MAX_WATCHES, Control
 from xenemu.dom0.verbs import VERBS
 from xenemu.errors import XenError
 from xenemu.hv import scheduler
@@ -233,6 +233,16 @@ def test_a_guests_many_nodes_do_not_fill_an_answer(hands: Hands) -> None:
     answer = hands.answer("xenstore", op="ls", path="data")
     assert answer["truncated"] and 0 < len(answer["nodes"]) < 100
     assert len(json.dumps(answer)) < MAX_UNREAD
+
+
+def test_answers_that_nobody_takes_are_bounded(hands: Hands) -> None:
+    hands.put("data/x", "\xff" * 1900)
+    line = b'1 {"do": "xenstore", "op": "read", "path": "data/x"}'
+    for _ in range(MAX_SENT):
+        hands.control.feed(hands.bus.domain, line)
+    assert sum(len(sent) for _, sent in hands.control.sent) < MAX_UNSENT + (1 << 20)
+    assert hands.heard()[-1]["error"] == "too much is asked at once"
+    assert hands.answer("status")["ok"]
 
 
 def test_a_watch_tells_its_own_client(hands: Hands) -> None:

@@ -117,7 +117,7 @@ class Channel:
         """Send a line to the one whose number it begins with, if that one is still here."""
         number, _, line = data.partition(b" ")
         client = self._clients.get(int(number))
-        if client is not None:
+        if client is not None and len(client.unread) <= MAX_UNREAD:  # else it will be let go
             client.unread += line + b"\n"
             self._write(client)
 

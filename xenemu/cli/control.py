@@ -58,7 +58,7 @@ def control(
     connection = _connect(path, 0 if wait is None else parse_seconds("--wait", wait))
     with connection, connection.makefile("rb") as lines:
         verbs = _ask(connection, lines, {"do": "help"})["verbs"]
-        if not words:
+        if not words or (words == ["help"] and not as_json):
             _show_verbs(verbs)
             return
         request = parse_request(verbs, words)
@@ -127,4 +127,6 @@ def described(answer: Mapping[str, Any]) -> Iterator[str]:
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(each)}" for name, each in value.items())
+    if value is None:
+        return "none"
     return str(value) if not isinstance(value, bool) else ("yes" if value else "no")

@@ -47,6 +47,7 @@ from xenemu.hv.state.domain import Domain
 MAX_WAITING: Final = 64  # requests
 MAX_WATCHES: Final = 64
 MAX_SENT: Final = 4096  # lines that nobody has taken; the oldest are lost
+MAX_UNSENT: Final = 8 << 20  # bytes of them
 MAX_WITHIN_S: Final = 1e6
 LAST_BYTE: Final = "\xff"  # as a character
 REASONS: Final = {
@@ -158,6 +159,7 @@ class Control:
     is_destroyed: bool = False
     wish: str = ""  # what is to be done with a domain that is suspended and preserved
     sent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_SENT))
+    unsent: int = 0  # bytes in `sent`
 
     name = "control"
     has_room = listens = True
@@ -210,7 +212,7 @@ class Control:
 
     def take_sent(self) -> Iterable[tuple[int, bytes]]:
         """The lines since this was asked last, each after the number of whom it is for."""
-        sent, self.sent = self.sent, deque(maxlen=MAX_SENT)
+        sent, self.sent, self.unsent = self.sent, deque(maxlen=MAX_SENT), 0
         return sent
 
     def _take(self, who: int, line: bytes) -> None:
@@ -274,7 +276,10 @@ class Control:
     # Answers.
 
     def _send(self, who: int, said: Mapping[str, Any]) -> None:
+        if self.unsent > MAX_UNSENT:  # with an `id` of whatever length
+            said = {"id": None, "ok": False, "error": "too much is asked at once"}
         line = f"{who} {json.dumps(said)}".encode()
+        self.unsent += len(line)
         self.sent.append((self.current.cpu.now_ns, line))
 
     def _answer(self, who: int, request_id: Values, answer: Answer) -> None:
