@@ -164,3 +164,20 @@ def test_a_paused_domain_goes_on(machine) -> None:
     ours = machine(SPIN)
     _, _, _, heard = run(ours, Life(), *requests, {"do": "destroy"})
     assert [answer.get("state") for answer in heard[:4]] == [None, "paused", None, "running"]
+
+
+def test_what_is_due_at_once_is_done_in_a_paused_domain(machine) -> None:
+    ours = machine(SPIN)
+    requests = [{"do": "pause"}, {"do": "xenstore", "op": "watch", "path": "data"}]
+    waits: list[int | None] = []
+
+    class Waiting(Unattended):
+        def read(self, room, wait_ns, reading=(), writing=()) -> bytes:
+            waits.append(wait_ns)
+            return b""
+
+    terminal, toolstack = Waiting(), Toolstack(*requests, {"do": "status"}, {"do": "destroy"})
+    ours.control.verbs = VERBS
+    ours.run(terminal, Limits(60), sources=[(ours.control, toolstack)])
+    assert all(wait_ns is None or wait_ns >= 0 for wait_ns in waits)
+    assert "watch" in [event.get("event") for event in toolstack.heard]

@@ -133,7 +133,7 @@ class Outside:
             return True
         if next_ns is None and self.is_over:
             return False
-        wait_ns = None if next_ns is None else next_ns - engine.now_ns
+        wait_ns = None if next_ns is None else max(0, next_ns - engine.now_ns)
         left_s = self.limits.left_s()
         if left_s is not None:
             left_ns = int(left_s * 1e9)
