@@ -216,7 +216,9 @@ class HostTerminal:
         if not typing and (wait_ns == 0 or (wait_ns is None and not reading)):
             return b""  # nothing can come
         if wait_ns is None:
-            self._status.phase("waiting for packets or requests" if reading else "waiting for input")
+            self._status.phase(
+                "waiting for packets or requests" if reading else "waiting for input"
+            )
         seconds = None if wait_ns is None else min(wait_ns / 1e9, MAX_WAIT_S)
         callers = self.callers() if seconds != 0 else []
         ready = self._wait([*typing, *callers, *reading], [*writing], seconds)
