@@ -82,7 +82,8 @@ NOT_THEN = """
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
     xenemu.image.loader._not_a_kernel
     xenemu.machine.machine.Machine.snapshot
-    xenemu.shares xenemu.smoke.session._dumper xenemu.smoke.session._record
+    xenemu.cli.suspend_options xenemu.shares xenemu.smoke.session.Session._afterlife
+    xenemu.smoke.session._dumper xenemu.smoke.session._record
     xenemu.smoke.session._recorded
     xenemu.smoke.wire.Inbox zipfile
 """.split()
