@@ -29,10 +29,19 @@ def test_a_port_is_of_the_loopback_interface(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "nowhere", ":", ":x", ":99999", "a:b:1", ":-1", "[::1", "host:", "stdout"]
+    "spec", ["", "nowhere", ":", ":x", ":123456", "a:b:1", ":-1", "[::1", "host:", "stdout"]
 )
 def test_what_is_no_place_to_listen(spec):
     with pytest.raises(UsageError, match="--gdb"):
+        listen(spec)
+
+
+@pytest.mark.parametrize("spec", [":99999", "99999", "localhost:65536"])
+def test_a_port_that_there_is_not(spec):
+    number = spec.rpartition(":")[2]
+    with pytest.raises(
+        UsageError, match=f"^--gdb {spec}: {number} is no port: they go up to 65535$"
+    ):
         listen(spec)
 
 

@@ -203,8 +203,10 @@ def listen(spec: str) -> Listener:
     if spec.startswith("unix:"):
         return _listen_unix(Path(spec.removeprefix("unix:")))
     found = HOST_PORT.fullmatch(spec if ":" in spec else f":{spec}")
-    if not found or int(found["port"]) > MAX_PORT:
+    if not found:
         raise UsageError(f"--gdb {spec}: give {FORMS}")
+    if int(found["port"]) > MAX_PORT:
+        raise UsageError(f"--gdb {spec}: {found['port']} is no port: they go up to {MAX_PORT}")
     host = found["six"] or found["host"] or LOOPBACK
     try:
         family, kind, _, _, place = socket.getaddrinfo(
