@@ -23,8 +23,8 @@ from xenemu.hv.cpu import Reg
 from xenemu.machine import Machine
 from xenemu.machine.snapshot import Snapshot
 
-EVERY_S: Final = 0.35  # of this process's time, from one checkpoint to the next
-COPY_IS: Final = 1 / 60  # at most so much of this process's time goes into copies
+EVERY_S: Final = 0.6  # of this process's time, from one checkpoint to the next
+COPY_IS: Final = 1 / 150  # at most so much of this process's time goes into copies
 FAR_S: Final = 0.1  # from the last checkpoint: worth a snapshot
 NEAR: Final = 20_000_000  # instructions before a goal, for a snapshot: two long slices
 NEAR_ONES: Final = 2
@@ -102,7 +102,7 @@ class History:
     def note(self, goal: int | None = None) -> None:
         """Between two slices: take a checkpoint if there is none, or the last one is long ago.
 
-        On a way to `goal`, so many instructions, take one more: the next way back may begin there.
+        On a way to `goal`, so many instructions, take one more: other ways back will begin there.
         """
         self.settle()
         if self._obstacle:

@@ -87,6 +87,7 @@ class Server:
         self._going: Go | None = None  # how the guest goes on; None: it is held
         self._stop = Stop(SIGTRAP)
         self._steps = 0
+        self._steps_back = 0  # one after the other
         self._told_who_waits = False
         self._stepped_from: dict[int, int] = {}  # where the next step of a thread will begin
         self._last_sent = b""
@@ -185,6 +186,7 @@ class Server:
         steps = [thread for thread, action in actions.items() if action and action.stepping]
         self._stepped_from = {thread: target.pc_of(thread) for thread in steps}
         self._going, self._steps, self._awaited = going, 0, not going.detached
+        self._steps_back = 0
         self._told_who_waits = False
         self._give_up_on_vcpus_that_are_down()
 
@@ -303,13 +305,15 @@ class Server:
         if machine.let_run is not None:
             machine.disturbed += 1  # by turns that would not come so again
         elif self._going is not None and not self._going.detached:
-            self.history.note(traveller.goal if traveller.is_away else None)
+            goes_on = traveller.is_away and self._steps_back > 1  # and so it will
+            self.history.note(traveller.goal if goes_on else None)
 
     def _set_out(self, back: Back) -> None:
         """Go back; `WentBack` unless there is nowhere to go."""
         machine, history, packets = self.target.machine, self.history, self._packets
         history.settle()
         origin = Place.of(machine)
+        self._steps_back = self._steps_back + 1 if back.stepping else 0
         if back.stepping:
             self._travel_by(lambda: step_back(machine, history, origin))
         elif (goal := packets.places.take_goal()) is not None:
