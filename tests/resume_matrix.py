@@ -37,6 +37,7 @@ from xenemu.outcome import End, Outcome
 from xenemu.smoke.initramfs import build as build_initramfs
 
 INSTANTS = 5
+FINEST_NS = 50  # of a slice
 SYSTEM = "debian-12-system"
 DEBIAN = "debian-cloud-amd64"
 LOGIN = b"debian login: "
@@ -54,7 +55,7 @@ class Case:
     initrd: str = ""
     vcpus: int = 1
     disks: list[str] = field(default_factory=list)
-    is_short: bool = False  # it has few slices: they are made shorter in the beginning
+    slice_ns: int = 0  # of the first slices, if it has too few
     until: str = ""  # what its console shows in the end, if it does not end by itself
 
     def make(self, stack: ExitStack) -> Machine:
@@ -63,8 +64,7 @@ class Case:
         initrd = Path(self.initrd).read_bytes() if self.initrd else b""
         config = DomainConfig(self.memory, self.cmdline.encode(), initrd, vcpus=self.vcpus)
         machine = Machine(load(Path(self.kernel)), config, self.mode, devices)
-        if self.is_short:
-            machine.slice_ns = SHORT_SLICE_NS
+        machine.slice_ns = self.slice_ns or machine.slice_ns
         return machine
 
     def devices(self, stack: ExitStack) -> list[object]:
@@ -108,6 +108,9 @@ def judge(case: Case) -> str:
         straight = end_of(machine, whole)
     if straight == ["stopped"]:
         return "it has no end"
+    if case.slice_ns > FINEST_NS and whole.slices < 2 * INSTANTS:
+        case.slice_ns = max(FINEST_NS, case.slice_ns // 8)
+        return judge(case)
     last = whole.slices - 1
     stops = sorted({max(1, last * n // (INSTANTS + 1)) for n in range(1, INSTANTS + 1)})
     with ExitStack() as stack:
@@ -159,7 +162,7 @@ def cases(folder: Path) -> Iterator[Case]:
             initrd = str(guest.folder / guest.initrd) if guest.initrd else ""
             more = {"cmdline": guest.cmdline, "initrd": initrd, "vcpus": guest.vcpus}
             mode = ENVIRONMENTS[kind].mode
-            yield Case(f"{name} {kind}", str(path), mode, 64 << 20, **more, is_short=True)
+            yield Case(f"{name} {kind}", str(path), mode, 64 << 20, **more, slice_ns=SHORT_SLICE_NS)
     initrd = folder / "initrd.gz"
     initrd.write_bytes(build_initramfs(_path("busybox").read_bytes(), DEFAULT_INIT.read_bytes()))
     for mode in ("pv", "pvh"):
