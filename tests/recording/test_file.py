@@ -12,7 +12,8 @@ import pytest
 from xenemu.errors import UsageError
 from xenemu.image.loader import RECORDING_MAGIC
 from xenemu.machine import DomainConfig
-from xenemu.recording.events import Answered, Arrived, Checked
+from xenemu.outcome import End
+from xenemu.recording.events import Answered, Arrived, Changed, Checked, Ended, Waited
 from xenemu.recording.file import FRAME, Header, Writer, read
 from xenemu.recording.start import start_of
 
@@ -91,6 +92,8 @@ def test_flipped_bits_are_refused_or_harmless(recording: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ([], "no recording that this xenemu can use"),
+        (None, "no recording that this xenemu can use"),
         ({"version": "0.0.9"}, "made by xenemu 0.0.9"),
         ({"start": 1}, "no recording that this xenemu can use"),
         ({"start": {}}, "no recording that this xenemu can use"),
@@ -100,8 +103,33 @@ def test_a_strangers_header_is_refused(recording: Path, changes, words) -> None:
     data = recording.read_bytes()
     start = len(RECORDING_MAGIC)
     size, _ = FRAME.unpack_from(data, start)
-    header = msgspec.msgpack.decode(data[start + FRAME.size :][:size]) | changes
+    header = msgspec.msgpack.decode(data[start + FRAME.size :][:size])
+    header = header | changes if isinstance(changes, dict) else changes
     encoded = msgspec.msgpack.encode(header)
     recording.write_bytes(RECORDING_MAGIC + FRAME.pack(len(encoded), zlib.crc32(encoded)) + encoded)
     with pytest.raises(UsageError, match=words):
+        read(recording)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Arrived(-1, 0, 0, "console", b""),
+        Checked(1, -1, 0, 0, 0, b""),
+        Waited(1, 0, 0, -1, True),
+        Changed(1, 0, 0, (0, None), None),
+        Changed(1, 0, 0, (1 << 63, None), None),
+        Changed(1, 0, 0, (1, -1), None),
+        Changed(1, 0, 0, None, -1),
+        Ended(1, 0, 0, End.POWEROFF, "", "", 1000, 0, 0, 0, b""),
+        Ended(1, 0, 0, End.POWEROFF, "", "", -5, 0, 0, 0, b""),
+    ],
+)
+def test_an_event_that_no_run_has_is_refused(recording: Path, event) -> None:
+    start = read(recording).header.start
+    with recording.open("wb") as file:
+        writer = Writer(file.write, Header(start=start))
+        writer.note(event)
+        writer.flush()
+    with pytest.raises(UsageError, match="no recording that this xenemu can use"):
         read(recording)

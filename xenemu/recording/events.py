@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from hashlib import blake2b
 from struct import Struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -18,15 +18,18 @@ from xenemu.outcome import End
 
 PIECE: Final = 4 << 20  # bytes of memory that one check looks at
 TURN: Final = Struct("<QQQQ")
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+SliceNs = Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
+Signal = Annotated[int, msgspec.Meta(ge=0, le=64)]  # 0: none
 HOST_MADE: Final = {End.EXPECTED, End.STOPPED, End.TIMEOUT, End.INCONSISTENT}
 
 
 class Event(msgspec.Struct, array_like=True, tag=True):
     """Something that happened between two slices of the guest."""
 
-    turns: int
-    instructions: int
-    now_ns: int
+    turns: Natural
+    instructions: Natural
+    now_ns: Natural
 
 
 class Arrived(Event):
@@ -40,15 +43,15 @@ class Arrived(Event):
 class Waited(Event):
     """Nothing ran until something came; `until_ns` if time passed as the host's."""
 
-    until_ns: int
+    until_ns: Natural
     is_live: bool
 
 
 class Changed(Event):
     """The order of vcpus, or random numbers, begin anew: slice and seed, and seed."""
 
-    schedule: tuple[int, int | None] | None
-    rng_seed: int | None
+    schedule: tuple[SliceNs, Natural | None] | None
+    rng_seed: Natural | None
 
 
 class Answered(Event):
@@ -62,7 +65,7 @@ class Answered(Event):
 class Checked(Event):
     """What the machine was, in a few bytes; `number` counts these."""
 
-    number: int
+    number: Natural
     trail: int
     state: bytes
 
@@ -73,9 +76,9 @@ class Ended(Event):
     end: End
     reason: str
     advice: str
-    signum: int
+    signum: Signal
     printed: int
-    number: int
+    number: Natural
     trail: int
     state: bytes
 

@@ -133,7 +133,7 @@ def _header(path: Path, data: memoryview) -> tuple[Header, int]:
         raise UsageError(f"{path}: it ends before it says what was recorded")
     if zlib.crc32(encoded) != checksum:
         raise UsageError(f"{path}: damaged: its checksum differs")
-    made_by = msgspec.msgpack.decode(encoded)
+    made_by = msgspec.msgpack.decode(encoded, type=dict[str, object])
     versions = [made_by.get(key) for key in ("format", "version", "engine")]
     if versions != [FORMAT, __version__, UNICORN_VERSION]:
         raise UsageError(
