@@ -35,6 +35,8 @@ AGAIN = ("linux debian-cloud-amd64 pvh", "grub grub-i386-xen", "init-exit", "qui
 
 # How a guest of our own ends that has such an exit code.
 ENDS = {0: "poweroff", 4: "watchdog", 5: "refused"}
+# And those that end in another way; a plan has no --on-suspend.
+OWN_ENDS = {"suspend": "suspend", "wild-write": "panic"}
 
 
 def prepare(place: Path, guest_image) -> Path:
@@ -59,8 +61,9 @@ def _tables(place: Path):
         for environment in guest.environments:
             image = build(guest, ENVIRONMENTS[environment], place / f"{name}-{environment}")
             initrd = f'initrd = "{guest.folder / guest.initrd}"\n' if guest.initrd else ""
-            last = guest.expected(environment).splitlines()[-1]
-            ended = ENDS[guest.exit]
+            lines = guest.expected(environment).splitlines()
+            last = f"--- {name}.*" if guest.options else lines[-1]
+            ended = OWN_ENDS.get(name, ENDS[guest.exit])
             yield (
                 f'\n[[boot]]\nname = "guest {image.name}"\nkernel = "{image.name}"\n'
                 f'mode = "{ENVIRONMENTS[environment].mode}"\nmemory = "{guest.memory}"\n'
