@@ -102,6 +102,15 @@ def test_an_origin_that_never_gets_there_skips_them_and_tells_why_once(run):
     assert found["b"].sentence == f"a did not reach its snapshot: {why}"
 
 
+@pytest.mark.parametrize(("snapshot", "words"), [('"never"', "'never'"), ("5.5", "5.5 s")])
+@pytest.mark.parametrize("more", ["", 'exit = "poweroff"\n'])
+def test_an_origin_that_ends_well_before_its_snapshot_has_not_passed(run, snapshot, words, more):
+    found = run(BASE + f"snapshot = {snapshot}\n{more}" + table("a", ""))
+    assert found["base"].verdict is Verdict.UNMET
+    assert found["base"].sentence == f"the guest powered off; its snapshot, {words}, never came"
+    assert found["a"].verdict is Verdict.SKIPPED
+
+
 def test_a_crash_in_the_slice_of_the_snapshot_is_no_snapshot(run):
     found = run(BASE + 'snapshot = "one"\n' + table("a", ""), say(b"one\n") + b"\x0f\x0b")
     assert found["base"].verdict is Verdict.REFUSED

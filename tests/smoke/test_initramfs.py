@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -168,10 +169,21 @@ def test_no_busybox_is_told(file, monkeypatch):
 
 
 def test_a_directory_that_is_none_is_refused(file, tmp_path):
-    refused = {file("x", b""): "not a directory", tmp_path / "no": "there is no such directory"}
+    refused = {
+        file("x", b""): "not a directory",
+        tmp_path / "no": "there is no such directory",
+        tmp_path / ("x" * 300): "File name too long",
+    }
     for path, words in refused.items():
         with pytest.raises(UsageError, match=f"rootfs {path}: {words}"):
             initramfs.make(None, path, None)
+
+
+def test_a_device_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(initramfs, "LARGEST", 1 << 20)
+    for asked in ((Path("/dev/zero"), None, None), (None, None, Path("/dev/zero"))):
+        with pytest.raises(UsageError, match="larger than 1 MiB"):
+            initramfs.make(*asked)
 
 
 def test_a_directory_without_init_is_refused(tmp_path):

@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "sed seq setsid sh sha256sum sleep sort stat stty switch_root sync tail tar tee test timeout "
     "touch tr true udhcpc umount uname uniq uptime usleep wc wget which xargs yes"
 ).split()
+LARGEST: Final = 256 << 20  # bytes of a program
 DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 
 
@@ -128,9 +129,13 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
         if not program.startswith(b"#!"):
             raise UsageError(f"init {init}: neither a script that begins with #! nor an ELF")
         return build(_busybox(busybox), program)
-    if not rootfs.is_dir():
-        wrong = "not a directory" if rootfs.exists() else "there is no such directory"
-        raise UsageError(f"rootfs {rootfs}: {wrong}")
+    try:
+        if not stat.S_ISDIR(rootfs.stat().st_mode):
+            raise UsageError(f"rootfs {rootfs}: not a directory")
+    except FileNotFoundError:
+        raise UsageError(f"rootfs {rootfs}: there is no such directory") from None
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"rootfs {rootfs}: {error.strerror}") from None
     members = {entry.name: entry for entry in NODES}
     members["dev"] = Member("dev", stat.S_IFDIR | 0o755)
     if busybox is not None:
@@ -188,6 +193,10 @@ def _tree(root: Path) -> list[Member]:
 
 def _read(what: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)  # a device may have no end
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise UsageError(f"{what} {path}: larger than {LARGEST >> 20} MiB")
+    return data

@@ -105,6 +105,7 @@ class Session:
         self._is_due = False  # that has come
         self._is_between = False  # slices: a guest that has crashed cannot go on
         self._at_snapshot: Facts | None = None
+        self._missed = ""  # a sentence, if it ended before its snapshot
         self._before: Facts | None = None  # at the snapshot of the guest that this is a copy of
         self._began_ns = 0  # when it was copied
         self.image = self.kernel or image.load(boot.kernel)
@@ -249,6 +250,9 @@ class Session:
         self._halt, self._is_due, self._doing.is_held = None, False, False
         if is_there:
             self._at_snapshot = self._facts(outcome)
+        elif boot.snapshot is not None:
+            when = repr(at) if isinstance(at, str) else f"{at} s"
+            self._missed = f"its snapshot, {when}, never came"
         return is_there
 
     def turn_to(self, boot: Boot) -> None:
@@ -300,7 +304,10 @@ class Session:
         died = crash(facts)
         self._died = died.reason if died else ""
         self._advice = advice(facts)
-        return judge(facts, self.boot.exit, self.boot.tolerate)
+        found = judge(facts, self.boot.exit, self.boot.tolerate)
+        if self._missed and not found:
+            found = [Finding(Verdict.UNMET, f"{self.reason}; {self._missed}")]
+        return found
 
     def _facts(self, outcome: Outcome) -> Facts:
         return self._witness.facts(
