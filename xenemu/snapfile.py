@@ -71,6 +71,7 @@ class Header(msgspec.Struct, kw_only=True):
     disks: list[str] = []  # as options of `xenemu run` have them,
     disk_digests: list[str] = []  # SHA-256 of the files
     nets: list[str] = []
+    is_shell: bool = False  # /init is a shell of xenemu's own making
     now_ns: int = 0
     instructions: int = 0
     # For who reads the rest.

@@ -93,7 +93,7 @@ def test_the_kernel_may_have_moved_but_not_changed(keep, call, place):
         file.write(b"x")
     other = call("resume", place / "snap", "--kernel", place / "moved")
     assert other.returncode == 7
-    assert b"another file is there now" in other.stderr
+    assert b"moved is another file; say where it is: --kernel" in other.stderr
 
 
 def test_a_disk_comes_along_and_must_be_as_it_was(keep, call, place):

@@ -500,16 +500,25 @@ def test_a_shell_in_debians_kernel_reads_a_pipe(guest_image, xenemu_run, tmp_pat
     assert b"got hello\r\n" in result.stdout
 
 
-def test_the_shell_of_a_busybox_ends_with_its_input(guest_image, xenemu_run):
-    """Also while a program runs that never reads, and after a line without an end."""
+def test_the_shell_of_a_busybox_ends_with_its_input(guest_image, xenemu_run, tmp_path):
+    """Also while a program runs that never reads, after a line without an end, and resumed."""
     result = xenemu_run(
         guest_image("debian-cloud-amd64"),
         *("--mode", "pvh", "--busybox", guest_image("busybox"), "--cmdline", "console=hvc0 quiet"),
+        *("--snapshot", tmp_path / "snap", "--snapshot-at", "^/ # "),
         stdin=b"sleep 100; echo awake\ncat\nfoo\necho $((6 * 7))",
     )
     assert result.returncode == 0, result.stderr
     assert b"\nawake\r" in result.stdout and b"\nfoo\r" in result.stdout
     assert b"poweroff, exit 0" in result.stderr
+    resumed = subprocess.run(
+        [sys.executable, "-m", "xenemu", "resume", tmp_path / "snap", "--timeout", "60"],
+        input=b"echo $((6 * 9))\n",
+        capture_output=True,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert b"\nawake\r" in resumed.stdout and b"poweroff, exit 0" in resumed.stderr
 
 
 def test_a_shell_needs_no_console_on_the_command_line(guest_image, xenemu_run):

@@ -31,6 +31,7 @@ Exit codes:
 """
 EXIT_REFUSED: Final = 3
 AGAIN_S: Final = 0.05
+NEEDED: Final = {"snapshot": "--snapshot", "dump": "--core"}  # for a verb, an option of run's
 LISTENING: Final = ("events",)  # verbs after which lines come until the guest ends
 
 
@@ -61,6 +62,9 @@ def control(
         if not words or (words == ["help"] and not as_json):
             _show_verbs(verbs)
             return
+        if words[0] not in verbs and words[0] in NEEDED:
+            option = NEEDED[words[0]]
+            raise UsageError(f"{words[0]}: the guest was started without {option} FILE to write to")
         request = parse_request(verbs, words)
         answer = _ask(connection, lines, request)
         typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)))

@@ -71,6 +71,7 @@ Disk = Annotated[
         " several disks, say it again.",
         metavar="FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
         "[,persistent][,later]",
+        rich_help_panel="Devices",
     ),
 ]
 Sharing = Annotated[

@@ -119,7 +119,7 @@ class Repeated:
     def _compare(self, what: str, path: Path, wanted: str, option: str) -> None:
         at, advice = f"{self.file}: its {what}", f"; say where it is: {option}"
         if digest_of(path, at, advice) != wanted:
-            raise UsageError(f"{at} {path}: another file is there now{advice}")
+            raise UsageError(f"{at}: {path} is another file{advice}")
 
     def _config(self) -> DomainConfig:
         start = self.start
@@ -271,11 +271,11 @@ def replay(
     trace_format: HowTraced = TraceFormat.TEXT,
     coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
+    gdb: Gdb = None,
+    symbols: Symbols = None,
     audit: Audit = None,
     no_fast: NoFast = False,
-    gdb: Gdb = None,
     confined: Confined = Confine.AUTO,
-    symbols: Symbols = None,
     verbose: Verbose = False,
 ) -> None:
     """Repeat a recorded run, to the byte.

@@ -93,7 +93,7 @@ class Resumed:
         at, advice = f"{self.file}: its kernel", "; say where it is: --kernel"
         found = self.kernel_digest or digest_of(self.kernel, at, advice)
         if found != header.kernel_digest:
-            raise UsageError(f"{at} {self.kernel}: another file is there now{advice}")
+            raise UsageError(f"{at}: {self.kernel} is another file{advice}")
         at = f"{self.file}: its disk"
         names = name_all(at, self.disks)
         for spec, (name, _), digest in zip(self.disks, names, header.disk_digests, strict=True):
@@ -186,8 +186,6 @@ def resume(
     snapshot_at: SnapshotAt = None,
     core: CoreTo = None,
     core_when: CoreAfter = None,
-    on_suspend: OnSuspend = "end",
-    suspended_for: SuspendedFor = "1s",
     explain: Explain = False,
     trace: Trace = None,
     trace_filter: TraceFilter = None,
@@ -195,12 +193,14 @@ def resume(
     trace_format: HowTraced = TraceFormat.TEXT,
     coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
+    gdb: Gdb = None,
+    symbols: Symbols = None,
+    control: Control = None,
+    on_suspend: OnSuspend = "end",
+    suspended_for: SuspendedFor = "1s",
     audit: Audit = None,
     no_fast: NoFast = False,
-    gdb: Gdb = None,
-    control: Control = None,
     confined: Confined = Confine.AUTO,
-    symbols: Symbols = None,
     verbose: Verbose = False,
 ) -> None:
     """Go on from a snapshot, as if it had not been stopped.
@@ -240,7 +240,7 @@ def resume(
         attended = AttendedRun(
             guest,
             symbols,
-            is_shell=False,
+            is_shell=header.is_shell,
             limits=limits,
             audit_ns=audit_ns,
             fast=not no_fast,

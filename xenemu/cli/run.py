@@ -114,6 +114,7 @@ Examples:
   xenemu run vmlinuz --cmdline "console=hvc0" --timeout 60 --expect "login:"
   xenemu run systemd-bootx64.efi --entry efi --efi-root esp      a boot loader
   xenemu run guest.cfg --memory 1G                    what xl create would start
+  xenemu run vmlinuz --cmdline "console=hvc0" --core vmcore --record run   for later
   printf 'ls\\n' | xenemu run grub-x86_64-xen.bin --expect '\\(memdisk\\)'
 
 \b
@@ -156,6 +157,7 @@ def run(
             help="By which entry to boot it; auto takes pvh or pv, as the kernel offers.",
             metavar=f"<{'|'.join(boot.MODES)}>",
             callback=_known_mode,
+            rich_help_panel="The kernel",
         ),
     ] = boot.AUTO,
     subarch: Annotated[
@@ -193,10 +195,13 @@ def run(
         ),
     ] = None,
     efi_root: EfiRoot = None,
-    memory: Memory = "256M",
-    maxmem: MaxMem = None,
     vcpus: Annotated[
-        str, typer.Option(help="How many vcpus the guest has, up to 128.", metavar="N")
+        str,
+        typer.Option(
+            help="How many vcpus the guest has, up to 128.",
+            metavar="N",
+            rich_help_panel="The machine",
+        ),
     ] = "1",
     maxvcpus: Annotated[
         str | None,
@@ -206,6 +211,8 @@ def run(
             metavar="N",
         ),
     ] = None,
+    memory: Memory = "256M",
+    maxmem: MaxMem = None,
     name: Annotated[
         str,
         typer.Option(help="What the domain is called, as the xenstore tells it.", metavar="TEXT"),
@@ -215,25 +222,7 @@ def run(
     ] = str(UUID(bytes=DomainConfig.uuid)),
     slice: Slice = "100us",
     schedule_seed: ScheduleSeed = None,
-    timeout: Timeout = None,
-    expect: Expect = None,
-    log: Log = None,
-    snapshot: SnapshotTo = None,
-    snapshot_at: SnapshotAt = None,
-    record: Record = None,
-    core: CoreTo = None,
-    core_when: CoreAfter = None,
-    on_suspend: OnSuspend = "end",
-    suspended_for: SuspendedFor = "1s",
-    restore: Restore = None,
-    explain: Explain = False,
-    trace: Trace = None,
-    trace_filter: TraceFilter = None,
-    trace_file: TraceFile = None,
-    trace_format: HowTraced = TraceFormat.TEXT,
     rng_seed: RngSeed = "0",
-    coverage: Coverage = None,
-    coverage_by_vcpu: CoverageByVcpu = False,
     debug_xen: Annotated[
         bool,
         typer.Option(
@@ -242,9 +231,23 @@ def run(
             " find kernels that rely on them.",
         ),
     ] = False,
-    audit: Audit = None,
-    no_fast: NoFast = False,
+    timeout: Timeout = None,
+    expect: Expect = None,
+    log: Log = None,
+    snapshot: SnapshotTo = None,
+    snapshot_at: SnapshotAt = None,
+    record: Record = None,
+    core: CoreTo = None,
+    core_when: CoreAfter = None,
+    explain: Explain = False,
+    trace: Trace = None,
+    trace_filter: TraceFilter = None,
+    trace_file: TraceFile = None,
+    trace_format: HowTraced = TraceFormat.TEXT,
+    coverage: Coverage = None,
+    coverage_by_vcpu: CoverageByVcpu = False,
     gdb: Gdb = None,
+    symbols: Symbols = None,
     control: Control = None,
     on_poweroff: OnPoweroff = Action.DESTROY,
     on_reboot: OnReboot = Action.DESTROY,
@@ -252,8 +255,12 @@ def run(
     on_watchdog: OnWatchdog = Action.DESTROY,
     on_soft_reset: OnSoftReset = Action.SOFT_RESET,
     max_restarts: MaxRestarts = RESTARTS,
+    on_suspend: OnSuspend = "end",
+    suspended_for: SuspendedFor = "1s",
+    restore: Restore = None,
+    audit: Audit = None,
+    no_fast: NoFast = False,
     confined: Confined = Confine.AUTO,
-    symbols: Symbols = None,
     verbose: Verbose = False,
 ) -> None:
     """Boot KERNEL as a Xen guest, and show its console.
@@ -292,6 +299,7 @@ def run(
     note_types = (
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )
+    is_shell = busybox is not None and init is None and rootfs is None
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset, max_restarts)
     away_ns = parse_away(suspended_for)
@@ -326,6 +334,7 @@ def run(
             if shares:
                 raise UsageError("--snapshot: what a --share has open cannot be in it")
             header = header_of(kernel, config.memory, config.name, disk or [], net or [])
+            header.is_shell = is_shell
             asked_for = gdb is not None or control is not None or is_terminal(sys.stdin)
             keeping = Keeping.parse(
                 outputs, snapshot or [], snapshot_at, header, expectations, asked_for
@@ -354,7 +363,7 @@ def run(
         attended = AttendedRun(
             guest,
             symbols,
-            is_shell=busybox is not None and init is None and rootfs is None,
+            is_shell=is_shell,
             limits=limits,
             audit_ns=audit_ns,
             fast=not no_fast,

@@ -21,6 +21,7 @@ OnSuspend = Annotated[
         " preserve it until --control says which of the two; or save it to a file, which must be"
         " new or empty, as xl save does, and end the run.",
         metavar="end|resume|cancel|preserve|save=FILE",
+        rich_help_panel="The life of the guest",
     ),
 ]
 SuspendedFor = Annotated[

@@ -15,6 +15,7 @@ Timeout = Annotated[
     typer.Option(
         help="Give up after this many seconds of real time, loading included.",
         metavar="SECONDS",
+        rich_help_panel="The run",
     ),
 ]
 Expect = Annotated[
@@ -46,6 +47,7 @@ Explain = Annotated[
         "--explain",
         help="Tell of each refusal as it happens: the rule, the frames, who typed or maps"
         " them, and the backtrace.",
+        rich_help_panel="To look at it",
     ),
 ]
 Trace = Annotated[
@@ -87,6 +89,7 @@ Audit = Annotated[
         help="Check the hypervisor's own books each time that so much virtual time has passed,"
         " and in the end; what is wrong ends the run. For xenemu's developers.",
         metavar="SECONDS",
+        rich_help_panel="xenemu itself",
     ),
 ]
 Gdb = Annotated[
@@ -128,6 +131,7 @@ SnapshotTo = Annotated[
         " xenemu resume goes on from there. Without --snapshot-at, when gdb's monitor snapshot or"
         " xenemu control asks for it; for several, say it again.",
         metavar="FILE",
+        rich_help_panel="What it leaves",
     ),
 ]
 SnapshotAt = Annotated[
@@ -144,5 +148,6 @@ Control = Annotated[
         help="Listen at this path for xenemu control, which does to the guest what xl does: shut it"
         " down, pause it, plug devices. Idle time then passes as this host's does.",
         metavar="PATH",
+        rich_help_panel="The life of the guest",
     ),
 ]

@@ -67,6 +67,10 @@ class Refused(Exception):
     """A request that cannot be done; the words are for whoever asked."""
 
 
+class Missing(Refused):
+    """A request that lacks a field."""
+
+
 @dataclass
 class Ask:
     """A request: who asks, and its fields besides `id` and `do`. Plain data.
@@ -78,10 +82,10 @@ class Ask:
     fields: dict[str, Values]
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A field's text; Refused if there is none, and no default."""
+        """A field's text; Missing if there is none, and no default."""
         value = self.fields.get(name, default)
         if value is None:
-            raise Refused(f"{name} is missing")
+            raise Missing(f"{name} is missing")
         return str(value)
 
     def one_of(self, name: str, choices: Iterable[str], default: str | None = None) -> str:
@@ -217,6 +221,7 @@ class Control:
 
     def _take(self, who: int, line: bytes) -> None:
         request_id: Values = None
+        verb = None
         try:
             request_id, request = parse(line)
             check_values(request)
@@ -231,7 +236,8 @@ class Control:
             if answer is None and verb.done is not None and within_s:
                 answer = verb.done(self, ask)
         except (Refused, XenError) as error:
-            self._answer(who, request_id, {"error": str(error)})
+            usage = f": {verb.name} {verb.usage}" if verb and isinstance(error, Missing) else ""
+            self._answer(who, request_id, {"error": f"{error}{usage}"})
             return
         if answer is not None or not within_s:
             self._answer(who, request_id, {"asked": True} if answer is None else answer)
