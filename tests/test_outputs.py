@@ -180,3 +180,11 @@ def test_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"^--log-dir .*/file: File exists"):
         Outputs().folder("--log-dir", tmp_path / "file", [])
+
+
+def test_a_file_without_an_end_is_refused():
+    with Outputs() as outputs:
+        output = outputs.open("--core", Path("/proc/self/mem"))
+        assert not output.is_written
+        with pytest.raises(OutputError, match="^--core /proc/self/mem: Invalid argument"):
+            output.skip(4096)

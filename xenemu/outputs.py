@@ -59,7 +59,10 @@ class Output:
     @property
     def is_written(self) -> bool:
         """Whether a file has something in it: a copy of this process may have written it."""
-        return self.is_file and os.lseek(self.descriptor, 0, os.SEEK_END) > 0
+        try:
+            return self.is_file and os.lseek(self.descriptor, 0, os.SEEK_END) > 0
+        except OSError:  # it has no end, as /proc/self/mem
+            return False
 
     def empty(self) -> None:
         """Take back what was written to a file, as far as the host lets us."""
