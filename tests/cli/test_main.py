@@ -60,7 +60,7 @@ def test_help_of_run_has_its_options_in_groups(capsys):
             "run --mode hvm k",
             "--mode: 'hvm' is not one of 'auto', 'pv', 'pvh', 'efi', ",
         ),
-        ("run k --mode", "option '--mode' requires an argument; see xenemu --help"),
+        ("run k --mode", "option '--mode' requires an argument; see xenemu run --help"),
         ("run k k", "got unexpected extra argument(s) (k); see xenemu run --help"),
         ("smoke k --jobs abc", "--jobs abc: give a whole number, 1 or more"),
         ("smoke k --jobs 0", "--jobs 0: give a whole number, 1 or more"),

@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XenemuError as error:
         return _fail(str(error), EXIT_IMAGE)
     except Exception as error:
-        if mistake := mistake_in(error):
+        named = [name for name in given[:1] if name in COMMANDS]
+        if mistake := mistake_in(error, " ".join(["xenemu", *named])):
             return _fail(mistake, EXIT_IMAGE)
         if exhausted := exhaustion(error):
             return _fail(exhausted, EXIT_IMAGE)

@@ -31,7 +31,7 @@ Exit codes:
 """
 EXIT_REFUSED: Final = 3
 AGAIN_S: Final = 0.05
-NEEDED: Final = {"snapshot": "--snapshot", "dump": "--core"}  # for a verb, an option of run's
+UNSURE: Final = ("snapshot", "dump")  # verbs that a guest has only by an option of its run
 LISTENING: Final = ("events",)  # verbs after which lines come until the guest ends
 
 
@@ -62,10 +62,10 @@ def control(
         if not words or (words == ["help"] and not as_json):
             _show_verbs(verbs)
             return
-        if words[0] not in verbs and words[0] in NEEDED:
-            option = NEEDED[words[0]]
-            raise UsageError(f"{words[0]}: the guest was started without {option} FILE to write to")
-        request = parse_request(verbs, words)
+        if words[0] in UNSURE and words[0] not in verbs:
+            request = {"do": words[0]}  # the guest's own answer says what it lacks
+        else:
+            request = parse_request(verbs, words)
         answer = _ask(connection, lines, request)
         typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)))
         if not answer["ok"]:

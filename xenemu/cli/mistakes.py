@@ -6,12 +6,12 @@ The parser of arguments would tell each in a line of usage, a hint and a sentenc
 from __future__ import annotations
 
 
-def mistake_in(error: Exception) -> str:
+def mistake_in(error: Exception, command: str = "xenemu") -> str:
     """What is wrong, and what to do; empty if the parser did not find this error.
 
     In different versions of the parser, the class of such errors is in different places. All of
     them have `format_message`, and what is asked for here: `possibilities` are options with nearly
-    the name.
+    the name. `command` is whose help is named if the error does not know.
     """
     if not hasattr(error, "format_message"):
         return ""
@@ -21,5 +21,5 @@ def mistake_in(error: Exception) -> str:
         words = f"{error.args[0].rstrip('.')}; did you mean {' or '.join(sorted(guesses))}?"
     elif parameter is not None and error.args[0]:  # a value that the parameter cannot have
         words = f"{parameter.opts[-1]}: {error.args[0].removeprefix('Value error, ').rstrip('.')}"
-    where = context.command_path if context else "xenemu"
+    where = context.command_path if context else command
     return f"{words[:1].lower()}{words[1:]}; see {where} --help"

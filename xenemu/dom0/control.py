@@ -59,6 +59,8 @@ REASONS: Final = {
     SHUTDOWN_soft_reset: "soft-reset",
 }
 
+NEEDED: Final = {"snapshot": "--snapshot", "dump": "--core"}  # for a verb, an option of run's
+
 Answer = Mapping[str, Any]
 Values = str | int | float | bool | None
 
@@ -251,6 +253,8 @@ class Control:
         """The verb that a request names, which has no other fields than the verb knows; Refused."""
         name = str(request.pop("do", ""))
         verb = self.verbs.get(name)
+        if verb is None and name in NEEDED:
+            raise Refused(f"{name}: the guest was started without {NEEDED[name]} FILE to write to")
         if verb is None:
             raise Refused(f"there is no verb {name[:40]!r}; there are {', '.join(self.verbs)}")
         known = [*verb.fields, "within"] if verb.done is not None else [*verb.fields]
