@@ -186,5 +186,5 @@ def test_a_file_without_an_end_is_refused():
     with Outputs() as outputs:
         output = outputs.open("--core", Path("/proc/self/mem"))
         assert not output.is_written
-        with pytest.raises(OutputError, match="^--core /proc/self/mem: Invalid argument"):
+        with pytest.raises(OutputError, match="--core /proc/self/mem: Inv"):
             output.skip(4096)
