@@ -50,7 +50,7 @@ def ask(place: Path, capsys: pytest.CaptureFixture[str]):
 def test_a_guest_is_asked_and_destroyed(run: subprocess.Popen, ask, place: Path) -> None:
     assert "shutdown [poweroff|reboot|halt|suspend]\n" in ask()[1]
     assert ask("pause") == (0, "done\n", "")
-    assert ask("pause") == (3, "xenemu: the guest is paused already\n", "")
+    assert ask("pause") == (3, "", "xenemu: the guest is paused already\n")
     answer = json.loads(ask("status", "--json")[1])
     assert (answer["state"], answer["devices"][0]["attached"]) == ("paused", False)
     assert ask("unpause")[0] == 0
@@ -60,9 +60,9 @@ def test_a_guest_is_asked_and_destroyed(run: subprocess.Popen, ask, place: Path)
     assert ask("xenstore", "ls", "control")[1].startswith('/local/domain/1/control = ""\n')
     code, _, told = ask("fly")
     assert code == 7 and told.startswith("xenemu: there is no verb 'fly'; there are attach, ")
-    assert ask("memory") == (3, "xenemu: target is missing: memory SIZE\n", "")
+    assert ask("memory") == (3, "", "xenemu: target is missing: memory SIZE\n")
     lacking = "snapshot: the guest was started without --snapshot FILE to write to"
-    assert ask("snapshot") == (3, f"xenemu: {lacking}\n", "")
+    assert ask("snapshot") == (3, "", f"xenemu: {lacking}\n")
     code, _, told = ask("pause", "now")
     assert (code, told) == (7, "xenemu: 'now' is one word too many: pause\n")
     assert ask("destroy") == (0, "done\n", "")

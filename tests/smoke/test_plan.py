@@ -267,6 +267,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("[[boat]]\n", "9: boat: unknown; a plan has [[boot]] and [defaults]"),
         ("timeout 5", "9: Expected '=' after a key"),
         ("timeout = 5\ntimeout = 5", "10: the key is there already"),
+        ("[job]\n[job]", "10: there are several: begin each with [[job]]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_has_its_line_and_key(plan, line, problem):

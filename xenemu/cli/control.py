@@ -67,7 +67,8 @@ def control(
         else:
             request = parse_request(verbs, words)
         answer = _ask(connection, lines, request)
-        typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)))
+        is_told = not (answer["ok"] or as_json)  # a refusal, to a person
+        typer.echo(json.dumps(answer) if as_json else "\n".join(described(answer)), err=is_told)
         if not answer["ok"]:
             raise typer.Exit(EXIT_REFUSED)
         if request["do"] in LISTENING or request.get("op") == "watch":

@@ -15,6 +15,7 @@ from xenemu.errors import UsageError
 BARE: Final = re.compile(
     r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""
 )
+TWICE: Final = re.compile(r"Cannot declare \('(\w+)',\) twice")
 UNCLOSED: Final = "a string has no quote at its end"
 PLAINER: Final = {  # than tomllib's words
     "Cannot overwrite a value": "the key is there already",
@@ -58,6 +59,10 @@ def toml_error(file: str, text: str, problem: str) -> PlanError:
     if bare:
         wanted = json.dumps(bare[2], ensure_ascii=False)
         return PlanError(Place(file, number), f"strings want quotes: {bare[1]} = {wanted}")
+    twice = TWICE.fullmatch(found[1])
+    if twice:
+        problem = f"there are several: begin each with [[{twice[1]}]]"
+        return PlanError(Place(file, number), problem)
     return PlanError(Place(file, number), PLAINER.get(found[1], found[1]))
 
 
