@@ -25,7 +25,7 @@ from xenemu.gdb.rsp import Decoder, Packet, encode
 
 ROUNDS: Final = 5
 STEPS: Final = 4
-END_S: Final = {"pv": 2.8, "pvh": 1.28}  # of a boot, in the guest's time
+END_S: Final = {"pv": 3.0, "pvh": 1.55}  # of a boot, in the guest's time
 PLACES: Final = 8  # from which to step back, over a boot
 WAITING: Final = re.compile(r"waiting for gdb: target remote \S+:(\d+)")
 # A run whose only checkpoint is the first.
