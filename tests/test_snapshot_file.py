@@ -27,6 +27,7 @@ from xenemu.dom0.block import Block
 from xenemu.encoding import decode, encode
 from xenemu.errors import UsageError
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.calls import CallLog
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
 from xenemu.image import load
@@ -245,6 +246,9 @@ def test_blocks_that_are_not_what_the_header_says_are_refused(whole, tmp_path):
         snapshot_file.read(place)
 
 
+LOG = b"\xff" * CallLog.SIZE  # of calls that there are not
+
+
 def changed_plain(snapshot, change):
     """A snapshot whose domain was changed before it was encoded."""
     parts = {name: object() for name in snapshot.domain.backends}
@@ -272,6 +276,11 @@ def strange(whole, tmp_path):
         (lambda domain: setattr(domain, "vcpus", "x"), "can go on"),
         (lambda domain: setattr(domain, "events", None), "can go on"),
         (lambda domain: setattr(domain.vcpus[0].arch, "kernel_root", 1 << 30), "can go on"),
+        (lambda domain: setattr(domain.vcpus[0].arch, "user_root", 1 << 30), "can go on"),
+        (lambda domain: domain.vcpus[0].arch.gdt_frames.insert(0, 1 << 30), "can go on"),
+        (lambda domain: domain.calls.by_cpu.pop(), "log of calls has another size"),
+        (lambda domain: domain.calls.by_cpu.__setitem__(slice(None), LOG), "valid Nr"),
+        (lambda domain: setattr(domain.calls, "by_cpu", "x"), "can go on"),
     ],
 )
 def test_a_strangers_domain_is_refused(strange, change, words):

@@ -6,7 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, overload
+from typing import ClassVar, Final, Literal, overload
 
 from xenemu.abi.xen import Nr
 
@@ -65,8 +65,10 @@ class CallLog(Sequence[CallRecord]):
     The C shim writes into `by_cpu`. Whoever reads the log has both, in the order of their times.
     """
 
+    SIZE: ClassVar[int] = COUNT.size + KEPT * RECORD.size  # of `by_cpu`, in bytes
+
     own: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=KEPT))
-    by_cpu: bytearray = field(default_factory=lambda: bytearray(COUNT.size + KEPT * RECORD.size))
+    by_cpu: bytearray = field(default_factory=lambda: bytearray(CallLog.SIZE))
 
     def append(self, record: CallRecord) -> None:
         """Note a call that begins."""

@@ -15,6 +15,7 @@ from xenemu.dom0.control import Control
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.encoding import DecodeError
+from xenemu.hv.calls import CallLog
 from xenemu.hv.shared_info import VCPU_INFO_SIZE
 from xenemu.hv.snapshot import DomainSnapshot
 from xenemu.hv.state.domain import Backend, Domain
@@ -107,6 +108,9 @@ class Snapshot:
         for vcpu in domain.vcpus:
             if not 0 <= vcpu.info <= size - VCPU_INFO_SIZE:
                 raise DecodeError(f"vcpu {vcpu.vcpu_id}'s vcpu_info lies outside memory")
+        if len(domain.calls.by_cpu) != CallLog.SIZE:
+            raise DecodeError("the log of calls has another size")
+        list(domain.calls)  # a ValueError if there is a call in it that the shim does not do
 
     def _go_on(self, machine: Core, domain: Domain) -> None:
         machine.host.frames = domain.frames

@@ -204,14 +204,14 @@ static void bounce(const struct frame *frame, uint64_t handler, bool masks)
 /* Whether a kernel's store to a page that it may only read could be one to a page table. */
 static bool may_store_to_table(uint64_t vaddr)
 {
-    uint64_t table, *entry;
+    uint64_t *entry;
 
     if (!G.lane.vcpu->kernel_mode || !G.lane.writable_tables)
         return false;
-    entry = l1_entry(G.lane.vcpu->kernel_root, vaddr, &table);
+    entry = l1_entry(G.lane.vcpu->kernel_root, vaddr);
     if (!entry || (*entry & (PTE_P | PTE_RW)) != PTE_P)
         return false;
-    table = (*entry & PTE_ADDRESS) >> 12;
+    uint64_t table = (*entry & PTE_ADDRESS) >> 12;
     return table < G.physical.frames && page(table)->owner == G.lane.domid &&
            page(table)->type == PGT_L1;
 }

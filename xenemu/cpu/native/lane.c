@@ -23,7 +23,7 @@ enum { PGC_ALLOCATED = 1, PGT_PINNED = 4 };
 enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
 enum { NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
 enum { UVMF_NONE, UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_ALL = 4 };
-enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, ENTRIES = 512, M2P_SLOT = 256 };
+enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, M2P_SLOT = 256 };
 
 #define PTE_GUEST_KERNEL (1ull << 52)
 #define PTE_CACHE (1ull << 3 | 1ull << 4 | 1ull << 7) /* PWT, PCD, PAT */
@@ -46,7 +46,7 @@ bool in_guest_range(uint64_t vaddr)
 }
 
 /* The L1 entry for a guest's address, present or not, or NULL. */
-uint64_t *l1_entry(uint64_t root, uint64_t vaddr, uint64_t *table)
+uint64_t *l1_entry(uint64_t root, uint64_t vaddr)
 {
     for (uint32_t level = G.lane.levels; level > 1; level--) {
         uint64_t index = vaddr >> (12 + 9 * (level - 1)) & (G.lane.levels == 3 && level == 3 ? 3 : 511);
@@ -57,7 +57,6 @@ uint64_t *l1_entry(uint64_t root, uint64_t vaddr, uint64_t *table)
             return NULL;
         root = (entry & PTE_ADDRESS) >> 12;
     }
-    *table = root;
     return root < G.physical.frames ? word(root << 12 | (vaddr >> 12 & 511) << 3) : NULL;
 }
 
@@ -68,7 +67,7 @@ static uint64_t readable(uint64_t vaddr)
         return NOWHERE;
     if (G.lane.width == 8)
         return shim_translate(vaddr, false);
-    uint64_t table, *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, vaddr, &table);
+    uint64_t *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, vaddr);
     if (!entry || !(*entry & PTE_P) || (*entry & PTE_ADDRESS) >> 12 >= G.physical.frames)
         return NOWHERE;
     *entry |= PTE_A;
@@ -231,14 +230,14 @@ static bool mmu_update(enum exit_kind kind, const uint64_t *args)
 
 static bool update_va_mapping(enum exit_kind kind, const uint64_t *args)
 {
-    uint64_t table, flags = args[2], maddr;
+    uint64_t flags = args[2], maddr;
 
     if (flags != UVMF_NONE && (flags & ~(uint64_t)UVMF_ALL) != UVMF_TLB_FLUSH &&
         (flags & ~(uint64_t)UVMF_ALL) != UVMF_INVLPG)
         return false;
     if (!in_guest_range(args[0]))
         return false;
-    uint64_t *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, args[0], &table);
+    uint64_t *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, args[0]);
     if (!entry)
         return false;
     maddr = (uint64_t)((uint8_t *)entry - G.physical.ram);

@@ -25,7 +25,7 @@ static inline uint64_t *lane_regs(void)
 
 /* lane.c */
 bool in_guest_range(uint64_t vaddr);
-uint64_t *l1_entry(uint64_t root, uint64_t vaddr, uint64_t *table);
+uint64_t *l1_entry(uint64_t root, uint64_t vaddr);
 bool copy_in(void *to, uint64_t vaddr, size_t size);
 void pass(enum exit_kind kind);
 bool may_go(void);
