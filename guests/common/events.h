@@ -1,8 +1,12 @@
-/* Event channels of a PV guest: ports among its own vcpus, and waiting for them. */
+/* Event channels of a guest: ports among its own vcpus, and waiting for them. */
 #ifndef EVENTS_H
 #define EVENTS_H
 
+#ifdef GUEST_PV
 #include "pv.h"
+#else
+#include "pvh.h"
+#endif
 
 #define SCHEDOP_poll 3
 #define EVTCHNOP_bind_virq 1
@@ -31,9 +35,13 @@ static struct shared_info {
 
 static inline void map_shared_info(void)
 {
+#ifdef GUEST_PV
 	check_equal("map shared_info",
 		    update_va_mapping(&shared, start_info()->shared_info | PTE_P | PTE_RW | PTE_US |
 							PTE_A | PTE_D), 0);
+#else
+	check_equal("map shared_info", add_to_physmap(XENMAPSPACE_shared_info, 0, &shared), 0);
+#endif
 }
 
 static inline long event_op(unsigned int command, void *op)

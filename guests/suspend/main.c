@@ -7,54 +7,7 @@
  * A PV guest tells the toolstack where its list of frames is: here first as a tree, then as an
  * address. Success: all of that is so, twice, and the guest can use events again.
  */
-#ifdef GUEST_PV
 #include "events.h"
-#else
-#include "pvh.h"
-
-#define EVTCHNOP_status 5
-#define EVTCHNOP_bind_ipi 7
-#define WORD_BITS (8 * sizeof(long))
-
-struct vcpu_info {
-	uint8_t pending, mask;
-	unsigned long pending_sel;
-	unsigned long arch[sizeof(long) == 8 ? 2 : 6];
-	uint8_t time[32];
-};
-
-static struct shared_info {
-	struct vcpu_info vcpu[32];
-	unsigned long pending[WORD_BITS];
-	unsigned long mask[WORD_BITS];
-	char rest[4096 - 32 * 64 - 2 * 8 * WORD_BITS * sizeof(long) / 8];
-} shared __attribute__((aligned(4096)));
-
-static long event_op(unsigned int command, void *op)
-{
-	return hypercall(__HYPERVISOR_event_channel_op, command, (unsigned long)op, 0);
-}
-
-static uint32_t bind_ipi(unsigned int vcpu)
-{
-	struct { uint32_t vcpu, port; } op = { vcpu, 0 };
-
-	check_equal("bind_ipi", event_op(EVTCHNOP_bind_ipi, &op), 0);
-	return op.port;
-}
-
-static void send(uint32_t port)
-{
-	struct evtchn_send op = { port };
-
-	event_op(EVTCHNOP_send, &op);
-}
-
-static void map_shared_info(void)
-{
-	check_equal("map shared_info", add_to_physmap(XENMAPSPACE_shared_info, 0, &shared), 0);
-}
-#endif
 
 #define SHUTDOWN_suspend 2
 #define EVTCHNSTAT_closed 0
