@@ -96,6 +96,25 @@ def test_verdicts_and_their_exit_codes(smoke, kernel, options, code, verdict):
     assert (found, table[1].split()[0]) == (code, verdict)
 
 
+def test_a_page_and_what_it_compares_with(smoke, place):
+    (place / "plan.toml").write_text('[[boot]]\nname = "it"\nkernel = "good"\nmemory = "64M"\n')
+    assert smoke("plan.toml", "--html", "1.html", "--baseline", "kept")[0] == 0
+    assert "No earlier boot of this name has passed" in (place / "1.html").read_text()
+    (place / "good").write_bytes(kernel(say(b"one\n2\n") + shutdown(CRASH)))
+    assert smoke("plan.toml", "--html", "2.html", "--baseline", "kept")[0] == 4
+    page = (place / "2.html").read_text()
+    assert "2 lines of the console differ from the last that passed" in page
+    assert '<span class="less">-two</span>\n<span class="more">+2</span>' in page
+
+
+def test_a_baseline_without_a_page_is_refused(smoke, place):
+    code, _, err = smoke("good", "--baseline", "kept")
+    assert (code, err) == (
+        7, "xenemu: --baseline: say which page is to compare with it: --html FILE\n",
+    )  # fmt: skip
+    assert not (place / "kept").exists()
+
+
 def test_several_of_an_option_are_several_boots(smoke):
     _, out, _ = smoke("good", "--list", "--mode", "pv", "--mode", "pvh", "--memory", "64M")
     assert out == "good pv\ngood pvh\n"
@@ -283,7 +302,7 @@ def test_coverage_that_lacks_something_says_so(smoke, place, monkeypatch):
     assert smoke("one", "--memory", "64M")[2] == ""
 
 
-OUTPUTS = ("--junit", "--json", "--tap", "--coverage")
+OUTPUTS = ("--junit", "--json", "--tap", "--coverage", "--html")
 
 
 def test_what_the_user_has_stays(smoke, place):

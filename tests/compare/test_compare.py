@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from html.parser import HTMLParser
+
+from pagereader import Reader
 
 from xenemu.compare import page, text
 from xenemu.compare.boots import Boot, Comparison, Row, Share
@@ -82,36 +83,12 @@ def test_a_function_that_several_symbols_have_counts_once() -> None:
     assert boot("a", "static", "static").order == ("static",)
 
 
-class Reader(HTMLParser):
-    """Notes what a page would load, its text, and tags that are left open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.open: list[str] = []
-        self.said = ""
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-        self.loads += [str(value) for name, value in attributes if name in ("src", "href")]
-        if tag == "script":
-            self.loads.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.said += data
-
-
 def test_the_page_is_whole_loads_nothing_and_escapes_names() -> None:
     both = comparison(
         boot("a<b>", "x<1>", "start_kernel", hypercalls={"<iret>": 3}), boot("b", "start_kernel")
     )
-    reader = Reader()
-    reader.feed(page.page(both, "two & more", 10, ["ghost<init>"]))
-    assert (reader.open, reader.loads) == ([], [])
+    reader = Reader(page.page(both, "two & more", 10, ["ghost<init>"]))
+    assert (reader.open, reader.loads, reader.scripts) == ([], [], [])
     for word in ("two & more", "x<1>", "a<b>", "<iret>", "ghost<init>", "start_kernel"):
         assert word in reader.said
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console, Group
@@ -28,6 +28,9 @@ from xenemu.smoke.ending import console_end
 from xenemu.smoke.plan import Boot, load_plan, make_boots
 from xenemu.smoke.results import CODES, Result, never_run, worst
 from xenemu.smoke.worker import Progress
+
+if TYPE_CHECKING:
+    from xenemu.smoke.page import Page
 
 Format = Callable[[Sequence[Result]], str | bytes]
 
@@ -51,8 +54,22 @@ class Files:
     coverage: Path | None = None
     log_dir: Path | None = None
     coverage_by_vcpu: bool = False
+    html: Path | None = None
+    baseline: Path | None = None
 
-    def open(self, outputs: Outputs, boots: list[Boot]) -> tuple[list[_Document], _Logs | None]:
+    def page(self, boots: list[Boot]) -> Page | None:
+        """The page for a person, if one is wanted; UsageError."""
+        if self.html is None:
+            if self.baseline is not None:
+                raise UsageError("--baseline: say which page is to compare with it: --html FILE")
+            return None
+        from xenemu.smoke.page import Page  # noqa: PLC0415 (nobody else pays for it)
+
+        return Page.of(boots, self.baseline)
+
+    def open(
+        self, outputs: Outputs, boots: list[Boot], page: Page | None
+    ) -> tuple[list[_Document], _Logs | None]:
         """Open them; UsageError."""
         wanted: list[tuple[str, Path | None, Format]] = [
             ("--junit", self.junit, formats.junit),
@@ -60,6 +77,8 @@ class Files:
             ("--tap", self.tap, formats.tap),
             ("--coverage", self.coverage, formats.lcov),
         ]
+        if page:
+            wanted.append(("--html", self.html, page.text))
         documents = [
             _Document(outputs.open(name, path), form) for name, path, form in wanted if path
         ]
@@ -73,7 +92,7 @@ def check(boots: list[Boot], jobs: int, files: Files) -> int:
     """
     _check_scratch()
     with Noted() as noted, Outputs() as outputs:
-        files.open(outputs, boots)
+        files.open(outputs, boots, files.page(boots))
         outputs.discard()
         built = [replace(boot, is_origin=False) for boot in boots if not boot.origin]
         results = runner.run(built, jobs, _Unseen(), main=worker.check, interruption=noted)
@@ -106,7 +125,8 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
         for boot in boots
     ]
     with Noted() as noted, Outputs() as outputs:
-        documents, logs = files.open(outputs, boots)
+        page = files.page(boots)
+        documents, logs = files.open(outputs, boots, page)
         for document in documents:
             document.begin(boots)
         with _watcher(logs) as watcher:
@@ -115,6 +135,9 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
         for document in documents:
             with _noted_in(lost):
                 document.end(results)
+        if page:
+            with _noted_in(lost):
+                page.keep(results)
         with _noted_in(lost):
             github.summarise(formats.github_summary(results))
     for result in results:

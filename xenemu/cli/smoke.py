@@ -112,6 +112,14 @@ def smoke(
     junit: Annotated[Path | None, _option("Write JUnit's XML.", "FILE")] = None,
     json: Annotated[Path | None, _option("Write JSON in KernelCI's form.", "FILE")] = None,
     tap: Annotated[Path | None, _option("Write TAP.", "FILE")] = None,
+    html: Annotated[
+        Path | None,
+        _option("Write a page to look at: the matrix, consoles, what has changed.", "FILE"),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        _option("Where --html keeps boots that passed, to compare with; the cache.", "DIR"),
+    ] = None,
     coverage: Annotated[
         Path | None, _option("Write which code ran in all boots together, for lcov.", "FILE")
     ] = None,
@@ -155,7 +163,7 @@ def smoke(
             raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
         check_by_vcpu(coverage, coverage_by_vcpu)
-        files = matrix.Files(junit, json, tap, coverage, log_dir, coverage_by_vcpu)
+        files = matrix.Files(junit, json, tap, coverage, log_dir, coverage_by_vcpu, html, baseline)
         if list_only:
             for boot in boots:
                 typer.echo(boot.name)
