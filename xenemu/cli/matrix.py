@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from xenemu.smoke import formats, runner, worker
 from xenemu.smoke.ending import console_end
 from xenemu.smoke.plan import Boot, load_plan, make_boots
 from xenemu.smoke.results import CODES, Result, never_run, worst
+from xenemu.smoke.runner import Unseen
 from xenemu.smoke.worker import Progress
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def check(boots: list[Boot], jobs: int, files: Files) -> int:
         files.open(outputs, boots, files.page(boots))
         outputs.discard()
         built = [replace(boot, is_origin=False) for boot in boots if not boot.origin]
-        results = runner.run(built, jobs, _Unseen(), main=worker.check, interruption=noted)
+        results = runner.run(built, jobs, Unseen(), main=worker.check, interruption=noted)
     found = {result.boot.name: result for result in results}
     for boot in boots:
         typer.echo(describe(boot))
@@ -112,12 +114,16 @@ def _tell_fault(result: Result) -> None:
         typer.echo(formats.github_annotation(result))
 
 
-def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
+def run(
+    boots: list[Boot], jobs: int | None, fail_fast: bool, files: Files, executor: str | None = None
+) -> int:
     """Boot all, write the results to the files given, tell of them; return the exit code.
 
-    A signal stops the boots: what has not ended is skipped, and all else is done as ever.
+    A signal stops the boots: what has not ended is skipped, and all else is done as ever. With
+    `executor`, which names a function, the workers of what that returns boot.
     """
     _check_scratch()
+    how = _runner(executor)
     covered, by_vcpu = files.coverage is not None, files.coverage_by_vcpu
     kept = files.log_dir is not None
     boots = [
@@ -130,7 +136,7 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
         for document in documents:
             document.begin(boots)
         with _watcher(logs) as watcher:
-            results = runner.run(boots, jobs, watcher, fail_fast, interruption=noted)
+            results = how(boots, jobs, watcher, fail_fast, interruption=noted)
         lost = logs.lost if logs else []
         for document in documents:
             with _noted_in(lost):
@@ -149,6 +155,15 @@ def run(boots: list[Boot], jobs: int, fail_fast: bool, files: Files) -> int:
         if not noted.signum:  # which may be that the terminal was hung up
             raise
     return _exit_code(results, lost, noted.signum)
+
+
+def _runner(executor: str | None) -> Callable[..., list[Result]]:
+    """How boots are run; UsageError."""
+    if executor is None:
+        return runner.run
+    from xenemu.smoke import executor as elsewhere  # noqa: PLC0415 (few want it)
+
+    return partial(elsewhere.run, elsewhere.named(executor))
 
 
 def _check_scratch() -> None:
@@ -282,20 +297,7 @@ def _noted_in(lost: list[str]) -> Iterator[None]:
 # While it runs.
 
 
-class _Unseen:
-    """Nothing is shown."""
-
-    def began(self, boot: Boot) -> None:
-        pass
-
-    def progress(self, boot: Boot, progress: Progress) -> None:
-        pass
-
-    def finished(self, result: Result) -> None:
-        pass
-
-
-class _Lines(_Unseen):
+class _Lines(Unseen):
     """A line on standard error for each boot that has ended; its log is written first."""
 
     def __init__(self, logs: _Logs | None) -> None:

@@ -95,8 +95,19 @@ def smoke(
         _option("Give up after as many of the guest's seconds without output; 20.", "SECONDS"),
     ] = None,
     jobs: Annotated[
-        str, typer.Option("-j", "--jobs", metavar="N", help="How many boots at a time.")
-    ] = str(len(os.sched_getaffinity(0))),
+        str | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            metavar="N",
+            help="How many boots at a time; one for each CPU if not given, or all there are for"
+            " --executor.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        _option("Boot on the workers of the executor that this returns.", "MODULE:FUNCTION"),
+    ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first that does not pass.")
     ] = False,
@@ -158,7 +169,8 @@ def smoke(
             given["slice"] = parse_slice("--slice", slice)
         if schedule_seed:
             given["schedule_seed"] = [parse_seed("--schedule-seed", one) for one in schedule_seed]
-        at_a_time = parse_count("--jobs", jobs)
+        at_a_time = parse_count("--jobs", jobs) if jobs is not None else None
+        here = at_a_time or len(os.sched_getaffinity(0))
         if busybox is not None and init is None and rootfs is None:
             raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
@@ -169,5 +181,6 @@ def smoke(
                 typer.echo(boot.name)
             raise typer.Exit
         if dry_run:
-            raise typer.Exit(matrix.check(boots, at_a_time, files))
-        raise typer.Exit(matrix.run(boots, at_a_time, fail_fast, files))
+            raise typer.Exit(matrix.check(boots, here, files))
+        most = at_a_time if executor else here
+        raise typer.Exit(matrix.run(boots, most, fail_fast, files, executor))

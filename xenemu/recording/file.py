@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
@@ -78,6 +78,26 @@ class Writer:
 
 def _frame(data: bytes) -> bytes:
     return FRAME.pack(len(data), zlib.crc32(data)) + data
+
+
+def renamed(data: bytes, paths: Mapping[str, str]) -> bytes:
+    """The bytes of a file with other paths in its header, for a run on another machine."""
+    at = len(RECORDING_MAGIC)
+    size, _ = FRAME.unpack_from(data, at)
+    end = at + FRAME.size + size
+    header = _renamed(msgspec.msgpack.decode(data[at + FRAME.size : end]), paths)
+    return RECORDING_MAGIC + _frame(msgspec.msgpack.encode(header)) + data[end:]
+
+
+def _renamed(value: object, paths: Mapping[str, str]) -> object:
+    match value:
+        case dict():
+            return {key: _renamed(each, paths) for key, each in value.items()}
+        case list():
+            return [_renamed(each, paths) for each in value]
+        case str():
+            return paths.get(value, value)
+    return value
 
 
 @dataclass

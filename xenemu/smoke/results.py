@@ -41,6 +41,7 @@ class Result:
     uncovered: str = ""  # why that does not have all that ran, in words
     recording: bytes = b""  # of a boot that did not pass, if it was wanted
     stopped: bool = False  # it was told to, before its end
+    again: str = ""  # why it was tried once more, in words
 
     @property
     def verdict(self) -> Verdict:
@@ -62,9 +63,8 @@ class Result:
     @property
     def sentence(self) -> str:
         """Why the verdict is what it is; further findings follow the gravest."""
-        if not self.findings:
-            return self.reason
-        return "; ".join(dict.fromkeys(finding.reason for finding in self.findings))
+        reasons = [finding.reason for finding in self.findings] or [self.reason]
+        return "; ".join(dict.fromkeys(filter(None, (*reasons, self.again))))
 
     @property
     def tests(self) -> str:

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -44,10 +44,25 @@ class Watcher(Protocol):
     def finished(self, result: Result) -> None: ...
 
 
+class Unseen:
+    """Nothing is shown."""
+
+    def began(self, boot: Boot) -> None:
+        pass
+
+    def progress(self, boot: Boot, progress: Progress) -> None:
+        pass
+
+    def finished(self, result: Result) -> None:
+        pass
+
+
 class Interruption(Protocol):
     """A signal that may come: something to wait for."""
 
-    signum: int  # 0: none has come
+    @property
+    def signum(self) -> int:
+        """Its number; 0: none has come."""
 
     def fileno(self) -> int: ...
 
@@ -99,13 +114,17 @@ def run(
     fail_fast: bool = False,
     main: Main = worker.main,
     interruption: Interruption | None = None,
+    nursery: Nursery | None = None,
 ) -> list[Result]:
     """Run every boot; the results in the order of `boots`, which has the origin of each, too.
 
     With `fail_fast`, everything stops after the first boot that does not pass. An interruption
     stops everything, too. What has not ended by then is skipped. `main` is what each process calls.
+    A `nursery` that is given stays open.
     """
-    with tempfile.TemporaryDirectory(prefix="xenemu-") as scratch, Nursery() as nursery:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="xenemu-"))
+        nursery = nursery or stack.enter_context(Nursery())
         matrix = _Matrix(boots, watcher, main, nursery, Path(scratch))
         try:
             return matrix.run(jobs, fail_fast, interruption)
