@@ -7,8 +7,6 @@ In Xen: common/grant_table.c (map_grant_ref, unmap_common)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hypercalls import grant_map_pv, grant_map_pvh
 from xenemu.abi.grant_table import (
     GNTMAP_application_map,
@@ -26,6 +24,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.grant_table import KINDS, GrantError, find_domain
 from xenemu.hv.maptrack import Maptrack
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, Mfn
 
 PV_ONLY = GNTMAP_device_map | GNTMAP_application_map | GNTMAP_contains_pte

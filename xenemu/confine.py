@@ -30,8 +30,9 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+from xenemu.records import dataclass
 
 # What Python's own library imports when it is first asked, and a run may ask for: `Counter`'s
 # most_common, names of characters in an expression, the width of a traceback's line, EFI's text.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -23,6 +22,7 @@ from xenemu.image import Image
 from xenemu.image.lines import LineTable
 from xenemu.kaslr import as_mapped
 from xenemu.peek import Code
+from xenemu.records import dataclass
 
 LCOV_SUFFIX: Final = ".info"
 MAX_OFFSET: Final = 1 << 32  # of drcov's blocks, in bytes from their module's start

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Final, cast
@@ -23,6 +22,7 @@ from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Arg, Handler, Hypercall, Points, SubOp, SubOps
 from xenemu.peek import peek
+from xenemu.records import dataclass
 from xenemu.x86.paging import describe_entry
 
 Value = int | str | list["Value"] | dict[str, "Value"]

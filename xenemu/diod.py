@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from xenemu.dom0.p9 import MAX_MESSAGE, ServerError
 from xenemu.dom0.p9_messages import HEADER, Export, T
 from xenemu.dom0.p9_paths import Paths
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 DIOD: Final = "diod"
 SYSTEM_PATH: Final = "/usr/sbin:/sbin"  # of programs that a user's PATH does not show

@@ -11,13 +11,13 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from xenemu.dom0 import vdev
 from xenemu.errors import ImageError, OutputError, UsageError
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from dissect.hypervisor.disk.qcow2 import QCow2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -18,6 +18,7 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.image import Image, Segment
 from xenemu.peek import Code, Tables, locate, machine_frame, tables
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 STEP: Final = 2 << 20  # the least alignment that Linux can be built with

@@ -21,7 +21,6 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -32,6 +31,7 @@ from xenemu.image import Image
 from xenemu.image.elf import text
 from xenemu.image.orc import Read
 from xenemu.peek import Code, kernel_tables, locate, machine_frame, peek
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT
 
 # Bits of tainted_mask (Documentation/admin-guide/tainted-kernels.rst).

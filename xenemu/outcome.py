@@ -5,8 +5,9 @@ Exit codes avoid 1 and 2, which Python and argument parsers use themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from xenemu.records import dataclass
 
 
 class End(Enum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -26,6 +26,7 @@ from xenemu.image.orc import Frame, Read, Stop
 from xenemu.pv.state import PvVcpu
 from xenemu.pvh.paging import CR0_PG, CR4_PAE, EFER_LMA, PDPT_MASK, cpu_of
 from xenemu.pvh.state import PvhVcpu
+from xenemu.records import dataclass
 from xenemu.x86 import segment
 from xenemu.x86.flags import IF
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, Mfn, P, WalkStep

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from xenemu.dom0.p9 import Share

@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -28,6 +27,7 @@ from xenemu import __version__
 from xenemu.encoding import DecodeError
 from xenemu.errors import OutputError, UsageError
 from xenemu.mapping import Run, anonymous, private
+from xenemu.records import dataclass
 
 if sys.version_info >= (3, 14):
     from compression import zstd

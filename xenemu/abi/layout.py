@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import struct
 import typing
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, dataclass_transform
+
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from xenemu.boot.judging import NoNote, Unbootable
@@ -13,6 +12,7 @@ from xenemu.hv.building import DomainConfig, Where
 from xenemu.hv.current import Current
 from xenemu.hv.state.domain import Domain
 from xenemu.image import Image
+from xenemu.records import dataclass
 
 
 class Kernel(Protocol):

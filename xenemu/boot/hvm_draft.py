@@ -5,7 +5,6 @@ What became of it is Xen's PVH entry (pvh.py). docs/entries.md sets one beside t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.xen import MAX_GUEST_CMDLINE, start_info
@@ -24,6 +23,7 @@ from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import Kernel, lay_out
 from xenemu.pvh.personality import FLAT_LIMIT, start_vcpu
 from xenemu.pvh.state import StartState, pvh
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT
 
 EAX: Final = 0xFF6BC1E2  # so a kernel knows how it was entered

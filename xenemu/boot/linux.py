@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.boot import flat, zero_page
@@ -32,6 +31,7 @@ from xenemu.pvh.layout import BIOS_END, Kernel, low_ram
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.personality import CODE32, FLAT_LIMIT, start_vcpu
 from xenemu.pvh.state import StartState, pvh
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE
 
 ENTRY64: Final = 0x200  # of a bzImage, from where it is loaded

@@ -6,7 +6,6 @@ Xen has two kinds of domain for its guests. The PV kind comes in two widths.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -19,6 +18,7 @@ from xenemu.pv.personality import PV32, PV64
 from xenemu.pvh import builder as pvh_builder
 from xenemu.pvh.layout import Kernel as PvhKernel
 from xenemu.pvh.personality import PVH
+from xenemu.records import dataclass
 
 KernelT_contra = TypeVar("KernelT_contra", contravariant=True)
 RoomT = TypeVar("RoomT")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from xenemu.records import dataclass
 
 # Offsets, which a bzImage's first sectors and boot_params have in common.
 SETUP_HEADER: Final = 0x1F1

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from xenemu.machine.outside import Outside
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_BUG, EXIT_CODES, End, Outcome
 from xenemu.outputs import Output
+from xenemu.records import dataclass
 from xenemu.report import GIVEN_UP, report
 from xenemu.smoke.verdict import kernel_lines
 from xenemu.smoke.witness import Witness

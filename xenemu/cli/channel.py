@@ -12,13 +12,14 @@ import os
 import select
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
 from xenemu import unixsocket
 from xenemu.confine import Errand
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 MAX_CLIENTS: Final = 8
 MAX_LINE: Final = 64 << 10

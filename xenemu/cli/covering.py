@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from xenemu.errors import UsageError
 from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.outputs import Output, Outputs
+from xenemu.records import dataclass
 
 CoverageByVcpu = Annotated[
     bool,

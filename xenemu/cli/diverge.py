@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,6 +23,7 @@ from xenemu.recording import file as recording_file
 from xenemu.recording.parting import Peer, part, tell
 from xenemu.recording.player import Player
 from xenemu.recording.probe import Ask, Listener, Log, Probe, Samples, Views
+from xenemu.records import dataclass
 
 SPAWN: Final = multiprocessing.get_context("spawn")  # the engine must be loaded before all else
 HELP_EPILOG: Final = """\b

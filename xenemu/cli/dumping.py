@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
@@ -15,6 +15,7 @@ from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.outputs import Output, Outputs
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from xenemu.dom0.control import Answer, Ask, Control, Verb

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +18,7 @@ from xenemu.machine import Machine, snapshot_file
 from xenemu.network.asked import reaches_nobody
 from xenemu.options import digest_of
 from xenemu.outputs import Output, Outputs
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from xenemu.dom0.control import Answer, Ask, Control, Verb

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ from xenemu.hv.state.schedule import Schedule
 from xenemu.options import format_size
 from xenemu.outcome import EXIT_IMAGE
 from xenemu.outputs import Output, Outputs, encode
+from xenemu.records import dataclass
 from xenemu.smoke import formats, runner, worker
 from xenemu.smoke.ending import console_end
 from xenemu.smoke.plan import Boot, load_plan, make_boots

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -63,6 +63,7 @@ from xenemu.outputs import Outputs
 from xenemu.recording import file as recording_file
 from xenemu.recording.player import Player
 from xenemu.recording.start import Named, Start, digest, digest_of_tree
+from xenemu.records import dataclass
 
 
 class Fixed(Command):

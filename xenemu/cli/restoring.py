@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from xenemu import boot, image
@@ -17,6 +17,7 @@ from xenemu.machine.migration.envelope import Told
 from xenemu.machine.migration.records import StreamError
 from xenemu.machine.migration.saved import PvState, Saved
 from xenemu.options import MAX_VCPUS, parse_name
+from xenemu.records import dataclass
 
 
 @dataclass

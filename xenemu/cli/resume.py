@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -52,6 +51,7 @@ from xenemu.network import networked
 from xenemu.network.asked import reaches_nobody
 from xenemu.options import MAX_VCPUS, digest_of, parse_nanoseconds, parse_seconds
 from xenemu.outputs import Outputs
+from xenemu.records import dataclass
 
 NONSENSE: Final = (  # what a snapshot's data can come to
     ArithmeticError,

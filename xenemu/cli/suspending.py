@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from xenemu.machine.migration import envelope
 from xenemu.machine.migration.envelope import Told
 from xenemu.machine.migration.records import StreamError
 from xenemu.outputs import Output, Outputs
+from xenemu.records import dataclass
 
 CHOICES: Final = "end, resume, cancel, preserve or save=FILE"
 SAVE: Final = "save="

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
 from xenemu.cli.status import Status
@@ -17,6 +16,7 @@ from xenemu.hv.observe import Watch
 from xenemu.image import Image
 from xenemu.kaslr import MappedCode
 from xenemu.outputs import Output, encode
+from xenemu.records import dataclass
 from xenemu.trace import KINDS, Tracer
 
 

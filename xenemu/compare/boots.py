@@ -9,11 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property, reduce
 from typing import Final
 
 from xenemu.coverage import Coverage
+from xenemu.records import dataclass
 
 MILESTONES: Final = ("start_kernel", "rest_init", "kernel_init", "run_init_process")
 NEAR: Final = 50  # functions after a join, ...

@@ -11,12 +11,12 @@ a `Context`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from xenemu.cpu import shim
 from xenemu.hv.cpu import Seg, Segment, Undefined
+from xenemu.records import dataclass
 from xenemu.x86 import msr, segment
 
 # The MSRs that the CPU keeps, in the order of context.c's `msr_places`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from xenemu.abi.arch_x86.cpufeatureset import (
@@ -34,6 +34,7 @@ from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours

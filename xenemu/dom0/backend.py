@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.dom0 import grants
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import Mfn
 
 NO_FRAME: Final = Mfn(0)  # before it is connected

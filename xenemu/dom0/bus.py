@@ -23,7 +23,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Final
 
 from xenemu.abi.errno import EINVAL
@@ -34,6 +34,7 @@ from xenemu.dom0.xenstore_tree import WATCH_FIRED, Store
 from xenemu.errors import XenError
 from xenemu.hv import event_channel
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 
 TOKEN: Final = b"frontend"
 NUMBER: Final = re.compile(rb"\s*([+-]?[0-9]+)")

@@ -6,10 +6,10 @@ other side is the guest, which may store anything in the page, even to our index
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.hv.memory import Memory
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, Maddr, Mfn
 
 INDEX_MASK: Final = 0xFFFF_FFFF

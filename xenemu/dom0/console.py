@@ -8,7 +8,7 @@ In Xen: tools/console/daemon/io.c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE
@@ -16,6 +16,7 @@ from xenemu.abi.io.console import xencons_interface
 from xenemu.dom0.backend import RingBackend
 from xenemu.dom0.byte_ring import ByteRing
 from xenemu.hv.state.domain import OUTPUT_LIMIT, Domain
+from xenemu.records import dataclass
 
 INPUT_LIMIT: Final = 64 << 10  # bytes typed that the guest has not made room for
 

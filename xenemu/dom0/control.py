@@ -24,7 +24,7 @@ import copy
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import isfinite
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ from xenemu.errors import XenError
 from xenemu.hv.current import Current
 from xenemu.hv.personality import Personality
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 
 MAX_WAITING: Final = 64  # requests
 MAX_WATCHES: Final = 64

@@ -11,8 +11,10 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO, Final, Protocol
+
+from xenemu.records import dataclass
 
 BLOCK_SHIFT: Final = 12
 BLOCK_SIZE: Final = 1 << BLOCK_SHIFT

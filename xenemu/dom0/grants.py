@@ -7,12 +7,12 @@ In Xen: what tools/libs/gnttab and Linux's gntdev ask it for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenemu.abi.grant_table import GNTMAP_host_map
 from xenemu.hv import grant_copy, grant_map
 from xenemu.hv.state.domain import DOM0
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Final, NamedTuple
 
 from xenemu.abi.errno import EINVAL, EOPNOTSUPP
@@ -55,6 +55,7 @@ from xenemu.dom0.ring import INDEX_MASK, BackRing, RingError
 from xenemu.errors import XenError
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE
 
 LOOK: Final = 1  # the timer for a look at the rings

@@ -9,8 +9,9 @@ In Linux: xenvif_set_skb_gso and skb_checksum_setup, net/core/gso.c, net/ipv4/tc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from xenemu.records import dataclass
 
 ETH_HLEN: Final = 14
 VLANS: Final = (0x8100, 0x88A8)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.dom0.disk import BLOCK_SIZE, ZEROES, punch_hole
+from xenemu.records import dataclass
 
 MAGIC: Final = b"xenemu overlay 1"
 HEADER: Final = struct.Struct("<16sQq")

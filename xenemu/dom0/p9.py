@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Final, Protocol
 
 from xenemu.abi.errno import EINVAL, EIO
@@ -33,6 +33,7 @@ from xenemu.dom0.xenstore_tree import WATCH_FIRED
 from xenemu.errors import XenError
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 
 MAX_RINGS: Final = 8
 MAX_ORDER: Final = 9

@@ -11,11 +11,11 @@ In Linux: include/net/9p/9p.h, and the formats in net/9p/client.c. In diod: prot
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, EROFS
+from xenemu.records import dataclass
 
 
 class T(IntEnum):

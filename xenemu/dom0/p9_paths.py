@@ -17,10 +17,11 @@ import errno
 import stat
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.dom0.p9_messages import HEADER, LENGTH, WORD, Export, Refused, T, error
+from xenemu.records import dataclass
 
 SYMLINK, MKNOD, RENAME, SETATTR, XATTRCREATE = 16, 18, 20, 26, 32
 LINK, MKDIR, RENAMEAT, UNLINKAT = 70, 72, 74, 76

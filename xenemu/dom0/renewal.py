@@ -10,7 +10,6 @@ In Xen: tools/libs/light/libxl_create.c (domain_soft_reset), libxl_domain.c (lib
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from uuid import UUID
 
 from xenemu.dom0 import toolstack
@@ -20,6 +19,7 @@ from xenemu.errors import DomainCrash, XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.state.domain import Backend, Domain
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.abi.errno import EINVAL, EIO
@@ -21,6 +21,7 @@ from xenemu.errors import XenError
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 INDEX_MASK: Final = 0xFFFF_FFFF

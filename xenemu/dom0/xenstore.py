@@ -14,7 +14,7 @@ import copy
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.abi import errno
@@ -44,6 +44,7 @@ from xenemu.dom0.xenstore_model import (
 from xenemu.dom0.xenstore_tree import Store
 from xenemu.errors import XenError
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 _at = xenstore_domain_interface.layout(8).offsets  # the same in both widths

@@ -7,13 +7,14 @@ In Xen: tools/xenstore/xenstored_core.h, xenstored_watch.c, xenstored_transactio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntFlag
 from typing import Final, NamedTuple
 
 from xenemu.abi.errno import ENOENT
 from xenemu.abi.io.xs_wire import XENSTORE_PAYLOAD_MAX, XENSTORE_REL_PATH_MAX
 from xenemu.errors import XenError
+from xenemu.records import dataclass
 
 # xenstored's default quotas of an unprivileged domain.
 MAX_ENTRIES: Final = 1000

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from xenemu.abi.errno import (
@@ -52,6 +52,7 @@ from xenemu.dom0.xenstore_model import (
 )
 from xenemu.errors import XenError
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 
 # DIVERGES: no write rate limit and no time limit on unread watch events, as xenstored measures
 # both with the host's clock.

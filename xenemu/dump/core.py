@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 from xenemu.dump import elfcore
@@ -27,6 +27,7 @@ from xenemu.image import Image
 from xenemu.kaslr import as_mapped
 from xenemu.linux import Linux
 from xenemu.peek import Pages, has_begun, kernel_tables, returned
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE
 
 MAX_LOADS: Final = 1 << 14  # ELF's count of segments has 16 bits, and readers search them in turn

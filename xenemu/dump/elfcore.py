@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.hv.cpu import Reg, Seg
+from xenemu.records import dataclass
 
 ET_CORE, EM_386, EM_X86_64 = 4, 3, 62
 PT_LOAD, PT_NOTE = 1, 4

@@ -14,12 +14,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.peek import LONG, Tables, machine_frame
+from xenemu.records import dataclass
 from xenemu.x86.paging import ADDR, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, P
 
 MAX_PFN: Final = 1 << 40  # what is beyond is no address

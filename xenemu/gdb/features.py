@@ -10,8 +10,9 @@ gdb manual: Target Descriptions; i386 Features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

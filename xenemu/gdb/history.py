@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.gdb.copies import Copy, Lost
 from xenemu.hv.cpu import Reg
 from xenemu.machine import Machine
 from xenemu.machine.snapshot import Snapshot
+from xenemu.records import dataclass
 
 EVERY_S: Final = 0.6  # of this process's time, from one checkpoint to the next
 COPY_IS: Final = 1 / 150  # at most so much of this process's time goes into copies

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.errors import XenemuError, XenError
@@ -15,6 +14,7 @@ from xenemu.gdb.history import Place
 from xenemu.gdb.places import Places
 from xenemu.gdb.target import Refused, Target, pc_of
 from xenemu.hv.current import Current
+from xenemu.records import dataclass
 from xenemu.report import call_lines, walk_lines
 from xenemu.trace import KINDS, Tracer
 

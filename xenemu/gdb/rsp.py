@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from xenemu.records import dataclass
 
 PACKET_SIZE: Final = 0x20000  # bytes of a payload, escapes included, that gdb may send
 ESCAPE, ESCAPED = b"}", 0x20

@@ -13,7 +13,6 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from xenemu.gdb.channel import Channel, Listener
@@ -39,6 +38,7 @@ from xenemu.hv.debug import Cause, Halt, RunEnded
 from xenemu.machine import Limits
 from xenemu.outcome import End, Outcome
 from xenemu.recording.rewinding import Rewindable
+from xenemu.records import dataclass
 from xenemu.x86.flags import vector_name
 
 POLLED_STEPS: Final = 256  # of a range, between two looks for Ctrl-C

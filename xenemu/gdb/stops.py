@@ -6,10 +6,10 @@ gdb manual: Stop Reply Packets; the vCont packet.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.hv.debug import Access, Cause, Halt
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 
 SIGNONE, SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGSEGV = 0, 2, 4, 5, 6, 8, 11

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Final
 
@@ -32,6 +31,7 @@ from xenemu.image.elf import (
     parse,
 )
 from xenemu.image.kernel_modules import Module
+from xenemu.records import dataclass
 
 SHT_PROGBITS = 1
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4

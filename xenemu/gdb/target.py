@@ -8,7 +8,7 @@ a descriptor table.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from xenemu.image.kernel_modules import Module
 from xenemu.machine import Machine, registers
 from xenemu.peek import Code, doing, has_begun, in_kernel, kernel_tables, locate, tables
 from xenemu.pv.state import PvVcpu
+from xenemu.records import dataclass
 from xenemu.x86 import segment
 from xenemu.x86.msr import KERNEL_GS_BASE
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr

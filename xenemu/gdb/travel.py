@@ -9,7 +9,6 @@ gdb manual: Packets (bc, bs); Stop Reply Packets (replaylog).
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -17,6 +16,7 @@ from xenemu.gdb.history import Checkpoint, History, Place
 from xenemu.gdb.stops import SIGNONE, SIGTRAP, Stop, stop_of
 from xenemu.hv.debug import Cause, Halt
 from xenemu.machine import Machine
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

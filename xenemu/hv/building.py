@@ -6,7 +6,6 @@ In Xen: tools/libs/guest/xg_dom_core.c, tools/libs/light/libxl_dom.c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from xenemu.abi.grant_table import GNTTAB_RESERVED_CONSOLE, GNTTAB_RESERVED_XENSTORE
@@ -19,6 +18,7 @@ from xenemu.hv.state.domain import DOM0, Domain
 from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.hv.state.vcpu import RunState
 from xenemu.image import compression
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, Maddr, Mfn
 
 # xl's slack of 1 MiB above the domain's memory, and frames for grant tables and the like.

@@ -7,9 +7,10 @@ use a fake of either. Everything is about the vcpu that is current in the CPU.
 from __future__ import annotations
 
 from collections.abc import MutableSequence
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
+
+from xenemu.records import dataclass
 
 
 class Reg(IntEnum):

@@ -13,7 +13,6 @@ In Xen: arch/x86/cpu-policy.c, tools/gen-cpuid.py, tools/libs/guest/xg_cpuid_x86
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -31,6 +30,7 @@ from xenemu.abi.arch_x86.cpufeatureset import (
     Feature,
     word_of,
 )
+from xenemu.records import dataclass
 from xenemu.x86 import cpuid
 from xenemu.x86.cpuid import NOTHING, Registers
 

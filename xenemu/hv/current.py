@@ -6,7 +6,6 @@ In Xen: include/asm-x86/current.h, include/asm-x86/guest_access.h.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from xenemu.abi.layout import Struct
@@ -15,6 +14,7 @@ from xenemu.hv.cpu import Cpu
 from xenemu.hv.prices import Exit
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, Maddr
 
 S = TypeVar("S", bound=Struct)

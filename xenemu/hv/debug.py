@@ -7,11 +7,11 @@ even its time. So a run with a debugger prints and counts the same as a run with
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Final, Protocol
 
 from xenemu.outcome import Outcome
+from xenemu.records import dataclass
 
 MAX_BREAKPOINTS: Final = 256  # as in cpu/native/debug.c
 MAX_WATCHPOINTS: Final = 16

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from operator import and_, itemgetter
 from typing import ClassVar, Final
@@ -38,6 +38,7 @@ from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import WORK_PER_CALL
 from xenemu.hv.prices import WORK_NS
+from xenemu.records import dataclass
 
 ALL = frozenset({"pv64", "pv32", "pvh64", "pvh32"})
 PV = frozenset({"pv64", "pv32"})

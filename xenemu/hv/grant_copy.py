@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from xenemu.abi.grant_table import (
     GNTST_bad_copy_arg,
@@ -32,6 +31,7 @@ from xenemu.hv.grant_table import (
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.grants import Active
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 Part = tuple[int, int]  # of a frame: where it begins, and its bytes

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
+
+from xenemu.records import dataclass
 
 MAX_FRAMES: Final = 1024  # xl.cfg's max_maptrack_frames
 HANDLES_PER_FRAME: Final = 256  # a struct grant_mapping has 16 bytes

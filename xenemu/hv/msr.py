@@ -9,13 +9,13 @@ hvm_msr_write_intercept), arch/x86/hvm/vmx/vmx.c.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from xenemu.hv import cpu_policy
 from xenemu.hv.cpuid import HYPERCALL_MSR
 from xenemu.hv.state.vcpu import Vcpu
+from xenemu.records import dataclass
 from xenemu.x86 import msr
 
 ALL_BITS: Final = (1 << 64) - 1

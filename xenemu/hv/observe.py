@@ -9,9 +9,10 @@ An observer only looks: a guest runs the same with it and without.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xenemu.hv.current import Current, Observer
+from xenemu.records import dataclass
 
 
 @dataclass

@@ -5,11 +5,11 @@ In Xen: arch/x86/mm.c (*_DISALLOW_MASK, adjust_guest_*, is_guest_*_slot).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.hv.frame_table import PGT_l3_page_table, PGT_l4_page_table, PGT_pae_xen_l2
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAT, PCD, PSE, PWT, RW, US, A, G
 
 GUEST_KERNEL: Final = 1 << 52  # _PAGE_GUEST_KERNEL: the guest wrote the L1 entry without US

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from xenemu.hv.current import Current, Translate
 from xenemu.hv.state.domain import Domain
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.hv.timers import Owners
+from xenemu.records import dataclass
 
 
 class Exits(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from xenemu.encoding import decode, encode
@@ -16,6 +15,7 @@ from xenemu.hv.frame_table import DOMID_NONE
 from xenemu.hv.memory import ZERO_PAGE, Memory
 from xenemu.hv.state.domain import Backend, Domain
 from xenemu.mapping import Run
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr
 
 PIECE_SIZE: Final = 1 << 20  # memory is kept in pieces of so many bytes, without those of zeroes

@@ -8,12 +8,12 @@ like a return address is listed, and marked ``?`` as in Linux.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from xenemu.errors import XenError
 from xenemu.image.orc import Frame, Read, Stop, Unwinder
 from xenemu.image.symbols import Names
+from xenemu.records import dataclass
 
 MAX_LINES = 32
 MAX_STACK = 16 << 10

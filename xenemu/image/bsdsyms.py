@@ -10,10 +10,10 @@ In Xen: common/libelf/libelf-loader.c (elf_init, elf_parse_bsdsyms, elf_load_bsd
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.image.elf import EHDR, SHDR, SHT_STRTAB, SHT_SYMTAB, Elf, SectionHeader
+from xenemu.records import dataclass
 
 SIZE_WORD: Final = 4
 SECTIONS: Final = 3  # none, the symbol table, its strings

@@ -10,11 +10,11 @@ In Linux: Documentation/bpf/btf.rst, include/uapi/linux/btf.h
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 from xenemu.image.elf import Elf
+from xenemu.records import dataclass
 
 MAGIC: Final = 0xEB9F
 HEADER: Final = struct.Struct("<HBBIIIII")  # magic, version, flags, sizes and offsets

@@ -7,12 +7,12 @@ In Xen: tools/libs/guest/xg_dom_bzimageloader.c.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.errors import ImageError
 from xenemu.image import compression
 from xenemu.image.elf import text
+from xenemu.records import dataclass
 
 OLDEST_PROTOCOL: Final = 0x208  # the first to say where the payload is
 SECTOR: Final = 512

@@ -38,9 +38,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Protocol
+
+from xenemu.records import dataclass
 
 MAX_SYMBOLS = 1 << 20  # five times what Debian's kernels have
 MAX_NAME = 512  # KSYM_NAME_LEN, with the type letter

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
 from typing import Final, Self
@@ -26,6 +25,7 @@ from xenemu.image.kallsyms import CODE
 from xenemu.image.loader import Image
 from xenemu.image.orc import ENTRY_SIZE, Orc, Read
 from xenemu.image.symbols import SHN_UNDEF, SYM, Symbols
+from xenemu.records import dataclass
 
 MAX_MODULES: Final = 1024
 MAX_SYMBOLS: Final = 1 << 16  # of one module

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -24,6 +24,7 @@ from xenemu.image.ownfile import own
 from xenemu.image.pe import Pe
 from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import Kept, forget, unpacked
+from xenemu.records import dataclass
 
 RECORDING_MAGIC: Final = b"xenemu recording\n"  # of recording/file
 

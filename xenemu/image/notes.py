@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 from xenemu.errors import ImageError
 from xenemu.image.elf import PT_NOTE, SHT_NOTE, Elf, text
 from xenemu.image.notewalk import FoundNote, missed, walk
+from xenemu.records import dataclass
 
 MAX_NOTES: Final = 1024  # of any owner; the kernels of distributions have under 20
 MAX_DESC: Final = 4096  # libelf's longest string

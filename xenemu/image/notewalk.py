@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from xenemu.records import dataclass
 
 HEADER: Final = struct.Struct("<III")  # namesz, descsz, type
 MAX_NAME: Final = 4096  # libelf's longest string

@@ -19,13 +19,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
 from enum import Enum
 from itertools import count
 from typing import Protocol
 
 from xenemu.errors import ImageError, XenError
 from xenemu.image.elf import PT_LOAD, Elf, SectionHeader, parse
+from xenemu.records import dataclass
 
 Read = Callable[[int, int], bytes]  # (vaddr, size) -> bytes; XenError where nothing is mapped
 

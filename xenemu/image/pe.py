@@ -6,10 +6,10 @@ Microsoft's "PE Format"; UEFI specification 2.10, section 2.1.1.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.errors import ImageError
+from xenemu.records import dataclass
 
 MACHINES: Final = {0x8664: "x86_64", 0x14C: "i386"}
 EFI_APPLICATION, EFI_BOOT_SERVICE_DRIVER, EFI_RUNTIME_DRIVER = 10, 11, 12

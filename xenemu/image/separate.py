@@ -9,7 +9,7 @@ GNU ld manual: --build-id
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from xenemu.image import elf
 from xenemu.image.files import map_file
 from xenemu.image.loader import Image, SymbolFile
 from xenemu.image.ownfile import own
+from xenemu.records import dataclass
 
 MAX_NOTES_SIZE: Final = 1 << 20
 # NT_GNU_BUILD_ID: sizes of the owner and of the id, the type, the owner.

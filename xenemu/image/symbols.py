@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import Elf, parse
 from xenemu.image.kallsyms import MAX_NAME, MAX_SYMBOLS, LoadedSegment, read_kallsyms
+from xenemu.records import dataclass
 
 HIGH_HALF = 1 << 63
 

@@ -18,11 +18,11 @@ import re
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from xenemu import cachedir
+from xenemu.records import dataclass
 
 WORTH_KEEPING: Final = 1 << 20  # bytes of compressed kernel; less is quickly unpacked
 KEPT: Final = 8  # files; those used last

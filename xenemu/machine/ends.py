@@ -6,12 +6,13 @@ In Xen: xl.cfg(5), tools/xl/xl_vmcontrol.c (handle_domain_death)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Final
 
 from xenemu.machine.core import Core
 from xenemu.outcome import End, Outcome
+from xenemu.records import dataclass
 
 MAX_RESTARTS: Final = 10
 

@@ -6,7 +6,7 @@ The builders make memory of the size that one domain needs, so there is one doma
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xenemu.boot import Entry
 from xenemu.dom0 import toolstack
@@ -18,6 +18,7 @@ from xenemu.hv.pagetype import Frames
 from xenemu.hv.state.domain import Backend, Domain
 from xenemu.hv.state.schedule import Schedule
 from xenemu.image import Image
+from xenemu.records import dataclass
 
 
 @dataclass

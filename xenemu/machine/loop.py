@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from xenemu.abi.sched import (
@@ -30,6 +30,7 @@ from xenemu.machine.outside import Outside
 from xenemu.machine.reset import soft_reset
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
+from xenemu.records import dataclass
 
 SHUTDOWNS = {
     SHUTDOWN_poweroff: (End.POWEROFF, "the guest powered off"),

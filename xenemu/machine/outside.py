@@ -13,13 +13,14 @@ time passes as the host's does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from xenemu.hv.state.domain import Domain
 from xenemu.machine.core import Core
 from xenemu.machine.terminal import Limits, Terminal
 from xenemu.outcome import End, Outcome
+from xenemu.records import dataclass
 
 
 class Receiver(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from xenemu.records import dataclass
 
 
 @dataclass

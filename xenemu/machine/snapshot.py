@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xenemu import boot
 from xenemu.cpu.context import Context, by_name, pack
@@ -22,6 +22,7 @@ from xenemu.hv.state.domain import Backend, Domain
 from xenemu.machine.core import Core
 from xenemu.machine.host import Host
 from xenemu.machine.past import Past
+from xenemu.records import dataclass
 from xenemu.sampling import Samples
 from xenemu.x86.paging import PAGE_SHIFT
 

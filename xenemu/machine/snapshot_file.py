@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from xenemu import __version__, snapfile
@@ -21,6 +21,7 @@ from xenemu.hv.page_info import RECORD
 from xenemu.hv.snapshot import PIECE_SIZE
 from xenemu.machine.snapshot import Snapshot
 from xenemu.mapping import Run
+from xenemu.records import dataclass
 from xenemu.snapfile import DIGEST_SIZE, FORMAT, NONSENSE, Header
 from xenemu.x86.paging import PAGE_SHIFT
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from xenemu.outcome import Outcome
+from xenemu.records import dataclass
 
 
 class Terminal(Protocol):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 NOBODY: Final = "none-but-pcap"
 FORMS: Final = f"user, socket:PATH or {NOBODY}"

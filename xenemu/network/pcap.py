@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.network.wires import Listening, Nobody, Stream
+from xenemu.records import dataclass
 
 SECTION, INTERFACE, PACKET = 0x0A0D0D0A, 1, 6
 MAGIC: Final = 0x1A2B3C4D

@@ -7,7 +7,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from xenemu.network import passt
 from xenemu.network.asked import Asked, parse_net
 from xenemu.network.pcap import Capture, Tapped
 from xenemu.network.wires import Listening, Nobody, Stream
+from xenemu.records import dataclass
 
 XENS_OUI: Final = "00:16:3e"
 Wire = Stream | Listening | Nobody

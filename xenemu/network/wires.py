@@ -12,10 +12,11 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.confine import Errand
+from xenemu.records import dataclass
 
 CHUNK: Final = 256 << 10  # what is read at once
 LONGEST: Final = 4096 + (64 << 10)  # of a frame: QEMU's NET_BUFSIZE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from xenemu.abi.arch_x86.xen import FLAT_RING1_SS
 from xenemu.abi.features import pv_features
@@ -39,6 +38,7 @@ from xenemu.pv.msr import fixup_guest_cr4
 from xenemu.pv.paging import show_m2p
 from xenemu.pv.state import NO_TABLE, PvDomain, PvVcpu, StartState
 from xenemu.pv.traps import SS64
+from xenemu.records import dataclass
 from xenemu.x86.paging import ENTRIES, PAGE_SHIFT, RW, US, A, D, Maddr, Mfn, P, Pfn
 
 FIRST_FRAME = 1  # frame 0 is nobody's, so that a stray zero is noticed

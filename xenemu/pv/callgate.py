@@ -9,7 +9,7 @@ In Xen: arch/x86/pv/emul-gate-op.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xenemu.abi.arch_x86.xen import HYPERVISOR_COMPAT_VIRT_START
 from xenemu.errors import XenError
@@ -22,6 +22,7 @@ from xenemu.pv.operand import disassembler, linear_address, memory_operand
 from xenemu.pv.paging import first_fault
 from xenemu.pv.state import pv
 from xenemu.pv.traps import complete_instruction, deliver
+from xenemu.records import dataclass
 from xenemu.x86 import flags, segment
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_W

@@ -6,7 +6,6 @@ In Xen: arch/x86/pv/emul-priv-op.c, arch/x86/pv/emul-inv-op.c.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from xenemu.abi.errno import ENODEV
 from xenemu.abi.xen import VMASST_TYPE_architectural_iopl
@@ -29,6 +28,7 @@ from xenemu.pv.paging import (
 )
 from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, deliver, set_guest_cr2
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PAGE_MASK, PAGE_SIZE, PFEC_W

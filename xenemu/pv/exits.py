@@ -5,7 +5,7 @@ In Xen: arch/x86/traps.c, arch/x86/x86_64/entry.S, arch/x86/pv/hypercall.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xenemu.abi.xen import Nr
 from xenemu.hv.cpu import Reg
@@ -25,6 +25,7 @@ from xenemu.pv.paging import in_guest_range
 from xenemu.pv.perdomain import PERDOMAIN_VIRT_START, ldt_base
 from xenemu.pv.ptwr import emulate_store
 from xenemu.pv.state import NO_TRAP, PvVcpu, pv
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 from xenemu.x86.fault import Fault
 from xenemu.x86.paging import PFEC_I, PFEC_P, PFEC_RSVD, PFEC_U, PFEC_W

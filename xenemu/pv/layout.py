@@ -17,11 +17,12 @@ In Xen: tools/libs/guest/xg_dom_core.c (xc_dom_build_image), xg_dom_x86.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xenemu.errors import FitError, ImageError
 from xenemu.hv.building import Where, pages
 from xenemu.image import Feature
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Pfn, is_canonical
 
 PADDING_PAGES = (512 << 10) >> PAGE_SHIFT

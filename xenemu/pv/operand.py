@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import capstone
 from capstone import x86 as cs
 
 from xenemu.hv.cpu import Cpu, Seg
+from xenemu.records import dataclass
 
 WORD = (1 << 64) - 1
 MODES = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}

@@ -12,7 +12,6 @@ In Xen: arch/x86/pv/ro-page-fault.c.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from capstone import x86 as cs
@@ -28,6 +27,7 @@ from xenemu.pv.operand import REGISTERS, Operand, disassembler, linear_address, 
 from xenemu.pv.paging import first_fault
 from xenemu.pv.state import pv
 from xenemu.pv.traps import WORD, complete_instruction, inject_page_fault
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 from xenemu.x86.paging import ADDR, PAGE_MASK, PAGE_SHIFT, RW, Maddr, P, l1_entry
 

@@ -6,11 +6,12 @@ In Xen: include/asm-x86/domain.h (struct pv_domain, struct pv_vcpu).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, ClassVar, Final, Generic, TypeVar, overload
 
 from xenemu.hv.current import Current
 from xenemu.hv.state.vcpu import Vcpu
+from xenemu.records import dataclass
 from xenemu.x86.paging import Mfn
 
 DR6_DEFAULT = 0xFFFF0FF0

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE
 
 LAPIC_BASE_ADDRESS: Final = 0xFEE00000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.features import pvh_features
@@ -49,6 +48,7 @@ from xenemu.pvh.layout import (
     rsdp_address,
 )
 from xenemu.pvh.state import Firmware, PvhDomain, PvhVcpu, StartState, pvh_vcpu
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PSE, RW, US, A, D, Maddr, Mfn, P
 
 HVM_MAX_VCPUS: Final = 128

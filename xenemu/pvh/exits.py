@@ -5,8 +5,6 @@ In Xen: arch/x86/hvm/hypercall.c (hvm_hypercall), arch/x86/hvm/vmx/vmx.c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from xenemu.abi.errno import EPERM
 from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
 from xenemu.abi.sched import SHUTDOWN_reboot
@@ -21,6 +19,7 @@ from xenemu.hv.state.domain import OUTPUT_LIMIT
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
+from xenemu.records import dataclass
 from xenemu.x86 import flags
 
 VMCALL_LENGTH = 3

@@ -11,7 +11,6 @@ tools/libs/light/libxl_dom.c (libxl__build_hvm), libxl_x86.c (domain_construct_m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -20,6 +19,7 @@ from xenemu.errors import FitError
 from xenemu.hv.building import Where
 from xenemu.image import Image
 from xenemu.pvh.acpi import RSDP_SIZE
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 ACPI_INFO_PHYSICAL_ADDRESS: Final = 0xFC000000

@@ -6,8 +6,9 @@ Registers". In Xen: arch/x86/hvm/mtrr.c, tools/libs/guest/xg_dom_x86.c (vcpu_hvm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from xenemu.records import dataclass
 from xenemu.x86.msr import MTRR_CAP, MTRR_DEF_TYPE, MTRR_FIXED
 
 CAPABILITIES = 8 | 1 << 8 | 1 << 10  # 8 variable ranges, fixed ranges, write-combining

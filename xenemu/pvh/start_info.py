@@ -7,7 +7,6 @@ In Xen: tools/libs/guest/xg_dom_x86.c (bootlate_hvm)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from xenemu.abi.arch_x86.hvm.start_info import (
     XEN_HVM_START_INFO_V1,
@@ -16,6 +15,7 @@ from xenemu.abi.arch_x86.hvm.start_info import (
     hvm_modlist_entry,
     hvm_start_info,
 )
+from xenemu.records import dataclass
 
 E820 = Sequence[tuple[int, int, int]]  # address, size, type
 WIDTH = 8  # the structs are the same in both

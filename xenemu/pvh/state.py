@@ -5,7 +5,7 @@ In Xen: include/asm-x86/hvm/domain.h, include/asm-x86/hvm/vcpu.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from xenemu.hv.cpu import Seg, Segment
@@ -13,6 +13,7 @@ from xenemu.hv.current import Current
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh.lapic import Lapic
 from xenemu.pvh.mtrr import Mtrrs
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

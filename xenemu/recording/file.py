@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -26,6 +26,7 @@ from xenemu.machine import UNICORN_VERSION
 from xenemu.recording import events
 from xenemu.recording.events import Answered, Ended
 from xenemu.recording.start import Start
+from xenemu.records import dataclass
 
 if sys.version_info >= (3, 14):
     from compression import zstd

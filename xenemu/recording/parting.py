@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final, TypeVar
 
 from xenemu.recording.probe import Ask, Call, Line, Log, Sample, Samples, Turn, View, Views
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE
 
 WAYS: Final = 16  # into which a search divides what is left

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 import capstone
@@ -32,6 +32,7 @@ from xenemu.machine import Machine
 from xenemu.machine.snapshot import Snapshot
 from xenemu.outcome import End, Outcome
 from xenemu.peek import Pages, kernel_tables
+from xenemu.records import dataclass
 from xenemu.report import call_lines
 from xenemu.x86.paging import PAGE_SIZE
 

@@ -7,11 +7,12 @@ one from there on, and its input is new.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.machine.outside import Outside, Receiver
 from xenemu.recording.events import Arrived, Waited, place
+from xenemu.records import dataclass
 
 MOST_BYTES: Final = 64 << 20  # of input; more makes the run one that cannot be repeated from before
 

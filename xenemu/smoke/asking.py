@@ -7,8 +7,9 @@ Each runs the guest until it has done its part, and raises `GuestFailed` if it h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
+
+from xenemu.records import dataclass
 
 
 class Asking(ABC):

@@ -15,7 +15,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
 from xenemu.network.asked import parse_net
 from xenemu.options import digest_of
+from xenemu.records import dataclass
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.plan_text import PlanError
 

@@ -18,13 +18,13 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 from typing import Any, Final
 
+from xenemu.records import dataclass
 from xenemu.smoke import wire
 from xenemu.smoke.wire import Inbox, Nonsense
 

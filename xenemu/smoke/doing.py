@@ -6,9 +6,10 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from xenemu.records import dataclass
 from xenemu.smoke.plan import Deed
 from xenemu.smoke.transcript import Transcript
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from queue import SimpleQueue
@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from xenemu import __version__
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 from xenemu.smoke import cargo, hand
 from xenemu.smoke.cargo import Packer
 from xenemu.smoke.hand import Lacks

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +25,7 @@ from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
 from xenemu.options import parse_pattern
 from xenemu.outcome import End
+from xenemu.records import dataclass
 from xenemu.smoke import copies, wire, worker
 from xenemu.smoke.asking import Asking
 from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original

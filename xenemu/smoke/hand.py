@@ -14,13 +14,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Final
 
 from xenemu import __version__
 from xenemu.errors import XenemuError
+from xenemu.records import dataclass
 from xenemu.smoke import cargo, runner
 from xenemu.smoke.cargo import Load
 from xenemu.smoke.nursery import Nursery

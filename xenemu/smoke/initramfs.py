@@ -12,12 +12,12 @@ import gzip
 import os
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from xenemu.errors import ImageError, UsageError
 from xenemu.image import elf
+from xenemu.records import dataclass
 
 COMMANDS: Final = (
     "ash awk basename cat chmod chown chroot cmp cp cut date dd dirname dmesg echo env expr false "

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Final
 
 from xenemu.linux import STAMP
+from xenemu.records import dataclass
 
 LINE: Final = re.compile(
     r"(?P<indent>(?:\ \ |\#\ )*?)"

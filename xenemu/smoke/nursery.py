@@ -14,11 +14,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self
 
+from xenemu.records import dataclass
 from xenemu.smoke import copies
 from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
 from xenemu.smoke.wire import Inbox

@@ -10,7 +10,6 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 from xenemu import __version__
 from xenemu.linux import STAMP
 from xenemu.options import format_size
+from xenemu.records import dataclass
 from xenemu.smoke.passed import Baseline, Passed
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result

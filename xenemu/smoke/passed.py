@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ import msgspec
 from xenemu import cachedir
 from xenemu.errors import OutputError, UsageError
 from xenemu.outputs import encode
+from xenemu.records import dataclass
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
 

@@ -23,7 +23,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ from xenemu.options import (
     parse_request,
     parse_slice,
 )
+from xenemu.records import dataclass
 from xenemu.shares import parse_share
 from xenemu.smoke.plan_text import Place, PlanError, boot_lines, line_of, toml_error
 from xenemu.smoke.verdict import Verdict

@@ -7,10 +7,10 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 BARE: Final = re.compile(
     r"""\s*([\w-]+)\s*=\s*(?=[^#]*[A-Za-z/])([^\s"'\[{#][^"'#]*?)\s*(?:#.*)?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.dom0.bus import BusBackend
@@ -17,6 +17,7 @@ from xenemu.recording.events import Changed, place
 from xenemu.recording.file import Header, Writer
 from xenemu.recording.recorder import Recorder
 from xenemu.recording.start import start_of
+from xenemu.records import dataclass
 from xenemu.smoke.plan import SUSPENDED_FOR_NS, Boot
 
 MOST: Final = 32 << 20  # bytes; what comes after is as if the boot had been killed

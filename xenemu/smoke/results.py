@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
+from xenemu.records import dataclass
 from xenemu.smoke.ktap import Case, Status
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.session import Phase

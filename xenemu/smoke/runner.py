@@ -13,11 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Final, Protocol
 
+from xenemu.records import dataclass
 from xenemu.smoke import worker
 from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
 from xenemu.smoke.nursery import Nursery

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from xenemu import image
@@ -32,6 +32,7 @@ from xenemu.machine.outside import Outside
 from xenemu.network import networked
 from xenemu.options import format_size, parse_module, read_module, read_tree
 from xenemu.outcome import End, Outcome
+from xenemu.records import dataclass
 from xenemu.report import GIVEN_UP, report
 from xenemu.shares import parse_share, served
 from xenemu.smoke import initramfs

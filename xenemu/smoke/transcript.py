@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.console_text import PlainText
+from xenemu.records import dataclass
 
 WINDOW: Final = 64 << 10  # characters of the past that a match can reach back to
 LIMIT: Final = 16 << 20  # bytes of a console that are kept

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Final
 
 from xenemu.linux import STAMP, TAINT_DIE, TAINT_SOFTLOCKUP, TAINT_WARN, LogLine
 from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE, End
+from xenemu.records import dataclass
 from xenemu.smoke.ktap import Case, Status
 
 

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
@@ -20,6 +19,7 @@ from xenemu import __version__, image
 from xenemu.confine import confine, confine_copy
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.image import Image
+from xenemu.records import dataclass
 from xenemu.smoke import copies, wire
 from xenemu.smoke.nursery import PARENTS_SIGNALS
 from xenemu.smoke.plan import Boot

@@ -6,8 +6,9 @@ Intel SDM volume 3, chapter "Paging".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NewType
+
+from xenemu.records import dataclass
 
 Mfn = NewType("Mfn", int)  # machine frame number
 Pfn = NewType("Pfn", int)  # pseudo-physical frame number, a PV guest's own numbering

@@ -12,12 +12,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final, NoReturn
 from uuid import UUID
 
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 from xenemu.xl.disk import parse_disk
 from xenemu.xl.syntax import Setting, parse
 

@@ -11,8 +11,10 @@ In Xen: xl-disk-configuration(5), tools/libs/util/libxlu_disk_l.l
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
+
+from xenemu.records import dataclass
 
 FORMATS: Final = ("raw", "qcow", "qcow2", "vhd", "qed")
 ACCESS: Final = {"ro": False, "r": False, "rw": True, "w": True}

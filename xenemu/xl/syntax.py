@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from xenemu.errors import UsageError
+from xenemu.records import dataclass
 
 Value = str | list[str]
 

@@ -7,10 +7,10 @@ Header: public/io/blkif.h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from xenemu.abi.layout import S16, U8, U16, U32, U64, Struct, blob
+from xenemu.records import dataclass
 
 BLKIF_OP_READ: Final = 0
 BLKIF_OP_WRITE: Final = 1

@@ -14,7 +14,6 @@ UEFI specification 2.10, sections 2.3.2.2 (calls in IA-32) and 2.3.4.2 (in x64).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from xenemu.boot.efi.abi import Status
@@ -26,6 +25,7 @@ from xenemu.hv.cpu import Cpu, Reg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ULONG, Hypercall
 from xenemu.hv.state.domain import Domain
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
 
 MAX_TEXT: Final = 1 << 16  # bytes of a string

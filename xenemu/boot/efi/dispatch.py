@@ -7,7 +7,6 @@ a stub's own first byte. So no hypercall can be taken for one.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 from xenemu.boot.efi import (  # noqa: F401 (they declare services)
     block_services,
@@ -48,6 +47,7 @@ from xenemu.hv.calls import CallRecord
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.pvh.paging import guest_physical
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_MASK
 
 

@@ -10,7 +10,6 @@ protocol)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -32,6 +31,7 @@ from xenemu.pvh.builder import Placed, Room
 from xenemu.pvh.layout import BIOS_END, Kernel
 from xenemu.pvh.personality import FLAT_LIMIT
 from xenemu.pvh.state import StartState
+from xenemu.records import dataclass
 
 
 @dataclass(frozen=True)

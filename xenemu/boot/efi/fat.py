@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.boot.efi.volume import Directory, File
 from xenemu.hv.building import Data
+from xenemu.records import dataclass
 
 SECTOR: Final = 512
 CLUSTER: Final = 4096

@@ -5,7 +5,7 @@ UEFI specification 2.10, section 9.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.boot.efi import device_path, tables
@@ -19,6 +19,7 @@ from xenemu.boot.efi.call import EfiError
 from xenemu.boot.efi.state import Firmware, Program, handle_of
 from xenemu.boot.efi.width import WIDTHS
 from xenemu.hv.building import Data
+from xenemu.records import dataclass
 
 REVISION: Final = 0x1000
 FIELDS: Final = "INNNNNINNQIIN"

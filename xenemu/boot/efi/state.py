@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.boot.efi.fat import Disk
 from xenemu.boot.efi.memory_map import MemoryMap
 from xenemu.boot.efi.volume import Directory
+from xenemu.records import dataclass
 
 HANDLE_BASE: Final = 0xD000_0000  # handles look like addresses, and are none
 MAX_THINGS: Final = 1 << 12  # handles, events and the like, of each

@@ -6,9 +6,10 @@ Names are compared without regard to case, as on FAT, and keep the case that the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xenemu.hv.building import Data
+from xenemu.records import dataclass
 
 SEPARATOR = "\\"
 

@@ -6,7 +6,6 @@ All else is the same. UEFI specification 2.10, sections 2.3.2 (IA-32) and 2.3.4 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -14,6 +13,7 @@ from xenemu.boot.efi.abi import Status
 from xenemu.boot.flat import CODE64
 from xenemu.hv.cpu import Reg
 from xenemu.pvh.personality import CODE32
+from xenemu.records import dataclass
 
 SIZES: Final = {"Q": 8, "I": 4, "W": 2, "B": 1}
 CODES: Final = {8: "Q", 4: "I", 2: "H", 1: "B"}

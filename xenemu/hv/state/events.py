@@ -7,10 +7,11 @@ In Xen: include/xen/sched.h (struct evtchn)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.abi.event_channel import EVTCHN_FIFO_PRIORITY_DEFAULT, EVTCHNSTAT_closed
+from xenemu.records import dataclass
 from xenemu.x86.paging import Maddr, Mfn
 
 BUCKET: Final = 64  # Xen's ports come into being in groups of this size

@@ -5,10 +5,11 @@ In Xen: common/grant_table.c (struct grant_table, struct active_grant_entry)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.hv.maptrack import Maptrack
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE, Mfn
 
 MAX_FRAMES: Final = 64  # xl.cfg's max_grant_frames

@@ -5,8 +5,10 @@ In Xen: common/sched/ has several schedulers, and vcpus that run at the same tim
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
+
+from xenemu.records import dataclass
 
 SHARED_SLICE_NS: Final = 100_000
 MAX_SHARED_SLICE_NS: Final = 10_000_000

@@ -5,7 +5,9 @@ What happens when one is due is in `xenemu.hv.timers`. In Xen: common/timer.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from xenemu.records import dataclass
 
 SIGN = 1 << 63
 NEVER_NS = 1 << 61  # 73 years: so far away that idle time is not skipped to it

@@ -5,10 +5,11 @@ In Xen: common/domain.c (struct vcpu).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Any, Final
 
+from xenemu.records import dataclass
 from xenemu.x86.paging import Maddr
 
 MAX_REMARKS: Final = 8

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -29,6 +28,7 @@ from xenemu.machine.migration.records import (
     put_record_header,
 )
 from xenemu.machine.migration.saved import PvState, Saved
+from xenemu.records import dataclass
 
 XL_MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
 XL_HEADER: Final = struct.Struct("<4I")  # after the magic: byte order, flags, flags, size

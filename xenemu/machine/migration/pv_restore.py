@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.arch_x86.xen import (
@@ -46,6 +45,7 @@ from xenemu.pv import builder
 from xenemu.pv.context import initialise
 from xenemu.pv.paging import cr3_to_mfn, mfn_to_cr3, translate
 from xenemu.pv.state import Trap, pv_vcpu
+from xenemu.records import dataclass
 from xenemu.x86 import msr
 from xenemu.x86.paging import (
     ADDR,

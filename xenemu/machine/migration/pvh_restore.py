@@ -5,7 +5,6 @@ In Xen: tools/libs/guest/xg_sr_restore_x86_hvm.c; common/hvm/save.c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from xenemu.abi.arch_x86.hvm import save as abi
@@ -25,6 +24,7 @@ from xenemu.machine.migration.saved import HvmState, Saved
 from xenemu.pvh import builder
 from xenemu.pvh.lapic_glue import TIMER
 from xenemu.pvh.state import PvhDomain, pvh_vcpu
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Mfn
 
 PAT_AFTER_RESET: Final = 0x0007040600070406

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from xenemu.abi.domctl import (
@@ -31,6 +31,7 @@ from xenemu.machine.migration.records import (
     read_headers,
     read_records,
 )
+from xenemu.records import dataclass
 from xenemu.x86.paging import PAGE_SIZE
 
 Data = bytes | memoryview
