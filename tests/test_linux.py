@@ -18,8 +18,12 @@ from xenemu.x86.segment import CODE64_RING3
 
 VARIABLES, RING, DESCS, INFOS, TEXT = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
 COUNT_BITS, SIZE_BITS = 2, 7
-NAMES = ("prb", "panic_cpu", "tainted_mask", "panic")
-PRB, PANIC_CPU, TAINTED, PANIC = (VARIABLES + 16 * i for i in range(len(NAMES)))
+NAMES = (
+    "prb", "panic_cpu", "tainted_mask", "panic", "saved_command_line", "boot_command_line",
+)  # fmt: skip
+PRB, PANIC_CPU, TAINTED, PANIC, SAVED_LINE, BOOT_LINE = (
+    VARIABLES + 16 * i for i in range(len(NAMES))
+)
 HIGH = {8: 1 << 63, 4: 1 << 31}
 
 
@@ -181,6 +185,19 @@ def test_taint(tmp_path):
     kernel = Kernel(tmp_path)
     kernel.variable(TAINTED, 1 << 9)
     assert kernel.linux().taint == 1 << 9
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_command_line_is_where_it_was_saved_or_still_where_it_was_put(tmp_path, saved):
+    kernel = Kernel(tmp_path)
+    kernel.current.domain.memory.write(0x20000, b"console=hvc0 mem=2G\0rest")
+    kernel.current.domain.memory.write(BOOT_LINE, b"console=hvc0\0rest")
+    kernel.variable(SAVED_LINE, HIGH[8] | 0x20000 if saved else 0)
+    assert kernel.linux().command_line == ("console=hvc0 mem=2G" if saved else "console=hvc0")
+
+
+def test_without_its_symbols_the_command_line_is_not_known(tmp_path):
+    assert Kernel(tmp_path, names=("prb", "panic")).linux().command_line == ""
 
 
 @pytest.mark.parametrize(("cpu", "panicked"), [(0xFFFF_FFFF, False), (0, True)])

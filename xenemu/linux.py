@@ -47,6 +47,7 @@ LOW_MEMORY: Final = 1 << 30  # bytes of RAM in which vmcoreinfo is looked for
 NO_PANIC: Final = 0xFFFFFFFF  # PANIC_CPU_INVALID
 COMMITTED, FINALIZED = 1, 2  # a record's states; 0 is reserved, 3 reusable
 DATALESS: Final = 1  # a bit of a position that is none
+COMMAND_LINE_SIZE: Final = 2048  # bytes
 MAX_COUNT_BITS: Final = 20
 MAX_SIZE_BITS: Final = 25  # of CONFIG_LOG_BUF_SHIFT
 MAX_LINES: Final = 1 << 16  # of the log, that anybody is told
@@ -120,6 +121,21 @@ class Linux:
         In Linux: arch/x86/mm/extable.c
         """
         return self._is_inside("early_fixup_exception")
+
+    @property
+    def command_line(self) -> str:
+        """Its command line, as the kernel took it; nothing if memory does not tell.
+
+        In Linux: init/main.c
+        """
+        symbols = self.code.symbols
+        pointer = symbols.address("saved_command_line")
+        with suppress(XenError):
+            address = pointer and self._words(pointer, 1)[0]
+            address = address or symbols.address("boot_command_line")
+            if address is not None:
+                return text(memoryview(self._read(address, COMMAND_LINE_SIZE)))
+        return ""
 
     def _is_inside(self, function: str) -> bool:
         if self.code.symbols.address(function) is None:

@@ -8,7 +8,7 @@ from xenemu.linux import TAINT_DIE, TAINT_SOFTLOCKUP, TAINT_WARN, LogLine
 from xenemu.outcome import End
 from xenemu.smoke.ktap import Case, Status
 from xenemu.smoke.results import CODES
-from xenemu.smoke.verdict import Facts, Finding, Verdict, judge, kernel_lines
+from xenemu.smoke.verdict import Facts, Finding, Verdict, advice, judge, kernel_lines
 
 PANIC = "Kernel panic - not syncing: VFS: no root"
 KILLED = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300"
@@ -252,6 +252,21 @@ def test_an_unmet_expectation_of_a_silent_linux_hints_at_the_console():
     (finding,) = judge(Facts(End.POWEROFF, "it ended", log=log, unmet=["login:"]))
     hint = "the console shows nothing: put console=hvc0 on the kernel's command line"
     assert finding == Finding(Verdict.UNMET, f"it ended; never seen: 'login:' ({hint})")
+
+
+def test_a_silent_linux_is_told_which_option_it_lacks():
+    begun = [LogLine(0, 0, BANNER)]
+    opened = LogLine(0, 0, "printk: console [hvc0] enabled")
+    for line, log, words in (
+        ("ro", begun, "put console=hvc0 on"),
+        ("console=ttyS0", begun, "put console=hvc0 on"),
+        ("console=hvc0", begun, "put earlyprintk=xen on"),  # it died, or hangs, before
+        ("", [*begun, LogLine(0, 0, "Command line: console=hvc0")], "put earlyprintk=xen on"),
+        ("console=hvc0", [*begun, opened], ""),
+        ("console=hvc0", [], ""),  # no Linux
+    ):
+        said = advice(Facts(End.STOPPED, "", command_line=line, log=log))
+        assert words in said and bool(words) == bool(said)
 
 
 def test_what_a_kernel_had_said_before_it_was_copied_does_not_count():

@@ -120,10 +120,9 @@ PATTERNS: Final = [
     (Verdict.BUG, 0, re.compile(r"BUG: (?!unable to handle |kernel NULL pointer)\S")),
 ]
 BANNER: Final = re.compile(r"Linux version \d")
-# Of a Linux whose console is shown, or might be.
-CONSOLE: Final = re.compile(
-    r"(?:Kernel c|C)ommand line: .*\bconsole=|(?:printk: )?console \[hvc0\] enabled"
-)
+COMMAND_LINE: Final = re.compile(r"(?:Kernel c|C)ommand line: ")
+CONSOLE: Final = re.compile(r"\bconsole=[hx]vc")  # hvc0; of old kernels, xvc0
+OPENED: Final = re.compile(r"(?:printk: )?(?:boot)?console \[(?:hvc0|xenboot0)\] enabled")
 BSD_BANNER: Final = re.compile(r"(?:Free|Net|Open|DragonFly )BSD \d|Copyright \(c\) .*BSD")
 TAINTED: Final = {
     TAINT_DIE: (Verdict.OOPS, "the kernel's taint says that it oopsed (D)"),
@@ -145,10 +144,10 @@ class Facts:
     """What is known of a boot that has ended.
 
     `ended` and `reason` are the machine's. `findings` are those of the code that watched the boot.
-    `panicked`, `panic_message`, `taint` and `log` are from the kernel's memory (None: it does not
-    tell). `unmet` are patterns. `too_early` is where the console has the first of them before its
-    turn. `before` is what was known when the guest was copied: what the kernel had complained of by
-    then speaks against the guest that it was copied from.
+    `panicked`, `panic_message`, `taint`, `command_line` and `log` are from the kernel's memory
+    (None, or nothing: it does not tell). `unmet` are patterns. `too_early` is where the console has
+    the first of them before its turn. `before` is what was known when the guest was copied: what
+    the kernel had complained of by then speaks against the guest that it was copied from.
     """
 
     ended: End
@@ -158,6 +157,7 @@ class Facts:
     died_early: bool = False  # by an exception, before the kernel could handle any
     halted: bool = False  # every vcpu is down, and none had asked for a shutdown
     taint: int | None = None
+    command_line: str = ""
     console: Sequence[str] = ()
     log: Sequence[LogLine] = ()
     unmet: Sequence[str] = ()
@@ -228,12 +228,16 @@ def crash(facts: Facts) -> Finding | None:
 def advice(facts: Facts) -> str:
     """What to do if a Linux ran and its console shows nothing; else nothing.
 
-    A PVH kernel prints nothing there unless its command line says so. A PV kernel prints anyway.
+    A PVH kernel prints nothing there unless its command line says so, and before its console is
+    there it prints nothing at all. A PV kernel prints anyway.
     """
     own = [line.text for line in facts.log if line.facility == 0]
     told = any(line.strip() for line in facts.console)
-    if not own or told or any(CONSOLE.match(line) for line in own):
+    if not own or told or any(OPENED.match(line) for line in own):
         return ""
+    logged = (line for line in own if COMMAND_LINE.match(line))
+    if CONSOLE.search(facts.command_line or next(logged, "")):
+        return "the console shows nothing yet: put earlyprintk=xen on the kernel's command line"
     return "the console shows nothing: put console=hvc0 on the kernel's command line"
 
 

@@ -73,6 +73,7 @@ class Witness:
             died_early=stands_still and linux.died_early,
             halted=outcome.end is End.POWEROFF and bool(went_down),
             taint=linux.taint,
+            command_line=linux.command_line,
             console=console,
             log=linux.log(),
             **watched,
