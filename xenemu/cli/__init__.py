@@ -25,7 +25,8 @@ from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 # Each is a function in the module of its name. There, HELP_EPILOG is what its help ends with, and
 # COMMAND is the class of its parser, if that is a special one.
 COMMANDS: Final = (
-    "run", "resume", "replay", "diverge", "control", "smoke", "compare", "inspect", "hypercalls",
+    "run", "resume", "replay", "diverge", "control", "smoke", "compare", "inspect", "image",
+    "hypercalls",
 )  # fmt: skip
 
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
