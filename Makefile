@@ -7,7 +7,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi bench bench-compare clean
+.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi bench bench-compare docs clean
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
@@ -19,6 +19,7 @@ help:
 	@echo "make abi      compare our structs with Xen's headers"
 	@echo "make bench    measure against Xen on QEMU TCG, and what single operations cost"
 	@echo "make bench-compare  compare the last two measurements"
+	@echo "make docs     build the documents as a site in build/site, and check their links"
 	@echo "make setup    install into $(VENV); everything above does it"
 
 setup: $(STAMP)
@@ -91,6 +92,12 @@ bench: setup
 
 bench-compare: setup
 	$(BIN)/python -m bench --compare bench/history.jsonl
+
+# Its warning is of a later version of mkdocs.
+docs: setup
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "The first page is build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache

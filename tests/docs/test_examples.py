@@ -49,6 +49,7 @@ IMAGES = {  # what the examples call an image: its name in guests/images.toml
     "busybox": "busybox",
     "systemd-bootx64.efi": "systemd-boot",
     "modules": "debian-cloud-amd64-modules",
+    "xen-shim": "xen-shim",
 }
 PLUGIN = "xenemu.smoke.pytest_plugin"
 FILES = ("toml", "python", "ini")

@@ -1,0 +1,45 @@
+"""The documents as a site: every page is in its navigation, and links are right there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "docs" / "site.py"
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("site_hook", SITE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_navigation_has_every_page_once(site):
+    named = re.findall(r": ([\w.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [path.name for path in (ROOT / "docs").glob("*.md")]
+    assert sorted(named) == sorted([*pages, *site.PAGES.values()])
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        ("[ci](docs/ci.md)", "[ci](ci.md)"),
+        ("[row](docs/ci.md#a-row)", "[row](ci.md#a-row)"),
+        ("[it](../README.md#install)", "[it](index.md#install)"),
+        ("[it](CONTRIBUTING.md)", "[it](contributing.md)"),
+        ("see [the license](LICENSE).", "see the license."),
+        ("[main](../guests/hello/main.c)", "main"),
+        ("[here](#install)", "[here](#install)"),
+        ("[semver](https://semver.org/)", "[semver](https://semver.org/)"),
+        ("[nothing](nowhere.md)", "[nothing](nowhere.md)"),
+        ("[page](debian-6.1-entries.html)", "[page](debian-6.1-entries.html)"),
+    ],
+)
+def test_links_lead_where_their_page_is(site, written, wanted):
+    assert site.as_page(written) == wanted
