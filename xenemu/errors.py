@@ -32,6 +32,16 @@ class UsageError(XenemuError):
     """The command line asks for something that cannot be had."""
 
 
+class NoSuchName(UsageError, KeyError, AttributeError):
+    """There is no symbol, type, member or element of that name."""
+
+    __str__ = Exception.__str__  # KeyError would quote the sentence
+
+
+class Unmapped(UsageError):
+    """Nothing is mapped at an address of the guest's, or it is no RAM."""
+
+
 class OutputError(XenemuError):
     """An output cannot be written, for example because the disk is full; it names the file."""
 

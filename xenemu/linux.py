@@ -199,13 +199,13 @@ class Linux:
         if address is None:
             return None
         try:
-            if self._is_anothers(address):
+            if self.is_anothers(address):
                 return None
             return int.from_bytes(self._read(address, size), "little")
         except XenError:
             return None
 
-    def _is_anothers(self, address: int) -> bool:
+    def is_anothers(self, address: int) -> bool:
         """Whether an address of this kernel's belongs to another kernel by now.
 
         That is so after kexec for a dump. The other kernel is in memory of its own, apart from

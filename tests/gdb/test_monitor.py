@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fakes import CODE, CODE64, make_pv_current
+from kernelguest import TASK, Guest
 from xenemu.abi.arch_x86.xen import FLAT_RING3_CS64
 from xenemu.abi.event_channel import EVTCHNOP_alloc_unbound, evtchn_alloc_unbound
 from xenemu.abi.xen import DOMID_SELF
@@ -28,6 +29,7 @@ from xenemu.image.kernel_modules import Module
 from xenemu.image.notes import ElfNote, Note, XenNotes
 from xenemu.image.symbols import Symbols
 from xenemu.kaslr import STEP
+from xenemu.linux import Linux, LogLine
 from xenemu.machine import TABLE
 from xenemu.pv.state import Trap, pv
 from xenemu.pv.traps import inject, inject_page_fault
@@ -91,6 +93,26 @@ def test_what_is_kept_goes_where_the_run_has_a_file_for_it(monitor, target):
         assert f"usage: monitor {name}" in monitor.run(f"{name} x")
         setattr(target, field, full)
         assert monitor.run(name) == "--snapshot a: No space left on device\n"
+
+
+def test_a_linux_is_shown_by_its_own_types(monitor, monkeypatch, tmp_path):
+    guest = Guest(tmp_path)
+    guest.process(1, "init", state=1)
+    monkeypatch.setattr("xenemu.gdb.monitor.Kernel", lambda current, image: guest.kernel())
+    monkeypatch.setattr(Linux, "log", lambda self: [LogLine(n, 0, f"line {n}") for n in range(3)])
+    assert [line.split()[-1] for line in monitor.run("ps").splitlines()] == [
+        *("COMMAND", "[swapper]", "[init]")
+    ]
+    assert monitor.run("print init_task.comm") == 'init_task.comm = (char [16]) "swapper"\n'
+    at = f"{TASK + 256:#x}"
+    assert monitor.run(f"print task_struct {at}.pid") == f"task_struct {at}.pid = (u32) 1\n"
+    assert monitor.run("print task_struct start.pid").endswith("= (u32) <not mapped>\n")
+    assert monitor.run("print init_task.x") == "struct task_struct has no member 'x'\n"
+    assert monitor.run("lsmod") == "no module is loaded\n"
+    assert monitor.run("dmesg").count("\n") == 3
+    assert monitor.run("dmesg 1") == "[    0.000000] line 2\n"
+    for words in ("ps x", "print", "lsmod x", "dmesg x", "dmesg -1"):
+        assert monitor.run(words).startswith(f"usage: monitor {words.split()[0]}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

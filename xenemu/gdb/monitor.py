@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from xenemu.errors import XenemuError, XenError
-from xenemu.gdb import views
+from xenemu.errors import UsageError, XenemuError, XenError
+from xenemu.gdb import objects, views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
 from xenemu.gdb.history import Place
 from xenemu.gdb.places import Places
 from xenemu.gdb.target import Refused, Target, pc_of
 from xenemu.hv.current import Current
+from xenemu.kernel import Kernel
+from xenemu.linux import MAX_LINES
 from xenemu.records import dataclass
 from xenemu.report import call_lines, walk_lines
 from xenemu.trace import KINDS, Tracer
@@ -47,6 +49,12 @@ COMMANDS: Final = {
     "events": Command("", "the event channels that are not closed"),
     "symbols": Command("[NAME|ADDR]", "what is there; how to keep them"),
     "modules": Command("", "the kernel's modules that are loaded; how to name them"),
+    "ps": Command("", "the kernel's tasks; > marks those that the vcpus run"),
+    "print": Command(
+        "NAME|TYPE ADDR", "what the kernel has there, by its types; and .MEMBER of it"
+    ),
+    "lsmod": Command("", "the kernel's modules, as lsmod shows them"),
+    "dmesg": Command("[N]", "the kernel's log, or its last N lines"),
     "disas": Command("[ADDR [N]]", "code as the CPU reads it now"),
     "kaslr": Command("", "how far the kernel is from where it was linked"),
     "arch": Command("auto|file", "gdb's architecture: the CPU's mode, or the file's"),
@@ -93,6 +101,10 @@ class Monitor:
             "events": self._events,
             "symbols": self._symbols,
             "modules": self._modules,
+            "ps": self._ps,
+            "print": self._print,
+            "lsmod": self._lsmod,
+            "dmesg": self._dmesg,
             "disas": self._disas,
             "kaslr": self._kaslr,
             "arch": self._arch,
@@ -140,6 +152,8 @@ class Monitor:
             lines = [str(refused)]
         except XenError as error:
             lines = [error.reason]
+        except UsageError as error:
+            lines = [str(error)]
         except (ValueError, IndexError):
             lines = [f"usage: monitor {words[0]} {command.usage}"]
         return "".join(f"{text}\n" for text in lines)
@@ -237,6 +251,33 @@ class Monitor:
             *(f"{module.name:<24} {module.parts[0].start:#x}" for module in modules),
             f"for gdb to know their names: add-symbol-file target:{self._files.modules_path}",
         ]
+
+    # What a Linux says of itself.
+
+    @property
+    def _kernel(self) -> Kernel:
+        return Kernel(self._current, self._target.image)
+
+    def _ps(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        return objects.tasks(self._kernel)
+
+    def _print(self, words: list[str]) -> list[str]:
+        if not words:
+            raise ValueError(words)
+        return objects.show(self._kernel, " ".join(words), self._address)
+
+    def _lsmod(self, words: list[str]) -> list[str]:
+        if words:
+            raise ValueError(words)
+        return objects.modules(self._kernel)
+
+    def _dmesg(self, words: list[str]) -> list[str]:
+        count = int(words[0]) if words else MAX_LINES
+        if count <= 0:
+            raise ValueError(words)
+        return [str(line) for line in self._kernel.log()[-count:]]
 
     def _disas(self, words: list[str]) -> list[str]:
         vaddr = self._address(words[0] if words else "$pc")

@@ -125,7 +125,15 @@ class Image:
     @cached_property
     def btf(self) -> Btf:
         """The types of its structs, as far as it says them."""
-        return Btf(elf.parse(self.elf))
+        found = Btf(elf.parse(self.elf))
+        if found or not self.segments:
+            return found
+        start, stop = (self.symbols.address(f"__{end}_BTF") or 0 for end in ("start", "stop"))
+        part = next((s for s in self.segments if s.vaddr <= start < s.vaddr + len(s.data)), None)
+        if part is None:
+            return found
+        loaded = bytes(part.data[start - part.vaddr : max(start, stop) - part.vaddr])
+        return Btf(elf.parse(self.elf), loaded)
 
     @property
     def offset(self) -> int:
