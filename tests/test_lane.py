@@ -23,8 +23,8 @@ from xenemu.machine import Machine
 GUESTS = (
     "attack-iret", "attack-iret-frame", "attack-kernel-stack", "attack-linear-pt",
     "attack-multicall", "attack-pt-entries", "attack-writable-pt", "fast-syscall", "flat-selectors",
-    "iret-step", "page-fault", "pv-iret", "pv-writable-pt", "ring-switch", "stacks",
-    "storm", "tlb-shootdown", "vcpu-context",
+    "iret-step", "page-fault", "pv-iret", "pv-traps", "pv-writable-pt", "ring-switch",
+    "segment-limits", "soft-int-faults", "stacks", "storm", "tlb-shootdown", "vcpu-context",
 )  # fmt: skip
 PV = [
     (name, kind)

@@ -161,8 +161,10 @@ class Lane:
       emulated instruction `emulation_ns`.
     * `plain_iopl`: VMASST_TYPE_architectural_iopl is off. `writable_tables`: the guest may store
       to its L1 tables.
-    * `gdt_frame` is the first page of the GDT, 0 if there is none.
-    * The handlers are addresses, 0 if there is none; `masks`: events are masked on entry.
+    * `gdt_frame` is the first page of the GDT, 0 if there is none; `xen_gdt` is Xen's page of it.
+    * The handlers are addresses, 0 if there is none; `masks`: events are masked on entry. `cs` is
+      the code segment of a 32-bit guest's handler, null if there is none. `int80` is such a guest's
+      handler of system calls.
     """
 
     words: memoryview
@@ -183,10 +185,15 @@ class Lane:
     plain_iopl: bool
     writable_tables: bool
     gdt_frame: int
+    xen_gdt: int
     pf_handler: int
     pf_masks: bool
     syscall_handler: int
     syscall_masks: bool
+    pf_cs: int
+    int80_cs: int
+    int80_handler: int
+    int80_masks: bool
 
 
 class ExitHandler(Protocol):

@@ -4,7 +4,7 @@ The model tells the CPU what it needs to know of the vcpu, and whether the lane 
 while somebody watches the guest, and while something comes first. For example, an NMI waits, old
 tables are to be dropped, or a new address space would unmap a page of the LDT.
 
-The C shim has the lane itself: cpu/native/lane.c and bounce.c.
+The C shim has the lane itself: cpu/native/lane.c and the files that include lane.h.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from xenemu.hv.current import Current
 from xenemu.hv.frame_table import OPERATION_WORK, REQUEST_WORK
 from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.paging import m2p_entry
-from xenemu.pv.state import NO_TRAP, PvVcpu
+from xenemu.pv.state import NO_TRAP, PvVcpu, pv_domain
 from xenemu.x86.flags import PAGE_FAULT
+
+INT80 = 0x80  # a vector: system calls of a 32-bit guest
+WORD = 0xFFFFFFFF
 
 
 class LaneGate:
@@ -35,8 +38,8 @@ class LaneGate:
         domain, vcpu = current.domain, current.vcpu
         frames, traps = domain.frames, state.traps
         gdt = state.gdt_frames[:1]
-        syscall, page_fault = state.syscall_callback, traps.get(PAGE_FAULT, NO_TRAP)
-        now = (id(state), id(domain), vcpu.info, frames.vm_assist, gdt, syscall, page_fault)
+        handlers = state.syscall_callback, traps.get(PAGE_FAULT), traps.get(INT80)
+        now = (id(state), id(domain), vcpu.info, frames.vm_assist, gdt, handlers)
         if now != self._told:
             self._told, self._of = now, (state, domain)
             current.cpu.join_lane(lane_of(current, state))
@@ -54,6 +57,7 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
     domain, vcpu = current.domain, current.vcpu
     rules, assists = domain.frames.rules, domain.vm_assist
     syscall, page_fault = state.syscall_callback, state.traps.get(PAGE_FAULT, NO_TRAP)
+    int80 = state.traps.get(INT80, NO_TRAP)
     return Lane(
         words=state.words,
         info=vcpu.info,
@@ -73,8 +77,13 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
         plain_iopl=not assists >> VMASST_TYPE_architectural_iopl & 1,
         writable_tables=bool(assists >> VMASST_TYPE_writable_pagetables & 1),
         gdt_frame=state.gdt_frames[0] if state.gdt_frames else 0,
+        xen_gdt=pv_domain(current).xen_gdt,
         pf_handler=page_fault.address,
         pf_masks=page_fault.mask_events,
+        pf_cs=page_fault.cs,
         syscall_handler=syscall.address,
         syscall_masks=syscall.mask_events,
+        int80_handler=int80.address & WORD,
+        int80_masks=int80.mask_events,
+        int80_cs=int80.cs,
     )

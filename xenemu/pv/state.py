@@ -79,7 +79,8 @@ class PvDomain:
 # The fields of a `PvVcpu` that the C shim reads and writes, too, 8 bytes each: the struct of
 # cpu/native/pv_vcpu.def. The engine compares both when it starts.
 SHARED: Final = (
-    "kernel_root", "user_root", "kernel_mode", "kernel_sp", "inactive_gs", "cr2", "iopl",
+    "kernel_root", "user_root", "kernel_mode", "kernel_sp", "kernel_ss", "inactive_gs", "cr2",
+    "iopl",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ class PvVcpu:
     syscall_callback: Trap = NO_TRAP
     syscall32_callback: Trap = NO_TRAP
     sysenter_callback: Trap = NO_TRAP
-    kernel_ss: int = 0
+    kernel_ss: Shared[int] = Shared(int, 0)
     kernel_sp: Shared[int] = Shared(int, 0)
     task_switched: bool = False  # the guest's CR0.TS
     cr2: Shared[int] = Shared(int, 0)

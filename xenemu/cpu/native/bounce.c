@@ -1,24 +1,18 @@
 /*
  * The lane's ways into a 64-bit PV guest's kernel and out of it: page faults and system calls that
- * are the guest's own, HYPERVISOR_iret, and CLI and STI, which do nothing.
+ * are the guest's own, and HYPERVISOR_iret.
  *
- * The reference is pv/traps.py, pv/exits.py and pv/emulate.py. As in lane.c, only what is ordinary
- * is done here, and all else is left as it was.
+ * The reference is pv/traps.py and pv/exits.py. As in lane.c, only what is ordinary is done here,
+ * and all else is left as it was.
  */
 #include <string.h>
 
 #include "lane.h"
 
-enum { UPCALL_PENDING = 0, UPCALL_MASK = 1, CR2 = 16 }; /* in vcpu_info */
+enum { CR2_64 = 16 }; /* in vcpu_info */
 enum { PFEC_P = 1, PFEC_W = 2, PFEC_RSVD = 8, PFEC_I = 16 };
-enum { EFLAGS_FIXED = 2, EFLAGS_DF = 1 << 10, EFLAGS_IOPL = 3 << 12, EFLAGS_AC = 1 << 18 };
-enum { EFLAGS_ALL = 0x3f7fd7 };
-enum { VGCF_IN_SYSCALL = 1 << 8 };
-enum { CLI = 0xfa, STI = 0xfb, RPL = 3, TABLE_INDICATOR = 4 };
-enum { /* of a descriptor's high word */
-    ACCESSED = 1 << 8, CODE_OR_DATA = 1 << 12, RING3 = 3 << 13, GRANULARITY = 1 << 23,
-    GOOD = CODE_OR_DATA | RING3 | SEGMENT_P,
-};
+enum { EFLAGS_DF = 1 << 10, VGCF_IN_SYSCALL = 1 << 8 };
+enum { RING3 = 3, GOOD = SEGMENT_S | SEGMENT_P };
 
 #define XEN_START 0xffff800000000000ull
 #define XEN_END 0xffff880000000000ull
@@ -38,28 +32,10 @@ static uint64_t *cr3(void)
     return &FIELD(G.env, ENV_CR3, uint64_t);
 }
 
-static void set_rflags(uint64_t rflags)
-{
-    G.vcpu.rflags = rflags;
-    G.vcpu.rflags_dirty = 1;
-}
-
-static void jump(uint64_t rip)
-{
-    FIELD(G.env, ENV_EIP, uint64_t) = rip;
-    forget_branch();
-}
-
-/* Whether the hypervisor would have an upcall to deliver, with this mask. */
-static bool is_upcall_due(bool masked)
-{
-    return G.lane.info[UPCALL_PENDING] && !masked;
-}
-
 static void toggle_guest_mode(void)
 {
     struct pv_vcpu *vcpu = G.lane.vcpu;
-    uint64_t *gs = &FIELD((char *)G.env + ENV_SEGS + SEG_SIZE * GS, SEG_BASE, uint64_t);
+    uint64_t *gs = &FIELD(segment_register(GS), SEG_BASE, uint64_t);
     uint64_t base = *gs;
 
     vcpu->kernel_mode = !vcpu->kernel_mode;
@@ -71,59 +47,22 @@ static void toggle_guest_mode(void)
 
 /* ---- segments ---- */
 
-struct segment { uint32_t selector, limit, flags; uint64_t base; };
-
 static const struct segment flat_code = {FLAT_CS64, 0xffffffff, 0x00a0fb00, 0};
 static const struct segment flat_stack = {FLAT_SS64, 0xffffffff, 0x00c0f300, 0};
 
-static char *segment_register(int which)
-{
-    return (char *)G.env + ENV_SEGS + SEG_SIZE * which;
-}
-
-static uint32_t selector_of(int which)
-{
-    return FIELD(segment_register(which), 0, uint32_t);
-}
-
-static void load(int which, const struct segment *from)
-{
-    char *segment = segment_register(which);
-
-    FIELD(segment, 0, uint32_t) = from->selector;
-    FIELD(segment, SEG_BASE, uint64_t) = from->base;
-    FIELD(segment, SEG_LIMIT, uint32_t) = from->limit;
-    FIELD(segment, SEG_FLAGS, uint32_t) = from->flags;
-    shim_update_mode();
-}
-
 /*
- * What a selector of ring 3 names, if that is Xen's flat segment, or a descriptor in the first page
- * of the guest's GDT that has all `needed` bits, and none of `refused`.
+ * What a selector of ring 3 names, if that is a segment of that ring that has all `needed` bits, and
+ * none of `refused`.
  */
 static bool find_segment(uint32_t selector, const struct segment *flat, uint32_t needed,
                          uint32_t refused, struct segment *found)
 {
-    uint64_t index = selector >> 3;
-
     if (selector == flat->selector) {
         *found = *flat;
         return true;
     }
-    if (!index || index >= 512 || selector & TABLE_INDICATOR || !G.lane.gdt_frame)
-        return false;
-    uint64_t descriptor = FIELD(G.physical.ram, G.lane.gdt_frame << 12 | index << 3, uint64_t);
-    uint32_t high = descriptor >> 32, flags = high & 0x00f0ff00;
-    if ((flags & needed) != needed || flags & refused)
-        return false;
-    uint32_t limit = (descriptor & 0xffff) | (high & 0xf0000);
-    *found = (struct segment){
-        .selector = selector,
-        .limit = high & GRANULARITY ? limit << 12 | 0xfff : limit,
-        .flags = flags | ACCESSED,
-        .base = (descriptor >> 16 & 0xffffff) | (high & 0xff000000),
-    };
-    return true;
+    return find_descriptor(selector, found) && (found->flags & needed) == needed &&
+           !(found->flags & refused) && dpl(found->flags) == RING3;
 }
 
 /* ---- into the kernel ---- */
@@ -202,7 +141,7 @@ static void bounce(const struct frame *frame, uint64_t handler, bool masks)
 }
 
 /* Whether a kernel's store to a page that it may only read could be one to a page table. */
-static bool may_store_to_table(uint64_t vaddr)
+bool may_store_to_table(uint64_t vaddr)
 {
     uint64_t *entry;
 
@@ -216,17 +155,12 @@ static bool may_store_to_table(uint64_t vaddr)
            page(table)->type == PGT_L1;
 }
 
-static bool page_fault(void)
+static bool page_fault64(uint64_t vaddr, uint32_t error)
 {
-    uint64_t vaddr = FIELD(G.env, ENV_CR2, uint64_t);
-    uint32_t error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
-    uint64_t cr2_at = (uint64_t)(G.lane.info + CR2 - G.physical.ram);
+    uint64_t cr2_at = (uint64_t)(G.lane.info + CR2_64 - G.physical.ram);
     struct frame frame;
 
-    if (!G.lane.pf_handler || !in_guest_range(vaddr) || G.physical.code[cr2_at >> 12])
-        return false;
-    if ((error & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I)) == (PFEC_P | PFEC_W) &&
-        may_store_to_table(vaddr))
+    if (!G.lane.pf_handler || G.physical.code[cr2_at >> 12])
         return false;
     error &= ~(uint32_t)PFEC_USER;
     if (!G.lane.vcpu->kernel_mode)
@@ -235,9 +169,22 @@ static bool page_fault(void)
         return false;
     pass(EXIT_EXCEPTION);
     G.lane.vcpu->cr2 = vaddr;
-    memcpy(G.lane.info + CR2, &vaddr, sizeof vaddr);
+    memcpy(G.lane.info + CR2_64, &vaddr, sizeof vaddr);
     bounce(&frame, G.lane.pf_handler, G.lane.pf_masks);
     return true;
+}
+
+static bool page_fault(void)
+{
+    uint64_t vaddr = FIELD(G.env, ENV_CR2, uint64_t);
+    uint32_t error = FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t);
+
+    if (!in_guest_range(vaddr))
+        return false;
+    if ((error & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I)) == (PFEC_P | PFEC_W) &&
+        may_store_to_table(vaddr))
+        return false;
+    return (G.lane.width == 8 ? page_fault64 : page_fault32)(vaddr, error);
 }
 
 bool syscall_from_user(void)
@@ -298,30 +245,14 @@ bool iret64(void)
     return true;
 }
 
-/* CLI and STI: a PV guest's events are masked in its vcpu_info. */
-static bool cli_sti(void)
-{
-    uint64_t rip = FIELD(G.env, ENV_EIP, uint64_t), rflags = U.read_eflags(G.env);
-    uint8_t opcode;
-
-    if (FIELD(G.env, ENV_EXCEPTION_ERROR, uint32_t) & 0xffff || !G.lane.vcpu->kernel_mode ||
-        !G.lane.plain_iopl || !G.lane.vcpu->iopl || rflags & EFLAGS_TF ||
-        is_upcall_due(G.lane.info[UPCALL_MASK]) || !copy_in(&opcode, rip, sizeof opcode) ||
-        (opcode != CLI && opcode != STI))
-        return false;
-    pass(EXIT_EXCEPTION);
-    if (rflags & EFLAGS_RF)
-        set_rflags(rflags & ~(uint64_t)EFLAGS_RF);
-    jump(rip + 1);
-    spend(G.lane.emulation_ns);
-    return true;
-}
-
-/* Do what an exception of a 64-bit guest's leads to, if that is ordinary; whether it was done. */
+/* Do what an exception of a PV guest's leads to, if that is ordinary; whether it was done. */
 bool lane_takes_exception(uint32_t vector)
 {
-    if ((vector != PF && vector != GP) || !may_go() || G.lane.width != 8 ||
-        !(vector == PF ? page_fault() : cli_sti()))
+    if ((vector != PF && vector != GP) || !may_go())
+        return false;
+    if (G.lane.width == 4)
+        see_mode32();
+    if (!(vector == PF ? page_fault() : privileged_instruction()))
         return false;
     apply_requests();
     return true;

@@ -250,7 +250,7 @@ static void on_interrupt(void *uc, uint32_t vector, void *data)
     }
     FIELD(G.env, ENV_EXCEPTION_IS_INT, uint32_t) = 0;
     G.exit.size = soft_length;
-    if (!(soft ? vector == HYPERCALL_VECTOR && lane_takes_int82() : lane_takes_exception(vector)))
+    if (!(soft ? lane_takes_soft_int(vector) : lane_takes_exception(vector)))
         enter_hypervisor(soft ? EXIT_SOFT_INT : EXIT_EXCEPTION, vector);
     look_between_blocks();
 }

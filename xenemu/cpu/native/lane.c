@@ -18,7 +18,6 @@
 
 enum { NR_MMU_UPDATE = 1, NR_UPDATE_VA_MAPPING = 14, NR_IRET = 23, NR_MMUEXT_OP = 26 };
 enum { DOMID_SELF = 0x7ff0 };
-enum { RPL = 3, KERNEL_RING32 = 1 };
 enum { PGC_ALLOCATED = 1, PGT_PINNED = 4 };
 enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
 enum { NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
@@ -60,18 +59,36 @@ uint64_t *l1_entry(uint64_t root, uint64_t vaddr)
     return root < G.physical.frames ? word(root << 12 | (vaddr >> 12 & 511) << 3) : NULL;
 }
 
+/* The machine address of a 32-bit guest's memory, marked as the access marks it, or NOWHERE. */
+uint64_t place32(uint64_t vaddr, bool writing)
+{
+    static const int shifts[] = {30, 21};
+    uint64_t table = FIELD(G.env, ENV_CR3, uint64_t) >> 12;
+    uint64_t wanted = PTE_P | (writing ? PTE_RW : 0);
+
+    if (!in_guest_range(vaddr))
+        return NOWHERE;
+    for (int level = 0; level < 2; level++) {
+        if (table >= G.physical.frames)
+            return NOWHERE;
+        uint64_t entry = *word(table << 12 | (vaddr >> shifts[level] & 511) << 3);
+        if ((entry & wanted) != wanted || entry & PTE_PS)
+            return NOWHERE;
+        table = (entry & PTE_ADDRESS) >> 12;
+    }
+    uint64_t *entry = table < G.physical.frames ? word(table << 12 | (vaddr >> 12 & 511) << 3) : NULL;
+    if (!entry || (*entry & wanted) != wanted || (*entry & PTE_ADDRESS) >> 12 >= G.physical.frames)
+        return NOWHERE;
+    *entry |= PTE_A | (writing ? PTE_D : 0);
+    return (*entry & PTE_ADDRESS) | (vaddr & 0xfff);
+}
+
 /* The machine address that the guest reads at `vaddr`, or NOWHERE. */
 static uint64_t readable(uint64_t vaddr)
 {
-    if (!in_guest_range(vaddr))
-        return NOWHERE;
-    if (G.lane.width == 8)
-        return shim_translate(vaddr, false);
-    uint64_t *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, vaddr);
-    if (!entry || !(*entry & PTE_P) || (*entry & PTE_ADDRESS) >> 12 >= G.physical.frames)
-        return NOWHERE;
-    *entry |= PTE_A;
-    return (*entry & PTE_ADDRESS) | (vaddr & 0xfff);
+    if (G.lane.width == 4)
+        return place32(vaddr, false);
+    return in_guest_range(vaddr) ? shim_translate(vaddr, false) : NOWHERE;
 }
 
 /* Copy from the guest. */
@@ -358,11 +375,6 @@ bool may_go(void)
            !(FIELD(G.cpu, CPU_INTERRUPT_REQUEST, uint32_t) & INTERRUPT_HELD_DEBUG);
 }
 
-static uint32_t selector(int which)
-{
-    return FIELD((char *)G.env + ENV_SEGS + SEG_SIZE * which, 0, uint32_t);
-}
-
 static void arguments64(uint32_t number, uint64_t *args)
 {
     const uint64_t *regs = lane_regs();
@@ -401,8 +413,8 @@ static bool hypercall(enum exit_kind kind, uint64_t number)
     uint64_t args[4];
 
     if (number >= sizeof calls / sizeof *calls || !calls[number] ||
-        (kind == EXIT_SYSCALL && (selector(CS) != FLAT_CS64 || selector(SS) != FLAT_SS64)) ||
-        (G.lane.info[0] && !G.lane.info[1])) /* an upcall is due */
+        (kind == EXIT_SYSCALL && (selector_of(CS) != FLAT_CS64 || selector_of(SS) != FLAT_SS64)) ||
+        is_upcall_due(G.lane.info[UPCALL_MASK]))
         return false;
     (G.lane.width == 8 ? arguments64 : arguments32)(number, args);
     return calls[number](kind, args);
@@ -423,13 +435,24 @@ bool lane_takes_syscall(void)
     return true;
 }
 
-/* The same for the hypercall of a 32-bit guest's kernel, which is in ring 1. */
-bool lane_takes_int82(void)
+/* The same for a hypercall of a 32-bit guest's kernel, which is in ring 1. */
+static bool int82(void)
 {
-    if (!may_go() || G.lane.width != 4 || (selector(CS) & RPL) != KERNEL_RING32 ||
-        U.read_eflags(G.env) & EFLAGS_VM || !hypercall(EXIT_SOFT_INT, (uint32_t)*lane_regs()))
+    uint32_t number = *lane_regs();
+
+    if (!G.lane.vcpu->kernel_mode)
         return false;
-    G.lane.vcpu->kernel_mode = 1;
+    return number == NR_IRET ? iret32() : hypercall(EXIT_SOFT_INT, number);
+}
+
+/* The same for an INT n of a 32-bit guest's. */
+bool lane_takes_soft_int(uint32_t vector)
+{
+    if (!may_go() || G.lane.width != 4)
+        return false;
+    see_mode32();
+    if (!(vector == HYPERCALL_VECTOR ? int82() : vector == SYSCALL_VECTOR && int80_32()))
+        return false;
     apply_requests();
     return true;
 }

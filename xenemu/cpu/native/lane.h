@@ -1,6 +1,7 @@
 /*
- * What the two files of the lane share: lane.c has the hypercalls, bounce.c the ways into the
- * guest's kernel and out of it.
+ * What the files of the lane share: lane.c has the hypercalls, bounce.c and bounce32.c the ways into
+ * the guest's kernel and out of it, segments.c what these load, privileged.c the instructions that
+ * the hypervisor emulates.
  */
 #ifndef LANE_H
 #define LANE_H
@@ -12,6 +13,10 @@
 enum { FLAT_CS32 = 0xe023, FLAT_CS64 = 0xe033, FLAT_SS64 = 0xe02b };
 enum { PGT_L1 = 1, PGT_WRITABLE = 7 };
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
+enum { RPL = 3, KERNEL_RING32 = 1 };
+enum { UPCALL_PENDING = 0, UPCALL_MASK = 1 }; /* in vcpu_info */
+enum { EFLAGS_FIXED = 2, EFLAGS_IOPL = 3 << 12, EFLAGS_AC = 1 << 18, EFLAGS_ALL = 0x3f7fd7 };
+enum { SEGMENT_S = 1 << 12 };
 
 static inline struct page_info *page(uint64_t mfn)
 {
@@ -23,16 +28,53 @@ static inline uint64_t *lane_regs(void)
     return &FIELD(G.env, ENV_REGS, uint64_t);
 }
 
+static inline void jump(uint64_t rip)
+{
+    FIELD(G.env, ENV_EIP, uint64_t) = rip;
+    forget_branch();
+}
+
+static inline void set_rflags(uint64_t rflags)
+{
+    G.vcpu.rflags = rflags;
+    G.vcpu.rflags_dirty = 1;
+}
+
+/* Whether the hypervisor would have an upcall to deliver, with this mask. */
+static inline bool is_upcall_due(bool masked)
+{
+    return G.lane.info[UPCALL_PENDING] && !masked;
+}
+
 /* lane.c */
 bool in_guest_range(uint64_t vaddr);
 uint64_t *l1_entry(uint64_t root, uint64_t vaddr);
+uint64_t place32(uint64_t vaddr, bool writing);
 bool copy_in(void *to, uint64_t vaddr, size_t size);
 void pass(enum exit_kind kind);
 bool may_go(void);
 
+/* segments.c */
+struct segment { uint32_t selector, limit, flags; uint64_t base; };
+char *segment_register(int which);
+uint32_t selector_of(int which);
+uint32_t dpl(uint32_t flags);
+void load(int which, const struct segment *from);
+bool find_descriptor(uint32_t selector, struct segment *found);
+
 /* bounce.c */
+bool may_store_to_table(uint64_t vaddr);
 bool iret64(void);
 bool syscall_from_user(void);
+
+/* bounce32.c */
+void see_mode32(void);
+bool page_fault32(uint64_t vaddr, uint32_t error);
+bool int80_32(void);
+bool iret32(void);
+
+/* privileged.c */
+bool privileged_instruction(void);
 
 #pragma GCC visibility pop
 

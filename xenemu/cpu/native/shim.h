@@ -75,9 +75,9 @@ void enter_hypervisor(enum exit_kind kind, uint32_t vector);
 void apply_requests(void);
 
 /* lane.c */
-enum { HYPERCALL_VECTOR = 0x82 }; /* of a 32-bit PV guest */
+enum { SYSCALL_VECTOR = 0x80, HYPERCALL_VECTOR = 0x82 }; /* of a 32-bit PV guest */
 bool lane_takes_syscall(void);
-bool lane_takes_int82(void);
+bool lane_takes_soft_int(uint32_t vector);
 
 /* bounce.c */
 bool lane_takes_exception(uint32_t vector);
