@@ -76,9 +76,11 @@ INT_80 = bytes.fromhex("b814000000 cd80 c3")
 # Modules and classes whose functions are not called while a guest runs, or can do without imports.
 NOT_THEN = """
     _distutils_hack _frozen_importlib_external _sitebuiltins backports.zstd capstone confined
-    datetime email encodings gzip hashlib multiprocessing pathlib platform posixpath pydantic
+    datetime email encodings gzip hashlib msgspec.yaml multiprocessing pathlib platform posixpath
+    pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
-    xenemu.cli._read_ahead xenemu.cli.record_options xenemu.cli.run.run
+    xenemu.cli._read_ahead xenemu.cli.clock_options xenemu.cli.input_options
+    xenemu.cli.record_options xenemu.cli.run.run
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
     xenemu.image.loader._not_a_kernel
     xenemu.machine.machine.Machine.snapshot

@@ -11,7 +11,7 @@ from unattended import Unattended
 from xenemu.image.loader import load
 from xenemu.machine import DomainConfig, Limits, Machine
 from xenemu.machine.outside import Outside
-from xenemu.outcome import End
+from xenemu.outcome import End, Outcome
 
 # mov $29, %eax; mov $SCHEDOP_block, %edi; syscall; and again
 WAIT = bytes.fromhex("b81d000000 bf01000000 0f05 ebf2")
@@ -134,6 +134,36 @@ def test_without_sources_idle_time_is_skipped(wired) -> None:
     terminal = Waiting()
     assert machine.run(terminal).end is End.IDLE
     assert terminal.waited == []
+
+
+def test_idle_time_is_skipped_to_what_the_terminal_will_do(wired) -> None:
+    """At that time, and not with the guest's next timer, which may be centuries away."""
+
+    class Due(Waiting):
+        @property
+        def due_ns(self) -> int | None:
+            return None if self.check() else 2_000_000_000
+
+        def check(self) -> Outcome | None:
+            is_over = machine.engine.now_ns >= 2_000_000_000
+            return Outcome(End.TIMEOUT, "enough") if is_over else None
+
+    for timer_ns in (None, 1 << 60):
+        machine = wired(WAIT)[0]
+        if timer_ns:
+            machine.domain.timers.set(("set_timer", 0), timer_ns)
+        terminal = Due()
+        assert machine.run(terminal).end is End.TIMEOUT
+        assert (machine.engine.now_ns, terminal.waited) == (2_000_000_000, [])
+
+
+def test_what_is_due_and_cannot_be_taken_is_not_waited_for(wired, monkeypatch) -> None:
+    machine, _, _, _ = wired(WAIT)
+    terminal = Waiting()
+    terminal.due_ns = 0
+    # A guest whose ring is full, and that waits for nothing.
+    monkeypatch.setattr(type(machine.console), "input_room", 0)
+    assert machine.run(terminal).end is End.IDLE
 
 
 def test_who_does_not_listen_is_not_waited_for_and_yet_fed(wired) -> None:

@@ -12,6 +12,7 @@ class Unattended:
 
     interactive = False
     exhausted = True
+    due_ns: int | None = None
 
     def __init__(self) -> None:
         self.shown = bytearray()

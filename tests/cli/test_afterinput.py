@@ -58,6 +58,17 @@ def test_of_another_guest_the_person_is_told_once(clock):
     assert len(told) == 1 and "the input has ended" in told[0]
 
 
+def test_a_shell_whose_script_waits_gets_no_ctrl_d(clock):
+    told = []
+    after = AfterInput(clock, ends_by_ctrl_d=True, tell=told.append)
+    for clock.now_ns in range(0, 200 * S, S):
+        assert after.look(["login:"]) == b""
+    assert told == [
+        "the input waits for 'login:', and the guest has printed nothing for a minute of its time;"
+        " Ctrl-C or --timeout ends the run"
+    ]
+
+
 def test_a_terminal_types_it_when_its_pipe_has_ended(clock):
     reader, writer = os.pipe()
     try:

@@ -47,6 +47,25 @@ def record(call):
     return record
 
 
+def test_limits_of_the_guests_time_and_a_script_come_again(call, place, record):
+    (place / "kernel").write_bytes(
+        kernel(say(b"one\n") + wait_until(8_000_000_000) + shutdown(POWEROFF))
+    )
+    (place / "script").write_text("at 2s\nsend x\nexpect never\n")
+    for options, code, words in (
+        (("--virtual-timeout", "3"), 6, "still running after 3 s of its own time"),
+        (("--quiet-timeout", "3"), 6, "it printed nothing for 3 s of its own time"),
+        (("--input", "script"), 3, "never seen: 'never'"),
+        (("--expect", "one", "--send", "x", "--expect", "one"), 3, "never seen: 'one'"),
+        (("--expect", "one", "--send", "x"), 0, "the guest powered off"),
+    ):
+        recorded = record(*options)
+        repeated = call("replay", "rec")
+        assert (recorded.returncode, repeated.returncode) == (code, code), recorded.stderr
+        assert words in last(recorded) == last(repeated)
+        (place / "rec").unlink()
+
+
 def last(result):
     """The line of how it ended, without what the host's clock says."""
     lines = result.stderr.decode().splitlines()

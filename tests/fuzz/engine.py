@@ -178,6 +178,8 @@ class EngineWorld:
         typed, self._input = self._input[:room], self._input[room:]
         return typed
 
+    due_ns = None
+
     @property
     def exhausted(self) -> bool:
         """No more input can come."""

@@ -7,7 +7,7 @@ gets the Ctrl-D that a person would type. For any other guest, the person is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 PATIENCE_NS: Final = 1_000_000_000  # of the guest's time, without output, before Ctrl-D is typed
@@ -44,16 +44,21 @@ class AfterInput:
         self._mid_line = not data.endswith(b"\n")
         self.spoke()
 
-    def look(self) -> bytes:
-        """What to type, now that no more input can come; tells the person if it is time."""
+    def look(self, waits_for: Sequence[str] = ()) -> bytes:
+        """What to type, now that no more input can come; tells the person if it is time.
+
+        More can come if the console shows what a script `waits_for`.
+        """
         now_ns = self._clock()
         if self._tell and now_ns - self._since_ns >= TOLD_NS:
+            what = f"waits for {waits_for[0]!r}" if waits_for else "has ended"
+            advice = "" if waits_for else "if it waits for more input, "
             self._tell(
-                "the input has ended, and the guest has printed nothing for a minute of its time;"
-                " if it waits for more input, Ctrl-C or --timeout ends the run"
+                f"the input {what}, and the guest has printed nothing for a minute of its time;"
+                f" {advice}Ctrl-C or --timeout ends the run"
             )
             self._tell = None
-        if not self._ends_by_ctrl_d or now_ns < self._next_ns:
+        if waits_for or not self._ends_by_ctrl_d or now_ns < self._next_ns:
             return b""
         self._next_ns = now_ns + 2 * (self._next_ns - self._since_ns)
         line_end, self._mid_line = b"\n" if self._mid_line else b"", False

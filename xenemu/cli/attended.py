@@ -24,6 +24,7 @@ from xenemu.cli.escape import Asking, Escape
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Guest, Load
 from xenemu.cli.judge import judge, to_do_in_silence
+from xenemu.cli.patience import Patience
 from xenemu.cli.screen import is_terminal, redraws
 from xenemu.cli.silence import Silence
 from xenemu.cli.status import Status
@@ -104,6 +105,8 @@ class AttendedRun:
     player: Player | None = None
     dumping: Dumping | None = None
     suspending: Suspending | None = None
+    patience: Patience | None = None
+    takes_input: bool = True  # standard input is typed at the console
     one_way: str = ""  # why a debugger cannot take the guest back
 
     @property
@@ -124,8 +127,8 @@ class AttendedRun:
         stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
         if not self._has_stdio:
             stdin, stdout = None, _descriptor(sys.stderr)
-        if self.player:
-            stdin = None  # what is typed is in the recording
+        if self.player or not self.takes_input:
+            stdin = None  # what is typed is in the recording, or in a script
         is_shared = stdout is not None and os.isatty(stdout)
         status = Status(sys.stderr if redraws() else None, is_shared)
         try:
@@ -332,7 +335,15 @@ class AttendedRun:
     ) -> HostTerminal:
         """The person's side of the console."""
         status.measure = lambda: (machine.engine.now_ns, machine.engine.instructions)
-        is_told = not self.is_shell and self.limits.timeout_s is None and not self.player
+        if self.patience:
+            self.patience.begin(lambda: machine.engine.now_ns)
+        if self.expectations.script:
+            self.expectations.script.begin(lambda: machine.engine.now_ns)
+        is_told = (
+            (not self.is_shell or bool(self.expectations.script))
+            and self.limits.timeout_s is None
+            and not self.player
+        )
         self.life.tell = lambda sentence: _tell_amid(status, sentence)
         if self.suspending:
             self.suspending.take_part(self.life)
@@ -343,7 +354,8 @@ class AttendedRun:
         )
         escape = Escape(lambda sentence: _tell_amid(status, sentence))
         return HostTerminal(
-            stdin, stdout, self.expectations, status, self.log, after, silence, escape
+            *(stdin, stdout, self.expectations, status, self.log, after, silence, escape),
+            patience=self.patience,
         )
 
     def _watch(

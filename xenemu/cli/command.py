@@ -1,10 +1,14 @@
-"""How a command's help shows its arguments and its options."""
+"""How a command's help shows its arguments and options, and in which order these were typed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from typer.core import TyperCommand
+
+ORDERED: Final = "--send"  # an option that stands for itself and the one before it
+ORDER: Final = "xenemu.order"  # where a context has the order
 
 
 class Command(TyperCommand):
@@ -15,6 +19,14 @@ class Command(TyperCommand):
     """
 
     # The context's class is typer's own, or click's: it depends on typer's version.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = list(args)
+        rest = super().parse_args(ctx, args)
+        if any(each.partition("=")[0] == ORDERED for each in typed):
+            _, _, order = self.make_parser(ctx).parse_args(args=typed)
+            ctx.meta[ORDER] = [param.name for param in order]
+        return rest
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
@@ -30,3 +42,9 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(name):
                     formatter.write_dl(records)
+
+
+def order_of(context: Any) -> Sequence[str]:
+    """The names of what was typed, in its order, if an option is among it for which that counts."""
+    order: Sequence[str] = context.meta.get(ORDER, ())
+    return order

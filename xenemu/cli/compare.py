@@ -56,6 +56,7 @@ class Nobody:
 
     interactive = False
     exhausted = True
+    due_ns = None
 
     def __init__(self, noted: Noted) -> None:
         self._noted = noted

@@ -219,6 +219,16 @@ class Repeated:
             suspending.take_part(life)
         return life
 
+    @property
+    def expectations(self) -> Expectations:
+        """What its console had to show. What a script has typed comes from the recording."""
+        start = self.start
+        if not start.script:
+            return Expectations(start.expects)
+        from xenemu.cli.script import Script, checked  # noqa: PLC0415 (few runs want it)
+
+        return Expectations(start.expects, Script(checked(str(self.file), start.script)))
+
     def network(self) -> Wired | None:
         """Its interfaces, with nobody at the other ends."""
         kept = enumerate(self.start.vifs)
@@ -306,7 +316,7 @@ def replay(
             limits=limits,
             audit_ns=audit_ns,
             fast=not no_fast,
-            expectations=Expectations(start.expects),
+            expectations=repeated.expectations,
             watching=asked,
             confined=confined,
             verbose=verbose,

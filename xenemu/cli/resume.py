@@ -16,9 +16,16 @@ from xenemu.cli import audited
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
-from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Load
+from xenemu.cli.input_options import (
+    Input,
+    QuietTimeout,
+    Send,
+    VirtualTimeout,
+    expectations_of,
+)
 from xenemu.cli.keeping import Keeping
+from xenemu.cli.patience import Patience
 from xenemu.cli.screen import is_terminal
 from xenemu.cli.suspend_options import OnSuspend, SuspendedFor, parse_away, suspending_of
 from xenemu.cli.watch import TraceFormat, Watching
@@ -165,6 +172,7 @@ def revived(file: Path, saved: Saved, devices: Sequence[BusBackend]) -> Machine:
 
 
 def resume(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --snapshot has written.")],
     kernel: Annotated[
         Path | None,
@@ -180,7 +188,11 @@ def resume(
         ),
     ] = None,
     timeout: Timeout = None,
+    virtual_timeout: VirtualTimeout = None,
+    quiet_timeout: QuietTimeout = None,
     expect: Expect = None,
+    send: Send = None,
+    script: Input = None,
     log: Log = None,
     snapshot: SnapshotTo = None,
     snapshot_at: SnapshotAt = None,
@@ -223,7 +235,8 @@ def resume(
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     away_ns = parse_away(suspended_for)
     check_confine(confined)
-    expectations = Expectations(expect or [])
+    patience = Patience.parse(virtual_timeout, quiet_timeout)
+    expectations = expectations_of(context, expect, send, script)
     with (
         Outputs() as outputs,
         listening(gdb) as listener,
@@ -260,6 +273,8 @@ def resume(
             channel=channel,
             dumping=Dumping.parse(outputs, core, core_when),
             suspending=suspending_of(outputs, on_suspend, away_ns),
+            patience=patience,
+            takes_input=script is None,
         )
         code = attended.run()
     raise typer.Exit(code)

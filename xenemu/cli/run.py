@@ -12,6 +12,7 @@ import typer
 
 from xenemu import boot
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
+from xenemu.cli.clock_options import Wallclock, parse_wallclock
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
@@ -25,7 +26,6 @@ from xenemu.cli.ends_options import (
     OnWatchdog,
     life_of,
 )
-from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh, Guest
 from xenemu.cli.guest_options import (
     Busybox,
@@ -47,7 +47,15 @@ from xenemu.cli.guest_options import (
     Slice,
     initial_ramdisk,
 )
+from xenemu.cli.input_options import (
+    Input,
+    QuietTimeout,
+    Send,
+    VirtualTimeout,
+    expectations_of,
+)
 from xenemu.cli.one_way import one_way
+from xenemu.cli.patience import Patience
 from xenemu.cli.record_options import Record, begin
 from xenemu.cli.screen import is_terminal
 from xenemu.cli.suspend_options import (
@@ -121,13 +129,13 @@ Examples:
 Exit codes:
   0    it powered off, rebooted or suspended itself, or every --expect was met,
        or you left with Ctrl-] twice
-  3    it ended, or you left, before every --expect was met or its --snapshot
-       was taken
+  3    it ended, or you left, before every --expect was met, those of --input too,
+       or its --snapshot was taken
   4    the guest crashed, or it panicked, whatever came after; or its watchdog ran out
   5    the hypervisor crashed it, for a rule that it broke; or a triple fault that
        is no reboot
-  6    --timeout passed, or the guest waits for what can never come: with no timer
-       set, and no more input
+  6    --timeout passed or another limit, or the guest waits for what can never
+       come: with no timer set, and no more input
   {EXIT_IMAGE}    the kernel cannot be used, these options cannot be honoured, or a file cannot
        be written
   {EXIT_FIT}    the kernel, its initrd or a module does not fit in the guest's memory
@@ -148,6 +156,7 @@ def _known_mode(mode: str) -> str:
 
 
 def run(
+    context: typer.Context,
     kernel: Kernel,
     mode: Annotated[
         str,
@@ -231,8 +240,13 @@ def run(
             " find kernels that rely on them.",
         ),
     ] = False,
+    wallclock: Wallclock = None,
     timeout: Timeout = None,
+    virtual_timeout: VirtualTimeout = None,
+    quiet_timeout: QuietTimeout = None,
     expect: Expect = None,
+    send: Send = None,
+    script: Input = None,
     log: Log = None,
     snapshot: SnapshotTo = None,
     snapshot_at: SnapshotAt = None,
@@ -272,7 +286,8 @@ def run(
     it.
     """
     limits = Limits(parse_seconds("--timeout", timeout) if timeout is not None else None)
-    expectations = Expectations(expect or [])
+    patience = Patience.parse(virtual_timeout, quiet_timeout)
+    expectations = expectations_of(context, expect, send, script)
     size = parse_memory("--memory", memory)
     online = parse_vcpus("--vcpus", vcpus)
     config = DomainConfig(
@@ -293,6 +308,7 @@ def run(
         subarch=None if subarch is None else parse_subarch("--subarch", subarch),
         modules=tuple(parse_module("--module", text, size) for text in module or []),
         efi_root=read_tree("--efi-root", efi_root) if efi_root is not None else None,
+        wallclock_ns=parse_wallclock("--wallclock", wallclock, kernel),
     )
     if draft_notes is not None and mode != boot.DRAFT:
         raise UsageError(f"--draft-notes: only --entry {boot.DRAFT} reads these notes")
@@ -355,7 +371,8 @@ def run(
                 disks=disk or [],
                 shares=directories,
                 vifs=wired.vifs if wired else [],
-                expects=expect or [],
+                expects=expectations.unmet_in_any_order,
+                script=expectations.script.parts if expectations.script else (),
                 life=life,
                 on_suspend=(on_suspend, away_ns),
             )
@@ -385,6 +402,8 @@ def run(
             shares=directories,
             dumping=Dumping.parse(outputs, core, core_when),
             suspending=suspending_of(outputs, on_suspend, away_ns),
+            patience=patience,
+            takes_input=script is None,
             one_way=one_way(disks, shares) if gdb else "",
         )
         code = attended.run()

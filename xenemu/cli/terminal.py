@@ -17,6 +17,7 @@ from typing import Final, Self
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.escape import Escape
 from xenemu.cli.expect import Expectations
+from xenemu.cli.patience import Patience
 from xenemu.cli.rawmode import RawMode, is_foreground
 from xenemu.cli.signals import handled
 from xenemu.cli.silence import Silence
@@ -36,6 +37,7 @@ class HostTerminal:
     * `callers` are others that may end a wait for input, such as a debugger.
     * `after` says what is typed once input has ended.
     * `silence` says what to do if nothing is ever printed.
+    * `patience` says when to give up by the guest's time.
     * `escape` takes out of what a person types what is for xenemu.
     * `stdin` and `stdout` are descriptors, or None if there is no such stream.
     * `signum` is the signal that ended the run, or 0. SIGPIPE means that nobody reads the console
@@ -52,6 +54,7 @@ class HostTerminal:
         after: AfterInput | None = None,
         silence: Silence | None = None,
         escape: Escape | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and is_foreground(stdin)
@@ -64,6 +67,7 @@ class HostTerminal:
         self._log = log
         self._after = after
         self._silence = silence
+        self._patience = patience
         self.escape = escape or Escape()
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
@@ -145,8 +149,15 @@ class HostTerminal:
 
     @property
     def exhausted(self) -> bool:
-        """No more input can come."""
-        return self._stdin is None and not self._typed
+        """No more input can come, unless the guest prints what it waits for."""
+        script = self._expectations.script
+        return self._stdin is None and not self._typed and not (script and script.comes_by_itself)
+
+    @property
+    def due_ns(self) -> int | None:
+        """When a script is to type something, or when to give up, whichever is first."""
+        found = (each.due_ns for each in (self._expectations.script, self._patience) if each)
+        return min((due_ns for due_ns in found if due_ns is not None), default=None)
 
     def check(self) -> Outcome | None:
         """Why to stop: a signal, Ctrl-], or every expectation met."""
@@ -154,14 +165,15 @@ class HostTerminal:
         if self._silence:
             self._silence.look()
         if self._after and self.exhausted:
-            self._typed += self._after.look()
+            script = self._expectations.script
+            self._typed += self._after.look(script.unmet[:1] if script else ())
         if self.signum:
             return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
         if self.escape.left:
             return Outcome(End.STOPPED, "left by Ctrl-]")
         if self._expectations.met:
             return Outcome(End.EXPECTED, "every expectation is met")
-        return None
+        return self._patience.check() if self._patience else None
 
     def leaves(self) -> bool:
         """Whether a signal came, or Ctrl-]. What else is typed meanwhile is kept for the guest."""
@@ -181,6 +193,8 @@ class HostTerminal:
             self._silence.spoke()
         if self._after:
             self._after.spoke()
+        if self._patience:
+            self._patience.spoke()
         self._expectations.feed(data)
 
     def put(self, output: Output, data: bytes) -> None:
@@ -209,6 +223,11 @@ class HostTerminal:
         writing: Sequence[int] = (),
     ) -> bytes:
         """Up to `room` bytes of input; waits for them as `xenemu.machine.Terminal` says."""
+        script = self._expectations.script
+        if script and (scripted := script.take()):
+            self._typed += scripted
+            if self._after:
+                self._after.typed(scripted)
         if self._typed and room:
             data, self._typed = self._typed[:room], self._typed[room:]
             return data

@@ -129,6 +129,12 @@ class Outside:
     def wait(self, next_ns: int | None) -> bool:
         """Let idle time pass, to the next timer or to input; False if neither can come."""
         engine, is_live = self.machine.engine, self.is_live
+        due_ns = self._due_ns
+        if due_ns is not None and (next_ns is None or due_ns < next_ns):
+            if not is_live:  # by no timer of the guest's, so a repetition must be told
+                self.waited(due_ns, True, b"")
+                return True
+            next_ns = due_ns
         if next_ns is not None and not is_live:
             engine.skip_to(next_ns)
             return True
@@ -176,6 +182,14 @@ class Outside:
         """Nothing can come any more, or nothing that there is room for."""
         no_input = self.terminal.exhausted or not self.machine.console.input_room
         return no_input and not self._awaited()
+
+    @property
+    def _due_ns(self) -> int | None:
+        """When the terminal is to be looked at; None if that is never, or would change nothing."""
+        due_ns, now_ns = self.terminal.due_ns, self.machine.engine.now_ns
+        if due_ns is None or (due_ns <= now_ns and not self.machine.console.input_room):
+            return None
+        return max(due_ns, now_ns)
 
     def _read(self, wait_ns: int | None) -> bytes:
         """Wait until something comes, or so long; what was typed. `take` has the rest."""

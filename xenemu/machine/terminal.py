@@ -38,6 +38,13 @@ class Terminal(Protocol):
     def exhausted(self) -> bool:
         """No more input can come."""
 
+    @property
+    def due_ns(self) -> int | None:
+        """The guest's time at which something is to be typed, or `check` may say to stop.
+
+        Idle time is skipped no further. None if that is never, or not known.
+        """
+
     def check(self) -> Outcome | None:
         """Why to stop, if what was printed or typed says so; asked between slices."""
 

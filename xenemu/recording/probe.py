@@ -139,7 +139,7 @@ class _Calls(Observer):
 class Listener:
     """A terminal for which nobody is there: what is printed becomes lines of a log."""
 
-    interactive, exhausted = False, True
+    interactive, exhausted, due_ns = False, True, None
 
     def __init__(self, machine: Machine, log: Log) -> None:
         self._machine, self._log = machine, log

@@ -89,7 +89,8 @@ class Start(msgspec.Struct, kw_only=True):
     disks: list[Named] = []
     vifs: list[Interface] = []
     shares: list[Shared] = []
-    expects: list[str] = []
+    expects: list[str] = []  # in any order
+    script: list[tuple[Literal["expect", "send", "at", "wait"], str]] = []  # of what is typed
     rules: dict[str, Action] = {}  # of what becomes of a domain that ends
     max_restarts: U64 = MAX_RESTARTS
     on_suspend: Literal["end", "resume", "cancel", "preserve"] = "end"
@@ -109,6 +110,7 @@ def start_of(
     shares: Sequence[Share] = (),
     vifs: Sequence[Vif] = (),
     expects: Sequence[str] = (),
+    script: Sequence[tuple[str, str]] = (),
     life: Life | None = None,
     on_suspend: tuple[str, int] | None = None,
 ) -> Start:
@@ -129,6 +131,7 @@ def start_of(
         vifs=[Interface(vif.mac, vif.later) for vif in vifs],
         shares=[_shared(share) for share in shares],
         expects=list(expects),
+        script=list(script),  # type: ignore[arg-type] # checked by who parsed it
         rules=dict(life.rules) if life else {},
         max_restarts=life.max_restarts if life else MAX_RESTARTS,
         on_suspend=what,  # type: ignore[arg-type] # checked by who parsed it

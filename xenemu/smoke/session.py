@@ -419,6 +419,11 @@ class Session:
         """Nothing is to be typed before the guest prints more."""
         return not (self._input or self._doing.waits)
 
+    @property
+    def due_ns(self) -> None:
+        """Limits in the guest's time are looked at when its timers come."""
+        return
+
     def leaves(self) -> bool:
         """Whether somebody wants it to stop."""
         return self.is_to_stop()
