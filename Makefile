@@ -7,7 +7,8 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi bench bench-compare docs clean
+.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi docs clean \
+	bench bench-table bench-compare bench-gate
 
 help:
 	@echo "make demo     boot Debian's cloud kernel as a Xen PV guest"
@@ -17,9 +18,11 @@ help:
 	@echo "make fuzz     do random things to the hypervisor: make fuzz FUZZ=\"--env pv64 --seed 1\""
 	@echo "make guests   fill the image cache, print what is in it"
 	@echo "make abi      compare our structs with Xen's headers"
-	@echo "make bench    measure against Xen on QEMU TCG, and what single operations cost"
-	@echo "make bench-compare  compare the last two measurements"
 	@echo "make docs     build the documents as a site in build/site, and check their links"
+	@echo "make bench    measure all, against Xen on QEMU and QEMU: make bench BENCH=\"boots micro\""
+	@echo "make bench-table    put what was measured into the documents and their pictures"
+	@echo "make bench-compare  compare what was measured with what the last commit has"
+	@echo "make bench-gate     a few minutes: has something become slower?"
 	@echo "make setup    install into $(VENV); everything above does it"
 
 setup: $(STAMP)
@@ -82,16 +85,18 @@ abi: setup
 	-@$(BIN)/python guests/fetch.py xen-headers
 	$(BIN)/python -m pytest -q tests/abi/test_layout.py
 
+# BENCH may name groups, and --quick or --rounds N: `python -m bench list` has them.
 bench: setup
-	$(BIN)/python -m bench --install --history bench/history.jsonl
-	$(BIN)/python -m bench.disks
-	$(BIN)/python -m bench.system
-	$(BIN)/python -m bench.vcpus
-	$(BIN)/python -m bench.snapshots
-	$(BIN)/python -m bench.matrix
+	$(BIN)/python -m bench measure --install $(BENCH)
+
+bench-table: setup
+	$(BIN)/python -m bench table --update
 
 bench-compare: setup
-	$(BIN)/python -m bench --compare bench/history.jsonl
+	$(BIN)/python -m bench compare
+
+bench-gate: setup
+	$(BIN)/python -m bench gate
 
 # Its warning is of a later version of mkdocs.
 docs: setup

@@ -1,9 +1,9 @@
-"""How fast a guest reads a disk, here and in QEMU: ``python -m bench.disks``.
+"""How fast a guest reads a disk, here and in QEMU.
 
 The same kernel reads the same file, past its cache: 256 MiB in sequence, and 4,000 times 4 KiB at
-random, one after the other. The figures are of the CPU time that xenemu or QEMU takes. Prints a
-table in Markdown, for docs/performance.md. The kernel does not isolate its page tables (nopti): it
-would do so in xenemu only, whose CPU is one of Intel's.
+random, one after the other. The figures are of the CPU time that xenemu or QEMU takes. The kernel
+does not isolate its page tables (nopti): it would do so in xenemu only, whose CPU is one of
+Intel's.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from __future__ import annotations
 import lzma
 import random
 import stat
-import statistics
 import subprocess
-import sys
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from bench import report
-from bench.__main__ import _environment, _image, _require_qemu
-from bench.measure import Run, measure
-from bench.subjects import MACHINE, MEMORY
+from bench import files, qemu, report
+from bench.files import CLOUD, MEMORY, XENEMU
+from bench.measure import measure
+from bench.rows import Figures, Group, Row
 from xenemu.smoke.initramfs import Member, entries, pack
 
-KERNEL, BUSYBOX = "debian-cloud-amd64", "busybox"
 DISK_MIB, RANDOM_READS = 256, 4000
-ROUNDS = 3
 BEGINS, SEQUENCE, RANDOM = "READER-BEGINS", "READER-SEQUENCE", "READER-RANDOM"
 MILESTONES = {name: name.encode() for name in (BEGINS, SEQUENCE, RANDOM)}
 XEN = ("xen-blkfront",)
@@ -64,69 +61,60 @@ class Subject:
 
 def xenemu(mode: str, modules: tuple[str, ...] = XEN, note: str = "") -> Subject:
     subject = Subject(f"xenemu, {mode.upper()}{note}", (), "/dev/xvda", modules)
-    command = (sys.executable, *"-m xenemu run vmlinuz --disk disk --memory".split(), MEMORY)
+    command = (*XENEMU, *"run vmlinuz --disk disk --memory".split(), MEMORY)
     more = ("--initrd", subject.initrd, "--entry", mode, "--cmdline", "console=hvc0 quiet nopti")
     return replace(subject, command=command + more)
 
 
-def qemu(name: str, device: str, disk: str, modules: tuple[str, ...] = ()) -> Subject:
+def in_qemu(name: str, device: str, disk: str, modules: tuple[str, ...] = ()) -> Subject:
     options = ("-cpu", "qemu64", "-m", MEMORY, "-kernel", "vmlinuz", "-device", f"{device},drive=d")
     drive = ("-drive", "file=disk,if=none,id=d,format=raw,snapshot=on")
     initrd = f"{disk.rpartition('/')[2]}.gz"
     append = ("-initrd", initrd, "-append", "console=ttyS0 quiet nopti")
-    return Subject(f"QEMU, {name}", (*MACHINE, *options, *drive, *append), disk, modules)
+    command = (*qemu.installed().machine, *options, *drive, *append)
+    return Subject(f"QEMU, {name}", command, disk, modules)
 
 
-SUBJECTS = (
-    xenemu("pvh"),
-    xenemu("pv"),
-    xenemu("pvh", LARGE_REQUESTS, ", max_indirect_segments=256"),
-    xenemu("pv", LARGE_REQUESTS, ", max_indirect_segments=256"),
-    qemu("virtio-blk", "virtio-blk-pci", "/dev/vda", VIRTIO),
-    qemu("NVMe", "nvme,serial=1", "/dev/nvme0n1"),
-)
+SEQUENCE_MB_S, RANDOM_READS_S = "in sequence, MB/s", "4 KiB at random, reads/s"
 
 
-def main() -> int:
-    """Measure, and print what was found."""
-    _require_qemu(install=False)
-    with tempfile.TemporaryDirectory(prefix="xenemu-disks-") as folder:
-        scratch = Path(folder)
-        _prepare(scratch)
-        runs: dict[Subject, list[Run]] = {subject: [] for subject in SUBJECTS}
-        for _ in range(ROUNDS):
-            for subject, done in runs.items():
-                done.append(measure(subject.command, scratch, _environment(), MILESTONES))
-                cpu = ", ".join(f"{name} {done[-1].at[name].cpu:.2f}" for name in MILESTONES)
-                print(f"{subject.name}: CPU s to {cpu}", file=sys.stderr, flush=True)
-    lines = [["", "in sequence, MB/s", "4 KiB at random, reads/s"]]
-    for subject, done in runs.items():
-        mb_s = DISK_MIB * (1 << 20) / 1e6 / _between(done, BEGINS, SEQUENCE)
-        reads_s = RANDOM_READS / _between(done, SEQUENCE, RANDOM)
-        lines.append([subject.name, f"{mb_s:.0f}", f"{reads_s:.0f}"])
-    print(report.markdown(lines, names=1))
-    return 0
+def subjects() -> tuple[Subject, ...]:
+    """All of them."""
+    return (
+        xenemu("pvh"),
+        xenemu("pv"),
+        xenemu("pvh", LARGE_REQUESTS, ", max_indirect_segments=256"),
+        xenemu("pv", LARGE_REQUESTS, ", max_indirect_segments=256"),
+        in_qemu("virtio-blk", "virtio-blk-pci", "/dev/vda", VIRTIO),
+        in_qemu("NVMe", "nvme,serial=1", "/dev/nvme0n1"),
+    )
 
 
-def _between(runs: list[Run], first: str, last: str) -> float:
-    """CPU seconds from one milestone to the next."""
-    return statistics.median(run.at[last].cpu - run.at[first].cpu for run in runs)
+def _row(subject: Subject) -> Row:
+    def run(folder: Path) -> Mapping[str, float]:
+        at = measure(subject.command, folder, files.environment(), MILESTONES).at
+        sequence_s = at[SEQUENCE].cpu - at[BEGINS].cpu
+        random_s = at[RANDOM].cpu - at[SEQUENCE].cpu
+        mb = DISK_MIB * (1 << 20) / 1e6
+        return {SEQUENCE_MB_S: mb / sequence_s, RANDOM_READS_S: RANDOM_READS / random_s}
+
+    return Row(subject.name, run)
 
 
 def _parted(module: str) -> tuple[str, str, str]:
     return module.partition(" ")
 
 
-def _prepare(scratch: Path) -> None:
+def _prepare(scratch: Path) -> list[Row]:
     """Write the files that subjects name."""
-    (scratch / "vmlinuz").write_bytes(_image(KERNEL).path.read_bytes())
+    (scratch / "vmlinuz").symlink_to(files.image(CLOUD).path)
     draw = random.Random(1)
     (scratch / "disk").write_bytes(b"".join(draw.randbytes(1 << 20) for _ in range(DISK_MIB)))
     source = Path(__file__).with_name("reader.c")
     build = ["gcc", "-O2", "-static", "-o", scratch / "reader", source]
     subprocess.run(build, check=True)
-    folder, busybox = _image(f"{KERNEL}-modules").path, _image(BUSYBOX).path.read_bytes()
-    for subject in SUBJECTS:
+    folder, busybox = files.image(f"{CLOUD}-modules").path, files.image("busybox").path.read_bytes()
+    for subject in subjects():
         loads = [f"insmod /{name}.ko {more}" for name, _, more in map(_parted, subject.modules)]
         script = INIT.format(loading="\n".join(loads), disk=subject.disk)
         members = entries(script.encode(), busybox)
@@ -138,7 +126,18 @@ def _prepare(scratch: Path) -> None:
             data = lzma.decompress(data) if path.suffix == ".xz" else data
             members.append(Member(f"{name}.ko", stat.S_IFREG | 0o644, data))
         (scratch / subject.initrd).write_bytes(pack(members))
+    return [_row(subject) for subject in subjects()]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _table(figures: Figures) -> str:
+    return report.plain(figures, ((SEQUENCE_MB_S, 0), (RANDOM_READS_S, 0)))
+
+
+GROUP: Final = Group(
+    "disks",
+    "reads from a disk, in sequence and at random, here and in QEMU",
+    minutes=2,
+    prepare=_prepare,
+    table=_table,
+    rounds=3,
+)

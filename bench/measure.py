@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,11 @@ def measure(
     milestones: Mapping[str, bytes] = MILESTONES,
     timeout: float = TIMEOUT,
     last: str = EXIT,
+    key: bytes = b"",
 ) -> Run:
     """Run `command` in `directory` to its end, or to the milestone `last`, where it is killed.
+
+    With a `key`, the process waits for it at each milestone, and gets it once the cost is noted.
 
     Raises `BenchError` if it cannot be run, takes over `timeout` seconds of wall clock, exits
     with anything but 0, or misses a milestone.
@@ -81,7 +85,7 @@ def measure(
                 command,
                 cwd=directory,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if key else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
             )
@@ -91,11 +95,13 @@ def measure(
         deadline.start()
         scanner = Scanner(milestones)
         try:
-            at = _follow(process, scanner, start, last)
+            at = _follow(process, scanner, start, last, key)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             deadline.cancel()
+            if process.stdin:
+                process.stdin.close()
             if process.returncode is None:  # interrupted
                 process.kill()
         reached = set(at)
@@ -109,20 +115,23 @@ def measure(
 
 
 def _follow(
-    process: subprocess.Popen[bytes], scanner: Scanner, start: float, last: str
+    process: subprocess.Popen[bytes], scanner: Scanner, start: float, last: str, key: bytes
 ) -> dict[str, Cost]:
     assert process.stdout
     at = {}
     with process.stdout:
         while piece := os.read(process.stdout.fileno(), 1 << 16):
             for name in scanner.feed(piece):
-                at[name] = Cost(_cpu_seconds(process.pid), time.monotonic() - start)
+                at[name] = Cost(cpu_seconds(process.pid), time.monotonic() - start)
                 if name == last:
                     process.kill()
+                elif process.stdin:
+                    with suppress(BrokenPipeError):  # it is told of when its end is seen
+                        os.write(process.stdin.fileno(), key)
     return at
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process so far, to better than the 10 ms of /proc/PID/stat."""
     clock = ctypes.c_int()
     error = _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock))

@@ -1,8 +1,7 @@
-"""What it costs that gdb can go back, and how long it takes: ``python -m bench.reverse``.
+"""What it costs that gdb can go back, and how long it takes.
 
 Debian's kernel boots with a gdb attached. A client of a few lines takes gdb's part. All times are
 those of the processor, of xenemu and of its copies, so other work on this machine does not count.
-Prints a table in Markdown, for docs/debugging.md.
 """
 
 from __future__ import annotations
@@ -12,21 +11,23 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bench import report
-from bench.__main__ import BUSYBOX, DEFAULT_INIT, KERNEL, _environment
-from guests import fetch, initramfs
+from bench import files, report
+from bench.rows import Figures, Group, Row
 from xenemu.gdb.rsp import Decoder, Packet, encode
 
 ROUNDS: Final = 5
 STEPS: Final = 4
 END_S: Final = {"pv": 3.0, "pvh": 1.55}  # of a boot, in the guest's time
 PLACES: Final = 8  # from which to step back, over a boot
+FIGURES: Final = (
+    *("a boot, % more", "s for a first step back", "s for the next"),
+    "s for a second back to a watchpoint",
+)
 WAITING: Final = re.compile(r"waiting for gdb: target remote \S+:(\d+)")
 # A run whose only checkpoint is the first.
 WITHOUT: Final = (
@@ -97,7 +98,7 @@ def waiting(mode: str, folder: Path, *python: str) -> Iterator[Client]:
     options = "run bzImage --initrd initrd.gz --cmdline console=hvc0 --gdb :0 --mode"
     command = [sys.executable, *(python or ("-m", "xenemu")), *options.split(), mode]
     with subprocess.Popen(
-        command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL,
+        command, cwd=folder, env=files.environment(), stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr
@@ -154,27 +155,30 @@ def continuation(mode: str, folder: Path) -> float:
         return cost_s / way_s
 
 
-def main() -> int:
-    """Measure, and print what was found."""
-    lines = [["", "a boot, more", "a first step back", "the next", "a second back to a watchpoint"]]
-    with tempfile.TemporaryDirectory(prefix="xenemu-reverse-") as name:
-        folder = Path(name)
-        for image in (KERNEL, BUSYBOX):
-            assert fetch.cached(image), f"{image} is not here: python -m guests.fetch"
-        (folder / "bzImage").symlink_to(fetch.cached(KERNEL).path)
-        init = DEFAULT_INIT.read_bytes()
-        archive = initramfs.build(fetch.cached(BUSYBOX).path.read_bytes(), init)
-        (folder / "initrd.gz").write_bytes(archive)
-        for mode in ("pvh", "pv"):
-            more = overhead(mode, folder)
-            first, later = map(statistics.median, steps(mode, folder))
-            second = continuation(mode, folder)
-            lines.append(
-                [mode.upper(), f"{more:.1%}", *(f"{s:.2f} s" for s in (first, later, second))]
-            )
-    print(report.markdown(lines, names=1))
-    return 0
+def _row(mode: str) -> Row:
+    def run(folder: Path) -> Mapping[str, float]:
+        more = overhead(mode, folder)
+        first, later = map(statistics.median, steps(mode, folder))
+        figures = (more * 100, first, later, continuation(mode, folder))
+        return dict(zip(FIGURES, figures, strict=True))
+
+    return Row(mode.upper(), run)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _prepare(folder: Path) -> list[Row]:
+    files.put_kernel(folder)
+    return [_row("pvh"), _row("pv")]
+
+
+def _table(figures: Figures) -> str:
+    return report.plain(figures, [(FIGURES[0], 1), *((name, 2) for name in FIGURES[1:])])
+
+
+GROUP: Final = Group(
+    "reverse",
+    "gdb's ways back: steps, and to a watchpoint",
+    minutes=6,
+    prepare=_prepare,
+    table=_table,
+    rounds=1,  # of several boots each, whose medians are taken
+)

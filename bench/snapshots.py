@@ -1,41 +1,36 @@
-"""What it takes to go on with a booted shell: ``python -m bench.snapshots``.
+"""What it takes to go on with a booted shell.
 
 The same kernel and initramfs boot here and in QEMU, to a shell. There a snapshot is taken:
 `xenemu run --snapshot` here, `savevm` in QEMU. Then a fresh process goes on from it, a command is
 typed, and the time runs from the process's start to the command's answer. A fork is of a process in
-which that guest runs. Prints a table in Markdown, for docs/performance.md.
+which that guest runs.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from bench import report
-from bench.__main__ import _environment, _image, _require_qemu
-from bench.measure import BenchError, _cpu_seconds
-from bench.subjects import MACHINE, MEMORY
-from guests import fetch
-from xenemu.smoke import initramfs
+from bench import files, qemu, report
+from bench.files import CLOUD, MEMORY, XENEMU
+from bench.measure import BenchError, cpu_seconds
+from bench.rows import Figures, Group, Row
 
-KERNEL: Final = "debian-cloud-amd64"
 INIT: Final = b"#!/bin/sh\necho READY\nexec sh\n"
 PROMPT: Final = b"# "
 TYPED: Final = b"echo answer $((6 * 7))\n"
 ANSWER: Final = b"answer 42"
-ROUNDS: Final = 9
 FORKS: Final = 15
 TIMEOUT: Final = 300.0
+WALL, CPU, SIZE, FORK_MS = "wall s to the answer", "CPU s", "file MiB", "fork ms"
 
 FORK: Final = """
 import os, sys, time
@@ -61,7 +56,7 @@ def started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[b
     """A process with a console, killed in the end."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=folder, env=_environment(), stdin=pipe, stdout=pipe, stderr=pipe
+        command, cwd=folder, env=files.environment(), stdin=pipe, stdout=pipe, stderr=pipe
     ) as process:
         try:
             yield process
@@ -83,19 +78,26 @@ def wait_for(stream: BinaryIO | None, wanted: bytes) -> None:
 def xenemu(mode: str, folder: Path) -> tuple[tuple[str, ...], Path]:
     """Boot here to the shell, and keep it: how to go on, and the file."""
     file = folder / f"{mode}.snapshot"
-    words = f"-m xenemu run vmlinuz --mode {mode} --initrd initrd.gz --memory {MEMORY}".split()
+    words = f"run vmlinuz --mode {mode} --initrd initrd.gz --memory {MEMORY}".split()
     words += ["--cmdline", "console=hvc0", "--snapshot", file.name, "--snapshot-at", "READY[^#]*# "]
-    with started((sys.executable, *words), folder) as process:
+    with started((*XENEMU, *words), folder) as process:
         wait_for(process.stderr, b"--snapshot: taken")
-    return (sys.executable, "-m", "xenemu", "resume", file.name), file
+    return (*XENEMU, "resume", file.name), file
 
 
-def qemu(folder: Path) -> tuple[tuple[str, ...], Path]:
+def in_qemu(folder: Path) -> tuple[tuple[str, ...], Path]:
     """The same in QEMU: its snapshots are in a disk image."""
     file = folder / "qemu.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", file, "1M"], check=True)
     words = f"-cpu qemu64 -m {MEMORY} -kernel vmlinuz -initrd initrd.gz".split()
-    command = (*MACHINE, *words, "-append", "console=ttyS0", "-drive", f"if=none,file={file.name}")
+    command = (
+        *qemu.installed().machine,
+        *words,
+        "-append",
+        "console=ttyS0",
+        "-drive",
+        f"if=none,file={file.name}",
+    )
     with started((*command, "-monitor", "unix:monitor,server,nowait"), folder) as process:
         wait_for(process.stdout, b"READY")
         wait_for(process.stdout, PROMPT)
@@ -119,48 +121,49 @@ def time_to_answer(command: Sequence[str], folder: Path) -> tuple[float, float]:
         process.stdin.write(TYPED)
         process.stdin.flush()
         wait_for(process.stdout, ANSWER)
-        return time.monotonic() - began, _cpu_seconds(process.pid)
+        return time.monotonic() - began, cpu_seconds(process.pid)
 
 
 def time_of_forks(file: Path) -> float:
     """Seconds until a copy has run the guest for a moment."""
     command = (sys.executable, "-c", FORK, str(file), str(FORKS))
-    done = subprocess.run(command, env=_environment(), capture_output=True, check=True, text=True)
+    done = subprocess.run(
+        command, env=files.environment(), capture_output=True, check=True, text=True
+    )
     return statistics.median(map(float, done.stdout.split()))
 
 
-def main() -> int:
-    """Measure, and print what was found; `--quick` does one round."""
-    rounds = 1 if "--quick" in sys.argv[1:] else ROUNDS
-    lines = [["", "wall s to the answer", "CPU s", "file MiB", "fork ms"]]
-    try:
-        _require_qemu(install=False)
-        with tempfile.TemporaryDirectory(prefix="xenemu-snapshots-") as name:
-            folder = Path(name)
-            shutil.copyfile(_image(KERNEL).path, folder / "vmlinuz")
-            archive = initramfs.build(_image("busybox").path.read_bytes(), INIT)
-            (folder / "initrd.gz").write_bytes(archive)
-            subjects: Mapping[str, Callable[[], tuple[tuple[str, ...], Path]]] = {
-                "xenemu, PVH": lambda: xenemu("pvh", folder),
-                "xenemu, PV": lambda: xenemu("pv", folder),
-                "QEMU, `-loadvm`": lambda: qemu(folder),
-            }
-            for subject, prepare in subjects.items():
-                command, file = prepare()
-                time_to_answer(command, folder)  # to fill the caches
-                times = [time_to_answer(command, folder) for _ in range(rounds)]
-                figures = [f"{statistics.median(each):.2f}" for each in zip(*times, strict=True)]
-                figures.append(f"{file.stat().st_size / (1 << 20):.1f}")
-                is_ours = subject.startswith("xenemu")
-                figures.append(f"{time_of_forks(file) * 1e3:.1f}" if is_ours else "")
-                lines.append([subject, *figures])
-                print(*lines[-1], file=sys.stderr, flush=True)
-    except (BenchError, *fetch.FAILURES) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    print(report.markdown(lines, names=1))
-    return 0
+def _row(name: str, command: Sequence[str], file: Path, is_ours: bool) -> Row:
+    def run(folder: Path) -> Mapping[str, float]:
+        wall_s, cpu_s = time_to_answer(command, folder)
+        figures = {WALL: wall_s, CPU: cpu_s, SIZE: file.stat().st_size / (1 << 20)}
+        return figures | ({FORK_MS: time_of_forks(file) * 1e3} if is_ours else {})
+
+    return Row(name, run)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _prepare(folder: Path) -> list[Row]:
+    (folder / "vmlinuz").symlink_to(files.image(CLOUD).path)
+    files.put_initrd(folder, INIT)
+    rows = [
+        _row(f"xenemu, {mode.upper()}", *xenemu(mode, folder), is_ours=True)
+        for mode in ("pvh", "pv")
+    ]
+    rows.append(_row("QEMU, `-loadvm`", *in_qemu(folder), is_ours=False))
+    for row in rows:  # fills the caches
+        row.figures(folder)
+    return rows
+
+
+def _table(figures: Figures) -> str:
+    return report.plain(figures, ((WALL, 2), (CPU, 2), (SIZE, 1), (FORK_MS, 1)))
+
+
+GROUP: Final = Group(
+    "snapshots",
+    "from a snapshot to the answer of a command, here and by QEMU's -loadvm",
+    minutes=0.5,
+    prepare=_prepare,
+    table=_table,
+    rounds=9,
+)

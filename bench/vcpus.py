@@ -1,110 +1,80 @@
-"""What more vcpus cost, here and in QEMU: ``python -m bench.vcpus [--rounds N]``.
+"""What more vcpus cost, here and in QEMU.
 
 The same kernel boots with the same initramfs to its power-off, with 1 vcpu and with 4. QEMU's
-software CPU runs 4 vcpus on one thread in turn, as xenemu does, or each on a thread of its own. The
-subjects take turns. Prints a table in Markdown, for docs/performance.md.
+software CPU runs 4 vcpus on one thread in turn, as xenemu does, or each on a thread of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
-from bench import report
-from bench.__main__ import BUSYBOX, _environment, _image, _require_qemu, _unpack
-from bench.measure import EXIT, BenchError, Run, measure
-from bench.subjects import MACHINE, MEMORY, PV_CONSOLE, SERIAL_CONSOLE
-from guests.initramfs import DEFAULT_INIT
-from xenemu.smoke import initramfs
+from bench import files, qemu, report
+from bench.files import MEMORY, PV_CONSOLE, SERIAL_CONSOLE, XENEMU
+from bench.measure import EXIT, measure
+from bench.rows import Figures, Group, Row
 
-KERNEL = "debian-cloud-amd64"
-VCPUS = (1, 4)
-ROUNDS = 5
+VCPUS: Final = (1, 4)
+Command = Callable[[int], tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A way to boot the kernel, and the number of vcpus."""
-
-    name: str
-    vcpus: int
-    command: tuple[str, ...]
-
-
-def xenemu(mode: str, vcpus: int) -> Subject:
+def xenemu(mode: str, vcpus: int) -> tuple[str, ...]:
     """Boot in xenemu."""
-    command = (sys.executable, *"-m xenemu run vmlinux --initrd initrd.gz --memory".split(), MEMORY)
-    options = ("--mode", mode, "--vcpus", str(vcpus), "--cmdline", PV_CONSOLE)
-    return Subject(f"xenemu, {mode.upper()}", vcpus, command + options)
+    options = f"run vmlinux --initrd initrd.gz --memory {MEMORY} --mode {mode} --vcpus {vcpus}"
+    return (*XENEMU, *options.split(), "--cmdline", PV_CONSOLE)
 
 
-def qemu(thread: str, vcpus: int) -> Subject:
+def in_qemu(thread: str, vcpus: int) -> tuple[str, ...]:
     """Boot in QEMU by the PVH note, its vcpus on a `single` thread or on `multi`."""
-    machine = [f"tcg,thread={thread}" if part == "tcg" else part for part in MACHINE]
-    options = ("-cpu", "qemu64", "-m", MEMORY, "-smp", str(vcpus), "-kernel", "vmlinux")
+    machine = qemu.installed().machine
+    words = [f"tcg,thread={thread}" if part == "tcg" else part for part in machine]
+    options = f"-cpu qemu64 -m {MEMORY} -smp {vcpus} -kernel vmlinux -initrd initrd.gz"
     # On a busy host, Linux else finds that its timer interrupt comes late, and panics.
-    arguments = ("-initrd", "initrd.gz", "-append", f"{SERIAL_CONSOLE} no_timer_check")
-    return Subject(f"QEMU, {thread}-threaded", vcpus, (*machine, *options, *arguments))
+    return (*words, *options.split(), "-append", f"{SERIAL_CONSOLE} no_timer_check")
 
 
-SUBJECTS = (
-    *(xenemu("pv", vcpus) for vcpus in VCPUS),
-    *(xenemu("pvh", vcpus) for vcpus in VCPUS),
-    *(qemu("single", vcpus) for vcpus in VCPUS),
-    *(qemu("multi", vcpus) for vcpus in VCPUS),
-)
+SUBJECTS: Final[dict[str, Command]] = {
+    "xenemu, PV": lambda vcpus: xenemu("pv", vcpus),
+    "xenemu, PVH": lambda vcpus: xenemu("pvh", vcpus),
+    "QEMU, single-threaded": lambda vcpus: in_qemu("single", vcpus),
+    "QEMU, multi-threaded": lambda vcpus: in_qemu("multi", vcpus),
+}
 
 
-def main() -> int:
-    """Measure, and print what was found."""
-    parser = argparse.ArgumentParser(prog="python -m bench.vcpus")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="default: 5")
-    rounds = parser.parse_args().rounds
-    try:
-        _require_qemu(install=False)
-        with tempfile.TemporaryDirectory(prefix="xenemu-vcpus-") as folder:
-            results = _rounds(Path(folder), rounds)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    print(table(results))
-    return 0
+def _row(name: str, command: Command) -> Row:
+    def run(folder: Path) -> Mapping[str, float]:
+        figures = {}
+        for vcpus in VCPUS:
+            end = measure(command(vcpus), folder, files.environment()).at[EXIT]
+            figures |= {f"CPU s with {vcpus}": end.cpu, f"wall s with {vcpus}": end.wall}
+        return figures
+
+    return Row(name, run)
 
 
-def _rounds(scratch: Path, rounds: int) -> dict[Subject, list[Run]]:
-    _unpack(_image(KERNEL).path, scratch / "vmlinux")
-    archive = initramfs.build(_image(BUSYBOX).path.read_bytes(), DEFAULT_INIT.read_bytes())
-    (scratch / "initrd.gz").write_bytes(archive)
-    results: dict[Subject, list[Run]] = {subject: [] for subject in SUBJECTS}
-    for _ in range(rounds):
-        for subject, runs in results.items():
-            run = measure(subject.command, scratch, _environment())
-            runs.append(run)
-            what = f"{subject.name}, {subject.vcpus}: CPU s {run.at[EXIT].cpu:.2f}"
-            print(what, file=sys.stderr, flush=True)
-    return results
+def _prepare(folder: Path) -> list[Row]:
+    files.put_kernel(folder, files.CLOUD)
+    return [_row(name, command) for name, command in SUBJECTS.items()]
 
 
-def table(results: dict[Subject, list[Run]]) -> str:
+def _table(figures: Figures) -> str:
     """A line for each way to boot: medians with each number of vcpus, and what more cost."""
-    found = {
-        (subject.name, subject.vcpus): (
-            statistics.median(run.at[EXIT].cpu for run in runs),
-            statistics.median(run.at[EXIT].wall for run in runs),
-        )
-        for subject, runs in results.items()
-    }
-    lines = [["", *(f"CPU s with {n}" for n in VCPUS), "ratio", f"wall s with {VCPUS[-1]}"]]
-    for name in dict.fromkeys(subject.name for subject in results):
-        cpu = [found[name, vcpus][0] for vcpus in VCPUS]
-        ratio, wall = cpu[-1] / cpu[0], found[name, VCPUS[-1]][1]
-        lines.append([name, *(f"{s:.2f}" for s in cpu), f"{ratio:.2f}", f"{wall:.2f}"])
+    one, four = (f"CPU s with {vcpus}" for vcpus in VCPUS)
+    wall = f"wall s with {VCPUS[-1]}"
+    lines = [["", one, four, "ratio", wall]]
+    for row in figures.rows:
+        few, many = figures.median(row, one), figures.median(row, four)
+        ratio = many / few if many and few else None
+        cells = (few, many, ratio, figures.median(row, wall))
+        lines.append([row, *(report.cell(value, 2) for value in cells)])
     return report.markdown(lines, names=1)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+GROUP: Final = Group(
+    "vcpus",
+    "a boot with 1 vcpu and with 4, here and in QEMU",
+    minutes=2,
+    prepare=_prepare,
+    table=_table,
+)

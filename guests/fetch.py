@@ -23,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,10 +152,9 @@ class Apt:
         if result.returncode:  # a broken mirror of one suite leaves the other suites usable
             print(f"apt-get update: {_last_line(result.stderr)}", file=sys.stderr)
 
-    def _call(
-        self, command: str, *arguments: str, cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        options = {
+    def options(self) -> Mapping[str, object]:
+        """What apt is told instead of what this machine's configuration says."""
+        return {
             "Dir::State": self.state,
             "Dir::State::status": "/dev/null",  # what is installed here does not matter
             "Dir::Cache": self.cache,
@@ -165,7 +164,13 @@ class Apt:
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
-        settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+    def _call(
+        self, command: str, *arguments: str, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        settings = [
+            word for key, value in self.options().items() for word in ("-o", f"{key}={value}")
+        ]
         try:
             return subprocess.run(
                 [command, "-q", *settings, *arguments],

@@ -54,6 +54,12 @@ def test_command_is_killed_at_the_last_milestone_that_is_wanted(tmp_path):
         run("echo Power down; exec sleep 1000", tmp_path, last="last")
 
 
+def test_a_key_lets_the_command_go_on_from_each_milestone(tmp_path):
+    script = "echo Linux version 6; read a; echo Power down; read b; echo $a $b > said"
+    measure(["sh", "-c", script], tmp_path, None, MILESTONES, key=b"k\n")
+    assert (tmp_path / "said").read_text() == "k k\n"
+
+
 def test_missed_milestone_is_named_with_the_last_line(tmp_path):
     with pytest.raises(BenchError, match=r"exit code 0 .* before 'last': Linux version 6\.1$"):
         run("echo Linux version 6.1", tmp_path)

@@ -6,6 +6,7 @@ import pytest
 
 from bench import micro
 from bench.measure import Cost, Run
+from bench.rows import Figures
 from guests import build
 
 
@@ -18,18 +19,19 @@ def test_operations_and_counts_are_the_guests(name):
 
 
 def test_a_cost_is_the_time_since_the_line_before():
-    def run(block, store):
-        return Run({"start": Cost(1, 1), "block": Cost(block, 2), "store": Cost(store, 3)}, 0)
-
-    runs = [run(2, 2.5), run(3, 4), run(5, 7)]
-    each = micro.COUNTS["block"] * micro.FACTOR
-    assert dict(micro._costs(("block", "store"), runs)) == {
-        "block": pytest.approx(2e9 / each),
-        "store": pytest.approx(1e9 / each),
-    }
+    names = ("start", *micro.OPERATIONS["pvh64"])
+    run = Run({name: Cost(n * n, 0) for n, name in enumerate(names)}, 0)
+    costs = micro._costs("pvh64", run, factor=3)
+    assert costs["block"] == pytest.approx(1e9 / (micro.COUNTS["block"] * 3))
+    assert costs["store"] == pytest.approx(3e9 / (micro.COUNTS["store"] * 3))
 
 
 def test_table_has_a_column_for_each_guest():
-    lines = micro.table({"pv64": {"block": 1.25, "hypercall": 4000.4}, "pvh64": {"block": 2}})
-    assert lines[:2] == [["ns of CPU time for a", "pv64", "pvh64"], ["block", "1.2", "2.0"]]
+    figures = Figures({"pv64": {"block": [1.25], "hypercall": [4000.4]}, "pvh64": {"block": [2]}})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in micro.GROUP.table(figures).splitlines()]  # fmt: skip
+    assert [lines[0], lines[2]] == [
+        ["ns of CPU time for a", "pv64", "pvh64"],
+        ["block", "1.2", "2.0"],
+    ]
     assert ["hypercall", "4000", ""] in lines

@@ -1,0 +1,76 @@
+"""bench/gate.py: what is called slower, and what is stored."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import calibration, gate
+from bench.gate import Stored, Verdict
+from bench.measure import BenchError
+from bench.rows import Row
+
+STORED = Stored(multiple=10.0, noise=0.03)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "word"),
+    [(10.7, "SLOWER"), (10.5, "ok"), (10.0, "ok"), (9.5, "ok"), (9.3, "faster")],
+)
+def test_a_row_fails_beyond_twice_its_noise(multiple, word):
+    assert Verdict("boot", multiple, STORED).word == word
+
+
+def test_noise_that_was_too_little_to_believe_counts_as_more():
+    assert Stored(10.0, 0.0).most == pytest.approx(10.4)
+
+
+def test_noise_is_how_far_one_measurement_was_off():
+    times = [{"boot": value} for value in (9.0, 10.0, 10.2)]
+    assert gate.noise_of(times) == {"boot": Stored(10.0, 0.111)}
+
+
+def test_a_figure_is_a_multiple_of_the_work_before_and_after_it(tmp_path, monkeypatch):
+    seconds = iter([1.0, 3.0, 1.0, 3.0])
+    monkeypatch.setattr(gate, "calibrate", lambda _: next(seconds))
+    row = Row("boot", lambda _: {"boot": 4.0})
+    assert gate.multiples([row], 3, tmp_path) == {"boot": 2.0}
+
+
+def test_a_row_that_is_not_stored_is_told():
+    with pytest.raises(BenchError, match="no 'new': python -m bench gate --store"):
+        gate.judge({"new": 1.0}, {"boot": STORED})
+
+
+def test_what_to_do_follows_from_the_worst():
+    slow, fine, fast = (Verdict("boot", value, STORED) for value in (12, 10, 8))
+    assert "bisect" in gate.advice([fast, slow], "abc")
+    assert "--store" in gate.advice([fast, fine], "abc")
+    assert gate.advice([fine], "abc") == "As fast as abc."
+    assert str(slow).split()[:2] == ["SLOWER", "1.20"]
+
+
+def test_what_is_stored_is_read_again(tmp_path, capsys):
+    file = tmp_path / "gate.json"
+    gate._write({"boot": STORED}, file)
+    rows, told = gate.read(file)
+    assert rows == {"boot": STORED} and " on " in told
+    assert "10 " in gate.table(rows) and "1.06 of it" in gate.table(rows)
+    file.write_text("{}")
+    with pytest.raises(BenchError, match="not what"):
+        gate.read(file)
+
+
+def test_rows_are_named_as_they_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate.files, "put_guest", lambda *_: "guest")
+    monkeypatch.setattr(
+        gate.micro, "costs", lambda kind, *_: dict.fromkeys(gate.OPERATIONS[kind], 1)
+    )
+    for kind in gate.OPERATIONS:
+        row = gate._operations(kind, tmp_path)
+        assert list(row.figures(tmp_path)) == gate.row_names(row)
+
+
+def test_the_calibration_is_the_same_work_each_time(monkeypatch):
+    monkeypatch.setattr(calibration, "TURNS", 100)
+    monkeypatch.setattr(calibration, "LOOPS", 2)
+    assert (calibration.python(), calibration.engine()) == (12052, 1637292218)
