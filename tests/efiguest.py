@@ -7,12 +7,12 @@ import struct
 from pewriter import I386, X86_64, efi_bzimage, pe
 
 from fakes import FakeNativeCpu
-from xenemu.boot import ENTRIES
-from xenemu.boot.efi import abi
-from xenemu.boot.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB_SIZE, Status
-from xenemu.boot.efi.call import SERVICES
-from xenemu.boot.efi.width import X64, Width
 from xenemu.dom0.console import Console
+from xenemu.entries import ENTRIES
+from xenemu.entries.efi import abi
+from xenemu.entries.efi.abi import BOOT_STUBS, RUNTIME_SERVICES, STUB_SIZE, Status
+from xenemu.entries.efi.call import SERVICES
+from xenemu.entries.efi.width import X64, Width
 from xenemu.hv.backend import attach
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg

@@ -25,7 +25,7 @@ import msgspec
 
 # Where records live. Their modules do nothing when they are imported, but define things.
 RECORDS: Final = (
-    "xenemu.abi.io", "xenemu.boot", "xenemu.cpu.context", "xenemu.cpu.engine", "xenemu.dom0",
+    "xenemu.abi.io", "xenemu.entries", "xenemu.cpu.context", "xenemu.cpu.engine", "xenemu.dom0",
     "xenemu.hv", "xenemu.machine.past", "xenemu.machine.snapshot", "xenemu.pv", "xenemu.pvh",
     "xenemu.sampling", "xenemu.x86",
 )  # fmt: skip

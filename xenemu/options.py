@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from xenemu.boot.zero_page import SUBARCHES
+from xenemu.entries.zero_page import SUBARCHES
 from xenemu.errors import FitError, UsageError
 from xenemu.hv.building import Module
 from xenemu.hv.state.schedule import MAX_SHARED_SLICE_NS

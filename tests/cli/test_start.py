@@ -13,8 +13,8 @@ import tinyguest
 
 # Imported where they are asked for: by a command, by an entry, or by an option.
 ASKED_FOR = {
-    "xenemu.boot.efi",
-    "xenemu.boot.linux",
+    "xenemu.entries.efi",
+    "xenemu.entries.linux",
     "xenemu.cli.compare",
     "xenemu.cli.hypercalls",
     "xenemu.cli.inspect",

@@ -10,7 +10,7 @@ from fakes import FakeCpu, connect_backends
 from fuzz.furnish import furnish_pv
 from fuzz.model import ModelWorld
 from fuzz.world import MASK64, Step
-from xenemu.boot import ENTRIES
+from xenemu.entries import ENTRIES
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current

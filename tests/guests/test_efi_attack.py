@@ -2,8 +2,8 @@
 
 They are code of the guest's on the engine, no fakes: each call is a stub's VMCALL. The programs do
 not call what ends them or waits for ever, nor CopyMem and SetMem: with those they would soon spoil
-their own code. Those are called in tests/boot/test_efi_hostile.py. What the programs pass is in low
-memory, where no service that they do call can reach their code from.
+their own code. Those are called in tests/entries/test_efi_hostile.py. What the programs pass is in
+low memory, where no service that they do call can reach their code from.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 import pytest
 from pewriter import I386, X86_64, pe
 
-from xenemu.boot.efi import abi
-from xenemu.boot.efi.abi import RETURNS
+from xenemu.entries.efi import abi
+from xenemu.entries.efi.abi import RETURNS
 
 CALLS = {64: 38_000, 32: 12_000}
 SPOILS = {"CopyMem", "SetMem", "Reserved", "Exit", "ExitBootServices", "ResetSystem"}

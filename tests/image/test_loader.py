@@ -26,7 +26,7 @@ from elfwriter import (
     note,
     symbol_table,
 )
-from xenemu import boot, image
+from xenemu import entries, image
 from xenemu.errors import ImageError
 from xenemu.image import loader
 from xenemu.snapfile import MAGIC as SNAPSHOT_MAGIC
@@ -190,4 +190,4 @@ def test_no_file_makes_anything_but_an_image_or_one_line(which, edits, keep, tmp
         return
     assert found.pend - found.pstart <= loader.MAX_SPAN
     assert all(at + len(data) - found.pstart <= loader.MAX_SPAN for at, data in found.contents())
-    assert len(boot.verdicts(found)) == len(boot.ENTRIES)
+    assert len(entries.verdicts(found)) == len(entries.ENTRIES)

@@ -9,7 +9,7 @@ import pytest
 from elfwriter import KERNEL, PT_NOTE, PV_NOTES, VIRT_BASE, Phdr, elf, kernel, note
 from fakes import FakeCpu, connect_backends
 from xenemu.abi.xen import SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, start_info
-from xenemu.boot import ENTRIES
+from xenemu.entries import ENTRIES
 from xenemu.errors import ImageError, XenError
 from xenemu.hv.building import MAX_PAGES_SLACK, DomainConfig
 from xenemu.hv.cpu import Reg, Seg, Segment

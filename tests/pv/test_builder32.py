@@ -11,7 +11,7 @@ from fakes import FakeCpu, connect_backends
 from xenemu.abi.arch_x86.xen import FLAT_RING1_CS, FLAT_RING1_DS
 from xenemu.abi.errno import EFAULT
 from xenemu.abi.xen import VMASST_TYPE_pae_extended_cr3, start_info
-from xenemu.boot import ENTRIES
+from xenemu.entries import ENTRIES
 from xenemu.errors import XenError
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.cpu import Reg, Seg

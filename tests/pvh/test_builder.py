@@ -13,7 +13,7 @@ from elfwriter import note
 from fakes import connect_backends
 from xenemu import image
 from xenemu.abi.hvm import params
-from xenemu.boot import ENTRIES
+from xenemu.entries import ENTRIES
 from xenemu.errors import ImageError, UsageError
 from xenemu.hv.building import MAX_PAGES_SLACK, DomainConfig, Module
 from xenemu.hv.frame_table import DOMID_NONE

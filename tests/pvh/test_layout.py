@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elfwriter import note
-from xenemu.boot import ENTRIES
+from xenemu.entries import ENTRIES
 from xenemu.errors import ImageError
 from xenemu.pvh.layout import (
     PvhLayout,

@@ -13,11 +13,11 @@ from xenemu.abi.memory import XENMAPSPACE_shared_info
 from xenemu.abi.sched import SHUTDOWN_soft_reset
 from xenemu.abi.vcpu import vcpu_register_vcpu_info
 from xenemu.abi.xen import Virq
-from xenemu.boot import ENTRIES
 from xenemu.dom0 import renewal, toolstack
 from xenemu.dom0.console import Console
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
+from xenemu.entries import ENTRIES
 from xenemu.hv import event_channel, scheduler
 from xenemu.hv.audit import audit
 from xenemu.hv.building import DomainConfig

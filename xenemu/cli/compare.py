@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
-from xenemu import boot, image
+from xenemu import entries, image
 from xenemu.cli import inherited
 from xenemu.cli.guest_options import (
     Busybox,
@@ -106,7 +106,7 @@ def compare(
         str | None,
         typer.Option(
             help="The entries to boot it by; all that the kernel has if it is not said. Two kernels"
-            f" are booted by one. Any of {', '.join(boot.MODES[1:])}.",
+            f" are booted by one. Any of {', '.join(entries.MODES[1:])}.",
             metavar="ENTRY[,ENTRY...]",
         ),
     ] = None,
@@ -148,7 +148,7 @@ def compare(
     )
     wanted = _requests(kernels, entry)
     for _, kernel, mode in wanted:  # now that files may be read; and one that fails spoils all
-        boot.choose(kernel, mode)
+        entries.choose(kernel, mode)
     status = Status(sys.stderr if redraws() else None)
     with Outputs() as outputs:
         json_file = outputs.open("--json", json) if json else None
@@ -177,8 +177,8 @@ def _requests(kernels: Sequence[Path], entry: str | None) -> list[Request]:
     """What is to be booted; UsageError if there is nothing to compare."""
     modes = entry.split(",") if entry is not None else []
     for mode in modes:
-        if mode not in boot.MODES[1:]:
-            raise UsageError(f"--entry {entry}: {mode!r} is none of {', '.join(boot.MODES[1:])}")
+        if mode not in entries.MODES[1:]:
+            raise UsageError(f"--entry {entry}: {mode!r} is none of {', '.join(entries.MODES[1:])}")
         if modes.count(mode) > 1:
             raise UsageError(f"--entry {entry}: {mode} twice")
     if len(kernels) > 2:
@@ -187,7 +187,7 @@ def _requests(kernels: Sequence[Path], entry: str | None) -> list[Request]:
     if len(images) == 2:
         if len(modes) > 1:
             raise UsageError(f"--entry {entry}: two kernels are compared by one entry")
-        mode = modes[0] if modes else boot.AUTO
+        mode = modes[0] if modes else entries.AUTO
         names = [path.name for path in kernels]
         if names[0] == names[1]:
             names = [str(path) for path in kernels]
@@ -196,8 +196,8 @@ def _requests(kernels: Sequence[Path], entry: str | None) -> list[Request]:
         return [(name, own, mode) for name, own in zip(names, images, strict=True)]
     (kernel,) = images
     if not modes:
-        verdicts = boot.verdicts(kernel)
-        able = [boot.ENTRIES[name].mode for name, told in verdicts.items() if told.bootable]
+        verdicts = entries.verdicts(kernel)
+        able = [entries.ENTRIES[name].mode for name, told in verdicts.items() if told.bootable]
         modes = list(dict.fromkeys(able))
         if len(modes) < 2:
             has = f"only {modes[0]}" if modes else "no entry"

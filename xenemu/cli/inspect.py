@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xenemu import boot, image
+from xenemu import entries, image
 from xenemu.cli.guest_options import DraftNotes, Kernel
 from xenemu.errors import ImageError
 from xenemu.image import Image, Note
@@ -143,7 +143,7 @@ def _lost_notes(found: Image) -> dict[str, Any] | None:
 
 def _modes(found: Image) -> dict[str, Any]:
     modes: dict[str, Any] = {}
-    for name, verdict in boot.verdicts(found).items():
+    for name, verdict in entries.verdicts(found).items():
         modes[name] = {"bootable": verdict.bootable, "reason": verdict.reason}
         if verdict.where:
             modes[name] |= {key: hex(at) for key, at in verdict.where._asdict().items()}

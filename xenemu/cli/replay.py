@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from xenemu import boot
+from xenemu import entries
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
 from xenemu.cli.command import Command
 from xenemu.cli.covering import CoverageByVcpu, Covering
@@ -111,7 +111,7 @@ class Repeated:
     def guest(self) -> Fresh:
         """What is to be booted."""
         start, path = self.start, self.moved.kernel or Path(self.start.kernel.path)
-        if start.mode not in boot.MODES:
+        if start.mode not in entries.MODES:
             raise UsageError(f"{self.file}: its start makes no sense: mode {start.mode!r}")
         self._compare("kernel", path, start.kernel.digest, "--kernel")
         notes = DraftNotes(*start.draft_notes) if start.draft_notes else None

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from xenemu import boot, image
-from xenemu.boot.platform import PV64_PLATFORM
+from xenemu import entries, image
 from xenemu.cli.guest import Load
 from xenemu.dom0.bus import BusBackend
+from xenemu.entries.platform import PV64_PLATFORM
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Machine, life
 from xenemu.machine.migration import envelope
@@ -53,7 +53,7 @@ class Restored:
 
     def build(self, load: Load, devices: Sequence[BusBackend]) -> Machine:
         loaded = load()
-        entry = boot.choose(loaded, self.mode)
+        entry = entries.choose(loaded, self.mode)
         there, here = _kind(self.saved), _kind_of(entry)
         if there != here:
             raise UsageError(
@@ -73,7 +73,7 @@ def _kind(saved: Saved) -> str:
     return f"{8 * state.width}-bit PV" if isinstance(state, PvState) else "PVH"
 
 
-def _kind_of(entry: boot.Entry) -> str:
+def _kind_of(entry: entries.Entry) -> str:
     if not entry.platform.paged:
         return "PVH"
     return "64-bit PV" if entry.platform is PV64_PLATFORM else "32-bit PV"

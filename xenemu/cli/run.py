@@ -10,7 +10,7 @@ from uuid import UUID
 
 import typer
 
-from xenemu import boot
+from xenemu import entries
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.clock_options import Wallclock, parse_wallclock
 from xenemu.cli.configured import Configurable
@@ -149,8 +149,8 @@ also where the guest has spent its time.
 
 
 def _known_mode(mode: str) -> str:
-    if mode not in boot.MODES:
-        choices = ", ".join(map(repr, boot.MODES))
+    if mode not in entries.MODES:
+        choices = ", ".join(map(repr, entries.MODES))
         raise typer.BadParameter(f"{mode!r} is not one of {choices}.")
     return mode
 
@@ -164,11 +164,11 @@ def run(
             "--entry",
             "--mode",
             help="By which entry to boot it; auto takes pvh or pv, as the kernel offers.",
-            metavar=f"<{'|'.join(boot.MODES)}>",
+            metavar=f"<{'|'.join(entries.MODES)}>",
             callback=_known_mode,
             rich_help_panel="The kernel",
         ),
-    ] = boot.AUTO,
+    ] = entries.AUTO,
     subarch: Annotated[
         str | None,
         typer.Option(
@@ -310,8 +310,8 @@ def run(
         efi_root=read_tree("--efi-root", efi_root) if efi_root is not None else None,
         wallclock_ns=parse_wallclock("--wallclock", wallclock, kernel),
     )
-    if draft_notes is not None and mode != boot.DRAFT:
-        raise UsageError(f"--draft-notes: only --entry {boot.DRAFT} reads these notes")
+    if draft_notes is not None and mode != entries.DRAFT:
+        raise UsageError(f"--draft-notes: only --entry {entries.DRAFT} reads these notes")
     note_types = (
         parse_draft_notes("--draft-notes", draft_notes) if draft_notes is not None else None
     )

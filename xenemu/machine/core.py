@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import cached_property
 
 from hypercalls import TABLE
-from xenemu import boot
-from xenemu.boot import Entry
+from xenemu import entries
 from xenemu.cpu.coverage import BlockLog
 from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.dom0.console import Console
 from xenemu.dom0.control import Control
+from xenemu.entries import Entry
 from xenemu.hv import backend, scheduler, timers
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.current import Current
@@ -47,7 +47,7 @@ class Core:
         self,
         image: Image,
         config: DomainConfig,
-        mode: str = boot.AUTO,
+        mode: str = entries.AUTO,
         backends: Iterable[Backend] = (),
     ) -> None:
         """Build the domain by an entry of `mode`; without one, by the entry that auto takes.
@@ -60,7 +60,7 @@ class Core:
 
     def _build(self, console: Console, control: Control, backends: Iterable[Backend]) -> None:
         image, config, mode = self.origin
-        entry = boot.choose(image, mode)
+        entry = entries.choose(image, mode)
         built = host.build(entry, image, config, [console, control, *backends])
         self.put_together(entry, console, control, built)
         self.reset_cpu(config.rng_seed)

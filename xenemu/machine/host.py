@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import field
 
-from xenemu.boot import Entry
 from xenemu.dom0 import toolstack
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
+from xenemu.entries import Entry
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.memory import Memory
 from xenemu.hv.pagetype import Frames

@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from xenemu.abi.hvm.params import HVM_PARAM_CALLBACK_IRQ
-from xenemu.boot import Entry
 from xenemu.cpu.context import by_name
 from xenemu.dom0 import renewal, toolstack
 from xenemu.dom0.console import Console
 from xenemu.dom0.control import Control
 from xenemu.dom0.xenstore import XenstoreRing
 from xenemu.dom0.xenstore_tree import Store
+from xenemu.entries import Entry
 from xenemu.errors import DomainCrash, XenError
 from xenemu.hv import cpu_policy, scheduler
 from xenemu.hv.building import DomainConfig

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
-from xenemu import boot
+from xenemu import entries
 from xenemu.cpu.context import Context, by_name, pack
 from xenemu.cpu.engine import EngineState
 from xenemu.dom0 import toolstack
@@ -76,7 +76,7 @@ class Snapshot:
         `backends` are those that dom0 had in addition to a console and the store. DecodeError: the
         snapshot is damaged, or of another version.
         """
-        entry = boot.of_mode(self.mode).get(self.entry)
+        entry = entries.of_mode(self.mode).get(self.entry)
         if entry is None:
             raise DecodeError(f"there is no entry {self.entry} of {self.mode}")
         console, control = Console(), Control()

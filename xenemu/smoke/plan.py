@@ -27,8 +27,8 @@ from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from xenemu.boot import AUTO, MODES
 from xenemu.disks import Format, parse_disk
+from xenemu.entries import AUTO, MODES
 from xenemu.errors import UsageError
 from xenemu.hv.state.schedule import SHARED_SLICE_NS
 from xenemu.network.asked import parse_net
