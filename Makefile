@@ -7,7 +7,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/xenemu
 STAMP := $(VENV)/.installed
 INITRD := $(CACHE)/demo-initrd.gz
 
-.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi docs clean \
+.PHONY: help setup demo demo-system test check fuzz fuzz-devices guests abi docs man wheel install-test clean \
 	bench bench-table bench-compare bench-gate
 
 help:
@@ -23,6 +23,9 @@ help:
 	@echo "make bench-table    put what was measured into the documents and their pictures"
 	@echo "make bench-compare  compare what was measured with what the last commit has"
 	@echo "make bench-gate     a few minutes: has something become slower?"
+	@echo "make man      manual pages and completion scripts, in share/"
+	@echo "make wheel    a wheel and an sdist, in dist/"
+	@echo "make install-test  install the wheel on Debian 12 and 13 without a compiler, and use it"
 	@echo "make setup    install into $(VENV); everything above does it"
 
 setup: $(STAMP)
@@ -104,8 +107,26 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "The first page is build/site/index.html"
 
+man: setup
+	@$(BIN)/python ship/share.py share
+
+# The wheel is built from the sdist. The same commit gives the same bytes.
+wheel: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
+wheel: man
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ship]'
+	@rm -rf build dist
+	@umask 022 && $(BIN)/python -m build --outdir build/raw >build.log || { cat build.log; exit 1; }
+	@rm build.log
+	@PATH=$(abspath $(BIN)):$$PATH auditwheel repair --strip --wheel-dir dist build/raw/*.whl
+	@mv build/raw/*.tar.gz dist
+	@ls dist
+
+# As root: it makes the two systems with mmdebstrap.
+install-test: wheel
+	@ship/install_test.sh dist/*.whl
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist share *.egg-info guests/*/build .mypy_cache .ruff_cache .pytest_cache
 	rm -rf .hypothesis .import_linter_cache
 	find xenemu hypercalls guests tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f xenemu/cpu/_shim*.so xenemu/dom0/_blkif.so

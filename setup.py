@@ -1,13 +1,15 @@
 """Build the C shim `xenemu/cpu/_shim.so` with the package; the rest is in pyproject.toml.
 
 The shim is loaded with ctypes, not imported: it needs no Python headers, and one file serves
-every Python version.
+every Python version. So does a wheel. What `ship/share.py` has made goes into it, too.
 """
 
+import os
 import shutil
 from glob import glob
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 
@@ -33,6 +35,14 @@ class BuildShim(build_ext):
         return list(ext.libraries)  # no libpython
 
 
+class AnyPython(bdist_wheel):
+    """Say that a wheel serves every Python of its platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
 SHIM = Extension(
     "xenemu.cpu._shim",
     sources=sorted(glob("xenemu/cpu/native/*.c")),
@@ -53,4 +63,14 @@ BLKIF = Extension(
     extra_compile_args=SHIM.extra_compile_args,
 )
 
-setup(ext_modules=[SHIM, BLKIF], cmdclass={"build_ext": BuildShim})
+SHARED = [
+    (folder, sorted(os.path.join(folder, name) for name in names))
+    for folder, _, names in sorted(os.walk("share"))
+    if names
+]
+
+setup(
+    ext_modules=[SHIM, BLKIF],
+    cmdclass={"build_ext": BuildShim, "bdist_wheel": AnyPython},
+    data_files=SHARED,
+)

@@ -79,6 +79,7 @@ NOT_THEN = """
     datetime email encodings gzip hashlib msgspec.yaml multiprocessing pathlib platform posixpath
     pydantic
     runpy shutil site subprocess sysconfig typer typing_extensions urllib warnings
+    msgspec.yaml xenemu.cli._completed
     xenemu.cli._read_ahead xenemu.cli.clock_options xenemu.cli.input_options
     xenemu.cli.record_options xenemu.cli.run.run
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines

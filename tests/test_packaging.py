@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_shim_needs_no_python(tmp_path):
     setup_py(tmp_path, "build_ext", "--inplace")
     for source, library in LIBRARIES.items():
         assert b"libpython" not in ((tmp_path / source).parent.parent / library).read_bytes()
+
+
+def test_a_wheel_serves_every_python_and_has_what_is_shared(tmp_path):
+    (tmp_path / "share/man/man1").mkdir(parents=True)
+    (tmp_path / "share/man/man1/xenemu.1").write_text(".TH")
+    result = setup_py(tmp_path, "bdist_wheel")
+    assert result.returncode == 0, result.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"xenemu/cpu/_shim.so", "xenemu/dom0/_blkif.so"} <= set(names)
+    assert any(name.endswith(".data/data/share/man/man1/xenemu.1") for name in names)
 
 
 def test_no_compiler_is_one_line(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from xenemu.diod import SYSTEM_PATH
+from xenemu.needs import DIOD
 from xenemu.smoke.initramfs import Member, entries, pack
 
 IMAGE = "debian-12-system"  # whose kernel has 9P as modules
@@ -35,7 +35,7 @@ poweroff -f
 """
 
 pytestmark = pytest.mark.skipif(
-    not shutil.which("diod", path=f"{os.environ['PATH']}:{SYSTEM_PATH}"),
+    not DIOD.find(),
     reason="there is no diod: install Debian's diod",
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -15,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from xenemu.diod import SYSTEM_PATH, Diod
+from xenemu.diod import Diod
 from xenemu.dom0.p9 import Server, ServerError
 from xenemu.dom0.p9_messages import HEADER, NOBODY, Export, Refused, T, amend, amend_answer
 from xenemu.errors import UsageError
+from xenemu.needs import DIOD
 from xenemu.shares import ShareSpec, parse_share, served
 
 needs_diod = pytest.mark.skipif(
-    not shutil.which("diod", path=f"{os.environ['PATH']}:{SYSTEM_PATH}"),
+    not DIOD.find(),
     reason="there is no diod: install Debian's diod",
 )
 CAP_SYS_RESOURCE = 24
@@ -75,7 +75,7 @@ def test_what_cannot_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert refusal(ShareSpec(tmp_path / "no")).endswith("no: there is no such directory")
     assert refusal(ShareSpec(tmp_path / "file")).endswith("file: not a directory")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("xenemu.diod.SYSTEM_PATH", "")
+    monkeypatch.setattr("xenemu.needs.SYSTEM_PATH", "")
     assert refusal(ShareSpec(tmp_path)).endswith("there is no diod, which serves the directory;"
                                                  " install Debian's diod")  # fmt: skip
 

@@ -32,13 +32,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
+from xenemu.needs import SECCOMP
 from xenemu.records import dataclass
 
 # What Python's own library imports when it is first asked, and a run may ask for: `Counter`'s
 # most_common, names of characters in an expression, the width of a traceback's line, EFI's text.
 IMPORTED_LATE: Final = ("heapq", "unicodedata", "encodings.utf_16_le")
-LIBRARY: Final = "libseccomp.so.2"
-MISSING: Final = f"there is no {LIBRARY}; Debian and Ubuntu have it in libseccomp2"
+LIBRARY: Final = SECCOMP.name
+MISSING: Final = f"there is no {LIBRARY}; Debian and Ubuntu have it in {SECCOMP.package}"
 
 CALLS: Final = """
     read readv write writev lseek close fstat poll ppoll select pselect6
@@ -136,6 +137,12 @@ def obstacle() -> str:
     if _library() is None:
         return MISSING
     return "its kernel has no seccomp" if _libc().prctl(PR_GET_SECCOMP) < 0 else ""
+
+
+def landlock_version() -> int:
+    """That of this host's kernel; below 1 if it has no Landlock, or has switched it off."""
+    flags = LANDLOCK_CREATE_RULESET_VERSION
+    return int(_libc().syscall(LANDLOCK_CREATE_RULESET, None, 0, flags))
 
 
 def confine(
@@ -261,7 +268,7 @@ def _landlock(libc: ctypes.CDLL, kept: Mapping[str, int] | None = None) -> int:
 
     `kept` are the rights to what is in a directory, or to a file; -1 is all of them.
     """
-    version = libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    version = landlock_version()
     if version < 1:
         return 0
     rights = LANDLOCK_RIGHTS[min(version, len(LANDLOCK_RIGHTS)) - 1]

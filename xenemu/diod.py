@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -26,10 +25,9 @@ from xenemu.dom0.p9 import MAX_MESSAGE, ServerError
 from xenemu.dom0.p9_messages import HEADER, Export, T
 from xenemu.dom0.p9_paths import Paths
 from xenemu.errors import UsageError
+from xenemu.needs import DIOD
 from xenemu.records import dataclass
 
-DIOD: Final = "diod"
-SYSTEM_PATH: Final = "/usr/sbin:/sbin"  # of programs that a user's PATH does not show
 PATIENCE_S: Final = 30.0
 LOOK_S: Final = 0.1
 END_S: Final = 2.0
@@ -125,10 +123,11 @@ def serve(export: Export, program: Path | None = None) -> Diod:
 
     `program` is a diod that is not in PATH.
     """
-    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
-    found = program or shutil.which(DIOD, path=path)
+    found = program or DIOD.find()
     if found is None:
-        raise UsageError("there is no diod, which serves the directory; install Debian's diod")
+        raise UsageError(
+            f"there is no {DIOD.name}, which serves the directory; install Debian's {DIOD.package}"
+        )
     ours, theirs = socket.socketpair()
     with theirs:
         number = theirs.fileno()

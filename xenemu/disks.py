@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from xenemu.dom0 import vdev
 from xenemu.errors import ImageError, OutputError, UsageError
+from xenemu.needs import QCOW2
 from xenemu.records import dataclass
 
 if TYPE_CHECKING:
@@ -279,8 +280,7 @@ def _open_qcow2(said: str, path: Path) -> StreamDisk:
         from dissect.hypervisor.disk.qcow2 import QCow2  # noqa: PLC0415 (an extra)
     except ImportError:
         raise UsageError(
-            f"{said}: to read qcow2, pip install 'xenemu[qcow2]'; or make it raw with"
-            " qemu-img convert -O raw"
+            f"{said}: to read qcow2, {QCOW2.install}; or make it raw with qemu-img convert -O raw"
         ) from None
     try:
         image: QCow2 = QCow2(path)

@@ -87,7 +87,7 @@ def test_without_a_command_there_is_the_help(capsys):
     assert cli.main([]) == 7
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("Usage: xenemu ") and "\nCommands:\n" in err
-    assert "  image " in err.splitlines()[-2], "nothing follows the last command"
+    assert "  hypercalls " in err.splitlines()[-2], "nothing follows the last command"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A person's mistake is one line on standard error; a traceback is a bug of xenemu
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ from xenemu.outcome import EXIT_BUG, EXIT_FIT, EXIT_IMAGE
 # COMMAND is the class of its parser, if that is a special one.
 COMMANDS: Final = (
     "run", "resume", "replay", "diverge", "control", "smoke", "compare", "inspect", "image",
-    "hypercalls",
+    "hypercalls", "doctor",
 )  # fmt: skip
 
+COMPLETE: Final = "_XENEMU_COMPLETE"  # set by what shells have to complete words
 EXIT_INTERRUPTED: Final = 130  # as a shell reports SIGINT
 EXIT_PIPE: Final = 141  # as a shell reports SIGPIPE
 PARSER_PIPE: Final = 1  # what the parser of arguments exits with if standard output was closed
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _read_ahead(given)
-        command = parser(given)
+        command = parser(_completed(given))
         if not gc.isenabled():
             gc.freeze()
             gc.enable()
@@ -111,6 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         return _fail(_describe_bug(error, bool(verbose)), EXIT_BUG)
+
+
+def _completed(arguments: Sequence[str]) -> Sequence[str]:
+    """The words that a shell wants to have completed, if it does; else `arguments`."""
+    if COMPLETE in os.environ:
+        from xenemu.cli import completing  # noqa: PLC0415 (only a shell's function wants it)
+
+        return completing.words()
+    return arguments
 
 
 def _read_ahead(arguments: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from xenemu.entries import Entry
 from xenemu.hv import backend, scheduler, timers
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.current import Current
+from xenemu.hv.memory import Memory
 from xenemu.hv.personality import Personality
 from xenemu.hv.prices import PRICES_NS
 from xenemu.hv.scheduler import SLICE_NS
@@ -30,6 +31,11 @@ from xenemu.machine.host import Host
 from xenemu.machine.past import Past
 from xenemu.pvh.exits import PORTS
 from xenemu.sampling import Samples
+
+
+def check_engine() -> None:
+    """Make an engine for nobody; EngineError, OSError or ImportError: this host cannot."""
+    Engine(Memory(1))
 
 
 class Core:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -18,10 +17,10 @@ from contextlib import suppress
 from typing import Final
 
 from xenemu.confine import end_with_parent
+from xenemu.needs import PASST
 from xenemu.network.asked import Forward
 from xenemu.network.wires import Stream
 
-PROGRAM: Final = "passt"
 ADDRESSES: Final = ("--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2")
 PORTS: Final = {"tcp": "--tcp-ports", "udp": "--udp-ports"}
 STARTING_S: Final = 10.0
@@ -43,12 +42,12 @@ class Passt(Stream):
 
 def start(forwards: Iterable[Forward], gone: Callable[[str], None]) -> Passt:
     """Start it, with ports, and wait until it is ready; OSError says why it cannot be."""
-    program = shutil.which(PROGRAM)
+    program = PASST.find()
     if program is None:
         raise OSError(
             errno.ENOENT,
-            f"there is no {PROGRAM} on this host; Debian and Ubuntu have it in the package"
-            f" {PROGRAM}",
+            f"there is no {PASST.name} on this host; Debian and Ubuntu have it in the package"
+            f" {PASST.package}",
         )
     ours, theirs = socket.socketpair()
     ready, telling = os.pipe()
@@ -74,13 +73,13 @@ def start(forwards: Iterable[Forward], gone: Callable[[str], None]) -> Passt:
         if not select.select([readiness], [], [], STARTING_S)[0]:
             wire.process.kill()
             wire.close()
-            raise OSError(errno.ETIMEDOUT, f"{PROGRAM} was not ready in {STARTING_S:.0f} s")
+            raise OSError(errno.ETIMEDOUT, f"{PASST.name} was not ready in {STARTING_S:.0f} s")
         if not readiness.read(1):
             wire.process.kill()
             wire.close()
             errors.seek(0)
             problem = _problem(errors.read().decode(errors="replace"))
-            raise OSError(errno.EIO, f"{PROGRAM}: {problem}")
+            raise OSError(errno.EIO, f"{PASST.name}: {problem}")
     return wire
 
 

@@ -22,6 +22,7 @@ from typing import Final
 from xenemu import cachedir
 from xenemu.disks import parse_disk
 from xenemu.errors import UsageError
+from xenemu.needs import BUSYBOX
 from xenemu.network.asked import parse_net
 from xenemu.options import digest_of
 from xenemu.records import dataclass
@@ -152,7 +153,7 @@ class Packer:
 
 def _with_busybox(boot: Boot) -> Boot:
     """The busybox that a script would take from PATH is this machine's, as without an executor."""
-    if boot.init and not (boot.rootfs or boot.busybox) and (found := shutil.which("busybox")):
+    if boot.init and not (boot.rootfs or boot.busybox) and (found := BUSYBOX.find()):
         return replace(boot, busybox=Path(found))
     return boot
 

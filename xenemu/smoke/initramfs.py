@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import Final
 
 from xenemu.errors import ImageError, UsageError
 from xenemu.image import elf
+from xenemu.needs import BUSYBOX
 from xenemu.records import dataclass
 
 COMMANDS: Final = (
@@ -120,7 +120,7 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
     """
     program = _read("init", init) if init is not None else None
     if rootfs is None and init is None:
-        return build(_busybox(busybox), SHELL)
+        return build(read_busybox(busybox), SHELL)
     if rootfs is None:
         assert init is not None and program is not None
         if program.startswith(elf.MAGIC):
@@ -128,7 +128,7 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
             return pack(entries(program))
         if not program.startswith(b"#!"):
             raise UsageError(f"init {init}: neither a script that begins with #! nor an ELF")
-        return build(_busybox(busybox), program)
+        return build(read_busybox(busybox), program)
     try:
         if not stat.S_ISDIR(rootfs.stat().st_mode):
             raise UsageError(f"rootfs {rootfs}: not a directory")
@@ -139,7 +139,7 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
     members = {entry.name: entry for entry in NODES}
     members["dev"] = Member("dev", stat.S_IFDIR | 0o755)
     if busybox is not None:
-        members |= {entry.name: entry for entry in entries(b"", _busybox(busybox))}
+        members |= {entry.name: entry for entry in entries(b"", read_busybox(busybox))}
         del members["init"]
     members |= {entry.name: entry for entry in _tree(rootfs)}
     if program is not None:
@@ -149,10 +149,11 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
     return pack(list(members.values()))
 
 
-def _busybox(path: Path | None) -> bytes:
-    found = path or shutil.which("busybox")
+def read_busybox(path: Path | None = None) -> bytes:
+    """The bytes of a static busybox, if not of that in PATH; UsageError."""
+    found = path or BUSYBOX.find()
     if found is None:
-        raise UsageError("busybox: not found, and a script needs it: install busybox-static")
+        raise UsageError(f"busybox: not found, and a script needs it: install {BUSYBOX.package}")
     data = _read("busybox", Path(found))
     _check_static("busybox", Path(found), data)
     return data

@@ -1,0 +1,1 @@
+"""Makes what is shipped beside the code."""
