@@ -127,7 +127,7 @@ def down(current: Current, vcpu: Vcpu, pointer: int) -> None:
     elif vcpu.online:
         vcpu.initialised = True
         vcpu.online = False
-        scheduler.wait(vcpu, current.cpu.now_ns)
+        scheduler.wait(current.domain, vcpu, current.cpu.now_ns)
         if vcpu is current.vcpu:
             scheduler.leave_cpu(current)
 

@@ -21,6 +21,7 @@ from xenemu.errors import XenError
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import Arg, Handler, Hypercall, Points, SubOp, SubOps
+from xenemu.hv.state.events import Channel
 from xenemu.peek import peek
 from xenemu.records import dataclass
 from xenemu.x86.paging import describe_entry
@@ -140,7 +141,7 @@ def name_args(row: Hypercall, record: CallRecord) -> dict[str, Value]:
     """The arguments of a call by name, with pointers as they are."""
     args = {
         name: name_value(row.name, name, value)
-        for name, value in zip(_arguments(row), record.args, strict=False)
+        for name, value in zip(argument_names(row), record.args, strict=False)
     }
     found = _sub_op(row, record)
     if found is not None:
@@ -158,6 +159,20 @@ def _sub_op(row: Hypercall, record: CallRecord) -> SubOp | None:
     if not isinstance(row.handler, SubOps) or not record.args:
         return None
     return row.handler.find(record.args[0])
+
+
+def describe_port(channel: Channel) -> str:
+    """What a port is, in a few words."""
+    match channel.state:
+        case state if state == event_channel.EVTCHNSTAT_virq:
+            return VIRQS.get(channel.virq, f"VIRQ {channel.virq}")
+        case state if state == event_channel.EVTCHNSTAT_ipi:
+            return "ipi"
+        case state if state == event_channel.EVTCHNSTAT_interdomain:
+            return f"d{channel.remote_domid} port {channel.remote_port}"
+        case state if state == event_channel.EVTCHNSTAT_unbound:
+            return f"unbound, for d{channel.remote_domid}"
+    return "closed"
 
 
 class Call:
@@ -243,7 +258,7 @@ def _mmuext_name(command: int) -> Value:
     return name.removeprefix("MMUEXT_") if isinstance(name, str) else name
 
 
-def _arguments(row: Hypercall) -> tuple[str, ...]:
+def argument_names(row: Hypercall) -> tuple[str, ...]:
     """The names of a hypercall's arguments."""
     if isinstance(row.handler, SubOps):
         return row.handler.arguments

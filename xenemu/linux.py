@@ -54,6 +54,11 @@ MAX_LINES: Final = 1 << 16  # of the log, that anybody is told
 INFO: Final = struct.Struct("<QQHBB")  # struct printk_info, up to the level
 INFO_SIZE: Final = 88
 
+# Where a boot has come to, by how a line begins.
+MILESTONES: Final = {
+    "kernel": re.compile(r"(?:\[ *\d+\.\d+\] )?Linux version \d"),
+    "init": re.compile(r"(?:\[ *\d+\.\d+\] )?Run \S+ as init process"),
+}
 # What begins a line of the kernel's on its console, unless printk.time is off. (NetBSD's, too.)
 STAMP: Final = re.compile(r"(?:<\d+>)?\[ *\d+\.\d{6,7}\](?:\[ *[TC]\d+\])? ")
 

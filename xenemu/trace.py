@@ -33,14 +33,8 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
-from xenemu.abi.event_channel import (
-    EVTCHNSTAT_interdomain,
-    EVTCHNSTAT_ipi,
-    EVTCHNSTAT_unbound,
-    EVTCHNSTAT_virq,
-)
 from xenemu.abi.xen import Nr
-from xenemu.decode import VIRQS, Call, format_args
+from xenemu.decode import Call, describe_port, format_args
 from xenemu.hv.calls import CallRecord
 from xenemu.hv.current import Current, Details, Observer
 from xenemu.hv.dispatch import STANDING, Hypercall, format_result
@@ -48,7 +42,6 @@ from xenemu.hv.event_channel import is_masked
 from xenemu.hv.frame_table import LEVELS
 from xenemu.hv.observe import Watch
 from xenemu.hv.shared_info import UPCALL_MASK
-from xenemu.hv.state.events import Channel
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.peek import Code, caller, in_kernel
 from xenemu.x86.paging import (
@@ -172,7 +165,11 @@ class Tracer(Observer):
         """Tell an event, and what keeps it from the guest."""
         events = current.domain.events
         channel = events.channels[port]
-        event: Event = {"port": port, "what": _what(channel), "vcpu_notified": channel.notify_vcpu}
+        event: Event = {
+            "port": port,
+            "what": describe_port(channel),
+            "vcpu_notified": channel.notify_vcpu,
+        }
         if was_pending:
             event["pending"] = True
         if is_masked(current.domain, port):
@@ -235,20 +232,6 @@ def _place(current: Current) -> Event:
     cpu = current.cpu
     rip = caller(current) if _in_call(current) else cpu.rip
     return {"at_ns": cpu.now_ns, "vcpu": current.vcpu.vcpu_id, "rip": rip}
-
-
-def _what(channel: Channel) -> str:
-    """What a port is, in a few words."""
-    match channel.state:
-        case state if state == EVTCHNSTAT_virq:
-            return VIRQS.get(channel.virq, f"VIRQ {channel.virq}")
-        case state if state == EVTCHNSTAT_ipi:
-            return "ipi"
-        case state if state == EVTCHNSTAT_interdomain:
-            return f"d{channel.remote_domid} port {channel.remote_port}"
-        case state if state == EVTCHNSTAT_unbound:
-            return f"unbound, for d{channel.remote_domid}"
-    return "closed"
 
 
 # Text.

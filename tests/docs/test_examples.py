@@ -195,7 +195,10 @@ def _shown_only() -> list[tuple[str, str]]:
     for path, language in itertools.product(DOCUMENTS, ("", "sh")):
         for line, text in _blocks(path, language):
             for command in text.replace("\\\n", " ").splitlines():
-                if command.strip().removeprefix("$ ").startswith("xenemu ") and "..." not in command:
+                if (
+                    command.strip().removeprefix("$ ").startswith("xenemu ")
+                    and "..." not in command
+                ):
                     found.append((f"{path.name}:{line}", command.strip().removeprefix("$ ")))
     return found
 

@@ -212,7 +212,7 @@ def test_areas_of_the_kernels_are_written_when_it_is_entered(current: Current) -
     vcpu.runstate_area, vcpu.time_area = areas, areas + 0x100
     toggle_guest_mode(current)
     current.cpu.now_ns = EPOCH_NS
-    set_runstate(vcpu, RunState.RUNNING, current.cpu.now_ns)
+    set_runstate(current.domain, vcpu, RunState.RUNNING, current.cpu.now_ns)
     update_runstate_area(current)
     refresh_time(current)
     assert current.domain.memory.read(Maddr(DATA), 0x200) == bytes(0x200)

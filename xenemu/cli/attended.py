@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from xenemu.cli.dumping import Dumping
     from xenemu.cli.keeping import Keeping
     from xenemu.cli.suspending import Suspending
+    from xenemu.cli.viewing import Viewing
     from xenemu.dom0.p9 import Share
     from xenemu.explain import Explainer
     from xenemu.gdb.channel import Listener
@@ -93,6 +94,7 @@ class AttendedRun:
     log: Output | None = None
     trace_file: Output | None = None
     covering: Covering | None = None
+    viewing: Viewing | None = None
     listener: Listener | None = None
     wired: Wired | None = None
     capture: Output | None = None
@@ -121,8 +123,9 @@ class AttendedRun:
         """
         if self.listener and self.suspending and self.suspending.waits:
             raise UsageError("--on-suspend preserve: with --gdb, nobody would hear gdb meanwhile")
-        if self.life.restarts_any and (self.listener or self.covering):
-            option = "--gdb" if self.listener else "--coverage"
+        if self.life.restarts_any and (self.listener or self.covering or self.viewing):
+            option = self.viewing.option if self.viewing else "--coverage"
+            option = "--gdb" if self.listener else option
             raise UsageError(f"{option}: this is of one boot; leave it out, or --on-... restart")
         stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
         if not self._has_stdio:
@@ -150,6 +153,7 @@ class AttendedRun:
             )
             terminal = self._terminal(machine, silence, stdin, stdout, status)
             write_coverage = self.covering.begin(machine, load()) if self.covering else None
+            end_views = self.viewing.begin(machine, load()) if self.viewing else None
             status.make_room()
             if is_terminal() or self.verbose:
                 leave = "; Ctrl-] twice leaves" if terminal.interactive else ""
@@ -178,6 +182,8 @@ class AttendedRun:
                         self.life,
                     )
             host_s = time.monotonic() - started
+            if end_views is not None:
+                end_views()
         finally:
             typer.echo(status.end(), err=True, nl=False)
 

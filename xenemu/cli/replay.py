@@ -22,6 +22,7 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import initial_ramdisk
 from xenemu.cli.run import run
+from xenemu.cli.viewing import TimelineHostTime, TimelineTo, Viewing
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -282,6 +283,8 @@ def replay(
     trace_format: HowTraced = TraceFormat.TEXT,
     coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
+    timeline: TimelineTo = None,
+    timeline_host_time: TimelineHostTime = False,
     gdb: Gdb = None,
     symbols: Symbols = None,
     audit: Audit = None,
@@ -323,6 +326,7 @@ def replay(
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, guest.config.all_vcpus),
+            viewing=Viewing.parse(outputs, timeline, timeline_host_time, gdb),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

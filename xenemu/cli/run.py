@@ -65,6 +65,7 @@ from xenemu.cli.suspend_options import (
     parse_away,
     suspending_of,
 )
+from xenemu.cli.viewing import TimelineHostTime, TimelineTo, Viewing
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -260,6 +261,8 @@ def run(
     trace_format: HowTraced = TraceFormat.TEXT,
     coverage: Coverage = None,
     coverage_by_vcpu: CoverageByVcpu = False,
+    timeline: TimelineTo = None,
+    timeline_host_time: TimelineHostTime = False,
     gdb: Gdb = None,
     symbols: Symbols = None,
     control: Control = None,
@@ -391,6 +394,7 @@ def run(
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.all_vcpus),
+            viewing=Viewing.parse(outputs, timeline, timeline_host_time, gdb),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

@@ -122,7 +122,7 @@ class Engine(Registers):
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
-        loaded.coverage.room = 0  # or blocks would go where another engine's log was
+        loaded.coverage.room = loaded.notes.room = 0  # or they would go where another engine's were
         self._vcpu.ports = self._vcpu.undefined_bits = 0
         self._vcpu.upcall_pending = None  # which is in memory of the last engine's guest
         self._vcpu.delivered_kind = self._vcpu.delivered_vector = 0
@@ -130,6 +130,7 @@ class Engine(Registers):
         self.set_prices({})
         self.look = lambda: None
         self.block_log: object = None  # a BlockLog: the shim writes into its buffer
+        self.lane_notes: object = None  # a LaneNotes: the same
         self.put_off = 0  # nanoseconds of the slice that a step leaves for later
         self._error: BaseException | None = None
         self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)

@@ -131,6 +131,8 @@ class Shim:
         self.counters = self._shared("counters")
         self.coverage = self._shared("coverage")
         self.block: Any = type(self._shared("block"))
+        self.notes = self._shared("notes")
+        self.note: Any = type(self._shared("note"))
         self._check_record("page_info", page_info.places(), page_info.RECORD.size)
         vcpu_places = {name: (8 * at, 8) for at, name in enumerate(SHARED)}
         self._check_record("pv_vcpu", vcpu_places, 8 * len(SHARED))

@@ -26,6 +26,7 @@ from typing import Final
 from xenemu.abi.errno import EINVAL, ENOSYS
 from xenemu.abi.io.blkif import (
     BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     BLKIF_OP_WRITE_BARRIER,
@@ -69,6 +70,14 @@ MAX_QUEUES: Final = 4
 MAX_RING_PAGE_ORDER: Final = 4
 MAX_PERSISTENT: Final = 1056  # pages that a queue keeps mapped: blkback's max_pgrants
 WIDTHS: Final = {b"x86_64-abi": 8, b"x86_32-abi": 4}
+
+OPERATIONS: Final = {  # as a watcher is told of them
+    BLKIF_OP_READ: "read",
+    BLKIF_OP_WRITE: "write",
+    BLKIF_OP_WRITE_BARRIER: "write barrier",
+    BLKIF_OP_FLUSH_DISKCACHE: "flush",
+    BLKIF_OP_DISCARD: "discard",
+}
 
 DONE: Final = 1  # the timer's number: a request is done
 
@@ -359,6 +368,9 @@ class Block(BusBackend):
         if took_ns is not None:
             self.free_ns = max(self.free_ns, now_ns) + took_ns
             is_discard = response[1] == BLKIF_OP_DISCARD
+            for observer in domain.watch or ():
+                what = OPERATIONS.get(response[1], f"operation {response[1]}")
+                observer.served(self.name, what, self.free_ns + LATENCY_NS)
             pending = Pending(number, self.free_ns + LATENCY_NS, ring.rsp_prod, is_discard)
             self.pending.append(pending)
         elif self.pending:

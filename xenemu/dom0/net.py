@@ -265,6 +265,8 @@ class Vif(BusBackend):
         if problem:
             self._note(problem)
             return
+        for observer in domain.watch or ():
+            observer.served(self.name, f"sent, {len(packet)} bytes")
         try:
             self._send([*_whole_packets(packet, first.flags, gso)], now_ns)
         except OffloadError as error:
@@ -329,6 +331,8 @@ class Vif(BusBackend):
                     status, self.reason = error.status, error.reason
                 ring.put(memory, RX_RESPONSE.pack(buffer_id, 0, flags, status))
             self.counts.received += 1
+            for observer in domain.watch or ():
+                observer.served(self.name, f"received, {len(packet)} bytes")
         return ring.push(memory)
 
 

@@ -6,7 +6,7 @@ In Xen: include/asm-x86/current.h, include/asm-x86/guest_access.h.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from xenemu.abi.layout import Struct
 from xenemu.hv.calls import CallRecord
@@ -117,7 +117,12 @@ class Current:
 
 
 class Observer:
-    """What can be seen; each method does nothing, for a subclass to override."""
+    """What can be seen; each method does nothing, for a subclass to override.
+
+    With `shuts_lane`, the model does all of a guest's work meanwhile, or some would not be seen.
+    """
+
+    shuts_lane: ClassVar[bool] = True
 
     def call_begins(self, current: Current, row: Any, record: CallRecord) -> None:
         """A hypercall begins; the calls of a multicall begin and end before the multicall ends.
@@ -160,6 +165,18 @@ class Observer:
 
         Ports that nothing answers are told only after `Machine.show_ports`.
         """
+
+    def timer_fired(self, current: Current, kind: str, number: int) -> None:
+        """A timer is due; `hv.state.timers.Key` says of what kind, and of whom."""
+
+    def runstate_changed(self, vcpu: Vcpu, now_ns: int) -> None:
+        """A vcpu enters another state, `vcpu.runstate`, at that instant."""
+
+    def served(self, device: str, what: str, until_ns: int | None = None) -> None:
+        """A device of dom0's serves a request: now, or from now until that instant."""
+
+    def printed(self, current: Current, data: bytes) -> None:
+        """The console has shown what the guest printed."""
 
     def logged(self, current: Current, sentence: str) -> None:
         """Something was refused outside of a hypercall's result."""

@@ -32,13 +32,19 @@ class Watch:
         """Tell an observer what happens from now on."""
         self.observers.append(observer)
         self.current.domain.watch = self
-        self.current.cpu.open_lane(False)  # or some calls would not be seen
+        if observer.shuts_lane:
+            self.current.cpu.open_lane(False)
 
     def remove(self, observer: Observer) -> None:
         """Tell an observer nothing more; ValueError if it was told nothing before."""
         self.observers.remove(observer)
         if not self.observers:
             self.current.domain.watch = None
+
+    @property
+    def shuts_lane(self) -> bool:
+        """Whether somebody would not see what the lane does."""
+        return any(observer.shuts_lane for observer in self.observers)
 
     def __iter__(self) -> Iterator[Observer]:
         return iter(self.observers)

@@ -117,14 +117,14 @@ def block(current: Current, poll_ports: frozenset[int] = NO_POLL) -> None:
     vcpu = current.vcpu
     vcpu.blocked = True
     vcpu.poll_ports = poll_ports
-    set_runstate(vcpu, RunState.BLOCKED, current.cpu.now_ns)
+    set_runstate(current.domain, vcpu, RunState.BLOCKED, current.cpu.now_ns)
     leave_cpu(current)
 
 
 def bring_up(current: Current, vcpu: Vcpu) -> None:
     """Let a vcpu that is initialised and down run; the vcpu that asked gives way."""
     vcpu.online = current.domain.reschedule = True
-    wait(vcpu, current.cpu.now_ns)
+    wait(current.domain, vcpu, current.cpu.now_ns)
     current.changed(vcpu, "up")
 
 
@@ -134,7 +134,7 @@ def take_down(current: Current, vcpu: Vcpu, why: str) -> None:
     `why` is a sentence for the person, in case that it is the last one.
     """
     vcpu.online = False
-    set_runstate(vcpu, RunState.OFFLINE, current.cpu.now_ns)
+    set_runstate(current.domain, vcpu, RunState.OFFLINE, current.cpu.now_ns)
     current.changed(vcpu, "down")
     if vcpu is current.vcpu:
         leave_cpu(current)
@@ -159,7 +159,7 @@ def enter(current: Current) -> None:
     """The current vcpu gets the CPU: account for it, and show the guest its runstate."""
     vcpu, now_ns = current.vcpu, current.cpu.now_ns
     _account_for_woken(current.domain, now_ns)
-    set_runstate(vcpu, RunState.RUNNING, now_ns)
+    set_runstate(current.domain, vcpu, RunState.RUNNING, now_ns)
     update_runstate_area(current)
     _go_on_ticking(current)
 
@@ -169,7 +169,7 @@ def leave(current: Current) -> None:
     vcpu, now_ns = current.vcpu, current.cpu.now_ns
     _account_for_woken(current.domain, now_ns)
     if vcpu.runstate is RunState.RUNNING:
-        set_runstate(vcpu, RunState.RUNNABLE, now_ns)
+        set_runstate(current.domain, vcpu, RunState.RUNNABLE, now_ns)
     current.domain.timers.cancel((PERIODIC, vcpu.vcpu_id))
     update_runstate_area(current)
 
@@ -194,20 +194,23 @@ def unpause(current: Current) -> None:
 def _settle(current: Current) -> None:
     for vcpu in current.domain.vcpus:
         if vcpu.online:
-            wait(vcpu, current.cpu.now_ns, current.domain.paused)
+            wait(current.domain, vcpu, current.cpu.now_ns, current.domain.paused)
 
 
 # Runstate.
 
 
-def set_runstate(vcpu: Vcpu, state: RunState, now_ns: int) -> None:
+def set_runstate(domain: Domain, vcpu: Vcpu, state: RunState, now_ns: int) -> None:
     """Enter a state, and add the time since the last change to the state that ends."""
     vcpu.runstate_times_ns[vcpu.runstate] += now_ns - vcpu.runstate_since_ns
     vcpu.runstate = state
     vcpu.runstate_since_ns = now_ns
+    if domain.watch is not None:
+        for observer in domain.watch:
+            observer.runstate_changed(vcpu, now_ns)
 
 
-def wait(vcpu: Vcpu, now_ns: int, paused: bool = False) -> None:
+def wait(domain: Domain, vcpu: Vcpu, now_ns: int, paused: bool = False) -> None:
     """Enter the state of a vcpu that does not run. One that went down while blocked stays blocked.
 
     `paused`: its domain is.
@@ -217,7 +220,7 @@ def wait(vcpu: Vcpu, now_ns: int, paused: bool = False) -> None:
     state = RunState.RUNNABLE if vcpu.online and not paused else RunState.OFFLINE
     state = RunState.BLOCKED if vcpu.blocked else state
     if vcpu.runstate is not state:
-        set_runstate(vcpu, state, now_ns)
+        set_runstate(domain, vcpu, state, now_ns)
 
 
 def runstate_info(vcpu: Vcpu, now_ns: int) -> vcpu_runstate_info:
@@ -253,7 +256,7 @@ def _account_for_woken(domain: Domain, now_ns: int) -> None:
     """
     for vcpu in domain.vcpus:
         if vcpu.runstate is RunState.BLOCKED:
-            wait(vcpu, now_ns, domain.paused)
+            wait(domain, vcpu, now_ns, domain.paused)
 
 
 # Timers and the end.

@@ -24,4 +24,6 @@ def join(*tables: Owners) -> Owners:
 def fire_due(current: Current, owners: Owners) -> None:
     """For each timer that is due, do what its owner says."""
     for kind, number in current.domain.timers.pop_due(current.cpu.now_ns):
+        for observer in current.watch or ():
+            observer.timer_fired(current, kind, number)
         owners[kind](current, number)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from hypercalls import TABLE
 from xenemu import entries
@@ -31,6 +32,9 @@ from xenemu.machine.host import Host
 from xenemu.machine.past import Past
 from xenemu.pvh.exits import PORTS
 from xenemu.sampling import Samples
+
+if TYPE_CHECKING:
+    from xenemu.cpu.lane_notes import LaneNotes, Note
 
 
 def check_engine() -> None:
@@ -169,6 +173,12 @@ class Core:
         """Note which code the guest runs from now on, and if asked, which vcpu runs it."""
         self._blocks = BlockLog(self.engine, self.current.vcpu.vcpu_id if by_vcpu else None)
         return self._blocks
+
+    def note_lane(self, take: Callable[[Iterable[Note]], None]) -> LaneNotes:
+        """Give `take` what the lane does from now on; see `cpu.lane_notes`."""
+        from xenemu.cpu.lane_notes import LaneNotes  # noqa: PLC0415 (few runs want it)
+
+        return LaneNotes(self.engine, take)
 
     def show_ports(self) -> None:
         """Let observers hear of all ports that the guest tries."""

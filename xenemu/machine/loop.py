@@ -244,5 +244,7 @@ class Run:
             machine.printed += len(output)
             if fresh := bytes(output[repeated:]):
                 self._told = machine.printed
+                for observer in machine.current.watch or ():
+                    observer.printed(machine.current, fresh)
                 self.outside.show(fresh)
             output.clear()

@@ -1,8 +1,9 @@
 """The lane: ordinary work that the CPU does for a PV vcpu without the model.
 
 The model tells the CPU what it needs to know of the vcpu, and whether the lane is open. It is shut
-while somebody watches the guest, and while something comes first. For example, an NMI waits, old
-tables are to be dropped, or a new address space would unmap a page of the LDT.
+while somebody watches the guest who would not see what the lane does. It is also shut while
+something comes first. For example, an NMI waits, old tables are to be dropped, or a new address
+space would unmap a page of the LDT.
 
 The C shim has the lane itself: cpu/native/lane.c and the files that include lane.h.
 """
@@ -44,7 +45,7 @@ class LaneGate:
             self._told, self._of = now, (state, domain)
             current.cpu.join_lane(lane_of(current, state))
         current.cpu.open_lane(
-            domain.watch is None
+            (domain.watch is None or not domain.watch.shuts_lane)
             and not frames.old_tables
             and not state.ldt_frames
             and not (state.nmi_pending or state.nmi_masked or vcpu.areas_stale)

@@ -26,6 +26,7 @@ from xenemu.dom0.verbs import VERBS
 from xenemu.errors import UsageError
 from xenemu.hv.current import Current
 from xenemu.hv.state.schedule import Schedule
+from xenemu.linux import MILESTONES
 from xenemu.machine import DomainConfig, Limits, Line, Machine, Source
 from xenemu.machine.ends import Life
 from xenemu.machine.outside import Outside
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
 
 PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked whether it panicked
 LOOK_S: Final = 0.25  # how long it waits before it looks whether it is to stop
-MILESTONES: Final = {
-    "kernel": re.compile(r"(?:\[ *\d+\.\d+\] )?Linux version \d"),
-    "init": re.compile(r"(?:\[ *\d+\.\d+\] )?Run \S+ as init process"),
-}
 IGNORED_CODES: Final = (0, 3)  # after which nobody asks where the guest was
 CRASHED_CODES: Final = (4, 5)  # after which the guest's memory tells why
 MAX_CORE: Final = 64 << 20  # bytes that a core may have, compressed

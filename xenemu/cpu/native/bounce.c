@@ -170,6 +170,8 @@ static bool page_fault64(uint64_t vaddr, uint32_t error)
     pass(EXIT_EXCEPTION);
     G.lane.vcpu->cr2 = vaddr;
     memcpy(G.lane.info + CR2_64, &vaddr, sizeof vaddr);
+    NOTE(.what = NOTED_PAGE_FAULT, .at_ns = lane_now(), .args = {vaddr, error},
+         .user = frame.from_user);
     bounce(&frame, G.lane.pf_handler, G.lane.pf_masks);
     return true;
 }
@@ -197,6 +199,7 @@ bool syscall_from_user(void)
         !prepare(&frame, -1, rip, U.read_eflags(G.env)))
         return false;
     pass(EXIT_SYSCALL);
+    NOTE(.what = NOTED_SYSCALL, .at_ns = lane_now(), .user = true);
     bounce(&frame, G.lane.syscall_handler, G.lane.syscall_masks);
     set_rflags(G.vcpu.rflags & ~(uint64_t)EFLAGS_DF);
     regs[R11] = G.vcpu.rflags;
@@ -231,6 +234,7 @@ bool iret64(void)
         !find_segment(ss, &flat_stack, GOOD | SEGMENT_RW, SEGMENT_CODE, &stack))
         return false;
     pass(EXIT_SYSCALL);
+    NOTE(.what = NOTED_IRET, .at_ns = lane_now(), .user = to_user);
     if (to_user)
         toggle_guest_mode();
     G.lane.info[UPCALL_MASK] = masked;

@@ -151,6 +151,8 @@ bool page_fault32(uint64_t vaddr, uint32_t error)
     pass(EXIT_EXCEPTION);
     G.lane.vcpu->cr2 = vaddr;
     memcpy(G.lane.info + CR2_32, &vaddr, sizeof(uint32_t));
+    NOTE(.what = NOTED_PAGE_FAULT, .at_ns = lane_now(), .args = {vaddr, error},
+         .user = !G.lane.vcpu->kernel_mode);
     enter(&entry, G.lane.pf_handler, G.lane.pf_masks);
     return true;
 }
@@ -163,6 +165,7 @@ bool int80_32(void)
     if (!prepare(&entry, G.lane.int80_cs, G.lane.int80_handler, NO_ERROR))
         return false;
     pass(EXIT_SOFT_INT);
+    NOTE(.what = NOTED_INT80, .at_ns = lane_now(), .user = !G.lane.vcpu->kernel_mode);
     enter(&entry, G.lane.int80_handler, G.lane.int80_masks);
     return true;
 }
@@ -190,6 +193,7 @@ bool iret32(void)
     if (!find_code(cs, frame.eip, &code) || !find_stack(outer.ss & 0xffff, cs & RPL, &stack))
         return false;
     pass(EXIT_SOFT_INT);
+    NOTE(.what = NOTED_IRET, .at_ns = lane_now(), .user = (cs & RPL) != KERNEL_RING32);
     G.lane.info[UPCALL_MASK] = masked;
     regs[RAX] = frame.eax;
     regs[RSP] = outer.esp;

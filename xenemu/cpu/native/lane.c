@@ -206,7 +206,7 @@ static void begin(enum exit_kind kind, uint32_t number, const uint64_t *args, un
     pass(kind);
     struct call_record *record = &G.lane.log->calls[G.lane.log->count++ % CALLS_KEPT];
     *record = (struct call_record){
-        .at_ns = G.clock.end - G.clock.left + G.clock.skipped_ns,
+        .at_ns = lane_now(),
         .rip = FIELD(G.env, ENV_EIP, uint64_t),
         .number = number,
         .vcpu_id = G.lane.vcpu_id,
@@ -417,7 +417,12 @@ static bool hypercall(enum exit_kind kind, uint64_t number)
         is_upcall_due(G.lane.info[UPCALL_MASK]))
         return false;
     (G.lane.width == 8 ? arguments64 : arguments32)(number, args);
-    return calls[number](kind, args);
+    if (!calls[number](kind, args))
+        return false;
+    const struct call_record *record = &G.lane.log->calls[(G.lane.log->count - 1) % CALLS_KEPT];
+    NOTE(.what = NOTED_CALL, .number = number, .at_ns = record->at_ns, .until_ns = lane_now(),
+         .args = {args[0], args[1], args[2], args[3]});
+    return true;
 }
 
 /* Do what a SYSCALL of a 64-bit guest's asks for, if that is ordinary; whether it was done. */

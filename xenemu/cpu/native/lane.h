@@ -46,6 +46,21 @@ static inline bool is_upcall_due(bool masked)
     return G.lane.info[UPCALL_PENDING] && !masked;
 }
 
+static inline uint64_t lane_now(void)
+{
+    return G.clock.end - G.clock.left + G.clock.skipped_ns;
+}
+
+/* notes.c */
+void note_done(const struct note *done);
+
+/* Note what was done, if somebody watches. */
+#define NOTE(...)                                                                                \
+    do {                                                                                         \
+        if (!LIKELY(!G.notes.room))                                                              \
+            note_done(&(struct note){.vcpu_id = G.lane.vcpu_id, __VA_ARGS__});                   \
+    } while (0)
+
 /* lane.c */
 bool in_guest_range(uint64_t vaddr);
 uint64_t *l1_entry(uint64_t root, uint64_t vaddr);

@@ -23,6 +23,7 @@ enum { /* G.registers.waits */
     WAITS_DEBUG_HELD = 32,
 };
 #define NOWHERE UINT64_MAX
+enum noted { NOTED_CALL, NOTED_PAGE_FAULT, NOTED_SYSCALL, NOTED_INT80, NOTED_IRET }; /* `what` */
 enum { STOP_HYPERVISOR = 1, STOP_DEBUGGER = 2 }; /* G.exit.stop: who wants to leave */
 enum debug_stop { NO_STOP, STOP_BREAKPOINT, STOP_WATCHPOINT, STOP_FAULT }; /* G.debug.stop */
 

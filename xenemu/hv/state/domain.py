@@ -77,6 +77,10 @@ class Backend(Protocol):
 class Watchers(Protocol):
     """The observers of a domain, which are told everything that an observer could want to know."""
 
+    @property
+    def shuts_lane(self) -> bool:
+        """Whether the CPU must leave all of the guest's work to the model."""
+
     def __iter__(self) -> Iterator[Any]:
         """Each is a `hv.current.Observer`."""
 

@@ -255,7 +255,7 @@ class _Restore:
                 f"Xen refuses the registers of vcpu {number}: {error.reason}"
             ) from None
         vcpu.initialised = vcpu.online = True
-        wait(vcpu, self.now_ns)
+        wait(domain, vcpu, self.now_ns)
         vcpu.periodic_from_ns = self.now_ns
         if number == 0:
             vcpu.runstate = RunState.RUNNING

@@ -146,6 +146,6 @@ class _Restore:
         vcpu.saved = hvm_context.context(registers, pat)
         pack(vcpu.saved)  # or a field has another size than the CPU's
         vcpu.initialised = vcpu.online = True
-        wait(vcpu, self.now_ns)
+        wait(self.domain, vcpu, self.now_ns)
         if number == 0:
             vcpu.runstate = RunState.RUNNING

@@ -1,0 +1,69 @@
+"""`xenemu run --timeline`: its forms, what it does not change, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tinyguest
+from xenemu.outcome import EXIT_IMAGE
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    path = tmp_path / "kernel"
+    path.write_bytes(tinyguest.kernel(tinyguest.shutdown(tinyguest.POWEROFF)))
+    return str(path)
+
+
+def test_a_timeline_has_the_last_call_in_either_form(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    names = ("first.json", "again.json", "first.pftrace", "again.pftrace")
+    for name in names:
+        assert xenemu_run(kernel, "--timeline", tmp_path / name).returncode == 0
+    json_, json_again, trace, trace_again = ((tmp_path / name).read_bytes() for name in names)
+    assert (json_, trace) == (json_again, trace_again)
+    assert "sched_op(shutdown)" in [e.get("name") for e in json.loads(json_)["traceEvents"]]
+    assert b"sched_op(shutdown)" in trace
+
+
+def test_the_guest_runs_the_same(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
+    without = xenemu_run(kernel).stderr.rpartition(b", ")[0]
+    watched = xenemu_run(kernel, "--timeline", tmp_path / "t", "--timeline-host-time")
+    assert watched.stderr.rpartition(b", ")[0] == without
+    assert b"host CPU" in (tmp_path / "t").read_bytes()
+
+
+def test_what_makes_no_sense_is_refused_and_leaves_nothing(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    file = tmp_path / "t"
+    for options, why in (
+        (["--timeline-host-time"], "--timeline-host-time: say where to, with --timeline FILE"),
+        (
+            ["--timeline", file, "--gdb", f"unix:{tmp_path}/s"],
+            "--timeline: not with --gdb, where a guest may go back in time",
+        ),
+        (
+            ["--timeline", file, "--on-reboot", "restart"],
+            "--timeline: this is of one boot; leave it out, or --on-... restart",
+        ),
+        (["--timeline", file, "--log", file], f"--timeline {file}: the same file as --log {file}"),
+    ):
+        result = xenemu_run(kernel, *options)
+        assert (result.returncode, result.stderr) == (EXIT_IMAGE, f"xenemu: {why}\n".encode())
+        assert not file.exists()
+
+
+def test_a_file_with_something_in_it_stays(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
+    file = tmp_path / "t"
+    file.write_text("mine")
+    assert xenemu_run(kernel, "--timeline", file).returncode == EXIT_IMAGE
+    assert file.read_text() == "mine"
