@@ -43,7 +43,7 @@ def _parse() -> argparse.Namespace:
 
     command = commands.add_parser("measure", help=f"measure groups, and keep {results.FILE.name}")
     command.set_defaults(command=_measure)
-    command.add_argument("group", nargs="*", choices=[*GROUPS, []], help="default: all")
+    command.add_argument("group", nargs="*", help=f"default: all, which are {', '.join(GROUPS)}")
     rounds = command.add_mutually_exclusive_group()
     rounds.add_argument("--rounds", type=int, metavar="N", help="default: each group's own")
     rounds.add_argument("--quick", dest="rounds", action="store_const", const=1, help="one round")
@@ -65,6 +65,9 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if getattr(arguments, "rounds", None) is not None and arguments.rounds < 1:
         parser.error("--rounds: at least 1")
+    for name in getattr(arguments, "group", ()):
+        if name not in GROUPS:
+            parser.error(f"no group {name!r}; there are: {', '.join(GROUPS)}")
     return arguments
 
 

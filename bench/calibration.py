@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import struct
 import zlib
-from typing import Final
+from typing import Any, Final
 
 import unicorn
 from unicorn import x86_const
 
+ENGINE: Final[Any] = unicorn  # which declares no types
 TURNS: Final = 1_000_000  # of the loop in Python
 BLOCKS: Final = 6000  # of code, each of which Unicorn translates once
 LOOPS: Final = 200  # through them
@@ -66,7 +67,7 @@ def engine() -> int:
             block += b"\xe9" + struct.pack("<i", (following - place) * 32 - len(block) - 5)
         code[place * 32 : place * 32 + len(block)] = block
     end = CODE + places[-1] * 32 + len(block)
-    machine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    machine: Any = ENGINE.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     machine.mem_map(CODE, 1 << 20)
     machine.mem_map(DATA, DATA_BYTES)
     machine.mem_write(CODE, bytes(code))

@@ -111,7 +111,7 @@ def _prepare(scratch: Path) -> list[Row]:
     draw = random.Random(1)
     (scratch / "disk").write_bytes(b"".join(draw.randbytes(1 << 20) for _ in range(DISK_MIB)))
     source = Path(__file__).with_name("reader.c")
-    build = ["gcc", "-O2", "-static", "-o", scratch / "reader", source]
+    build = ["gcc", "-O2", "-static", "-o", str(scratch / "reader"), str(source)]
     subprocess.run(build, check=True)
     folder, busybox = files.image(f"{CLOUD}-modules").path, files.image("busybox").path.read_bytes()
     for subject in subjects():

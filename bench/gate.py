@@ -200,9 +200,9 @@ def read(file: Path = FILE) -> tuple[dict[str, Stored], str]:
 
 def table(stored: Mapping[str, Stored]) -> str:
     """What is stored: a line for each row."""
-    lines = [["row", "calibrations", "noise", "fails above"]]
+    lines = [["row", "calibrations; of an operation, billionths", "noise", "fails above"]]
     for name, row in stored.items():
-        multiple = f"{row.multiple:.4g}"
+        multiple = f"{row.multiple:.0f}" if row.multiple > 100 else f"{row.multiple:.2f}"
         lines.append([name, multiple, f"{row.noise:.1%}", f"{row.most / row.multiple:.2f} of it"])
     return report.markdown(lines, names=1)
 

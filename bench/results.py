@@ -125,11 +125,12 @@ def compare(revision: str, file: Path = FILE) -> Iterator[str]:
 
 
 def _git(*words: str, folder: Path = ROOT) -> str | None:
-    command = ("git", "-C", folder, *words)
+    command = ("git", "-C", str(folder), *words)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()
 
 
 def _processor() -> str:

@@ -72,9 +72,12 @@ def _table(figures: Figures) -> str:
     sizes = [row for row in map(size_row, SIZES_MIB) if row in figures.rows]
     numbers = [row for row in figures.rows if row not in sizes]
     walls = [(name, 2) for name in WALL.values()]
-    return (
-        f"{report.plain(figures, [*columns, (CALL, 1)], sizes)}\n\n"
-        f"Boots that run at the same time:\n\n{report.plain(figures, walls, numbers)}"
+    tables = (
+        ("", sizes, [*columns, (CALL, 1)]),
+        ("Boots that run at the same time:\n\n", numbers, walls),
+    )
+    return "\n\n".join(
+        f"{title}{report.plain(figures, columns, rows)}" for title, rows, columns in tables if rows
     )
 
 

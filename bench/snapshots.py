@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from bench import files, qemu, report
 from bench.files import CLOUD, MEMORY, XENEMU
@@ -64,7 +65,7 @@ def started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[b
             process.kill()
 
 
-def wait_for(stream: BinaryIO | None, wanted: bytes) -> None:
+def wait_for(stream: IO[bytes] | RawIOBase | None, wanted: bytes) -> None:
     """Read until something was shown; BenchError if it never is."""
     assert stream is not None
     shown, deadline = b"", time.monotonic() + TIMEOUT

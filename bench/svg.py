@@ -111,7 +111,7 @@ def lines(
 
 def _step(most: float) -> float:
     """A round step of which three to eight reach `most`."""
-    power = 10 ** math.floor(math.log10(most))
+    power = 10.0 ** math.floor(math.log10(most))
     return next(power * part for part in (0.2, 0.5, 1, 2) if most / (power * part) <= 8)
 
 

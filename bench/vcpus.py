@@ -44,7 +44,7 @@ SUBJECTS: Final[dict[str, Command]] = {
 
 def _row(name: str, command: Command) -> Row:
     def run(folder: Path) -> Mapping[str, float]:
-        figures = {}
+        figures: dict[str, float] = {}
         for vcpus in VCPUS:
             end = measure(command(vcpus), folder, files.environment()).at[EXIT]
             figures |= {f"CPU s with {vcpus}": end.cpu, f"wall s with {vcpus}": end.wall}

@@ -54,7 +54,7 @@ def test_what_is_stored_is_read_again(tmp_path, capsys):
     gate._write({"boot": STORED}, file)
     rows, told = gate.read(file)
     assert rows == {"boot": STORED} and " on " in told
-    assert "10 " in gate.table(rows) and "1.06 of it" in gate.table(rows)
+    assert "10.00 " in gate.table(rows) and "1.06 of it" in gate.table(rows)
     file.write_text("{}")
     with pytest.raises(BenchError, match="not what"):
         gate.read(file)
