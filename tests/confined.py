@@ -85,6 +85,7 @@ NOT_THEN = """
     xenemu.cli.covering xenemu.cli.dumping.Dumping.parse xenemu.disks xenemu.image.lines
     xenemu.image.loader._not_a_kernel
     xenemu.machine.machine.Machine.snapshot
+    xenemu.cli.viewing xenemu.machine.core.Core.note_lane
     xenemu.cli.suspend_options xenemu.shares xenemu.smoke.session.Session._afterlife
     xenemu.smoke.session._dumper xenemu.smoke.session._record
     xenemu.smoke.session._recorded

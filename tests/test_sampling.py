@@ -67,7 +67,7 @@ def test_a_program_that_never_rests_is_named():
     guest.run(SPIN, times=9 * ENOUGH)
     guest.current.vcpu.arch.kernel_mode = True
     guest.run(WORK, times=ENOUGH)
-    words = "with a program that runs nearly all the time, and silent in its last 0.990 s"
+    words = "with a program that runs nearly all the time, and silent in its last 1.000 s"
     assert guest.pattern() == words
     assert guest.run(WORK).pattern() == ""
 
@@ -124,7 +124,12 @@ def test_each_vcpu_has_its_own_looks():
 
 def test_a_loop():
     guest = Guest().run(DELAY, times=ENOUGH + 1)
-    assert guest.pattern() == "in a loop in delay_tsc, and silent in its last 0.100 s"
+    assert guest.pattern() == "in a loop in delay_tsc, and silent in its last 0.110 s"
+
+
+def test_silence_may_be_longer_than_what_is_kept():
+    guest = Guest().run(DELAY, times=3 * KEPT)
+    assert guest.pattern() == "in a loop in delay_tsc, and silent in its last 7.680 s"
 
 
 def test_a_loop_with_a_tick_is_no_livelock():
@@ -136,13 +141,13 @@ def test_a_livelock():
     guest = Guest().run(SPIN, *[YIELD] * 128, SET_TIMER, times=11)
     assert guest.pattern() == (
         "in a livelock with nothing but sched_op(yield) and set_timer_op,"
-        " and silent in its last 0.100 s"
+        " and silent in its last 0.110 s"
     )
 
 
 def test_waiting():
     guest = Guest().run(None, BLOCK, times=19).run(SPIN)
-    assert guest.pattern() == "waiting nearly all the time, and silent in its last 0.190 s"
+    assert guest.pattern() == "waiting nearly all the time, and silent in its last 0.200 s"
 
 
 @pytest.mark.parametrize("spoken", [False, True])
@@ -184,7 +189,7 @@ def test_the_vcpus_that_are_busy_with_little_are_named():
     guest = of_several(3, (None,), (DELAY,), (SPIN, *[YIELD] * 64))
     assert guest.pattern() == (
         "with vcpu 1 in a loop in delay_tsc and vcpu 2 in a livelock with nothing but"
-        " sched_op(yield), and silent in its last 0.187 s"
+        " sched_op(yield), and silent in its last 0.200 s"
     )
     alike = of_several(2, (DELAY,), (DELAY,)).pattern()
     assert alike.startswith("with vcpu 0 and vcpu 1 in a loop in delay_tsc, and silent in")
@@ -192,7 +197,7 @@ def test_the_vcpus_that_are_busy_with_little_are_named():
 
 def test_vcpus_wait_if_all_do():
     words = of_several(2, (None,), (None,)).pattern()
-    assert words == "waiting nearly all the time, and silent in its last 0.195 s"
+    assert words == "waiting nearly all the time, and silent in its last 0.200 s"
     guest = of_several(2, (None,), (None,))
     for place in range(20):
         guest.run(WORK + 0x1000 * place)

@@ -23,6 +23,7 @@ from xenemu.image import DraftNotes
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 MOMENT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")  # seconds of the guest's time
+NEARLY_A_MOMENT: Final = re.compile(r"[0-9]+(?:[.,][0-9]*| ?[A-Za-z]{1,3}|[.,][0-9]* ?[A-Za-z]+)")
 PAGE: Final = 4 << 10
 MAX_MEMORY: Final = 64 << 30
 MAX_TREE: Final = 1 << 30  # bytes in all files of a directory for EFI
@@ -68,6 +69,21 @@ def parse_seconds(option: str, text: str) -> float:
 def parse_nanoseconds(option: str, text: str) -> int:
     """A time in seconds, as whole nanoseconds; UsageError as `parse_seconds`."""
     return int(parse_seconds(option, text) * 1e9)
+
+
+def parse_moment(text: str) -> float | None:
+    """Seconds of the guest's time, as in ``1.5s``; None: the text is to be a regular expression.
+
+    ValueError for what begins as a time does, and is none: nobody means an expression by that.
+    """
+    if found := MOMENT.fullmatch(text):
+        return float(found[1])
+    if NEARLY_A_MOMENT.fullmatch(text):
+        raise ValueError(
+            f"{text!r}: give a time in seconds, as in 1.5s; of an expression, put the first digit"
+            " in brackets, as in '[1].5'"
+        )
+    return None
 
 
 def parse_seed(option: str, text: str) -> int:

@@ -88,7 +88,7 @@ class Samples:
         that they wait is said if none was.
         """
         busy: dict[str, list[int]] = {}
-        waiting, times = True, []
+        waiting, is_clear = True, False
         for vcpu_id, kept in sorted(self.of_vcpu.items()):
             silent = [sample for sample in kept if sample.at_ns > self.spoke_ns]
             enough = len(silent) >= ENOUGH
@@ -96,11 +96,10 @@ class Samples:
             waiting &= words == IDLES or not (enough or current.domain.vcpus[vcpu_id].runnable)
             if words and words != IDLES:
                 busy.setdefault(words, []).append(vcpu_id)
-            if words:
-                times += [silent[0].at_ns, silent[-1].at_ns]
-        if not (times and (busy or waiting)):
+            is_clear |= bool(words)
+        if not (is_clear and (busy or waiting)):
             return ""
-        since = f"silent in its last {(max(times) - min(times)) / 1e9:.3f} s"
+        since = f"silent in its last {(current.cpu.now_ns - self.spoke_ns) / 1e9:.3f} s"
         if not busy:
             return f"{IDLES}, and {since}"
         if len(current.domain.vcpus) > 1:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,7 @@ else:
     from backports import zstd
 
 MAGIC: Final = b"xenemu snapshot\n"
+RECORDING_MAGIC: Final = b"xenemu recording\n"  # of recording/file, which is no snapshot
 FORMAT: Final = 3
 LEVEL: Final = 1  # of compression: the quickest
 DIGEST_SIZE: Final = 32
@@ -279,13 +280,23 @@ def _digest_of(kernel: str) -> str:
     return ""
 
 
+def open_now(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file to read; if it is a FIFO, without waiting for somebody who writes to it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb", buffering)
+
+
 def _rest_of(path: Path) -> memoryview:
     """What is in a file after the magic number."""
     try:
-        with path.open("rb", buffering=0) as file:
-            if file.read(len(MAGIC)) != MAGIC:  # a device may have no end
+        with open_now(path, buffering=0) as file:
+            magic = file.read(len(MAGIC))  # a device may have no end
+            if magic == RECORDING_MAGIC[: len(MAGIC)]:
+                raise UsageError(f"{path}: a recording, no snapshot: xenemu replay repeats its run")
+            if magic != MAGIC:
                 raise UsageError(f"{path}: this is no snapshot of xenemu's")
-            return memoryview(file.readall())
+            return memoryview(file.read())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 

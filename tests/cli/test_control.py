@@ -60,7 +60,7 @@ def test_a_guest_is_asked_and_destroyed(run: subprocess.Popen, ask, place: Path)
     assert ask("xenstore", "ls", "control")[1].startswith('/local/domain/1/control = ""\n')
     code, _, told = ask("fly")
     assert code == 7 and told.startswith("xenemu: there is no verb 'fly'; there are attach, ")
-    assert ask("memory") == (3, "", "xenemu: target is missing: memory SIZE\n")
+    assert ask("memory") == (3, "", "xenemu: target is missing: memory TARGET\n")
     lacking = "snapshot: the guest was started without --snapshot FILE to write to"
     assert ask("snapshot") == (3, "", f"xenemu: {lacking}\n")
     code, _, told = ask("pause", "now")

@@ -36,6 +36,12 @@ def test_twice_leaves(person: Person) -> None:
     assert person.escape.left
 
 
+def test_what_may_follow_is_told_once(person: Person) -> None:
+    for _ in range(3):
+        assert person.escape.take(b"\x1d]") == b"\x1d"
+    assert person.told == [HINT]
+
+
 def test_each_key_is_a_request(person: Person) -> None:
     for key, (_, request) in REQUESTS.items():
         assert person.asks(b"\x1d" + key.encode()) == [request]

@@ -70,3 +70,18 @@ def test_somebody_must_say_when(tmp_path):
         with pytest.raises(UsageError, match="which file"):
             Keeping.parse(outputs, [], "1s", header(), Expectations([]), is_asked=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_nearly_a_time_is_no_expression(tmp_path):
+    with Outputs() as outputs:
+        for at in ("1.5x", "1.5", "1.5 s", "3,5s", "10ms", "7.", "2 s"):
+            with pytest.raises(UsageError, match=r"--snapshot-at '.*': give a time in seconds"):
+                Keeping.parse(
+                    outputs, [tmp_path / "a"], at, header(), Expectations([]), is_asked=False
+                )
+        for at in ("[1].5", "5", "login: ", "1 of 3", "CPU1"):
+            keeping = Keeping.parse(
+                *(outputs, [tmp_path / f"{at} file"], at, header(), Expectations([])),
+                is_asked=False,
+            )
+            assert (keeping.at, keeping.at_ns) == (at, None)

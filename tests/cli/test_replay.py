@@ -239,6 +239,31 @@ def test_what_cannot_be_recorded_is_one_line(record, call, place, options, words
     assert not (place / "rec").exists()
 
 
+def test_a_fifo_where_a_file_was_is_not_waited_for(record, call, place):
+    for name in ("initrd", "module"):
+        (place / name).write_bytes(b"x" * 100)
+    assert record("--mode", "pv", "--initrd", "initrd").returncode == 0
+    (place / "initrd").unlink()
+    os.mkfifo(place / "initrd")
+    for words in (("replay", "rec"), ("diverge", "rec", "rec")):
+        result = call(*words)
+        assert result.returncode != 0 and b"initrd: not a file" in result.stderr
+
+
+def test_what_cannot_be_read_once_more_is_not_recorded(call, place):
+    """A pipe, as of a shell's <(...): it is empty after the run."""
+    reader, writer = os.pipe()
+    os.write(writer, b"ramdisk")
+    os.close(writer)
+    path = f"/dev/fd/{reader}"
+    result = call(
+        *("run", "kernel", *SMALL, "--initrd", path, "--record", "rec"), pass_fds=[reader]
+    )
+    os.close(reader)
+    assert f"--record: --initrd {path}: not a file that can be read once more" in told(result)
+    assert not (place / "rec").exists()
+
+
 def test_a_file_that_is_no_recording_is_told(record, call, place):
     assert "this is no recording of xenemu's" in told(call("replay", "kernel"))
     record()

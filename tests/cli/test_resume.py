@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -134,6 +135,17 @@ def test_what_cannot_be_kept_is_one_line(call, place, monkeypatch, options, word
     (line,) = result.stderr.splitlines()
     assert words in line
     assert not (place / "x").exists()
+
+
+def test_what_is_no_snapshot_is_told(call, place):
+    rec, fifo = place / "rec", place / "fifo"
+    rec.write_bytes(b"xenemu recording\n" + bytes(100))
+    os.mkfifo(fifo)
+    for path, words in (
+        (rec, b"rec: a recording, no snapshot: xenemu replay repeats its run"),
+        (fifo, b"fifo: this is no snapshot of xenemu's"),
+    ):
+        assert words in call("resume", path).stderr
 
 
 @pytest.mark.parametrize(

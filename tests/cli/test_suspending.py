@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from savedguests import Screen, make
 
+from tinyguest import POWEROFF, kernel, shutdown
 from xenemu.cli.suspending import Action, Suspending
 from xenemu.dom0.verbs import VERBS
 from xenemu.machine import Machine
@@ -84,3 +85,10 @@ def test_a_guest_that_cannot_be_saved_goes_on(monkeypatch):
     end, shown, told, _ = run(suspending)
     assert end is End.POWEROFF and shown.endswith(TWICE.format(1, 1))
     assert told[0].endswith("where a ring is; it goes on")
+
+
+def test_a_preserved_guest_needs_somebody_who_says_what_becomes_of_it(tmp_path, xenemu_run):
+    (tmp_path / "kernel").write_bytes(kernel(shutdown(POWEROFF)))
+    done = xenemu_run(tmp_path / "kernel", "--on-suspend", "preserve")
+    assert (done.returncode, done.stdout) == (7, b"")
+    assert b"--on-suspend preserve: nobody could say what becomes of the guest" in done.stderr

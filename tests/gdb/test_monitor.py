@@ -149,6 +149,7 @@ def test_help_keeps_its_two_columns_apart(monitor):
         ("checkpoint 1", "usage: monitor checkpoint"),
         ("checkpoints 1", "usage: monitor checkpoints"),
         ("goto", "usage: monitor goto COUNT|TIME|#N|off"),
+        ("goto 1.5", "1.5 is no count of instructions; for a time, say 1.5s"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(monitor, line, words):

@@ -52,6 +52,14 @@ def test_what_is_written_is_read(domain):
     assert saved.read(memoryview(bytes(bare) + b"rest"))[1] == b"rest"
 
 
+def test_a_file_says_that_its_guest_is_a_shell_of_ours_and_others_need_not():
+    data = bytearray()
+    envelope.write(data.extend, PV, replace(TOLD, is_shell=True))
+    assert envelope.read(memoryview(bytes(data)))[1].is_shell
+    strange = bytes(data).replace(b'"is_shell": true', b'"is_shell": 1   ')
+    assert not envelope.read(memoryview(strange))[1].is_shell
+
+
 def test_a_stream_of_version_2_has_no_policies():
     data = bytearray(written(replace(HVM, cpuid_policy=b"", msr_policy=b"")))
     data[12:16] = (2).to_bytes(4, "big")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from pathlib import Path
@@ -10,12 +11,12 @@ import msgspec
 import pytest
 
 from xenemu.errors import UsageError
-from xenemu.image.loader import RECORDING_MAGIC
 from xenemu.machine import DomainConfig
 from xenemu.outcome import End
-from xenemu.recording.events import Answered, Arrived, Changed, Checked, Ended, Waited
+from xenemu.recording.events import Answered, Any, Arrived, Changed, Checked, Ended, Waited
 from xenemu.recording.file import FRAME, Header, Writer, read
 from xenemu.recording.start import start_of
+from xenemu.snapfile import MAGIC, RECORDING_MAGIC
 
 
 @pytest.fixture
@@ -133,3 +134,25 @@ def test_an_event_that_no_run_has_is_refused(recording: Path, event) -> None:
         writer.flush()
     with pytest.raises(UsageError, match="no recording that this xenemu can use"):
         read(recording)
+
+
+def test_no_wait_comes_to_a_time_that_no_clock_has() -> None:
+    for until_ns, fits in ((1 << 61, True), (1 << 62, False), (1 << 70, False)):
+        said = msgspec.json.encode(["Waited", 1, 1, 1, until_ns, True])
+        if fits:
+            msgspec.json.decode(said, type=Any)
+        else:
+            with pytest.raises(msgspec.MsgspecError):
+                msgspec.json.decode(said, type=Any)
+
+
+def test_a_fifo_that_nobody_writes_to_is_no_recording(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="this is no recording"):
+        read(tmp_path / "fifo")
+
+
+def test_a_snapshot_is_told_from_a_recording(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(MAGIC + bytes(100))
+    with pytest.raises(UsageError, match="file: a snapshot, no recording: xenemu resume goes on"):
+        read(tmp_path / "file")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from tinyguest import BLOCK, POWEROFF, SPIN, kernel, say, shutdown, wait_until
+from xenemu.dom0.verbs import VERBS
 from xenemu.outcome import End
 from xenemu.smoke.guest import Guest, GuestFailed
 from xenemu.smoke.plan import Boot, PlanError, load_plan, make_boots
@@ -82,6 +84,21 @@ def test_a_guest_that_waits_for_nothing_is_asked_all_the_same(session):
         ('{action = "sysrq \\""}', "No closing quotation"),
         ('{action = "pause", before = "x"}', "before: unknown key"),
         ('{action = "pause", after = "("}', "missing )"),
+        ('{action = "shutdown fly"}', "shutdown fly: how is 'fly', and not one of poweroff"),
+        ('{action = "shutdown within=x"}', "within is 'x', which is no number of seconds"),
+        ('{action = "memory"}', "memory: target is missing: memory TARGET"),
+        ('{action = "memory 12Q"}', "target is '12Q', and not a number of KiB"),
+        ('{action = "memory 0"}', "a guest needs memory"),
+        ('{action = "sysrq help"}', "key is 'help', and not one character"),
+        ('{action = "vcpu one online"}', "number is 'one', which is no number"),
+        ('{action = "vcpu 1 up"}', "state is 'up', and not one of online, offline"),
+        ('{action = "vcpu 0 offline"}', "vcpu 0 stays online"),
+        ('{action = "nmi x"}', "vcpu is 'x', which is no number"),
+        ('{action = "attach"}', "device is missing: attach DEVICE"),
+        ('{action = "detach xvdb force=maybe"}', "force is 'maybe', and not one of yes, no"),
+        ('{action = "resume old"}', "how is 'old', and not one of new, cancel"),
+        ('{action = "xenstore write x"}', "value is missing: xenstore read|write"),
+        ('{action = "xenstore sing"}', "op is 'sing', and not one of read, write"),
     ],
 )
 def test_what_is_no_deed_is_refused(tmp_path, do, words):
@@ -91,6 +108,13 @@ def test_what_is_no_deed_is_refused(tmp_path, do, words):
     with pytest.raises(PlanError) as error:
         load_plan(plan)
     assert f"{plan}:3: do: " in str(error.value) and words in str(error.value)
+
+
+def test_a_verb_names_its_fields_as_its_usage_does():
+    for verb in VERBS.values():
+        for name in verb.fields:
+            choices = re.search(r"\w+\|", verb.usage)  # a word of some that are told
+            assert name.upper() in verb.usage or f"{name}=" in verb.usage or choices, (verb, name)
 
 
 def test_a_test_asks_and_is_answered(path):

@@ -179,6 +179,24 @@ def test_a_directory_that_is_none_is_refused(file, tmp_path):
             initramfs.make(None, path, None)
 
 
+def test_a_directory_that_is_too_much_is_refused(tmp_path, monkeypatch):
+    """As the host's root is; files of /proc say that they have no size, and some never end."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("init", "b"):
+        (root / name).write_bytes(bytes(500))
+    monkeypatch.setattr(initramfs, "LARGEST_TREE", 1000)
+    assert initramfs.make(None, root, None)
+    (root / "c").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"rootfs .*: more than .* files, or .* MiB of them"):
+        initramfs.make(None, root, None)
+    monkeypatch.setattr(initramfs, "LARGEST_TREE", 1 << 30)
+    monkeypatch.setattr(initramfs, "MOST_FILES", 2)
+    with pytest.raises(UsageError, match="more than 2 files"):
+        initramfs.make(None, root, None)
+    assert initramfs._bounded(Path("/proc/self/maps"), 100)[101:] == b""
+
+
 def test_a_device_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(initramfs, "LARGEST", 1 << 20)
     for asked in ((Path("/dev/zero"), None, None), (None, None, Path("/dev/zero"))):

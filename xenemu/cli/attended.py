@@ -123,6 +123,12 @@ class AttendedRun:
         """
         if self.listener and self.suspending and self.suspending.waits:
             raise UsageError("--on-suspend preserve: with --gdb, nobody would hear gdb meanwhile")
+        if self.suspending and self.suspending.waits and self.channel is None:
+            raise UsageError(
+                "--on-suspend preserve: nobody could say what becomes of the guest: --control PATH"
+            )
+        if self.suspending:
+            self.suspending.is_shell = self.is_shell
         if self.life.restarts_any and (self.listener or self.covering or self.viewing):
             option = self.viewing.option if self.viewing else "--coverage"
             option = "--gdb" if self.listener else option

@@ -43,6 +43,7 @@ class Escape:
         self._tell = tell
         self._typed = ""  # after Ctrl-], up to now; without it, empty
         self._asked: list[Mapping[str, str]] = []
+        self._is_hinted = False  # the person has been told, once, what may follow
         self.left = False
 
     def take(self, data: bytes) -> bytes:
@@ -55,7 +56,9 @@ class Escape:
                 for_guest += self._go_on(byte)
             elif byte == CTRL_BRACKET:
                 self._typed = "^"
-                self._tell(HINT)
+                if not self._is_hinted:
+                    self._is_hinted = True
+                    self._tell(HINT)
             else:
                 for_guest.append(byte)
         return bytes(for_guest)

@@ -6,24 +6,21 @@ A run that is confined opens no file. So each file is open from the beginning.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from xenemu.cli.expect import Expectations
 from xenemu.disks import parse_disk
 from xenemu.errors import UsageError, XenemuError
 from xenemu.machine import Machine, snapshot_file
 from xenemu.network.asked import reaches_nobody
-from xenemu.options import digest_of
+from xenemu.options import digest_of, parse_moment
 from xenemu.outputs import Output, Outputs
 from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from xenemu.dom0.control import Answer, Ask, Control, Verb
-
-TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")
 
 
 @dataclass
@@ -65,13 +62,16 @@ class Keeping:
                 "--snapshot: say when: --snapshot-at REGEX, or a TIME as in 1.5s; or let somebody"
                 " ask: --control PATH, --gdb HOST:PORT"
             )
-        time = TIME.fullmatch(at) if at is not None else None
-        if at is not None and time is None:
+        try:
+            time_s = parse_moment(at) if at is not None else None
+        except ValueError as error:
+            raise UsageError(f"--snapshot-at {error}") from None
+        if at is not None and time_s is None:
             expectations.look_for(at, "--snapshot-at")
         files = [outputs.open("--snapshot", path) for path in paths]
         if at is None:
             return cls(header, expectations, files)
-        at_ns = int(float(time[1]) * 1e9) if time else None
+        at_ns = None if time_s is None else int(time_s * 1e9)
         return cls(header, expectations, files[1:], at, at_ns, files[0])
 
     def look(self, machine: Machine) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from xenemu.options import parse_seconds
 from xenemu.outcome import End, Outcome
+from xenemu.records import dataclass
 
 
 @dataclass

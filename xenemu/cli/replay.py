@@ -143,6 +143,12 @@ class Repeated:
         made_of = {option: Path(path) for option, path in start.ramdisk.items()}
         initrd, init = made_of.get("initrd"), made_of.get("init")
         rootfs, busybox = made_of.get("rootfs"), made_of.get("busybox")
+        for path in [self.moved.initrd] if self.moved.initrd else [initrd, init, busybox]:
+            if path is not None and path.exists() and not path.is_file():
+                raise UsageError(
+                    f"{self.file}: its initial ramdisk {path}: not a file; say where it is:"
+                    " --initrd"
+                )
         if self.moved.initrd is not None:
             data = read_module("--initrd", self.moved.initrd, memory)
         else:
@@ -160,6 +166,8 @@ class Repeated:
         return data
 
     def _module(self, named: Named) -> Module:
+        if Path(named.path).exists() and not Path(named.path).is_file():
+            raise UsageError(f"{self.file}: its module {named.path}: not a file")
         module = parse_module(f"{self.file}: its module", named.path, self.start.config.memory)
         if digest(module.data) != named.digest:
             raise UsageError(f"{self.file}: its module {named.path}: another file is there now")

@@ -33,6 +33,7 @@ class Restored:
     mode: str
     config: DomainConfig
     away_ns: int
+    is_shell: bool = False  # as the run was told that has saved it
     verb: str = "restoring"
 
     @classmethod
@@ -41,7 +42,8 @@ class Restored:
     ) -> Restored:
         """Read the file; UsageError says why it cannot be used."""
         saved, told = envelope.read_file(file)
-        return cls(file, saved, kernel, mode, _configured(file, config, told), away_ns)
+        is_shell = told is not None and told.is_shell
+        return cls(file, saved, kernel, mode, _configured(file, config, told), away_ns, is_shell)
 
     @property
     def memory(self) -> int:

@@ -329,6 +329,7 @@ def run(
 
         restored = Restored.read(restore, kernel, mode, config, away_ns)
         guest, config = restored, restored.config
+        is_shell |= restored.is_shell
     if record is not None and (restore is not None or on_suspend.startswith("save=")):
         raise UsageError("--record: no recording can have a guest that is saved or restored")
     if overlay is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,7 @@ class Suspending:
     away_ns: int
     output: Output | None = None  # to save it to
     saved: bool = field(default=False, init=False)
+    is_shell: bool = False  # what the file says of the guest: see `Told`
 
     @classmethod
     def parse(cls, outputs: Outputs, text: str, away_ns: int) -> Suspending:
@@ -107,7 +108,7 @@ class Suspending:
         """Write the file, once; StreamError, and nothing is written."""
         assert self.output is not None
         saved = life.save(machine)
-        envelope.write(self.output.write, saved, _told(machine))
+        envelope.write(self.output.write, saved, replace(_told(machine), is_shell=self.is_shell))
         self.saved = True
 
 

@@ -125,6 +125,7 @@ class Verb:
       and XenError: it cannot be done, and nothing was.
     * `done` returns the answer once the guest has done its part, until then None.
     * `lacking` says, after `within_s` seconds of the guest's time, what the guest has not done.
+    * `check` raises Refused for fields that no guest can be asked for, whatever it does.
     * `fields` are those that a request may have, in the order of a command line's words.
     """
 
@@ -136,6 +137,20 @@ class Verb:
     lacking: Callable[[Control, Ask], str] | None = None
     within_s: float = 10
     fields: tuple[str, ...] = ()
+    check: Callable[[Ask], object] = lambda ask: None
+
+    def check_words(self, fields: Mapping[str, Values]) -> None:
+        """Refused, with a sentence, if a request with these fields can only be a mistake."""
+        ask = Ask(0, dict(fields))
+        try:
+            ask.seconds("within", self.within_s)
+            self.check(ask)
+        except Missing as missing:
+            raise Refused(self.explained(missing)) from None
+
+    def explained(self, missing: Missing) -> str:
+        """What a request lacks, and what the verb wants."""
+        return f"{missing}: {self.name} {self.usage}"
 
 
 @dataclass
@@ -239,8 +254,8 @@ class Control:
             if answer is None and verb.done is not None and within_s:
                 answer = verb.done(self, ask)
         except (Refused, XenError) as error:
-            usage = f": {verb.name} {verb.usage}" if verb and isinstance(error, Missing) else ""
-            self._answer(who, request_id, {"error": f"{error}{usage}"})
+            words = verb.explained(error) if verb and isinstance(error, Missing) else str(error)
+            self._answer(who, request_id, {"error": words})
             return
         if answer is not None or not within_s:
             self._answer(who, request_id, {"asked": True} if answer is None else answer)

@@ -14,6 +14,7 @@ from xenemu.machine import Machine
 GOAL: Final = re.compile(
     r"#(?P<mark>\d{1,9})|(?P<count>\d{1,19})|(?P<time>\d{1,9}(\.\d{1,9})?)(?P<unit>s|ms|us|ns)"
 )
+FRACTION: Final = re.compile(r"\d{1,9}\.\d{1,9}")
 UNITS_NS: Final = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 
 
@@ -42,6 +43,8 @@ class Places:
         """Go there when the guest goes on. ValueError, Refused: there is no such place."""
         self._history.settle()
         found = GOAL.fullmatch(text)
+        if not found and FRACTION.fullmatch(text):
+            raise Refused(f"{text} is no count of instructions; for a time, say {text}s")
         if not found:
             raise ValueError(text)
         if found["mark"]:

@@ -26,8 +26,6 @@ from xenemu.image.symbols import Symbols, load_symbols
 from xenemu.image.unpacked import Kept, forget, unpacked
 from xenemu.records import dataclass
 
-RECORDING_MAGIC: Final = b"xenemu recording\n"  # of recording/file
-
 MAX_SPAN: Final = 1 << 30  # bytes of memory from the first segment to the end of the last piece
 MAX_SEGMENTS: Final = 256
 BSD_INTERPRETER: Final = "/red/herring"  # of FreeBSD's kernels, so that they are linked in full
@@ -269,7 +267,7 @@ def _pe_image(path: Path, program: Pe) -> Image:
 
 
 def _not_a_kernel(view: memoryview, payload: Payload | None) -> str:
-    from xenemu.snapfile import MAGIC  # noqa: PLC0415 (a kernel is not asked for it)
+    from xenemu.snapfile import MAGIC, RECORDING_MAGIC  # noqa: PLC0415 (not for a kernel)
 
     if payload:
         return f"the {payload.compression} payload is not an ELF"

@@ -20,6 +20,7 @@ PIECE: Final = 4 << 20  # bytes of memory that one check looks at
 TURN: Final = Struct("<QQQQ")
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 SliceNs = Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
+Moment = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]  # no clock comes so far
 Signal = Annotated[int, msgspec.Meta(ge=0, le=64)]  # 0: none
 HOST_MADE: Final = {End.EXPECTED, End.STOPPED, End.TIMEOUT, End.INCONSISTENT}
 
@@ -43,7 +44,7 @@ class Arrived(Event):
 class Waited(Event):
     """Nothing ran until something came; `until_ns` if time passed as the host's."""
 
-    until_ns: Natural
+    until_ns: Moment
     is_live: bool
 
 

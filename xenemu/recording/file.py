@@ -21,12 +21,13 @@ import msgspec
 
 from xenemu import __version__
 from xenemu.errors import UsageError
-from xenemu.image.loader import RECORDING_MAGIC
 from xenemu.machine import UNICORN_VERSION
 from xenemu.recording import events
 from xenemu.recording.events import Answered, Ended
 from xenemu.recording.start import Start
 from xenemu.records import dataclass
+from xenemu.snapfile import MAGIC as SNAPSHOT_MAGIC
+from xenemu.snapfile import RECORDING_MAGIC, open_now
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -120,8 +121,10 @@ class Recording:
 def read(path: Path) -> Recording:
     """Read a file, as far as there is something in it; UsageError says why it cannot be used."""
     try:
-        with path.open("rb") as file:
+        with open_now(path) as file:
             magic = file.read(len(RECORDING_MAGIC))
+            if magic.startswith(SNAPSHOT_MAGIC):
+                raise UsageError(f"{path}: a snapshot, no recording: xenemu resume goes on from it")
             if magic != RECORDING_MAGIC:  # it may be a device, and have no end
                 raise UsageError(f"{path}: this is no recording of xenemu's")
             data = memoryview(file.read())

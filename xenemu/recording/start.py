@@ -116,6 +116,11 @@ def start_of(
 ) -> Start:
     """Describe a start. UsageError: a file cannot be read, or not as it is now once more."""
     what, away_ns = on_suspend or ("end", 0)
+    read = {f"--{option}": path for option, path in ramdisk.items() if option != "rootfs"}
+    read |= {f"--module {text}": Path(text.partition("=")[0]) for text in modules}
+    for option, path in read.items():
+        if path is not None and not path.is_file():
+            raise UsageError(f"--record: {option} {path}: not a file that can be read once more")
     return Start(
         kernel=Named(_absolute(kernel), digest_of(kernel, "--record: KERNEL")),
         mode=mode,

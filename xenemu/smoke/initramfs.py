@@ -27,6 +27,8 @@ COMMANDS: Final = (
     "touch tr true udhcpc umount uname uniq uptime usleep wc wget which xargs yes"
 ).split()
 LARGEST: Final = 256 << 20  # bytes of a program
+LARGEST_TREE: Final = 1 << 30  # bytes of all files of a directory
+MOST_FILES: Final = 1 << 18
 DIRECTORIES: Final = ("bin", "dev", "etc", "proc", "root", "sys", "tmp")
 
 
@@ -173,15 +175,26 @@ def _check_static(what: str, path: Path, data: bytes) -> None:
 
 
 def _tree(root: Path) -> list[Member]:
-    """The members of a directory, with their modes; sockets and the like are left out."""
-    found = []
+    """The members of a directory, with their modes; sockets and the like are left out.
+
+    UsageError if it is more than any guest's initramfs: it may be the host's root.
+    """
+    found: list[Member] = []
+    too_much = f"rootfs {root}: more than {MOST_FILES} files, or {LARGEST_TREE >> 20} MiB of them"
+    room = LARGEST_TREE
     try:
         for path in root.rglob("*"):
             status, name = path.lstat(), str(path.relative_to(root))
+            room -= status.st_size if stat.S_ISREG(status.st_mode) else 0
+            if room < 0 or len(found) >= MOST_FILES:
+                raise UsageError(too_much)
             if stat.S_ISLNK(status.st_mode):
                 data = os.fsencode(path.readlink())
             elif stat.S_ISREG(status.st_mode):
-                data = path.read_bytes()
+                data = _bounded(path, room + status.st_size)
+                room -= max(0, len(data) - status.st_size)  # in /proc, a size says nothing
+                if room < 0:
+                    raise UsageError(too_much)
             elif stat.S_ISDIR(status.st_mode):
                 data = b""
             else:
@@ -190,6 +203,13 @@ def _tree(root: Path) -> list[Member]:
     except OSError as error:
         raise UsageError(f"rootfs {error.filename}: {error.strerror}") from None
     return found
+
+
+def _bounded(path: Path, most: int) -> bytes:
+    """What is in a file, or its beginning and a byte too much; waits for nobody. OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(most + 1) or b""
 
 
 def _read(what: str, path: Path) -> bytes:

@@ -35,10 +35,10 @@ from xenemu.network.asked import parse_net
 from xenemu.options import (
     MAX_SECONDS,
     MAX_SEED,
-    MOMENT,
     check_maxvcpus,
     check_vcpus,
     parse_memory,
+    parse_moment,
     parse_pattern,
     parse_request,
     parse_slice,
@@ -484,12 +484,18 @@ def _deed(value: Any) -> Deed:
     for key in value:
         if key not in DEED:
             raise ValueError(f"{key}: {_unknown(key, DEED)}")
-    from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (few plans want them)
+    from xenemu.dom0.control import Refused  # noqa: PLC0415 (few plans want them)
+    from xenemu.dom0.verbs import VERBS  # noqa: PLC0415
     from xenemu.dom0.verbs.help import describe  # noqa: PLC0415
 
     after = _regex(value["after"]) if value.get("after") else ""
     action = _string(value["action"])
-    return Deed(after, action, json.dumps(parse_request(describe(VERBS), shlex.split(action))))
+    request = parse_request(describe(VERBS), shlex.split(action))
+    try:
+        VERBS[request["do"]].check_words(request)
+    except Refused as refused:
+        raise ValueError(f"{action}: {refused}") from None
+    return Deed(after, action, json.dumps(request))
 
 
 def _deeds(value: Any) -> tuple[Deed, ...]:
@@ -507,8 +513,8 @@ def _snapshot(value: Any) -> str | float:
     """A time, as a number or as in "1.5s", or a regular expression."""
     if not isinstance(value, str):
         return _seconds(value)
-    time = MOMENT.fullmatch(value)
-    return _seconds(float(time[1])) if time else _regex(value)
+    seconds = parse_moment(value)
+    return _regex(value) if seconds is None else _seconds(seconds)
 
 
 def _seed(value: Any) -> int:

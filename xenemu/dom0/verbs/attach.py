@@ -45,4 +45,5 @@ VERB: Final = Verb(
     connected,
     lacking,
     fields=("device",),
+    check=lambda ask: ask.text("device"),
 )

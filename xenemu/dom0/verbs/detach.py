@@ -17,7 +17,7 @@ from xenemu.dom0.control import Answer, Ask, Control, Refused, Verb, find_device
 def detach(control: Control, ask: Ask) -> Answer | None:
     """Ask for it; Refused if the guest does not have it."""
     device = find_device(control, ask)
-    is_forced = ask.one_of("force", ("yes", "no"), "no") == "yes"
+    is_forced = check(ask)
     if not device.is_plugged:
         raise Refused(f"the guest does not have {device.label}")
     if is_forced:
@@ -25,6 +25,12 @@ def detach(control: Control, ask: Ask) -> Answer | None:
         return {"device": device.label, "forced": True}
     device.ask_back()
     return None
+
+
+def check(ask: Ask) -> bool:
+    """Whether it is taken by force; Refused."""
+    ask.text("device")
+    return ask.one_of("force", ("yes", "no"), "no") == "yes"
 
 
 def closed(control: Control, ask: Ask) -> Answer | None:
@@ -51,4 +57,5 @@ VERB: Final = Verb(
     closed,
     lacking,
     fields=("device", "force"),
+    check=check,
 )

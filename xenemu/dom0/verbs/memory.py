@@ -27,8 +27,6 @@ def set_target(control: Control, ask: Ask) -> None:
     most = _kib(control, "memory/static-max")
     if target > most:
         raise Refused(f"the guest may have {most} KiB at most, and not {target}")
-    if not target:
-        raise Refused("a guest needs memory")
     control.domain.pages.max_pages = (target >> KIB_PAGES) + MAX_PAGES_SLACK
     control.write("memory/target", target - _kib(control, "memory/videoram"))
 
@@ -53,7 +51,10 @@ def _target(ask: Ask) -> int:
     match = SIZE.fullmatch(said)
     if match is None:
         raise Refused(f"target is {said[:40]!r}, and not a number of KiB, or of M or G")
-    return int(match[1]) * KIB[match[2]]
+    target = int(match[1]) * KIB[match[2]]
+    if not target:
+        raise Refused("a guest needs memory")
+    return target
 
 
 def _kib(control: Control, path: str) -> int:
@@ -63,11 +64,12 @@ def _kib(control: Control, path: str) -> int:
 
 VERB: Final = Verb(
     "memory",
-    "SIZE",
-    "Set the guest's memory to SIZE, which its balloon driver does: KiB, or a number with M or G.",
+    "TARGET",
+    "Set the guest's memory to TARGET, KiB or a number with M or G, which its balloon driver does.",
     set_target,
     reached,
     lacking,
     within_s=30,
     fields=("target",),
+    check=_target,
 )

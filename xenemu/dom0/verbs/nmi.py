@@ -21,4 +21,11 @@ def send(control: Control, ask: Ask) -> Answer:
     return {"vcpu": number}
 
 
-VERB: Final = Verb("nmi", "[VCPU]", "Send a vcpu, or vcpu 0, an NMI.", send, fields=("vcpu",))
+VERB: Final = Verb(
+    "nmi",
+    "[VCPU]",
+    "Send a vcpu, or vcpu 0, an NMI.",
+    send,
+    fields=("vcpu",),
+    check=lambda ask: ask.number("vcpu", 0),
+)

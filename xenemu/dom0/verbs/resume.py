@@ -15,10 +15,15 @@ WAYS: Final = ("new", "cancel")
 
 def resume(control: Control, ask: Ask) -> None:
     """Say how, to the loop; Refused if the guest is not suspended."""
-    how = ask.one_of("how", WAYS, "new")
+    how = check(ask)
     if control.domain.shutdown_code != SHUTDOWN_suspend:
         raise Refused("the guest is not suspended; ask it: shutdown suspend")
     control.wish = how
+
+
+def check(ask: Ask) -> str:
+    """How; Refused if there is no such way."""
+    return ask.one_of("how", WAYS, WAYS[0])
 
 
 def resumed(control: Control, ask: Ask) -> Answer | None:
@@ -41,4 +46,5 @@ VERB: Final = Verb(
     resumed,
     lacking,
     fields=("how",),
+    check=check,
 )

@@ -21,7 +21,12 @@ KINDS: Final = ("poweroff", "reboot", "halt", SUSPEND)
 
 def ask_for(control: Control, ask: Ask) -> None:
     """Write the word."""
-    control.write(NODE, ask.one_of("how", KINDS, "poweroff"))
+    control.write(NODE, check(ask))
+
+
+def check(ask: Ask) -> str:
+    """The word; Refused if it is none."""
+    return ask.one_of("how", KINDS, KINDS[0])
 
 
 def acknowledged(control: Control, ask: Ask) -> Answer | None:
@@ -58,4 +63,5 @@ VERB: Final = Verb(
     lacking,
     within_s=60,
     fields=("how",),
+    check=check,
 )

@@ -14,10 +14,15 @@ NODE: Final = "control/sysrq"
 
 def press(control: Control, ask: Ask) -> None:
     """Write the key; Linux takes the node's first character."""
+    control.write(NODE, check(ask))
+
+
+def check(ask: Ask) -> str:
+    """The key; Refused if it is none."""
     key = ask.text("key")
     if not (len(key) == 1 and key.isascii() and key.isprintable()):
         raise Refused(f"key is {key[:40]!r}, and not one character, such as h for help")
-    control.write(NODE, key)
+    return key
 
 
 def taken(control: Control, ask: Ask) -> Answer | None:
@@ -38,4 +43,5 @@ VERB: Final = Verb(
     taken,
     lacking,
     fields=("key",),
+    check=check,
 )

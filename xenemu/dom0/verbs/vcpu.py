@@ -14,10 +14,16 @@ STATES: Final = ("online", "offline")
 
 def set_availability(control: Control, ask: Ask) -> None:
     """Write the vcpu's node; Refused if there is no such vcpu."""
-    number, state = _number(control, ask), ask.one_of("state", STATES)
+    number, state = _number(control, ask), check(ask)
+    control.write(f"cpu/{number}/availability", state)
+
+
+def check(ask: Ask) -> str:
+    """The state; Refused if no guest's vcpu can have it."""
+    number, state = ask.number("number"), ask.one_of("state", STATES)
     if not number and state == "offline":
         raise Refused("vcpu 0 stays online")
-    control.write(f"cpu/{number}/availability", state)
+    return state
 
 
 def followed(control: Control, ask: Ask) -> Answer | None:
@@ -44,10 +50,11 @@ def _number(control: Control, ask: Ask) -> int:
 
 VERB: Final = Verb(
     "vcpu",
-    "N online|offline",
-    "Have the guest bring vcpu N up or down.",
+    "NUMBER online|offline",
+    "Have the guest bring a vcpu up or down.",
     set_availability,
     followed,
     lacking,
     fields=("number", "state"),
+    check=check,
 )

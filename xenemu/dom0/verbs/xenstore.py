@@ -17,7 +17,7 @@ MAX_SHOWN: Final = 128 << 10  # characters in one answer: what somebody has yet 
 def do(control: Control, ask: Ask) -> Answer:
     """Do one of the operations; Refused, XenError."""
     store, session = control.store, control.connection
-    operation, path = ask.one_of("op", OPERATIONS), _absolute(control, ask)
+    operation, path = check(ask), _absolute(control, ask)
     match operation:
         case "read":
             return {"value": store.read(session, path).decode("latin-1")}
@@ -38,6 +38,15 @@ def do(control: Control, ask: Ask) -> Answer:
         case _:
             control.watch(ask, path)
     return {}
+
+
+def check(ask: Ask) -> str:
+    """The operation; Refused if there is no such one, or a word is missing."""
+    operation = ask.one_of("op", OPERATIONS)
+    ask.text("path")
+    if operation == "write":
+        ask.text("value")
+    return operation
 
 
 def _absolute(control: Control, ask: Ask) -> str:
@@ -61,4 +70,5 @@ VERB: Final = Verb(
     "Read or change the xenstore as dom0; a relative PATH is below the guest's own directory.",
     do,
     fields=("op", "path", "value"),
+    check=check,
 )

@@ -41,6 +41,7 @@ LIBXL_VERSION: Final = 2
 LIBXL_BIG_ENDIAN, LIBXL_LEGACY = 1 << 0, 1 << 1
 LIBXL_END, LIBXC_CONTEXT = 0, 1
 NAMED: Final = {2: "device model's", 3: "device model's", 4: "checkpoint's", 5: "checkpoint's"}
+OWN: Final = "xenemu"  # of what only xenemu says
 LONGEST_CONFIG: Final = 16 << 20
 MOST_TIMES: Final = 64  # what the memory may be of what the stream has
 
@@ -55,6 +56,7 @@ class Told:
     target: int  # bytes that it has, as far as the toolstack knows
     vcpus: int  # online,
     maxvcpus: int  # of so many
+    is_shell: bool = False  # its /init is a shell of xenemu's making, which ends with its input
 
 
 # Writing.
@@ -73,7 +75,9 @@ def write(put: Put, saved: Saved, told: Told) -> None:
 
 def _config(told: Told, is_pv: bool) -> dict[str, Any]:
     kind = "pv" if is_pv else "pvh"
+    own = {OWN: {"is_shell": True}} if told.is_shell else {}  # which libxl passes over
     return {
+        **own,
         "c_info": {"type": kind, "name": told.name, "uuid": str(UUID(bytes=told.uuid))},
         "b_info": {
             "max_vcpus": told.maxvcpus,
@@ -155,6 +159,7 @@ def _told(config: bytes) -> Told:
             target=_number(built, "target_memkb", most >> 10) << 10,
             vcpus=min(max(len(available), 1), maxvcpus),
             maxvcpus=maxvcpus,
+            is_shell=parsed.get(OWN, {}).get("is_shell") is True,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StreamError(f"xl's configuration in it makes no sense: {error!r}") from None
