@@ -1,10 +1,11 @@
 """Has a change made something slower? ``python -m bench gate``, or ``make bench-gate``.
 
-A few rows are measured by turns, each between two runs of `calibration.py`, as multiples of that
-fixed work. So another machine, or a busy one, gives much the same figures. Each is held against the
-one that ``gate.json`` has. It fails where it is larger by more than twice the noise: the noise is
-what ``gate --store`` has seen the same code differ from itself in several measurements. What fails
-is measured once more before it is called slower.
+A few rows are measured by turns with `calibration.py`, a fixed piece of work, and in units of it:
+the least of a row by the least of that work, because others on the machine only add to either. So
+another machine, or a busy one, gives much the same figures. Each is held against the one that
+``gate.json`` has. It fails where it is larger by more than twice the noise: the noise is what
+``gate --store`` has seen the same code differ from itself in several measurements. What fails is
+measured as often again before it is called slower.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ROUNDS: Final = 7
 TIMES: Final = 5  # that `--store` measures the same code
 LEAST_NOISE: Final = 0.02  # what luck may have hidden from `--store`
 FACTOR: Final = 1000  # of the counts of guests/micro-costs
+CALIBRATION: Final = "calibration"
 OPERATIONS: Final = {
     "pv64": ("hypercall", "page fault", "mmu_update of 128", "mmu_update of 1", "address space"),
     "pv32": ("hypercall", "page fault", "mmu_update of 128", "mmu_update of 1", "address space"),
@@ -76,20 +78,24 @@ def main(store: bool) -> int:
         folder = Path(name)
         rows = prepare(folder)
         if store:
-            times = [multiples(rows, ROUNDS, folder) for _ in range(TIMES)]
+            times = [multiples(measured(rows, ROUNDS, folder)) for _ in range(TIMES)]
             _write(noise_of(times))
             return 0
         stored, told = read()
-        verdicts = judge(multiples(rows, ROUNDS, folder), stored)
-        again = {verdict.row for verdict in verdicts if verdict.word == "SLOWER"}
-        if again:
-            some = [row for row in rows if again & set(row_names(row))]
-            print("once more: " + ", ".join(row.name for row in some), file=sys.stderr)
-            once_more = judge(multiples(some, ROUNDS, folder), stored)
-            verdicts = [v for v in verdicts if v.row not in again]
-            verdicts += [v for v in once_more if v.row in again]
+        costs = measured(rows, ROUNDS, folder)
+        verdicts = judge(multiples(costs), stored)
+        slow = {verdict.row for verdict in verdicts if verdict.word == "SLOWER"}
+        if slow:
+            again = [row for row in rows if slow & set(row_names(row))]
+            print("once more: " + ", ".join(row.name for row in again), file=sys.stderr)
+            more = measured(again, ROUNDS, folder)
+            verdicts = judge(multiples({name: [*costs[name], *more.get(name, ())]
+                                        for name in costs}), stored)  # fmt: skip
     print("\n".join(map(str, verdicts)))
     print(advice(verdicts, told))
+    if not told.endswith(results.machine()):
+        print(f"This is another machine, or another Python: {results.machine()}. To be sure, store"
+              " with `python -m bench gate --store` at the commit before the change.")  # fmt: skip
     return any(verdict.word == "SLOWER" for verdict in verdicts)
 
 
@@ -133,18 +139,23 @@ def row_names(row: Row) -> list[str]:
     return [f"{name}, {row.name}" for name in OPERATIONS.get(row.name, ())] or [row.name]
 
 
-def multiples(rows: Sequence[Row], rounds: int, folder: Path) -> dict[str, float]:
-    """Each figure as a multiple of the calibrations before and after it: medians."""
-    found: dict[str, list[float]] = {}
-    before = calibrate(folder)
+def measured(rows: Sequence[Row], rounds: int, folder: Path) -> dict[str, list[float]]:
+    """What each figure was in each round, and the calibration twice in each."""
+    found: dict[str, list[float]] = {CALIBRATION: []}
     for number in range(1, rounds + 1):
         for row in rows:
-            figures, after = row.figures(folder), calibrate(folder)
-            for name, value in figures.items():
-                found.setdefault(name, []).append(2 * value / (before + after))
-            before = after
+            for name, value in row.figures(folder).items():
+                found.setdefault(name, []).append(value)
+            if row in (rows[0], rows[len(rows) // 2]):
+                found[CALIBRATION].append(calibrate(folder))
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
+
+
+def multiples(costs: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The least of each figure, in units of the least calibration."""
+    unit = min(costs[CALIBRATION])
+    return {name: min(values) / unit for name, values in costs.items() if name != CALIBRATION}
 
 
 def calibrate(folder: Path) -> float:
@@ -191,7 +202,7 @@ def read(file: Path = FILE) -> tuple[dict[str, Stored], str]:
     try:
         data = json.loads(file.read_text())
         rows = {name: Stored(**row) for name, row in data["rows"].items()}
-        return rows, f"{data['commit']} on {data['processor']}, Python {data['python']}"
+        return rows, f"{data['commit']} on {data['machine']}"
     except OSError as error:
         raise BenchError(f"{file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -208,8 +219,8 @@ def table(stored: Mapping[str, Stored]) -> str:
 
 
 def _write(rows: Mapping[str, Stored], file: Path = FILE) -> None:
-    now = asdict(results.record({}, {}, 0.0, TIMES * ROUNDS))
-    data = {key: now[key] for key in ("at", "commit", "python", "processor", "cpus", "rounds")}
+    now = results.record({}, {}, 0.0, ROUNDS)
+    data = {"at": now.at, "commit": now.commit, "machine": results.machine()}
     lines = (f"  {json.dumps(name)}: {json.dumps(asdict(row))}" for name, row in rows.items())
     text = json.dumps(data)[:-1] + ', "rows": {\n' + ",\n".join(lines) + "\n}}\n"
     json.loads(text)

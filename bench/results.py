@@ -17,6 +17,7 @@ from bench.rows import Figures, Samples
 
 ROOT: Final = Path(__file__).parents[1]
 FILE: Final = Path(__file__).with_name("results.json")
+MEASURED: Final = ("xenemu", "hypercalls", "guests")
 BUSY: Final = 1.0  # a load, before anything is measured, of which a table tells
 
 
@@ -58,7 +59,7 @@ def record(samples: Samples, versions: Mapping[str, str], load: float, rounds: i
     }
     return Record(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_git("describe", "--always", "--dirty", "--exclude=*") or "unknown",
+        commit=_commit(),
         python=platform.python_version(),
         processor=_processor(),
         cpus=os.cpu_count() or 1,
@@ -67,6 +68,18 @@ def record(samples: Samples, versions: Mapping[str, str], load: float, rounds: i
         rounds=rounds,
         samples=rounded,
     )
+
+
+def machine() -> str:
+    """The processor and the Python here."""
+    return f"{_processor()}, Python {platform.python_version()}"
+
+
+def _commit() -> str:
+    """The commit, with a + if what is measured was changed since."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
+    return f"{commit}{'+' * bool(changed)}" if commit else "unknown"
 
 
 def load(file: Path = FILE) -> dict[str, Record]:

@@ -214,10 +214,10 @@ void guest_main(void)
 	measure("hypercall", hypercalls, 20 * by);
 	measure("page fault", faults, 20 * by);
 #ifdef GUEST_PV
-	measure("mmu_update of 128", updates, by);
+	measure("mmu_update of 128", updates, 10 * by);
 	measure("baseptr", switches, 20 * by);
-	measure("mmu_update of 1", single_updates, 20 * by);
-	measure("update_va_mapping", va_updates, 20 * by);
+	measure("mmu_update of 1", single_updates, 100 * by);
+	measure("update_va_mapping", va_updates, 100 * by);
 	measure("stored entry", stored_entries, 10 * by);
 	measure("pinned L1", pins, by);
 	measure("address space", address_spaces, by);

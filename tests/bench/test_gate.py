@@ -29,11 +29,27 @@ def test_noise_is_how_far_one_measurement_was_off():
     assert gate.noise_of(times) == {"boot": Stored(10.0, 0.111)}
 
 
-def test_a_figure_is_a_multiple_of_the_work_before_and_after_it(tmp_path, monkeypatch):
-    seconds = iter([1.0, 3.0, 1.0, 3.0])
-    monkeypatch.setattr(gate, "calibrate", lambda _: next(seconds))
-    row = Row("boot", lambda _: {"boot": 4.0})
-    assert gate.multiples([row], 3, tmp_path) == {"boot": 2.0}
+def test_a_figure_is_the_least_in_units_of_the_least_work(tmp_path, monkeypatch):
+    work, costs = iter([2.0, 3.0, 4.0]), iter([9.0, 6.0, 7.0])
+    monkeypatch.setattr(gate, "calibrate", lambda _: next(work))
+    row = Row("boot", lambda _: {"boot": next(costs)})
+    found = gate.measured([row], 3, tmp_path)
+    assert found == {"boot": [9.0, 6.0, 7.0], "calibration": [2.0, 3.0, 4.0]}
+    assert gate.multiples(found) == {"boot": 3.0}
+
+
+@pytest.mark.parametrize(("again", "code"), [([12.0], 1), ([10.0], 0)])
+def test_what_seems_slower_is_measured_again(again, code, monkeypatch, capsys):
+    rounds = iter([{"boot": [12.0], "calibration": [1.0]}, {"boot": again, "calibration": [1.0]}])
+    monkeypatch.setattr(gate, "prepare", lambda _: [Row("boot", lambda _: {})])
+    monkeypatch.setattr(gate, "measured", lambda *_: next(rounds))
+    told = f"abc on {gate.results.machine()}"
+    monkeypatch.setattr(gate, "read", lambda: ({"boot": STORED}, told))
+    assert gate.main(store=False) == code
+    assert not list(rounds)
+    line, what_to_do = capsys.readouterr().out.splitlines()
+    assert line.startswith("SLOWER" if code else "ok") and line.endswith("boot")
+    assert ("bisect" in what_to_do) is bool(code)
 
 
 def test_a_row_that_is_not_stored_is_told():
