@@ -20,6 +20,7 @@ from xenemu.hv.building import Module
 from xenemu.hv.state.schedule import MAX_SHARED_SLICE_NS
 from xenemu.image import DraftNotes
 
+MAX_INTERVAL_NS: Final = 1_000_000_000
 UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 MOMENT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")  # seconds of the guest's time
@@ -148,6 +149,15 @@ def check_slice(ns: int, said: str) -> int:
     if not 0 < ns <= MAX_SHARED_SLICE_NS:
         longest = f"{MAX_SHARED_SLICE_NS // TIMES['ms']}ms"
         raise UsageError(f"{said}: give a time from 1ns to {longest}, as in 500, 20us or 1ms")
+    return ns
+
+
+def parse_interval(option: str, text: str) -> int:
+    """A time in ns from one look to the next, such as ``10ms``; UsageError if it is none."""
+    match = re.fullmatch(r"([0-9]{1,9})(us|ms)", text, re.ASCII)
+    ns = int(match[1]) * TIMES[match[2]] if match else 0
+    if not TIMES["us"] <= ns <= MAX_INTERVAL_NS:
+        raise UsageError(f"{option} {text}: give a time from 1us to 1000ms, as in 500us or 10ms")
     return ns
 
 

@@ -34,6 +34,20 @@ def test_a_timeline_has_the_last_call_in_either_form(
     assert b"sched_op(shutdown)" in trace
 
 
+def test_a_profile_has_the_form_that_its_name_asks_for(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    names = ("p.json", "p.svg", "p.folded")
+    files = [option for name in names for option in ("--profile", tmp_path / name)]
+    result = xenemu_run(kernel, *files, "--profile", "-", "--profile-every", "1us")
+    assert result.returncode == 0
+    assert b" samples, one each 0.001 ms in which a vcpu ran\n" in result.stderr
+    json_, svg, folded = ((tmp_path / name).read_text() for name in names)
+    assert json.loads(json_)["exporter"] == "xenemu"
+    assert svg.startswith("<svg ")
+    assert "{" not in folded
+
+
 def test_the_guest_runs_the_same(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
     without = xenemu_run(kernel).stderr.rpartition(b", ")[0]
     watched = xenemu_run(kernel, "--timeline", tmp_path / "t", "--timeline-host-time")
@@ -54,6 +68,20 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(
         (
             ["--timeline", file, "--on-reboot", "restart"],
             "--timeline: this is of one boot; leave it out, or --on-... restart",
+        ),
+        (
+            ["--profile", file],
+            f"--profile {file}: end its name in .json for speedscope, .svg for a"
+            " picture, .folded for stacks",
+        ),
+        (["--profile-every", "1ms"], "--profile-every: say where to, with --profile FILE"),
+        (
+            ["--profile", "-", "--profile-every", "0ms"],
+            "--profile-every 0ms: give a time from 1us to 1000ms, as in 500us or 10ms",
+        ),
+        (
+            ["--profile", "-", "--gdb", f"unix:{tmp_path}/s"],
+            "--profile: not with --gdb, where a guest may go back in time",
         ),
         (["--timeline", file, "--log", file], f"--timeline {file}: the same file as --log {file}"),
     ):

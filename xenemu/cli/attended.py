@@ -188,8 +188,7 @@ class AttendedRun:
                         self.life,
                     )
             host_s = time.monotonic() - started
-            if end_views is not None:
-                end_views()
+            told = end_views() if end_views is not None else ""
         finally:
             typer.echo(status.end(), err=True, nl=False)
 
@@ -199,6 +198,7 @@ class AttendedRun:
         if outcome.advice == silence.told:
             outcome = replace(outcome, advice="")
         self._explain_end(machine, load, outcome, code, is_shared and is_terminal())
+        typer.echo(told, err=True, nl=False)
         if explainer is not None:
             explainer.close()
         if write_coverage is not None and (missing := write_coverage()):

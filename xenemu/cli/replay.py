@@ -22,7 +22,7 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import initial_ramdisk
 from xenemu.cli.run import run
-from xenemu.cli.viewing import TimelineHostTime, TimelineTo, Viewing
+from xenemu.cli.viewing import ProfileEvery, ProfileTo, TimelineHostTime, TimelineTo, Viewing
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -293,6 +293,8 @@ def replay(
     coverage_by_vcpu: CoverageByVcpu = False,
     timeline: TimelineTo = None,
     timeline_host_time: TimelineHostTime = False,
+    profile: ProfileTo = None,
+    profile_every: ProfileEvery = None,
     gdb: Gdb = None,
     symbols: Symbols = None,
     audit: Audit = None,
@@ -334,7 +336,9 @@ def replay(
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, guest.config.all_vcpus),
-            viewing=Viewing.parse(outputs, timeline, timeline_host_time, gdb),
+            viewing=Viewing.parse(
+                outputs, timeline, timeline_host_time, profile or (), profile_every, gdb
+            ),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

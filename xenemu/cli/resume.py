@@ -28,7 +28,7 @@ from xenemu.cli.keeping import Keeping
 from xenemu.cli.patience import Patience
 from xenemu.cli.screen import is_terminal
 from xenemu.cli.suspend_options import OnSuspend, SuspendedFor, parse_away, suspending_of
-from xenemu.cli.viewing import TimelineHostTime, TimelineTo, Viewing
+from xenemu.cli.viewing import ProfileEvery, ProfileTo, TimelineHostTime, TimelineTo, Viewing
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -208,6 +208,8 @@ def resume(
     coverage_by_vcpu: CoverageByVcpu = False,
     timeline: TimelineTo = None,
     timeline_host_time: TimelineHostTime = False,
+    profile: ProfileTo = None,
+    profile_every: ProfileEvery = None,
     gdb: Gdb = None,
     symbols: Symbols = None,
     control: Control = None,
@@ -269,7 +271,9 @@ def resume(
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, header.vcpus),
-            viewing=Viewing.parse(outputs, timeline, timeline_host_time, gdb),
+            viewing=Viewing.parse(
+                outputs, timeline, timeline_host_time, profile or (), profile_every, gdb
+            ),
             listener=listener,
             wired=wired,
             devices=devices,

@@ -65,7 +65,7 @@ from xenemu.cli.suspend_options import (
     parse_away,
     suspending_of,
 )
-from xenemu.cli.viewing import TimelineHostTime, TimelineTo, Viewing
+from xenemu.cli.viewing import ProfileEvery, ProfileTo, TimelineHostTime, TimelineTo, Viewing
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -263,6 +263,8 @@ def run(
     coverage_by_vcpu: CoverageByVcpu = False,
     timeline: TimelineTo = None,
     timeline_host_time: TimelineHostTime = False,
+    profile: ProfileTo = None,
+    profile_every: ProfileEvery = None,
     gdb: Gdb = None,
     symbols: Symbols = None,
     control: Control = None,
@@ -395,7 +397,9 @@ def run(
             log=outputs.open("--log", log) if log else None,
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.all_vcpus),
-            viewing=Viewing.parse(outputs, timeline, timeline_host_time, gdb),
+            viewing=Viewing.parse(
+                outputs, timeline, timeline_host_time, profile or (), profile_every, gdb
+            ),
             listener=listener,
             wired=wired,
             capture=outputs.open("--pcap", pcap) if pcap else None,

@@ -1,9 +1,9 @@
-"""``--timeline``: what a run looked like, in files for tools that show it."""
+"""``--timeline`` and ``--profile``: what a run looked like, in files for tools that show it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,12 +12,18 @@ import typer
 from xenemu.errors import UsageError
 from xenemu.image import Image
 from xenemu.machine import Machine
+from xenemu.options import parse_interval
 from xenemu.outputs import Output, Outputs
 
 if TYPE_CHECKING:
+    from xenemu.views.profile import Profile
     from xenemu.views.timeline import Writer
 
-JSON_SUFFIX: Final = ".json"
+JSON: Final = ".json"
+SVG: Final = ".svg"
+FOLDED: Final = (".folded", ".txt")
+STANDARD_ERROR: Final = "-"
+PANEL: Final = "To look at it"
 
 TimelineTo = Annotated[
     Path | None,
@@ -26,7 +32,7 @@ TimelineTo = Annotated[
         help="Write what the guest does by its virtual time to this file, which must be new or"
         " empty: for Perfetto, or as Chrome's trace events if its name ends in .json.",
         metavar="FILE",
-        rich_help_panel="To look at it",
+        rich_help_panel=PANEL,
     ),
 ]
 TimelineHostTime = Annotated[
@@ -34,7 +40,28 @@ TimelineHostTime = Annotated[
     typer.Option(
         "--timeline-host-time",
         help="Have this host's time in --timeline, too. The file then differs from run to run.",
-        rich_help_panel="To look at it",
+        rich_help_panel=PANEL,
+    ),
+]
+ProfileTo = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--profile",
+        help="Write where the guest's vcpus spend their time to this file, which must be new or"
+        " empty: for speedscope if its name ends in .json, a flame graph if in .svg, folded stacks"
+        " if in .folded. With -, print the top functions in the end. For several, say it again.",
+        metavar="FILE|-",
+        rich_help_panel=PANEL,
+    ),
+]
+ProfileEvery = Annotated[
+    str | None,
+    typer.Option(
+        "--profile-every",
+        help="How much virtual time passes from one sample of --profile to the next, 10ms if not"
+        " given.",
+        metavar="TIME",
+        rich_help_panel=PANEL,
     ),
 ]
 
@@ -44,43 +71,110 @@ class Viewing:
     """What is asked for, with the files open."""
 
     timeline: Output | None = None
-    is_json: bool = False
     host_time: bool = False
+    profiles: Sequence[Output] = field(default=())
+    prints_profile: bool = False
+    every_ns: int | None = None
 
     @classmethod
     def parse(
-        cls, outputs: Outputs, timeline: Path | None, host_time: bool, gdb: str | None
+        cls,
+        outputs: Outputs,
+        timeline: Path | None,
+        host_time: bool,
+        profiles: Sequence[Path],
+        every: str | None,
+        gdb: str | None,
     ) -> Viewing | None:
         """What the options ask for, if anything; UsageError if a file cannot be written."""
-        if timeline is None:
-            if host_time:
-                raise UsageError("--timeline-host-time: say where to, with --timeline FILE")
+        if timeline is None and host_time:
+            raise UsageError("--timeline-host-time: say where to, with --timeline FILE")
+        if not profiles and every is not None:
+            raise UsageError("--profile-every: say where to, with --profile FILE")
+        if timeline is None and not profiles:
             return None
         if gdb is not None:
-            raise UsageError("--timeline: not with --gdb, where a guest may go back in time")
-        is_json = timeline.suffix == JSON_SUFFIX
-        return cls(outputs.open("--timeline", timeline), is_json, host_time)
+            option = "--timeline" if timeline else "--profile"
+            raise UsageError(f"{option}: not with --gdb, where a guest may go back in time")
+        every_ns = parse_interval("--profile-every", every) if every is not None else None
+        files = [path for path in profiles if str(path) != STANDARD_ERROR]
+        for path in files:
+            if path.suffix not in (JSON, SVG, *FOLDED):
+                forms = ".json for speedscope, .svg for a picture, .folded for stacks"
+                raise UsageError(f"--profile {path}: end its name in {forms}")
+        return cls(
+            outputs.open("--timeline", timeline) if timeline else None,
+            host_time,
+            [outputs.open("--profile", path) for path in files],
+            len(files) < len(profiles),
+            every_ns,
+        )
 
     @property
     def option(self) -> str:
         """One of the options that were given."""
-        return "--timeline"
+        return "--timeline" if self.timeline else "--profile"
 
-    def begin(self, machine: Machine, image: Image) -> Callable[[], None]:
-        """Look from now on. The function returned ends that, and writes the files: OutputError."""
+    def begin(self, machine: Machine, image: Image) -> Callable[[], str]:
+        """Look from now on.
+
+        The function returned ends that, writes the files (OutputError), and says what is to be
+        printed.
+        """
+        title = f"{Path(image.path).name} ({machine.entry.name})"
+        ends: list[Callable[[], str]] = []
+        if self.timeline is not None:
+            ends.append(self._begin_timeline(machine, self.timeline, title))
+        if self.profiles or self.prints_profile:
+            ends.append(self._begin_profile(machine, image, title))
+        return lambda: "".join([end() for end in ends])
+
+    def _begin_timeline(self, machine: Machine, output: Output, title: str) -> Callable[[], str]:
         from xenemu.views.timeline import Timeline  # noqa: PLC0415 (few runs want it)
 
-        assert self.timeline is not None
-        name = f"{Path(image.path).name} ({machine.entry.name})"
-        writer = _writer(self.timeline.write, self.is_json)
-        return Timeline(machine, writer, name, self.host_time).close
+        writer = _writer(output)
+        timeline = Timeline(machine, writer, title, self.host_time)
+
+        def end() -> str:
+            timeline.close()
+            return ""
+
+        return end
+
+    def _begin_profile(self, machine: Machine, image: Image, title: str) -> Callable[[], str]:
+        from xenemu.views.profile import EVERY_NS, Sampler  # noqa: PLC0415 (few runs want it)
+
+        forms = [_form(output) for output in self.profiles]
+        sampler = Sampler(machine, image, self.every_ns or EVERY_NS)
+        machine.sampler = sampler.run
+
+        def end() -> str:
+            profile = sampler.profile()
+            for output, form in zip(self.profiles, forms, strict=True):
+                output.write(form(profile, title).encode())
+            return profile.top() if self.prints_profile else ""
+
+        return end
 
 
-def _writer(write: Callable[[bytes], None], is_json: bool) -> Writer:
-    if is_json:
+def _writer(output: Output) -> Writer:
+    if output.name.endswith(JSON):
         from xenemu.views.trace_events import TraceEventWriter  # noqa: PLC0415 (as above)
 
-        return TraceEventWriter(write)
+        return TraceEventWriter(output.write)
     from xenemu.views.perfetto import PerfettoWriter  # noqa: PLC0415 (as above)
 
-    return PerfettoWriter(write)
+    return PerfettoWriter(output.write)
+
+
+def _form(output: Output) -> Callable[[Profile, str], str]:
+    """What writes a profile in the form that a file's name asks for."""
+    if output.name.endswith(JSON):
+        from xenemu.views.speedscope import speedscope  # noqa: PLC0415 (as above)
+
+        return speedscope
+    if output.name.endswith(SVG):
+        from xenemu.views.flame import flame_graph  # noqa: PLC0415 (as above)
+
+        return flame_graph
+    return lambda profile, _title: profile.folded()

@@ -64,7 +64,7 @@ def _lines(
         if caller is Stop.BOTTOM:
             return
     end = min(frame.sp + MAX_STACK, 1 << 8 * width)
-    while above := _frame_pointer_caller(frame, end, read, width):
+    while above := frame_pointer_caller(frame, end, read, width):
         yield from _scan(symbols, frame.sp, frame.bp, read, width)
         frame = above
         yield _line(symbols, frame)
@@ -75,7 +75,7 @@ def _line(symbols: Names, frame: Frame) -> BacktraceLine:
     return BacktraceLine(frame.pc, symbols.format(frame.pc, frame.is_return))
 
 
-def _frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Frame | None:
+def frame_pointer_caller(frame: Frame, end: int, read: Read, width: int) -> Frame | None:
     """Return the caller, if BP plausibly points at the caller's BP and a return address."""
     if not frame.sp <= frame.bp <= end - 2 * width or frame.bp % width:
         return None

@@ -201,7 +201,7 @@ class Orc:
         if entry.type is Type.END_OF_STACK:
             return Stop.BOTTOM
         try:
-            return _caller(entry, frame, read)
+            return step(entry, frame, read)
         except XenError:
             return Stop.LOST
 
@@ -217,7 +217,8 @@ def _word(read: Read, vaddr: int) -> int:
     return int.from_bytes(read(vaddr & MASK, WORD), "little")
 
 
-def _caller(entry: OrcEntry, frame: Frame, read: Read) -> Frame | Stop:
+def step(entry: OrcEntry, frame: Frame, read: Read) -> Frame | Stop:
+    """Return the caller's frame by the entry for the code of this one; XenError from `read`."""
     match entry.sp_reg:
         case Reg.SP:
             sp = frame.sp + entry.sp_offset

@@ -52,6 +52,7 @@ class Core:
     disturbed: int  # how often something came that no repetition of the run would bring
 
     slice_ns = SLICE_NS
+    sampler: Callable[[int], None] | None = None  # runs a slice in the place of `Engine.run`
 
     def __init__(
         self,

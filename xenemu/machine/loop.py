@@ -150,7 +150,7 @@ class Run:
         machine, debugger = self.machine, self.debugger
         domain, engine = machine.domain, machine.engine
         engine.look = self._look_at_host
-        run = debugger.run if debugger else engine.run
+        run = debugger.run if debugger else machine.sampler or engine.run
         if audit_ns is None:  # nor one that an earlier run wanted
             machine.next_audit_ns = math.inf
         else:
