@@ -39,6 +39,7 @@ from xenemu.abi.vcpu import (
 from xenemu.abi.xen import XEN_LEGACY_MAX_VCPUS, Nr
 from xenemu.errors import XenError
 from xenemu.hv import scheduler, waking
+from xenemu.hv.calls import no_vcpu_is_up
 from xenemu.hv.clock import update_time
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import ALL, INT, PTR, Continue, Hypercall, StandingAnswer, SubOps
@@ -66,9 +67,7 @@ class VcpuOps(SubOps):
         vcpu_id, pointer = args
         if vcpu_id >= len(current.domain.vcpus):
             if command == VCPUOP_is_up:
-                raise StandingAnswer(
-                    ENOENT, f"there is no vcpu {vcpu_id}: so a kernel finds how many there are"
-                )
+                raise StandingAnswer(ENOENT, no_vcpu_is_up(vcpu_id))
             raise XenError(ENOENT, f"there is no vcpu {vcpu_id}")
         op, handler = self.implemented(current, command, pointer)
         argument = pointer if op.struct is None else current.read_struct(op.struct, pointer)

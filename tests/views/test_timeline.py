@@ -14,6 +14,8 @@ from fakes import KERNEL_STACK, make_pv_current, make_pvh_current
 from fuzz import fresh
 from guests.build import ENVIRONMENTS, build, guests
 from hypercalls import TABLE
+from xenemu.abi.errno import ENOENT
+from xenemu.abi.vcpu import VCPUOP_is_up
 from xenemu.abi.xen import Nr
 from xenemu.hv import scheduler, timers
 from xenemu.hv.building import DomainConfig
@@ -138,7 +140,7 @@ def test_a_hypercall_is_a_slice_and_a_refusal_an_instant_in_it(watched: Watched)
 
 
 def test_what_the_lane_did_comes_before_what_the_model_does(watched: Watched) -> None:
-    watched.notes.noted = [(50, 60, 0x26000, 1, 0, 0x7FF0, Notes.CALL, Nr.mmu_update, 0, 0)]
+    watched.notes.noted = [(50, 60, 0x26000, 1, 0, 0x7FF0, 0, Notes.CALL, Nr.mmu_update, 0, 0)]
     call(watched, Nr.sched_op, 0, 0)
     told = watched.end()["vcpu 0 hypercalls"]
     assert told[:3] == [
@@ -149,16 +151,27 @@ def test_what_the_lane_did_comes_before_what_the_model_does(watched: Watched) ->
     assert {"count": 1, "pdone": 0} in watched.writer.details
 
 
+def test_the_one_refusal_of_the_lane_is_told_as_the_models(watched: Watched) -> None:
+    vcpu_op = Nr.vcpu_op, VCPUOP_is_up, 7, 0
+    call(watched, *vcpu_op)
+    number, *args = vcpu_op
+    watched.notes.noted = [(100, 100, *args, 0, -ENOENT, Notes.CALL, number, 0, 0)]
+    told = watched.end()["vcpu 0 hypercalls"]
+    assert told[:3] == told[3:]
+    assert told[0] == (100, "begin", "vcpu_op(is_up)")
+    assert watched.writer.details[1] == watched.writer.details[4]
+
+
 def test_a_trap_lasts_until_its_iret_and_to_a_program_all_are_over(watched: Watched) -> None:
     traps.inject_page_fault(watched.current, 0x1234, 0)
     watched.current.cpu.now_ns = 200
     traps.deliver_event(watched.current)
     iret = (Notes.IRET, 0, 0)
     watched.notes.noted = [
-        (250, 0, 0, 0, 0, 0, *iret, 0),  # to the kernel
-        (300, 0, 0, 0, 0, 0, Notes.SYSCALL, 0, 0, 1),
-        (400, 0, 0, 0, 0, 0, *iret, 1),  # to a program
-        (500, 0, 0, 0, 0, 0, *iret, 1),  # of a task that never entered the kernel
+        (250, 0, 0, 0, 0, 0, 0, *iret, 0),  # to the kernel
+        (300, 0, 0, 0, 0, 0, 0, Notes.SYSCALL, 0, 0, 1),
+        (400, 0, 0, 0, 0, 0, 0, *iret, 1),  # to a program
+        (500, 0, 0, 0, 0, 0, 0, *iret, 1),  # of a task that never entered the kernel
     ]
     assert watched.end()["vcpu 0 kernel entries"] == [
         (100, "begin", "#PF"),

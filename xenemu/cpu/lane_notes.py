@@ -13,11 +13,11 @@ from typing import Final
 from xenemu.cpu.engine import Engine
 
 ROOM: Final = 1 << 12  # notes that the shim has room for before they are taken
-FORM: Final = struct.Struct("=QQ4Q4I")  # struct note
+FORM: Final = struct.Struct("=QQ4Qq4I")  # struct note
 
 
-# When it was done and, of a call, until when; four arguments; a constant of `LaneNotes`; a call's
-# number; the vcpu; whether a program was interrupted, or goes on. The arguments of a call are those
+# When it was done and, of a call, until when; four arguments; a call's result; a constant of
+# `LaneNotes`; a call's number; the vcpu; whether a program was interrupted, or goes on. The arguments of a call are those
 # that the C prototype has. Those of a page fault are CR2 and the error code.
 Note = tuple[int, ...]
 

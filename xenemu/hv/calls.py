@@ -13,9 +13,10 @@ from xenemu.abi.xen import Nr
 KEPT: Final = 64
 
 # A call that the C shim did (cpu/native/call_record.def), and what comes before the first of them.
-FIELDS: Final[dict[str, tuple[Literal["H", "I", "Q"], int]]] = {
+FIELDS: Final[dict[str, tuple[Literal["H", "I", "Q", "q"], int]]] = {
     "at_ns": ("Q", 1),
     "rip": ("Q", 1),
+    "result": ("q", 1),
     "args": ("Q", 4),
     "number": ("I", 1),
     "vcpu_id": ("H", 1),
@@ -32,6 +33,16 @@ def places() -> dict[str, tuple[int, int]]:
         found[name] = (offset, size)
         offset += size
     return found
+
+
+def no_vcpu_is_up(vcpu_id: int) -> str:
+    """Why VCPUOP_is_up has ENOENT: Xen's answer for whatever vcpu the domain does not have."""
+    return f"there is no vcpu {vcpu_id}: so a kernel finds how many there are"
+
+
+def refusal_by_cpu(args: Sequence[int]) -> str:
+    """Why a call has an errno that C did: there is one such answer."""
+    return no_vcpu_is_up(args[1])
 
 
 COUNT: Final = struct.Struct("<Q")  # of all that it did; call n is at n modulo KEPT
@@ -101,5 +112,11 @@ class CallLog(Sequence[CallRecord]):
         (count,) = COUNT.unpack_from(self.by_cpu)
         for number in range(max(0, count - KEPT), count):
             where = COUNT.size + number % KEPT * RECORD.size
-            at_ns, rip, *args, nr, vcpu_id, nr_args = RECORD.unpack_from(self.by_cpu, where)
-            yield CallRecord(at_ns, vcpu_id, rip, Nr(nr).name, tuple(args[:nr_args]), 0)
+            at_ns, rip, result, *words, nr, vcpu_id, nr_args = RECORD.unpack_from(
+                self.by_cpu, where
+            )
+            args = tuple(words[:nr_args])
+            record = CallRecord(at_ns, vcpu_id, rip, Nr(nr).name, args, result)
+            if result < 0:
+                record.reason, record.standing = refusal_by_cpu(args), True
+            yield record

@@ -147,12 +147,13 @@ class Cpu(Protocol):
 class Lane:
     """What a CPU needs to do ordinary work for a PV vcpu by itself.
 
-    It changes L1 entries that map the domain's own pages, switches between page tables that are
-    pinned, and enters and leaves the guest's kernel, as the hypervisor would. It never refuses
-    anything.
+    It changes page-table entries that map the domain's own pages or lead to tables of its own,
+    switches between page tables that are pinned, and enters and leaves the guest's kernel, as the
+    hypervisor would. It never refuses anything, but that it says which vcpus there are not.
 
     * `words` is what `pv.state.PvVcpu` shares; `info` is the machine address of its vcpu_info.
     * `width` is that of the guest's unsigned long in bytes.
+    * `nr_vcpus` are the domain's; `xen_version` is what XENVER_version tells.
     * `root_type` and the bits are those of the domain's page tables (`hv.paging_rules`).
     * `m2p_entry` shows the machine-to-physical table in a root; if `m2p_strict`, no root of a
       user's may have it.
@@ -172,10 +173,14 @@ class Lane:
     vcpu_id: int
     domid: int
     width: int
+    nr_vcpus: int
+    xen_version: int
     root_type: int
     l1_disallow: int
     l1_kernel_bits: int
     l1_user_bits: int
+    table_disallow: int
+    table_bits: int
     m2p_entry: int
     m2p_strict: bool
     log: bytearray

@@ -2,14 +2,15 @@
 
 The model tells the CPU what it needs to know of the vcpu, and whether the lane is open. It is shut
 while somebody watches the guest who would not see what the lane does. It is also shut while
-something comes first. For example, an NMI waits, old tables are to be dropped, or a new address
-space would unmap a page of the LDT.
+something comes first. For example, an NMI waits, a table is validated or dropped in part, or a new
+address space would unmap a page of the LDT.
 
 The C shim has the lane itself: cpu/native/lane.c and the files that include lane.h.
 """
 
 from __future__ import annotations
 
+from xenemu.abi.version import XEN_VERSION
 from xenemu.abi.xen import (
     VMASST_TYPE_architectural_iopl,
     VMASST_TYPE_m2p_strict,
@@ -17,7 +18,7 @@ from xenemu.abi.xen import (
 )
 from xenemu.hv.cpu import Lane
 from xenemu.hv.current import Current
-from xenemu.hv.frame_table import OPERATION_WORK, REQUEST_WORK
+from xenemu.hv.frame_table import OPERATION_WORK, REQUEST_WORK, PGT_l2_page_table
 from xenemu.hv.prices import EMULATION_NS, WORK_NS
 from xenemu.pv.paging import m2p_entry
 from xenemu.pv.state import NO_TRAP, PvVcpu, pv_domain
@@ -46,7 +47,7 @@ class LaneGate:
             current.cpu.join_lane(lane_of(current, state))
         current.cpu.open_lane(
             (domain.watch is None or not domain.watch.shuts_lane)
-            and not frames.old_tables
+            and not (frames.old_tables or frames.partial)
             and not state.ldt_frames
             and not (state.nmi_pending or state.nmi_masked or vcpu.areas_stale)
             and not domain.debug_xen
@@ -65,10 +66,14 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
         vcpu_id=vcpu.vcpu_id,
         domid=domain.domid,
         width=domain.width,
+        nr_vcpus=len(domain.vcpus),
+        xen_version=XEN_VERSION,
         root_type=rules.root_type,
         l1_disallow=rules.l1_disallow,
         l1_kernel_bits=rules.l1_kernel_bits,
         l1_user_bits=rules.l1_user_bits,
+        table_disallow=rules.table_disallow,
+        table_bits=rules.table_bits[PGT_l2_page_table],
         m2p_entry=m2p_entry(domain),
         m2p_strict=bool(assists >> VMASST_TYPE_m2p_strict & 1),
         log=domain.calls.by_cpu,

@@ -80,7 +80,7 @@ class PvDomain:
 # cpu/native/pv_vcpu.def. The engine compares both when it starts.
 SHARED: Final = (
     "kernel_root", "user_root", "kernel_mode", "kernel_sp", "kernel_ss", "inactive_gs", "cr2",
-    "iopl",
+    "iopl", "task_switched",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class PvVcpu:
     sysenter_callback: Trap = NO_TRAP
     kernel_ss: Shared[int] = Shared(int, 0)
     kernel_sp: Shared[int] = Shared(int, 0)
-    task_switched: bool = False  # the guest's CR0.TS
+    task_switched: Shared[bool] = Shared(bool, False)  # the guest's CR0.TS
     cr2: Shared[int] = Shared(int, 0)
     cr4: int = 0  # as the guest reads it
     dr6: int = DR6_DEFAULT

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final, Protocol
 from xenemu.abi.errno import NAMES as ERRNO_NAMES
 from xenemu.console_text import PlainText
 from xenemu.decode import argument_names, call_name, describe_port
-from xenemu.hv.calls import CallRecord
+from xenemu.hv.calls import CallRecord, refusal_by_cpu
 from xenemu.hv.current import Current, Details, Observer
 from xenemu.hv.dispatch import Hypercall
 from xenemu.hv.frame_table import WORK_PER_CALL
@@ -190,14 +190,19 @@ class Timeline(Observer):
 
     def _lane_did(self, notes: Iterable[Note]) -> None:
         kinds, known, put = self._notes, self._kinds, self._writer.slice
-        for at_ns, until_ns, a, b, c, d, what, number, vcpu_id, user in notes:
-            if what == kinds.CALL:
+        for at_ns, until_ns, a, b, c, d, result, what, number, vcpu_id, user in notes:
+            if what == kinds.CALL and result < 0:
+                record = self._record(number, vcpu_id, a, b, c, d)
+                record.result = result
+                self._lane_refused(at_ns, until_ns, number, record)
+            elif what == kinds.CALL:
                 key = number, vcpu_id, *[v if v < SMALL else -1 for v in (a, b, c, d)]
                 kind = known.get(key)
                 if kind is None:
-                    row = self._rows[number]
-                    small = self._small(row, (a, b, c, d))
-                    kind = self._writer.kind(self._hypercalls(vcpu_id), row.name, small)
+                    row, record = self._rows[number], self._record(number, vcpu_id, a, b, c, d)
+                    small = self._small(row, record.args)
+                    name = call_name(row, record)
+                    kind = self._writer.kind(self._hypercalls(vcpu_id), name, small)
                     if len(known) < MAX_KINDS:
                         known[key] = kind
                 put(kind, at_ns, until_ns)
@@ -209,6 +214,19 @@ class Timeline(Observer):
                 self._enter(vcpu_id, at_ns, "int 0x80", {"from": _side(user)})
             else:
                 self._page_fault(vcpu_id, at_ns, f"{a:#x}", b, bool(user))
+
+    def _record(self, number: int, vcpu_id: int, *args: int) -> CallRecord:
+        """A call that the lane did."""
+        row = self._rows[number]
+        return CallRecord(0, vcpu_id, 0, row.name, args[: len(row.args)])
+
+    def _lane_refused(self, at_ns: int, until_ns: int, number: int, record: CallRecord) -> None:
+        """A call that the lane did, and whose result is an errno; see `hv.calls`."""
+        row, track = self._rows[number], self._hypercalls(record.vcpu_id)
+        self._writer.begin(track, at_ns, call_name(row, record), self._small(row, record.args))
+        error = ERRNO_NAMES[-(record.result or 0)]
+        self._writer.instant(track, until_ns, error, {"reason": refusal_by_cpu(record.args)})
+        self._writer.end(track, until_ns)
 
     # The kernel is entered, and left.
 

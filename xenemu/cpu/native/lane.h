@@ -1,7 +1,7 @@
 /*
- * What the files of the lane share: lane.c has the hypercalls, bounce.c and bounce32.c the ways into
- * the guest's kernel and out of it, segments.c what these load, privileged.c the instructions that
- * the hypervisor emulates.
+ * What the files of the lane share. lane.c has its gate, pagetables.c and calls.c the hypercalls,
+ * bounce.c and bounce32.c the ways into the guest's kernel and out of it, segments.c what these load,
+ * privileged.c the instructions that the hypervisor emulates.
  */
 #ifndef LANE_H
 #define LANE_H
@@ -11,7 +11,9 @@
 #pragma GCC visibility push(hidden)
 
 enum { FLAT_CS32 = 0xe023, FLAT_CS64 = 0xe033, FLAT_SS64 = 0xe02b };
-enum { PGT_L1 = 1, PGT_WRITABLE = 7 };
+enum { PGT_L1 = 1, PGT_L2, PGT_L3, PGT_SEG_DESC = 5, PGT_WRITABLE = 7 };
+enum { PGC_ALLOCATED = 1, PGT_PINNED = 4 };
+#define COMPAT_VIRT_START 0xf5800000u /* where Xen begins for a 32-bit guest */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 enum { RPL = 3, KERNEL_RING32 = 1 };
 enum { UPCALL_PENDING = 0, UPCALL_MASK = 1 }; /* in vcpu_info */
@@ -21,6 +23,11 @@ enum { SEGMENT_S = 1 << 12 };
 static inline struct page_info *page(uint64_t mfn)
 {
     return &G.physical.info[mfn];
+}
+
+static inline uint64_t *word(uint64_t maddr)
+{
+    return (uint64_t *)(G.physical.ram + (maddr & ~7ull));
 }
 
 static inline uint64_t *lane_regs(void)
@@ -67,7 +74,23 @@ uint64_t *l1_entry(uint64_t root, uint64_t vaddr);
 uint64_t place32(uint64_t vaddr, bool writing);
 bool copy_in(void *to, uint64_t vaddr, size_t size);
 void pass(enum exit_kind kind);
+void take(int64_t result);
 bool may_go(void);
+
+/* pagetables.c */
+bool is_plain_l1(uint64_t maddr, uint64_t entry);
+bool set_l1_entry(uint64_t maddr, uint64_t entry, bool preserve_ad);
+bool call_mmu_update(const uint64_t *args);
+bool call_update_va_mapping(const uint64_t *args);
+bool call_mmuext_op(const uint64_t *args);
+
+/* calls.c */
+bool call_stack_switch(const uint64_t *args);
+bool call_fpu_taskswitch(const uint64_t *args);
+bool call_update_descriptor(const uint64_t *args);
+bool call_set_segment_base(const uint64_t *args);
+bool call_xen_version(const uint64_t *args);
+bool call_vcpu_op(const uint64_t *args);
 
 /* segments.c */
 struct segment { uint32_t selector, limit, flags; uint64_t base; };
@@ -75,6 +98,7 @@ char *segment_register(int which);
 uint32_t selector_of(int which);
 uint32_t dpl(uint32_t flags);
 void load(int which, const struct segment *from);
+struct segment segment_of(uint32_t selector, uint64_t descriptor);
 bool find_descriptor(uint32_t selector, struct segment *found);
 
 /* bounce.c */

@@ -34,6 +34,19 @@ void load(int which, const struct segment *from)
     shim_update_mode();
 }
 
+/* What a descriptor of code or data says. */
+struct segment segment_of(uint32_t selector, uint64_t descriptor)
+{
+    uint32_t high = descriptor >> 32, limit = (descriptor & 0xffff) | (high & 0xf0000);
+
+    return (struct segment){
+        .selector = selector,
+        .limit = high & GRANULARITY ? limit << 12 | 0xfff : limit,
+        .flags = high & 0x00f0ff00,
+        .base = (descriptor >> 16 & 0xffffff) | (high & 0xff000000),
+    };
+}
+
 /* What a selector names, as it would be loaded; false for the LDT, and for most of the GDT. */
 bool find_descriptor(uint32_t selector, struct segment *found)
 {
@@ -45,14 +58,7 @@ bool find_descriptor(uint32_t selector, struct segment *found)
         return false;
     if (!index || selector & TABLE_INDICATOR || !frame)
         return false;
-    uint64_t descriptor =
-        FIELD(G.physical.ram, frame << 12 | index % PER_PAGE << 3, uint64_t);
-    uint32_t high = descriptor >> 32, limit = (descriptor & 0xffff) | (high & 0xf0000);
-    *found = (struct segment){
-        .selector = selector,
-        .limit = high & GRANULARITY ? limit << 12 | 0xfff : limit,
-        .flags = (high & 0x00f0ff00) | ACCESSED,
-        .base = (descriptor >> 16 & 0xffffff) | (high & 0xff000000),
-    };
+    *found = segment_of(selector, *word(frame << 12 | index % PER_PAGE << 3));
+    found->flags |= ACCESSED;
     return true;
 }

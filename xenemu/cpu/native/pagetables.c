@@ -1,0 +1,320 @@
+/*
+ * The lane's changes to page tables, and the switches between them.
+ *
+ * The lane changes L1 entries that map the domain's own pages, and entries of higher tables that
+ * lead to tables which are validated already, or to nothing. It switches to tables that are pinned.
+ *
+ * Before anything is changed, all of a call's requests have been looked at. No request of a call
+ * makes another of its requests less ordinary: no type of a frame changes, and no frame goes away.
+ *
+ * The reference is hypercalls/mmu_update.py, mmuext_op.py, update_va_mapping.py, and
+ * hv/pagetype.py (mod_entry, mod_l1_entry).
+ */
+#include "lane.h"
+
+enum { DOMID_SELF = 0x7ff0 };
+enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
+enum { NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
+enum { UVMF_NONE, UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_ALL = 4 };
+enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, M2P_SLOT = 256 };
+
+#define PTE_GUEST_KERNEL (1ull << 52)
+#define PTE_PWT_PCD (1ull << 3 | 1ull << 4)
+#define PTE_PAT (1ull << 7)
+#define L1_REFERENCE (PTE_ADDRESS | PTE_P | PTE_RW | PTE_PWT_PCD | PTE_PAT)
+#define LINK_REFERENCE (PTE_ADDRESS | PTE_P | PTE_RW | PTE_PWT_PCD | PTE_PS)
+
+struct request { uint64_t ptr, value; };
+struct operation { uint64_t command, arg1; };
+
+/* ---- L1 entries ---- */
+
+static uint64_t adjusted(uint64_t entry)
+{
+    if (!(entry & PTE_P))
+        return entry;
+    if (!(entry & PTE_US))
+        return entry | G.lane.l1_kernel_bits;
+    return entry & PTE_GUEST_KERNEL ? entry : entry | G.lane.l1_user_bits;
+}
+
+/* Whether an entry maps a page of the domain's that stays, as what it is used as allows. */
+static bool maps_own_page(uint64_t entry)
+{
+    uint64_t mfn = (entry & PTE_ADDRESS) >> 12;
+
+    return !(entry & G.lane.l1_disallow) && mfn < G.physical.frames &&
+           page(mfn)->owner == G.lane.domid && page(mfn)->flags & PGC_ALLOCATED &&
+           (!(entry & PTE_RW) || page(mfn)->type == PGT_WRITABLE);
+}
+
+/* Whether the reference that an entry holds is not the last one to its frame. */
+static bool may_be_dropped(uint64_t entry)
+{
+    struct page_info *of = page((entry & PTE_ADDRESS) >> 12);
+
+    return of->flags & PGC_ALLOCATED && of->count > 1;
+}
+
+bool is_plain_l1(uint64_t maddr, uint64_t entry)
+{
+    uint64_t mfn = maddr >> 12;
+
+    if (mfn >= G.physical.frames || page(mfn)->type != PGT_L1 || page(mfn)->owner != G.lane.domid ||
+        G.physical.code[mfn])
+        return false;
+    uint64_t old = *word(maddr), new = adjusted(entry);
+    if (!((old ^ new) & L1_REFERENCE))
+        return true;
+    return (!(new & PTE_P) || maps_own_page(new)) && (!(old & PTE_P) || may_be_dropped(old));
+}
+
+/* Whether a TLB that has `old` would go wrong with `new`. */
+static bool needs_flush(uint64_t old, uint64_t new)
+{
+    return (old & PTE_P) && ((old & ~new & (PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D)) ||
+                             ((old ^ new) & PTE_ADDRESS) || (new & ~old & PTE_NX));
+}
+
+/* Set an entry of which `is_plain_l1` is true; whether to flush the TLB. */
+bool set_l1_entry(uint64_t maddr, uint64_t entry, bool preserve_ad)
+{
+    uint64_t old = *word(maddr), new = adjusted(entry);
+    bool moves = !(new & PTE_P) || ((old ^ new) & L1_REFERENCE);
+
+    if ((new & PTE_P) && moves) {
+        struct page_info *to = page((new & PTE_ADDRESS) >> 12);
+        to->count++;
+        to->type_count += !!(new & PTE_RW);
+    }
+    if (preserve_ad)
+        new |= old & (PTE_A | PTE_D);
+    *word(maddr) = new;
+    if ((old & PTE_P) && moves) {
+        struct page_info *from = page((old & PTE_ADDRESS) >> 12);
+        from->count--;
+        from->type_count -= !!(old & PTE_RW);
+    }
+    return needs_flush(old, new);
+}
+
+/* ---- entries of L2 and L3 tables, to the table below ---- */
+
+/* Whether the domain has such a table. The lane is shut while one is validated in part. */
+static bool is_table(uint64_t mfn, uint32_t type)
+{
+    return mfn < G.physical.frames && page(mfn)->type == type && page(mfn)->owner == G.lane.domid &&
+           page(mfn)->flags & PGC_ALLOCATED;
+}
+
+static uint64_t adjusted_link(uint64_t entry)
+{
+    return entry & PTE_P ? entry | G.lane.table_bits : entry;
+}
+
+static bool is_plain_link(uint64_t maddr, uint64_t entry)
+{
+    uint64_t mfn = maddr >> 12;
+    uint32_t level = page(mfn)->type;
+
+    /* A 32-bit guest's L3 is a root, with rules of its own. */
+    if ((level != PGT_L2 && (level != PGT_L3 || G.lane.width == 4)) || !is_table(mfn, level) ||
+        G.physical.code[mfn])
+        return false;
+    uint64_t old = *word(maddr), new = adjusted_link(entry);
+    if (new & PTE_P && !((old ^ new) & (LINK_REFERENCE | G.lane.table_disallow)))
+        return true;
+    if (new & PTE_P && (new & G.lane.table_disallow ||
+                        !is_table((new & PTE_ADDRESS) >> 12, level - 1)))
+        return false;
+    uint64_t from = (old & PTE_ADDRESS) >> 12;
+    return !(old & PTE_P) || (page(from)->type == level - 1 && page(from)->flags & PGT_PINNED);
+}
+
+/* Set an entry of which `is_plain_link` is true; whether to flush the TLB. */
+static bool set_link(uint64_t maddr, uint64_t entry, bool preserve_ad)
+{
+    uint64_t old = *word(maddr), new = adjusted_link(entry);
+    bool moves = !(new & PTE_P) || ((old ^ new) & (LINK_REFERENCE | G.lane.table_disallow));
+
+    if ((new & PTE_P) && moves) {
+        struct page_info *to = page((new & PTE_ADDRESS) >> 12);
+        to->count++;
+        to->type_count++;
+    }
+    if (preserve_ad)
+        new |= old & (PTE_A | PTE_D);
+    *word(maddr) = new;
+    if ((old & PTE_P) && moves) {
+        struct page_info *from = page((old & PTE_ADDRESS) >> 12);
+        from->count--;
+        from->type_count--;
+    }
+    return needs_flush(old, new);
+}
+
+static bool is_plain(uint64_t maddr, uint64_t entry)
+{
+    return is_plain_l1(maddr, entry) ||
+           (maddr >> 12 < G.physical.frames && is_plain_link(maddr, entry));
+}
+
+static bool set_entry(uint64_t maddr, uint64_t entry, bool preserve_ad)
+{
+    return (page(maddr >> 12)->type == PGT_L1 ? set_l1_entry : set_link)(maddr, entry, preserve_ad);
+}
+
+static void flush_tlb(void)
+{
+    G.exit.flush = FLUSH_OWN | FLUSH_KEPT;
+}
+
+/* ---- the calls ---- */
+
+bool call_mmu_update(const uint64_t *args)
+{
+    static struct request requests[MOST_REQUESTS];
+    uint64_t count = args[1];
+
+    if (!count || count > MOST_REQUESTS || args[2] || args[3] != DOMID_SELF ||
+        !copy_in(requests, args[0], count * sizeof *requests))
+        return false;
+    for (uint64_t n = 0; n < count; n++) {
+        unsigned command = requests[n].ptr & COMMAND;
+        if ((command != NORMAL_UPDATE && command != PRESERVE_AD) ||
+            !is_plain(requests[n].ptr - command, requests[n].value))
+            return false;
+    }
+    take(0);
+    for (uint64_t n = 0; n < count; n++) {
+        unsigned command = requests[n].ptr & COMMAND;
+        if (set_entry(requests[n].ptr - command, requests[n].value, command == PRESERVE_AD))
+            flush_tlb();
+    }
+    spend(count * G.lane.request_ns);
+    return true;
+}
+
+bool call_update_va_mapping(const uint64_t *args)
+{
+    uint64_t flags = args[2], maddr;
+
+    if (flags != UVMF_NONE && (flags & ~(uint64_t)UVMF_ALL) != UVMF_TLB_FLUSH &&
+        (flags & ~(uint64_t)UVMF_ALL) != UVMF_INVLPG)
+        return false;
+    if (!in_guest_range(args[0]))
+        return false;
+    uint64_t *entry = l1_entry(FIELD(G.env, ENV_CR3, uint64_t) >> 12, args[0]);
+    if (!entry)
+        return false;
+    maddr = (uint64_t)((uint8_t *)entry - G.physical.ram);
+    if (!is_plain_l1(maddr, args[1]))
+        return false;
+    take(0);
+    if (set_l1_entry(maddr, args[1], false))
+        flush_tlb();
+    if ((flags & 3) == UVMF_TLB_FLUSH)
+        flush_tlb();
+    else if ((flags & 3) == UVMF_INVLPG)
+        shim_flush_page(args[0]);
+    return true;
+}
+
+/* Whether a frame, or none, can be a root at once, and the one that it replaces stays a table. */
+static bool may_replace(uint64_t old, uint64_t mfn)
+{
+    if (mfn == old)
+        return true;
+    if (old && (page(old)->type_count < 2 || page(old)->count < 2))
+        return false;
+    return !mfn || (mfn < G.physical.frames && page(mfn)->owner == G.lane.domid &&
+                    page(mfn)->type == G.lane.root_type && page(mfn)->flags & PGT_PINNED);
+}
+
+static void replace_root(uint64_t *root, uint64_t mfn)
+{
+    if (mfn) {
+        page(mfn)->count++;
+        page(mfn)->type_count++;
+    }
+    if (*root) {
+        page(*root)->count--;
+        page(*root)->type_count--;
+    }
+    *root = mfn;
+}
+
+static void new_baseptr(uint64_t mfn)
+{
+    if (mfn == G.lane.vcpu->kernel_root) {
+        flush_tlb();
+        return;
+    }
+    if (G.lane.width == 8 && !G.lane.m2p_strict)
+        *word(mfn << 12 | M2P_SLOT << 3) = G.lane.m2p_entry;
+    replace_root(&G.lane.vcpu->kernel_root, mfn);
+    FIELD(G.env, ENV_CR3, uint64_t) = mfn << 12;
+    G.exit.flush |= FLUSH_OWN;
+}
+
+static void new_user_baseptr(uint64_t mfn)
+{
+    if (mfn == G.lane.vcpu->user_root)
+        return;
+    if (mfn && G.lane.m2p_strict)
+        *word(mfn << 12 | M2P_SLOT << 3) = 0;
+    replace_root(&G.lane.vcpu->user_root, mfn);
+}
+
+static bool is_plain_operation(const struct operation *op)
+{
+    const struct pv_vcpu *vcpu = G.lane.vcpu;
+
+    switch (op->command) {
+    case NEW_BASEPTR:
+        return op->arg1 &&
+               (op->arg1 == vcpu->kernel_root || (vcpu->kernel_root != vcpu->user_root &&
+                                                  may_replace(vcpu->kernel_root, op->arg1)));
+    case NEW_USER_BASEPTR:
+        return G.lane.width == 8 && vcpu->kernel_root != vcpu->user_root &&
+               may_replace(vcpu->user_root, op->arg1);
+    case TLB_FLUSH_LOCAL:
+    case INVLPG_LOCAL:
+        return true;
+    }
+    return false;
+}
+
+bool call_mmuext_op(const uint64_t *args)
+{
+    struct { uint32_t command, padding; uint64_t arg1, arg2; } wide[MOST_OPERATIONS];
+    struct { uint32_t command, arg1, arg2; } narrow[MOST_OPERATIONS];
+    struct operation ops[MOST_OPERATIONS];
+    uint64_t count = args[1];
+
+    if (!count || count > MOST_OPERATIONS || args[2] || args[3] != DOMID_SELF)
+        return false;
+    if (!(G.lane.width == 8 ? copy_in(wide, args[0], count * sizeof *wide)
+                            : copy_in(narrow, args[0], count * sizeof *narrow)))
+        return false;
+    for (uint64_t n = 0; n < count; n++) {
+        ops[n] = G.lane.width == 8 ? (struct operation){wide[n].command, wide[n].arg1}
+                                   : (struct operation){narrow[n].command, narrow[n].arg1};
+        if (!is_plain_operation(&ops[n]) || (n && ops[n].command == ops[0].command))
+            return false;
+    }
+    take(0);
+    for (uint64_t n = 0; n < count; n++) {
+        uint64_t arg = ops[n].arg1;
+        if (ops[n].command == NEW_BASEPTR)
+            new_baseptr(arg);
+        else if (ops[n].command == NEW_USER_BASEPTR)
+            new_user_baseptr(arg);
+        else if (ops[n].command == TLB_FLUSH_LOCAL)
+            flush_tlb();
+        else if (canonical(arg))
+            shim_flush_page(arg);
+    }
+    spend(count * G.lane.operation_ns);
+    return true;
+}
