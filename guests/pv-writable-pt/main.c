@@ -68,9 +68,63 @@ static void bits(void)
 	check_window("add", 'a');
 }
 
+#ifdef __x86_64__
+
+#define ARITHMETIC 0x8c5ul /* flags: all but AF, which AND leaves undefined */
+
+/* AND of a byte of the entry has the same result and flags as of any other byte. */
+#define AND(instruction, mask)                                                                     \
+	do {                                                                                       \
+		uint8_t other = *entry;                                                            \
+		unsigned long flags, of_other;                                                     \
+		asm volatile(instruction " %2, %0; pushfq; popq %1"                                \
+			     : "+m"(*(volatile uint8_t *)entry), "=r"(flags) : "i"(mask));         \
+		asm volatile("andb %2, %0; pushfq; popq %1"                                        \
+			     : "+m"(other), "=r"(of_other) : "i"(mask));                           \
+		check_equal(instruction, *entry & 0xff, other);                                    \
+		check_equal("its flags", flags & ARITHMETIC, of_other & ARITHMETIC);               \
+		check_equal("back", update_va_mapping(window, leads_to(0)), 0);                    \
+		check_window("back", 'a');                                                         \
+	} while (0)
+
+static void bytes(void)
+{
+	AND("andb", ~2);
+	AND("lock andb", ~2);
+	AND("ds andb", ~0x20);
+	AND("andb", ~0x60);
+	AND("lock andb", 0);
+}
+
+/* The ways in which an instruction can name the entry. */
+static void addresses(void)
+{
+	unsigned long at = (unsigned long)entry;
+
+	WITH("-16(r)", asm volatile("movq %0, -16(%1)" : : "r"(new), "r"(at + 16) : "memory"));
+	WITH("4096(r)", asm volatile("movq %0, 4096(%1)" : : "r"(new), "r"(at - 4096) : "memory"));
+	WITH("8(r,r,4)", asm volatile("xchgq %0, 8(%1,%2,4)"
+				      : "+r"(new) : "r"(at - 28), "r"(5ul) : "memory");
+	     check_equal("what xchg returns", new | 0x60, old | 0x60));
+	WITH("-24(,r,8)", asm volatile("movq %0, -24(,%1,8)"
+				       : : "r"(new), "r"((at + 24) / 8) : "memory"));
+	WITH("(r12)", asm volatile("movq %1, %%r12; movq %0, (%%r12)"
+				   : : "r"(new), "r"(at) : "r12", "memory"));
+	WITH("(r13)", asm volatile("movq %1, %%r13; movq %0, (%%r13)"
+				   : : "r"(new), "r"(at) : "r13", "memory"));
+	WITH("(r,r12)", asm volatile("movq $3, %%r12; movq %0, (%1,%%r12,1)"
+				     : : "r"(new), "r"(at - 3) : "r12", "memory"));
+	WITH("of r14", asm volatile("movq %0, %%r14; lock xchgq %%r14, (%1)"
+				    : : "r"(new), "r"(at) : "r14", "memory"));
+}
+
+#endif
+
 static void stores(void)
 {
 #ifdef __x86_64__
+	addresses();
+	bytes();
 	WITH("mov", asm volatile("mov %1, %0" : "=m"(*entry) : "r"(new)));
 	WITH("xchg", asm volatile("xchg %1, %0" : "+m"(*entry), "+r"(new)));
 	WITH("cmpxchg", asm volatile("lock cmpxchg %2, %0" : "+m"(*entry), "+a"(old) : "r"(new)));

@@ -17,8 +17,9 @@ FORM: Final = struct.Struct("=QQ4Qq4I")  # struct note
 
 
 # When it was done and, of a call, until when; four arguments; a call's result; a constant of
-# `LaneNotes`; a call's number; the vcpu; whether a program was interrupted, or goes on. The arguments of a call are those
-# that the C prototype has. Those of a page fault are CR2 and the error code.
+# `LaneNotes`; a call's number; the vcpu; whether a program was interrupted, or goes on. The
+# arguments of a call are those that the C prototype has. Those of a page fault are CR2 and the
+# error code.
 Note = tuple[int, ...]
 
 

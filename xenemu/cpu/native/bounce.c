@@ -140,19 +140,23 @@ static void bounce(const struct frame *frame, uint64_t handler, bool masks)
         G.lane.info[UPCALL_MASK] |= 1;
 }
 
-/* Whether a kernel's store to a page that it may only read could be one to a page table. */
-bool may_store_to_table(uint64_t vaddr)
+/*
+ * The machine address of an L1 table's byte, to which a kernel has stored that may only read it; or
+ * NOWHERE, if it is none.
+ */
+static uint64_t byte_of_table(uint64_t vaddr)
 {
     uint64_t *entry;
 
     if (!G.lane.vcpu->kernel_mode || !G.lane.writable_tables)
-        return false;
+        return NOWHERE;
     entry = l1_entry(G.lane.vcpu->kernel_root, vaddr);
     if (!entry || (*entry & (PTE_P | PTE_RW)) != PTE_P)
-        return false;
+        return NOWHERE;
     uint64_t table = (*entry & PTE_ADDRESS) >> 12;
-    return table < G.physical.frames && page(table)->owner == G.lane.domid &&
-           page(table)->type == PGT_L1;
+    bool is_table = table < G.physical.frames && page(table)->owner == G.lane.domid &&
+                    page(table)->type == PGT_L1;
+    return is_table ? table << 12 | (vaddr & 0xfff) : NOWHERE;
 }
 
 static bool page_fault64(uint64_t vaddr, uint32_t error)
@@ -183,9 +187,11 @@ static bool page_fault(void)
 
     if (!in_guest_range(vaddr))
         return false;
-    if ((error & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I)) == (PFEC_P | PFEC_W) &&
-        may_store_to_table(vaddr))
-        return false;
+    if ((error & (PFEC_P | PFEC_W | PFEC_RSVD | PFEC_I)) == (PFEC_P | PFEC_W)) {
+        uint64_t maddr = byte_of_table(vaddr);
+        if (maddr != NOWHERE)
+            return store_to_table(vaddr, maddr);
+    }
     return (G.lane.width == 8 ? page_fault64 : page_fault32)(vaddr, error);
 }
 

@@ -1,7 +1,7 @@
 /*
  * What the files of the lane share. lane.c has its gate, pagetables.c and calls.c the hypercalls,
  * bounce.c and bounce32.c the ways into the guest's kernel and out of it, segments.c what these load,
- * privileged.c the instructions that the hypervisor emulates.
+ * privileged.c and stores.c the instructions that the hypervisor emulates.
  */
 #ifndef LANE_H
 #define LANE_H
@@ -78,6 +78,7 @@ void take(int64_t result);
 bool may_go(void);
 
 /* pagetables.c */
+void flush_tlb(void);
 bool is_plain_l1(uint64_t maddr, uint64_t entry);
 bool set_l1_entry(uint64_t maddr, uint64_t entry, bool preserve_ad);
 bool call_mmu_update(const uint64_t *args);
@@ -102,7 +103,6 @@ struct segment segment_of(uint32_t selector, uint64_t descriptor);
 bool find_descriptor(uint32_t selector, struct segment *found);
 
 /* bounce.c */
-bool may_store_to_table(uint64_t vaddr);
 bool iret64(void);
 bool syscall_from_user(void);
 
@@ -113,7 +113,13 @@ bool int80_32(void);
 bool iret32(void);
 
 /* privileged.c */
+enum { LONGEST = 15 }; /* bytes of an instruction */
+bool fetch(uint8_t code[LONGEST]);
+void complete(unsigned length);
 bool privileged_instruction(void);
+
+/* stores.c */
+bool store_to_table(uint64_t vaddr, uint64_t maddr);
 
 #pragma GCC visibility pop
 

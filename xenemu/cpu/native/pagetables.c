@@ -164,7 +164,7 @@ static bool set_entry(uint64_t maddr, uint64_t entry, bool preserve_ad)
     return (page(maddr >> 12)->type == PGT_L1 ? set_l1_entry : set_link)(maddr, entry, preserve_ad);
 }
 
-static void flush_tlb(void)
+void flush_tlb(void)
 {
     G.exit.flush = FLUSH_OWN | FLUSH_KEPT;
 }

@@ -1,17 +1,15 @@
 /*
- * The lane's emulated instructions of a kernel, in their plain forms: those that are privileged, and
- * stores to L1 tables.
+ * The lane's privileged instructions of a kernel, in their plain forms.
  *
- * The reference is pv/emulate.py and pv/ptwr.py. As in lane.c, only what is ordinary is done here.
+ * The reference is pv/emulate.py. As in lane.c, only what is ordinary is done here.
  */
 #include "lane.h"
 
-enum { LONGEST = 15 };
 enum { TWO_BYTES = 0x0f, CLI = 0xfa, STI = 0xfb, MOV_FROM_CR = 0x20, RDMSR = 0x32 };
 enum { FS_BASE_MSR = 0xc0000100, GS_BASE_MSR, KERNEL_GS_BASE_MSR };
 
 /* Read the code at RIP; false if it comes near the end of its page. */
-static bool fetch(uint8_t code[LONGEST])
+bool fetch(uint8_t code[LONGEST])
 {
     uint64_t at = FIELD(G.env, ENV_EIP, uint64_t);
 
@@ -21,7 +19,7 @@ static bool fetch(uint8_t code[LONGEST])
 }
 
 /* Take an instruction that is plain, with its price. */
-static void complete(unsigned length)
+void complete(unsigned length)
 {
     uint64_t rflags = U.read_eflags(G.env);
 
