@@ -181,7 +181,13 @@ class Kernel:
                 raise UsageError("another kernel runs by now: this one's memory is not mapped")
         return found
 
-    def evaluate(self, text: str, address: Callable[[str], int] | None = None) -> Value:
+    def again(self, number: int, address: int) -> Value:
+        """What is at an address, by the number of its type, which somebody was told."""
+        return Value(self.types, self._read, number, address)
+
+    def evaluate(
+        self, text: str, address: Callable[[str], int] | None = None, vcpu: int | None = None
+    ) -> Value:
         """Find ``init_task.mm->pgd``, ``task_struct 0xffff888003a50000.comm`` and the like.
 
         `address` makes an address of a word after a type; without it, a number or a symbol.
@@ -192,7 +198,7 @@ class Kernel:
         if spelling:
             found = self.at(" ".join(spelling), (address or self._number)(place[0]))
         else:
-            found = self.variable(place[0])
+            found = self.variable(place[0], vcpu)
         at = place.end()
         while at < len(last):
             step = STEP.match(last, at)

@@ -1,8 +1,6 @@
 """What gdb sees of a machine: its vcpus as threads, their registers, and the guest's memory.
 
-Looking changes nothing. Writing changes what the person says, unless that would break Xen's own
-rules. For example, a frame that a PV guest uses as a page table cannot be written, and neither can
-a descriptor table.
+Looking changes nothing. Writing changes what the person says, as far as `machine.memory` lets it.
 """
 
 from __future__ import annotations
@@ -12,24 +10,23 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
-from xenemu.errors import XenError
+from xenemu.errors import UsageError
 from xenemu.gdb import fpu
 from xenemu.gdb.features import DESCRIPTION32, DESCRIPTION64, SEGMENTS, Description, Register
 from xenemu.hv.cpu import Cpu, Reg, Seg
 from xenemu.hv.current import Current
-from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
 from xenemu.hv.shared_info import UPCALL_MASK
 from xenemu.hv.state.vcpu import Vcpu
 from xenemu.image import Image
 from xenemu.image.elf import parse
 from xenemu.image.kernel_modules import Module
-from xenemu.machine import Machine, registers
-from xenemu.peek import Code, doing, has_begun, in_kernel, kernel_tables, locate, tables
+from xenemu.machine import Machine, memory, registers
+from xenemu.peek import Code, doing, has_begun, in_kernel
 from xenemu.pv.state import PvVcpu
 from xenemu.records import dataclass
 from xenemu.x86 import segment
 from xenemu.x86.msr import KERNEL_GS_BASE
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
+from xenemu.x86.paging import PAGE_SHIFT
 
 SEGMENT_BASES: Final = {"fs_base": Seg.FS, "gs_base": Seg.GS}
 
@@ -197,63 +194,18 @@ class Target:
 
         With `current`, by the addresses of another vcpu.
         """
-        current = current or self.current
-        pieces: list[bytes] = []
-        while size:
-            n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
-            try:
-                pieces.append(self.machine.domain.memory.read(self._locate(current, vaddr), n))
-            except Refused:
-                if not pieces:
-                    raise
-                break
-            vaddr, size = vaddr + n, size - n
-        return b"".join(pieces)
+        find = memory.virtual(current or self.current, self.image)
+        try:
+            return memory.read(self.machine, find, vaddr, size)
+        except UsageError as error:
+            raise Refused(str(error)) from None
 
     def write_memory(self, vaddr: int, data: bytes) -> None:
         """Store, also where the guest itself could not; Refused, and nothing stored, or all."""
-        current, places, start = self.current, [], 0
-        while start < len(data):
-            n = min(len(data) - start, PAGE_SIZE - (vaddr + start & PAGE_MASK))
-            places.append((self._writable(current, vaddr + start), data[start : start + n]))
-            start += n
-        self.machine.disturbed += 1
-        for maddr, piece in places:
-            self.machine.domain.memory.write(maddr, piece)
-
-    def _writable(self, current: Current, vaddr: int) -> Maddr:
-        maddr, frames = self._locate(current, vaddr), self.machine.domain.frames
-        mfn = maddr >> PAGE_SHIFT
-        used_as = frames.type[mfn] if frames.type_count[mfn] else 0
-        if self.machine.domain.p2m is None and (used_as in LEVELS or used_as == PGT_seg_desc_page):
-            raise Refused(f"{vaddr:#x} is in a {TYPE_NAMES[used_as]}, which Xen has checked")
-        return maddr
-
-    def _locate(self, current: Current, vaddr: int) -> Maddr:
-        """Where an address is in the machine.
-
-        The kernel's addresses are found even before it has turned paging on, where it was loaded,
-        and even while a program runs on page tables that lack them.
-        """
-        if vaddr >> 64:
-            raise Refused(f"{vaddr:#x} is no address")
         try:
-            if tables(current) is None and vaddr >> 32:
-                return self._linked(current, vaddr)
-            return locate(current, vaddr)
-        except XenError as error:
-            if tables(current) is None:
-                return self._linked(current, vaddr)
-            try:
-                return locate(current, vaddr, kernel_tables(current, self.image))
-            except XenError:
-                raise Refused(error.reason) from None
-
-    def _linked(self, current: Current, vaddr: int) -> Maddr:
-        for part in self.image.segments:
-            if part.vaddr <= vaddr < part.vaddr + part.memsz:
-                return locate(current, part.paddr + vaddr - part.vaddr)
-        raise Refused(f"{vaddr:#x} is not in the kernel's image, and paging is off")
+            memory.write(self.machine, memory.virtual(self.current, self.image), vaddr, data)
+        except UsageError as error:
+            raise Refused(str(error)) from None
 
     @property
     def pc(self) -> int:

@@ -137,12 +137,14 @@ class Value:
         Empty for what has none.
         """
         with told():
-            number = self.types.resolved(self.type.size) if self._is_pointer else self.type.number
+            leads = self.is_pointer and self.type.size  # else to nothing, as a void * does
+            number = self.types.resolved(self.type.size) if leads else self.type.number
             return list(self._names(number, 0))
 
     @property
-    def _is_pointer(self) -> bool:
-        return self.type.kind == PTR and bool(self.type.size)
+    def is_pointer(self) -> bool:
+        """Whether it leads to another value."""
+        return self.type.kind == PTR
 
     def _names(self, number: int, depth: int) -> Iterator[str]:
         if self.types.type(number).kind not in (STRUCT, UNION) or depth > MAX_DEPTH:

@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, Final, Self
 
 from xenemu.records import dataclass
@@ -69,7 +71,8 @@ class Nursery:
         resource_tracker.ensure_running()  # it would let the signals through
         before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
         try:
-            process.start()
+            with _no_main():
+                process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
@@ -91,6 +94,20 @@ class Nursery:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Have multiprocessing start a process that does not import this one's main module.
+
+    That may be a script which boots a guest as it is imported, without an end.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _folder() -> str:

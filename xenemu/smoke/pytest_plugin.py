@@ -58,6 +58,7 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
     Paths are relative to the test's file. What it boots is ended with the test.
     """
     from xenemu.smoke.guest import Guest, close_all  # noqa: PLC0415 - every pytest loads this
+    from xenemu.smoke.guest.describing import describe  # noqa: PLC0415
 
     if not request.config.stash.get(USED, False):
         request.config.stash[USED] = True
@@ -66,7 +67,7 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
 
     def boot(kernel: Boot | str | Path, **keys: Any) -> Guest:
         __tracebackhide__ = True
-        what = _describe(kernel, keys, request.path.parent)
+        what = describe(kernel, request.path.parent, **keys)
         guests.claim_log()
         guests.append(Guest(what))
         guests[-1].keeps_console = guests.has_logs
@@ -76,30 +77,10 @@ def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
     guests.end()
 
 
-def _describe(kernel: Boot | str | Path, keys: dict[str, Any], folder: Path) -> Boot:
-    """The one boot that a test's words stand for; UsageError: they are wrong."""
-    from xenemu.errors import UsageError  # noqa: PLC0415
-    from xenemu.smoke.plan import Boot, make_boots  # noqa: PLC0415
-
-    __tracebackhide__ = True
-    if isinstance(kernel, Boot):
-        if keys:
-            raise UsageError(f"{next(iter(keys))}: the boot {kernel} has been described already")
-        return kernel
-    given = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
-    try:
-        boots = make_boots({**given, "kernel": str(kernel)}, folder)
-    except UsageError as error:
-        raise UsageError(str(error)) from None  # at the caller's line
-    if len(boots) > 1:
-        raise UsageError(f"these are {len(boots)} boots; give one, or parametrise the test")
-    return boots[0]
-
-
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, boot: Callable[..., Guest]) -> Guest:
     """The guest that the test's marker describes: ``@pytest.mark.xenemu(kernel, **keys)``."""
-    from xenemu.errors import UsageError  # noqa: PLC0415
+    from xenemu.errors import XenemuError  # noqa: PLC0415
 
     marker = request.node.get_closest_marker("xenemu")
     if marker is None or len(marker.args) + ("kernel" in marker.kwargs) != 1:
@@ -107,7 +88,7 @@ def guest(request: pytest.FixtureRequest, boot: Callable[..., Guest]) -> Guest:
     else:
         try:
             return boot(*marker.args, **marker.kwargs)
-        except UsageError as error:
+        except XenemuError as error:
             wrong = f"@pytest.mark.xenemu: {error}"
     path, line, _ = request.node.location
     pytest.fail(f"{path}:{line + 1}: {wrong}", pytrace=False)

@@ -101,6 +101,7 @@ class Session:
         self._is_planned = False  # the boot's expectations are looked for
         self._halt: re.Pattern[str] | int | None = None  # stop when this is seen, or then in ns
         self._is_due = False  # that has come
+        self._is_timed = False  # somebody has it run for a time, however silent it is
         self._is_between = False  # slices: a guest that has crashed cannot go on
         self._at_snapshot: Facts | None = None
         self._missed = ""  # a sentence, if it ended before its snapshot
@@ -252,6 +253,16 @@ class Session:
             when = repr(at) if isinstance(at, str) else f"{at} s"
             self._missed = f"its snapshot, {when}, never came"
         return is_there
+
+    def run_for(self, ns: int, timeout: float | None) -> None:
+        """Run so much of the guest's own time, and to the end of a slice, or to the guest's end."""
+        if self.ended:
+            return
+        self._look_for((), to_end=True)
+        self._halt, self._is_timed = self.machine.engine.now_ns + ns, True
+        self._go_on(timeout, math.nan)
+        self._halt, self._is_timed, self._is_due = None, False, False
+        self._spoke_ns = self.machine.engine.now_ns
 
     def turn_to(self, boot: Boot) -> None:
         """Be the guest of a boot that starts from this one, at whose snapshot this is."""
@@ -417,9 +428,9 @@ class Session:
         return not (self._input or self._doing.waits)
 
     @property
-    def due_ns(self) -> None:
-        """Limits in the guest's time are looked at when its timers come."""
-        return
+    def due_ns(self) -> int | None:
+        """When `run_for` is over. Limits are looked at when the guest's timers come."""
+        return self._halt if self._is_timed and isinstance(self._halt, int) else None
 
     def leaves(self) -> bool:
         """Whether somebody wants it to stop."""
@@ -438,7 +449,8 @@ class Session:
         if isinstance(self._halt, int) and now_ns >= self._halt:
             self._is_due = True
         if self._is_due and is_between:
-            return Outcome(End.EXPECTED, "others start from here")
+            words = "its time is over" if self._is_timed else "others start from here"
+            return Outcome(End.EXPECTED, words)
         if self._doing.answer is not None:
             return Outcome(End.EXPECTED, "the toolstack has answered")
         is_over = not self._steps and self._doing.is_over
@@ -452,7 +464,8 @@ class Session:
         if now_ns - self._began_ns >= boot.virtual_timeout * 1e9:
             words = f"still running after {boot.virtual_timeout:g} s of its own time"
             return self._stop(Verdict.TIMEOUT, words)
-        if silent_ns >= boot.quiet_timeout * 1e9 and not self._doing.is_asking:
+        is_waited_for = not (self._doing.is_asking or self._is_timed)
+        if silent_ns >= boot.quiet_timeout * 1e9 and is_waited_for:
             words = f"it printed nothing for {boot.quiet_timeout:g} s of its own time"
             return self._stop(Verdict.QUIET, words)
         return None

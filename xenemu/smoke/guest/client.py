@@ -1,7 +1,10 @@
-"""A guest in a process of its own, for a program to talk to: what the pytest fixtures return.
+"""A guest in a process of its own, for a program to talk to: `xenemu.boot`, and pytest's fixtures.
 
-The guest's time stands still while nobody waits for the guest. So a test is as repeatable as a
-boot. A copy of a guest is a copy of its process.
+The guest's time stands still while nobody waits for the guest. So a program is as repeatable as a
+boot. A copy of a guest is a copy of its process, and so is a snapshot.
+
+The guest's process is confined. This process is not: all that comes from the other one is data of
+kinds that are expected.
 """
 
 from __future__ import annotations
@@ -12,49 +15,31 @@ import os
 import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import field, replace
+from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Unpack
 
-from xenemu.confine import confine
-from xenemu.errors import UsageError, XenemuError
-from xenemu.options import parse_pattern
-from xenemu.outcome import End
-from xenemu.records import dataclass
-from xenemu.smoke import copies, wire, worker
-from xenemu.smoke.asking import Asking
-from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
+from xenemu.errors import UsageError
+from xenemu.options import MAX_SECONDS
+from xenemu.smoke.copies import Copy, Lost, Original
 from xenemu.smoke.ending import console_end
+from xenemu.smoke.guest.asking import Asking
+from xenemu.smoke.guest.describing import Keys, describe
+from xenemu.smoke.guest.kernel import KernelView
+from xenemu.smoke.guest.memory import Memory, Symbols
+from xenemu.smoke.guest.messages import KINDS, Found, Moment, Problem, raised
+from xenemu.smoke.guest.serving import LOOK, serve
 from xenemu.smoke.nursery import Nursery
-from xenemu.smoke.plan import Boot, Step, outliving
+from xenemu.smoke.plan import Boot, outliving
 from xenemu.smoke.results import Result
 from xenemu.smoke.runner import ENDING_S, GRACE_S
-from xenemu.smoke.session import Session
 from xenemu.smoke.wire import Inbox, Nonsense
 
 __tracebackhide__ = True  # pytest shows the test's own line
-
-
-@dataclass(frozen=True)
-class Found:
-    """What an expectation matched: the text, its groups, and the named ones of them."""
-
-    text: str
-    groups: tuple[str | None, ...] = ()
-    named: dict[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A request that could not be done: the asker's mistake, or a bug's traceback."""
-
-    sentence: str
-    usage: bool
 
 
 class GuestFailed(AssertionError):
@@ -83,7 +68,7 @@ class Guest(Asking):
             origin = home.at_snapshot(boot.origin)._original
             self._take(boot, lambda errors: origin.copy(boot, errors))
         else:
-            self._take(boot, lambda errors: home.nursery.start(_serve, boot, errors=errors))
+            self._take(boot, lambda errors: home.nursery.start(serve, boot, errors=errors))
         try:
             self._ask("mode", None)
         except BaseException:
@@ -94,6 +79,7 @@ class Guest(Asking):
         """Have the process that `start` makes, with a descriptor for its last words."""
         self.boot = boot
         self.copies: list[Guest] = []
+        self._snapshots: list[Snapshot] = []
         self._is_asked = False
         self._kept: str | None = None
         self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
@@ -101,8 +87,7 @@ class Guest(Asking):
             self._process, self._pipe = start(self._scratch.fileno())
         except Lost as lost:
             raise RuntimeError(f"there is no process for {boot}: {lost}") from None
-        kinds = (str, type(None), Found, Result, Problem, *ANSWERS)
-        self._inbox = Inbox(self._pipe, *kinds)
+        self._inbox = Inbox(self._pipe, *KINDS)
 
     def fork(self) -> Guest:
         """A copy of the guest as it is now: both go on from here, each by itself.
@@ -110,14 +95,39 @@ class Guest(Asking):
         It takes milliseconds, and little memory. UsageError if the guest has what copies cannot
         share: a share, a network interface, a disk in qcow2 or one that is written to.
         """
+        copy = self._copy()
+        copy.keeps_console = self.keeps_console
+        self.copies.append(copy)
+        return copy
+
+    def _copy(self) -> Guest:
         if lasting := outliving(self.boot):
             raise UsageError(f"{self.boot} has {lasting}, which copies cannot share")
         self._may_ask()
         copy = Guest.__new__(Guest)
-        copy.keeps_console = self.keeps_console
         copy._take(self.boot, lambda errors: self._original.copy(None, errors))
-        self.copies.append(copy)
         return copy
+
+    def snapshot(self) -> Snapshot:
+        """The guest as it is now, to go back to; it is closed with the guest. UsageError as `fork`.
+
+        It takes milliseconds, and as much memory as the guest changes from then on.
+        """
+        self._snapshots.append(Snapshot(self._copy()))
+        return self._snapshots[-1]
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be as the guest was at a snapshot, with its console, time and memory; also after an end.
+
+        The snapshot may be another guest's, of the same boot or not.
+        """
+        if self.is_closed:
+            raise RuntimeError("the guest is closed")
+        held = snapshot._copy()
+        self._end_process()
+        self.boot, self._is_asked = held.boot, False
+        self._process, self._pipe = held._process, held._pipe
+        self._inbox, self._scratch = held._inbox, held._scratch
 
     @property
     def _original(self) -> Original:
@@ -135,6 +145,17 @@ class Guest(Asking):
             raise GuestFailed(f"{found.verdict.value}: {found.sentence}", found)
         assert isinstance(found, Found)
         return found
+
+    def run(self, seconds: float) -> bool:
+        """Run so many seconds of the guest's own time; whether it can go on after that.
+
+        It runs on to the end of a slice, so up to 10 ms longer. A guest that waits for input waits
+        on; it may be silent for as long as it likes. The boot's `timeout` is for the host's time.
+        """
+        if not 0 < seconds <= MAX_SECONDS:
+            raise UsageError(f"{seconds!r}: give seconds, above 0 and up to {MAX_SECONDS}")
+        patience = self.boot.timeout
+        return self._ask("run", (round(seconds * 1e9), patience), patience) != "ended"
 
     def send(self, text: str) -> None:
         """Type `text`; the guest reads it when it runs again."""
@@ -180,17 +201,73 @@ class Guest(Asking):
         """What it has printed, before each line the virtual time; if closed, if that was kept."""
         return self.result.log if self._kept is None else self._kept
 
+    @property
+    def output(self) -> str:
+        """What it has printed, as it is."""
+        return self.result.raw.decode(errors="replace")
+
+    @property
+    def virtual_ns(self) -> int:
+        """The guest's time since its boot began, in nanoseconds."""
+        return self._moment.virtual_ns
+
+    @property
+    def instructions(self) -> int:
+        """How many instructions it has run."""
+        return self._moment.instructions
+
+    @property
+    def _moment(self) -> Moment:
+        found = self._look("moment")
+        assert isinstance(found, Moment)
+        return found
+
+    def report(self) -> str:
+        """Where it is now: its last hypercalls, registers, backtrace and page walk."""
+        return str(self._look("report"))
+
+    @property
+    def memory(self) -> Memory:
+        """Its memory, by the addresses of the vcpu that ran last, and by the kernel's."""
+        return Memory(self._look, "virtual")
+
+    @property
+    def physical(self) -> Memory:
+        """Its memory, by the physical addresses that its kernel knows."""
+        return Memory(self._look, "physical")
+
+    @property
+    def symbols(self) -> Symbols:
+        """The names of its kernel's addresses."""
+        return Symbols(self._look)
+
+    @property
+    def kernel(self) -> KernelView:
+        """Its kernel's tasks, modules, log and variables, if it is a Linux."""
+        return KernelView(self._look)
+
+    def _look(self, what: str, *arguments: object) -> object:
+        return self._ask(LOOK, (what, *arguments))
+
     def close(self) -> None:
-        """End the guest's process, whatever it does."""
+        """End the guest's process, whatever it does, and those of its snapshots."""
         if not self.is_closed:
             if self.keeps_console:
                 with suppress(RuntimeError):
                     self._kept = self.console
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-            self._pipe.close()
-            self._scratch.close()
+            self._end_process()
+        for snapshot in self._snapshots:
+            snapshot.close()
+
+    def _end_process(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+        self._scratch.close()
+
+    def __repr__(self) -> str:
+        return f"<xenemu.Guest {str(self.boot)!r}{', closed' if self.is_closed else ''}>"
 
     def __enter__(self) -> Guest:
         return self
@@ -215,7 +292,7 @@ class Guest(Asking):
             raise RuntimeError(f"the guest's process ended: {why}\n{errors}") from None
         self._is_asked = False
         if isinstance(answer, Problem):
-            raise UsageError(answer.sentence) if answer.usage else RuntimeError(answer.sentence)
+            raise raised(answer)
         return replace(answer, boot=self.boot) if isinstance(answer, Result) else answer
 
     @property
@@ -235,6 +312,37 @@ class Guest(Asking):
             if answers := self._inbox.take():
                 return answers[0]
         raise RuntimeError("the engine does not come back")
+
+
+class Snapshot:
+    """A guest as it was: a process that waits to be copied. `close` it, or its guest."""
+
+    def __init__(self, held: Guest) -> None:
+        self._held = held
+
+    def fork(self) -> Guest:
+        """Another guest, which goes on from here by itself."""
+        return self._copy()
+
+    def _copy(self) -> Guest:
+        if self._held.is_closed:
+            raise RuntimeError("the snapshot is closed")
+        return self._held._copy()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._held.close()
+
+
+def boot(kernel: Boot | str | Path, **keys: Unpack[Keys]) -> Guest:
+    """Load a kernel into a process of its own, ready to run: no instruction has run yet.
+
+    The keys are those of a plan's ``[[boot]]`` (docs/ci.md), such as ``mode="pv"``. Paths are
+    relative to the current directory. Use the guest as a context, or `close` it.
+
+    UsageError, ImageError or FitError, in one line, if it cannot be booted so.
+    """
+    return Guest(describe(kernel, Path(), **keys))
 
 
 class _Home:
@@ -279,88 +387,3 @@ def _home(owner: int) -> _Home:
 def close_all() -> None:
     """End the processes that guests come from."""
     _home(os.getpid()).close()
-
-
-# In the guest's process.
-
-
-def _serve(connection: Connection, boot: Boot) -> None:
-    """Answer requests until nobody can ask any more; in copies of this process, too."""
-    worker.isolate()
-    session: Session | None = None
-    while True:
-        try:
-            request, argument = connection.recv()
-        except EOFError:
-            return
-        try:
-            if request in copies.REQUESTS:
-                if own := copies.REQUESTS[request](connection, argument):
-                    connection = own
-                    if session and argument:
-                        session.turn_to(argument)
-                continue
-            if session is None:
-                session = Session(boot, is_asked=True)
-                confine(session.callers, session.calls, copied=not outliving(boot))
-            answer = REQUESTS[request](session, argument)
-        except XenemuError as error:
-            answer = Problem(str(error), usage=True)
-        except Exception:
-            answer = Problem(traceback.format_exc(), usage=False)
-        wire.send(connection, answer)
-
-
-def _expect(session: Session, argument: Any) -> object:
-    pattern, timeout = argument
-    try:
-        parse_pattern(pattern)
-    except ValueError as error:
-        raise UsageError(f"expect: {error}") from None
-    outcome = session.run([Step(pattern)], timeout, to_end=False)
-    if outcome.end is not End.EXPECTED:
-        return _result(session, None)
-    match = session.matches[-1]
-    return Found(match[0], match.groups(), match.groupdict())
-
-
-def _ask(session: Session, request: Any) -> object:
-    if request["do"] not in session.machine.control.verbs:
-        known = ", ".join(session.machine.control.verbs)
-        raise UsageError(f"there is no verb {request['do']!r}; there are {known}")
-    return json.dumps(session.ask(request, session.boot.timeout))
-
-
-def _snapshot(session: Session, _: Any) -> object:
-    return None if session.run_to_snapshot() else _result(session, None)
-
-
-def _finish(session: Session, _: Any) -> object:
-    session.run_plan()
-    return _result(session, None)
-
-
-def _result(session: Session, _: Any) -> object:
-    result = Result(session.boot)
-    result.mode = session.machine.entry.name
-    if session.outcome is not None:
-        result.findings = session.judge(session.outcome)
-        result.reason = session.reason
-    worker.add_session(result, session)
-    return result
-
-
-def _send(session: Session, text: Any) -> object:
-    session.send(text.encode())
-    return None
-
-
-REQUESTS: Final[dict[str, Callable[[Session, Any], object]]] = {
-    "mode": lambda session, _: session.machine.entry.name,
-    "expect": _expect,
-    "send": _send,
-    "ask": _ask,
-    "snapshot": _snapshot,
-    "finish": _finish,
-    "result": _result,
-}

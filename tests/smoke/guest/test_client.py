@@ -1,0 +1,174 @@
+"""A guest as a program has it: tiny guests, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xenemu
+import xenemu.smoke.guest
+from tinyguest import BLOCK, CRASH, POWEROFF, SPIN, kernel, say, shutdown, wait_until
+from xenemu.smoke.guest import close_all
+from xenemu.smoke.guest.messages import ERRORS, Problem, problem, raised
+from xenemu.smoke.plan import PlanError
+from xenemu.smoke.plan_text import Place
+
+ROOT = Path(__file__).parents[3]
+LATER = say(b"one\n") + wait_until(20_000_000) + say(b"two\n") + shutdown(POWEROFF)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end():
+    yield
+    close_all()
+
+
+@pytest.fixture
+def boot(tmp_path):
+    """A function that boots code, until the test is over."""
+    guests = []
+
+    def boot(code, **keys):
+        path = tmp_path / "kernel"
+        path.write_bytes(code if code.startswith((b"\x7fELF", b"#!")) else kernel(code))
+        guests.append(xenemu.boot(path, **{"memory": "64M"} | keys))
+        return guests[-1]
+
+    yield boot
+    for guest in guests:
+        guest.close()
+
+
+def test_all_that_is_offered_is_there_and_nothing_is_imported_before():
+    assert sorted(xenemu.__all__) == xenemu.__all__
+    assert set(xenemu.smoke.guest.__all__) - {"close_all"} == set(xenemu.__all__)
+    assert set(xenemu.__all__) <= set(dir(xenemu))
+    for name in xenemu.__all__:
+        assert getattr(xenemu, name) is getattr(xenemu.smoke.guest, name)
+    with pytest.raises(AttributeError, match="no attribute 'bot'"):
+        xenemu.bot  # noqa: B018
+    code = "import sys, xenemu; print([m for m in sys.modules if m.startswith('xenemu.')])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert found.stdout == b"[]\n"
+
+
+def test_a_guest_is_a_context(boot):
+    with boot(LATER) as guest:
+        assert guest.expect("o(n)e").groups == ("n",)
+        assert repr(guest) == "<xenemu.Guest 'kernel'>"
+        process = Path(f"/proc/{guest._process.pid}")
+        assert process.exists()
+    assert guest.is_closed
+    assert repr(guest) == "<xenemu.Guest 'kernel', closed>"
+    assert not process.exists()
+    with pytest.raises(RuntimeError, match=r"^the guest is closed$"):
+        guest.run(1)
+
+
+def test_it_runs_for_a_time_and_no_longer(boot):
+    guest = boot(LATER)
+    assert guest.virtual_ns == guest.instructions == 0
+    assert guest.run(0.01)
+    assert 10_000_000 <= guest.virtual_ns < 20_000_000
+    assert (guest.output, guest.result.findings) == ("one\n", [])
+    assert not guest.run(1)
+    assert guest.output == "one\ntwo\n"
+    assert not guest.run(1)
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(xenemu.UsageError, match="give seconds, above 0"):
+            guest.run(wrong)
+
+
+def test_a_run_does_not_mind_silence_and_neither_does_what_comes_after(boot):
+    guest = boot(wait_until(3_000_000_000) + LATER, quiet_timeout=0.5)
+    assert guest.run(2.8)
+    assert guest.expect("two").text == "two"
+
+
+def test_what_waits_for_ever_waits_on(boot):
+    guest = boot(say(b"one\n") + BLOCK + SPIN)
+    for seconds in (25, 50):
+        assert guest.run(25)
+        assert guest.virtual_ns == pytest.approx(seconds * 1e9, rel=1e-3)
+    with pytest.raises(xenemu.GuestFailed, match="waits for an event that nothing can send"):
+        guest.expect("two")
+
+
+def test_a_snapshot_is_gone_back_to_as_often_as_one_likes(boot):
+    guest = boot(LATER)
+    guest.expect("one")
+    snapshot, at = guest.snapshot(), (guest.virtual_ns, guest.instructions, guest.console)
+    done = [guest.finish()]
+    for _ in range(2):
+        guest.restore(snapshot)
+        assert (guest.virtual_ns, guest.instructions, guest.console) == at
+        done.append(guest.finish())
+    assert len({(result.log, result.instructions) for result in done}) == 1
+    with snapshot.fork() as other:
+        assert other.finish().log == done[0].log
+    guest.close()
+    with pytest.raises(RuntimeError, match=r"^the guest is closed$"):
+        guest.restore(snapshot)
+    with pytest.raises(RuntimeError, match=r"^the snapshot is closed$"):
+        snapshot.fork()
+
+
+def test_several_guests_do_not_see_each_other(boot, tmp_path):
+    (tmp_path / "other").write_bytes(kernel(say(b"other\n") + SPIN))
+    guest = boot(LATER)
+    with xenemu.boot(tmp_path / "other", memory="64M") as other:
+        other.expect("other")
+        guest.expect("one")
+        assert (guest.output, other.output) == ("one\n", "other\n")
+
+
+def test_what_became_of_it(boot):
+    guest = boot(shutdown(CRASH))
+    result = guest.finish(check=False)
+    assert result.verdict is xenemu.Verdict.CRASH
+    assert isinstance(result, xenemu.Result)
+    assert "Registers" in guest.report()
+
+
+def test_what_cannot_be_booted_is_told_by_the_command_lines_errors(boot, tmp_path):
+    with pytest.raises(xenemu.ImageError, match="a script, not a kernel") as caught:
+        boot(b"#!/bin/sh\n")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(xenemu.FitError):
+        boot(SPIN, memory="1M")
+    with pytest.raises(xenemu.UsageError, match=r"^memry: unknown key; did you mean memory"):
+        boot(SPIN, memry="64M")
+    with pytest.raises(xenemu.UsageError, match=r"^kernel: .*nope: there is no such file"):
+        xenemu.boot(tmp_path / "nope")
+    with pytest.raises(xenemu.UsageError, match=r"^these are 2 boots"):
+        boot(SPIN, vcpus=[1, 2])
+
+
+def test_errors_come_as_what_they_are():
+    for kind in ERRORS.values():
+        sent = problem(kind("why"))
+        assert type(raised(sent)) is kind
+        assert str(raised(sent)) == "why"
+    assert problem(PlanError(Place("plan"), "x: y")).error == "UsageError"
+    assert type(raised(Problem("Traceback"))) is RuntimeError
+    assert type(raised(Problem("x", "SystemExit"))) is RuntimeError
+
+
+def test_a_script_without_a_main_guard_boots_one_guest(tmp_path):
+    (tmp_path / "kernel").write_bytes(kernel(LATER))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import xenemu\nprint('begins')\n"
+        "with xenemu.boot('kernel', memory='64M') as guest:\n    print(guest.finish().raw)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert (found.stdout, found.stderr) == (b"begins\nb'one\\ntwo\\n'\n", b"")

@@ -1,0 +1,148 @@
+"""A booted Debian, seen by its own types, is what it says of itself in /proc."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+
+import xenemu
+from moduleguest import module_initramfs
+from xenemu.smoke.guest import close_all
+
+MODULES = ("watchdog", "xen_wdt")
+INIT = b"""#!/bin/sh
+mount -t proc proc /proc
+insmod /watchdog.ko
+insmod /xen_wdt.ko
+sleep 1000 &
+cat /proc/[0-9]*/task/[0-9]*/stat
+echo MODULES
+cat /proc/modules
+echo RELEASE $(uname -r)
+read line
+echo got $line
+read line
+"""
+BOOTS = [("debian-cloud-amd64", "pv"), ("debian-6.12-cloud-amd64", "pvh")]
+
+
+@pytest.fixture(scope="module", params=BOOTS, ids="-".join)
+def guest(request, guest_image, tmp_path_factory):
+    name, mode = request.param
+    initrd = tmp_path_factory.mktemp("linux") / "initrd.gz"
+    initrd.write_bytes(module_initramfs(guest_image, name, INIT, MODULES))
+    with xenemu.boot(
+        guest_image(name), mode=mode, vcpus=2, initrd=initrd, cmdline="console=hvc0 quiet"
+    ) as guest:
+        early = guest.fork()
+        try:
+            words = early.kernel["init_task"].comm
+            assert words == "swapper"
+        except xenemu.UsageError as error:
+            assert "has not turned paging on yet" in str(error)
+        early.close()
+        guest.expect(r"RELEASE (\S+)")
+        yield guest
+    close_all()
+
+
+def test_its_tasks_are_those_of_proc(guest):
+    stats = re.findall(r"^(\d+) \((.*)\) (\w) (\d+)", guest.output.replace("\r", ""), re.MULTILINE)
+    theirs = {int(pid): (comm[:15], int(ppid)) for pid, comm, _, ppid in stats if comm != "cat"}
+    ours = {task.pid: (task.comm, task.ppid) for task in guest.kernel.tasks()}
+    assert len(theirs) > 40
+    named = {pid: what for pid, what in theirs.items() if not what[0].startswith("kworker")}
+    assert {pid: ours.get(pid) for pid in named} == named
+    lasting = {pid for pid, (comm, _) in ours.items() if not comm.startswith("kworker")}
+    assert lasting <= {0, *theirs}
+    tasks = {task.comm: task for task in guest.kernel.tasks()}
+    assert tasks["sleep"].state == tasks["kthreadd"].state == "S"
+    assert tasks["sleep"].vsz_kib > 1000
+    assert tasks["kthreadd"].vsz_kib is None
+    assert "I" in {task.state for task in tasks.values() if task.comm.startswith("kworker")}
+    assert {task.cpu for task in guest.kernel.tasks()} == {0, 1}
+
+
+def test_its_modules_are_those_of_proc(guest):
+    lines = re.findall(r"^(\w+) (\d+) (\d+) (\S+) Live", guest.output, re.MULTILINE)
+    assert [line[0] for line in lines] == list(reversed(MODULES))
+    assert [
+        (module.name, str(module.size), str(module.used), ",".join([*module.users, ""]) or "-")
+        for module in guest.kernel.modules()
+    ] == [(name, size, used, "-" if users == "-" else users) for name, size, used, users in lines]
+
+
+def test_its_log_has_what_the_console_has_not(guest):
+    log = [line.text for line in guest.kernel.log()]
+    assert log[0].startswith("Linux version")
+    assert "Linux version" not in guest.output
+
+
+def test_objects_lead_to_others(guest):
+    kernel, release = guest.kernel, re.search(r"RELEASE (\S+)", guest.output)[1]
+    first = kernel["init_task"]
+    assert (first.comm, first["pid"], kernel["init_task.comm"]) == ("swapper/0", 0, "swapper/0")
+    assert first.nsproxy.uts_ns.name.release == release
+    assert kernel.at("uts_namespace", guest.symbols["init_uts_ns"]).name.release == release
+    assert repr(kernel["system_state"]) == "SYSTEM_RUNNING"
+    assert kernel["system_state"] > 0
+    assert not first.mm
+    assert first.real_parent == first
+    assert {first, first.real_parent} == {first}
+    assert (first.type_, first.address_) == ("struct task_struct", guest.symbols["init_task"])
+    assert repr(first) == f"<struct task_struct {first.address_:#x}>"
+    assert int(first.stack) == guest.symbols["init_stack"]
+    assert {"comm", "pid", "mm"} <= set(dir(first))
+    mask = first.cpus_mask
+    assert len(mask.bits) == len(list(mask.bits)) == mask.size_ // 8
+    assert str(first.tasks).startswith("(struct list_head) {\n  next = 0x")
+    assert "init_task" in kernel
+    assert "nope" not in kernel
+    init = next(task for task in kernel.tasks() if task.pid == 1)
+    assert kernel.at("task_struct", init.address).mm.owner.comm == "init"
+
+
+def test_each_cpu_has_its_own(guest):
+    numbers = [guest.kernel.per_cpu("runqueues.cpu", vcpu) for vcpu in (0, 1)]
+    assert numbers == [0, 1]
+    with pytest.raises(xenemu.NoSuchName, match=r"^there is no vcpu 2$"):
+        guest.kernel.per_cpu("runqueues", 2)
+
+
+def test_what_there_is_not_is_an_error_of_pythons_too(guest):
+    first = guest.kernel["init_task"]
+    assert not hasattr(first, "nope")
+    with pytest.raises(KeyError):
+        guest.kernel["nope"]
+    with pytest.raises(xenemu.Unmapped, match=r"is NULL$"):
+        _ = first.mm.pgd
+    for wrong in (lambda: len(first), lambda: int(first), lambda: copy.copy(first).nope):
+        with pytest.raises((TypeError, AttributeError)):
+            wrong()
+
+
+def test_a_damaged_list_gives_what_was_found(guest):
+    with guest.fork() as broken:
+        tasks = broken.kernel.tasks()
+        at = tasks[3].address + (guest.kernel["init_task"].tasks.address_ - tasks[0].address)
+        broken.memory[at : at + 8] = bytes(8)
+        with pytest.raises(xenemu.Damaged, match=r"^the list of tasks is damaged after") as caught:
+            broken.kernel.tasks()
+        assert [task.pid for task in caught.value.found] == [task.pid for task in tasks[:4]]
+    assert len(guest.kernel.tasks()) == len(tasks)
+
+
+def test_memory_is_the_kernels_own(guest):
+    banner = guest.symbols["linux_banner"]
+    assert guest.memory[banner : banner + 13] == b"Linux version"
+    text = guest.symbols["_text"]
+    assert guest.physical[0x1000000:0x1000100] == guest.memory[text : text + 0x100]
+    assert guest.symbols.name(guest.symbols["watchdog_register_device"]).endswith("[watchdog]")
+
+
+def test_it_goes_on_as_if_nobody_had_looked(guest):
+    with guest.fork() as copy_:
+        copy_.sendline("hello")
+        assert copy_.expect("got hello")
