@@ -78,3 +78,11 @@ def test_a_record_that_differs_is_refused() -> None:
         for wrong in ((swapped, size), (places, size + 8)):
             with pytest.raises(EngineError, match=f"struct {name} is not the model's"):
                 loaded._check_record(name, *wrong)
+
+
+def test_another_tlb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = shim.load()
+    self_check.check_tlb(loaded)
+    monkeypatch.setattr(loaded, "fills_as_unicorn", lambda: False)
+    with pytest.raises(EngineError, match="keeps the TLB elsewhere"):
+        self_check.check_tlb(loaded)

@@ -116,6 +116,7 @@ class Engine(Registers):
         physical.info = ctypes.addressof(ctypes.c_char.from_buffer(memory.page_info))
         physical.table_types = sum(1 << used_as for used_as in LEVELS) if p2m is None else 0
         physical.p2m = physical.gfns = 0
+        self_check.check_tlb(loaded)
         self._lane = loaded.lane
         self._lane.open = self._lane.taken = 0
         self.fast = True  # whether the lane may be opened

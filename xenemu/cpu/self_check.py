@@ -1,8 +1,9 @@
 """Is everything where the shim looks for it? Asked of Unicorn's public API, once for each engine.
 
 The check writes a register through the API, and looks for the value at the offset that unicorn.h
-has. The API does not show blocks, the TLB and pending interrupts, so these cannot be checked. But a
-build of Unicorn that had those elsewhere would have the rest elsewhere, too.
+has. The API does not show blocks and pending interrupts, so these cannot be checked. But a build of
+Unicorn that had those elsewhere would have the rest elsewhere, too. Of the TLB, the shim has
+Unicorn's own function fill it, and compares.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def check(loaded: Shim, uc: Any) -> None:
         seen = _at(loaded, offset, size)
         uc.msr_write(number, before)
         _expect(seen == value, f"MSR {number:#x}")
+
+
+def check_tlb(loaded: Shim) -> None:
+    """EngineError if the shim fills the TLB otherwise than Unicorn; there is RAM, and no guest yet."""
+    _expect(loaded.fills_as_unicorn(), "the TLB")
 
 
 def _check_register(loaded: Shim, uc: Any, number: int, place: tuple[int, int], name: str) -> None:

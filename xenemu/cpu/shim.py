@@ -97,6 +97,7 @@ class Shim:
             "shim_translate", ctypes.c_uint64, ctypes.c_uint64, ctypes.c_bool
         )
         self.tlbs_expose_table = self._function("shim_tlbs_expose_table", ctypes.c_bool)
+        self.fills_as_unicorn = self._function("shim_fills_as_unicorn", ctypes.c_bool)
         self.load_fpu = self._function("shim_load_fpu", None, ctypes.c_char_p)
         self.update_mode = self._function("shim_update_mode", None)
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)

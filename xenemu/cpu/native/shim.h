@@ -129,6 +129,10 @@ void load_debug(const uint64_t *registers, uint32_t hits);
 /* tlb.c */
 uint64_t *machine_entry(uint64_t paddr);
 
+/* fill.c */
+void fill_tlb(uint64_t page, uint64_t paddr, uint32_t attrs, int prot, int mode, uint64_t size,
+              bool watched);
+
 /* coverage.c */
 void note_block(const void *tb);
 
@@ -184,6 +188,7 @@ static inline bool canonical(uint64_t address)
 #pragma GCC visibility pop
 
 /* Python calls them, too. */
+bool shim_fills_as_unicorn(void);
 void shim_sync_rflags(void);
 void shim_request_interrupt(uint32_t kind);
 uint64_t shim_came_from(void);
@@ -191,7 +196,8 @@ uint64_t shim_translate(uint64_t vaddr, bool writing);
 void shim_flush_page(uint64_t vaddr);
 void shim_update_mode(void);
 
-/* Unicorn calls it, too. */
+/* Unicorn calls them, too. */
+int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t page, uint64_t length);
 void tb_flush_x86_64(void *cpu);
 
 #endif

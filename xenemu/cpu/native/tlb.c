@@ -194,7 +194,11 @@ void tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, u
     if ((prot & PAGE_WRITE) && frame < G.physical.frames &&
         (G.physical.table_types >> G.physical.info[frame].type & 1))
         G.counters.exposed = frame + 1;
-    U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
+    if (frame < G.physical.frames && !cpu_watchpoint_address_matches_x86_64(cpu, vaddr, 4096))
+        fill_tlb(vaddr & ~0xfffull, paddr & ~0xfffull, attrs, prot, mode, size,
+                 G.physical.code[frame] & FRAME_FETCHED);
+    else
+        U.tlb_set_page(cpu, vaddr, paddr, attrs, prot, mode, size);
 }
 
 /* A store on the slow path: first this one, with the frame, then tlb_set_dirty. */
