@@ -133,3 +133,16 @@ def test_a_signal_that_is_ignored_stays_so(interrupted, guest):
     finally:
         signal.signal(signal.SIGINT, before)
     assert (result.returncode, result.stdout) == (0, b"one\n")
+
+
+def test_what_atexit_has_is_done_although_the_process_ends_at_once():
+    code = (
+        "import atexit, sys; atexit.register(print, 'done', flush=True)\n"
+        "class Freed:\n"
+        "    def __del__(self): print('freed')\n"
+        "freed = Freed()\n"
+        "from xenemu.__main__ import main\n"
+        "sys.argv[1:] = ['inspect', '/nonexistent']; main(); print('went on')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (7, b"done\n")

@@ -92,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gc.freeze()
             gc.enable()
         code = command(given, prog_name="xenemu", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit as end:
         return EXIT_PIPE if end.code == PARSER_PIPE else EXIT_BUG

@@ -57,7 +57,7 @@ def check(loaded: Shim, uc: Any) -> None:
 
 
 def check_tlb(loaded: Shim) -> None:
-    """EngineError if the shim fills the TLB otherwise than Unicorn; there is RAM, and no guest yet."""
+    """EngineError if the shim fills the TLB otherwise than Unicorn; there is no guest yet."""
     _expect(loaded.fills_as_unicorn(), "the TLB")
 
 
