@@ -48,6 +48,14 @@ def test_a_profile_has_the_form_that_its_name_asks_for(
     assert "{" not in folded
 
 
+def test_a_map_of_memory_is_a_picture_of_the_end(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    file = tmp_path / "memory.svg"
+    assert xenemu_run(kernel, "--memory-map", file, "--on-reboot", "restart").returncode == 0
+    assert "code that ran" in file.read_text()
+
+
 def test_the_guest_runs_the_same(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
     without = xenemu_run(kernel).stderr.rpartition(b", ")[0]
     watched = xenemu_run(kernel, "--timeline", tmp_path / "t", "--timeline-host-time")

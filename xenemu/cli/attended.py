@@ -129,9 +129,9 @@ class AttendedRun:
             )
         if self.suspending:
             self.suspending.is_shell = self.is_shell
-        if self.life.restarts_any and (self.listener or self.covering or self.viewing):
-            option = self.viewing.option if self.viewing else "--coverage"
-            option = "--gdb" if self.listener else option
+        viewed = self.viewing.of_one_boot if self.viewing else ""
+        if self.life.restarts_any and (self.listener or viewed or self.covering):
+            option = "--gdb" if self.listener else viewed or "--coverage"
             raise UsageError(f"{option}: this is of one boot; leave it out, or --on-... restart")
         stdin, stdout = (_descriptor(stream) for stream in (sys.stdin, sys.stdout))
         if not self._has_stdio:

@@ -22,7 +22,14 @@ from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import initial_ramdisk
 from xenemu.cli.run import run
-from xenemu.cli.viewing import ProfileEvery, ProfileTo, TimelineHostTime, TimelineTo, Viewing
+from xenemu.cli.viewing import (
+    MemoryMapTo,
+    ProfileEvery,
+    ProfileTo,
+    TimelineHostTime,
+    TimelineTo,
+    Viewing,
+)
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -295,6 +302,7 @@ def replay(
     timeline_host_time: TimelineHostTime = False,
     profile: ProfileTo = None,
     profile_every: ProfileEvery = None,
+    memory_map: MemoryMapTo = None,
     gdb: Gdb = None,
     symbols: Symbols = None,
     audit: Audit = None,
@@ -337,7 +345,7 @@ def replay(
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, guest.config.all_vcpus),
             viewing=Viewing.parse(
-                outputs, timeline, timeline_host_time, profile or (), profile_every, gdb
+                outputs, timeline, timeline_host_time, profile or (), profile_every, memory_map, gdb
             ),
             listener=listener,
             wired=wired,

@@ -65,7 +65,14 @@ from xenemu.cli.suspend_options import (
     parse_away,
     suspending_of,
 )
-from xenemu.cli.viewing import ProfileEvery, ProfileTo, TimelineHostTime, TimelineTo, Viewing
+from xenemu.cli.viewing import (
+    MemoryMapTo,
+    ProfileEvery,
+    ProfileTo,
+    TimelineHostTime,
+    TimelineTo,
+    Viewing,
+)
 from xenemu.cli.watch import TraceFormat, Watching
 from xenemu.cli.watch_options import (
     Audit,
@@ -265,6 +272,7 @@ def run(
     timeline_host_time: TimelineHostTime = False,
     profile: ProfileTo = None,
     profile_every: ProfileEvery = None,
+    memory_map: MemoryMapTo = None,
     gdb: Gdb = None,
     symbols: Symbols = None,
     control: Control = None,
@@ -398,7 +406,7 @@ def run(
             trace_file=outputs.open("--trace-file", trace_file) if trace_file else None,
             covering=Covering.parse(outputs, coverage, coverage_by_vcpu, config.all_vcpus),
             viewing=Viewing.parse(
-                outputs, timeline, timeline_host_time, profile or (), profile_every, gdb
+                outputs, timeline, timeline_host_time, profile or (), profile_every, memory_map, gdb
             ),
             listener=listener,
             wired=wired,

@@ -1,4 +1,4 @@
-"""``--timeline`` and ``--profile``: what a run looked like, in files for tools that show it."""
+"""``--timeline``, ``--profile`` and ``--memory-map``: files that show what a run looked like."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ ProfileEvery = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+MemoryMapTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--memory-map",
+        help="Draw what the guest's memory is used as in the end, frame by frame, into this file,"
+        " which must be new or empty: an SVG.",
+        metavar="FILE",
+        rich_help_panel=PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Viewing:
     profiles: Sequence[Output] = field(default=())
     prints_profile: bool = False
     every_ns: int | None = None
+    memory_map: Output | None = None
 
     @classmethod
     def parse(
@@ -84,6 +95,7 @@ class Viewing:
         host_time: bool,
         profiles: Sequence[Path],
         every: str | None,
+        memory_map: Path | None,
         gdb: str | None,
     ) -> Viewing | None:
         """What the options ask for, if anything; UsageError if a file cannot be written."""
@@ -91,9 +103,9 @@ class Viewing:
             raise UsageError("--timeline-host-time: say where to, with --timeline FILE")
         if not profiles and every is not None:
             raise UsageError("--profile-every: say where to, with --profile FILE")
-        if timeline is None and not profiles:
+        if timeline is None and not profiles and memory_map is None:
             return None
-        if gdb is not None:
+        if gdb is not None and (timeline or profiles):
             option = "--timeline" if timeline else "--profile"
             raise UsageError(f"{option}: not with --gdb, where a guest may go back in time")
         every_ns = parse_interval("--profile-every", every) if every is not None else None
@@ -108,12 +120,15 @@ class Viewing:
             [outputs.open("--profile", path) for path in files],
             len(files) < len(profiles),
             every_ns,
+            outputs.open("--memory-map", memory_map) if memory_map else None,
         )
 
     @property
-    def option(self) -> str:
-        """One of the options that were given."""
-        return "--timeline" if self.timeline else "--profile"
+    def of_one_boot(self) -> str:
+        """An option that was given, of what can look at one boot only; empty if none was."""
+        if self.timeline is not None:
+            return "--timeline"
+        return "--profile" if self.profiles or self.prints_profile else ""
 
     def begin(self, machine: Machine, image: Image) -> Callable[[], str]:
         """Look from now on.
@@ -127,6 +142,8 @@ class Viewing:
             ends.append(self._begin_timeline(machine, self.timeline, title))
         if self.profiles or self.prints_profile:
             ends.append(self._begin_profile(machine, image, title))
+        if self.memory_map is not None:
+            ends.append(_begin_memory_map(machine, self.memory_map, title))
         return lambda: "".join([end() for end in ends])
 
     def _begin_timeline(self, machine: Machine, output: Output, title: str) -> Callable[[], str]:
@@ -155,6 +172,17 @@ class Viewing:
             return profile.top() if self.prints_profile else ""
 
         return end
+
+
+def _begin_memory_map(machine: Machine, output: Output, title: str) -> Callable[[], str]:
+    from xenemu.views.memory_map import memory_map  # noqa: PLC0415 (few runs want it)
+
+    def end() -> str:
+        at = f"{title}, at {machine.engine.now_ns / 1e9:.3f} s"
+        output.write(memory_map(machine.current, at).encode())
+        return ""
+
+    return end
 
 
 def _writer(output: Output) -> Writer:
