@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xenemu.kernel
 from btfwriter import Types
@@ -10,7 +14,7 @@ from fakes import make_pvh_current
 from kernelguest import HIGH, INIT_TASK, MODULES, PER_CPU, PLACES, TASK, TASKS, USE, Guest, types
 from xenemu.errors import NoSuchName, Unmapped, UsageError
 from xenemu.gdb import objects
-from xenemu.kernel import GLOBALS, NO_TYPES, TOO_EARLY, LoadedModule
+from xenemu.kernel import GLOBALS, NO_TYPES, NOT_MAPPED, TOO_EARLY, LoadedModule
 
 
 @pytest.fixture
@@ -181,10 +185,17 @@ def test_before_paging_it_is_too_early(guest):
     assert str(caught.value) == TOO_EARLY
 
 
-def test_what_is_not_mapped_is_told(guest):
+def test_a_kernel_that_is_not_mapped_is_told(guest):
     guest.missing.add(INIT_TASK & -4096)
-    with pytest.raises(Unmapped, match=r"^0x8000000000010.* is not mapped$"):
+    with pytest.raises(UsageError) as caught:
         guest.kernel().tasks()
+    assert str(caught.value) == NOT_MAPPED
+
+
+def test_what_is_not_mapped_is_told(guest):
+    guest.put(INIT_TASK + 48, HIGH | 0x50000000)
+    with pytest.raises(Unmapped, match=r"^0x8000000050000000 is not mapped$"):
+        int(guest.kernel().evaluate("init_task.signal->thread_head.next"))
 
 
 def test_types_that_contradict_themselves_are_told(tmp_path):
@@ -196,3 +207,22 @@ def test_types_that_contradict_themselves_are_told(tmp_path):
 
 def test_globals_are_sorted():
     assert list(GLOBALS) == sorted(GLOBALS, key=str.lower)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0x10000, 0x1EFFF), st.integers(0, 255)), max_size=40))
+def test_whatever_is_in_memory_is_told_or_shown(tmp_path_factory, edits):
+    guest = Guest(tmp_path_factory.mktemp("kernel"))
+    first = guest.process(1, "init", mm=HIGH | 0x10F00)
+    guest.task(TASK + 256 * 5, 5, "helper", tgid=1, parent=first)
+    guest.module(0, "core")
+    for at, byte in edits:
+        guest.current.domain.memory.write(at, bytes([byte]))
+    kernel = guest.kernel()
+    for ask in (
+        *(kernel.tasks, kernel.modules),
+        lambda: objects.show(kernel, "init_task", lambda word: int(word, 0)),
+        lambda: objects.show(kernel, "init_task.real_parent->signal->thread_head", int),
+    ):
+        with suppress(UsageError):
+            ask()

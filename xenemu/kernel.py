@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Final, Generic, TypeVar
 
-from xenemu.errors import NoSuchName, Unmapped, UsageError
+from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.btf import Btf
@@ -26,7 +26,7 @@ from xenemu.linux import Linux, LogLine
 from xenemu.peek import Pages, kernel_tables, tables
 from xenemu.records import dataclass
 
-MAX_TASKS: Final = 1 << 16
+MAX_TASKS: Final = 1 << 15
 MAX_MODULES: Final = 1 << 10
 MAX_USERS: Final = 64  # of a module
 READS: Final = 1 << 22  # of the guest's memory, for one question
@@ -71,6 +71,10 @@ STEP: Final = re.compile(r"(?:\.|->)([A-Za-z_]\w*)|\[(\w+)\]")
 NO_TYPES: Final = (
     "the kernel's file has no BTF (CONFIG_DEBUG_INFO_BTF), so nothing says what is where in its"
     " structs; take a core, and read it with drgn and debug information"
+)
+NOT_MAPPED: Final = (
+    "the kernel is not mapped where its symbols are: it has not set up its page tables yet, or"
+    " another kernel runs"
 )
 TOO_EARLY: Final = "the kernel has not turned paging on yet, so its addresses lead nowhere"
 
@@ -134,6 +138,10 @@ class Kernel:
             raise UsageError(NO_TYPES)
         if tables(self._current) is None:
             raise UsageError(TOO_EARLY)
+        try:
+            self._read(min(part.start for part in self._image.symbols.parts), 1)
+        except XenError:
+            raise UsageError(NOT_MAPPED) from None
         return self._image.btf
 
     # Objects.

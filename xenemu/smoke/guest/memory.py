@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, overload
 
 from xenemu.errors import NoSuchName, Unmapped, UsageError
 from xenemu.smoke.guest.messages import Data, Number
@@ -46,7 +46,12 @@ class Memory:
         """A number of `size` bytes, without a sign."""
         return int.from_bytes(self.read(address, size), "little")
 
-    def __getitem__(self, where: int | slice) -> Any:
+    @overload
+    def __getitem__(self, where: int) -> int: ...
+    @overload
+    def __getitem__(self, where: slice) -> bytes: ...
+
+    def __getitem__(self, where: int | slice) -> int | bytes:
         """A byte as a number, or the bytes of a slice."""
         if isinstance(where, slice):
             start, size = _extent(where)
