@@ -66,9 +66,9 @@ def completed(shell, line, **more):
         env=os.environ | environment | {"_TYPER_COMPLETE_ARGS": line},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert "Traceback" not in told.stderr
+    assert told.stderr == ""
     return told.stdout
 
 

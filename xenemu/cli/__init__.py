@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit as end:
+        if not end.code:  # a shell's question is answered
+            return 0
         return EXIT_PIPE if end.code == PARSER_PIPE else EXIT_BUG
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
