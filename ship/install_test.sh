@@ -18,9 +18,9 @@ trap 'rm -rf --one-file-system "$scratch"' EXIT
 declare -A python=([bookworm]=3.11 [trixie]=3.13)
 USED=python3-venv,busybox-static,zsh,fish
 BUILDS=gcc,libc6-dev,binutils,make,gdb,cpio,file,man-db,procps
-MAIN="tests/hv tests/pv tests/pvh tests/cpu tests/boot tests/image tests/hypercalls tests/abi
-    tests/dom0 tests/smoke tests/recording tests/guests tests/cli tests/test_machine.py
-    tests/test_snapshot.py tests/test_packaging.py tests/test_debian.py"
+MAIN="tests/hv tests/pv tests/pvh tests/cpu tests/entries tests/image tests/hypercalls tests/abi
+    tests/dom0 tests/machine tests/recording tests/guests tests/smoke tests/cli tests/gdb
+    tests/test_machine.py tests/test_snapshot.py tests/test_packaging.py tests/test_debian.py"
 
 # A system of Debian's, as a directory; its path.
 system() {
@@ -47,7 +47,7 @@ fetch() {
         $platforms -d "$folder" "$@"
 }
 
-# Run a shell's text in a system, as a user; /work there is a directory of here.
+# Run a shell's text in a system, as a user; /work there is a directory of here, with the images.
 inside() {
     local path=$1 here=$2 text=$3
     unshare --mount --pid --fork -- bash -eu -c '
@@ -55,18 +55,20 @@ inside() {
         mount --bind "$1" "$1"
         mkdir -p "$1/work"
         mount --bind "$2" "$1/work"
+        mount --bind "$4" "$1/work/.cache/xenemu/images"
+        mount -o remount,bind,ro "$1/work/.cache/xenemu/images"
         mount -t proc proc "$1/proc"
         mount --rbind /dev "$1/dev"
         mount -t tmpfs -o mode=1777 tmp "$1/tmp"
         exec chroot --userspec=1000:1000 "$1" env -i HOME=/work LANG=C.UTF-8 PATH=/usr/bin:/bin \
             PIP_NO_INDEX=1 PIP_FIND_LINKS=/work/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 \
             bash -eu -c "cd /work; $3"
-    ' inside "$path" "$here" "$text"
+    ' inside "$path" "$here" "$text" "$cache/images"
 }
 
 used() {
     local suite=$1 place=$scratch/$1
-    mkdir -p "$place/wheels"
+    mkdir -p "$place/wheels" "$place/.cache/xenemu/images"
     cp "$wheel" "$scratch/hello" "$scratch/vmlinuz" "$scratch/initrd.gz" ship/used.sh "$place"
     fetch "${python[$suite]}" "$place/wheels" "$wheel"
     chown -R 1000:1000 "$place"
@@ -76,16 +78,13 @@ used() {
 
 tested() {
     local place=$scratch/tests
-    mkdir -p "$place/wheels" "$place/.cache"
+    mkdir -p "$place/wheels" "$place/.cache/xenemu/images"
     git archive HEAD --prefix=xenemu/ | tar x -C "$place"
-    cp -rL "$cache/images" "$place/images.copy"
-    mkdir "$place/.cache/xenemu"
-    mv "$place/images.copy" "$place/.cache/xenemu/images"
     fetch "${python[trixie]}" "$place/wheels" "$wheel[test]" 'setuptools>=77' wheel
     chown -R 1000:1000 "$place"
     inside "$(system trixie "$USED,$BUILDS" tested)" "$place" "
         cd xenemu; python3 -m venv .venv; .venv/bin/pip install -q -e '.[test]'
-        .venv/bin/python -m pytest -q -n 2 $(echo $MAIN)"
+        .venv/bin/python -m pytest -q $(echo $MAIN)"
 }
 
 "$bin/python" guests/fetch.py debian-cloud-amd64 busybox
