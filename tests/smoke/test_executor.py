@@ -58,7 +58,7 @@ def booted(monkeypatch):
     """The names of the boots in each call of a worker, which does not boot them."""
     calls = []
 
-    def boot(version, load):
+    def boot(number, version, load):
         calls.append([each.name for each in load.boots])
         if calls[-1][0].startswith("lost"):
             raise OSError("worker died")
@@ -163,6 +163,30 @@ class Breaks(Executor):
         return future
 
 
+class Memoizing(Inline):
+    """Takes calls with the same arguments for one, as Dask does."""
+
+    def __init__(self):
+        self.known = {}
+
+    def submit(self, function, /, *arguments):
+        return self.known.setdefault(repr(arguments), super().submit(function, *arguments))
+
+
+def test_no_two_calls_are_the_same(kernel, monkeypatch):
+    tries = []
+
+    def boot(number, version, load):
+        tries.append(number)
+        if len(tries) == 1:
+            raise OSError("worker died")
+        return [Result(each) for each in load.boots]
+
+    monkeypatch.setattr(hand, "boot", boot)
+    (result,), _ = run(["one"], kernel, Memoizing)
+    assert result.verdict is Verdict.PASS
+
+
 def test_a_broken_pool_is_replaced_and_counts_for_what_had_begun(booted, kernel):
     Breaks.made = 0
     results, _ = run(["one", "two", "three"], kernel, Breaks)
@@ -227,18 +251,18 @@ def test_a_file_is_sent_once_to_each_place_that_lacks_it(kernel, monkeypatch):
     places = [set(), set()]
     turns, sent = iter(range(10_000)), []
 
-    def boot(version, load):
-        number = next(turns) % 2
-        lacks = {entry.digest for entry in load.entries} - places[number]
+    def boot(number, version, load):
+        place = next(turns) % 2
+        lacks = {entry.digest for entry in load.entries} - places[place]
         if lacks:
-            return Lacks(str(number), tuple(sorted(lacks)))
+            return Lacks(str(place), tuple(sorted(lacks)))
         return [Result(each) for each in load.boots]
 
-    def keep(digest, data):
-        number = next(turns) % 2
-        assert digest not in places[number]
-        places[number].add(digest)
-        sent.append((number, digest))
+    def keep(number, digest, data):
+        place = next(turns) % 2
+        assert digest not in places[place]
+        places[place].add(digest)
+        sent.append((place, digest))
         return ""
 
     monkeypatch.setattr(hand, "boot", boot)
@@ -251,14 +275,16 @@ def test_a_file_is_sent_once_to_each_place_that_lacks_it(kernel, monkeypatch):
 
 
 def test_a_file_that_cannot_be_kept_is_the_boots_verdict(kernel, monkeypatch):
-    monkeypatch.setattr(hand, "boot", lambda version, load: Lacks("x", (load.entries[0].digest,)))
-    monkeypatch.setattr(hand, "keep", lambda digest, data: "the disk is full")
+    monkeypatch.setattr(
+        hand, "boot", lambda number, version, load: Lacks("x", (load.entries[0].digest,))
+    )
+    monkeypatch.setattr(hand, "keep", lambda number, digest, data: "the disk is full")
     (result,), _ = run(["one"], kernel)
     assert (result.verdict, result.sentence) == (Verdict.IMAGE, f"{kernel}: the disk is full")
 
 
 def test_a_file_that_changes_under_way_is_not_sent(kernel, monkeypatch):
-    def boot(version, load):
+    def boot(number, version, load):
         kernel.write_bytes(b"another")
         return Lacks("x", (load.entries[0].digest,))
 
@@ -305,18 +331,18 @@ def test_for_efi_a_link_is_its_file(kernel):
 def test_a_damaged_file_is_not_kept(kernel):
     load = Packer().pack([Boot("one", kernel)])
     (digest,) = cargo.lacking(load.entries)
-    assert hand.keep(digest, b"else") == "a file was damaged on its way"
+    assert hand.keep(0, digest, b"else") == "a file was damaged on its way"
     assert cargo.lacking(load.entries) == [digest]
 
 
 def test_a_file_that_others_can_write_is_not_trusted(kernel):
     load = Packer().pack([Boot("one", kernel)])
     (digest,) = cargo.lacking(load.entries)
-    assert hand.keep(digest, kernel.read_bytes()) == ""
+    assert hand.keep(0, digest, kernel.read_bytes()) == ""
     assert cargo.lacking(load.entries) == []
     (cachedir.directory("cargo") / digest).chmod(0o666)
     assert cargo.lacking(load.entries) == [digest]
-    assert hand.keep(digest, kernel.read_bytes()) == ""
+    assert hand.keep(0, digest, kernel.read_bytes()) == ""
     assert cargo.lacking(load.entries) == []
 
 
@@ -328,7 +354,7 @@ def test_a_place_has_one_name(kernel):
 
 
 def test_another_xenemu_boots_nothing(kernel):
-    (result,) = hand.boot("0.0", Packer().pack([Boot("one", kernel)]))
+    (result,) = hand.boot(0, "0.0", Packer().pack([Boot("one", kernel)]))
     assert result.verdict is Verdict.XENEMU
     assert result.sentence.endswith("and 0.0 is wanted")
 
@@ -369,3 +395,11 @@ def test_twenty_boots_on_dask_of_which_a_worker_is_killed(kernel):
     assert "this is its second try, as its worker was lost (KilledWorker: " in done.stderr
     (kept,) = [path for path in cachedir.directory("cargo").iterdir() if path.name != cargo.PLACE]
     assert kept.read_bytes() == kernel.read_bytes()
+
+
+def test_boots_end_with_their_worker(kernel):
+    kernel.write_bytes(tinyguest.kernel(tinyguest.say(b"hello\n") + tinyguest.SPIN))
+    worker = hand.Hand()
+    worker._connection.send([Boot("spins", kernel, memory=64 << 20)])
+    worker._connection.close()
+    assert worker._process.wait(60) == 0

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
 from dataclasses import field, replace
+from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from queue import SimpleQueue
@@ -122,6 +123,7 @@ class _Matrix:
         self.held: list[_Group] = []  # until parcels have come
         self.done: SimpleQueue[Future[Any]] = SimpleQueue()
         self.not_begun: set[Future[Any]] = set()  # when their executor broke
+        self.numbers = count()
         self.breaks = 0
         self.is_rung = False
         self.bell, self.ringing = Pipe(duplex=False)
@@ -168,7 +170,7 @@ class _Matrix:
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any] | None:
         """Have the executor call something; None if it is broken, and now there is another one."""
         try:
-            future = self.executor.submit(function, *arguments)
+            future = self.executor.submit(function, next(self.numbers), *arguments)
         except BrokenExecutor:
             self.renew()
             return None
@@ -310,4 +312,5 @@ def _error(future: Future[Any]) -> BaseException | None:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """An exception, as far as its first sentence."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]

@@ -40,10 +40,11 @@ class Lacks:
     digests: tuple[str, ...]
 
 
-# What an executor is given to call. Its arguments and what it returns are pickled.
+# What an executor is given to call. Its arguments and what it returns are pickled. Each call has a
+# number, because Dask takes two calls with the same arguments for one, and does that once.
 
 
-def boot(version: str, load: Load) -> list[Result] | Lacks:
+def boot(number: int, version: str, load: Load) -> list[Result] | Lacks:
     """Run boots, one at a time, if all of their files are here."""
     if version != __version__:
         why = f"this worker has xenemu {__version__}, and {version} is wanted"
@@ -62,7 +63,7 @@ def boot(version: str, load: Load) -> list[Result] | Lacks:
         return [Result(each, [Finding(Verdict.IMAGE, why)]) for each in load.boots]
 
 
-def keep(digest: str, data: bytes) -> str:
+def keep(number: int, digest: str, data: bytes) -> str:
     """Keep a file here; why it cannot be, or nothing."""
     try:
         cargo.keep(digest, data)
