@@ -116,6 +116,19 @@ def test_a_snapshot_is_gone_back_to_as_often_as_one_likes(boot):
         snapshot.fork()
 
 
+def test_the_guests_process_is_confined_and_this_one_is_not(boot):
+    def status(pid):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return [line.split()[1] for line in lines if line.startswith(("NoNewPrivs", "Seccomp:"))]
+
+    before = status("self")
+    guest = boot(LATER)
+    assert guest.run(0.01)
+    assert status(guest._process.pid) == ["1", "2"]
+    assert status("self") == before != ["1", "2"]
+    assert not list(Path("/proc/self/task").iterdir())[1:]
+
+
 def test_several_guests_do_not_see_each_other(boot, tmp_path):
     (tmp_path / "other").write_bytes(kernel(say(b"other\n") + SPIN))
     guest = boot(LATER)

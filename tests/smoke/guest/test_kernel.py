@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +150,19 @@ def test_it_goes_on_as_if_nobody_had_looked(guest):
     with guest.fork() as copy_:
         copy_.sendline("hello")
         assert copy_.expect("got hello")
+
+
+def test_the_python_page_shows_what_is_so(guest):
+    """Its lines after >>>, but for numbers: of this guest they are others."""
+    page = Path(__file__).parents[3] / "docs" / "python.md"
+    examples = doctest.DocTestParser().get_examples(page.read_text().replace("```", "\n"))
+    names = {"guest": guest}
+    for example in examples:
+        with redirect_stdout(StringIO()) as printed:
+            exec(compile(example.source, str(page), "single"), names)
+        printed, wanted = (
+            re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*\S*", "N", text)
+            for text in (printed.getvalue(), example.want)
+        )
+        assert printed == wanted, example.source
+    assert len(examples) > 6

@@ -32,9 +32,9 @@ class Memory:
         while at < address + size:
             wanted = min(PIECE, address + size - at)
             found: Data = self._ask("read", self._space, at, wanted)
-            pieces.append(found.data)
-            at += len(found.data)
-            if len(found.data) < wanted:
+            pieces.append(found.data[:wanted])
+            at += len(pieces[-1])
+            if len(pieces[-1]) < wanted:
                 raise Unmapped(f"{at:#x} is not mapped")
         return b"".join(pieces)
 
