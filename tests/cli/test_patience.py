@@ -46,9 +46,7 @@ def test_silence_counts_from_what_was_printed_last():
 
 
 def test_without_limits_there_are_none():
-    patience = Patience.parse(None, None)
-    patience.begin(Clock())
-    assert (patience.due_ns, patience.check()) == (None, None)
+    assert Patience.parse(None, None) is None
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "2000000"])

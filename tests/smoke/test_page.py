@@ -90,6 +90,14 @@ def test_a_long_console_is_bounded():
     assert len(page.page([boot("a", f"    0.000000  {'x' * 1_000_000}\n")], {})) < 20_000
 
 
+def test_tests_that_failed_come_first_and_there_is_an_end_of_them():
+    cases = [Case((f"t{n}",), Status.PASS) for n in range(page.CASES)]
+    cases.append(Case(("bad",), Status.FAIL, "why"))
+    whole = page.page([boot("a", cases=cases)], {})
+    assert whole.index("bad") < whole.index("<td>t0")
+    assert "and 1 more, which --junit has" in whole and f"t{page.CASES - 1}<" not in whole
+
+
 def test_the_console_is_compared_with_that_of_the_last_pass_but_for_times():
     later = LOG.replace("line 7\n", "line seven\n")
     for log, words in (

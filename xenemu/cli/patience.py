@@ -20,8 +20,10 @@ class Patience:
     quiet_s: float | None = None
 
     @classmethod
-    def parse(cls, virtual: str | None, quiet: str | None) -> Patience:
-        """What --virtual-timeout and --quiet-timeout say; UsageError."""
+    def parse(cls, virtual: str | None, quiet: str | None) -> Patience | None:
+        """What --virtual-timeout and --quiet-timeout say, if either is there; UsageError."""
+        if virtual is None and quiet is None:
+            return None
         return cls(
             None if virtual is None else parse_seconds("--virtual-timeout", virtual),
             None if quiet is None else parse_seconds("--quiet-timeout", quiet),

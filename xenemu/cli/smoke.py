@@ -15,7 +15,7 @@ from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, 
 
 HELP_EPILOG: Final = """\b
 Examples:
-  xenemu smoke matrix.toml --jobs 4 --junit results.xml
+  xenemu smoke matrix.toml --jobs 4 --junit results.xml --html boots.html
   xenemu smoke vmlinuz --mode pv --mode pvh --init test.sh --cmdline console=hvc0
 
 \b

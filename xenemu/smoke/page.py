@@ -18,6 +18,7 @@ from xenemu import __version__
 from xenemu.linux import STAMP
 from xenemu.options import format_size
 from xenemu.records import dataclass
+from xenemu.smoke.ktap import Status
 from xenemu.smoke.passed import Baseline, Passed
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
@@ -26,6 +27,7 @@ from xenemu.webpage import bar, colour, document, folded, key, section, table, t
 STAMPED: Final = re.compile(r" *\d+\.\d{6}  ")  # by `smoke.transcript`
 FIRST_LINES: Final = 1000  # of a console that is long
 LAST_LINES: Final = 4000
+CASES: Final = 2000  # tests of a boot
 LINE: Final = 2000  # characters of a line
 COMPARED: Final = 2000  # lines of two consoles, beside those that both begin or end with
 CONTEXT: Final = 2  # lines around a difference
@@ -268,11 +270,15 @@ def _legend(result: Result) -> str:
 
 
 def _tests(result: Result) -> str:
+    """The tests, those that failed first; of a guest that has too many, not all."""
+    cases = sorted(result.cases, key=lambda case: case.status is not Status.FAIL)
     rows = [
-        [text(" / ".join(case.path)), text(case.status.value), text(case.reason)]
-        for case in result.cases
+        [text(" / ".join(case.path)[:LINE]), text(case.status.value), text(case.reason[:LINE])]
+        for case in cases[:CASES]
     ]
-    return table(["test", "", "why"], rows, numbers=())
+    left_out = len(cases) - len(rows)
+    more = f"<p>and {left_out} more, which --junit has</p>" if left_out else ""
+    return table(["test", "", "why"], rows, numbers=()) + more
 
 
 def _console(result: Result, unfolded: bool) -> str:

@@ -104,7 +104,8 @@ class Baseline:
         path = self.path(result.boot)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            fresh.write_bytes(msgspec.json.encode(kept))
+            with fresh.open("xb") as file:
+                file.write(msgspec.json.encode(kept))
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
