@@ -287,6 +287,8 @@ class FakeNativeCpu(FakeCpu):
     delivered: Delivered = PAGE_FAULT
     apic_vector: int | None = None
     accepted: int | None = None
+    ended: bool = False
+    endable: bool = False
     nmi_pending: bool = False
     interrupt_requests: int = 0
     upcall: tuple[int, int | None] | None = None
@@ -322,6 +324,12 @@ class FakeNativeCpu(FakeCpu):
     def take_accepted(self) -> int | None:
         accepted, self.accepted = self.accepted, None
         return accepted
+
+    def may_end(self) -> None:
+        self.endable = True
+
+    def join_native_lane(self, vcpu_id: int, log: bytearray, bells: bytearray) -> None:
+        self.lane_open = False
 
     def set_upcall(self, info_maddr: int, vector: int | None) -> None:
         self.upcall = (info_maddr, vector)

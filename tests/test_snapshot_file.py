@@ -278,6 +278,7 @@ def strange(whole, tmp_path):
         (lambda domain: setattr(domain.vcpus[0].arch, "kernel_root", 1 << 30), "can go on"),
         (lambda domain: setattr(domain.vcpus[0].arch, "user_root", 1 << 30), "can go on"),
         (lambda domain: domain.vcpus[0].arch.gdt_frames.insert(0, 1 << 30), "can go on"),
+        (lambda domain: domain.events.bells.pop(), "number of bells"),
         (lambda domain: domain.calls.by_cpu.pop(), "log of calls has another size"),
         (lambda domain: domain.calls.by_cpu.__setitem__(slice(None), LOG), "valid Nr"),
         (lambda domain: setattr(domain.calls, "by_cpu", "x"), "can go on"),

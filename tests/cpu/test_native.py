@@ -12,10 +12,12 @@ import pytest
 from xenemu.cpu.debug_port import DebugPort
 from xenemu.cpu.engine import Engine
 from xenemu.errors import DomainCrash, EngineGaveUp
+from xenemu.hv.calls import CallLog
 from xenemu.hv.cpu import Delivered, Event, Msr, Reg, Seg, Segment
 from xenemu.hv.memory import Memory
 from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
+from xenemu.hv.state.events import BELL, BELLS
 from xenemu.pvh.personality import CODE32, DATA32
 from xenemu.x86.flags import IF, TF
 from xenemu.x86.paging import Maddr, Mfn
@@ -40,6 +42,8 @@ class Handler:
         self.on_vmcall: Callable[[], None] = lambda: None
         self.on_apic: Callable[[], int] = lambda: 0x11223344
         self.msr: int | Msr = Msr.REFUSED
+        self.answer = Msr.REFUSED  # to WRMSR
+        self.rings: list[tuple[int, int]] = []
 
     def cpuid(self) -> bool:
         return False
@@ -52,7 +56,11 @@ class Handler:
         return self.msr
 
     def write_msr(self, number: int, value: int) -> Msr | None:
-        return Msr.REFUSED
+        self.exits.append(("wrmsr", number, value))
+        return self.answer
+
+    def rung(self, bell: int, at_ns: int) -> None:
+        self.rings.append((bell, at_ns))
 
     def read_cr8(self) -> int:
         return 0
@@ -563,6 +571,98 @@ def test_the_instruction_behind_sti_is_not_interrupted():
     assert guest[ECX] == 1
     assert guest.engine.take_accepted() == APIC
     assert guest.engine.take_accepted() is None
+
+
+@pytest.mark.parametrize(
+    ("alone", "open_", "msr", "value"),
+    [(1, 1, 0x80B, 0), (0, 1, 0x80B, 0), (1, 0, 0x80B, 0), (1, 1, 0x80A, 0), (1, 1, 0x80B, 7)],
+)
+def test_an_interrupt_that_is_alone_may_end_without_an_exit(alone, open_, msr, value):
+    # mov $msr,%ecx; mov $value,%eax; xor %edx,%edx; wrmsr; inc %ebx; iret
+    numbers = b"\xb9" + msr.to_bytes(4, "little") + b"\xb8" + value.to_bytes(4, "little")
+    handler = numbers + bytes.fromhex("31d2 0f30 43 cf")
+    guest = Guest(bytes.fromhex("fb 90 90 f4"), {APIC: handler, GP_FAULT: b"\xf4"})
+    engine, calls = guest.engine, CallLog()
+    engine.join_native_lane(0, calls.by_cpu, bytearray(BELLS * BELL.size))
+    engine.open_lane(bool(open_))
+    engine.apic_vector = APIC
+    if alone:
+        engine.may_end()
+    guest.run()
+    taken = alone and open_ and msr == 0x80B and not value
+    assert guest.handler.exits == ([] if taken else [("wrmsr", msr, value)])
+    assert (engine.apic_vector, guest[EBX]) == (None, int(taken))  # or it has #GP
+    assert (engine.take_accepted(), engine.ended) == (APIC, bool(taken))
+
+
+class LongGuest(Guest):
+    """The same in 64-bit code, with its first 2 MiB mapped."""
+
+    PML4, PDPT, PD = 10 << 12, 11 << 12, 12 << 12
+
+    def _load_registers(self, idt_limit: int) -> None:
+        super()._load_registers(idt_limit)
+        for table, entry in ((self.PML4, self.PDPT | 7), (self.PDPT, self.PD | 7), (self.PD, 0x87)):
+            self.memory.write_uint(Maddr(table), 8, entry)
+        self.handler.answer = Msr.NATIVE
+        self.engine.enter_long_mode(self.PML4)
+        self.handler.exits.clear()
+        self.engine.set_segment(Seg.CS, Segment(8, 0, 0xFFFFFFFF, CODE32 & ~(1 << 22) | 1 << 21))
+
+
+POINTER, BELL_PORT, DELAY_NS = 0x8FFC, 9, 5000
+SEND = bytes.fromhex("b820000000 bf04000000 befc8f0000 0f01c1 ffc3 ebfe")
+
+
+def belled(code: bytes = SEND, port: int = BELL_PORT) -> tuple[LongGuest, CallLog]:
+    """A guest that sends to a port (and increments EBX, and loops), one of which has a bell."""
+    guest, calls = LongGuest(code), CallLog()
+    guest.write(POINTER, port.to_bytes(4, "little"))
+    bells = bytearray(BELLS * BELL.size)
+    BELL.pack_into(bells, 2 * BELL.size, BELL_PORT, DELAY_NS)
+    guest.engine.join_native_lane(0, calls.by_cpu, bells)
+    guest.engine.open_lane(True)
+    return guest, calls
+
+
+def test_a_bell_is_rung_without_an_exit_and_ends_the_slice_in_time():
+    guest, calls = belled()
+    guest.run(100_000)
+    assert (guest.handler.exits, guest[EAX], guest[EBX]) == ([], 0, 1)
+    [(bell, at_ns)] = guest.handler.rings
+    assert (bell, guest.engine.now_ns) == (2, at_ns + DELAY_NS)
+    [call] = calls
+    assert (call.name, call.args, call.at_ns) == ("event_channel_op", (4, POINTER), at_ns)
+    guest.run(100_000)  # it loops; nothing is rung, nor ends the slice
+    assert (guest.handler.rings, guest.engine.now_ns) == ([(2, at_ns)], at_ns + DELAY_NS + 100_000)
+
+
+def test_a_bell_is_told_before_the_next_exit_and_once():
+    # twice; cpuid
+    guest, _ = belled(SEND[:-2] + SEND[:-2].replace(b"\xff\xc3", b"\x0f\xa2") + b"\xf4")
+    told = []
+    guest.handler.cpuid = lambda: told.append([*guest.handler.rings]) or True
+    guest.run(100_000)
+    assert [len(rings) for rings in told] == [1]
+    assert guest.handler.rings == told[0]
+
+
+OTHERS = {
+    "another port": SEND,
+    "a shut lane": SEND,
+    "another call": b"\xb8\x21" + SEND[2:],
+    "another command": SEND[:6] + b"\x05" + SEND[7:],
+    "a pointer across pages": SEND.replace(b"\xfc\x8f", b"\xfd\x8f"),
+    "a pointer to nowhere": SEND.replace(b"\xfc\x8f\0\0", b"\xfc\x8f\0\x01"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_all_other_calls_are_the_handlers(what):
+    guest, calls = belled(OTHERS[what], 8 if what == "another port" else BELL_PORT)
+    guest.engine.open_lane(what != "a shut lane")
+    guest.run(1000)
+    assert (guest.handler.exits, guest.handler.rings, len(calls)) == ([("vmcall",)], [], 0)
 
 
 def test_interrupts_wait_for_the_interrupt_flag():

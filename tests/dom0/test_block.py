@@ -26,7 +26,7 @@ from xenemu.abi.io.blkif import (
 )
 from xenemu.abi.io.ring import REQ_EVENT, REQ_PROD
 from xenemu.abi.io.xenbus import XenbusState
-from xenemu.dom0.block import DISCARD_NS, GATHER_NS, LATENCY_NS, MAX_PERSISTENT, Block
+from xenemu.dom0.block import DISCARD_NS, GATHER_NS, LATENCY_NS, MAX_PERSISTENT, NOTICE_NS, Block
 from xenemu.encoding import decode, encode
 from xenemu.hv import event_channel, grant_table
 from xenemu.hv.audit import audit
@@ -433,9 +433,9 @@ def test_discards_take_time_so_that_the_host_is_heard_between_them() -> None:
     for number in (5, 6):
         request = blkif_request_discard(BLKIF_OP_DISCARD, 0, 0, number, 8, 16).pack(guest.width)
         guest.submit(request)
+    guest.bus.settle(NOTICE_NS)
     assert guest.disk.log == ["discard"]
-    guest.bus.settle()
-    guest.bus.settle(LATENCY_NS + DISCARD_NS)
+    guest.bus.settle(LATENCY_NS + DISCARD_NS - NOTICE_NS)
     assert guest.answer() == (5, BLKIF_OP_DISCARD, OKAY)
     assert guest.disk.log == ["discard"] * 2
     guest.bus.settle(LATENCY_NS + DISCARD_NS - 1)
@@ -502,7 +502,7 @@ def test_a_ring_that_is_broken_is_halted_and_the_other_is_not() -> None:
     ref, _ = guest.page()
     guest.rings[0].set(REQ_PROD, 33)
     event_channel.send(guest.bus.domain, guest.ports[0])
-    guest.bus.settle()
+    guest.bus.settle(NOTICE_NS)
     assert "queue 0 halted: bogus requests in the ring: 33 put" in guest.block.reason
     assert guest.bus.domain.refusals[-1].startswith("vbd-51712: queue 0 halted")
     assert guest.bus.seen(guest.block, "state") == "4"

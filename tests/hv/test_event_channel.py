@@ -23,7 +23,7 @@ from xenemu.hv import event_channel
 from xenemu.hv.p2m import P2m
 from xenemu.hv.shared_info import event_pending, field, vcpu_field
 from xenemu.hv.state.domain import Domain
-from xenemu.hv.state.events import Channel
+from xenemu.hv.state.events import BELL, BELLS, Channel
 from xenemu.hv.waking import ANY_PORT
 
 DOM0 = 0
@@ -244,6 +244,30 @@ def test_a_closed_backend_port_can_be_bound_again(domain: Domain) -> None:
     port = event_channel.bind_interdomain(domain, DOM0, dom0_port)
     event_channel.send(domain, port)
     assert backend.told == 1
+
+
+def bells(domain: Domain) -> list[tuple[int, ...]]:
+    return [bell for bell in BELL.iter_unpack(domain.events.bells) if bell != (0, 0)]
+
+
+def test_a_backend_may_have_a_bell_on_its_port(domain: Domain) -> None:
+    backend = Backend()
+    domain.backends["vbd"] = backend  # type: ignore[assignment]
+    port = connect_to_dom0(domain, "console")
+    ports = [event_channel.alloc_unbound(domain, DOM0) for _ in range(BELLS + 2)]
+    ends = [event_channel.bind_from_dom0(domain, port, "vbd", 70) for port in ports]
+    assert bells(domain) == [(port, 70) for port in ports[:BELLS]]  # there are no more
+    event_channel.rung(domain, 3, 1234)
+    assert (backend.told, domain.timers.asked_ns) == (1, 1234)
+    event_channel.send(domain, ports[3])  # which does the same, at once
+    event_channel.send(domain, ports[BELLS])
+    assert backend.told == 3
+    event_channel.close(domain, port)
+    event_channel.close(domain, ports[0])
+    event_channel.close_from_dom0(domain, ends[1])
+    assert bells(domain) == [(port, 70) for port in ports[2:BELLS]]
+    assert event_channel.reset(domain, resuming=False, interrupted=lambda: False)
+    assert bells(domain) == []
 
 
 def test_dom0_has_no_other_port_to_bind(domain: Domain) -> None:

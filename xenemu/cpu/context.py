@@ -105,7 +105,8 @@ class Context:
 
     @property
     def apic_vector(self) -> int | None:
-        return self.interrupts.apic_vector
+        vector = self.interrupts.apic_vector
+        return None if vector is None else vector & 0xFF
 
     @property
     def code64(self) -> bool:

@@ -45,10 +45,11 @@ FEATURE_WORDS = {0: WORD_1D, 1: WORD_1C, 2: WORD_7B0, 3: WORD_7C0, 6: WORD_E1D, 
 NR_FEATURE_WORDS = 8
 
 DOUBLE_FAULT = 8
+VECTOR = 0xFF
 DEBUG_REGISTERS = (0,) * 6 + (0xFFFF0FF0, 0x400)  # after a reset
 
 MAX_RUN_NS = 1 << 62
-PLACES = ("words", "info", "log")  # of a Lane: what the shim has as pointers
+PLACES = ("words", "info", "log", "bells")  # of a Lane: what the shim has as pointers
 LANE_NUMBERS = tuple(field.name for field in fields(Lane) if field.name not in PLACES)
 
 
@@ -90,6 +91,8 @@ class Engine(Registers):
         self._memory = memory
         loaded = shim.load()
         self._clock, self._counters = loaded.clock, loaded.counters
+        # Its first three fields: they are read all the time, and this takes half as long.
+        self._time = memoryview(self._clock).cast("B")[:24].cast("q")
         unicorn = loaded.unicorn
         uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(CPU_MODEL)
@@ -118,7 +121,8 @@ class Engine(Registers):
         physical.p2m = physical.gfns = 0
         self_check.check_tlb(loaded)
         self._lane = loaded.lane
-        self._lane.open = self._lane.taken = 0
+        self._lane.open = self._lane.taken = self._lane.rung = 0
+        self._lane.bells = None
         self.fast = True  # whether the lane may be opened
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0
@@ -133,6 +137,7 @@ class Engine(Registers):
         self.block_log: object = None  # a BlockLog: the shim writes into its buffer
         self.lane_notes: object = None  # a LaneNotes: the same
         self.put_off = 0  # nanoseconds of the slice that a step leaves for later
+        self.ended = False  # the interrupt that `take_accepted` returned
         self._error: BaseException | None = None
         self._enter = ctypes.PYFUNCTYPE(None)(self._on_exit)
         self._exit.enter = ctypes.cast(self._enter, ctypes.c_void_p).value
@@ -173,6 +178,8 @@ class Engine(Registers):
 
     def _on_exit(self) -> None:
         try:
+            if self._lane.rung:
+                self._hear()
             self._exits[self._exit.kind]()
             if self._memory.stale_code:
                 self._drop_stale_code()
@@ -180,6 +187,16 @@ class Engine(Registers):
                 self._forget_places()
         except BaseException as error:
             self.fail(error)
+
+    def _hear(self) -> None:
+        """Tell of the bells that were rung since the hypervisor was last called."""
+        lane = self._lane
+        rung, lane.rung = lane.rung, 0
+        bells = [number for number in range(rung.bit_length()) if rung >> number & 1]
+        if bells[1:]:
+            bells.sort(key=lane.rung_ns.__getitem__)
+        for number in bells:
+            self.handler.rung(number, lane.rung_ns[number])
 
     def _on_look(self) -> None:
         try:
@@ -234,6 +251,8 @@ class Engine(Registers):
         if self._memory.stale_code:
             self._drop_stale_code()
         status = self._shim.run(self._rip.value)
+        if self._lane.rung:
+            self._hear()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -294,8 +313,17 @@ class Engine(Registers):
         shared.levels = LEVELS[lane.root_type]
         shared.vcpu = ctypes.addressof(ctypes.c_char.from_buffer(lane.words))
         shared.log = ctypes.addressof(ctypes.c_char.from_buffer(lane.log))
+        shared.bells = ctypes.addressof(ctypes.c_char.from_buffer(lane.bells))
         shared.info = self._ram + lane.info
-        self._joined = lane  # whose buffers C has
+        self._joined: object = lane  # whose buffers C has
+
+    def join_native_lane(self, vcpu_id: int, log: bytearray, bells: bytearray) -> None:
+        """See `NativeCpu.join_native_lane`."""
+        shared = self._shim.lane
+        shared.open, shared.vcpu_id = 0, vcpu_id
+        shared.log = ctypes.addressof(ctypes.c_char.from_buffer(log))
+        shared.bells = ctypes.addressof(ctypes.c_char.from_buffer(bells))
+        self._joined = log, bells
 
     def open_lane(self, value: bool) -> None:
         """See `Cpu.open_lane`."""
@@ -324,8 +352,8 @@ class Engine(Registers):
     @property
     def now_ns(self) -> int:
         """Virtual time: instructions executed, prices paid, and idle time skipped."""
-        clock = self._clock
-        return int(clock.end - clock.left + clock.skipped_ns)
+        left, end, skipped_ns = self._time
+        return end - left + skipped_ns
 
     @property
     def instructions(self) -> int:
@@ -428,8 +456,8 @@ class Engine(Registers):
 
     @property
     def apic_vector(self) -> int | None:
-        vector = self._vcpu.apic_vector
-        return None if vector == self._constants.NO_VECTOR else vector
+        vector: int = self._vcpu.apic_vector
+        return None if vector == self._constants.NO_VECTOR else vector & VECTOR
 
     @apic_vector.setter
     def apic_vector(self, value: int | None) -> None:
@@ -443,9 +471,17 @@ class Engine(Registers):
 
     def take_accepted(self) -> int | None:
         """The interrupt of the local APIC that was taken since the last call."""
-        vector = self._vcpu.apic_accepted
+        vector: int = self._vcpu.apic_accepted
+        if vector == self._constants.NO_VECTOR:
+            return None
         self._vcpu.apic_accepted = self._constants.NO_VECTOR
-        return None if vector == self._constants.NO_VECTOR else vector
+        self.ended = bool(vector & self._constants.APIC_DONE)
+        return vector & VECTOR
+
+    def may_end(self) -> None:
+        """See `NativeCpu.may_end`."""
+        if self._vcpu.apic_vector != self._constants.NO_VECTOR:
+            self._vcpu.apic_vector |= self._constants.APIC_ALONE
 
     def request_interrupt(self) -> None:
         """Take an interrupt as soon as the guest allows."""

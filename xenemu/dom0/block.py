@@ -1,9 +1,11 @@
 """A block device: the backend that Linux's xen-blkback is on a real host.
 
 A request takes time: a disk does one after the other, at NS_PER_BYTE or DISCARD_NS, and each is
-done LATENCY_NS after that. Its bytes move at once, as a copy by grants, and its response is put
-into the ring. But the frontend is shown the response only when the request is done. Responses of
-requests that are done within GATHER_NS of the first are shown with the last of them, by one event.
+done LATENCY_NS after that. The backend looks for requests NOTICE_NS after an event. That is when a
+page that was asked for then would be there. It moves the bytes of all requests that it finds, as a
+copy by grants, and puts their responses into the ring. But the frontend is shown a response only
+when the request is done. Responses of requests that are done within GATHER_NS of the first are
+shown with the last of them, by one event.
 
 While requests are under way, the backend wants no event for others: it looks for them when those
 are done. It also does so after a discard, which may take the host some time.
@@ -59,7 +61,8 @@ from xenemu.errors import XenError
 from xenemu.hv.grant_copy import Part
 from xenemu.hv.grant_table import GrantError
 from xenemu.hv.state.domain import Domain
-from xenemu.x86.paging import PAGE_SHIFT, Maddr, Mfn
+from xenemu.hv.state.timers import Key
+from xenemu.x86.paging import PAGE_SHIFT, PAGE_SIZE, Maddr, Mfn
 
 LATENCY_NS: Final = 50_000
 GATHER_NS: Final = 1_000_000
@@ -79,7 +82,11 @@ OPERATIONS: Final = {  # as a watcher is told of them
     BLKIF_OP_DISCARD: "discard",
 }
 
-DONE: Final = 1  # the timer's number: a request is done
+NOTICE_NS: Final = LATENCY_NS + PAGE_SIZE * NS_PER_BYTE
+
+# The numbers of timers.
+DONE: Final = 1  # requests are done
+LOOK: Final = 2  # and above it, one for each queue: there may be requests in it
 
 
 @dataclass(slots=True)
@@ -94,10 +101,14 @@ class Pending:
 
 @dataclass
 class Queue:
-    """A ring with its port. `persistent` has the pages that stay mapped, by their references."""
+    """A ring with its port. `persistent` has the pages that stay mapped, by their references.
+
+    `look` is the timer for which an event asks.
+    """
 
     ring: BackRing
     port: int
+    look: Key
     persistent: dict[int, tuple[int, Mfn]] = field(default_factory=dict)
     halted: bool = False  # for good: its frontend has broken the ring
 
@@ -175,7 +186,8 @@ class Block(BusBackend):
         pages = self._ring_pages()
         for number in range(count):
             place = f"queue-{number}/" if count > 1 else ""
-            self.queues.append(self._open_queue(domain, place, pages))
+            look = (self.name, LOOK + number)
+            self.queues.append(self._open_queue(domain, place, pages, look))
         self._describe()
 
     def _ring_pages(self) -> int:
@@ -186,7 +198,7 @@ class Block(BusBackend):
             )
         return 1 << order
 
-    def _open_queue(self, domain: Domain, place: str, pages: int) -> Queue:
+    def _open_queue(self, domain: Domain, place: str, pages: int, look: Key) -> Queue:
         port = self.read_number(f"{place}event-channel")
         if pages == 1 and self.read(f"{place}ring-ref0") is None:
             names = [f"{place}ring-ref"]
@@ -196,7 +208,7 @@ class Block(BusBackend):
         try:
             shared = self.map_pages(domain, refs)
             ring = BackRing.attach(domain.memory, shared, blkif_request.sizeof(self.width))
-            return Queue(ring, self.bind(domain, port))
+            return Queue(ring, self.bind(domain, port, NOTICE_NS), look)
         except XenError as error:
             reason = f"mapping ring-ref port {port}: {error.reason}"
             raise XenError(error.errno, reason) from None
@@ -218,49 +230,59 @@ class Block(BusBackend):
         self.write("physical-sector-size", self.sector_size)
 
     def shut(self, domain: Domain) -> None:
-        """Forget the answers that nobody has seen, and unmap everything."""
+        """Do what there has been an event for; forget the answers, and unmap everything."""
+        timers = domain.timers
+        for number, queue in enumerate(self.queues):
+            if queue.look in timers.deadlines_ns:
+                timers.cancel(queue.look)
+                self._take_all(domain, number, timers.asked_ns)
+        timers.cancel((self.name, DONE))
         self.pending.clear()
         self.lanes.clear()
         for queue in self.queues:
             for handle, _ in queue.persistent.values():
                 grants.unmap_grant(domain, handle)
         self.queues.clear()
-        domain.timers.cancel((self.name, DONE))
 
     # Requests are served,
 
     def event(self, domain: Domain, port: int) -> None:
-        for number, queue in enumerate(self.queues):
+        for queue in self.queues:
             if queue.port == port:
-                self._take_all(domain, number, domain.timers.asked_ns)
+                domain.timers.set_unless(queue.look, NOTICE_NS)
 
     def _take_all(self, domain: Domain, number: int, now_ns: int) -> None:
-        queue = self.queues[number]
+        """Take the requests of a queue, as if they had been put at that time."""
+        queue, memory = self.queues[number], domain.memory
         if queue.halted:
             return
         lane = self._lane(domain, number)
         try:
             while not (self.pending and self.pending[-1].is_discard):
-                found = lane.next() if lane is not None else None
+                found = lane.next(not self.pending) if lane is not None else None
                 if lane is not None and found == ORDINARY:
                     self._serve_ordinary(domain, number, lane, now_ns)
-                elif found != NOTHING and (slot := queue.ring.take(domain.memory)) is not None:
+                elif found != NOTHING and (slot := queue.ring.take(memory)) is not None:
                     self._serve(domain, number, slot, now_ns)
-                elif self.pending or not queue.ring.final_check(domain.memory):
+                elif found == NOTHING or self.pending or not queue.ring.final_check(memory):
                     break
         except RingError as error:
             queue.halted = True
             self.complain(domain, XenError(EINVAL, f"queue {number} halted: {error}"))
-        self._set_timer(domain)
 
     def _lane(self, domain: Domain, number: int) -> Lane | None:
         """The lane of a queue's ring, if its requests may be ordinary."""
         if self.is_persistent or self.width != 8 or self.sector_size != SECTOR_SIZE:
             return None
-        ring, lane = self.queues[number].ring, self.lanes.get(number)
-        if lane is None or not lane.fits(domain, ring):
-            lane = self.lanes[number] = lane_of(domain, ring)
+        lane = self._known_lane(domain, number)
+        if lane is None:
+            lane = self.lanes[number] = lane_of(domain, self.queues[number].ring)
         return lane if lane is not None and lane.opens(self.disk.size, self.read_only) else None
+
+    def _known_lane(self, domain: Domain, number: int) -> Lane | None:
+        lane = self.lanes.get(number)
+        fits = lane is not None and lane.fits(domain, self.queues[number].ring)
+        return lane if fits else None
 
     def _serve_ordinary(self, domain: Domain, number: int, lane: Lane, now_ns: int) -> None:
         """Do what a request asks for that C has taken."""
@@ -276,7 +298,9 @@ class Block(BusBackend):
                 disk.write(offset, lane.views())
         except OSError as error:
             status = self._refuse(domain, error)
-        self._answer(domain, number, (request.id, operation, status), size * NS_PER_BYTE, now_ns)
+        lane.answer(status)
+        took_ns = size * NS_PER_BYTE
+        self._goes_on(domain, number, operation, lane.ring.rsp_prod, took_ns, now_ns)
 
     def _serve(self, domain: Domain, number: int, slot: bytes, now_ns: int) -> None:
         """Do what a request asks for, or refuse it."""
@@ -366,21 +390,33 @@ class Block(BusBackend):
         ring = self.queues[number].ring
         ring.put(domain.memory, blkif_response.layout(self.width).packer.pack(*response))
         if took_ns is not None:
-            self.free_ns = max(self.free_ns, now_ns) + took_ns
-            is_discard = response[1] == BLKIF_OP_DISCARD
-            for observer in domain.watch or ():
-                what = OPERATIONS.get(response[1], f"operation {response[1]}")
-                observer.served(self.name, what, self.free_ns + LATENCY_NS)
-            pending = Pending(number, self.free_ns + LATENCY_NS, ring.rsp_prod, is_discard)
-            self.pending.append(pending)
+            self._goes_on(domain, number, response[1], ring.rsp_prod, took_ns, now_ns)
         elif self.pending:
             due_ns = self.pending[-1].due_ns
             self.pending.append(Pending(number, due_ns, ring.rsp_prod, is_discard=False))
         else:
             self._push(domain, number, ring.rsp_prod)
 
+    def _goes_on(
+        self,
+        domain: Domain,
+        number: int,
+        operation: int,
+        rsp_prod: int,
+        took_ns: int,
+        now_ns: int,
+    ) -> None:
+        """A request is under way, which the disk works on for so long."""
+        self.free_ns = max(self.free_ns, now_ns) + took_ns
+        due_ns = self.free_ns + LATENCY_NS
+        self.pending.append(Pending(number, due_ns, rsp_prod, operation == BLKIF_OP_DISCARD))
+        for observer in domain.watch or ():
+            what = OPERATIONS.get(operation, f"operation {operation}")
+            observer.served(self.name, what, due_ns)
+
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
-        assert number == DONE
+        if number >= LOOK:
+            self._take_all(domain, number - LOOK, now_ns - NOTICE_NS)
         done: dict[int, int] = {}
         while self.pending and self.pending[0].due_ns <= now_ns:
             pending = self.pending.popleft()
@@ -389,15 +425,17 @@ class Block(BusBackend):
             self._push(domain, of, rsp_prod)
         for of in range(len(self.queues)):
             self._take_all(domain, of, now_ns)
+        self._set_timer(domain)
 
     def _push(self, domain: Domain, number: int, rsp_prod: int) -> None:
-        queue = self.queues[number]
-        if queue.ring.push(domain.memory, rsp_prod):
+        queue, lane = self.queues[number], self._known_lane(domain, number)
+        if queue.ring.push(domain.memory, rsp_prod) if lane is None else lane.push(rsp_prod):
             self.tell(domain, queue.port)
 
     def _set_timer(self, domain: Domain) -> None:
         """Set it for the last request of those that are done together."""
         if not self.pending:
+            domain.timers.cancel((self.name, DONE))
             return
         due_ns = self.pending[0].due_ns
         latest_ns = due_ns + GATHER_NS

@@ -53,9 +53,13 @@ class _Library:
         self.struct: Any = type("lane", (ctypes.Structure,), {"_fields_": tuple(fields)})
         assert ctypes.sizeof(self.struct) == rows[len(fields)].offset
         self.next = library.blkif_next
-        self.next.restype, self.next.argtypes = c_int, (c_void_p,)
+        self.next.restype, self.next.argtypes = c_int, (c_void_p, c_int)
         self.move = library.blkif_move
         self.move.restype, self.move.argtypes = c_int64, (c_void_p, c_int)
+        self.answer = library.blkif_answer
+        self.answer.restype, self.answer.argtypes = None, (c_void_p, c_int)
+        self.push = library.blkif_push
+        self.push.restype, self.push.argtypes = c_int, (c_void_p, c_uint32)
 
 
 # Now: while a guest runs, no file can be opened.
@@ -68,7 +72,7 @@ class Lane:
     def __init__(self, library: _Library, domain: Domain, ring: BackRing) -> None:
         self.domain, self.ring = domain, ring
         self._memory, self._p2m = domain.memory, domain.p2m
-        self._next, self._move = library.next, library.move
+        self._library = library
         self._grant_frames: list[int] = []
         self._active: list[int] = []
         self.request: Any = library.struct()
@@ -80,6 +84,7 @@ class Lane:
         if p2m is not None:
             told.p2m, told.gfns = _address(p2m.table), len(p2m.table)
         told.ring[: len(ring.pages.mfns)] = ring.pages.mfns
+        told.ring_pages = len(ring.pages.mfns)
         told.slots, told.most_segments = ring.slots, MAX_INDIRECT_SEGMENTS
 
     def fits(self, domain: Domain, ring: BackRing) -> bool:
@@ -103,18 +108,31 @@ class Lane:
             told.active[: len(active)] = active
         return True
 
-    def next(self) -> int:
-        """Take the next request if it is ordinary: NOTHING, ORDINARY, or something else."""
+    def next(self, idle: bool) -> int:
+        """Take the next request if it is ordinary: NOTHING, ORDINARY, or something else.
+
+        If there is none, and the backend is `idle`, ask for an event, as `BackRing.final_check`.
+        """
         told, ring = self.request, self.ring
         told.req_cons, told.rsp_prod = ring.req_cons, ring.rsp_prod
-        found: int = self._next(self._place)
+        found: int = self._library.next(self._place, idle)
         if found == ORDINARY:
             ring.skip()
         return found
 
+    def answer(self, status: int) -> None:
+        """Put a response to the request, as `BackRing.put` does."""
+        self._library.answer(self._place, status)
+        self.ring.answered()
+
+    def push(self, upto: int) -> bool:
+        """Show the responses, as `BackRing.push` does."""
+        wanted: int = self._library.push(self._place, upto)
+        return self.ring.push(self._memory, upto) if wanted < 0 else bool(wanted)
+
     def move(self, descriptor: int) -> None:
         """Move the bytes of the request between memory and a file, where they are; OSError."""
-        moved = self._move(self._place, descriptor)
+        moved = self._library.move(self._place, descriptor)
         if moved != self.request.size:
             if moved < 0:
                 raise OSError(-moved, os.strerror(-moved))

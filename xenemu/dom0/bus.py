@@ -162,12 +162,13 @@ class BusBackend:
         self.shared.append(pages)
         return pages
 
-    def bind(self, domain: Domain, port: int) -> int:
+    def bind(self, domain: Domain, port: int, delay_ns: int | None = None) -> int:
         """Bind a new port of dom0's to one of the guest's until the frontend is forgotten; EINVAL.
 
-        Once connected, the backend gets an event on each, since those before were lost.
+        Once connected, the backend gets an event on each, since those before were lost. `delay_ns`
+        is as for `event_channel.bind_from_dom0`.
         """
-        bound = event_channel.bind_from_dom0(domain, port, self.name)
+        bound = event_channel.bind_from_dom0(domain, port, self.name, delay_ns)
         self.ports.append(bound)
         return bound
 

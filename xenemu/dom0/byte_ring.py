@@ -26,10 +26,8 @@ class ByteRing:
 
     def used(self, memory: Memory, mfn: Mfn) -> int:
         """Bytes between the indices; more than `size` when they are nonsense."""
-        page = mfn << PAGE_SHIFT
-        prod = memory.read_uint(Maddr(page + self.prod), 4)
-        cons = memory.read_uint(Maddr(page + self.cons), 4)
-        return (prod - cons) & INDEX_MASK
+        page, dwords = mfn << PAGE_SHIFT, memory.dwords  # it is asked at each turn
+        return (dwords[page + self.prod >> 2] - dwords[page + self.cons >> 2]) & INDEX_MASK
 
     def room(self, memory: Memory, mfn: Mfn) -> int:
         """Bytes that can be put; 0 when the indices are nonsense."""

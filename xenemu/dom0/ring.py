@@ -157,6 +157,10 @@ class BackRing:
     def put(self, memory: Memory, response: bytes) -> None:
         """Put a response, which the frontend does not see before the next `push`."""
         self.pages.write(memory, self._slot(self.rsp_prod), response)
+        self.answered()
+
+    def answered(self) -> None:
+        """Somebody has put a response into the ring."""
         self.rsp_prod = (self.rsp_prod + 1) & INDEX_MASK
 
     def push(self, memory: Memory, upto: int | None = None) -> bool:

@@ -140,7 +140,7 @@ class Cpu(Protocol):
         """Know what ordinary hypercalls of the PV vcpu in the CPU need; do none until told so."""
 
     def open_lane(self, value: bool) -> None:
-        """Do ordinary hypercalls without the hypervisor from now on, or leave them all to it."""
+        """Do ordinary work without the hypervisor from now on, or leave all of it to it."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class Lane:
     * `m2p_entry` shows the machine-to-physical table in a root; if `m2p_strict`, no root of a
       user's may have it.
     * `log` takes the records of the calls (`hv.calls.CallLog.by_cpu`).
+    * `bells` are those of the domain (`hv.state.events.EventChannels`).
     * A request of mmu_update takes `request_ns`, an operation of mmuext_op `operation_ns`, an
       emulated instruction `emulation_ns`.
     * `plain_iopl`: VMASST_TYPE_architectural_iopl is off. `writable_tables`: the guest may store
@@ -184,6 +185,7 @@ class Lane:
     m2p_entry: int
     m2p_strict: bool
     log: bytearray
+    bells: bytearray
     request_ns: int
     operation_ns: int
     emulation_ns: int
@@ -226,6 +228,9 @@ class ExitHandler(Protocol):
     def cpuid(self) -> bool:
         """CPUID, not yet executed: fill RAX..RDX and return True; False raises #GP instead."""
 
+    def rung(self, bell: int, at_ns: int) -> None:
+        """The guest has rung a bell, before all else that the handler is told of."""
+
 
 class Event(Enum):
     """What a CPU enters a handler for."""
@@ -254,6 +259,7 @@ class NativeCpu(Cpu, Protocol):
     """A CPU whose guest runs in ring 0 with its own tables (PVH)."""
 
     apic_vector: int | None  # the local APIC's next interrupt, taken when the guest allows
+    ended: bool  # the guest has ended the interrupt that `take_accepted` returned last
 
     @property
     def cr4(self) -> int:
@@ -305,6 +311,18 @@ class NativeCpu(Cpu, Protocol):
     def take_accepted(self) -> int | None:
         """The interrupt of the local APIC that was taken since the last call."""
 
+    def may_end(self) -> None:
+        """Do without the hypervisor if the guest ends the interrupt `apic_vector` at once.
+
+        The interrupt must be the only one that the local APIC has, in x2APIC mode.
+        """
+
+    def join_native_lane(self, vcpu_id: int, log: bytearray, bells: bytearray) -> None:
+        """Know what is needed to do ordinary work for the vcpu in the CPU; see `Cpu.open_lane`.
+
+        `log` and `bells` are as in a `Lane`.
+        """
+
     def set_upcall(self, info_maddr: int, vector: int | None) -> None:
         """Raise `vector` while the byte at `info_maddr` is set and interrupts are allowed."""
 
@@ -341,3 +359,6 @@ class NativeExitHandler(Protocol):
 
     def write_apic(self, offset: int, size: int, value: int) -> None:
         """A store to the local APIC's page."""
+
+    def rung(self, bell: int, at_ns: int) -> None:
+        """The guest has rung a bell, before all else that the handler is told of."""

@@ -23,6 +23,7 @@ In Xen: common/event_channel.c
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from xenemu.abi.errno import (
@@ -52,9 +53,10 @@ from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_fifo
 from xenemu.hv.state.domain import DOM0, Domain
-from xenemu.hv.state.events import BUCKET, Channel, Dom0Port, Fifo
+from xenemu.hv.state.events import BELL, BUCKET, Channel, Dom0Port, Fifo
 
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
+NO_BELL: Final = (0, 0)
 RESET_STEP: Final = 64  # ports closed before a reset looks at events
 PER_VCPU_VIRQS: Final = frozenset({Virq.TIMER, Virq.DEBUG, Virq.XENOPROF, Virq.XENPMU})
 
@@ -74,8 +76,11 @@ def alloc_unbound(domain: Domain, remote_domid: int) -> int:
     return port
 
 
-def bind_from_dom0(domain: Domain, port: int, backend: str) -> int:
+def bind_from_dom0(domain: Domain, port: int, backend: str, delay_ns: int | None = None) -> int:
     """Connect a backend of the domain's to `port`; return dom0's new port.
+
+    With `delay_ns`, the backend does no more upon an event than to set a timer, unless it is set,
+    so much later. Then the CPU need not tell it at once: see `rung`.
 
     EINVAL: the port does not wait for dom0.
     """
@@ -87,6 +92,8 @@ def bind_from_dom0(domain: Domain, port: int, backend: str) -> int:
         dom0_port += 1
     domain.events.dom0_ports[dom0_port] = Dom0Port(backend, port)
     _connect(domain, port, DOM0, dom0_port)
+    if delay_ns is not None:
+        _hang_bell(domain, port, delay_ns)
     return dom0_port
 
 
@@ -94,6 +101,7 @@ def close_from_dom0(domain: Domain, dom0_port: int) -> None:
     """Free a port of dom0's; the guest's end, if there is one, waits for dom0 again."""
     end = domain.events.dom0_ports.pop(dom0_port)
     if end.peer:
+        _take_bell(domain, end.peer)
         domain.events.channels[end.peer].state = EVTCHNSTAT_unbound
 
 
@@ -184,6 +192,7 @@ def close(domain: Domain, port: int) -> None:
         del domain.events.pirqs[channel.pirq]
     if channel.state == EVTCHNSTAT_interdomain and channel.remote_domid == DOM0:
         domain.events.dom0_ports[channel.remote_port].peer = 0
+        _take_bell(domain, port)
     elif channel.state == EVTCHNSTAT_interdomain:
         peer = domain.peers[channel.remote_domid].events.channels[channel.remote_port]
         peer.state = EVTCHNSTAT_unbound
@@ -241,6 +250,14 @@ def send(domain: Domain, port: int) -> None:
         set_pending(domain, port)
     elif channel.state != EVTCHNSTAT_unbound:
         raise XenError(EINVAL, f"nothing can be sent on port {port}")
+
+
+def rung(domain: Domain, bell: int, at_ns: int) -> None:
+    """The guest has sent an event at that time, which the CPU did not tell at once."""
+    port, _ = BELL.unpack_from(domain.events.bells, bell * BELL.size)
+    domain.timers.asked_ns = at_ns
+    with suppress(XenError):  # a stranger's snapshot may have bells on other ports
+        send(domain, port)
 
 
 def notify_from_dom0(domain: Domain, dom0_port: int) -> None:
@@ -393,6 +410,22 @@ def _free_port(domain: Domain) -> int:
         raise XenError(ENOSPC, f"all {limit - 1} ports are in use")
     domain.events.channels += [Channel() for _ in range(BUCKET)]
     return len(domain.events.channels) - BUCKET
+
+
+def _hang_bell(domain: Domain, port: int, delay_ns: int) -> None:
+    """Let the CPU keep events on a port back, if there is a bell left."""
+    bells = domain.events.bells
+    for place in range(0, len(bells), BELL.size):
+        if BELL.unpack_from(bells, place) == NO_BELL:
+            BELL.pack_into(bells, place, port, delay_ns)
+            return
+
+
+def _take_bell(domain: Domain, port: int) -> None:
+    bells = domain.events.bells
+    for place in range(0, len(bells), BELL.size):
+        if BELL.unpack_from(bells, place)[0] == port:
+            BELL.pack_into(bells, place, *NO_BELL)
 
 
 def _connect(domain: Domain, port: int, remote_domid: int, remote_port: int) -> None:

@@ -50,7 +50,11 @@ class Memory:
         if not 0 <= maddr <= end <= len(self.bytes):
             raise IndexError(f"machine range {maddr:#x}+{len(data):#x} is outside memory")
         self.bytes[maddr:end] = data
-        self.wrote(maddr, len(data))
+        if maddr >> PAGE_SHIFT == end - 1 >> PAGE_SHIFT:
+            if self.code[maddr >> PAGE_SHIFT]:
+                self.stale_code.add(maddr >> PAGE_SHIFT)
+        else:
+            self.wrote(maddr, len(data))
 
     def wrote(self, maddr: Maddr, size: int) -> None:
         """Somebody has stored `size` bytes through `bytes`, in RAM."""

@@ -175,7 +175,7 @@ class Outside:
     @property
     def is_live(self) -> bool:
         """Whether idle time passes as the host's: a person types, or a packet may come."""
-        return self.terminal.interactive or bool(self._awaited())
+        return self.terminal.interactive or bool(self.sources and self._awaited())
 
     @property
     def is_over(self) -> bool:

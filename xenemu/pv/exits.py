@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from xenemu.abi.xen import Nr
+from xenemu.hv import event_channel
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import hypercall
@@ -80,6 +81,10 @@ class PvExits:
     def deliver_events(self) -> None:
         """Enter the guest's handler if an NMI, or events that are not masked, are pending."""
         self._deliver_events()
+
+    def rung(self, bell: int, at_ns: int) -> None:
+        """The guest has sent an event to a backend with a bell."""
+        event_channel.rung(self.current.domain, bell, at_ns)
 
     def stopped(self) -> None:
         """A PV guest leaves its vcpu only through hypercalls."""

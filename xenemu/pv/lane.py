@@ -77,6 +77,7 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
         m2p_entry=m2p_entry(domain),
         m2p_strict=bool(assists >> VMASST_TYPE_m2p_strict & 1),
         log=domain.calls.by_cpu,
+        bells=domain.events.bells,
         request_ns=REQUEST_WORK * WORK_NS,
         operation_ns=OPERATION_WORK * WORK_NS,
         emulation_ns=EMULATION_NS,

@@ -5,17 +5,20 @@ In Xen: arch/x86/hvm/hypercall.c (hvm_hypercall), arch/x86/hvm/vmx/vmx.c
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from xenemu.abi.errno import EPERM
 from xenemu.abi.hvm.params import HVM_PARAM_TRIPLE_FAULT_REASON
 from xenemu.abi.sched import SHUTDOWN_reboot
 from xenemu.errors import DomainCrash
-from xenemu.hv import scheduler
+from xenemu.hv import event_channel, scheduler
 from xenemu.hv.cpu import Msr, Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.dispatch import hypercall
 from xenemu.hv.msr import cpuid_faults
 from xenemu.hv.prices import Exit
 from xenemu.hv.state.domain import OUTPUT_LIMIT
+from xenemu.hv.state.vcpu import Vcpu
 from xenemu.pvh import callbacks, cpuid, lapic_glue, msr, reset
 from xenemu.pvh.paging import cpu_of
 from xenemu.pvh.state import pvh_domain
@@ -37,6 +40,7 @@ class PvhExits:
     """Handles the exits of the vcpu in `current`."""
 
     current: Current
+    _joined: Vcpu | None = field(default=None, init=False)  # what the lane knows
 
     def cpuid(self) -> bool:
         """CPUID: fill the registers; #GP outside ring 0, if the guest asked for that."""
@@ -102,9 +106,28 @@ class PvhExits:
 
     # ---- what the machine asks ----
 
+    def rung(self, bell: int, at_ns: int) -> None:
+        """The guest has sent an event to a backend with a bell."""
+        event_channel.rung(self.current.domain, bell, at_ns)
+
     def deliver_events(self) -> None:
-        """Let the CPU take an interrupt for pending events."""
+        """Let the CPU take an interrupt for pending events, and go on without the model."""
         callbacks.deliver_event(self.current)
+        self._look_at_lane()
+
+    def _look_at_lane(self) -> None:
+        """Open the lane, or shut it: somebody watches, or a call would change more than it says."""
+        current = self.current
+        domain, vcpu, cpu = current.domain, current.vcpu, cpu_of(current)
+        if vcpu is not self._joined:
+            self._joined = vcpu
+            cpu.join_native_lane(vcpu.vcpu_id, domain.calls.by_cpu, domain.events.bells)
+        cpu.open_lane(
+            domain.watch is None
+            and not domain.debug_xen
+            and vcpu.environment == "pvh64"
+            and pvh_domain(current).firmware is None
+        )
 
     def stopped(self) -> None:
         """The engine returned: see whether the guest halted, or died."""

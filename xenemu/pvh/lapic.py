@@ -264,6 +264,15 @@ class Lapic:
             return None
         return vector if self.enabled else None
 
+    def has_only(self, vector: int) -> bool:
+        """Whether a requested interrupt is all that there is until it is ended, by an MSR."""
+        return self.irr == 1 << vector and not (self.isr or self.ticks_owed) and self.x2apic
+
+    def end(self) -> None:
+        """End the interrupt in service that is the most urgent: a write to EOI."""
+        if self.isr:
+            self.isr ^= 1 << (self.isr.bit_length() - 1)
+
     def accept(self, vector: int) -> None:
         """Put an interrupt that the CPU takes in service."""
         bit = 1 << vector
@@ -361,8 +370,7 @@ class Lapic:
 
     def _write(self, reg: int, value: int, now_ns: int) -> list[Ipi]:
         if reg == EOI:
-            if self.isr:
-                self.isr ^= 1 << (self.isr.bit_length() - 1)
+            self.end()
         elif reg == ICR:
             return self._send(value)
         elif reg == TASKPRI:

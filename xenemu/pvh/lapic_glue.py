@@ -32,9 +32,12 @@ def lapic_of(vcpu: Vcpu) -> Lapic:
 
 def sync(current: Current) -> Lapic:
     """Tell the current vcpu's APIC what its CPU has taken; return the APIC."""
-    lapic, accepted = lapic_of(current.vcpu), cpu_of(current).take_accepted()
+    lapic, cpu = lapic_of(current.vcpu), cpu_of(current)
+    accepted = cpu.take_accepted()
     if accepted is not None:
         lapic.accept(accepted)
+        if cpu.ended:
+            lapic.end()
         for observer in current.watch or ():
             observer.entered(current, f"interrupt {accepted:#x} of the local APIC", None)
     return lapic
@@ -42,8 +45,7 @@ def sync(current: Current) -> Lapic:
 
 def update(current: Current) -> None:
     """Tell the CPU the APIC's next interrupt, and the timers its next deadline."""
-    lapic = lapic_of(current.vcpu)
-    cpu_of(current).apic_vector = lapic.pending_vector()
+    _tell_cpu(current, lapic_of(current.vcpu))
     set_timer(current, current.vcpu)
 
 
@@ -78,11 +80,18 @@ def assert_vector(current: Current, vcpu: Vcpu, vector: int) -> None:
 
 def _kick(current: Current, vcpu: Vcpu, lapic: Lapic) -> None:
     """Wake a vcpu whose APIC has an interrupt for it, and tell the CPU if the vcpu is in it."""
-    vector = lapic.pending_vector()
+    vector = _tell_cpu(current, lapic) if vcpu is current.vcpu else lapic.pending_vector()
     if vector is not None:
         waking.wake(current.domain, vcpu)
-    if vcpu is current.vcpu:
-        cpu_of(current).apic_vector = vector
+
+
+def _tell_cpu(current: Current, lapic: Lapic) -> int | None:
+    """Tell the CPU the next interrupt of the current vcpu's APIC, and if it is the only one."""
+    cpu, vector = cpu_of(current), lapic.pending_vector()
+    cpu.apic_vector = vector
+    if vector is not None and lapic.has_only(vector):
+        cpu.may_end()
+    return vector
 
 
 def read(current: Current, offset: int, size: int) -> int:

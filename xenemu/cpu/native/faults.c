@@ -306,7 +306,8 @@ static bool on_undefined(void *uc, void *data)
     FIELD(G.env, ENV_OLD_EXCEPTION, int32_t) = -1;
     if (G.vcpu.native && is_vmcall(cs_base + rip)) {
         FIELD(G.env, ENV_EIP, uint64_t) = rip + 3;
-        enter_hypervisor(EXIT_VMCALL, 0);
+        if (!lane_takes_vmcall())
+            enter_hypervisor(EXIT_VMCALL, 0);
         if ((FIELD(G.env, ENV_EFLAGS, uint64_t) & EFLAGS_TF) &&
             FIELD(G.env, ENV_EIP, uint64_t) != rip) { /* and not to be made again */
             FIELD(G.env, ENV_DR6, uint64_t) |= DR6_BS;

@@ -120,6 +120,8 @@ void helper_wrmsr_x86_64(void *env)
         U.wrmsr(env);
         return;
     }
+    if (lane_takes_eoi(number, G.exit.value))
+        return;
     enter_hypervisor(EXIT_WRMSR, 0);
     if (G.exit.answer == REFUSED)
         U.raise(env, GP, 0, RETURN_ADDRESS);

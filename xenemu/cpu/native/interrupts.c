@@ -47,7 +47,7 @@ bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request)
         G.vcpu.apic_vector = NO_VECTOR;
     }
     begin_interrupt();
-    U.hard_interrupt(G.env, vector, 1);
+    U.hard_interrupt(G.env, vector & 0xff, 1);
     delivering = NOTHING;
     stop_at_handler();
     return true;

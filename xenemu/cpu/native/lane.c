@@ -32,6 +32,7 @@ static const struct call calls[] = {
     [24] = {call_vcpu_op, 3, 1 << 0 | 1 << 1, 0},
     [25] = {call_set_segment_base, 2, 1 << 0, 0},
     [26] = {call_mmuext_op, 4, 1 << 1 | 1 << 3, 0},
+    [NR_EVENT_CHANNEL_OP] = {call_event_channel_op, 2, 1 << 0, 0},
 };
 
 /* The call that the guest makes. */
@@ -121,26 +122,31 @@ void pass(enum exit_kind kind)
     G.lane.taken++;
 }
 
+void log_call(uint32_t number, const uint64_t *args, unsigned nr_args, int64_t result)
+{
+    struct call_record *record = &G.lane.log->calls[G.lane.log->count++ % CALLS_KEPT];
+
+    *record = (struct call_record){
+        .at_ns = lane_now(),
+        .rip = FIELD(G.env, ENV_EIP, uint64_t),
+        .result = result,
+        .number = number,
+        .vcpu_id = G.lane.vcpu_id,
+        .nr_args = nr_args,
+    };
+    memcpy(record->args, args, nr_args * sizeof *args);
+}
+
 /* Take the call that the guest makes, which is plain: with its line in the log, and its result. */
 void take(int64_t result)
 {
     uint64_t *regs = lane_regs();
     bool wide = G.lane.width == 8;
-    unsigned nr_args = calls[made.number].nr_args;
 
     pass(wide ? EXIT_SYSCALL : EXIT_SOFT_INT);
-    struct call_record *record = &G.lane.log->calls[G.lane.log->count++ % CALLS_KEPT];
-    *record = (struct call_record){
-        .at_ns = lane_now(),
-        .rip = FIELD(G.env, ENV_EIP, uint64_t),
-        .result = result,
-        .number = made.number,
-        .vcpu_id = G.lane.vcpu_id,
-        .nr_args = nr_args,
-    };
-    memcpy(record->args, made.args, nr_args * sizeof *made.args);
+    log_call(made.number, made.args, calls[made.number].nr_args, result);
     if (wide) { /* as SYSCALL leaves them */
-        regs[RCX] = record->rip;
+        regs[RCX] = FIELD(G.env, ENV_EIP, uint64_t);
         regs[R11] = U.read_eflags(G.env);
     }
     regs[RAX] = wide ? (uint64_t)result : (uint32_t)result;

@@ -74,6 +74,7 @@ uint64_t *l1_entry(uint64_t root, uint64_t vaddr);
 uint64_t place32(uint64_t vaddr, bool writing);
 bool copy_in(void *to, uint64_t vaddr, size_t size);
 void pass(enum exit_kind kind);
+void log_call(uint32_t number, const uint64_t *args, unsigned nr_args, int64_t result);
 void take(int64_t result);
 bool may_go(void);
 
@@ -92,6 +93,10 @@ bool call_update_descriptor(const uint64_t *args);
 bool call_set_segment_base(const uint64_t *args);
 bool call_xen_version(const uint64_t *args);
 bool call_vcpu_op(const uint64_t *args);
+
+/* bells.c */
+enum { NR_EVENT_CHANNEL_OP = 32 };
+bool call_event_channel_op(const uint64_t *args);
 
 /* segments.c */
 struct segment { uint32_t selector, limit, flags; uint64_t base; };

@@ -15,6 +15,8 @@
 #pragma GCC visibility push(hidden)
 
 enum { NO_VECTOR = -1 };
+/* With a vector of the local APIC's: it has no other; its handler is done, too. */
+enum { APIC_ALONE = 0x100, APIC_DONE = 0x200 };
 enum { FRAME_FETCHED = 1 };
 enum { FLUSH_OWN = 1, FLUSH_KEPT = 2 }; /* G.exit.flush: the TLB in the CPU; those of other vcpus */
 enum { KEPT_MSRS = 10, FPU_SIZE = 512 };
@@ -59,6 +61,12 @@ struct call_log { /* hv/calls.py */
     struct call_record calls[CALLS_KEPT];
 };
 
+enum { BELLS = 8 };
+struct bell { /* hv/state/events.py */
+    uint32_t port;     /* the guest's; 0: none */
+    uint32_t delay_ns; /* until the backend looks, after an event there */
+};
+
 extern struct shared {
     void *uc, *cpu, *env, *tcg; /* Unicorn's structs; these are not Python's */
 #define SUBJECT(name) struct name {
@@ -79,6 +87,10 @@ void apply_requests(void);
 enum { SYSCALL_VECTOR = 0x80, HYPERCALL_VECTOR = 0x82 }; /* of a 32-bit PV guest */
 bool lane_takes_syscall(void);
 bool lane_takes_soft_int(uint32_t vector);
+
+/* bells.c */
+bool lane_takes_vmcall(void);
+bool lane_takes_eoi(uint32_t msr, uint64_t value);
 
 /* bounce.c */
 bool lane_takes_exception(uint32_t vector);

@@ -1,5 +1,5 @@
 /*
- * The ordinary requests of a block device: a read or write of 64-bit layout, by grants of version 1
+ * The ring of a block device, and its ordinary requests: a read or write of 64-bit layout, by grants of version 1
  * that nobody else uses, to frames of plain RAM. block_lane.py has the same struct, and says more.
  * Whatever is not ordinary is left where it is. The model in Python takes it, and says what is wrong.
  */
@@ -22,6 +22,7 @@ struct lane {
 
 enum { /* blkif.h, ring.h, grant_table.h, mm.h */
     READ = 0, WRITE = 1, INDIRECT = 6, DIRECT_SEGMENTS = 11, REQ_PROD = 0, SLOTS = 64,
+    REQ_EVENT = 4, RSP_PROD = 8, RSP_EVENT = 12, RESPONSE_SIZE = 16,
     SLOT_SIZE = 112, PERMIT_ACCESS = 1, READONLY = 4, WRITABLE_PAGE = 7,
 };
 enum { PAGE_SHIFT = 12, PAGE_SIZE = 4096, GRANTS_PER_PAGE = 512, SECTOR_SHIFT = 9, LAST_SECTOR = 7 };
@@ -41,16 +42,57 @@ static uint64_t load(const uint8_t *from, unsigned size)
     return value;
 }
 
+static void store32(uint8_t *to, uint32_t value)
+{
+    memcpy(to, &value, sizeof value);
+}
+
+static uint8_t *index_at(const struct lane *lane, uint32_t offset)
+{
+    return lane->ram + lane->ring[0] * PAGE_SIZE + offset;
+}
+
+/* How many bytes of the ring lie together from `offset` on, at most `size`, and where. */
+static uint32_t piece_of_ring(const struct lane *lane, uint32_t offset, uint32_t size, uint8_t **at)
+{
+    uint32_t inside = offset % PAGE_SIZE;
+
+    *at = lane->ram + lane->ring[offset / PAGE_SIZE] * PAGE_SIZE + inside;
+    return size < PAGE_SIZE - inside ? size : PAGE_SIZE - inside;
+}
+
 static void read_ring(const struct lane *lane, uint32_t offset, uint8_t *to, uint32_t size)
 {
-    while (size) {
-        uint32_t inside = offset % PAGE_SIZE;
-        uint32_t n = size < PAGE_SIZE - inside ? size : PAGE_SIZE - inside;
-        memcpy(to, lane->ram + lane->ring[offset / PAGE_SIZE] * PAGE_SIZE + inside, n);
-        to += n;
-        offset += n;
-        size -= n;
+    uint8_t *at;
+
+    for (uint32_t n; size; to += n, offset += n, size -= n) {
+        n = piece_of_ring(lane, offset, size, &at);
+        memcpy(to, at, n);
     }
+}
+
+static void write_ring(const struct lane *lane, uint32_t offset, const uint8_t *from, uint32_t size)
+{
+    uint8_t *at;
+
+    for (uint32_t n; size; from += n, offset += n, size -= n) {
+        n = piece_of_ring(lane, offset, size, &at);
+        memcpy(at, from, n);
+    }
+}
+
+static uint32_t slot_at(const struct lane *lane, uint32_t index)
+{
+    return SLOTS + (index & (lane->slots - 1)) * SLOT_SIZE;
+}
+
+/* Whether a page of the ring has code: then somebody must be told of what is stored there. */
+static bool ring_has_code(const struct lane *lane)
+{
+    for (uint32_t i = 0; i < lane->ring_pages; i++)
+        if (lane->code[lane->ring[i]])
+            return true;
+    return false;
 }
 
 /* The frame of a grant for dom0, if it is ordinary: as hv/grant_copy.py, _ordinary_frames. */
@@ -108,20 +150,26 @@ static bool find_pieces(struct lane *lane, const uint8_t *segments, uint32_t cou
     return true;
 }
 
-/* Look at the next request, and take it if it is ordinary. */
-int blkif_next(struct lane *lane)
+/*
+ * Look at the next request, and take it if it is ordinary. If there is none, and `idle`, ask for an
+ * event at the next one.
+ */
+int blkif_next(struct lane *lane, int idle)
 {
     uint8_t slot[SLOT_SIZE];
     const uint8_t *segments = slot + 24;
-    uint32_t prod = (uint32_t)load(lane->ram + lane->ring[0] * PAGE_SIZE + REQ_PROD, 4);
+    uint32_t prod = (uint32_t)load(index_at(lane, REQ_PROD), 4);
     uint32_t count;
     uint64_t sector, frame;
 
-    if (prod - lane->rsp_prod > lane->slots)
+    if (prod - lane->rsp_prod > lane->slots || ring_has_code(lane))
         return OTHER;
-    if (prod - lane->rsp_prod <= lane->req_cons - lane->rsp_prod)
+    if (prod - lane->rsp_prod <= lane->req_cons - lane->rsp_prod) {
+        if (idle)
+            store32(index_at(lane, REQ_EVENT), lane->req_cons + 1);
         return NOTHING;
-    read_ring(lane, SLOTS + (lane->req_cons & (lane->slots - 1)) * SLOT_SIZE, slot, SLOT_SIZE);
+    }
+    read_ring(lane, slot_at(lane, lane->req_cons), slot, SLOT_SIZE);
     lane->operation = slot[0];
     count = slot[1];
     if (lane->operation == INDIRECT) {
@@ -153,6 +201,29 @@ int64_t blkif_move(const struct lane *lane, int descriptor)
                                             : pwritev(descriptor, pieces, count, lane->offset);
 
     return moved < 0 ? -errno : moved;
+}
+
+/* Put the response to the request that was taken. */
+void blkif_answer(const struct lane *lane, int status)
+{
+    uint8_t response[RESPONSE_SIZE] = {0};
+    int16_t value = (int16_t)status;
+
+    memcpy(response, &lane->id, sizeof lane->id);
+    response[8] = (uint8_t)lane->operation;
+    memcpy(response + 10, &value, sizeof value);
+    write_ring(lane, slot_at(lane, lane->rsp_prod), response, sizeof response);
+}
+
+/* Show the frontend the responses before `prod`: whether it wants an event, or -1. */
+int blkif_push(const struct lane *lane, uint32_t prod)
+{
+    if (ring_has_code(lane))
+        return -1;
+    uint32_t old = (uint32_t)load(index_at(lane, RSP_PROD), 4);
+    store32(index_at(lane, RSP_PROD), prod);
+    uint32_t wanted = (uint32_t)load(index_at(lane, RSP_EVENT), 4);
+    return prod - wanted < prod - old;
 }
 
 struct row {

@@ -7,6 +7,7 @@ In Xen: include/xen/sched.h (struct evtchn)
 
 from __future__ import annotations
 
+import struct
 from dataclasses import field
 from typing import Final
 
@@ -16,6 +17,9 @@ from xenemu.x86.paging import Maddr, Mfn
 
 BUCKET: Final = 64  # Xen's ports come into being in groups of this size
 MAX_EVENT_CHANNELS: Final = 1023  # xl.cfg's max_event_channels: the highest port
+
+BELLS: Final = 8
+BELL: Final = struct.Struct("<II")  # the guest's port, or 0, and how many ns the backend waits
 
 
 @dataclass
@@ -66,4 +70,6 @@ class EventChannels:
     dom0_ports: dict[int, Dom0Port] = field(default_factory=dict)
     free_pirqs_given: set[int] = field(default_factory=set)  # PHYSDEVOP_get_free_pirq
     next_reset: int = 0  # the port at which a reset that was interrupted goes on
+    # For events that wait until a backend looks; the CPU reads it (cpu/native/bells.c).
+    bells: bytearray = field(default_factory=lambda: bytearray(BELLS * BELL.size))
     pirq_eoi_page: Mfn | None = None  # PHYSDEVOP_pirq_eoi_gmfn: held, and never written

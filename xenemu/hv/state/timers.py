@@ -39,6 +39,11 @@ class Timers:
             self.deadlines_ns[key] = deadline_ns
             self.moved = True
 
+    def set_unless(self, key: Key, after_ns: int) -> None:
+        """Arm the timer of `key` for so long after the guest's event, unless it is armed."""
+        if key not in self.deadlines_ns:
+            self.set(key, self.asked_ns + after_ns)
+
     def cancel(self, key: Key) -> None:
         """Disarm the timer of `key`, if it is armed."""
         self.deadlines_ns.pop(key, None)
@@ -49,11 +54,9 @@ class Timers:
 
     def pop_due(self, now_ns: int) -> list[Key]:
         """Disarm and return every timer that is due, earliest first."""
-        due = []
-        for key, deadline_ns in self.deadlines_ns.items():
-            if deadline_ns <= now_ns:
-                due.append(key)
-        due.sort(key=self.deadlines_ns.__getitem__)
+        due = [key for key, deadline_ns in self.deadlines_ns.items() if deadline_ns <= now_ns]
+        if due[1:]:
+            due.sort(key=self.deadlines_ns.__getitem__)
         for key in due:
             del self.deadlines_ns[key]
         return due
