@@ -26,7 +26,7 @@ from xenemu.hv.clock import refresh_time
 from xenemu.hv.debug import Debugger, RunEnded, WentBack
 from xenemu.machine.core import Core
 from xenemu.machine.ends import Action, Life
-from xenemu.machine.outside import Outside
+from xenemu.machine.outside import Idle, Outside
 from xenemu.machine.reset import soft_reset
 from xenemu.outcome import End, Outcome
 from xenemu.pvh.exits import TripleFault
@@ -125,7 +125,7 @@ class Run:
         while not (control.wish or control.is_destroyed or self.outside.check()):
             self._pump()
             self.outside.begin_turn()
-            if self.outside.expired() or not self.outside.wait(None):
+            if self.outside.expired() or self.outside.wait(None) is Idle.NOT:
                 return
 
     def _whose(self, error: Exception) -> str:
@@ -174,11 +174,16 @@ class Run:
             self.outside.begin_turn()
             vcpu = scheduler.next_vcpu(domain, machine.current.vcpu, machine.let_run)
             if vcpu is None:
-                waited = self.outside.wait(machine.next_wake_ns())
-                if not (waited or (debugger and debugger.idle())):
+                idle = self.outside.wait(machine.next_wake_ns())
+                if idle is Idle.NOT and not (debugger and debugger.idle()):
                     if domain.paused:
                         return Outcome(End.IDLE, "the guest is paused, and nobody can unpause it")
                     return Outcome(End.IDLE, "the guest waits for an event that nothing can send")
+                if idle is Idle.SKIPPED:  # mostly the timer wakes a vcpu: that has the same turn
+                    timers.fire_due(machine.current, machine.timers)
+                    if domain.shutdown_code is None:
+                        vcpu = scheduler.next_vcpu(domain, machine.current.vcpu, machine.let_run)
+            if vcpu is None:
                 continue
             machine.switch_to(vcpu)
             refresh_time(machine.current)

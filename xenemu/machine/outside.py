@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field
+from enum import Enum
 from typing import Protocol
 
 from xenemu.hv.state.domain import Domain
@@ -67,6 +68,14 @@ class Source(Protocol):
 
     def flush(self) -> None:
         """Send what could not be sent at once."""
+
+
+class Idle(Enum):
+    """How idle time has passed."""
+
+    NOT = 0  # it cannot: no timer is set, and nothing can come
+    SKIPPED = 1  # time was moved to the next timer, and nothing has come
+    WAITED = 2  # something may have come
 
 
 @dataclass
@@ -126,20 +135,20 @@ class Outside:
         """Whether the host wants the run to end; asked within slices, with no other effect."""
         return self.terminal.leaves() or self.limits.expired()
 
-    def wait(self, next_ns: int | None) -> bool:
-        """Let idle time pass, to the next timer or to input; False if neither can come."""
+    def wait(self, next_ns: int | None) -> Idle:
+        """Let idle time pass, to the next timer or to input."""
         engine, is_live = self.machine.engine, self.is_live
         due_ns = self._due_ns
         if due_ns is not None and (next_ns is None or due_ns < next_ns):
             if not is_live:  # by no timer of the guest's, so a repetition must be told
                 self.waited(due_ns, True, b"")
-                return True
+                return Idle.WAITED
             next_ns = due_ns
         if next_ns is not None and not is_live:
             engine.skip_to(next_ns)
-            return True
+            return Idle.SKIPPED
         if next_ns is None and self.is_over:
-            return False
+            return Idle.NOT
         wait_ns = None if next_ns is None else max(0, next_ns - engine.now_ns)
         left_s = self.limits.left_s()
         if left_s is not None:
@@ -152,7 +161,7 @@ class Outside:
             until_ns += int((self.limits.clock() - before) * 1e9)
             until_ns = until_ns if next_ns is None else min(until_ns, next_ns)
         self.waited(until_ns, is_live, typed)
-        return True
+        return Idle.WAITED
 
     def waited(self, until_ns: int, is_live: bool, typed: bytes) -> None:
         """The wait is over: it is that time now, if it passes as the host's, and this was typed."""

@@ -14,7 +14,7 @@ from xenemu.dom0.p9 import ServerError
 from xenemu.dom0.verbs import VERBS
 from xenemu.hv.state.schedule import Schedule
 from xenemu.machine.core import Core
-from xenemu.machine.outside import Outside
+from xenemu.machine.outside import Idle, Outside
 from xenemu.network.pcap import Tapped
 from xenemu.outcome import End, Outcome
 from xenemu.recording import events
@@ -163,7 +163,7 @@ class _Replayed(Outside):
             if engine.now_ns < until_ns or until_ns == deadline_ns:
                 return
 
-    def wait(self, next_ns: int | None) -> bool:
+    def wait(self, next_ns: int | None) -> Idle:
         event, engine = self._next, self.machine.engine
         if isinstance(event, Waited) and event.turns == self.machine.past.turns:
             if self._take(event):
@@ -171,11 +171,12 @@ class _Replayed(Outside):
                 self._take_typed()
         elif next_ns is not None:
             engine.skip_to(next_ns)
+            return Idle.SKIPPED
         elif event is None or self._end is not None:
-            return False
+            return Idle.NOT
         else:
             self._differ("the guest waits, and the recorded one did not")
-        return True
+        return Idle.WAITED
 
     @property
     def _end(self) -> Ended | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Final
 
-from xenemu.machine.outside import Outside, Receiver
+from xenemu.machine.outside import Idle, Outside, Receiver
 from xenemu.recording.events import Arrived, Waited, place
 from xenemu.records import dataclass
 
@@ -97,16 +97,17 @@ class Rewindable(Outside):
         self._settle()
         self._turns = max(self._turns, self.machine.past.turns)
 
-    def wait(self, next_ns: int | None) -> bool:
+    def wait(self, next_ns: int | None) -> Idle:
         if isinstance(event := self._take_event(Waited), Waited):
             self.machine.engine.skip_to(event.until_ns)
             self._come_again()
         elif self._has_been_here:
             if next_ns is not None:
                 self.machine.engine.skip_to(next_ns)
+                return Idle.SKIPPED
         else:
             return super().wait(next_ns)
-        return True
+        return Idle.WAITED
 
     def waited(self, until_ns: int, is_live: bool, typed: bytes) -> None:
         machine = self.machine
