@@ -32,8 +32,8 @@ LEAST_NOISE: Final = 0.02  # what luck may have hidden from `--store`
 FACTOR: Final = 1000  # of the counts of guests/micro-costs
 CALIBRATION: Final = "calibration"
 OPERATIONS: Final = {
-    "pv64": ("hypercall", "page fault", "mmu_update of 128", "mmu_update of 1", "address space"),
-    "pv32": ("hypercall", "page fault", "mmu_update of 128", "mmu_update of 1", "address space"),
+    "pv64": ("hypercall", "page fault", "mmu_update of 128", "address space"),
+    "pv32": ("hypercall", "page fault", "mmu_update of 128", "address space"),
     "pvh64": ("hypercall", "event upcall"),
 }
 

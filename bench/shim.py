@@ -68,7 +68,7 @@ def _table(figures: Figures) -> str:
 GROUP: Final = Group(
     "shim",
     "PV kernels: xenemu, and a real Xen as a guest of xenemu",
-    minutes=1.5,
+    minutes=1,
     prepare=_prepare,
     table=_table,
 )

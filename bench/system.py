@@ -63,8 +63,7 @@ def _table(figures: Figures) -> str:
 GROUP: Final = Group(
     "system",
     "Debian 12 with systemd from a disk to its login",
-    minutes=6,
+    minutes=9,
     prepare=_prepare,
     table=_table,
-    rounds=3,
 )
