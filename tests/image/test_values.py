@@ -66,6 +66,13 @@ def test_bit_fields_of_both_forms():
     assert int(value(old, "s", b"\x14\0\0\0").member("a")) == -3
 
 
+def test_a_number_of_absurd_size_is_not_read():
+    types = Types()
+    number(types, "int", 1 << 31, bits=32)
+    with pytest.raises(UsageError, match="contradict themselves"):
+        int(value(types, "int", b""))
+
+
 def test_enumerators_have_names():
     types = Types()
     words = struct.pack("<IiIi", types.string("NONE"), 0, types.string("BAD"), -1)
@@ -170,9 +177,14 @@ def test_damage_is_told_in_a_sentence(edits):
     data = bytearray(SOUND)
     for at, byte in edits:
         data[at] = byte
+
+    def short(at, size):
+        assert size <= 1 << 16
+        return bytes(size)
+
     btf = Btf(parse(memoryview(elf([KERNEL], [Shdr(".BTF", bytes(data))], 64))))
     for number in range(8):
-        found = Value(btf, lambda at, size: bytes(size), number, 0)
+        found = Value(btf, short, number, 0)
         try:
             found.lines()
             found.names()

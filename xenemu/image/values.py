@@ -38,6 +38,7 @@ from xenemu.records import dataclass
 MAX_ELEMENTS: Final = 16  # of an array that is shown
 MAX_LINES: Final = 2000  # of a value that is shown
 MAX_TEXT: Final = 4096  # bytes of a string
+MAX_NUMBER: Final = 16  # bytes of one
 MAX_DEPTH: Final = 16
 AGGREGATES: Final = (STRUCT, UNION, ARRAY_KIND)
 FLOATS: Final = {4: "<f", 8: "<d"}
@@ -164,6 +165,8 @@ class Value:
             raise UsageError(f"{self.spelling} is no number")
         with told():
             size = self.types.size(self.type.number)
+            if size > MAX_NUMBER:
+                raise Unsound
             bits, low = (self.bits, self.bit) if self.bits else (8 * size, 0)
             data = self.read(self.at, (low + bits + 7) // 8)
             value = int.from_bytes(data, "little") >> low & (1 << bits) - 1
