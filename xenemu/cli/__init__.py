@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, get_type_hints
 
 import typer
 
@@ -78,7 +78,10 @@ def parser(arguments: Sequence[str] = ()) -> typer.Typer:
     for name in [each for each in COMMANDS if each in arguments[:1]] or COMMANDS:
         module = import_module(f"xenemu.cli.{name}")
         epilog, parses = getattr(module, "HELP_EPILOG", None), getattr(module, "COMMAND", Command)
-        app.command(cls=parses, epilog=epilog)(getattr(module, name))
+        command = getattr(module, name)
+        # Typer would evaluate the text of each of them four times.
+        command.__annotations__ = get_type_hints(command, include_extras=True)
+        app.command(cls=parses, epilog=epilog)(command)
     return app
 
 

@@ -18,6 +18,7 @@ from xenemu.cli.attended import AttendedRun, Confine, check_confine, listening
 from xenemu.cli.command import Command
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
+from xenemu.cli.engine_options import CACHE, TranslationCache, bound_translations
 from xenemu.cli.expect import Expectations
 from xenemu.cli.guest import Fresh
 from xenemu.cli.guest_options import initial_ramdisk
@@ -307,6 +308,7 @@ def replay(
     symbols: Symbols = None,
     audit: Audit = None,
     no_fast: NoFast = False,
+    translation_cache: TranslationCache = CACHE,
     confined: Confined = Confine.AUTO,
     verbose: Verbose = False,
 ) -> None:
@@ -325,6 +327,7 @@ def replay(
     player = Player(recording, beyond)
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     check_confine(confined)
+    bound_translations(translation_cache)
     asked = Watching.parse(explain, trace, trace_filter, trace_format, trace_file is not None)
     guest, wired = repeated.guest(), repeated.network()
     if pcap is not None and wired is None:

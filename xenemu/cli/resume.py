@@ -16,6 +16,7 @@ from xenemu.cli import audited
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
+from xenemu.cli.engine_options import CACHE, TranslationCache, bound_translations
 from xenemu.cli.guest import Load
 from xenemu.cli.input_options import (
     Input,
@@ -225,6 +226,7 @@ def resume(
     suspended_for: SuspendedFor = "1s",
     audit: Audit = None,
     no_fast: NoFast = False,
+    translation_cache: TranslationCache = CACHE,
     confined: Confined = Confine.AUTO,
     verbose: Verbose = False,
 ) -> None:
@@ -248,6 +250,7 @@ def resume(
     audit_ns = parse_nanoseconds("--audit", audit) if audit is not None else None
     away_ns = parse_away(suspended_for)
     check_confine(confined)
+    bound_translations(translation_cache)
     patience = Patience.parse(virtual_timeout, quiet_timeout)
     expectations = expectations_of(context, expect, send, script)
     with (

@@ -26,6 +26,7 @@ from xenemu.cli.ends_options import (
     OnWatchdog,
     life_of,
 )
+from xenemu.cli.engine_options import CACHE, TranslationCache, bound_translations
 from xenemu.cli.guest import Fresh, Guest
 from xenemu.cli.guest_options import (
     Busybox,
@@ -287,6 +288,7 @@ def run(
     restore: Restore = None,
     audit: Audit = None,
     no_fast: NoFast = False,
+    translation_cache: TranslationCache = CACHE,
     confined: Confined = Confine.AUTO,
     verbose: Verbose = False,
 ) -> None:
@@ -333,6 +335,7 @@ def run(
     life = life_of(on_poweroff, on_reboot, on_crash, on_watchdog, on_soft_reset, max_restarts)
     away_ns = parse_away(suspended_for)
     check_confine(confined)
+    bound_translations(translation_cache)
     guest: Guest = Fresh(kernel, mode, config, note_types)
     if restore is not None:
         from xenemu.cli.restoring import Restored  # noqa: PLC0415 (few runs want it)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from xenemu.abi.arch_x86.cpufeatureset import (
     WORD_1C,
@@ -37,6 +37,8 @@ from xenemu.hv.prices import Exit
 from xenemu.records import dataclass
 from xenemu.x86 import flags
 
+DEFAULT_CACHE = 256 << 20
+MIN_CACHE, MAX_CACHE = 1 << 20, 1 << 30  # what Unicorn takes
 CPU_MODEL = 22  # Skylake-Server: the widest instruction set; CPUID is ours
 
 # By their index in CPUX86State.features, the words of a featureset. The engine takes instructions
@@ -82,6 +84,9 @@ class Engine(Registers):
     all in place then, nor change anything of the guest's.
     """
 
+    # Bytes of translated code that an engine keeps. When there are more, it drops all of them.
+    translation_cache: ClassVar[int] = DEFAULT_CACHE
+
     handler: ExitHandler | NativeExitHandler
     look: Callable[[], None]
 
@@ -96,6 +101,7 @@ class Engine(Registers):
         unicorn = loaded.unicorn
         uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(CPU_MODEL)
+        uc.ctl_set_tcg_buffer_size(self.translation_cache)
         self._ram = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
         uc.mem_map_ptr(0, memory.nr_frames << 12, unicorn.UC_PROT_ALL, self._ram)
         uc.ctl_exits_enabled(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypercalls import TABLE
+from xenemu.cpu.engine import DEFAULT_CACHE, MAX_CACHE, MIN_CACHE, Engine
 from xenemu.cpu.shim import UNICORN_VERSION
 from xenemu.hv.building import DomainConfig
 from xenemu.hv.scheduler import SLICE_NS
@@ -12,6 +13,9 @@ from xenemu.machine.outside import Line, Source
 from xenemu.machine.terminal import Limits, Terminal
 
 __all__ = [
+    "DEFAULT_CACHE",
+    "MAX_CACHE",
+    "MIN_CACHE",
     "SLICE_NS",
     "TABLE",
     "UNICORN_VERSION",
@@ -22,4 +26,10 @@ __all__ = [
     "Machine",
     "Source",
     "Terminal",
+    "limit_translations",
 ]
+
+
+def limit_translations(size: int) -> None:
+    """Let each engine that begins from now on keep at most `size` bytes of translated code."""
+    Engine.translation_cache = size
