@@ -110,7 +110,7 @@ docs: setup
 man: setup
 	@$(BIN)/python ship/share.py share
 
-# The wheel is built from the sdist. The same commit gives the same bytes.
+# The wheel is built from the sdist. The same commit gives the same bytes of it.
 wheel: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 1)
 wheel: man
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ship]'

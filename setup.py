@@ -53,6 +53,7 @@ SHIM = Extension(
         *("-std=gnu11", "-O2", "-fno-strict-aliasing", "-fPIC", "-fvisibility=default"),
         *("-Wall", "-Wextra", "-Werror=implicit-function-declaration"),
     ],
+    extra_link_args=["-Wl,--build-id=none"],  # a digest of the folder that it is built in, too
 )
 
 # What dom0's backends leave to C: it knows neither Unicorn nor the shim.
@@ -61,6 +62,7 @@ BLKIF = Extension(
     sources=["xenemu/dom0/native/blkif.c"],
     depends=["xenemu/dom0/native/block_lane.def", "xenemu/cpu/native/page_info.def"],
     extra_compile_args=SHIM.extra_compile_args,
+    extra_link_args=SHIM.extra_link_args,
 )
 
 SHARED = [
