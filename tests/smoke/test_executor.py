@@ -399,7 +399,11 @@ def test_twenty_boots_on_dask_of_which_a_worker_is_killed(kernel):
 
 def test_boots_end_with_their_worker(kernel):
     kernel.write_bytes(tinyguest.kernel(tinyguest.say(b"hello\n") + tinyguest.SPIN))
+    load = Packer().pack([Boot("spins", kernel, memory=64 << 20)])
+    (digest,) = cargo.lacking(load.entries)
+    cargo.keep(digest, kernel.read_bytes())
     worker = hand.Hand()
-    worker._connection.send([Boot("spins", kernel, memory=64 << 20)])
+    worker._connection.send(load)
     worker._connection.close()
     assert worker._process.wait(60) == 0
+    assert [path.name for path in cargo.folder().iterdir()] == [digest]

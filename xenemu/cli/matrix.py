@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,7 @@ Format = Callable[[Sequence[Result]], str | bytes]
 SUFFIXES: Final = (".log", ".report", ".rec", ".core.zst")  # of what a directory has of each boot
 LOST: Final = 5  # outputs that are lost, each told of
 REFRESHES: Final = 4  # per second
+MOST_LINES: Final = 100  # of boots that run: an executor may have thousands
 
 
 def boots(what: Sequence[Path], described: dict[str, Any], shard: str | None) -> list[Boot]:
@@ -337,7 +339,10 @@ class _Display(_Lines):
         self._draw()
 
     def _draw(self) -> None:
-        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines.values()]
+        lines = [
+            Text(line, no_wrap=True, overflow="ellipsis")
+            for line in islice(self._lines.values(), MOST_LINES)
+        ]
         self._live.update(Group(*lines))
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -24,7 +24,6 @@ from xenemu.records import dataclass
 from xenemu.smoke import cargo, runner
 from xenemu.smoke.cargo import Load
 from xenemu.smoke.nursery import Nursery
-from xenemu.smoke.plan import Boot
 from xenemu.smoke.results import Result
 from xenemu.smoke.runner import Unseen
 from xenemu.smoke.verdict import Finding, Verdict
@@ -48,19 +47,17 @@ def boot(number: int, version: str, load: Load) -> list[Result] | Lacks:
     """Run boots, one at a time, if all of their files are here."""
     if version != __version__:
         why = f"this worker has xenemu {__version__}, and {version} is wanted"
-        return [Result(each, [Finding(Verdict.XENEMU, why)]) for each in load.boots]
+        return _none(load, Verdict.XENEMU, why)
     try:
         if lacks := cargo.lacking(load.entries):
             return Lacks(cargo.place(), tuple(lacks))
-        with cargo.unpacked(load) as (boots, paths):
-            hand = getattr(OWN, "hand", None) or Hand()
-            OWN.hand = None
-            results = hand.run(boots)
-            OWN.hand = hand  # which is as it should be
-            return [at_home(result, paths) for result in results]
     except (OSError, XenemuError) as error:
-        why = f"this worker's cache: {error}"
-        return [Result(each, [Finding(Verdict.IMAGE, why)]) for each in load.boots]
+        return _none(load, Verdict.IMAGE, f"this worker's cache: {error}")
+    hand = getattr(OWN, "hand", None) or Hand()
+    OWN.hand = None
+    results = hand.run(load)
+    OWN.hand = hand  # which is as it should be
+    return results
 
 
 def keep(number: int, digest: str, data: bytes) -> str:
@@ -70,6 +67,10 @@ def keep(number: int, digest: str, data: bytes) -> str:
     except (OSError, XenemuError, ValueError) as error:
         return str(error)
     return ""
+
+
+def _none(load: Load, verdict: Verdict, why: str) -> list[Result]:
+    return [Result(each, [Finding(verdict, why)]) for each in load.boots]
 
 
 def at_home(result: Result, paths: Mapping[str, str]) -> Result:
@@ -104,10 +105,10 @@ class Hand:
                 start_new_session=True,  # Ctrl-C is for who asked for the boots
             )
 
-    def run(self, boots: Sequence[Boot]) -> list[Result]:
-        """Run them; RuntimeError: it has ended."""
+    def run(self, load: Load) -> list[Result]:
+        """Run its boots; RuntimeError: it has ended."""
         try:
-            self._connection.send(boots)
+            self._connection.send(load)
             found = self._connection.recv()
         except (EOFError, OSError):
             raise RuntimeError("the process that starts boots has ended") from None
@@ -142,13 +143,22 @@ def main(descriptor: int) -> None:
     with Connection(descriptor) as connection, Nursery() as nursery:
         while True:
             try:
-                boots = connection.recv()
+                load = connection.recv()
             except EOFError:
                 return
-            gone = _Gone(connection)
-            results = runner.run(boots, 1, Unseen(), interruption=gone, nursery=nursery)
+            results = _run(load, _Gone(connection), nursery)
             with suppress(BrokenPipeError):
                 connection.send(results)
+
+
+def _run(load: Load, gone: _Gone, nursery: Nursery) -> list[Result]:
+    """Run boots, here so that their files are cleared away also when the worker is killed."""
+    try:
+        with cargo.unpacked(load) as (boots, paths):
+            results = runner.run(boots, 1, Unseen(), interruption=gone, nursery=nursery)
+            return [at_home(result, paths) for result in results]
+    except OSError as error:
+        return _none(load, Verdict.IMAGE, f"this worker's cache: {error}")
 
 
 if __name__ == "__main__":
