@@ -5,7 +5,7 @@
 #
 # mmdebstrap makes the systems once, in the cache. Wheels of what xenemu needs are fetched here, and
 # installed there without a network. With --tests, the main parts of the test suite run on Debian 13,
-# with its compiler and its Python 3.13.
+# with its compiler and its Python 3.13; or those that the variable TESTS names.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,9 +18,9 @@ trap 'rm -rf --one-file-system "$scratch"' EXIT
 declare -A python=([bookworm]=3.11 [trixie]=3.13)
 USED=python3-venv,busybox-static,zsh,fish
 BUILDS=gcc,libc6-dev,binutils,make,gdb,cpio,file,man-db,procps
-MAIN="tests/hv tests/pv tests/pvh tests/cpu tests/entries tests/image tests/hypercalls tests/abi
+MAIN="${TESTS:-tests/hv tests/pv tests/pvh tests/cpu tests/entries tests/image tests/hypercalls tests/abi
     tests/dom0 tests/machine tests/recording tests/guests tests/smoke tests/cli tests/gdb
-    tests/test_machine.py tests/test_snapshot.py tests/test_packaging.py tests/test_debian.py"
+    tests/test_machine.py tests/test_snapshot.py tests/test_packaging.py tests/test_debian.py}"
 
 # A system of Debian's, as a directory; its path.
 system() {
