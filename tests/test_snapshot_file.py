@@ -30,6 +30,7 @@ from xenemu.hv.building import DomainConfig
 from xenemu.hv.calls import CallLog
 from xenemu.hv.memory import Memory
 from xenemu.hv.state.domain import Domain
+from xenemu.hv.state.events import BELL
 from xenemu.image import load
 from xenemu.machine import Machine, snapshot_file
 from xenemu.outcome import End
@@ -278,7 +279,8 @@ def strange(whole, tmp_path):
         (lambda domain: setattr(domain.vcpus[0].arch, "kernel_root", 1 << 30), "can go on"),
         (lambda domain: setattr(domain.vcpus[0].arch, "user_root", 1 << 30), "can go on"),
         (lambda domain: domain.vcpus[0].arch.gdt_frames.insert(0, 1 << 30), "can go on"),
-        (lambda domain: domain.events.bells.pop(), "number of bells"),
+        (lambda domain: domain.events.bells.pop(), "other bells"),
+        (lambda domain: BELL.pack_into(domain.events.bells, 8, 1 << 31, 0), "other bells"),
         (lambda domain: domain.calls.by_cpu.pop(), "log of calls has another size"),
         (lambda domain: domain.calls.by_cpu.__setitem__(slice(None), LOG), "valid Nr"),
         (lambda domain: setattr(domain.calls, "by_cpu", "x"), "can go on"),

@@ -89,6 +89,9 @@ DONE: Final = 1  # requests are done
 LOOK: Final = 2  # and above it, one for each queue: there may be requests in it
 
 
+Done = dict[int, int]
+
+
 @dataclass(slots=True)
 class Pending:
     """A request under way: its queue, when it is done, and the ring's index after its response."""
@@ -235,7 +238,7 @@ class Block(BusBackend):
         for number, queue in enumerate(self.queues):
             if queue.look in timers.deadlines_ns:
                 timers.cancel(queue.look)
-                self._take_all(domain, number, timers.asked_ns)
+                self._take_all(domain, number, -1, {}, timers.asked_ns)
         timers.cancel((self.name, DONE))
         self.pending.clear()
         self.lanes.clear()
@@ -251,8 +254,10 @@ class Block(BusBackend):
             if queue.port == port:
                 domain.timers.set_unless(queue.look, NOTICE_NS)
 
-    def _take_all(self, domain: Domain, number: int, now_ns: int) -> None:
-        """Take the requests of a queue, as if they had been put at that time."""
+    def _take_all(
+        self, domain: Domain, number: int, now_ns: int, done: Done, since_ns: int
+    ) -> None:
+        """Take the requests of a queue, as if they had been put at `since_ns`."""
         queue, memory = self.queues[number], domain.memory
         if queue.halted:
             return
@@ -261,11 +266,12 @@ class Block(BusBackend):
             while not (self.pending and self.pending[-1].is_discard):
                 found = lane.next(not self.pending) if lane is not None else None
                 if lane is not None and found == ORDINARY:
-                    self._serve_ordinary(domain, number, lane, now_ns)
+                    self._serve_ordinary(domain, number, lane, since_ns)
                 elif found != NOTHING and (slot := queue.ring.take(memory)) is not None:
-                    self._serve(domain, number, slot, now_ns)
+                    self._serve(domain, number, slot, since_ns)
                 elif found == NOTHING or self.pending or not queue.ring.final_check(memory):
                     break
+                self._collect(now_ns, done)
         except RingError as error:
             queue.halted = True
             self.complain(domain, XenError(EINVAL, f"queue {number} halted: {error}"))
@@ -391,11 +397,9 @@ class Block(BusBackend):
         ring.put(domain.memory, blkif_response.layout(self.width).packer.pack(*response))
         if took_ns is not None:
             self._goes_on(domain, number, response[1], ring.rsp_prod, took_ns, now_ns)
-        elif self.pending:
-            due_ns = self.pending[-1].due_ns
-            self.pending.append(Pending(number, due_ns, ring.rsp_prod, is_discard=False))
         else:
-            self._push(domain, number, ring.rsp_prod)
+            due_ns = self.pending[-1].due_ns if self.pending else 0
+            self.pending.append(Pending(number, due_ns, ring.rsp_prod, is_discard=False))
 
     def _goes_on(
         self,
@@ -415,17 +419,23 @@ class Block(BusBackend):
             observer.served(self.name, what, due_ns)
 
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
+        done: Done = {}
+        self._collect(now_ns, done)
         if number >= LOOK:
-            self._take_all(domain, number - LOOK, now_ns - NOTICE_NS)
-        done: dict[int, int] = {}
-        while self.pending and self.pending[0].due_ns <= now_ns:
-            pending = self.pending.popleft()
-            done[pending.queue] = pending.rsp_prod
+            self._take_all(domain, number - LOOK, now_ns, done, now_ns - NOTICE_NS)
+        for of in range(len(self.queues)):
+            if of != number - LOOK:
+                self._take_all(domain, of, now_ns, done, now_ns)
         for of, rsp_prod in done.items():
             self._push(domain, of, rsp_prod)
-        for of in range(len(self.queues)):
-            self._take_all(domain, of, now_ns)
         self._set_timer(domain)
+
+    def _collect(self, now_ns: int, done: Done) -> None:
+        """Take out what is done by now: of each queue, the index after its last response."""
+        pending = self.pending
+        while pending and pending[0].due_ns <= now_ns:
+            first = pending.popleft()
+            done[first.queue] = first.rsp_prod
 
     def _push(self, domain: Domain, number: int, rsp_prod: int) -> None:
         queue, lane = self.queues[number], self._known_lane(domain, number)

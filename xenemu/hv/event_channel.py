@@ -23,7 +23,6 @@ In Xen: common/event_channel.c
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol
 
 from xenemu.abi.errno import (
@@ -53,7 +52,7 @@ from xenemu.abi.xen import Virq
 from xenemu.errors import XenError
 from xenemu.hv import event_2l, event_fifo
 from xenemu.hv.state.domain import DOM0, Domain
-from xenemu.hv.state.events import BELL, BUCKET, Channel, Dom0Port, Fifo
+from xenemu.hv.state.events import BELL, BELLS, BUCKET, Channel, Dom0Port, Fifo
 
 FIRST_DOM0_PORT: Final = 32  # dom0's own ports come first
 NO_BELL: Final = (0, 0)
@@ -256,8 +255,21 @@ def rung(domain: Domain, bell: int, at_ns: int) -> None:
     """The guest has sent an event at that time, which the CPU did not tell at once."""
     port, _ = BELL.unpack_from(domain.events.bells, bell * BELL.size)
     domain.timers.asked_ns = at_ns
-    with suppress(XenError):  # a stranger's snapshot may have bells on other ports
-        send(domain, port)
+    send(domain, port)
+
+
+def has_sound_bells(domain: Domain) -> bool:
+    """Whether there are as many bells as the CPU knows, and each is on a port of a backend's."""
+    channels, bells = domain.events.channels, domain.events.bells
+    if len(bells) != BELLS * BELL.size:
+        return False
+    ports = [port for port, _ in BELL.iter_unpack(bells) if port]
+    return all(
+        port < len(channels)
+        and channels[port].state == EVTCHNSTAT_interdomain
+        and channels[port].remote_domid == DOM0
+        for port in ports
+    )
 
 
 def notify_from_dom0(domain: Domain, dom0_port: int) -> None:

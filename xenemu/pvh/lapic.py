@@ -259,8 +259,10 @@ class Lapic:
 
     def pending_vector(self) -> int | None:
         """The interrupt that the CPU should take next, or None."""
+        if not self.irr:
+            return None
         vector, urgent = self.irr.bit_length() - 1, self.isr.bit_length() - 1
-        if vector < 0 or vector & 0xF0 <= max(self.regs[TASKPRI], urgent) & 0xF0:
+        if vector & 0xF0 <= max(self.regs[TASKPRI], urgent) & 0xF0:
             return None
         return vector if self.enabled else None
 
