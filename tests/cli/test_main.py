@@ -54,7 +54,7 @@ def test_help_of_run_has_its_options_in_groups(capsys):
         ("run -x k", "no such option: -x; see xenemu run --help"),
         (
             "run --intrd i k",
-            "no such option: --intrd; did you mean --entry or --init or --initrd?; see ",
+            "no such option: --intrd; did you mean --init or --initrd or --input?; see ",
         ),
         (
             "run --mode hvm k",

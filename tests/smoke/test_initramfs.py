@@ -171,6 +171,7 @@ def test_no_busybox_is_told(file, monkeypatch):
 def test_a_directory_that_is_none_is_refused(file, tmp_path):
     refused = {
         file("x", b""): "not a directory",
+        Path("/"): "this host's own root, with /proc in it: give a copy",
         tmp_path / "no": "there is no such directory",
         tmp_path / ("x" * 300): "File name too long",
     }

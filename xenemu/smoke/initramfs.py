@@ -138,6 +138,8 @@ def make(init: Path | None, rootfs: Path | None, busybox: Path | None) -> bytes:
         raise UsageError(f"rootfs {rootfs}: there is no such directory") from None
     except OSError as error:  # such as a name that is too long
         raise UsageError(f"rootfs {rootfs}: {error.strerror}") from None
+    if os.path.samefile(rootfs, "/"):
+        raise UsageError(f"rootfs {rootfs}: this host's own root, with /proc in it: give a copy")
     members = {entry.name: entry for entry in NODES}
     members["dev"] = Member("dev", stat.S_IFDIR | 0o755)
     if busybox is not None:
