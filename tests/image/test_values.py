@@ -66,11 +66,14 @@ def test_bit_fields_of_both_forms():
     assert int(value(old, "s", b"\x14\0\0\0").member("a")) == -3
 
 
-def test_a_number_of_absurd_size_is_not_read():
+@pytest.mark.parametrize("size", [0, 17, 1 << 31])
+def test_a_number_of_absurd_size_is_not_read(size):
     types = Types()
-    number(types, "int", 1 << 31, bits=32)
-    with pytest.raises(UsageError, match="contradict themselves"):
-        int(value(types, "int", b""))
+    number(types, "int", size, bits=32)
+    types.add(ENUM, "e", size)
+    for name in ("int", "enum e"):
+        with pytest.raises(UsageError, match="contradict themselves"):
+            int(value(types, name, bytes(32)))
 
 
 def test_enumerators_have_names():
@@ -101,6 +104,17 @@ def test_a_pointer_leads_on_by_member_and_by_index():
         found.member("q").target()
     with pytest.raises(UsageError):
         int(found)
+
+
+def test_a_pointer_to_a_pointer_has_no_members():
+    types = Types()
+    inner = types.struct("inner", 4, ("x", types.number(4), 0))
+    types.alias(types.add(PTR, "", types.add(PTR, "", inner)), "far_t")
+    types.alias(types.add(PTR, "", types.count + 1), "own_t")  # which leads to itself
+    with pytest.raises(NoSuchName, match=r"^far_t leads to no struct, and has no member 'x'$"):
+        value(types, "far_t", b"\1" + bytes(15)).member("x")
+    with pytest.raises(UsageError):
+        value(types, "own_t", b"\1" + bytes(15)).element(0).member("x")
 
 
 def test_members_of_what_has_no_name_are_shown_as_such():

@@ -96,7 +96,10 @@ class Value:
     def member(self, name: str) -> Value:
         """A member of a struct, or of the struct that a pointer leads to."""
         if self.type.kind == PTR:
-            return self.target().member(name)
+            target = self.target()
+            if target.type.kind == PTR:
+                raise NoSuchName(f"{self.spelling} leads to no struct, and has no member {name!r}")
+            return target.member(name)
         with told():
             found = self.types.member(self.type.number, name)
         if found is None:
@@ -165,7 +168,7 @@ class Value:
             raise UsageError(f"{self.spelling} is no number")
         with told():
             size = self.types.size(self.type.number)
-            if size > MAX_NUMBER:
+            if not 0 < size <= MAX_NUMBER:
                 raise Unsound
             bits, low = (self.bits, self.bit) if self.bits else (8 * size, 0)
             data = self.read(self.at, (low + bits + 7) // 8)
