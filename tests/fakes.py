@@ -146,6 +146,12 @@ class FakeCpu:
     def open_lane(self, value: bool) -> None:
         self.lane_open = value
 
+    def take_l1(self, mfn: int) -> bytes | None:
+        return None
+
+    def drop_l1(self, mfn: int) -> bool:
+        return False
+
     def store(self) -> Context:
         """As `cpu.registers.Registers.store`."""
         return Context(

@@ -23,8 +23,9 @@ from xenemu.machine import Machine
 GUESTS = (
     "attack-iret", "attack-iret-frame", "attack-kernel-stack", "attack-linear-pt",
     "attack-multicall", "attack-pt-entries", "attack-writable-pt", "fast-syscall", "flat-selectors",
-    "iret-step", "page-fault", "pv-iret", "pv-traps", "pv-writable-pt", "ring-switch",
-    "segment-limits", "soft-int-faults", "stacks", "storm", "tlb-shootdown", "vcpu-context",
+    "iret-step", "micro-costs", "page-fault", "pv-iret", "pv-traps", "pv-writable-pt",
+    "ring-switch", "segment-limits", "soft-int-faults", "stacks", "storm", "tlb-shootdown",
+    "vcpu-context",
 )  # fmt: skip
 PV = [
     (name, kind)
@@ -42,10 +43,15 @@ def everything(machine: Machine) -> tuple[object, ...]:
         (call.name, call.at_ns, call.rip, call.vcpu_id, call.args, call.result, call.reason)
         for call in machine.domain.calls
     ]
+    typed_by = {
+        mfn: call and (call.name, call.at_ns, call.rip, call.args, call.result)
+        for mfn, call in machine.domain.frames.typed_by.items()
+    }
     return (
         machine.engine.store(),
         machine.engine.statistics(),
         calls,
+        typed_by,
         zlib.crc32(memory.bytes),
         zlib.crc32(memory.page_info),
     )

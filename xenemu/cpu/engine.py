@@ -36,6 +36,7 @@ from xenemu.hv.p2m import P2m
 from xenemu.hv.prices import Exit
 from xenemu.records import dataclass
 from xenemu.x86 import flags
+from xenemu.x86.paging import PAGE_SIZE
 
 DEFAULT_CACHE = 256 << 20
 MIN_CACHE, MAX_CACHE = 1 << 20, 1 << 30  # what Unicorn takes
@@ -130,6 +131,7 @@ class Engine(Registers):
         self._lane.open = self._lane.taken = self._lane.rung = 0
         self._lane.bells = None
         self.fast = True  # whether the lane may be opened
+        self._adjusted = (ctypes.c_uint8 * PAGE_SIZE)()
         clock.left = clock.end = clock.skipped_ns = clock.looked_ns = clock.pauses = 0
         counters.exits = counters.flushes = counters.fills = 0
         counters.blocks_translated = counters.code_frames = counters.exposed = 0
@@ -334,6 +336,17 @@ class Engine(Registers):
     def open_lane(self, value: bool) -> None:
         """See `Cpu.open_lane`."""
         self._lane.open = value and self.fast
+
+    def take_l1(self, mfn: int) -> bytes | None:
+        """See `Cpu.take_l1`."""
+        taken = self._shim.take_l1(mfn, self._adjusted) if self.fast else self._constants.L1_LEFT
+        if taken == self._constants.L1_LEFT:
+            return None
+        return bytes(self._adjusted) if taken == self._constants.L1_ADJUSTED else b""
+
+    def drop_l1(self, mfn: int) -> bool:
+        """See `Cpu.drop_l1`."""
+        return self.fast and self._shim.drop_l1(mfn) != self._constants.L1_LEFT
 
     def stop(self) -> None:
         """Leave `run` before the next instruction of the guest."""

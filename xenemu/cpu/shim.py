@@ -103,6 +103,10 @@ class Shim:
         self.flush_page = self._function("shim_flush_page", None, ctypes.c_uint64)
         self.request_interrupt = self._function("shim_request_interrupt", None, ctypes.c_uint32)
         self.set_dr7 = self._function("shim_set_dr7", None, ctypes.c_uint64)
+        self.take_l1 = self._function(
+            "shim_take_l1", ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
+        )
+        self.drop_l1 = self._function("shim_drop_l1", ctypes.c_int, ctypes.c_uint64)
         self.came_from = self._function("shim_came_from", ctypes.c_uint64)
         self.last_words = self._function("shim_last_words", ctypes.c_char_p)
         self.map_beyond_ram = self._function(

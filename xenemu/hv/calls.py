@@ -46,6 +46,9 @@ def refusal_by_cpu(args: Sequence[int]) -> str:
 
 
 COUNT: Final = struct.Struct("<Q")  # of all that it did; call n is at n modulo KEPT
+# After these: how many frames were typed that nobody has taken, and for each its mfn and the call.
+TYPED: Final = COUNT.size + KEPT * RECORD.size
+TYPED_SIZE: Final = COUNT.size + RECORD.size
 
 
 @dataclass(slots=True, eq=False)
@@ -69,14 +72,14 @@ class CallRecord:
     caller: int = 0
 
 
-@dataclass(eq=False)
+@dataclass
 class CallLog(Sequence[CallRecord]):
     """The last hypercalls of a domain: those that the model did, and those that C did.
 
     The C shim writes into `by_cpu`. Whoever reads the log has both, in the order of their times.
     """
 
-    SIZE: ClassVar[int] = COUNT.size + KEPT * RECORD.size  # of `by_cpu`, in bytes
+    SIZE: ClassVar[int] = TYPED + COUNT.size + KEPT * TYPED_SIZE  # of `by_cpu`, in bytes
 
     own: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=KEPT))
     by_cpu: bytearray = field(default_factory=lambda: bytearray(CallLog.SIZE))
@@ -112,11 +115,23 @@ class CallLog(Sequence[CallRecord]):
         (count,) = COUNT.unpack_from(self.by_cpu)
         for number in range(max(0, count - KEPT), count):
             where = COUNT.size + number % KEPT * RECORD.size
-            at_ns, rip, result, *words, nr, vcpu_id, nr_args = RECORD.unpack_from(
-                self.by_cpu, where
-            )
-            args = tuple(words[:nr_args])
-            record = CallRecord(at_ns, vcpu_id, rip, Nr(nr).name, args, result)
-            if result < 0:
-                record.reason, record.standing = refusal_by_cpu(args), True
-            yield record
+            yield _record(self.by_cpu, where)
+
+    def take_typed(self) -> Iterator[tuple[int, CallRecord]]:
+        """Frames to which calls that C did gave a type, since the last time, and these calls."""
+        (count,) = COUNT.unpack_from(self.by_cpu, TYPED)
+        COUNT.pack_into(self.by_cpu, TYPED, 0)
+        for number in range(min(count, KEPT)):
+            where = TYPED + COUNT.size + number * TYPED_SIZE
+            (mfn,) = COUNT.unpack_from(self.by_cpu, where)
+            yield mfn, _record(self.by_cpu, where + COUNT.size)
+
+
+def _record(data: bytearray, where: int) -> CallRecord:
+    """A call that C did."""
+    at_ns, rip, result, *words, nr, vcpu_id, nr_args = RECORD.unpack_from(data, where)
+    args = tuple(words[:nr_args])
+    record = CallRecord(at_ns, vcpu_id, rip, Nr(nr).name, args, result)
+    if result < 0:
+        record.reason, record.standing = refusal_by_cpu(args), True
+    return record

@@ -142,6 +142,16 @@ class Cpu(Protocol):
     def open_lane(self, value: bool) -> None:
         """Do ordinary work without the hypervisor from now on, or leave all of it to it."""
 
+    def take_l1(self, mfn: int) -> bytes | None:
+        """Take what the entries hold of a frame that becomes an L1 table, if each may be had.
+
+        The table as Xen adjusts it, empty if it does not; None, and nothing was taken, if it is for
+        the caller. The lane must know of the domain whose frame it is.
+        """
+
+    def drop_l1(self, mfn: int) -> bool:
+        """Drop what the entries of an L1 table hold; False: nothing was, it is for the caller."""
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -160,7 +170,7 @@ class Lane:
     * `log` takes the records of the calls (`hv.calls.CallLog.by_cpu`).
     * `bells` are those of the domain (`hv.state.events.EventChannels`).
     * A request of mmu_update takes `request_ns`, an operation of mmuext_op `operation_ns`, an
-      emulated instruction `emulation_ns`.
+      emulated instruction `emulation_ns`, an L1 table that is validated or dropped `l1_ns`.
     * `plain_iopl`: VMASST_TYPE_architectural_iopl is off. `writable_tables`: the guest may store
       to its L1 tables.
     * `gdt_frame` is the first page of the GDT, 0 if there is none; `xen_gdt` is Xen's page of it.
@@ -189,6 +199,7 @@ class Lane:
     request_ns: int
     operation_ns: int
     emulation_ns: int
+    l1_ns: int
     plain_iopl: bool
     writable_tables: bool
     gdt_frame: int

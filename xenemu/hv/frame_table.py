@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from xenemu.abi.errno import EINVAL, ENOMEM
 from xenemu.errors import XenError
-from xenemu.hv.calls import CallRecord
+from xenemu.hv.calls import CallLog, CallRecord
 from xenemu.hv.heap import Heap
 from xenemu.hv.memory import Memory
 from xenemu.hv.page_info import FIELDS, RECORD, fill, pieces, view
@@ -74,6 +74,13 @@ INVALID_M2P_ENTRY: Final = (1 << 64) - 1
 NOBODYS: Final = RECORD.pack(0, 0, DOMID_NONE, PGT_none, 0)
 
 
+class L1ByCpu(Protocol):
+    """A CPU that does the plain work on L1 tables: see `hv.cpu.Cpu`."""
+
+    def take_l1(self, mfn: int) -> bytes | None: ...
+    def drop_l1(self, mfn: int) -> bool: ...
+
+
 @dataclass(slots=True)
 class PageCounts:
     """How many pages a domain has and may have; Xen's own pages that it shares do not count."""
@@ -110,10 +117,11 @@ class FrameTable:
         self.heap = Heap(nr_frames)  # frames that a domain may be given
         self.m2p_base: Maddr | None = None  # the machine-to-physical table,
         self.m2p_width = 8  # and the bytes of an entry
-        self.calls: deque[CallRecord] = deque()  # the domain's, the last of which may be under way
+        self.calls = CallLog()  # the domain's, whose last own one may be under way
+        self.by_cpu: L1ByCpu | None = None  # once the CPU knows the domain
         # By mfn, of frames that were typed since the domain was built: the hypercall that did it,
         # or None if it was an exit of another kind (a move to CR3, a fault on the LDT).
-        self.typed_by: dict[int, CallRecord | None] = {}
+        self._typed_by: dict[int, CallRecord | None] = {}
 
     def _view_records(self) -> None:
         self.count, self.type_count, self.owner, self.type, self.flags = (
@@ -121,8 +129,10 @@ class FrameTable:
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """All but the records, which are kept with the memory."""
-        return {name: value for name, value in vars(self).items() if name not in FIELDS}
+        """All but the records, which are kept with the memory, and the CPU."""
+        return {name: value for name, value in vars(self).items() if name not in FIELDS} | {
+            "by_cpu": None
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
@@ -142,9 +152,15 @@ class FrameTable:
 
     def note_typed(self, mfn: int) -> None:
         """Remember who gives a frame the type that it has from now on."""
-        if self.calls:
-            call = self.calls[-1]
+        if self.calls.own:
+            call = self.calls.own[-1]
             self.typed_by[mfn] = call if call.result is None else None
+
+    @property
+    def typed_by(self) -> dict[int, CallRecord | None]:
+        """What `note_typed` has, and what the CPU noted."""
+        self._typed_by.update(self.calls.take_typed())
+        return self._typed_by
 
     # Owners.
 

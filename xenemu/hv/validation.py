@@ -147,6 +147,10 @@ class Validation(FrameTable):
         if self.memory.mapping[start : start + PAGE_SIZE] == ZERO_PAGE:
             return
         self.work_left -= L1_WORK
+        if self.by_cpu is not None and (taken := self.by_cpu.take_l1(mfn)) is not None:
+            if taken:
+                writes.append((mfn, taken))
+            return
         owners, counts, types, type_counts = self.owner, self.count, self.type, self.type_count
         nr_frames = len(owners)
         domid = owners[mfn]
@@ -264,7 +268,8 @@ class Validation(FrameTable):
             start = mfn << PAGE_SHIFT
             if self.memory.mapping[start : start + PAGE_SIZE] != ZERO_PAGE:
                 self.work_left -= L1_WORK
-                self._put_pages_from_l1(self.memory.table(Mfn(mfn)).tolist())
+                if self.by_cpu is None or not self.by_cpu.drop_l1(mfn):
+                    self._put_pages_from_l1(self.memory.table(Mfn(mfn)).tolist())
 
     def put_old_tables(self) -> bool:
         """Drop the tables that wait for it, as far as `work_left` allows; whether all are."""

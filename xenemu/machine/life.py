@@ -112,7 +112,7 @@ def renew(machine: Core, away_ns: int) -> None:
 def _keep_for_the_person(fresh: Domain, old: Domain) -> None:
     """What nobody but reports and the order of turns asks of a domain."""
     fresh.calls, fresh.refusals, fresh.schedule = old.calls, old.refusals, old.schedule
-    fresh.frames.calls = fresh.calls.own
+    fresh.frames.calls = fresh.calls
 
 
 def revive(

@@ -20,6 +20,7 @@ from xenemu.hv.cpu import Lane
 from xenemu.hv.current import Current
 from xenemu.hv.frame_table import OPERATION_WORK, REQUEST_WORK, PGT_l2_page_table
 from xenemu.hv.prices import EMULATION_NS, WORK_NS
+from xenemu.hv.validation import L1_WORK
 from xenemu.pv.paging import m2p_entry
 from xenemu.pv.state import NO_TRAP, PvVcpu, pv_domain
 from xenemu.x86.flags import PAGE_FAULT
@@ -45,6 +46,7 @@ class LaneGate:
         if now != self._told:
             self._told, self._of = now, (state, domain)
             current.cpu.join_lane(lane_of(current, state))
+            frames.by_cpu = current.cpu
         current.cpu.open_lane(
             (domain.watch is None or not domain.watch.shuts_lane)
             and not (frames.old_tables or frames.partial)
@@ -81,6 +83,7 @@ def lane_of(current: Current, state: PvVcpu) -> Lane:
         request_ns=REQUEST_WORK * WORK_NS,
         operation_ns=OPERATION_WORK * WORK_NS,
         emulation_ns=EMULATION_NS,
+        l1_ns=L1_WORK * WORK_NS,
         plain_iopl=not assists >> VMASST_TYPE_architectural_iopl & 1,
         writable_tables=bool(assists >> VMASST_TYPE_writable_pagetables & 1),
         gdt_frame=state.gdt_frames[0] if state.gdt_frames else 0,

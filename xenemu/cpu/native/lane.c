@@ -152,6 +152,15 @@ void take(int64_t result)
     regs[RAX] = wide ? (uint64_t)result : (uint32_t)result;
 }
 
+/* Note that the call which was taken last has given a frame its type. */
+void note_typed(uint64_t mfn)
+{
+    struct call_log *log = G.lane.log;
+
+    log->typed[log->nr_typed++] =
+        (struct typed){.mfn = mfn, .call = log->calls[(log->count - 1) % CALLS_KEPT]};
+}
+
 /* ---- the gate ---- */
 
 /* Whether the vcpu may do without the hypervisor now. A 64-bit one must be in 64-bit code. */

@@ -12,7 +12,7 @@
 
 enum { FLAT_CS32 = 0xe023, FLAT_CS64 = 0xe033, FLAT_SS64 = 0xe02b };
 enum { PGT_L1 = 1, PGT_L2, PGT_L3, PGT_SEG_DESC = 5, PGT_WRITABLE = 7 };
-enum { PGC_ALLOCATED = 1, PGT_PINNED = 4 };
+enum { PGC_ALLOCATED = 1, PGC_XEN_HEAP = 2, PGT_PINNED = 4 };
 #define COMPAT_VIRT_START 0xf5800000u /* where Xen begins for a 32-bit guest */
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 enum { RPL = 3, KERNEL_RING32 = 1 };
@@ -76,6 +76,7 @@ bool copy_in(void *to, uint64_t vaddr, size_t size);
 void pass(enum exit_kind kind);
 void log_call(uint32_t number, const uint64_t *args, unsigned nr_args, int64_t result);
 void take(int64_t result);
+void note_typed(uint64_t mfn);
 bool may_go(void);
 
 /* pagetables.c */

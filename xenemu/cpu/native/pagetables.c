@@ -3,9 +3,11 @@
  *
  * The lane changes L1 entries that map the domain's own pages, and entries of higher tables that
  * lead to tables which are validated already, or to nothing. It switches to tables that are pinned.
+ * It pins an L1 table, and unpins a table that stays one, or was an L1 table.
  *
  * Before anything is changed, all of a call's requests have been looked at. No request of a call
- * makes another of its requests less ordinary: no type of a frame changes, and no frame goes away.
+ * makes another of its requests less ordinary: no type of a frame changes, and no frame goes away. A
+ * pin is alone in its call.
  *
  * The reference is hypercalls/mmu_update.py, mmuext_op.py, update_va_mapping.py, and
  * hv/pagetype.py (mod_entry, mod_l1_entry).
@@ -14,9 +16,9 @@
 
 enum { DOMID_SELF = 0x7ff0 };
 enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
-enum { NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
+enum { PIN_L1_TABLE = 0, UNPIN_TABLE = 4, NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
 enum { UVMF_NONE, UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_ALL = 4 };
-enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, M2P_SLOT = 256 };
+enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, M2P_SLOT = 256, ENTRIES = 512 };
 
 #define PTE_GUEST_KERNEL (1ull << 52)
 #define PTE_PWT_PCD (1ull << 3 | 1ull << 4)
@@ -98,13 +100,154 @@ bool set_l1_entry(uint64_t maddr, uint64_t entry, bool preserve_ad)
     return needs_flush(old, new);
 }
 
+/* ---- L1 tables as a whole ---- */
+
+enum whole { NOT_PLAIN, EMPTY, PLAIN };
+
+/* Whether each entry of a frame may be had, if the frame is to become an L1 table. */
+static enum whole look_at_l1(uint64_t mfn)
+{
+    const uint64_t *entries = word(mfn << 12);
+    uint64_t any = 0;
+
+    for (int n = 0; n < ENTRIES; n++) {
+        uint64_t target = (entries[n] & PTE_ADDRESS) >> 12;
+        any |= entries[n];
+        if (entries[n] & PTE_P && (!maps_own_page(entries[n]) ||
+                                   (entries[n] & PTE_RW && target == mfn)))
+            return NOT_PLAIN;
+    }
+    return any ? PLAIN : EMPTY;
+}
+
+/* Take what the entries hold, each of which may be had; whether Xen adjusts one. */
+static bool take_entries(uint64_t mfn, uint64_t *adjusts)
+{
+    const uint64_t *entries = word(mfn << 12);
+    bool other = false;
+
+    for (int n = 0; n < ENTRIES; n++) {
+        adjusts[n] = adjusted(entries[n]);
+        other |= adjusts[n] != entries[n];
+        if (entries[n] & PTE_P) {
+            struct page_info *to = page((entries[n] & PTE_ADDRESS) >> 12);
+            to->count++;
+            to->type_count += !!(entries[n] & PTE_RW);
+        }
+    }
+    return other;
+}
+
+/* Whether no entry of a table holds the last reference to its frame. */
+static enum whole look_at_held(uint64_t mfn)
+{
+    const uint64_t *entries = word(mfn << 12);
+    uint64_t any = 0;
+
+    for (int n = 0; n < ENTRIES; n++) {
+        any |= entries[n];
+        if (entries[n] & PTE_P && ((entries[n] & PTE_ADDRESS) >> 12 >= G.physical.frames ||
+                                   !may_be_dropped(entries[n])))
+            return NOT_PLAIN;
+    }
+    return any ? PLAIN : EMPTY;
+}
+
+static void drop_entries(uint64_t mfn)
+{
+    const uint64_t *entries = word(mfn << 12);
+
+    for (int n = 0; n < ENTRIES; n++)
+        if (entries[n] & PTE_P) {
+            struct page_info *from = page((entries[n] & PTE_ADDRESS) >> 12);
+            from->count--;
+            from->type_count -= !!(entries[n] & PTE_RW);
+        }
+}
+
+static bool is_own(uint64_t mfn)
+{
+    return mfn < G.physical.frames && page(mfn)->owner == G.lane.domid &&
+           page(mfn)->flags & PGC_ALLOCATED;
+}
+
+/* For the model: take what a table's entries hold. `adjusts` is the table as Xen adjusts it. */
+int shim_take_l1(uint64_t mfn, uint64_t *adjusts)
+{
+    if (!is_own(mfn) || G.physical.code[mfn] || look_at_l1(mfn) == NOT_PLAIN)
+        return L1_LEFT;
+    return take_entries(mfn, adjusts) ? L1_ADJUSTED : L1_TAKEN;
+}
+
+/* For the model: drop what a table's entries hold. */
+int shim_drop_l1(uint64_t mfn)
+{
+    if (!is_own(mfn) || look_at_held(mfn) == NOT_PLAIN)
+        return L1_LEFT;
+    drop_entries(mfn);
+    return L1_TAKEN;
+}
+
+/* ---- pins ---- */
+
+static bool is_plain_pin(uint64_t mfn)
+{
+    if (!is_own(mfn) || page(mfn)->flags & (PGT_PINNED | PGC_XEN_HEAP) || G.physical.code[mfn])
+        return false;
+    if (page(mfn)->type == PGT_L1)
+        return true;
+    return page(mfn)->type == PGT_WRITABLE && !page(mfn)->type_count &&
+           G.lane.log->nr_typed < TYPED_KEPT && look_at_l1(mfn) != NOT_PLAIN;
+}
+
+static void pin(uint64_t mfn)
+{
+    struct page_info *table = page(mfn);
+
+    table->count++;
+    table->flags |= PGT_PINNED;
+    if (table->type == PGT_L1) {
+        table->type_count++;
+        return;
+    }
+    note_typed(mfn);
+    if (look_at_l1(mfn) == PLAIN) {
+        take_entries(mfn, word(mfn << 12));
+        spend(G.lane.l1_ns);
+    }
+    table->type = PGT_L1;
+    table->type_count = 1;
+}
+
+static bool is_plain_unpin(uint64_t mfn)
+{
+    if (!is_own(mfn) || !(page(mfn)->flags & PGT_PINNED) || page(mfn)->count < 2)
+        return false;
+    return page(mfn)->type_count > 1 ||
+           (page(mfn)->type == PGT_L1 && look_at_held(mfn) != NOT_PLAIN);
+}
+
+static void unpin(uint64_t mfn)
+{
+    struct page_info *table = page(mfn);
+
+    table->flags &= ~PGT_PINNED;
+    table->count--;
+    if (--table->type_count)
+        return;
+    table->type = PGT_WRITABLE;
+    if (look_at_held(mfn) == PLAIN) {
+        drop_entries(mfn);
+        spend(G.lane.l1_ns);
+    }
+}
+
 /* ---- entries of L2 and L3 tables, to the table below ---- */
 
 /* Whether the domain has such a table. The lane is shut while one is validated in part. */
 static bool is_table(uint64_t mfn, uint32_t type)
 {
-    return mfn < G.physical.frames && page(mfn)->type == type && page(mfn)->owner == G.lane.domid &&
-           page(mfn)->flags & PGC_ALLOCATED;
+    return is_own(mfn) && page(mfn)->type == type;
 }
 
 static uint64_t adjusted_link(uint64_t entry)
@@ -281,6 +424,10 @@ static bool is_plain_operation(const struct operation *op)
     case TLB_FLUSH_LOCAL:
     case INVLPG_LOCAL:
         return true;
+    case PIN_L1_TABLE:
+        return is_plain_pin(op->arg1);
+    case UNPIN_TABLE:
+        return is_plain_unpin(op->arg1);
     }
     return false;
 }
@@ -300,7 +447,9 @@ bool call_mmuext_op(const uint64_t *args)
     for (uint64_t n = 0; n < count; n++) {
         ops[n] = G.lane.width == 8 ? (struct operation){wide[n].command, wide[n].arg1}
                                    : (struct operation){narrow[n].command, narrow[n].arg1};
-        if (!is_plain_operation(&ops[n]) || (n && ops[n].command == ops[0].command))
+        bool of_table = ops[n].command == PIN_L1_TABLE || ops[n].command == UNPIN_TABLE;
+        if (!is_plain_operation(&ops[n]) || (n && ops[n].command == ops[0].command) ||
+            (of_table && count > 1)) /* it could make the other less ordinary */
             return false;
     }
     take(0);
@@ -312,6 +461,10 @@ bool call_mmuext_op(const uint64_t *args)
             new_user_baseptr(arg);
         else if (ops[n].command == TLB_FLUSH_LOCAL)
             flush_tlb();
+        else if (ops[n].command == PIN_L1_TABLE)
+            pin(arg);
+        else if (ops[n].command == UNPIN_TABLE)
+            unpin(arg);
         else if (canonical(arg))
             shim_flush_page(arg);
     }

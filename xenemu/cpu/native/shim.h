@@ -55,10 +55,12 @@ struct call_record {
 #include "call_record.def"
 };
 
-enum { CALLS_KEPT = 64 };
+enum { CALLS_KEPT = 64, TYPED_KEPT = 64 };
 struct call_log { /* hv/calls.py */
     uint64_t count; /* of all calls so far; call n is at n modulo CALLS_KEPT */
     struct call_record calls[CALLS_KEPT];
+    uint64_t nr_typed;
+    struct typed { uint64_t mfn; struct call_record call; } typed[TYPED_KEPT];
 };
 
 enum { BELLS = 8 };
@@ -91,6 +93,9 @@ bool lane_takes_soft_int(uint32_t vector);
 /* bells.c */
 bool lane_takes_vmcall(void);
 bool lane_takes_eoi(uint32_t msr, uint64_t value);
+
+/* pagetables.c */
+enum { L1_LEFT, L1_TAKEN, L1_ADJUSTED }; /* answers to Python */
 
 /* bounce.c */
 bool lane_takes_exception(uint32_t vector);
@@ -207,6 +212,8 @@ uint64_t shim_came_from(void);
 uint64_t shim_translate(uint64_t vaddr, bool writing);
 void shim_flush_page(uint64_t vaddr);
 void shim_update_mode(void);
+int shim_take_l1(uint64_t mfn, uint64_t *adjusts);
+int shim_drop_l1(uint64_t mfn);
 
 /* Unicorn calls them, too. */
 int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t page, uint64_t length);

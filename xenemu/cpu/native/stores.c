@@ -1,5 +1,5 @@
 /*
- * The lane's stores to L1 tables, by the instructions that a 64-bit kernel uses most.
+ * The lane's stores to L1 tables, by the instructions that kernels use most.
  *
  * The reference is pv/ptwr.py. As in lane.c, only what is ordinary is done here. Intel SDM volume 2,
  * chapter 2 (ModRM and SIB).
@@ -9,7 +9,7 @@
 #include "lane.h"
 
 enum { LOCK = 0xf0, DS_PREFIX = 0x3e, REX = 0x40, REX_W = 8, REX_R = 4, REX_X = 2, REX_B = 1 };
-enum { AND8 = 0x80, XCHG = 0x87, MOV = 0x89, AND = 4 }; /* the last is ModRM's reg of AND8 */
+enum { AND8 = 0x80, XCHG = 0x87, MOV = 0x89, MOV_IMMEDIATE = 0xc7, AND = 4 }; /* the last: ModRM */
 enum { EFLAGS_PF = 4, EFLAGS_ZF = 1 << 6, EFLAGS_SF = 1 << 7, EFLAGS_ARITHMETIC = 0x8d5 };
 enum { NO_SIB = 4, NO_BASE = 5 }; /* registers that ModRM and SIB cannot name */
 
@@ -25,7 +25,8 @@ static bool find_operand(const uint8_t *code, unsigned at, uint8_t rex, unsigned
     const uint64_t *regs = lane_regs();
     uint8_t modrm = code[at++], mode = modrm >> 6, base = modrm & 7;
     uint64_t address = 0;
-    bool relative = base == NO_BASE && !mode, far = relative || mode == 2;
+    bool relative = base == NO_BASE && !mode && code64();
+    bool far = (base == NO_BASE && !mode) || mode == 2;
     int32_t displacement = 0;
 
     if (mode == 3)
@@ -49,6 +50,8 @@ static bool find_operand(const uint8_t *code, unsigned at, uint8_t rex, unsigned
     found->reg = (modrm >> 3 & 7) | (rex & REX_R) << 1;
     found->address = address + (int64_t)displacement +
                      (relative ? FIELD(G.env, ENV_EIP, uint64_t) + found->length : 0);
+    if (!code64())
+        found->address = (uint32_t)found->address;
     return true;
 }
 
@@ -81,15 +84,18 @@ static bool and_byte(uint64_t maddr, uint8_t mask, unsigned length)
     return true;
 }
 
-static bool move(uint64_t maddr, uint64_t *reg, bool exchange, unsigned length)
+/* MOV, or XCHG with a register, of `size` bytes: 4 or 8. */
+static bool move(uint64_t maddr, uint64_t value, unsigned size, uint64_t *exchanged, unsigned length)
 {
-    uint64_t old = *word(maddr);
+    uint64_t entry = *word(maddr), mask = size == 8 ? ~0ull : 0xffffffff;
+    unsigned shift = 8 * (maddr & 7);
 
-    if (maddr & 7 || !change(maddr, *reg))
+    if (maddr & (size - 1) ||
+        !change(maddr & ~7ull, (entry & ~(mask << shift)) | (value & mask) << shift))
         return false;
     complete(length);
-    if (exchange)
-        *reg = old;
+    if (exchanged)
+        *exchanged = entry >> shift & mask;
     return true;
 }
 
@@ -97,23 +103,32 @@ static bool move(uint64_t maddr, uint64_t *reg, bool exchange, unsigned length)
 bool store_to_table(uint64_t vaddr, uint64_t maddr)
 {
     uint8_t code[LONGEST], rex = 0;
+    bool code32 = FIELD(G.env, ENV_HFLAGS, uint32_t) & HF_CS32;
     struct operand operand;
-    bool locked;
+    int32_t immediate;
     unsigned n = 0;
 
-    if (!code64() || U.read_eflags(G.env) & EFLAGS_TF || !fetch(code))
+    if (!(code64() || code32) || U.read_eflags(G.env) & EFLAGS_TF || !fetch(code))
         return false;
-    locked = code[n] == LOCK;
+    bool locked = code[n] == LOCK;
     if (locked || code[n] == DS_PREFIX)
         n++;
-    if ((code[n] & 0xf0) == REX)
+    if (code64() && (code[n] & 0xf0) == REX)
         rex = code[n++];
-    uint8_t opcode = code[n++], immediate = opcode == AND8;
-    if (!find_operand(code, n, rex, immediate, &operand) || operand.address != vaddr)
+    uint8_t opcode = code[n++], extension = code[n] >> 3 & 7;
+    unsigned size = rex & REX_W ? 8 : 4;
+    if (!find_operand(code, n, rex, opcode == AND8 ? 1 : opcode == MOV_IMMEDIATE ? 4 : 0, &operand) ||
+        operand.address != vaddr)
         return false;
-    if (opcode == AND8 && (code[n] >> 3 & 7) == AND)
+    uint64_t *reg = &lane_regs()[operand.reg];
+    if (opcode == AND8 && extension == AND)
         return and_byte(maddr, code[operand.length - 1], operand.length);
-    if ((opcode == XCHG || (opcode == MOV && !locked)) && rex & REX_W)
-        return move(maddr, &lane_regs()[operand.reg], opcode == XCHG, operand.length);
-    return false;
+    if (opcode == XCHG)
+        return move(maddr, *reg, size, reg, operand.length);
+    if (opcode == MOV && !locked)
+        return move(maddr, *reg, size, NULL, operand.length);
+    if (opcode != MOV_IMMEDIATE || extension || locked)
+        return false;
+    memcpy(&immediate, code + operand.length - sizeof immediate, sizeof immediate);
+    return move(maddr, (int64_t)immediate, size, NULL, operand.length);
 }

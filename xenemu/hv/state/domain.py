@@ -137,7 +137,7 @@ class Domain:
         self.pages = self.frames.pages[self.domid]
         self.pages.max_pages = max_pages
         self.shared_info_width = self.shared_info_width or self.width
-        self.frames.calls = self.calls.own
+        self.frames.calls = self.calls
         self.peers[self.domid] = self
 
     @property
