@@ -1,4 +1,4 @@
-# What a contributor types. `make demo` and `make test` need Debian 12, Python 3.11 and gcc only.
+# What a contributor types. `make demo` and `make test` need Debian 12 or 13 and gcc only.
 
 PYTHON ?= python3
 VENV := .venv
