@@ -34,6 +34,26 @@ def test_a_timeline_has_the_last_call_in_either_form(
     assert b"sched_op(shutdown)" in trace
 
 
+def test_perfettos_classes_read_a_timeline_whose_slices_nest(
+    kernel: str, tmp_path: Path, xenemu_run: Run
+) -> None:
+    proto = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    assert xenemu_run(kernel, "--timeline", tmp_path / "t", "--vcpus", "2").returncode == 0
+    tracks: dict[int, str] = {}
+    depth: dict[int, int] = {}
+    for packet in proto.Trace.FromString((tmp_path / "t").read_bytes()).packet:
+        if packet.HasField("track_descriptor"):
+            tracks[packet.track_descriptor.uuid] = packet.track_descriptor.name
+        elif packet.HasField("track_event"):
+            event = packet.track_event
+            step = {proto.TrackEvent.TYPE_SLICE_BEGIN: 1, proto.TrackEvent.TYPE_SLICE_END: -1}
+            depth[event.track_uuid] = depth.get(event.track_uuid, 0) + step.get(event.type, 0)
+            assert depth[event.track_uuid] >= 0
+    assert not any(depth.values())
+    used = {tracks[uuid] for uuid in depth}
+    assert {"boot", "vcpu 0 hypercalls", "vcpu 0 runstate", "vcpu 1 runstate"} <= used
+
+
 def test_a_profile_has_the_form_that_its_name_asks_for(
     kernel: str, tmp_path: Path, xenemu_run: Run
 ) -> None:

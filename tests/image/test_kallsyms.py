@@ -124,7 +124,8 @@ def build(layout, change=lambda table, name: table):
 
 def read(data, layout):
     segment = Segment(base(layout), memoryview(data))
-    return read_kallsyms([segment], [range(segment.vaddr, segment.vaddr + SIZE)], layout.width)
+    found = read_kallsyms([segment], [range(segment.vaddr, segment.vaddr + SIZE)], layout.width)
+    return list(zip(found.vaddrs, found.names, found.code(), strict=True)) if found else []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -216,5 +217,5 @@ def test_the_segment_with_the_table_is_found():
     other = Segment(BASE64 - SIZE, memoryview(bytes(4096)))
     segment = Segment(BASE64, memoryview(build(layout)))
     image = [range(BASE64 - SIZE, BASE64 + SIZE)]
-    assert len(read_kallsyms([other, segment], image, 8)) == COUNT
-    assert read_kallsyms([other], image, 8) == []
+    assert len(read_kallsyms([other, segment], image, 8).names) == COUNT
+    assert read_kallsyms([other], image, 8) is None

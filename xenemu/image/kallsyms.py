@@ -37,9 +37,10 @@ from __future__ import annotations
 
 import re
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Protocol
+from typing import Protocol, overload
 
 from xenemu.records import dataclass
 
@@ -97,38 +98,81 @@ class _Markers:
         return 0 < count <= MAX_SYMBOLS and -(-count // MARKED) == len(self.offsets)
 
 
+class Names(Sequence[str]):
+    """Names that are expanded when they are asked for, the letters before them apart."""
+
+    def __init__(self, stream: bytes, places: Sequence[int], tokens: _Tokens) -> None:
+        self._stream, self._places, self._tokens = stream, places, tokens.strings
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        return self.whole(index)[1:]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.whole(n)[1:] for n in range(len(self)))
+
+    def whole(self, index: int) -> str:
+        """A name with its letter."""
+        size, at = _length(self._stream, self._places[index])
+        return "".join(map(self._tokens.__getitem__, self._stream[at : at + size]))
+
+    def are_code(self) -> list[bool]:
+        """Of each name, whether its letter says that it is code's."""
+        first = [token[:1] in CODE for token in self._tokens]
+        stream = self._stream
+        return [first[stream[at + 1 + (stream[at] >> 7)]] for at in self._places]
+
+
+@dataclass(frozen=True)
+class Kallsyms:
+    """Each symbol's address, ascending, and its name."""
+
+    vaddrs: Sequence[int]
+    names: Names
+
+    def code(self) -> list[bool]:
+        """Whether each is code."""
+        return self.names.are_code()
+
+
 def read_kallsyms(
     segments: Sequence[LoadedSegment], image: Sequence[range], width: int
-) -> list[tuple[int, str, bool]]:
-    """Return (address, name, whether it is code) of every symbol; empty when there is no table.
+) -> Kallsyms | None:
+    """Return every symbol; None when there is no table.
 
-    Addresses ascend. `image` is where the kernel's addresses may lie, `width` the bytes of a
-    pointer. Per-CPU symbols of kernels that link them at 0 have their offset for an address.
+    `image` is where the kernel's addresses may lie, `width` the bytes of a pointer. Per-CPU symbols
+    of kernels that link them at 0 have their offset for an address.
     """
     for segment in segments:
         tokens = _find_tokens(segment.data)
         if tokens is not None:
             return _read_tables(segment, tokens, image, width)
-    return []
+    return None
 
 
 def _read_tables(
     segment: LoadedSegment, tokens: _Tokens, image: Sequence[range], width: int
-) -> list[tuple[int, str, bool]]:
+) -> Kallsyms | None:
     markers = _find_markers(segment.data, tokens.start)
     if markers is None:
-        return []
+        return None
     found = _find_names(segment.data, markers)
     if found is None:
-        return []
+        return None
     names_at, count = found
-    names = _read_names(segment.data[names_at : markers.start], count, markers, tokens)
+    names = _find_each_name(segment.data[names_at : markers.start], count, markers, tokens)
     addresses = _find_addresses(segment, tokens, names_at, count, image, width)
-    if not names or not addresses:
-        return []
-    return [
-        (vaddr, name[1:], name[0] in CODE) for vaddr, name in zip(addresses, names, strict=True)
-    ]
+    if names is None or not addresses:
+        return None
+    return Kallsyms(addresses, names)
 
 
 def _find_tokens(data: memoryview) -> _Tokens | None:
@@ -229,24 +273,39 @@ def _length(stream: bytes, at: int) -> tuple[int, int]:
     return size & 0x7F | stream[at + 1] << 7, at + 2  # before 6.1 no name was long enough
 
 
-def _read_names(data: memoryview, count: int, markers: _Markers, tokens: _Tokens) -> list[str]:
-    """Expand all names, the letters before them; empty if markers or the end disagree."""
+def _find_each_name(
+    data: memoryview, count: int, markers: _Markers, tokens: _Tokens
+) -> Names | None:
+    """Find where each name is; None if markers or the end disagree, or a name cannot be one."""
     stream = bytes(data) + bytes(1 + MAX_NAME)
-    expand, room, at = tokens.strings.__getitem__, MAX_NAMES_BYTES, 0
-    names = []
+    lengths = [len(token) for token in tokens.strings]
+    shortest, longest = min(lengths), max(lengths)
+    room, at, end = MAX_NAMES_BYTES, 0, len(data)
+    places = array("I")
     for number in range(count):
         if number % MARKED == 0 and at != markers.offsets[number // MARKED]:
-            return []
-        size, at = _length(stream, at)
-        if size > MAX_NAME:
-            return []
-        name = "".join(map(expand, stream[at : at + size]))
+            return None
+        places.append(at)
+        size = stream[at]
+        at += 1
+        if size >= 0x80:
+            size, at = _length(stream, at - 1)
+        if size * longest > MAX_NAME or size * shortest < 2:  # or there is no need to count
+            expanded = sum(map(lengths.__getitem__, stream[at : at + size]))
+            if size > MAX_NAME or not 1 < expanded <= MAX_NAME:
+                return None
         at += size
-        room -= len(name)
-        if at > len(data) or not 1 < len(name) <= MAX_NAME or room < 0:
-            return []
-        names.append(name)
-    return names if len(data) - at < MAX_PADDING else []
+        room -= size * longest
+        if at > end:
+            return None
+    if end - at >= MAX_PADDING or (room < 0 and _expanded(stream, lengths) > MAX_NAMES_BYTES):
+        return None
+    return Names(stream, places, tokens)
+
+
+def _expanded(stream: bytes, lengths: Sequence[int]) -> int:
+    """How long all names are together, at most."""
+    return sum(map(lengths.__getitem__, stream))
 
 
 def _find_addresses(

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from xenemu.errors import ImageError
 from xenemu.image.elf import Elf, parse
-from xenemu.image.kallsyms import MAX_NAME, MAX_SYMBOLS, LoadedSegment, read_kallsyms
+from xenemu.image.kallsyms import MAX_NAME, MAX_SYMBOLS, Kallsyms, LoadedSegment, read_kallsyms
 from xenemu.records import dataclass
 
 HIGH_HALF = 1 << 63
@@ -43,17 +43,32 @@ class Names(Protocol):
     def format(self, vaddr: int, is_return: bool = False) -> str: ...
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """Each symbol's address, ascending, and its name; and whether it is code."""
+
+    vaddrs: list[int]
+    names: list[str]
+    are_code: list[bool]
+
+    def code(self) -> list[bool]:
+        return self.are_code
+
+
+Entries = Iterable[tuple[int, str, bool]]
+
+
 class Symbols:
     """The names of one image, read at the first question.
 
-    `read` gives (address, name, whether it is code) in any order. If an address has several names,
-    the first counts. `image` is where the kernel lies. Only an address in there gets a name, but
-    any symbol can be asked for its address.
+    `read` gives (address, name, whether it is code) in any order, or Linux's own table. If an
+    address has several names, the first counts. `image` is where the kernel lies. Only an address
+    in there gets a name, but any symbol can be asked for its address.
     """
 
     def __init__(
         self,
-        read: Callable[[], Iterable[tuple[int, str, bool]]] = tuple,
+        read: Callable[[], Entries | Kallsyms] = tuple,
         image: Sequence[range] = (),
     ) -> None:
         self._read = read
@@ -75,27 +90,37 @@ class Symbols:
         return Symbols(read, [range(p.start + offset, p.stop + offset) for p in self._image])
 
     @cached_property
-    def _table(self) -> tuple[list[int], list[str], list[bool]]:
-        entries = sorted(self._read(), key=lambda entry: entry[0])
+    def _table(self) -> Kallsyms | _Listed:
+        found = self._read()
+        if isinstance(found, Kallsyms):
+            return found
+        entries = sorted(found, key=lambda entry: entry[0])
         vaddrs, names = [entry[0] for entry in entries], [entry[1] for entry in entries]
-        return vaddrs, names, [entry[2] for entry in entries]
+        return _Listed(vaddrs, names, [entry[2] for entry in entries])
+
+    @cached_property
+    def _code(self) -> list[bool]:
+        return self._table.code()
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        vaddrs, names, _ = self._table
-        return dict(zip(reversed(names), reversed(vaddrs), strict=True))
+        vaddrs, names = self._table.vaddrs, self._table.names
+        found: dict[str, int] = {}
+        for name, vaddr in zip(names, vaddrs, strict=True):
+            found.setdefault(name, vaddr)
+        return found
 
     def __len__(self) -> int:
-        return len(self._table[0])
+        return len(self._table.vaddrs)
 
     def items(self) -> Iterator[tuple[int, str, bool]]:
         """Each (address, name, whether it is code), by ascending address."""
-        return zip(*self._table, strict=True)
+        return zip(self._table.vaddrs, self._table.names, self._code, strict=True)
 
     def lookup(self, vaddr: int) -> Symbol | None:
         """Return the symbol at or before `vaddr` in the same part of the image."""
         part = next((part for part in self._image if vaddr in part), None)
-        vaddrs, names, _ = self._table
+        vaddrs, names = self._table.vaddrs, self._table.names
         after = bisect_right(vaddrs, vaddr)
         if part is None or not after or vaddrs[after - 1] < part.start:
             return None
@@ -137,12 +162,13 @@ def _image(segments: Sequence[LoadedSegment]) -> list[range]:
 
 def _read_symbols(
     elf: memoryview, segments: Sequence[LoadedSegment], image: Sequence[range]
-) -> list[tuple[int, str, bool]]:
+) -> Entries | Kallsyms:
     try:
         headers = parse(elf)
     except ImageError:
         return []
-    return _read_symtab(headers) or read_kallsyms(segments, image, headers.elf_class // 8)
+    listed = _read_symtab(headers)
+    return listed or read_kallsyms(segments, image, headers.elf_class // 8) or []
 
 
 def _contents(headers: Elf, name: str) -> memoryview:
