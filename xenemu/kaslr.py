@@ -56,7 +56,7 @@ class MappedCode(Code):
         self._image, self._current = image, current
         low = min((part.start for part in image.symbols.parts), default=0)
         self._reach = range(low, low + REACH)
-        self._settled = current.domain.p2m is None or _anchor(image) is None
+        self._settled = current.domain.p2m is None or anchor_of(image) is None
 
     def format(self, vaddr: int, is_return: bool = False) -> str:
         """Write an address as `Code.format` does."""
@@ -78,7 +78,7 @@ def find(current: Current, image: Image) -> Move | None:
     None also if it is no Linux. After kexec another kernel may run, and may even have the same
     bytes. This kernel still lies where it was.
     """
-    anchor = _anchor(image)
+    anchor = anchor_of(image)
     if anchor is None:
         return None
     segment, at = anchor
@@ -109,6 +109,7 @@ def _tables(current: Current) -> Iterator[Tables]:
             yield replace(found, root=found.root & ~PAGE_SIZE)
 
 
+@lru_cache(maxsize=2)
 def anchor_of(image: Image) -> tuple[Segment, int] | None:
     """Bytes that never change: the segment that they are in, and where they are in it."""
     for anchor in ANCHORS:
@@ -117,9 +118,6 @@ def anchor_of(image: Image) -> tuple[Segment, int] | None:
                 if (segment.paddr + found.start()) % PAGE_SIZE <= PAGE_SIZE - SAMPLE:
                     return segment, found.start()
     return None
-
-
-_anchor: Final = lru_cache(maxsize=2)(anchor_of)
 
 
 @lru_cache(maxsize=1)

@@ -14,12 +14,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, Final, Self
 
+from xenemu.errors import XenemuError
 from xenemu.records import dataclass
 from xenemu.smoke import copies
 from xenemu.smoke.copies import ANSWERS, Copy, Lost, Original
@@ -121,6 +122,10 @@ def _nurse(connection: Connection) -> None:
     """Import, and be copied."""
     for name in MODULES:
         importlib.import_module(name)
+    from xenemu.machine.core import check_engine  # noqa: PLC0415 (whose parent does without)
+
+    with suppress(XenemuError, OSError, ImportError):  # which each boot then meets by itself
+        check_engine()  # which loads the CPU engine
     gc.collect()
     gc.freeze()  # else each copy would touch, and so copy, all that is there
     if born := copies.serve(connection):

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from xenemu import __version__, image
+from xenemu import __version__, image, kaslr
 from xenemu.confine import confine, confine_copy
 from xenemu.errors import EngineError, FitError, XenemuError, exhaustion
 from xenemu.image import Image
@@ -72,6 +72,7 @@ def load(connection: Connection, kernel: Path) -> None:
     with suppress(XenemuError):  # which each boot then meets by itself
         loaded = image.load(kernel)
         loaded.symbols.address("")  # which reads all names
+        kaslr.anchor_of(loaded)
     gc.freeze()
     if born := copies.serve(connection):
         (function, boot), own = born
