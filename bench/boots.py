@@ -92,7 +92,7 @@ def _rows() -> Iterator[Row]:
 def _table(figures: Figures) -> str:
     """A line for each row, and one for each ratio of ours to the faster peer's."""
     lines = [["boot", "by", *(name for name, _ in COLUMNS)]]
-    for boot in BOOTS:
+    for boot in (boot for boot in BOOTS if ours(boot) in figures.rows):
         for row in (ours(boot), *peers(boot)):
             if row in figures.rows:
                 medians = (report.cell(figures.median(row, name), n) for name, n in COLUMNS)

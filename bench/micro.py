@@ -25,10 +25,10 @@ SHIM_CMDLINE: Final = "pv-shim console=pv"
 COUNTS: Final = {
     "block": 20_000,
     "store": 20_000,
-    "hypercall": 20,
-    "page fault": 20,
+    "hypercall": 200,
+    "page fault": 100,
     "mmu_update of 128": 10,
-    "baseptr": 20,
+    "baseptr": 100,
     "mmu_update of 1": 100,
     "update_va_mapping": 100,
     "stored entry": 10,
@@ -117,7 +117,7 @@ def _number(ns: float) -> str:
 GROUP: Final = Group(
     "micro",
     "single operations: blocks, hypercalls, faults, page tables; also in xen-shim",
-    minutes=2,
+    minutes=3,
     prepare=_prepare,
     table=_table,
 )

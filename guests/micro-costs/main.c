@@ -211,11 +211,11 @@ void guest_main(void)
 	wait();
 	measure("block", blocks, 20000 * by);
 	measure("store", stores, 20000 * by);
-	measure("hypercall", hypercalls, 20 * by);
-	measure("page fault", faults, 20 * by);
+	measure("hypercall", hypercalls, 200 * by);
+	measure("page fault", faults, 100 * by);
 #ifdef GUEST_PV
 	measure("mmu_update of 128", updates, 10 * by);
-	measure("baseptr", switches, 20 * by);
+	measure("baseptr", switches, 100 * by);
 	measure("mmu_update of 1", single_updates, 100 * by);
 	measure("update_va_mapping", va_updates, 100 * by);
 	measure("stored entry", stored_entries, 10 * by);
