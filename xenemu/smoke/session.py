@@ -429,8 +429,8 @@ class Session:
 
     @property
     def due_ns(self) -> int | None:
-        """When `run_for` is over. Limits are looked at when the guest's timers come."""
-        return self._halt if self._is_timed and isinstance(self._halt, int) else None
+        """The time at which to stop, if there is one. Limits are looked at when timers come."""
+        return self._halt if isinstance(self._halt, int) else None
 
     def leaves(self) -> bool:
         """Whether somebody wants it to stop."""
