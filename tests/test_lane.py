@@ -23,9 +23,9 @@ from xenemu.machine import Machine
 GUESTS = (
     "attack-iret", "attack-iret-frame", "attack-kernel-stack", "attack-linear-pt",
     "attack-multicall", "attack-pt-entries", "attack-writable-pt", "fast-syscall", "flat-selectors",
-    "iret-step", "micro-costs", "page-fault", "pv-iret", "pv-traps", "pv-writable-pt",
-    "ring-switch", "segment-limits", "soft-int-faults", "stacks", "storm", "tlb-shootdown",
-    "vcpu-context",
+    "iret-step", "kernel-work", "micro-costs", "page-fault", "pv-iret", "pv-privilege", "pv-traps",
+    "pv-writable-pt", "ring-switch", "segment-limits", "soft-int-faults", "stacks", "storm",
+    "tlb-shootdown", "vcpu-context",
 )  # fmt: skip
 PV = [
     (name, kind)
