@@ -37,7 +37,7 @@ NoFast = Annotated[
     bool,
     typer.Option(
         "--no-fast",
-        help="Let the Python model do all of a PV guest's work, and the C shim none of it: slower,"
+        help="Let the Python model do all of the hypervisor's work, and C none of it: slower,"
         " with the same result. If something differs, that is a bug of xenemu's.",
     ),
 ]

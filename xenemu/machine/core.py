@@ -101,10 +101,10 @@ class Core:
         self.attach_exits()
         gc.collect()  # the memory of the domain that is gone
 
-    fast = True  # whether C may do ordinary work of a PV guest's by itself (pv/lane.py)
+    fast = True  # whether C may do ordinary work by itself (pv/lane.py, pvh/exits.py)
 
     def leave_to_model(self) -> None:
-        """Let the model do all of a PV guest's work: slower, to see whether that differs."""
+        """Let the model do all of the hypervisor's work: slower, to see whether that differs."""
         self.fast = self.engine.fast = False
         self.engine.open_lane(False)
 
