@@ -203,15 +203,16 @@ def test_events_and_timers_are_instants(watched: Watched) -> None:
 
 def test_requests_under_way_together_are_on_tracks_of_their_own(watched: Watched) -> None:
     timeline, cpu = watched.timeline, watched.current.cpu
-    timeline.served("vbd-51712", "read", 300)
-    timeline.served("vbd-51712", "write", 400)
+    timeline.served("vbd-51712", "read", 100, 300)
+    timeline.served("vbd-51712", "write", 100, 400)
     cpu.now_ns = 350
-    timeline.served("vbd-51712", "read", 500)
+    timeline.served("vbd-51712", "read", 310, 320)  # it was looked for after it was done
     for _ in range(2 * MAX_SLOTS):
-        timeline.served("vbd-51712", "read", 900)
+        timeline.served("vbd-51712", "read", 330, 900)
     timeline.served("vif-0", "sent, 60 bytes")
     told = watched.end()
-    assert [name for _, what, name in told["vbd-51712"] if what == "begin"] == ["read", "read"]
+    first = [at_ns for at_ns, what, _ in told["vbd-51712"] if what != "now"]
+    assert first == [100, 300, 310, 320, 330, 900]
     assert [name for _, what, name in told["vbd-51712 #2"] if what == "begin"][:1] == ["write"]
     assert f"vbd-51712 #{MAX_SLOTS}" in told
     assert f"vbd-51712 #{MAX_SLOTS + 1}" not in told

@@ -416,7 +416,7 @@ class Block(BusBackend):
         self.pending.append(Pending(number, due_ns, rsp_prod, operation == BLKIF_OP_DISCARD))
         for observer in domain.watch or ():
             what = OPERATIONS.get(operation, f"operation {operation}")
-            observer.served(self.name, what, due_ns)
+            observer.served(self.name, what, now_ns, due_ns)
 
     def due(self, domain: Domain, number: int, now_ns: int) -> None:
         done: Done = {}

@@ -172,8 +172,10 @@ class Observer:
     def runstate_changed(self, vcpu: Vcpu, now_ns: int) -> None:
         """A vcpu enters another state, `vcpu.runstate`, at that instant."""
 
-    def served(self, device: str, what: str, until_ns: int | None = None) -> None:
-        """A device of dom0's serves a request: now, or from now until that instant."""
+    def served(
+        self, device: str, what: str, since_ns: int | None = None, until_ns: int | None = None
+    ) -> None:
+        """A device of dom0's serves a request: now, or from when it came until that instant."""
 
     def printed(self, current: Current, data: bytes) -> None:
         """The console has shown what the guest printed."""

@@ -310,22 +310,23 @@ class Timeline(Observer):
 
     # Devices and the console.
 
-    def served(self, device: str, what: str, until_ns: int | None = None) -> None:
+    def served(
+        self, device: str, what: str, since_ns: int | None = None, until_ns: int | None = None
+    ) -> None:
         """A request."""
         self._settle()
-        now_ns = self._now_ns
-        if until_ns is None:
-            self._writer.instant(self._track(device, 0, device), now_ns, what)
+        if since_ns is None or until_ns is None:
+            self._writer.instant(self._track(device, 0, device), self._now_ns, what)
             return
         slots = self._slots.setdefault(device, [])
-        slot = next((n for n, free_ns in enumerate(slots) if free_ns <= now_ns), len(slots))
+        slot = next((n for n, free_ns in enumerate(slots) if free_ns <= since_ns), len(slots))
         if slot == len(slots):
             if slot == MAX_SLOTS:
                 return
             slots.append(0)
         slots[slot] = until_ns
         track = self._track(device, slot, f"{device} #{slot + 1}" if slot else device)
-        self._writer.begin(track, now_ns, what)
+        self._writer.begin(track, since_ns, what)
         self._writer.end(track, until_ns)
 
     def printed(self, current: Current, data: bytes) -> None:
