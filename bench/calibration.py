@@ -11,10 +11,6 @@ import struct
 import zlib
 from typing import Any, Final
 
-import unicorn
-from unicorn import x86_const
-
-ENGINE: Final[Any] = unicorn  # which declares no types
 TURNS: Final = 1_000_000  # of the loop in Python
 BLOCKS: Final = 6000  # of code, each of which Unicorn translates once
 LOOPS: Final = 200  # through them
@@ -49,6 +45,10 @@ def _sum(*numbers: int) -> int:
 
 def engine() -> int:
     """Small blocks of loads, additions, stores and jumps, in another order than in memory."""
+    # Here, because xenemu must be the first to import it in a process that has both.
+    import unicorn  # noqa: PLC0415
+    from unicorn import x86_const  # noqa: PLC0415
+
     draw = random.Random(1)
     order = list(range(1, BLOCKS))
     draw.shuffle(order)
@@ -67,7 +67,8 @@ def engine() -> int:
             block += b"\xe9" + struct.pack("<i", (following - place) * 32 - len(block) - 5)
         code[place * 32 : place * 32 + len(block)] = block
     end = CODE + places[-1] * 32 + len(block)
-    machine: Any = ENGINE.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc: Any = unicorn  # which declares no types
+    machine = uc.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     machine.mem_map(CODE, 1 << 20)
     machine.mem_map(DATA, DATA_BYTES)
     machine.mem_write(CODE, bytes(code))
