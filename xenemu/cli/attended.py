@@ -368,6 +368,7 @@ class AttendedRun:
         return HostTerminal(
             *(stdin, stdout, self.expectations, status, self.log, after, silence, escape),
             patience=self.patience,
+            keeping=self.keeping,
         )
 
     def _watch(

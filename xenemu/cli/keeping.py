@@ -74,6 +74,11 @@ class Keeping:
         at_ns = None if time_s is None else int(time_s * 1e9)
         return cls(header, expectations, files[1:], at, at_ns, files[0])
 
+    @property
+    def due_ns(self) -> int | None:
+        """The guest's time at which one is to be taken; None if none is, or by what it prints."""
+        return self.at_ns if self.output else None
+
     def look(self, machine: Machine) -> str | None:
         """Take the snapshot if it is time, between two slices; then what to tell the person."""
         if self.output is None:

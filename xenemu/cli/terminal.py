@@ -12,7 +12,7 @@ import select
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from xenemu.cli.afterinput import AfterInput
 from xenemu.cli.escape import Escape
@@ -26,6 +26,9 @@ from xenemu.errors import OutputError
 from xenemu.outcome import End, Outcome
 from xenemu.outputs import Output
 
+if TYPE_CHECKING:
+    from xenemu.cli.keeping import Keeping
+
 CTRL_C: Final = b"\x03"
 MAX_TYPED_AHEAD: Final = 64 << 10  # bytes that the guest has yet to take
 MAX_WAIT_S: Final = 1_000_000  # a guest may set its timer to any time
@@ -37,7 +40,7 @@ class HostTerminal:
     * `callers` are others that may end a wait for input, such as a debugger.
     * `after` says what is typed once input has ended.
     * `silence` says what to do if nothing is ever printed.
-    * `patience` says when to give up by the guest's time.
+    * `patience` says when to give up by the guest's time, `keeping` when to keep it in a file.
     * `escape` takes out of what a person types what is for xenemu.
     * `stdin` and `stdout` are descriptors, or None if there is no such stream.
     * `signum` is the signal that ended the run, or 0. SIGPIPE means that nobody reads the console
@@ -55,6 +58,7 @@ class HostTerminal:
         silence: Silence | None = None,
         escape: Escape | None = None,
         patience: Patience | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.signum = 0
         self.interactive = stdin is not None and is_foreground(stdin)
@@ -68,6 +72,7 @@ class HostTerminal:
         self._after = after
         self._silence = silence
         self._patience = patience
+        self._keeping = keeping
         self.escape = escape or Escape()
         self._typed = b""  # while nobody read it
         self.callers: Callable[[], list[int]] = list
@@ -155,8 +160,9 @@ class HostTerminal:
 
     @property
     def due_ns(self) -> int | None:
-        """When a script is to type something, or when to give up, whichever is first."""
-        found = (each.due_ns for each in (self._expectations.script, self._patience) if each)
+        """When a script is to type something, when to give up, when to keep it: the first."""
+        those = (self._expectations.script, self._patience, self._keeping)
+        found = (each.due_ns for each in those if each)
         return min((due_ns for due_ns in found if due_ns is not None), default=None)
 
     def check(self) -> Outcome | None:
