@@ -12,10 +12,12 @@ from xenemu.options import (
     format_size,
     parse_maxvcpus,
     parse_memory,
+    parse_seconds,
     parse_seed,
     parse_slice,
     parse_vcpus,
     read_tree,
+    seconds_in,
 )
 
 
@@ -69,6 +71,18 @@ def test_slices():
     for text in ("", "0", "-1", "1s", "1.5us", "20 us", "us", "11ms", "10000001", "9" * 99, "٣us"):
         with pytest.raises(UsageError, match=r"^--slice .*: give a time from 1ns to 10ms, as in"):
             parse_slice("--slice", text)
+
+
+def test_seconds_are_the_same_with_and_without_their_unit():
+    for text, seconds in (("5", 5), ("5s", 5), ("1.5s", 1.5), (".5", 0.5), ("0s", 0)):
+        assert seconds_in(text) == seconds
+        if seconds:
+            assert parse_seconds("--timeout", text) == seconds
+    for text in ("", "s", "5ss", "5 m", "-1s", "nan", "infs", "1000001"):
+        assert seconds_in(text) is None
+    for text in ("0", "0s", "soon"):
+        with pytest.raises(UsageError, match=f"^--timeout {text}: give seconds, above 0 and up"):
+            parse_seconds("--timeout", text)
 
 
 def test_seeds():

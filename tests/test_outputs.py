@@ -188,3 +188,12 @@ def test_a_file_without_an_end_is_refused():
         assert not output.is_written
         with pytest.raises(OutputError, match="--core /proc/self/mem: Inv"):
             output.skip(4096)
+
+
+def test_a_hyphen_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Outputs() as outputs:
+        for open_ in (outputs.open, lambda option, path: outputs.folder(option, path, ())):
+            with pytest.raises(UsageError, match=r"^--log -: this does not go to standard output;"):
+                open_("--log", Path("-"))
+    assert not list(tmp_path.iterdir())

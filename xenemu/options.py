@@ -58,13 +58,19 @@ def parse_maxmem(option: str, text: str, memory: int) -> int:
 
 def parse_seconds(option: str, text: str) -> float:
     """A time in seconds; UsageError if it is no time, or none that one can wait for."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_SECONDS:
+    seconds = seconds_in(text)
+    if not seconds:
         raise UsageError(f"{option} {text}: give seconds, above 0 and up to {MAX_SECONDS}")
     return seconds
+
+
+def seconds_in(text: str) -> float | None:
+    """Seconds, as in ``1.5`` or ``1.5s``; None if this is no time, or more than `MAX_SECONDS`."""
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= MAX_SECONDS else None
 
 
 def parse_nanoseconds(option: str, text: str) -> int:

@@ -1,9 +1,9 @@
 """The one rule for the files that a command writes.
 
-An output must be new or empty, or a pipe or a device, but no disk. A file that has something in it
-belongs to somebody, and stays. Two outputs are never one file, even if two processes write them.
-All are opened before anything runs. If one is refused, or if the command fails before it begins, no
-empty file is left.
+An output must be new or empty, or a pipe or a device, but no disk. `-` names none. A file that has
+something in it belongs to somebody, and stays. Two outputs are never one file, even if two
+processes write them. All are opened before anything runs. If one is refused, or if the command
+fails before it begins, no empty file is left.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +22,7 @@ from typing import Final, Self
 from xenemu.errors import OutputError, UsageError
 
 FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+UNNAMED: Final = "-"  # what many programs take for standard output or input
 STANDARD: Final = {1: "standard output", 2: "standard error"}
 Identity = tuple[int, int]  # a device and an inode
 
@@ -104,6 +106,7 @@ class Outputs:
     def open(self, option: str, path: Path) -> Output:
         """Open a file; UsageError if the rule forbids it, or if it cannot be written."""
         name = f"{option} {path}"
+        _check_named(option, path)
         try:
             descriptor = self._descriptor(path)
         except OSError as error:
@@ -118,6 +121,7 @@ class Outputs:
 
         UsageError if the rule forbids one of them.
         """
+        _check_named(option, path)
         try:
             self._created += [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
@@ -193,6 +197,23 @@ class Outputs:
                     path.rmdir()
                 elif path.stat().st_size == 0:
                     path.unlink()
+
+
+def check_ending(
+    option: str, path: Path, forms: Mapping[str, Sequence[str]], others: str = ""
+) -> None:
+    """UsageError unless a file's name has an ending of one of the `forms`, in any case.
+
+    `forms` has what each is for, and its endings; `others` says what else the option takes.
+    """
+    if path.suffix.lower() not in chain(*forms.values()):
+        known = ", ".join(f"{' or '.join(ends)} for {what}" for what, ends in forms.items())
+        raise UsageError(f"{option} {path}: end its name in {known}{others}")
+
+
+def _check_named(option: str, path: Path) -> None:
+    if str(path) == UNNAMED:
+        raise UsageError(f"{option} {path}: this does not go to standard output; name a file")
 
 
 def encode(text: str) -> bytes:

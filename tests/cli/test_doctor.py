@@ -106,3 +106,9 @@ def test_an_unknown_topic_is_refused(capsys):
 def test_commands_install_what_is_named():
     assert Need("a", "b").install == "apt-get install b"
     assert Extra("a", "b[c]").install == "pip install 'b[c]'"
+
+
+def test_a_topic_with_a_slip_is_guessed(capsys):
+    for topic, end in (("runn", "bench; did you mean run?\n"), ("xyz", "bench\n")):
+        assert cli.main(["doctor", topic]) == 7
+        assert capsys.readouterr().err.endswith(end)

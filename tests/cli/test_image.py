@@ -39,3 +39,9 @@ def test_a_file_that_is_somebodys_stays(tmp_path, capsys):
     assert main(["image", "freebsd-module", str(out)]) == 7
     assert "exists" in capsys.readouterr().err
     assert out.read_text() == "mine"
+
+
+def test_what_is_missing_is_told_in_one_line(capsys):
+    assert main(["image"]) == 7
+    wanted = "missing argument 'KIND'. Choose from: freebsd-module; see xenemu image --help"
+    assert capsys.readouterr().err == f"xenemu: {wanted}\n"

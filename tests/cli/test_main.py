@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,15 @@ def test_help_shows_arguments_without_braces(command, arguments, capsys):
     assert cli.main([command, "--help"]) == 0
     usage = capsys.readouterr().out.splitlines()[0]
     assert usage == f"Usage: xenemu {command} [OPTIONS] {arguments}"
+
+
+def test_no_usage_shows_a_parsers_own_names(capsys):
+    for command in cli.COMMANDS:
+        assert cli.main([command, "--help"]) == 0
+        usage = capsys.readouterr().out.splitlines()[0]
+        assert re.fullmatch(r"Usage: [a-z ]+ \[OPTIONS\][ A-Z.|\[\]]*(\.toml\|KERNEL)?", usage), (
+            usage
+        )
 
 
 def test_without_a_command_there_is_the_help(capsys):

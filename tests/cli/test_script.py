@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from xenemu.cli.expect import Expectations
@@ -85,6 +87,19 @@ def test_a_wait_begins_when_what_is_before_it_is_done(begun, clock):
     assert script.due_ns == 8 * S
 
 
+def test_a_time_that_is_past_is_told_once(clock):
+    script, told = Script((("at", str(S)), ("expect", "x"), ("at", str(2 * S)), ("send", "y"))), []
+    script.begin(clock, told.append)
+    clock.now_ns = 3 * S
+    assert (script.due_ns, told) == (None, [])  # it came in time
+    script.feed("x")
+    assert (script.take(), script.take()) == (b"y", b"")
+    assert told == [
+        "the script's at 2s comes too late: the guest's clock shows 3.000000s; the script goes on"
+        " at once"
+    ]
+
+
 def test_pairs_are_in_the_order_of_the_command_line():
     script = pairs(["a", "b", "c"], ["1\\n"], ["expect", "memory", "expect", "send", "expect"])
     assert script.parts == (("expect", "a"), ("expect", "b"), ("send", "1\n"), ("expect", "c"))
@@ -118,7 +133,7 @@ def test_a_file(tmp_path):
     path = tmp_path / "script"
     path.write_bytes(
         b"# logs in\n\nexpect login: \nsend root\\n\n"
-        b"at 2.5s\nsendline ls \xff\r\nwait 1s\nsendline\n"
+        b"at 2.5s\nsendline ls \xff\r\nwait 1\nsendline\n"
     )
     assert read_script("--input", path).parts == (
         *(("expect", "login: "), ("send", "root\n"), ("at", "2500000000")),
@@ -132,7 +147,7 @@ def test_a_file(tmp_path):
     [
         ("expect a\nfoo bar", r"script:2: 'foo' is no word of a script; there are expect, send"),
         (" send x", "script:1: '' is no word"),
-        ("at 2", "script:1: at: give seconds of the guest's time, as in 1.5s"),
+        ("at 2m", "script:1: at: give seconds of the guest's time, as in 1.5s"),
         ("wait 9999999s", "script:1: wait: give seconds"),
         ("wait", "script:1: wait: give seconds"),
         ("expect (", r"script:1: '\(' is no regular expression"),
@@ -170,3 +185,8 @@ def test_a_terminal_types_what_the_script_says(begun, clock):
     assert (ours.exhausted, ours.due_ns, ours.read(9, 0)) == (False, S, b"")
     clock.now_ns = S
     assert (ours.read(9, 0), ours.exhausted, ours.due_ns) == (b"x", True, None)
+
+
+def test_standard_input_is_no_script():
+    with pytest.raises(UsageError, match=r"^--input -: standard input is typed without --input; a"):
+        read_script("--input", Path("-"))

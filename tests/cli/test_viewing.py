@@ -25,7 +25,7 @@ def kernel(tmp_path: Path) -> str:
 def test_a_timeline_has_the_last_call_in_either_form(
     kernel: str, tmp_path: Path, xenemu_run: Run
 ) -> None:
-    names = ("first.json", "again.json", "first.pftrace", "again.pftrace")
+    names = ("first.json", "again.JSON", "first.pftrace", "again.pftrace")
     for name in names:
         assert xenemu_run(kernel, "--timeline", tmp_path / name).returncode == 0
     json_, json_again, trace, trace_again = ((tmp_path / name).read_bytes() for name in names)
@@ -38,10 +38,10 @@ def test_perfettos_classes_read_a_timeline_whose_slices_nest(
     kernel: str, tmp_path: Path, xenemu_run: Run
 ) -> None:
     proto = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
-    assert xenemu_run(kernel, "--timeline", tmp_path / "t", "--vcpus", "2").returncode == 0
+    assert xenemu_run(kernel, "--timeline", tmp_path / "t.pb", "--vcpus", "2").returncode == 0
     tracks: dict[int, str] = {}
     depth: dict[int, int] = {}
-    for packet in proto.Trace.FromString((tmp_path / "t").read_bytes()).packet:
+    for packet in proto.Trace.FromString((tmp_path / "t.pb").read_bytes()).packet:
         if packet.HasField("track_descriptor"):
             tracks[packet.track_descriptor.uuid] = packet.track_descriptor.name
         elif packet.HasField("track_event"):
@@ -57,7 +57,7 @@ def test_perfettos_classes_read_a_timeline_whose_slices_nest(
 def test_a_profile_has_the_form_that_its_name_asks_for(
     kernel: str, tmp_path: Path, xenemu_run: Run
 ) -> None:
-    names = ("p.json", "p.svg", "p.folded")
+    names = ("p.json", "p.SVG", "p.folded")
     files = [option for name in names for option in ("--profile", tmp_path / name)]
     result = xenemu_run(kernel, *files, "--profile", "-", "--profile-every", "1us")
     assert result.returncode == 0
@@ -78,15 +78,15 @@ def test_a_map_of_memory_is_a_picture_of_the_end(
 
 def test_the_guest_runs_the_same(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
     without = xenemu_run(kernel).stderr.rpartition(b", ")[0]
-    watched = xenemu_run(kernel, "--timeline", tmp_path / "t", "--timeline-host-time")
+    watched = xenemu_run(kernel, "--timeline", tmp_path / "t.pb", "--timeline-host-time")
     assert watched.stderr.rpartition(b", ")[0] == without
-    assert b"host CPU" in (tmp_path / "t").read_bytes()
+    assert b"host CPU" in (tmp_path / "t.pb").read_bytes()
 
 
 def test_what_makes_no_sense_is_refused_and_leaves_nothing(
     kernel: str, tmp_path: Path, xenemu_run: Run
 ) -> None:
-    file = tmp_path / "t"
+    file = tmp_path / "t.pftrace"
     for options, why in (
         (["--timeline-host-time"], "--timeline-host-time: say where to, with --timeline FILE"),
         (
@@ -99,9 +99,15 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(
         ),
         (
             ["--profile", file],
-            f"--profile {file}: end its name in .json for speedscope, .svg for a"
-            " picture, .folded for stacks",
+            f"--profile {file}: end its name in .json for speedscope, .svg for a flame graph,"
+            " .folded or .txt for folded stacks, or say - for standard error",
         ),
+        (
+            ["--timeline", f"{file}.txt"],
+            f"--timeline {file}.txt: end its name in .pftrace or .perfetto-trace or .pb for"
+            " Perfetto, .json for Chrome's trace events",
+        ),
+        (["--memory-map", file], f"--memory-map {file}: end its name in .svg for a picture"),
         (["--profile-every", "1ms"], "--profile-every: say where to, with --profile FILE"),
         (
             ["--profile", "-", "--profile-every", "0ms"],
@@ -119,7 +125,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(
 
 
 def test_a_file_with_something_in_it_stays(kernel: str, tmp_path: Path, xenemu_run: Run) -> None:
-    file = tmp_path / "t"
+    file = tmp_path / "t.pftrace"
     file.write_text("mine")
     assert xenemu_run(kernel, "--timeline", file).returncode == EXIT_IMAGE
     assert file.read_text() == "mine"

@@ -231,7 +231,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ("maxvcpus = 1\nvcpus = 2", "9: maxvcpus: 1: fewer than the 2 vcpus that are online"),
         ("vcpus = 0", "9: vcpus: 0: give a number of vcpus, from 1 to 128"),
         ('vcpus = "2"', "9: vcpus: '2': give a number"),
-        ('quiet_timeout = "1"', "9: quiet_timeout: '1': give seconds"),
+        ('quiet_timeout = "1m"', "9: quiet_timeout: '1m': give seconds"),
         ('kernel = "none"', "9: kernel: "),
         ('kernel = "d"', "9: kernel: "),
         ("kernel = 5", "9: kernel: give a string"),

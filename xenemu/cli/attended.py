@@ -350,7 +350,9 @@ class AttendedRun:
         if self.patience:
             self.patience.begin(lambda: machine.engine.now_ns)
         if self.expectations.script:
-            self.expectations.script.begin(lambda: machine.engine.now_ns)
+            self.expectations.script.begin(
+                lambda: machine.engine.now_ns, lambda sentence: _tell_amid(status, sentence)
+            )
         is_told = (
             (not self.is_shell or bool(self.expectations.script))
             and self.limits.timeout_s is None

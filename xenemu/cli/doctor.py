@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
@@ -23,7 +24,7 @@ Examples:
   xenemu doctor share net && make test
 
 \b
-The exit code is 7 if something lacks for the topics that are named, or without
+The exit code is 7 if something is missing for the topics that are named, or without
 any, for "run"; else 0. Topics are the words of the second column.
 """
 STDLIB: Final = Path("/usr/include/stdlib.h")
@@ -57,7 +58,9 @@ def doctor(
     known = dict.fromkeys(check.topic for check in checks)
     for topic in topics or []:
         if topic not in known:
-            raise UsageError(f"doctor {topic}: give topics of {', '.join(known)}")
+            near = get_close_matches(topic, known, 1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"doctor {topic}: give topics of {', '.join(known)}{guess}")
     lacking = set()
     for check in checks:
         if not topics or check.topic in topics:

@@ -22,7 +22,10 @@ class Kind(StrEnum):
 
 def image(
     kind: Annotated[
-        Kind, typer.Argument(help="What to make: freebsd-module, for an amd64 kernel of FreeBSD.")
+        Kind,
+        typer.Argument(
+            metavar="KIND", help="What to make: freebsd-module, for an amd64 kernel of FreeBSD."
+        ),
     ],
     file: Annotated[
         Path,

@@ -16,7 +16,7 @@ def mistake_in(error: Exception, command: str = "xenemu") -> str:
     if not hasattr(error, "format_message"):
         return ""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
-    words = error.format_message().rstrip(".")
+    words = " ".join(error.format_message().split()).rstrip(".")
     if guesses := getattr(error, "possibilities", None):
         words = f"{error.args[0].rstrip('.')}; did you mean {' or '.join(sorted(guesses))}?"
     elif parameter is not None and error.args[0]:  # a value that the parameter cannot have

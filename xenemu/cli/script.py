@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from xenemu.errors import UsageError
-from xenemu.options import MAX_SECONDS, MOMENT, parse_pattern
+from xenemu.options import parse_pattern, seconds_in
 
 EXPECT, SEND, AT, WAIT = "expect", "send", "at", "wait"
 LINE: Final = "sendline"  # in a file: `send`, and a line end
@@ -45,12 +45,13 @@ class Script:
         self._tail = ""  # of the console
         self._searched = 0  # how much of it lies before the last match
         self._typed = bytearray()
-        self._since_ns: int | None = None  # a `wait` is first, and began then
+        self._since_ns: int | None = None  # an `at` or a `wait` is first, and was met then
         self._clock: Callable[[], int] = int
+        self._tell: Callable[[str], None] = lambda _sentence: None
 
-    def begin(self, clock: Callable[[], int]) -> None:
-        """Follow a guest with this clock, in nanoseconds."""
-        self._clock = clock
+    def begin(self, clock: Callable[[], int], tell: Callable[[str], None] | None = None) -> None:
+        """Follow a guest with this clock, in ns; `tell` gets a sentence for an `at` too late."""
+        self._clock, self._tell = clock, tell or self._tell
         self._advance()
 
     @property
@@ -105,13 +106,23 @@ class Script:
                 return found is not None
             case "send":
                 self._typed += os.fsencode(text)
-            case "at":
-                return self._clock() >= int(text)
-            case "wait":
+            case "at" | "wait":
+                is_met_now = self._since_ns is None
                 if self._since_ns is None:
                     self._since_ns = self._clock()
-                return self._clock() >= self._since_ns + int(text)
+                if word == WAIT:
+                    return self._clock() >= self._since_ns + int(text)
+                if is_met_now and self._since_ns > int(text):
+                    self._tell(_late(int(text), self._since_ns))
+                return self._clock() >= int(text)
         return True
+
+
+def _late(due_ns: int, now_ns: int) -> str:
+    return (
+        f"the script's at {due_ns / 1e9:g}s comes too late: the guest's clock shows"
+        f" {now_ns / 1e9:.6f}s; the script goes on at once"
+    )
 
 
 def pairs(expects: Sequence[str], sends: Sequence[str], order: Sequence[str]) -> Script:
@@ -136,6 +147,10 @@ def pairs(expects: Sequence[str], sends: Sequence[str], order: Sequence[str]) ->
 
 def read_script(option: str, path: Path) -> Script:
     """The script in a file; UsageError says in which line it is wrong."""
+    if str(path) == "-":
+        raise UsageError(
+            f"{option} -: standard input is typed without {option}; a script must be a file"
+        )
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -168,10 +183,10 @@ def _parts(where: str, line: str) -> list[Part]:
         return [(EXPECT, _pattern(text, where))]
     if word in (SEND, LINE):
         return [(SEND, unescaped(text, where) + ("\n" if word == LINE else ""))]
-    match = MOMENT.fullmatch(text.strip())
-    if not match or float(match[1]) > MAX_SECONDS:
+    seconds = seconds_in(text.strip())
+    if seconds is None:
         raise UsageError(f"{where} {word}: give seconds of the guest's time, as in 1.5s")
-    return [(word, str(round(float(match[1]) * 1e9)))]
+    return [(word, str(round(seconds * 1e9)))]
 
 
 def _pattern(text: str, where: str) -> str:

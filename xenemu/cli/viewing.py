@@ -13,7 +13,7 @@ from xenemu.errors import UsageError
 from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.options import parse_interval
-from xenemu.outputs import Output, Outputs
+from xenemu.outputs import Output, Outputs, check_ending
 
 if TYPE_CHECKING:
     from xenemu.views.profile import Profile
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 JSON: Final = ".json"
 SVG: Final = ".svg"
-FOLDED: Final = (".folded", ".txt")
+TIMELINES: Final = {
+    "Perfetto": (".pftrace", ".perfetto-trace", ".pb"),
+    "Chrome's trace events": (JSON,),
+}
+PROFILES: Final = {
+    "speedscope": (JSON,),
+    "a flame graph": (SVG,),
+    "folded stacks": (".folded", ".txt"),
+}
+MAPS: Final = {"a picture": (SVG,)}
 STANDARD_ERROR: Final = "-"
 PANEL: Final = "To look at it"
 
@@ -30,7 +39,8 @@ TimelineTo = Annotated[
     typer.Option(
         "--timeline",
         help="Write what the guest does by its virtual time to this file, which must be new or"
-        " empty: for Perfetto, or as Chrome's trace events if its name ends in .json.",
+        " empty: for Perfetto if its name ends in .pftrace (or .perfetto-trace, .pb), as Chrome's"
+        " trace events if in .json.",
         metavar="FILE",
         rich_help_panel=PANEL,
     ),
@@ -49,7 +59,8 @@ ProfileTo = Annotated[
         "--profile",
         help="Write where the guest's vcpus spend their time to this file, which must be new or"
         " empty: for speedscope if its name ends in .json, a flame graph if in .svg, folded stacks"
-        " if in .folded. With -, print the top functions in the end. For several, say it again.",
+        " if in .folded or .txt. With -, print the top functions in the end. For several, say it"
+        " again.",
         metavar="FILE|-",
         rich_help_panel=PANEL,
     ),
@@ -69,7 +80,7 @@ MemoryMapTo = Annotated[
     typer.Option(
         "--memory-map",
         help="Draw what the guest's memory is used as in the end, frame by frame, into this file,"
-        " which must be new or empty: an SVG.",
+        " which must be new or empty: an SVG, so its name ends in .svg.",
         metavar="FILE",
         rich_help_panel=PANEL,
     ),
@@ -111,9 +122,11 @@ class Viewing:
         every_ns = parse_interval("--profile-every", every) if every is not None else None
         files = [path for path in profiles if str(path) != STANDARD_ERROR]
         for path in files:
-            if path.suffix not in (JSON, SVG, *FOLDED):
-                forms = ".json for speedscope, .svg for a picture, .folded for stacks"
-                raise UsageError(f"--profile {path}: end its name in {forms}")
+            check_ending("--profile", path, PROFILES, ", or say - for standard error")
+        if timeline is not None:
+            check_ending("--timeline", timeline, TIMELINES)
+        if memory_map is not None:
+            check_ending("--memory-map", memory_map, MAPS)
         return cls(
             outputs.open("--timeline", timeline) if timeline else None,
             host_time,
@@ -186,7 +199,7 @@ def _begin_memory_map(machine: Machine, output: Output, title: str) -> Callable[
 
 
 def _writer(output: Output) -> Writer:
-    if output.name.endswith(JSON):
+    if output.name.lower().endswith(JSON):
         from xenemu.views.trace_events import TraceEventWriter  # noqa: PLC0415 (as above)
 
         return TraceEventWriter(output.write)
@@ -197,11 +210,12 @@ def _writer(output: Output) -> Writer:
 
 def _form(output: Output) -> Callable[[Profile, str], str]:
     """What writes a profile in the form that a file's name asks for."""
-    if output.name.endswith(JSON):
+    name = output.name.lower()
+    if name.endswith(JSON):
         from xenemu.views.speedscope import speedscope  # noqa: PLC0415 (as above)
 
         return speedscope
-    if output.name.endswith(SVG):
+    if name.endswith(SVG):
         from xenemu.views.flame import flame_graph  # noqa: PLC0415 (as above)
 
         return flame_graph

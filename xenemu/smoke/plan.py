@@ -42,6 +42,7 @@ from xenemu.options import (
     parse_pattern,
     parse_request,
     parse_slice,
+    seconds_in,
 )
 from xenemu.records import dataclass
 from xenemu.shares import parse_share
@@ -503,10 +504,12 @@ def _deeds(value: Any) -> tuple[Deed, ...]:
 
 
 def _seconds(value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 < value <= MAX_SECONDS:
+    """A time, as a number or as in "1.5s"."""
+    is_time = isinstance(value, int | float | str) and not isinstance(value, bool)
+    seconds = seconds_in(str(value)) if is_time else None
+    if not seconds:
         raise ValueError(f"{value!r}: give seconds, above 0 and up to {MAX_SECONDS}")
-    return float(value)
+    return seconds
 
 
 def _snapshot(value: Any) -> str | float:
