@@ -33,6 +33,7 @@ def path(tmp_path: Path) -> Path:
         ("a,rw", DiskSpec(Path("a"), Access.WRITE)),
         ("a,ro,name=xvdb1", DiskSpec(Path("a"), Access.READ_ONLY, "xvdb1")),
         ("/x/a,overlay", DiskSpec(Path("/x/a"))),
+        ("a,overlay=./none", DiskSpec(Path("a"), overlay=Path("none"))),
         ("a,overlay=b", DiskSpec(Path("a"), overlay=Path("b"))),
         ("a,overlay,name=xvdb,overlay=b", DiskSpec(Path("a"), name="xvdb", overlay=Path("b"))),
         ("a,format=qcow2", DiskSpec(Path("a"), format=Format.QCOW2)),
@@ -63,6 +64,10 @@ def test_a_disk_is_read(text: str, spec: DiskSpec) -> None:
         ("a,overlay=b,ro", "ro: give one of ro, rw and overlay"),
         ("a,overlay=b,overlay=c", "overlay=c: this is said twice"),
         ("a,overlay=", "'overlay=' is not known"),
+        (
+            "a,overlay=none",
+            "overlay=none: overlay alone is in memory; for a file of this name, say",
+        ),
         ("a,name=vda", "'vda' is no name of a disk: give one such as xvda"),
         ("a,", "'' is not known"),
     ],

@@ -95,6 +95,24 @@ def test_a_command_completes():
     assert completed("bash", "xenemu hyper", COMP_CWORD="1").split() == ["hypercalls"]
 
 
+def test_values_of_a_known_set_complete():
+    for line, wanted in (
+        ("run --mode pv", "pv pvh"),
+        ("run --trace mmu,h", "mmu,hypercalls"),
+        ("run --subarch x", "xen"),
+        ("run --on-suspend s", "save="),
+        ("smoke k --entry pv", "pv pvh"),
+        ("doctor im", "images"),
+        ("doctor share n", "net"),
+        ("control sock mem", "memory"),
+        ("control sock memory m", ""),
+    ):
+        words = f"xenemu {line}"
+        assert completed("bash", words, COMP_CWORD=str(line.count(" ") + 1)).split() == (
+            wanted.split()
+        ), line
+
+
 def test_the_others_complete():
     assert '"--json"' in completed("zsh", "xenemu hypercalls --j")
     fish = completed("fish", "xenemu hypercalls --j", _TYPER_COMPLETE_FISH_ACTION="get-args")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 QCOW2_MAGIC: Final = b"QFI\xfb"
 SECTOR_SIZES: Final = (512, 4096)
+NO_FILES: Final = ("none", "no", "off", "memory")  # said by those who want no file for an overlay
 SYNTAX: Final = (
     "FILE[,ro|rw|overlay[=FILE]][,name=xvda][,format=raw|qcow2][,sector-size=512|4096]"
     "[,persistent][,later]"
@@ -111,6 +112,9 @@ def parse_disk(option: str, text: str) -> DiskSpec:
             match key:
                 case "access":
                     values[key] = Access(value)
+                case "overlay" if value in NO_FILES:
+                    said = f"{option} {text}: {word}: overlay alone is in memory"
+                    raise UsageError(f"{said}; for a file of this name, say overlay=./{value}")
                 case "overlay" if value and "access" not in values:
                     values |= {"access": Access.OVERLAY, key: Path(value)}
                 case "persistent" | "later" if word == key:

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import image
+from xenemu.cli.completing import among
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig
 
@@ -22,6 +23,7 @@ Wallclock = Annotated[
         " in UTC if it names no zone; now; or image, for a day on which KERNEL had been built."
         " 2026-01-01 if not given, so that each run is the same.",
         metavar="TIME|now|image",
+        autocompletion=among((NOW, IMAGE)),
     ),
 ]
 

@@ -14,6 +14,7 @@ import typer
 
 from xenemu import entries, image
 from xenemu.cli import inherited
+from xenemu.cli.completing import among
 from xenemu.cli.guest_options import (
     Busybox,
     Cmdline,
@@ -108,6 +109,7 @@ def compare(
             help="The entries to boot it by; all that the kernel has if it is not said. Two kernels"
             f" are booted by one. Any of {', '.join(entries.MODES[1:])}.",
             metavar="ENTRY[,ENTRY...]",
+            autocompletion=among(entries.MODES[1:], of_several=True),
         ),
     ] = None,
     cmdline: Cmdline = "",

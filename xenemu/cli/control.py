@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from xenemu.cli.completing import among
 from xenemu.errors import UsageError
 from xenemu.options import parse_request, parse_seconds
 
@@ -35,6 +36,13 @@ UNSURE: Final = ("snapshot", "dump")  # verbs that a guest has only by an option
 LISTENING: Final = ("events",)  # verbs after which lines come until the guest ends
 
 
+def _completed(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The verbs that a word may become, where one stands."""
+    from xenemu.dom0.verbs import VERBS  # noqa: PLC0415 (else the guest is asked for them)
+
+    return [] if ctx.params.get("words") else among(["help", *VERBS])(incomplete)
+
+
 def control(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The socket of run's --control.")],
     words: Annotated[
@@ -42,6 +50,7 @@ def control(
         typer.Argument(
             metavar="[VERB [WORD...]]",
             help="What to do, and to what; a word may be a field by name, such as within=5.",
+            autocompletion=_completed,
         ),
     ] = None,
     wait: Annotated[

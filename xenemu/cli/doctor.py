@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import typer
 
 from xenemu import cachedir, confine, needs
+from xenemu.cli.completing import among
 from xenemu.errors import UsageError, XenemuError
 from xenemu.needs import Extra, Need
 from xenemu.outcome import EXIT_IMAGE
@@ -45,9 +46,19 @@ class Check:
         return f"{start}: {trouble}; {self.mend}" if trouble else start
 
 
+def _completed(incomplete: str) -> list[str]:
+    """The topics that a word may become."""
+    return among(dict.fromkeys(check.topic for check in all_checks()))(incomplete)
+
+
 def doctor(
     topics: Annotated[
-        list[str] | None, typer.Argument(metavar="[TOPIC]...", help="Only these, as in share net.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC]...",
+            help="Only these, as in share net.",
+            autocompletion=_completed,
+        ),
     ] = None,
 ) -> None:
     """Say what this machine lacks, for what, and the command that mends it.

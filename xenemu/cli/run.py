@@ -13,6 +13,7 @@ import typer
 from xenemu import entries
 from xenemu.cli.attended import AttendedRun, Confine, check_confine, controlled, listening
 from xenemu.cli.clock_options import Wallclock, parse_wallclock
+from xenemu.cli.completing import among
 from xenemu.cli.configured import Configurable
 from xenemu.cli.covering import CoverageByVcpu, Covering
 from xenemu.cli.dumping import CoreAfter, CoreTo, Dumping
@@ -96,6 +97,7 @@ from xenemu.cli.watch_options import (
     Verbose,
 )
 from xenemu.disks import opened, parse_disk, with_overlay
+from xenemu.entries.zero_page import SUBARCHES
 from xenemu.errors import UsageError
 from xenemu.machine import DomainConfig, Limits
 from xenemu.machine.ends import Action
@@ -174,6 +176,7 @@ def run(
             "--mode",
             help="By which entry to boot it; auto takes pvh or pv, as the kernel offers.",
             metavar=f"<{'|'.join(entries.MODES)}>",
+            autocompletion=among(entries.MODES),
             callback=_known_mode,
             rich_help_panel="The kernel",
         ),
@@ -184,6 +187,7 @@ def run(
             help="The hardware_subarch that linux32 or linux64 tell the kernel: xen, with a"
             " start_info to go with it, or a number.",
             metavar="xen|N",
+            autocompletion=among(SUBARCHES),
         ),
     ] = None,
     draft_notes: DraftNotes = None,

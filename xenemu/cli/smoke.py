@@ -8,7 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from xenemu import entries
 from xenemu.cli import github, matrix
+from xenemu.cli.completing import among
 from xenemu.cli.covering import CoverageByVcpu, check_by_vcpu
 from xenemu.errors import UsageError
 from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, parse_vcpus
@@ -42,6 +44,7 @@ def smoke(
             "--mode",
             help="auto, pv, pvh, ...; say it again for another boot.",
             metavar="ENTRY",
+            autocompletion=among(entries.MODES),
         ),
     ] = None,
     cmdline: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xenemu.cli.completing import among
 from xenemu.options import parse_nanoseconds
 from xenemu.outputs import Outputs
 
@@ -21,6 +22,7 @@ OnSuspend = Annotated[
         " preserve it until --control says which of the two; or save it to a file, which must be"
         " new or empty, as xl save does, and end the run.",
         metavar="end|resume|cancel|preserve|save=FILE",
+        autocompletion=among(("end", "resume", "cancel", "preserve", "save=")),
         rich_help_panel="The life of the guest",
     ),
 ]

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from xenemu.cli.attended import Confine
+from xenemu.cli.completing import among
 from xenemu.cli.watch import TraceFormat
+from xenemu.trace import KINDS
 
 Timeout = Annotated[
     str | None,
@@ -55,6 +57,7 @@ Trace = Annotated[
     typer.Option(
         help="Tell what the guest does, decoded: any of hypercalls, mmu, events, traps, vcpus.",
         metavar="KIND[,KIND...]",
+        autocompletion=among(KINDS, of_several=True),
     ),
 ]
 TraceFilter = Annotated[
