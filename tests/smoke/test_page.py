@@ -70,6 +70,24 @@ def test_what_differs_in_mode_and_vcpus_stands_in_a_row():
     assert '<div class="grid">' not in page.page([boot("a"), boot("b")], {})
 
 
+def test_a_phase_has_one_colour_in_the_whole_page():
+    early = [Phase("loaded", 0, 0.1), Phase("kernel", 1_000_000_000, 0.3)]
+    results = [
+        boot("a", phases=[*early, Phase("init", 2_000_000_000, 0.5)]),
+        boot("b", phases=[early[0], Phase("init", 2_000_000_000, 0.5)]),
+    ]
+    whole = page.page(results, {})
+    assert len(set(re.findall(r'background:(#\w+)" title="until init: ', whole))) == 1
+    assert len(set(re.findall(r'background:(#\w+)" title="until kernel: ', whole))) == 1
+    (summary,) = re.findall(r"</table><small class=why>until (.*?)</small>", whole)[:1]
+    assert re.sub("<.*?>", "", summary) == " kernel  init"
+
+
+def test_what_was_never_run_has_the_mode_that_was_asked_for():
+    whole = page.page([boot("a", mode="pvh", fails="no pvh")], {})
+    assert "<td>pvh</td>" in whole and "virtual s" in whole and "guest s" not in whole
+
+
 def test_no_text_of_a_guest_is_obeyed():
     innocent = Reader(page.page([boot("a", cases=[Case(("x",), Status.PASS)])], {}))
     result = hostile()

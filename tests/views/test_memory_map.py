@@ -83,6 +83,7 @@ def test_the_legend_counts_every_frame(monkeypatch: pytest.MonkeyPatch, rows_at_
     root = ElementTree.fromstring(picture)
     words = [element.text for element in root.iter(f"{SVG}text")]
     assert words[0].startswith("<a guest>: machine memory, a cell is")
+    assert root.get("width") == "100%"  # so that the totals are seen, however wide the window
     counted = Counter(kind for row in rows(current, 16) for kind in row.kinds)
     del counted[Kind.HOLE]  # of which rows are left out
     for kind, count in counted.items():

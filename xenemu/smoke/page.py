@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ LINE: Final = 2000  # characters of a line
 COMPARED: Final = 2000  # lines of two consoles, beside those that both begin or end with
 CONTEXT: Final = 2  # lines around a difference
 COLUMNS: Final = 12  # of the matrix
+Names = Mapping[str, int]  # of phases
 STYLE: Final = """
 pre { font: 13px/1.4 ui-monospace, monospace; overflow: auto; max-height: 40em; padding: .6em;
       background: #f6f6f4; white-space: pre-wrap; overflow-wrap: anywhere }
@@ -129,13 +130,16 @@ def page(results: Sequence[Result], passed: Mapping[str, Passed]) -> str:
     title = f"{good} of {len(results)} boots passed{f', {skipped} skipped' if skipped else ''}"
     longest_ns = max((result.virtual_ns for result in results), default=0)
     began = min((result.started for result in results if result.started), default=0.0)
+    names = _names(results)
     parts = [
         f"<h1>{text(title)}</h1><p>xenemu {text(__version__)}, {_date(began)}</p>",
         '<div class="tools"><label><input type="checkbox" id="failing"> only what did not pass'
         '</label> <form id="search" hidden><input type="search" id="words"'
         ' placeholder="search names and consoles"> <output id="found"></output></form></div>',
-        section("Matrix", _matrix(results) + _summary(results, longest_ns)),
-        section("Boots", "".join(_boot(each, passed.get(each.boot.name)) for each in results)),
+        section("Matrix", _matrix(results) + _summary(results, longest_ns, names)),
+        section(
+            "Boots", "".join(_boot(each, passed.get(each.boot.name), names) for each in results)
+        ),
     ]
     return document(title, parts, STYLE, SCRIPT)
 
@@ -176,36 +180,38 @@ def _kind(result: Result) -> str:
     return "skipped" if result.skipped else "failed" if result.findings else "passed"
 
 
-def _summary(results: Sequence[Result], longest_ns: int) -> str:
-    heads = ("verdict", "boot", "mode", "guest s", "host s", "cpu s", "MiB", "tests", "phases")
+def _summary(results: Sequence[Result], longest_ns: int, names: Names) -> str:
+    heads = ("verdict", "boot", "mode", "virtual s", "host s", "cpu s", "MiB", "tests", "phases")
     rows = [
         [
             _verdict(result),
             f"{text(result.boot.name)}<br><small class=why>{text(result.sentence)}</small>",
-            text(result.mode),
+            text(result.mode or result.boot.mode),
             f"{result.virtual_ns / 1e9:.3f}",
             f"{result.host_s:.1f}",
             f"{result.cpu_s:.1f}",
             f"{result.peak_kib >> 10}",
             text(result.tests),
-            _phases(result, longest_ns),
+            _phases(result, longest_ns, names),
         ]
         for result in results
     ]
-    return table(heads, rows, range(3, 7), [_kind(result) for result in results])
+    drawn = {name for each in results for name, took_ns, _ in _spans(each) if took_ns}
+    keys = _keys((name for name in names if name in drawn), names)
+    return table(heads, rows, range(3, 7), [_kind(result) for result in results]) + keys
 
 
 # A boot.
 
 
-def _boot(result: Result, last: Passed | None) -> str:
+def _boot(result: Result, last: Passed | None, names: Names) -> str:
     kind = _kind(result)
     fails = kind == "failed"
     heading = (
         f'<span class="v {kind}">{text(result.verdict.value)}</span> {text(result.boot.name)}'
         f' <span class="why">{text(result.sentence)}</span>'
     )
-    parts = [_facts(result), _phases(result, result.virtual_ns), _legend(result)]
+    parts = [_facts(result), _phases(result, result.virtual_ns, names), _legend(result, names)]
     if result.cases:
         parts.append(folded(result.tests, _tests(result), fails))
     if result.report:
@@ -241,11 +247,23 @@ def _spans(result: Result) -> Iterator[tuple[str, int, float]]:
         before_ns, before_s = phase.virtual_ns, phase.host_s
 
 
-def _phases(result: Result, whole_ns: int) -> str:
+def _names(results: Sequence[Result]) -> Names:
+    """The phases of all boots, each with its number: a phase has one colour in the whole page."""
+    found = dict.fromkeys(phase.name for result in results for phase in result.phases)
+    return {name: number for number, name in enumerate(found)}
+
+
+def _keys(shown: Iterable[str], names: Names) -> str:
+    """What the colours of these phases are."""
+    keys = " ".join(key(names[name]) + text(name) for name in shown)
+    return f"<small class=why>until {keys}</small>" if keys else ""
+
+
+def _phases(result: Result, whole_ns: int, names: Names) -> str:
     """A bar of the guest's time, as long as its share of `whole_ns`."""
     parts = [
-        (took_ns / 1e9, colour(number), f"to {name}: {took_ns / 1e9:.6f} s")
-        for number, (name, took_ns, _) in enumerate(_spans(result))
+        (took_ns / 1e9, colour(names[name]), f"until {name}: {took_ns / 1e9:.6f} s")
+        for name, took_ns, _ in _spans(result)
         if took_ns
     ]
     rest_ns = whole_ns - sum(took_ns for _, took_ns, _ in _spans(result))
@@ -254,19 +272,22 @@ def _phases(result: Result, whole_ns: int) -> str:
     return bar(parts) if parts else ""
 
 
-def _legend(result: Result) -> str:
+def _legend(result: Result, names: Names) -> str:
     """What the colours of the bar mean, and all phases in numbers."""
     spans = list(_spans(result))
     if not spans:
         return ""
-    keys = (key(number) + text(name) for number, (name, took, _) in enumerate(spans) if took)
     rows = [
-        [key(number) + text(name), f"{end.virtual_ns / 1e9:.6f}", f"{took / 1e9:.6f}", f"{s:.3f}"]
-        for number, ((name, took, s), end) in enumerate(zip(spans, result.phases, strict=True))
+        [
+            key(names[name]) + text(name),
+            *(f"{ns / 1e9:.6f}" for ns in (end.virtual_ns, took_ns)),
+            f"{took_s:.3f}",
+        ]
+        for (name, took_ns, took_s), end in zip(spans, result.phases, strict=True)
     ]
-    heads = ["until", "at guest s", "took guest s", "took host s"]
+    heads = ["until", "at virtual s", "took virtual s", "took host s"]
     numbers = folded("Phases", table(heads, rows, numbers=range(1, 4)))
-    return f"<small class=why>{' '.join(keys)}</small>{numbers}"
+    return _keys((name for name, took_ns, _ in spans if took_ns), names) + numbers
 
 
 def _tests(result: Result) -> str:

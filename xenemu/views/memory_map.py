@@ -34,7 +34,7 @@ from xenemu.x86.paging import ADDR, PAGE_SHIFT, PAGE_SIZE, PSE, Maddr, P
 COLUMNS: Final = 256
 ROWS: Final = 320  # at most, unless memory is in many pieces
 CELL: Final = 4  # pixels
-MARGIN, HEAD, LEFT, LEGEND = 10, 40, 80, 440  # pixels
+MARGIN, HEAD, LEFT, LEGEND = 10, 40, 80, 500  # pixels
 LINE: Final = 24  # pixels, of the legend
 LABELS: Final = 16  # rows from one address to the next, if no gap comes between
 GAP: Final = 3  # rows' height, where rows are left out
@@ -160,7 +160,7 @@ def memory_map(current: Current, title: str) -> str:
     counts = Counter(kind for row in found for kind in row.kinds)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
-        f' width="{width}" height="{height}">\n<style>{_style()}</style>',
+        f' width="100%" style="max-width: {width}px; height: auto">\n<style>{_style()}</style>',
         f'<text class="title" x="{MARGIN}" y="24">{text(title)}: {whose} memory,'
         f" a cell is {of_cell}</text>",
         *_labels(placed),
@@ -224,7 +224,7 @@ def _legend(counts: Counter[Kind], x: int) -> Iterator[str]:
             yield f'<rect class="{name}" x="{x}" y="{y}" width="14" height="14"/>'
         yield f'<text x="{x + 22}" y="{y + 12}">{text(label)}</text>'
         cells = (f"{count} frames", f"{count / 256:.2f} MiB", f"{100 * count / whole:.1f}%")
-        for column, words in zip((290, 370, 425), cells, strict=True):
+        for column, words in zip((345, 430, 485), cells, strict=True):
             yield f'<text x="{x + column}" y="{y + 12}" text-anchor="end">{words}</text>'
 
 
