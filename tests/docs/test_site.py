@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import browser
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +47,17 @@ def test_the_navigation_has_every_page_once(site):
 )
 def test_links_lead_where_their_page_is(site, written, wanted):
     assert site.as_page(written) == wanted
+
+
+def test_the_search_works_from_files_and_nothing_comes_from_elsewhere(tmp_path):
+    pytest.importorskip("material", reason="pip install -e '.[docs]'")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    page = tmp_path / "site" / "index.html"
+    assert not re.search(r'<script[^>]*src="?http', page.read_text())
+    shown = browser.opened(page, "?q=grant", "--virtual-time-budget=30000", home=tmp_path)
+    assert re.search(r"[1-9][0-9]* matching documents", shown)

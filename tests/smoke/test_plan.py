@@ -62,7 +62,7 @@ def test_everything(plan, tmp_path):
         tolerate = "warning"
         timeout = 10
         virtual_timeout = 2.5
-        quiet_timeout = 1
+        quiet_timeout = "1s"
         rng_seed = 0x12
         efi_root = "d"
         maxvcpus = 3
