@@ -14,9 +14,12 @@ from fuzz import fresh, runner
 from fuzz.__main__ import make_world
 from fuzz.world import WORK
 from guests.build import ENVIRONMENTS, build, guests
+from xenemu.abi.xen import DOMID_SELF, Nr, mmu_update
 from xenemu.hv.building import DomainConfig
+from xenemu.hv.frame_table import PGT_l1_page_table
 from xenemu.image import load
 from xenemu.machine import Machine
+from xenemu.x86.paging import ADDR, PAGE_SHIFT, A, P
 
 # The guests that come into their kernel and change page tables in many ways. All others end alike,
 # too, and would take the suite a minute.
@@ -98,3 +101,50 @@ def test_random_requests_have_the_same_effect(kind: str, vcpus: int) -> None:
         assert none == 0
         taken += calls
     assert taken
+
+
+def request(at: int, *requests: tuple[int, int]) -> dict:
+    """mmu_update of these entries, told at an address."""
+    data = b"".join(mmu_update(ptr, value).pack(8) for ptr, value in requests)
+    args = [at, len(requests), 0, DOMID_SELF]
+    return {"kind": "call", "number": Nr.mmu_update, "args": args, "data": [[at, data.hex()]]}
+
+
+@pytest.mark.parametrize("kind", ["pv64", "pv32"])
+def test_a_request_sees_what_those_before_it_did(kind: str) -> None:
+    """All are looked at before the first is done: so none may change what another one means."""
+    world = make_world(kind, "engine")
+    domain, arena = world.current.domain, world.arena
+    frames = [world.current.translate(world.current, arena + (n << 12), False) for n in range(4)]
+    entries = {
+        entry & ADDR: (table << PAGE_SHIFT | index << 3, entry)
+        for table, used_as in enumerate(domain.frames.type)
+        if used_as == PGT_l1_page_table
+        for index, entry in enumerate(domain.memory.table(table).tolist())
+        if entry & P
+    }
+    (own, own_entry), (second, second_entry), (other, other_entry) = (
+        entries[frame] for frame in (frames[0], frames[2], frames[3])
+    )
+    crossing = arena + 2 * 4096 - mmu_update.sizeof(8)
+    batches = {
+        "takes another's page again": request(arena + 4096, (own, 0), (own, own_entry)),
+        "is in a page that moves": request(crossing, (second, other_entry), (other, 0)),
+        "is in a page whose marks change": request(crossing, (second, second_entry & ~A), (own, 0)),
+    }
+
+    def after(step: dict, fast: bool, foreign: bool) -> Callable[[], tuple[object, ...]]:
+        def run() -> tuple[object, ...]:
+            world.machine.engine.fast = fast
+            if foreign:  # as a grant of another domain's is mapped
+                domain.frames.owner[frames[0] >> PAGE_SHIFT] = domain.domid + 1
+            domain.memory.words[second >> 3] &= ~A
+            runner.attempt(world, step)
+            return everything(world.machine)
+
+        return run
+
+    for what, step in batches.items():
+        foreign = "another" in what
+        fast, slow = (fresh.call(after(step, how, foreign)) for how in (True, False))
+        assert fast == slow, what

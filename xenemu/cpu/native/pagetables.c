@@ -19,6 +19,7 @@ enum { NORMAL_UPDATE = 0, PRESERVE_AD = 2, COMMAND = 7 };
 enum { PIN_L1_TABLE = 0, UNPIN_TABLE = 4, NEW_BASEPTR = 5, TLB_FLUSH_LOCAL = 6, INVLPG_LOCAL = 7, NEW_USER_BASEPTR = 15 };
 enum { UVMF_NONE, UVMF_TLB_FLUSH, UVMF_INVLPG, UVMF_ALL = 4 };
 enum { MOST_REQUESTS = 512, MOST_OPERATIONS = 2, M2P_SLOT = 256, ENTRIES = 512 };
+enum { WIDE_OPERATION = 24, NARROW_OPERATION = 12 }; /* sizes of struct mmuext_op */
 
 #define PTE_GUEST_KERNEL (1ull << 52)
 #define PTE_PWT_PCD (1ull << 3 | 1ull << 4)
@@ -50,12 +51,15 @@ static bool maps_own_page(uint64_t entry)
            (!(entry & PTE_RW) || page(mfn)->type == PGT_WRITABLE);
 }
 
-/* Whether the reference that an entry holds is not the last one to its frame. */
+/*
+ * Whether the reference that an entry holds is not the last one to its frame. The frame is the
+ * domain's own, so that a later request of the same call may take the reference again.
+ */
 static bool may_be_dropped(uint64_t entry)
 {
     struct page_info *of = page((entry & PTE_ADDRESS) >> 12);
 
-    return of->flags & PGC_ALLOCATED && of->count > 1;
+    return of->owner == G.lane.domid && of->flags & PGC_ALLOCATED && of->count > 1;
 }
 
 bool is_plain_l1(uint64_t maddr, uint64_t entry)
@@ -314,18 +318,44 @@ void flush_tlb(void)
 
 /* ---- the calls ---- */
 
+/* How many requests the model reads at once: those up to the end of the page, at least one. */
+static uint64_t requests_at(uint64_t at, uint64_t most)
+{
+    uint64_t whole = (0x1000 - (at & 0xfff)) / sizeof(struct request);
+
+    return !whole ? 1 : whole < most ? whole : most;
+}
+
+/* Whether a request could change where the later pages of a call's requests are, or their marks. */
+static bool may_move(uint64_t requests, uint64_t size, uint64_t maddr)
+{
+    uint64_t root = FIELD(G.env, ENV_CR3, uint64_t) >> 12, last = (requests + size - 1) >> 12;
+
+    if (page(maddr >> 12)->type != PGT_L1)
+        return requests >> 12 != last;
+    for (uint64_t at = (requests >> 12) + 1; at <= last; at++)
+        if (l1_entry(root, at << 12) == word(maddr))
+            return true;
+    return false;
+}
+
 bool call_mmu_update(const uint64_t *args)
 {
     static struct request requests[MOST_REQUESTS];
-    uint64_t count = args[1];
+    uint64_t count = args[1], size = count * sizeof *requests;
 
-    if (!count || count > MOST_REQUESTS || args[2] || args[3] != DOMID_SELF ||
-        !copy_in(requests, args[0], count * sizeof *requests))
+    if (!count || count > MOST_REQUESTS || args[2] || args[3] != DOMID_SELF)
         return false;
-    for (uint64_t n = 0; n < count; n++) {
+    for (uint64_t n = 0, read = 0; n < count; n++) {
+        if (n == read) {
+            read += requests_at(args[0] + n * sizeof *requests, count - n);
+            if (!copy_in(requests + n, args[0] + n * sizeof *requests, (read - n) * sizeof *requests))
+                return false;
+        }
         unsigned command = requests[n].ptr & COMMAND;
+        uint64_t maddr = requests[n].ptr - command;
         if ((command != NORMAL_UPDATE && command != PRESERVE_AD) ||
-            !is_plain(requests[n].ptr - command, requests[n].value))
+            !is_plain(maddr, requests[n].value) || may_move(args[0], size, maddr))
             return false;
     }
     take(0);
@@ -432,21 +462,40 @@ static bool is_plain_operation(const struct operation *op)
     return false;
 }
 
+static bool read_operation(uint64_t at, struct operation *op)
+{
+    struct { uint32_t command, padding; uint64_t arg1, arg2; } wide;
+    struct { uint32_t command, arg1, arg2; } narrow;
+
+    _Static_assert(sizeof wide == WIDE_OPERATION && sizeof narrow == NARROW_OPERATION, "Xen's ABI");
+    if (!(G.lane.width == 8 ? copy_in(&wide, at, sizeof wide) : copy_in(&narrow, at, sizeof narrow)))
+        return false;
+    *op = G.lane.width == 8 ? (struct operation){wide.command, wide.arg1}
+                            : (struct operation){narrow.command, narrow.arg1};
+    return true;
+}
+
+/* Whether another root maps the same pages, by the same L1 entries, at some addresses. */
+static bool has_same_pages(uint64_t root, uint64_t at, uint64_t size)
+{
+    uint64_t own = FIELD(G.env, ENV_CR3, uint64_t) >> 12;
+
+    return l1_entry(root, at) == l1_entry(own, at) &&
+           l1_entry(root, at + size - 1) == l1_entry(own, at + size - 1);
+}
+
 bool call_mmuext_op(const uint64_t *args)
 {
-    struct { uint32_t command, padding; uint64_t arg1, arg2; } wide[MOST_OPERATIONS];
-    struct { uint32_t command, arg1, arg2; } narrow[MOST_OPERATIONS];
     struct operation ops[MOST_OPERATIONS];
-    uint64_t count = args[1];
+    uint64_t count = args[1], at = args[0], size = G.lane.width == 8 ? WIDE_OPERATION : NARROW_OPERATION;
 
     if (!count || count > MOST_OPERATIONS || args[2] || args[3] != DOMID_SELF)
         return false;
-    if (!(G.lane.width == 8 ? copy_in(wide, args[0], count * sizeof *wide)
-                            : copy_in(narrow, args[0], count * sizeof *narrow)))
-        return false;
-    for (uint64_t n = 0; n < count; n++) {
-        ops[n] = G.lane.width == 8 ? (struct operation){wide[n].command, wide[n].arg1}
-                                   : (struct operation){narrow[n].command, narrow[n].arg1};
+    for (uint64_t n = 0; n < count; n++, at += size) {
+        if (n && ops[0].command == NEW_BASEPTR && !has_same_pages(ops[0].arg1, at, size))
+            return false;
+        if (!read_operation(at, &ops[n]))
+            return false;
         bool of_table = ops[n].command == PIN_L1_TABLE || ops[n].command == UNPIN_TABLE;
         if (!is_plain_operation(&ops[n]) || (n && ops[n].command == ops[0].command) ||
             (of_table && count > 1)) /* it could make the other less ordinary */
