@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,8 +49,17 @@ def make(folder: Path) -> bool:
     return True
 
 
-def thin_out(folder: Path, names: re.Pattern[str], kept: int) -> None:
-    """Remove all files of such names but those that were used last; OSError."""
-    made = [entry for entry in folder.iterdir() if names.fullmatch(entry.name)]
-    for oldest in sorted(made, key=lambda entry: entry.lstat().st_mtime_ns)[:-kept]:
-        oldest.unlink()
+def thin_out(folder: Path, names: re.Pattern[str], kept: int, in_use_s: float = 0) -> None:
+    """Remove all files of such names but those that were used last; OSError.
+
+    None that was used less than `in_use_s` ago is removed. Others may do the same meanwhile.
+    """
+    used: list[tuple[int, Path]] = []
+    for entry in folder.iterdir():
+        if names.fullmatch(entry.name):
+            with suppress(FileNotFoundError):
+                used.append((entry.lstat().st_mtime_ns, entry))
+    latest = time.time_ns() - int(in_use_s * 1e9)
+    for at_ns, oldest in sorted(used)[:-kept]:
+        if not in_use_s or at_ns < latest:
+            oldest.unlink(missing_ok=True)

@@ -346,6 +346,23 @@ def test_a_file_that_others_can_write_is_not_trusted(kernel):
     assert cargo.lacking(load.entries) == []
 
 
+def test_boots_may_need_more_files_than_are_kept(kernel, monkeypatch):
+    """Otherwise each file that comes would have another one go, for ever."""
+    monkeypatch.setattr(cargo, "KEPT", 2)
+    packer = Packer()
+    for name in "abcd":
+        kernel.with_name(name).write_text(name)
+    needed = packer._entries(kernel.parent, False)
+    digests = cargo.lacking(needed)
+    for digest in digests:
+        cargo.keep(digest, packer.data(digest))
+    assert cargo.lacking(needed) == []
+    for digest in digests:
+        os.utime(cargo.folder() / digest, (0, 0))
+    cargo.keep(digests[0], packer.data(digests[0]))
+    assert len(cargo.lacking(needed)) == len(digests) - 2
+
+
 def test_a_place_has_one_name(kernel):
     assert cargo.place() == cargo.place() != ""
 

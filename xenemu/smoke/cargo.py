@@ -29,7 +29,8 @@ from xenemu.records import dataclass
 from xenemu.smoke.plan import Boot
 from xenemu.smoke.plan_text import PlanError
 
-KEPT: Final = 256  # files, of which those that were used last stay
+KEPT: Final = 256  # files, of which those that were used last stay,
+IN_USE_S: Final = 3600  # and all that were used in this time: boots may wait for more
 DIGEST: Final = re.compile("[0-9a-f]{64}")
 PLACE: Final = "place"  # the file with the cache's own name
 PATHS: Final = ("kernel", "initrd", "init", "rootfs", "busybox", "efi_root")
@@ -199,7 +200,7 @@ def keep(digest: str, data: bytes) -> None:
     with _written(kept, data) as new:
         os.link(new, f"{new}.whole")
         os.replace(f"{new}.whole", kept / digest)
-    cachedir.thin_out(kept, DIGEST, KEPT)
+    cachedir.thin_out(kept, DIGEST, KEPT, IN_USE_S)
 
 
 @contextmanager

@@ -51,13 +51,13 @@ def named(text: str) -> Make:
         sys.path.insert(0, "")  # as for `python -m`
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the person's own code
+    except (Exception, SystemExit) as error:  # the person's own code
         raise UsageError(f"{said}: {_words(error)}") from None
 
     def make() -> Executor:
         try:
             made = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"{said}: {_words(error)}") from error
         if not isinstance(made, Executor):
             kind = type(made).__name__
