@@ -14,7 +14,7 @@ from fakes import make_pvh_current
 from kernelguest import HIGH, INIT_TASK, MODULES, PER_CPU, PLACES, TASK, TASKS, USE, Guest, types
 from xenemu.errors import NoSuchName, Unmapped, UsageError
 from xenemu.gdb import objects
-from xenemu.kernel import GLOBALS, NO_TYPES, NOT_MAPPED, TOO_EARLY, LoadedModule
+from xenemu.kernel import GLOBALS, NEAR, NO_C, NO_TYPES, NOT_MAPPED, TOO_EARLY, LoadedModule
 
 
 @pytest.fixture
@@ -139,7 +139,11 @@ def test_an_object_is_found_by_a_path(guest):
     ("text", "words"),
     [
         ("nope", "the image has no symbol nope"),
-        ("nameless", "nothing says of which type nameless is: say it, as TYPE nameless"),
+        (
+            "nameless",
+            "nothing says of which type nameless is: say it, as TYPE nameless, or"
+            " TYPE *nameless if it is a pointer",
+        ),
         ("nope 1", "the kernel has no type 'nope'"),
         ("init_task.nope", "struct task_struct has no member 'nope'"),
         ("init_task.pid.x", "u32 has no member 'x'"),
@@ -149,12 +153,50 @@ def test_an_object_is_found_by_a_path(guest):
         ("init_task.comm+1", "'+1' is no member: say .NAME, ->NAME or [NUMBER]"),
         ("init_task.mm->total_vm", f"the struct mm_struct * at {INIT_TASK + 56:#x} is NULL"),
         ("task_struct 12x", "'12x' is no number"),
+        ("task_struct", "task_struct is a type: say of what, as task_struct ADDRESS"),
+        (
+            "struct list_head *",
+            "struct list_head * is a type: say of what, as struct list_head * ADDRESS",
+        ),
+        ("init_tsk", "the image has no symbol init_tsk; did you mean init_task?"),
+        ("task_strut 1", "the kernel has no type 'task_strut'; did you mean task_struct?"),
+        ("struct modul 1", "the kernel has no type 'struct modul'; did you mean module?"),
+        ("init_task.com", "struct task_struct has no member 'com'; did you mean comm?"),
+        ("*init_task.mm", f"*init_task.mm: {NO_C}"),
+        ("&init_task", f"&init_task: {NO_C}"),
+        ("(task_struct *) 1", f"(task_struct *) 1: {NO_C}"),
     ],
 )
 def test_what_there_is_not_is_told(guest, text, words):
     with pytest.raises(UsageError) as caught:
         guest.kernel().evaluate(text)
     assert str(caught.value) == words
+
+
+def test_a_star_may_stick_to_the_name(guest):
+    guest.put(PLACES["nameless"], INIT_TASK + TASKS)
+    kernel = guest.kernel()
+    for spelling in ("struct list_head *", "list_head * ", "list_head* "):
+        found = kernel.evaluate(f"{spelling}nameless")
+        assert (found.spelling, int(found)) == ("struct list_head *", INIT_TASK + TASKS)
+    assert kernel.evaluate("list_head *nameless.next").at == INIT_TASK + TASKS
+
+
+def test_what_is_not_mapped_at_all_is_one_line(guest):
+    kernel = guest.kernel()
+    for address in ("0", f"{HIGH | 0x50000000:#x}"):
+        found = objects.show(kernel, f"task_struct {address}", lambda word: int(word, 0))
+        assert found == [f"task_struct {address} = (struct task_struct) <not mapped>"]
+
+
+def test_data_far_from_a_name_has_none(guest):
+    last = PLACES["nameless"]
+    kernel = guest.kernel()
+    assert kernel.named(last) == "nameless"
+    assert kernel.named(last + NEAR - 1) == f"nameless+{NEAR - 1:#x}"
+    assert kernel.named(last + NEAR) == ""
+    assert kernel.named(last + NEAR, is_code=True) == f"nameless+{NEAR:#x}"
+    assert kernel.named(1) == ""
 
 
 def test_a_variable_that_each_cpu_has(tmp_path):

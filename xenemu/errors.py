@@ -13,7 +13,12 @@ of something.
 """
 
 import errno
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
+
+MAX_NEAR: Final = 20_000  # names that are compared with a wrong one
+MAX_NAME: Final = 64
 
 
 class XenemuError(Exception):
@@ -36,6 +41,20 @@ class NoSuchName(UsageError, KeyError, AttributeError):
     """There is no symbol, type, member or element of that name."""
 
     __str__ = Exception.__str__  # KeyError would quote the sentence
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What a wrong name may have been meant to be, ``; did you mean X or Y?``; empty if nothing is.
+
+    Only names that begin with the same letter, and are about as long, are looked at.
+    """
+    if len(name) > MAX_NAME:
+        return ""
+    import difflib  # noqa: PLC0415 - only mistakes need it
+
+    near = (k for k in known if k[:1] == name[:1] and abs(len(k) - len(name)) <= 2)
+    found = difflib.get_close_matches(name, dict.fromkeys(islice(near, MAX_NEAR)), 2, 0.8)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 class Unmapped(UsageError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Final, Generic, TypeVar
 
-from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError
+from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError, meant
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.btf import Btf
@@ -68,6 +68,14 @@ MODULE_STATES: Final = ("live", "coming", "going", "unformed")
 MODULE_REF_BASE: Final = 1
 
 STEP: Final = re.compile(r"(?:\.|->)([A-Za-z_]\w*)|\[(\w+)\]")
+NAMED: Final = re.compile(
+    r"(?P<name>.+)\+(?P<offset>0x[0-9a-f]+)/0x[0-9a-f]+(?P<module>( \[.*\])?)"
+)
+NEAR: Final = 4096  # bytes from a variable's beginning that have its name
+NO_C: Final = (
+    "no C is understood, but NAME or TYPE ADDRESS, and .NAME, ->NAME or [NUMBER] after it;"
+    " POINTER[0] is what a pointer leads to"
+)
 NO_TYPES: Final = (
     "the kernel's file has no BTF (CONFIG_DEBUG_INFO_BTF), so nothing says what is where in its"
     " structs; take a core, and read it with drgn and debug information"
@@ -151,7 +159,9 @@ class Kernel:
         with told():
             number = self.types.find(spelling)
         if number is None:
-            raise NoSuchName(f"the kernel has no type {spelling!r}")
+            word = spelling.rstrip("* ").rpartition(" ")[2]
+            hint = meant(word, self.types.names())
+            raise NoSuchName(f"the kernel has no type {spelling!r}{hint}")
         return Value(self.types, self._read, number, address)
 
     def variable(self, name: str, vcpu: int | None = None) -> Value:
@@ -161,7 +171,10 @@ class Kernel:
         address = self.address(name)
         if found is None:
             if name not in GLOBALS:
-                raise UsageError(f"nothing says of which type {name} is: say it, as TYPE {name}")
+                raise UsageError(
+                    f"nothing says of which type {name} is: say it, as TYPE {name}, or"
+                    f" TYPE *{name} if it is a pointer"
+                )
             return self.at(GLOBALS[name], address)
         number, is_per_cpu = found
         if is_per_cpu:
@@ -180,9 +193,7 @@ class Kernel:
 
     def address(self, name: str) -> int:
         """The address of a symbol, while this kernel has its memory."""
-        found = self._linux.code.address(name)
-        if found is None:
-            raise NoSuchName(f"the image has no symbol {name}")
+        found = self._linux.code.find(name)
         with told():
             is_whole = found >> 8 * self.types.width - 1  # and no offset into each CPU's own
             if is_whole and self._linux.is_anothers(found):
@@ -200,11 +211,11 @@ class Kernel:
 
         `address` makes an address of a word after a type; without it, a number or a symbol.
         """
-        *spelling, last = text.split() or [""]
+        spelling, last = self._halves(text)
         place = re.match(r"[^.\[]*?(?=[.\[]|->|$)", last)
         assert place is not None
         if spelling:
-            found = self.at(" ".join(spelling), (address or self._number)(place[0]))
+            found = self.at(spelling, (address or self._number)(place[0]))
         else:
             found = self.variable(place[0], vcpu)
         at = place.end()
@@ -216,14 +227,32 @@ class Kernel:
             at = step.end()
         return found
 
+    def _halves(self, text: str) -> tuple[str, str]:
+        """The type, empty if there is none, and the rest, to which the type's stars may stick."""
+        words = text.split()
+        last = words.pop() if words else ""
+        name = last.lstrip("*")
+        words += "*" * (len(last) - len(name))
+        if name[:1] == "&" or (words and words[0][0] in "*&("):
+            raise UsageError(f"{text}: {NO_C}")
+        with told():
+            is_type = self.types.find(" ".join([*words, name])) is not None
+        if is_type and (words or self._linux.code.address(name) is None):
+            raise NoSuchName(f"{text} is a type: say of what, as {text} ADDRESS")
+        return " ".join(words), name
+
     def _number(self, text: str) -> int:
         return _index(text) if text[:1].isdigit() else self.address(text)
 
-    def named(self, address: int) -> str:
-        """An address of the kernel's by its name; empty if it has none."""
-        text = self._linux.code.format(address)
-        name, slash, size = text.partition("/")
-        return name.removesuffix("+0x0") + size.partition(" ")[2] if slash else ""
+    def named(self, address: int, is_code: bool = False) -> str:
+        """An address of the kernel's by its name; empty if it has none.
+
+        Nothing says where a variable ends, so what is far after one is taken for something else.
+        """
+        found = NAMED.fullmatch(self._linux.code.format(address))
+        if found is None or not (is_code or int(found["offset"], 16) < NEAR):
+            return ""
+        return found["name"] + f"+{found['offset']}" * (found["offset"] != "0x0") + found["module"]
 
     # Lists.
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from xenemu.abi.errno import EFAULT
-from xenemu.errors import XenError
+from xenemu.errors import NoSuchName, XenError, meant
 from xenemu.hv.cpu import Reg, Seg
 from xenemu.hv.current import Current
 from xenemu.hv.shared_info import UPCALL_MASK, UPCALL_PENDING
@@ -312,6 +313,15 @@ class Code:
         if found is None and self.modules is not None:
             addresses = (module.symbols.address(name) for module in self.modules.loaded())
             found = next((address for address in addresses if address is not None), None)
+        return found
+
+    def find(self, name: str) -> int:
+        """The address of a name: NoSuchName, with those that are like it."""
+        found = self.address(name)
+        if found is None:
+            modules = self.modules.loaded() if self.modules is not None else ()
+            known = chain(self.symbols, *(module.symbols for module in modules))
+            raise NoSuchName(f"the image has no symbol {name}{meant(name, known)}")
         return found
 
     def _module(self, vaddr: int) -> Module | None:

@@ -120,6 +120,15 @@ def test_help_has_every_command(monitor, name):
     assert f"monitor {name} " in monitor.run("help")
 
 
+def test_help_of_a_command_is_its_line(monitor):
+    (line,) = monitor.run("help print").splitlines()
+    assert line.startswith("monitor print NAME|TYPE ADDR  ")
+    assert monitor.run("help prin") == (
+        "there is no monitor command 'prin'; try: monitor help; did you mean print?\n"
+    )
+    assert monitor.run("help print ps").startswith("usage: monitor help [COMMAND]")
+
+
 def test_help_keeps_its_two_columns_apart(monitor):
     for line in monitor.run("help").splitlines():
         assert re.search("[^ ]  +[^ ]", line), line
@@ -131,6 +140,8 @@ def test_help_keeps_its_two_columns_apart(monitor):
         ("nonsense", "there is no monitor command 'nonsense'; try: monitor help"),
         ("walk", "usage: monitor walk ADDR"),
         ("walk nowhere", "the image has no symbol nowhere"),
+        ("walk stat", "the image has no symbol stat; did you mean start?"),
+        ("ps x", "usage: monitor ps\n"),
         ("walk 12x", "usage: monitor walk ADDR"),
         ("info", "usage: monitor info"),
         ("info everything", "usage: monitor info"),

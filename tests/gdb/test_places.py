@@ -73,6 +73,15 @@ def test_a_goal_is_a_mark(places, machine):
     assert places.take_goal() == there
 
 
+def test_a_goal_that_is_ahead_is_said_to_be(places, machine):
+    places.mark()
+    machine.engine.instructions = 100
+    for text in ("101", "1.500000001s"):
+        assert "(ahead: the guest runs on until then, or to its end)" in places.go(text)[0]
+    for text in ("100", "99", "#1", "1.5s", "1s"):
+        assert "ahead" not in places.go(text)[0]
+
+
 def test_a_goal_can_be_given_up(places):
     places.go("5")
     places.stay()

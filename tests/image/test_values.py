@@ -12,9 +12,9 @@ from btfwriter import ENUM, UNION, Types
 from elfwriter import KERNEL, Shdr, elf
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError
-from xenemu.image.btf import Btf
+from xenemu.image.btf import FUNC_PROTO, Btf
 from xenemu.image.elf import parse
-from xenemu.image.values import MAX_LINES, Value
+from xenemu.image.values import MAX_LINES, MAX_SHOWN, Value
 
 INT, PTR, FLOAT, ENUM64 = 1, 2, 16, 19
 SIGNED, CHAR, BOOL = 1, 2, 4
@@ -98,7 +98,7 @@ def test_a_pointer_leads_on_by_member_and_by_index():
     pointer = found.member("p")
     assert (pointer.spelling, pointer.names()) == ("struct inner *", ["x"])
     assert (pointer.member("x").plain(), pointer.element(1).member("x").plain()) == (2, 4)
-    assert pointer.lines(lambda address: "name") == ["0x10 <name>"]
+    assert pointer.lines(lambda address, is_code: "" if is_code else "name") == ["0x10 <name>"]
     assert found.member("q").lines() == ["NULL"]
     with pytest.raises(Unmapped, match=r"^the void \* at 0x8 is NULL$"):
         found.member("q").target()
@@ -145,6 +145,49 @@ def test_what_is_not_mapped_is_shown_in_its_place():
     types = Types()
     types.struct("s", 16, ("a", types.number(8), 0), ("b", types.number(8), 8))
     assert value(types, "s", bytes(8)).lines() == ["{", "  a = 0", "  b = <not mapped>", "}"]
+
+
+def test_what_is_not_mapped_at_all_is_one_line():
+    types = Types()
+    inner = types.struct("inner", 8, ("x", types.number(8), 0))
+    types.struct("s", 8192, ("a", inner, 0), ("b", types.array(inner, 500), 4096))
+    assert value(types, "s", b"").lines() == ["<not mapped>"]
+    assert value(types, "s", bytes(8)).lines() == [
+        *("{", "  a = {", "    x = 0", "  }", "  b = <not mapped>", "}")
+    ]
+    types.struct("none", 0)
+    assert value(types, "none", b"").lines() == ["{}"]
+    types.struct("vast", 1 << 31, ("x", types.number(8), 0))
+    assert value(types, "vast", b"").lines() == ["{", "  x = <not mapped>", "}"]
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"console=hvc0\0rest", ' "console=hvc0"'),
+        (b"\0", ' ""'),
+        (b'a "b"\n\0', r' "a \"b\"\x0a"'),
+        (b"\1\2\3\0", ""),
+        (b"caf\xe9\0", ""),
+        (b"it has no end", ""),
+        (b"a" * MAX_SHOWN + b"b\0", f' "{"a" * MAX_SHOWN}"...'),
+    ],
+)
+def test_a_pointer_to_letters_shows_the_string(data, shown):
+    types = Types()
+    letter = number(types, "char", 1)
+    types.struct("s", 8, ("p", types.add(PTR, "", types.alias(letter, "", 10)), 0))
+    memory = struct.pack("<Q", 8) + data + bytes(MAX_SHOWN) * (b"\0" in data)
+    assert value(types, "s", memory).member("p").lines() == [f"0x8{shown}"]
+    assert value(types, "s", struct.pack("<Q", 99)).member("p").lines() == ["0x63"]
+
+
+def test_a_pointer_to_code_is_named_as_such():
+    types = Types()
+    code = types.add(FUNC_PROTO, "", 0)
+    types.struct("s", 8, ("p", types.add(PTR, "", code), 0))
+    found = value(types, "s", struct.pack("<Q", 16)).member("p")
+    assert found.lines(lambda address, is_code: f"{address} {is_code}") == ["0x10 <16 True>"]
 
 
 def test_structs_in_each_other_are_cut():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from xenemu.errors import UsageError, XenemuError, XenError
+from xenemu.errors import UsageError, XenemuError, XenError, meant
 from xenemu.gdb import objects, views
 from xenemu.gdb.breaks import Breaks
 from xenemu.gdb.files import Files
@@ -36,7 +36,7 @@ class Command:
 
 
 COMMANDS: Final = {
-    "help": Command("", "this list"),
+    "help": Command("[COMMAND]", "this list, or a line of it"),
     "info": Command("domain|vcpu|mem|notes", "what Xen knows of the guest; of each vcpu"),
     "when": Command("", "how many instructions have run, and the virtual time"),
     "checkpoint": Command("", "mark this place, to come back to it"),
@@ -145,7 +145,7 @@ class Monitor:
             words = ["help"]
         command = COMMANDS.get(words[0])
         if command is None:
-            return f"there is no monitor command {words[0]!r}; try: monitor help\n"
+            return _unknown(words[0]) + "\n"
         try:
             lines = self._run[words[0]](words[1:])
         except Refused as refused:
@@ -155,11 +155,16 @@ class Monitor:
         except UsageError as error:
             lines = [str(error)]
         except (ValueError, IndexError):
-            lines = [f"usage: monitor {words[0]} {command.usage}"]
+            lines = [f"usage: monitor {words[0]} {command.usage}".rstrip()]
         return "".join(f"{text}\n" for text in lines)
 
-    def _help(self, _words: list[str]) -> list[str]:
-        forms = {f"monitor {name} {each.usage}": each.help for name, each in COMMANDS.items()}
+    def _help(self, words: list[str]) -> list[str]:
+        if len(words) > 1:
+            raise ValueError(words)
+        if words and words[0] not in COMMANDS:
+            raise Refused(_unknown(words[0]))
+        wanted = {name: COMMANDS[name] for name in words} or COMMANDS
+        forms = {f"monitor {name} {each.usage}": each.help for name, each in wanted.items()}
         width = max(map(len, forms)) + 2
         return [form.ljust(width) + told for form, told in forms.items()]
 
@@ -171,10 +176,7 @@ class Monitor:
         offset = int(found["offset"] or "0", 0)
         if found["pc"]:
             return pc_of(self._current.cpu) + offset
-        vaddr = self._code.address(found["name"])
-        if vaddr is None:
-            raise Refused(f"the image has no symbol {found['name']}")
-        return vaddr + offset
+        return self._code.find(found["name"]) + offset
 
     # What Xen knows.
 
@@ -351,3 +353,7 @@ class Monitor:
             case _:
                 raise ValueError(words)
         return self._breaks.describe()
+
+
+def _unknown(name: str) -> str:
+    return f"there is no monitor command {name!r}; try: monitor help{meant(name, COMMANDS)}"

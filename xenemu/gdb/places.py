@@ -61,6 +61,10 @@ class Places:
                 int(whole) * unit_ns + int(part or 0) * unit_ns // 10 ** len(part)
             )
             told = text
+        way = self._goal if isinstance(self._goal, RunUntil) else RunTo(self._goal.instructions)
+        told += " (ahead: the guest runs on until then, or to its end)" * (
+            way.left(self._machine) > 0
+        )
         return [f"`continue` goes to {told}, past all breakpoints; monitor goto off: it does not"]
 
     def stay(self) -> list[str]:

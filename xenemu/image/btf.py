@@ -13,6 +13,7 @@ In Linux: Documentation/bpf/btf.rst, include/uapi/linux/btf.h
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
@@ -49,6 +50,7 @@ MAX_NAME: Final = 256
 PER_CPU: Final = ".data..percpu"  # the section of variables that each CPU has of its own
 SIGNED, CHAR, BOOL = 1, 2, 4  # how an INT is meant
 TAGS: Final = {STRUCT: "struct ", UNION: "union ", ENUM: "enum ", ENUM64: "enum ", FWD: "struct "}
+TAGGED: Final = tuple(TAGS.values())
 QUALIFIERS: Final = {VOLATILE: "volatile ", CONST: "const "}
 
 
@@ -192,6 +194,10 @@ class Btf:
             return next((n for n in pointers if self.type(n).size == target), None)
         tags = ("", "struct ", "union ", "enum ")
         return next((n for tag in tags if (n := self._named.get(tag + words))), None)
+
+    def names(self) -> Iterator[str]:
+        """The names of all types, without `struct` and the like."""
+        return (n.rpartition(" ")[2] if n.startswith(TAGGED) else n for n in self._named)
 
     def variable(self, name: str) -> tuple[int, bool] | None:
         """A variable's type, and whether each CPU has one of its own; None if nothing says so."""

@@ -113,6 +113,10 @@ class Symbols:
     def __len__(self) -> int:
         return len(self._table.vaddrs)
 
+    def __iter__(self) -> Iterator[str]:
+        """The names, each once."""
+        return iter(self._by_name)
+
     def items(self) -> Iterator[tuple[int, str, bool]]:
         """Each (address, name, whether it is code), by ascending address."""
         return zip(self._table.vaddrs, self._table.names, self._code, strict=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Final
 
-from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError
+from xenemu.errors import NoSuchName, Unmapped, UsageError, XenError, meant
 from xenemu.image.btf import (
     ARRAY_KIND,
     BOOL,
@@ -38,13 +38,17 @@ from xenemu.records import dataclass
 MAX_ELEMENTS: Final = 16  # of an array that is shown
 MAX_LINES: Final = 2000  # of a value that is shown
 MAX_TEXT: Final = 4096  # bytes of a string
+MAX_SHOWN: Final = 200  # bytes of one that a pointer leads to
+MAX_PAGES: Final = 64  # of a value, that are tried
+PAGE: Final = 4096
+NOT_MAPPED: Final = "<not mapped>"
 MAX_NUMBER: Final = 16  # bytes of one
 MAX_DEPTH: Final = 16
 AGGREGATES: Final = (STRUCT, UNION, ARRAY_KIND)
 FLOATS: Final = {4: "<f", 8: "<d"}
 
 Plain = int | float | bool | str | None
-Name = Callable[[int], str]  # an address by name; empty if it has none
+Name = Callable[[int, bool], str]  # an address, if it is of code, by name; empty if it has none
 
 
 @contextmanager
@@ -103,7 +107,8 @@ class Value:
         with told():
             found = self.types.member(self.type.number, name)
         if found is None:
-            raise NoSuchName(f"{self.spelling} has no member {name!r}")
+            hint = meant(name, self.names())
+            raise NoSuchName(f"{self.spelling} has no member {name!r}{hint}")
         at, bit = divmod(found.offset, 8)
         with told():
             kind = self.types.type(self.types.resolved(found.type))
@@ -196,11 +201,13 @@ class Value:
     def _is_text(self) -> bool:
         """Whether it is an array of `char`."""
         with told():
-            number, _ = self.types.element(self.type.number)
-            inner = self.types.type(self.types.resolved(number))
-            if inner.kind != INT or inner.size != 1:
-                return False
-            return inner.name == "char" or bool(self.types.integer(inner.number)[0] & CHAR)
+            return self._is_letter(self.types.element(self.type.number)[0])
+
+    def _is_letter(self, number: int) -> bool:
+        inner = self.types.type(self.types.resolved(number) if number else 0)
+        if inner.kind != INT or inner.size != 1:
+            return False
+        return inner.name == "char" or bool(self.types.integer(inner.number)[0] & CHAR)
 
     @property
     def enumerator(self) -> str:
@@ -219,8 +226,11 @@ class Value:
 
     # For a person.
 
-    def lines(self, name: Name = lambda address: "") -> list[str]:
-        """The value as C would have it, with what is in it; long arrays and deep ones are cut."""
+    def lines(self, name: Name = lambda address, is_code: "") -> list[str]:
+        """The value as C would have it, with what is in it; long arrays and deep ones are cut.
+
+        One line, if nothing of it is mapped.
+        """
         found: list[str] = []
         self._show(found, "", "", name, 0)
         if len(found) > MAX_LINES:
@@ -234,6 +244,9 @@ class Value:
         if kind not in AGGREGATES or (kind == ARRAY_KIND and self._is_text):
             found.append(start + self._brief(name))
             return
+        if not self._is_mapped():
+            found.append(start + NOT_MAPPED)
+            return
         parts = list(self._parts())
         if depth > MAX_DEPTH or not parts:
             found.append(f"{start}{{{'...' if parts else ''}}}")
@@ -245,6 +258,21 @@ class Value:
         if left > 0:
             found.append(f"{indent}  ... ({left} more)")
         found.append(f"{indent}}}")
+
+    def _is_mapped(self) -> bool:
+        """Whether anything of it can be read; a value that is absurdly large counts as such."""
+        try:
+            end = self.at + self.size
+        except UsageError:
+            return True
+        places = [self.at, *range((self.at | PAGE - 1) + 1, end, PAGE)[: MAX_PAGES + 1]]
+        return self.at == end or len(places) > MAX_PAGES or any(map(self._reads, places))
+
+    def _reads(self, address: int) -> bool:
+        try:
+            return bool(self.read(address, 1))
+        except XenError:
+            return False
 
     def _parts(self) -> Iterator[tuple[str, Value]]:
         if self.length is not None:
@@ -268,7 +296,7 @@ class Value:
                 return self.enumerator or str(int(self))
             found = self.plain()
         except Unmapped:
-            return "<not mapped>"
+            return NOT_MAPPED
         except UsageError:
             return "<unknown>"
         if found is None:
@@ -281,8 +309,26 @@ class Value:
         address = int(self)
         if not address:
             return "NULL"
-        named = name(address)
-        return f"{address:#x} <{named}>" if named else f"{address:#x}"
+        with told():
+            leads = self.types.resolved(self.type.size) if self.type.size else 0
+            is_code = self.types.type(leads).kind == FUNC_PROTO
+            text = self._string(address) if self._is_letter(leads) else ""
+        named = name(address, is_code)
+        return f"{address:#x}{f' <{named}>' if named else ''}{f' {text}' if text else ''}"
+
+    def _string(self, address: int) -> str:
+        """The string at an address, in quotes, cut if it is long; empty if there is none."""
+        data = b""
+        while len(data) < MAX_SHOWN and b"\0" not in data:
+            at = address + len(data)
+            try:
+                data += self.read(at, min(MAX_SHOWN - len(data), PAGE - at % PAGE))
+            except XenError:
+                return ""
+        text, end, _ = data.partition(b"\0")
+        if not all(32 <= letter < 127 or letter in b"\t\n\r\x1b" for letter in text):
+            return ""
+        return _quoted(text.decode()) + ("" if end else "...")
 
 
 def _text(data: bytes) -> str:

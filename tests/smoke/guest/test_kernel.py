@@ -127,6 +127,31 @@ def test_what_there_is_not_is_an_error_of_pythons_too(guest):
             wrong()
 
 
+def test_a_member_cannot_be_assigned_to_but_where_it_is_can(guest):
+    first = guest.kernel["init_task"]
+    before, was = vars(first).copy(), first.prio
+    for assign in (lambda: setattr(first, "prio", 3), lambda: first.__setitem__("prio", 3)):
+        with pytest.raises(AttributeError, match=r"guest\.memory\.write\(0x[0-9a-f]+, ") as caught:
+            assign()
+        assert isinstance(caught.value, xenemu.UsageError)
+    with pytest.raises(xenemu.NoSuchName, match="did you mean prio"):
+        first.pri = 3
+    assert (vars(first), first.prio) == (before, was)
+    with guest.fork() as other:
+        place = int(re.search("0x[0-9a-f]+", str(caught.value))[0], 16)
+        other.memory.write(place, (3).to_bytes(4, "little"))
+        assert other.kernel["init_task"].prio == 3
+
+
+def test_what_is_shown_is_short_and_has_its_strings(guest):
+    assert str(guest.kernel.at("task_struct", 0)) == "(struct task_struct) <not mapped>"
+    line = str(guest.kernel["saved_command_line"])
+    assert re.fullmatch(r'\(char \*\) 0x[0-9a-f]+ "console=hvc0 quiet"', line)
+    assert str(guest.kernel["iomem_resource"].name).endswith('"PCI mem"')
+    with pytest.raises(xenemu.NoSuchName, match=r"; did you mean start_kernel\?$"):
+        _ = guest.symbols["strat_kernel"]
+
+
 def test_a_damaged_list_gives_what_was_found(guest):
     with guest.fork() as broken:
         tasks = broken.kernel.tasks()

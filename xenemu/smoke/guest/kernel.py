@@ -22,6 +22,10 @@ class Damaged(UsageError):
         self.found = list(found)
 
 
+class Unchangeable(UsageError, AttributeError):
+    """An object of the kernel's is looked at: its members cannot be assigned to."""
+
+
 class Enumerator(int):
     """A value of an enumeration, with its `name` (empty if the enumeration has none for it)."""
 
@@ -46,8 +50,11 @@ class Object:
     is then.
     """
 
+    _ask: Ask
+    _thing: Thing
+
     def __init__(self, ask: Ask, thing: Thing) -> None:
-        self._ask, self._thing = ask, thing
+        vars(self).update(_ask=ask, _thing=thing)
 
     @property
     def type_(self) -> str:
@@ -74,6 +81,19 @@ class Object:
         """A member by its name, or an element by its number."""
         thing = self._thing
         return _value(self._ask, self._ask("step", thing.type, thing.address, step))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: an AttributeError that says where the member is, for ``guest.memory.write``."""
+        self[name] = value
+
+    def __setitem__(self, step: str | int, value: object) -> None:
+        """Refuse, as for a member."""
+        thing = self._thing
+        found: Thing = self._ask("step", thing.type, thing.address, step)
+        raise Unchangeable(
+            f"{self.type_} can be read only: to change {step}, write its bytes, as"
+            f" guest.memory.write({found.address:#x}, DATA)"
+        )
 
     def __len__(self) -> int:
         if self._thing.length is None:

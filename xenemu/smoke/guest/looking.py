@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from xenemu.dump import frames
-from xenemu.errors import NoSuchName, Unmapped
+from xenemu.errors import Unmapped
 from xenemu.hv.current import Current
 from xenemu.image.values import Value
 from xenemu.kaslr import as_mapped
@@ -69,10 +69,7 @@ class Looking:
         return Code(as_mapped(self._current, self._session.image), self._current)
 
     def address(self, name: str) -> Number:
-        found = self._code.address(name)
-        if found is None:
-            raise NoSuchName(f"the image has no symbol {name}")
-        return Number(found)
+        return Number(self._code.find(name))
 
     def name(self, address: int) -> str:
         return self._code.format(address)
