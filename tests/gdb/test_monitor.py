@@ -40,6 +40,12 @@ AT = 0x26000  # data of the guest's
 BANNER = b"Linux version 6.1.0 (somebody@somewhere) (a compiler) #1 SMP 2026 and so on"
 
 
+class Loaded(SimpleNamespace):
+    """An image, of which something is remembered."""
+
+    __hash__ = object.__hash__
+
+
 @pytest.fixture
 def target():
     return make_target()
@@ -53,7 +59,7 @@ def make_target(vcpus=1):
     current.cpu.instructions = 5
     part = SimpleNamespace(vaddr=CODE, paddr=CODE, memsz=0x1000, data=memoryview(BANNER))
     names = [(CODE, "start", True), (CODE + 8, "next", True)]
-    image = SimpleNamespace(
+    image = Loaded(
         elf_class=64, segments=(part,), symbol_file=SymbolFile("kernel", memoryview(b"")),
         notes=XenNotes(), symbols=Symbols(lambda: names, [range(1 << 20)]), orc=None,
     )  # fmt: skip
