@@ -54,7 +54,7 @@ def test_an_image_without_the_note(tmp_path, xenemu_run):
     path.write_bytes(elfwriter.kernel())
     result = xenemu_run(path, "--mode", "pvh")
     assert result.returncode == 7
-    assert "cannot boot as pvh: pvh: there is no PHYS32_ENTRY note" in one_line(result)
+    assert "cannot boot as pvh: there is no PHYS32_ENTRY note" in one_line(result)
 
 
 def test_a_module_that_does_not_fit(boot, tmp_path):

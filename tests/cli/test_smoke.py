@@ -201,7 +201,6 @@ def test_a_shard_is_a_part(smoke, shard, names):
         (("--rootfs", "none"), "--rootfs: none: there is no such file"),
         (("--junit", "none/x"), "--junit none/x: No such file"),
         (("--log-dir", "good"), "--log-dir good: File exists"),
-        (("--busybox", "good"), "--busybox: say what to make with it, by --init or --rootfs"),
         (("--expect", ""), "--expect: '' matches before anything is printed"),
     ],
 )

@@ -377,7 +377,7 @@ FOREIGN, DRIVER = pe(machine=0xAA64), pe(subsystem=11)
 CUT = pe()[:0x50]
 NOT_STARTED = [
     (pe(), "auto", "pvh: this is a PE program, which EFI starts"),
-    (pe(), "pvh", "cannot boot as pvh: pvh: this is a PE program"),
+    (pe(), "pvh", "cannot boot as pvh: this is a PE program"),
     (pe(), "linux64", "this is not Linux"),
     (pe(), "efi-handover", "this is a PE program; Linux's bzImage has a handover entry"),
     (pe(), "efi32", "the PE program has no entry for 32-bit EFI"),

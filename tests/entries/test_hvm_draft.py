@@ -165,7 +165,7 @@ def test_a_mistake_is_one_line_and_7(tmp_path, capsys):
     path.write_bytes(kernel([ENTRY, OFFSET]))
     draft = ("--entry", "hvm-draft-a")
     for arguments, words in (
-        (("--entry", "pvh"), "cannot boot as pvh: pvh: there is no PHYS32_ENTRY note"),
+        (("--entry", "pvh"), "cannot boot as pvh: there is no PHYS32_ENTRY note"),
         ((*draft, "--draft-notes", "22,23"), "no note PADDR_ENTRY of the draft's (type 22)"),
         ((*draft, "--draft-notes", ""), "--draft-notes : give the types"),
         ((*draft, "--draft-notes", "20"), "--draft-notes 20: give the types"),

@@ -239,6 +239,7 @@ GOOD = '[defaults]\nkernel = "k"\n\n[[boot]]\nname = "one"\n\n[[boot]]\nname = "
         ('rootfs = "k"', "9: rootfs: "),
         ('efi_root = "k"', "9: efi_root: "),
         ('initrd = "k"\ninit = "k"', "10: init: initrd in line 9 says another; give one"),
+        ('initrd = "k"\nbusybox = "k"', "10: busybox: initrd in line 9 says another; give one"),
         ('mode = "pv"\nentry = "pv"', "10: entry: mode says the same; give one of the two"),
         ('mode = "hvm"', "9: mode: 'hvm': give one of auto, pv, pvh"),
         ('memory = "lots"', "9: memory: lots: give a number and a unit"),
@@ -404,3 +405,14 @@ def test_a_copy_of_one_that_writes_nowhere_is_not_refused(plan):
         '[[boot]]\nname = "b"\nkernel = "k"\nexpect = "up"\ndisk = ["k", "k2,ro"]\n'
         '[[boot]]\nname = "a"\nfrom = "b"\n'
     )
+
+
+def test_busybox_alone_makes_a_shell_for_a_table_that_says_so(plan, tmp_path):
+    text = '[defaults]\nbusybox = "k"\n[[boot]]\nkernel = "k"\n[[boot]]\nkernel = "k2"\n'
+    plain, shell, made = plan(
+        f'{text}busybox = "k2"\n[[boot]]\nname = "made"\nkernel = "k"\ninit = "k2"\n'
+    )
+    found = [boot.busybox and boot.busybox.name for boot in (plain, shell, made)]
+    assert found == [None, "k2", "k"]
+    (own,) = plan('[defaults]\ninitrd = "k"\n[[boot]]\nkernel = "k"\nbusybox = "k2"\n')
+    assert (own.initrd, own.busybox) == (None, tmp_path / "k2")

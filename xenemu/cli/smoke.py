@@ -12,7 +12,6 @@ from xenemu import entries
 from xenemu.cli import github, matrix
 from xenemu.cli.completing import among
 from xenemu.cli.covering import CoverageByVcpu, check_by_vcpu
-from xenemu.errors import UsageError
 from xenemu.options import parse_count, parse_seconds, parse_seed, parse_slice, parse_vcpus
 
 HELP_EPILOG: Final = """\b
@@ -65,7 +64,8 @@ def smoke(
     ] = None,
     rootfs: Annotated[Path | None, _option("Make an initramfs of a directory.", "DIR")] = None,
     busybox: Annotated[
-        Path | None, _option("The static busybox to take; if not given, the one in PATH.", "FILE")
+        Path | None,
+        _option("The static busybox to take, else the one in PATH; alone, a shell.", "FILE"),
     ] = None,
     expect: Annotated[
         Texts,
@@ -174,8 +174,6 @@ def smoke(
             given["schedule_seed"] = [parse_seed("--schedule-seed", one) for one in schedule_seed]
         at_a_time = parse_count("--jobs", jobs) if jobs is not None else None
         here = at_a_time or len(os.sched_getaffinity(0))
-        if busybox is not None and init is None and rootfs is None:
-            raise UsageError("--busybox: say what to make with it, by --init or --rootfs")
         boots = matrix.boots(what, given, shard)
         check_by_vcpu(coverage, coverage_by_vcpu)
         files = matrix.Files(junit, json, tap, coverage, log_dir, coverage_by_vcpu, html, baseline)

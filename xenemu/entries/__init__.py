@@ -76,7 +76,7 @@ def choose(image: Image, mode: str = AUTO) -> Entry:
         verdict = entry.verdict(image)
         if verdict.bootable:
             return entry
-        reasons.append(f"{entry.name}: {verdict.reason}")
+        reasons.append(verdict.reason if mode == entry.name else f"{entry.name}: {verdict.reason}")
     others = [other for name, other in ENTRIES.items() if name not in wanted]
     able = [f"--entry {other.mode}" for other in others if other.verdict(image).bootable]
     advice = f"; it can with {' or '.join(dict.fromkeys(able))}" if able else ""

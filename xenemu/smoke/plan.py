@@ -235,17 +235,20 @@ class _Reader:
         self, defaults: dict[str, Any], table: dict[str, Any], place: tuple[Any, ...]
     ) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
         """A table with what the defaults add to it, and where each key stands."""
-        made = [key for key in MADE if table.get(key)]
+        made = [key for key in (*MADE, "busybox") if table.get(key)]
         if made and table.get("initrd"):
             line = line_of(self.text, (*place, "initrd"))
             other = f"{self.spell('initrd')}{f' in line {line}' if line else ''}"
             raise self.error((*place, made[0]), f"{other} says another; give one of the two")
         if "mode" in table and "entry" in table:
             raise self.error((*place, "entry"), "mode says the same; give one of the two")
-        replaced = {"initrd"} if any(key in table for key in MADE) else set()
+        says_made = table.get("busybox") or any(key in table for key in MADE)
+        replaced = {"initrd"} if says_made else set()
         replaced |= set(MADE) if "initrd" in table else set()
         replaced |= {other for key, other in SAME.items() if key in table}
         added = {key: value for key, value in defaults.items() if key not in replaced}
+        if not any((added | table).get(key) for key in MADE):
+            added.pop("busybox", None)  # alone it makes a shell: for a table that says so itself
         where = dict.fromkeys(added, ("defaults",)) | dict.fromkeys(table, place)
         return added | table, where
 
@@ -354,6 +357,8 @@ class _Reader:
         return None if value == "" else self.directory_of(value)
 
     def path(self, value: Any) -> Path:
+        if value == "":
+            raise ValueError("the name is empty; give a file's")
         text = os.path.expanduser(os.path.expandvars(_string(value)))
         if "$" in text:
             raise ValueError(f"{text}: the environment variable is not set")
@@ -413,6 +418,11 @@ class _Reader:
         return PlanError(Place(self.file, line_of(self.text, place)), f"{key}: {problem}")
 
 
+def in_keys(words: str) -> str:
+    """What to do about a kernel, for whoever says it in keys and not in options."""
+    return re.sub(r"--entry (\w+)", r'mode = "\1"', words)
+
+
 def outliving(boot: Boot) -> str:
     """What a boot has that copies of its process cannot share; empty if there is nothing.
 
@@ -454,6 +464,12 @@ def _strings(value: Any) -> tuple[str, ...]:
     if not all(isinstance(one, str) for one in values):
         raise ValueError("give a string, or a list of strings")
     return tuple(_string(one) for one in values)
+
+
+def _memory(value: Any) -> int:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r}: give a string with a unit, as in "256M"')
+    return parse_memory("memory", _string(value))
 
 
 def _regex(value: Any) -> str:
@@ -570,7 +586,7 @@ READERS: Final[Mapping[str, Callable[[_Reader, Any], Any]]] = {
     "mode": lambda reader, value: _choice(value, MODES),
     "entry": lambda reader, value: _choice(value, MODES),
     "cmdline": lambda reader, value: _string(value),
-    "memory": lambda reader, value: parse_memory("memory", _string(value)),
+    "memory": lambda reader, value: _memory(value),
     "vcpus": lambda reader, value: _vcpus(value),
     "maxvcpus": lambda reader, value: _vcpus(value),
     "initrd": _Reader.maybe_file,

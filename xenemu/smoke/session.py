@@ -502,6 +502,6 @@ def _dumper() -> Callable[[Current, image.Image, int], bytes]:
 
 
 def _initrd(boot: Boot) -> bytes:
-    if boot.init or boot.rootfs:
+    if boot.init or boot.rootfs or (boot.busybox and not boot.initrd):
         return initramfs.make(boot.init, boot.rootfs, boot.busybox)
     return read_module("initrd", boot.initrd, boot.memory) if boot.initrd else b""

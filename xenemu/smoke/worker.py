@@ -22,7 +22,7 @@ from xenemu.image import Image
 from xenemu.records import dataclass
 from xenemu.smoke import copies, wire
 from xenemu.smoke.nursery import PARENTS_SIGNALS
-from xenemu.smoke.plan import Boot
+from xenemu.smoke.plan import Boot, in_keys
 from xenemu.smoke.results import Result
 from xenemu.smoke.session import CRASHED_CODES, IGNORED_CODES, Session
 from xenemu.smoke.verdict import Finding, Verdict
@@ -191,7 +191,7 @@ class Work:
         """Make an exception the result."""
         result = self._result
         if isinstance(error, XenemuError):
-            result.findings = [Finding(_blame(error), str(error))]
+            result.findings = [Finding(_blame(error), _told(result.boot, error))]
         elif isinstance(error, _Stopped):
             result.stopped = True
             words = "the process that ran it was told to stop"
@@ -207,6 +207,13 @@ def describe_bug(error: Exception) -> str:
     """One line for an exception that should not have happened."""
     what = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"bug in xenemu {__version__}: {what}; please report it"
+
+
+def _told(boot: Boot, error: XenemuError) -> str:
+    """What is wrong, in words that stand after the boot's name, which may be its kernel's."""
+    words = in_keys(str(error)) if boot.place else str(error)
+    is_said = boot.name.startswith(boot.kernel.name)
+    return words.removeprefix(f"{boot.kernel}: ") if is_said else words
 
 
 def _blame(error: XenemuError) -> Verdict:
