@@ -40,6 +40,12 @@ class Doing:
         self.answer, self._is_own = None, True
         self._asks.append(b"%d %s" % (self.who, json.dumps(request).encode()))
 
+    def give_up(self, why: str) -> None:
+        """The answer has not come in time: that is the answer, and what comes is nobody's."""
+        self.answer, self._is_own = {"ok": False, "error": why}, False
+        if not self._under_way:
+            self.who += 1
+
     def shown(self, data: bytes, now_ns: int) -> None:
         """See what the guest has printed."""
         if self.deeds:

@@ -53,6 +53,9 @@ PROBE_NS: Final = 100_000_000  # how long a guest is silent before it is asked w
 LOOK_S: Final = 0.25  # how long it waits before it looks whether it is to stop
 IGNORED_CODES: Final = (0, 3)  # after which nobody asks where the guest was
 CRASHED_CODES: Final = (4, 5)  # after which the guest's memory tells why
+# After which a guest that a program asks can go on: it was only waited for long enough.
+GOES_ON: Final = (End.EXPECTED, End.TIMEOUT, End.IDLE, End.STOPPED)
+PAUSED: Final = "the guest is paused, and prints nothing before it is unpaused"
 MAX_CORE: Final = 64 << 20  # bytes that a core may have, compressed
 
 
@@ -98,7 +101,9 @@ class Session:
         self._advice = ""  # from what is known of its end
         self._died = ""  # of what, in the kernel's own words
         self._met = ""  # the last step that was met
-        self._is_planned = False  # the boot's expectations are looked for
+        self._planned: tuple[list[tuple[Step, re.Pattern[str]]], bool] | None = None  # of the boot
+        self._given_up: Finding | None = None  # why it was not waited for any longer
+        self._is_dead = False  # it has panicked, and does nothing more
         self._halt: re.Pattern[str] | int | None = None  # stop when this is seen, or then in ns
         self._is_due = False  # that has come
         self._is_timed = False  # somebody has it run for a time, however silent it is
@@ -190,14 +195,30 @@ class Session:
     ) -> Outcome:
         """Run until each of `steps` is met in turn; with `to_end`, until the guest ends.
 
-        `timeout` counts from `started`, or from now.
+        `timeout` counts from `started`, or from now; with 0, nothing runs. What the console shows
+        already is met also after the guest's end.
         """
-        if self.ended and self.outcome:
-            return self.outcome
         self._look_for(steps, to_end)
+        if self.ended or timeout == 0 or self._is_paused:
+            self._advance()
+            if not (self._steps or to_end):
+                return Outcome(End.EXPECTED, "every expectation is met")
+            if self.outcome is None or not self.ended:
+                why = PAUSED if self._is_paused else "the console does not show it yet"
+                self.outcome = Outcome(End.TIMEOUT, why)
+            return self.outcome
         return self._go_on(timeout, started)
 
+    @property
+    def _is_paused(self) -> bool:
+        """Whether nothing will be printed before somebody unpauses it."""
+        return self.is_asked and self.machine.domain.paused and self._doing.is_over
+
     def _look_for(self, steps: Sequence[Step], to_end: bool) -> None:
+        """Expect something else; that something did not come in time is over."""
+        if self._given_up in self.findings:
+            self.findings.remove(self._given_up)
+            self._spoke_ns = self.machine.engine.now_ns
         self._steps = [(step, re.compile(step.pattern, re.MULTILINE)) for step in steps]
         self._to_end = to_end
         self.matches = []
@@ -218,20 +239,30 @@ class Session:
         if self.outcome.end is End.TIMEOUT:
             reason = self.outcome.reason + self._witness.pattern
             self.outcome = replace(self.outcome, reason=reason)
-        if self.outcome.end is not End.EXPECTED:
+        if self._is_over(self.outcome):
             self.ended = True
             self._mark("end", self.machine.engine.now_ns)
+        if self.outcome.end is not End.EXPECTED:
             for block in self._disks:  # an overlay's file has then also what was not flushed
                 block.disk.flush()
         return self.outcome
 
+    def _is_over(self, outcome: Outcome) -> bool:
+        """Whether that is the end. A program may go on with a guest that it has waited for."""
+        if not self.is_asked:
+            return outcome.end is not End.EXPECTED
+        is_rejected = any(found.verdict is Verdict.REJECTED for found in self.findings)
+        is_gone = self._is_dead or self.machine.control.is_destroyed
+        return outcome.end not in GOES_ON or is_rejected or is_gone
+
     def run_plan(self) -> list[Finding]:
         """Run the boot as its plan says; return what speaks against it."""
-        if not self._is_planned:
-            if self.boot.is_origin:
-                self.run_to_snapshot()
-            else:
-                self._plan()
+        if self._planned:
+            self._steps, self._to_end = self._planned
+        elif self.boot.is_origin:
+            self.run_to_snapshot()
+        else:
+            self._plan()
         outcome = self.outcome if self.ended else None
         return self.judge(outcome or self._go_on(self.boot.timeout, self._started))
 
@@ -254,15 +285,20 @@ class Session:
             self._missed = f"its snapshot, {when}, never came"
         return is_there
 
-    def run_for(self, ns: int, timeout: float | None) -> None:
-        """Run so much of the guest's own time, and to the end of a slice, or to the guest's end."""
+    def run_for(self, ns: int, timeout: float | None) -> bool:
+        """Run so much of the guest's own time, and to the end of a slice; whether it can go on.
+
+        It cannot if it has ended, or if a limit came first.
+        """
         if self.ended:
-            return
+            return False
         self._look_for((), to_end=True)
         self._halt, self._is_timed = self.machine.engine.now_ns + ns, True
         self._go_on(timeout, math.nan)
+        is_there = self._is_due and not self.ended
         self._halt, self._is_timed, self._is_due = None, False, False
         self._spoke_ns = self.machine.engine.now_ns
+        return is_there
 
     def turn_to(self, boot: Boot) -> None:
         """Be the guest of a boot that starts from this one, at whose snapshot this is."""
@@ -272,7 +308,7 @@ class Session:
         self._started = self.clock()
         self._reject = _patterns(boot.reject)
         self._input = bytearray(boot.input.encode())
-        self._before, self._is_planned, self._met = self._at_snapshot, False, ""
+        self._before, self._planned, self._met = self._at_snapshot, None, ""
         self.phases, self.captures, self.findings = [], {}, []
         self._doing = replace(self._deeds(), who=self._doing.who + 1)
         self.transcript.part(origin.name)
@@ -286,9 +322,9 @@ class Session:
 
     def _plan(self) -> None:
         boot = self.boot
-        self._is_planned = True
         to_snapshot = boot.is_origin and boot.snapshot is not None
         self._look_for(boot.expect, bool(boot.exit) or not (boot.expect or to_snapshot))
+        self._planned = self._steps, self._to_end
 
     def send(self, data: bytes) -> None:
         """Type at the guest's console when it runs again."""
@@ -302,7 +338,9 @@ class Session:
         if not self.ended:
             self._look_for((), to_end=True)
             self._doing.ask(request)
-            self._go_on(timeout, math.nan)
+            outcome = self._go_on(timeout, math.nan)
+            if not self.ended and self._doing.answer is None:
+                self._doing.give_up(outcome.reason)
         answer = self._doing.answer or {"ok": False, "error": "the guest has ended"}
         self._doing.answer = None
         return answer
@@ -460,6 +498,7 @@ class Session:
         if silent_ns >= PROBE_NS and now_ns - self._probed_ns >= PROBE_NS:
             self._probed_ns = now_ns
             if self._witness.panicked:
+                self._is_dead = True
                 return Outcome(End.STOPPED, "the kernel panicked, and does nothing more")
         if now_ns - self._began_ns >= boot.virtual_timeout * 1e9:
             words = f"still running after {boot.virtual_timeout:g} s of its own time"
@@ -472,7 +511,8 @@ class Session:
 
     def _stop(self, verdict: Verdict, reason: str) -> Outcome:
         reason += self._witness.pattern
-        self.findings.append(Finding(verdict, reason))
+        self._given_up = Finding(verdict, reason)
+        self.findings.append(self._given_up)
         return Outcome(End.STOPPED, reason)
 
     def _mark(self, name: str, virtual_ns: int) -> None:

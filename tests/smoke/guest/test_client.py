@@ -184,3 +184,133 @@ def test_a_script_without_a_main_guard_boots_one_guest(tmp_path):
         check=False,
     )
     assert (found.stdout, found.stderr) == (b"begins\nb'one\\ntwo\\n'\n", b"")
+
+
+def test_a_failed_expectation_is_about_itself_and_the_guest_goes_on(boot):
+    guest = boot(LATER, virtual_timeout=0.01)
+    with pytest.raises(xenemu.GuestFailed, match=r"^timeout: still running .*'three'"):
+        guest.expect("three")
+    waits = [wait_until(ms * 1_000_000) for ms in (600, 1200, 1800, 2400)]
+    code = [*waits[:3], say(b"one\n"), waits[3], say(b"two\n"), shutdown(POWEROFF)]
+    guest = boot(b"".join(code), quiet_timeout=0.5)
+    for missing in ("three", "four"):
+        with pytest.raises(xenemu.GuestFailed, match=rf"^quiet: .*never seen: '{missing}'\n"):
+            guest.expect(missing)
+    guest.send("typed")
+    assert guest.run(1)
+    assert guest.expect("two").text == "two"
+    assert guest.finish().findings == []
+
+
+def test_what_the_console_shows_is_found_without_a_run_and_after_the_end(boot):
+    guest = boot(LATER)
+    with pytest.raises(xenemu.GuestFailed, match=r"^timeout: the console does not show it yet; n"):
+        guest.expect("one", timeout=0)
+    assert guest.virtual_ns == 0
+    guest.run(0.01)
+    assert guest.expect("one", timeout=0).text == "one"
+    assert not guest.run(1)
+    assert guest.expect("t(w)o").groups == ("w",)
+    for missing in ("three", "four"):
+        with pytest.raises(xenemu.GuestFailed, match=rf"powered off; never seen: '{missing}'\n"):
+            guest.expect(missing)
+    with pytest.raises(xenemu.GuestFailed, match=r"^send: the guest has ended: the guest powered"):
+        guest.sendline("x")
+    assert guest.finish().findings == []
+
+
+def test_what_was_typed_for_a_guest_that_waits_wakes_it(boot):
+    guest = boot(say(b"one\n") + BLOCK + SPIN)
+    for missing in ("two", "three"):
+        with pytest.raises(xenemu.GuestFailed, match=rf"can send; never seen: '{missing}'\n"):
+            guest.expect(missing)
+    guest.send("x")
+    assert not guest.run(0.01)
+    assert guest.result.sentence.startswith("an event upcall at")  # for which it has no handler
+
+
+def test_a_paused_guest_says_so_and_can_be_unpaused(boot):
+    guest = boot(LATER)
+    guest.pause()
+    with pytest.raises(xenemu.GuestFailed, match=r"^timeout: the guest is paused, and .*'one'"):
+        guest.expect("one", timeout=1)
+    assert guest.run(0.01)
+    assert (guest.instructions, guest.output) == (0, "")
+    guest.unpause()
+    assert guest.expect("one").text == "one"
+
+
+WRONG = (
+    *[(("expect", "one"), {"timeout": wrong}) for wrong in ("5", -1, float("nan"), True, 1e9)],
+    *[(("expect", wrong), {}) for wrong in (b"x", None, 1, "(", "\udc80")],
+    *[(("run", wrong), {}) for wrong in ("1", None, True, 0, -1, float("nan"))],
+    *[(("send", wrong), {}) for wrong in (None, b"x", 1, "\udc80")],
+    *[((name, None), {}) for name in ("restore", "sendline", "attach", "memory_target", "sysrq")],
+    (("reboot",), {"within": "1"}),
+    (("nmi", 1.5), {}),
+    (("ask", "sysrq"), {"key": b"h"}),
+    (("ask", None), {}),
+)
+
+
+def test_a_callers_mistake_is_one_line_before_the_guest_hears_of_it(boot):
+    guest = boot(LATER)
+    sent = []
+    guest._ask = lambda *words: sent.append(words)
+    for (name, *arguments), keys in WRONG:
+        with pytest.raises(xenemu.UsageError, match=rf"^{name}: [^\n]*$"):
+            getattr(guest, name)(*arguments, **keys)
+    with pytest.raises(xenemu.UsageError, match=r"^read: path is 5: give a string"):
+        guest.xenstore.read(5)
+    for wrong in ({"address": "x", "size": 1}, {"address": 0, "size": "x"}):
+        with pytest.raises(xenemu.UsageError, match=r"^read: .* is 'x': give a number$"):
+            guest.memory.read(**wrong)
+    assert not sent
+    del guest._ask
+    assert guest.expect("one").text == "one"
+
+
+def test_what_no_guest_can_be_asked_for_is_a_usage_error(boot):
+    guest = boot(LATER)
+    for ask, words in (
+        (lambda: guest.vcpu_online(1), "vcpu: there is no vcpu 1; there are 1"),
+        (lambda: guest.attach("xvdb"), "attach: there is no device 'xvdb'"),
+        (lambda: guest.memory_target("lots"), "memory: target is 'lots'"),
+        (lambda: guest.sysrq("hh"), "sysrq: key is 'hh'"),
+        (lambda: guest.xenstore.read("nosuch"), "xenstore: there is no /local/domain/1/nosuch"),
+        (guest.unpause, "unpause: the guest is not paused"),
+        (lambda: guest.ask("nmi", vcpus=0), "nmi: nmi has no 'vcpus'"),
+    ):
+        with pytest.raises(xenemu.UsageError) as caught:
+            ask()
+        assert str(caught.value).startswith(words)
+        assert "\n" not in str(caught.value)
+    assert guest.finish().findings == []
+
+
+def test_what_a_guest_did_can_be_read_after_its_end(boot):
+    with boot(shutdown(CRASH)) as guest:
+        guest.run(1)
+        before = guest.result
+        report, output = guest.report(), guest.output
+    assert guest.is_closed
+    assert guest.result == before
+    assert (guest.report(), guest.output) == (report, output)
+    assert "Registers" in report
+    with boot(LATER) as guest:
+        guest.expect("one")
+    assert (guest.output, guest.console.split()[-1]) == ("one\n", "one")
+
+
+def test_what_is_wrong_is_at_the_callers_line_and_in_pythons_words(tmp_path):
+    (tmp_path / "kernel").write_bytes(kernel(SPIN))
+    for arguments, keys, words in (
+        ([tmp_path / "kernel"], {"mode": "pvh"}, r"cannot boot as pvh: there .* mode = \"pv\"$"),
+        ([tmp_path / "kernel"], {"memory": 256}, r'^memory: 256: .* as in "256M"$'),
+        ([""], {}, r"^kernel: the name is empty; give a file's$"),
+        ([None], {}, r"^kernel: None is no path"),
+    ):
+        with pytest.raises(xenemu.XenemuError, match=words) as caught:
+            xenemu.boot(*arguments, **keys)
+        assert len(caught.traceback) == 2  # here, and in boot()
+        assert caught.value.__suppress_context__

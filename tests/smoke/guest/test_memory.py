@@ -86,7 +86,7 @@ def test_what_is_not_there_is_told_and_nothing_is_stored(guest):
 def test_what_makes_no_sense_is_told_in_a_line(guest):
     for wrong, words in (
         (lambda: guest.memory[-1], "-1 is no address"),
-        (lambda: guest.memory["start"], "'start' is no address"),
+        (lambda: guest.memory["start"], "read: address is 'start': give a number"),
         (lambda: guest.memory[BASE:], "give a slice a start and an end, and no step"),
         (lambda: guest.memory[0:8:2], "give a slice a start and an end, and no step"),
         (lambda: guest.memory.read(0, 1 << 40), f"{1 << 40} bytes: read from 0 to {1 << 30}"),

@@ -1,7 +1,8 @@
 """What a test can have the toolstack do to its guest, a method each.
 
 Each runs the guest until it has done its part, and raises `GuestFailed` if it has not in time:
-`within` seconds of the guest's own time, or as many as libxl waits.
+`within` seconds of the guest's own time, or as many as libxl waits. UsageError for what no guest
+can be asked for, or not this one now.
 """
 
 from __future__ import annotations
@@ -10,38 +11,45 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from xenemu.records import dataclass
+from xenemu.smoke.guest.checking import Plain, Text, Wait, checked
 
 
 class Asking(ABC):
     """A guest with a toolstack."""
 
     @abstractmethod
-    def ask(self, do: str, **fields: object) -> dict[str, Any]:
+    def ask(self, do: str, **fields: Plain) -> dict[str, Any]:
         """Have the toolstack do something; its answer."""
 
-    def shutdown(self, how: str = "poweroff", within: float | None = None) -> None:
+    @checked
+    def shutdown(self, how: Text = "poweroff", within: Wait | None = None) -> None:
         """Ask it to end: poweroff, reboot, halt or suspend. It has acknowledged, but not ended."""
         self.ask("shutdown", how=how, within=within)
 
-    def reboot(self, within: float | None = None) -> None:
+    @checked
+    def reboot(self, within: Wait | None = None) -> None:
         """Ask it to reboot."""
         self.shutdown("reboot", within)
 
-    def suspend(self, within: float | None = None) -> None:
+    @checked
+    def suspend(self, within: Wait | None = None) -> None:
         """Ask it to suspend itself, and wait until it has.
 
         Then it does what the boot's `on_suspend` says; with ``end``, it waits for `resume`.
         """
         self.shutdown("suspend", within)
 
-    def resume(self, how: str = "new") -> None:
+    @checked
+    def resume(self, how: Text = "new") -> None:
         """Let it go on: in a new domain, or as if the suspend was called off (``cancel``)."""
         self.ask("resume", how=how)
 
-    def sysrq(self, key: str, within: float | None = None) -> None:
+    @checked
+    def sysrq(self, key: Text, within: Wait | None = None) -> None:
         """Press SysRq and a key."""
         self.ask("sysrq", key=key, within=within)
 
+    @checked
     def nmi(self, vcpu: int = 0) -> None:
         """Send a vcpu an NMI."""
         self.ask("nmi", vcpu=vcpu)
@@ -54,23 +62,28 @@ class Asking(ABC):
         """Let them run again."""
         self.ask("unpause")
 
-    def memory_target(self, size: str, within: float | None = None) -> int:
+    @checked
+    def memory_target(self, size: Text, within: Wait | None = None) -> int:
         """Have its balloon come to a size, such as ``128M``; the KiB that it has then."""
         return int(self.ask("memory", target=size, within=within)["has_kib"])
 
-    def vcpu_online(self, number: int, within: float | None = None) -> None:
+    @checked
+    def vcpu_online(self, number: int, within: Wait | None = None) -> None:
         """Have it bring a vcpu up."""
         self.ask("vcpu", number=number, state="online", within=within)
 
-    def vcpu_offline(self, number: int, within: float | None = None) -> None:
+    @checked
+    def vcpu_offline(self, number: int, within: Wait | None = None) -> None:
         """Have it take a vcpu down."""
         self.ask("vcpu", number=number, state="offline", within=within)
 
-    def attach(self, device: str, within: float | None = None) -> None:
+    @checked
+    def attach(self, device: Text, within: Wait | None = None) -> None:
         """Plug in a device that the boot has with the word ``later``, or that was detached."""
         self.ask("attach", device=device, within=within)
 
-    def detach(self, device: str, within: float | None = None, force: bool = False) -> None:
+    @checked
+    def detach(self, device: Text, within: Wait | None = None, force: bool = False) -> None:
         """Take a device from it."""
         self.ask("detach", device=device, within=within, force="yes" if force else None)
 
@@ -90,18 +103,22 @@ class Xenstore:
 
     guest: Asking
 
-    def read(self, path: str) -> str:
+    @checked
+    def read(self, path: Text) -> str:
         """A node's value."""
         return str(self.guest.ask("xenstore", op="read", path=path)["value"])
 
-    def write(self, path: str, value: str) -> None:
+    @checked
+    def write(self, path: Text, value: Text) -> None:
         """Set a node's value."""
         self.guest.ask("xenstore", op="write", path=path, value=value)
 
-    def rm(self, path: str) -> None:
+    @checked
+    def rm(self, path: Text) -> None:
         """Remove a node, and all below it."""
         self.guest.ask("xenstore", op="rm", path=path)
 
-    def ls(self, path: str) -> dict[str, str]:
+    @checked
+    def ls(self, path: Text) -> dict[str, str]:
         """A node and all below it: values by whole paths."""
         return dict(self.guest.ask("xenstore", op="ls", path=path)["nodes"])

@@ -23,11 +23,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Unpack
 
-from xenemu.errors import UsageError
-from xenemu.options import MAX_SECONDS
+from xenemu.errors import UsageError, XenemuError
+from xenemu.options import parse_pattern
 from xenemu.smoke.copies import Copy, Lost, Original
 from xenemu.smoke.ending import console_end
 from xenemu.smoke.guest.asking import Asking
+from xenemu.smoke.guest.checking import Plain, Seconds, Text, Wait, checked
 from xenemu.smoke.guest.describing import Keys, describe
 from xenemu.smoke.guest.kernel import KernelView
 from xenemu.smoke.guest.memory import Memory, Symbols
@@ -56,7 +57,7 @@ class GuestFailed(AssertionError):
 class Guest(Asking):
     """A booted guest. Use as a context, or `close` it."""
 
-    keeps_console = False  # when it is closed; its copies do as it does
+    keeps_console = False  # for a test that fails, if it is closed; its copies do as it does
 
     def __init__(self, boot: Boot) -> None:
         """Load and build it, or have it go on where its origin is at its snapshot.
@@ -72,7 +73,7 @@ class Guest(Asking):
         try:
             self._ask("mode", None)
         except BaseException:
-            self.close()
+            self._end_process()
             raise
 
     def _take(self, boot: Boot, start: Callable[[int], tuple[Copy, Connection]]) -> None:
@@ -81,7 +82,7 @@ class Guest(Asking):
         self.copies: list[Guest] = []
         self._snapshots: list[Snapshot] = []
         self._is_asked = False
-        self._kept: str | None = None
+        self._kept: Result | None = None  # when it was closed
         self._scratch = tempfile.NamedTemporaryFile(prefix="xenemu-")  # noqa: SIM115
         try:
             self._process, self._pipe = start(self._scratch.fileno())
@@ -116,6 +117,7 @@ class Guest(Asking):
         self._snapshots.append(Snapshot(self._copy()))
         return self._snapshots[-1]
 
+    @checked
     def restore(self, snapshot: Snapshot) -> None:
         """Be as the guest was at a snapshot, with its console, time and memory; also after an end.
 
@@ -133,43 +135,53 @@ class Guest(Asking):
     def _original(self) -> Original:
         return Original(self._process.pid, self._pipe, self._inbox)
 
-    def expect(self, pattern: str, timeout: float | None = None) -> Found:
+    @checked
+    def expect(self, pattern: Text, timeout: Wait | None = None) -> Found:
         """Run until the console shows `pattern` after what was found before.
 
         GuestFailed if it ends first, or if a limit of the boot's or `timeout` host seconds pass;
-        UsageError for a pattern that is none, or that matches no text at all.
+        with a `timeout` of 0, nothing runs. If it has not ended, it can be asked for something else
+        then. UsageError for a pattern that is none, or that matches no text at all.
         """
-        patience = timeout or self.boot.timeout
+        try:
+            parse_pattern(pattern)
+        except ValueError as error:
+            raise UsageError(f"expect: {error}") from None
+        patience = self.boot.timeout if timeout is None else timeout
         found = self._ask("expect", (pattern, patience), patience)
         if isinstance(found, Result):
             raise GuestFailed(f"{found.verdict.value}: {found.sentence}", found)
         assert isinstance(found, Found)
         return found
 
-    def run(self, seconds: float) -> bool:
-        """Run so many seconds of the guest's own time; whether it can go on after that.
+    @checked
+    def run(self, seconds: Seconds) -> bool:
+        """Run so many seconds of the guest's own time; False if it ended, or met a limit, before.
 
         It runs on to the end of a slice, so up to 10 ms longer. A guest that waits for input waits
         on; it may be silent for as long as it likes. The boot's `timeout` is for the host's time.
         """
-        if not 0 < seconds <= MAX_SECONDS:
-            raise UsageError(f"{seconds!r}: give seconds, above 0 and up to {MAX_SECONDS}")
         patience = self.boot.timeout
         return self._ask("run", (round(seconds * 1e9), patience), patience) != "ended"
 
-    def send(self, text: str) -> None:
-        """Type `text`; the guest reads it when it runs again."""
-        self._ask("send", text)
+    @checked
+    def send(self, text: Text) -> None:
+        """Type `text`; the guest reads it when it runs again. GuestFailed if it has ended."""
+        ended = self._ask("send", text)
+        if isinstance(ended, Result):
+            raise GuestFailed(f"send: the guest has ended: {ended.sentence}", ended)
 
-    def sendline(self, text: str = "") -> None:
+    @checked
+    def sendline(self, text: Text = "") -> None:
         """Type `text` and a line end."""
         self.send(f"{text}\n")
 
-    def ask(self, do: str, **fields: object) -> dict[str, Any]:
+    @checked
+    def ask(self, do: Text, **fields: Plain) -> dict[str, Any]:
         """Have the toolstack do something, as `xenemu control` does, and run until it answers.
 
-        What it answers. GuestFailed if it refuses, or if the guest does not do it in time;
-        UsageError for a verb that there is not.
+        What it answers. GuestFailed if the guest does not do it in time, or ends; UsageError if
+        the toolstack refuses, or has no such verb.
         """
         said = {name: value for name, value in fields.items() if value is not None}
         answer = json.loads(str(self._ask("ask", {"do": do, **said}, self.boot.timeout)))
@@ -191,15 +203,17 @@ class Guest(Asking):
 
     @property
     def result(self) -> Result:
-        """What is known of the guest now, with its console."""
+        """What is known of the guest now, with its console; or was when it was closed."""
+        if self._kept is not None:
+            return self._kept
         result = self._ask("result", None)
         assert isinstance(result, Result)
         return result
 
     @property
     def console(self) -> str:
-        """What it has printed, before each line the virtual time; if closed, if that was kept."""
-        return self.result.log if self._kept is None else self._kept
+        """What it has printed, before each line the virtual time."""
+        return self.result.log
 
     @property
     def output(self) -> str:
@@ -223,7 +237,12 @@ class Guest(Asking):
         return found
 
     def report(self) -> str:
-        """Where it is now: its last hypercalls, registers, backtrace and page walk."""
+        """Where it is now: its last hypercalls, registers, backtrace and page walk.
+
+        Of a closed guest it is its result's, if something speaks against the guest.
+        """
+        if self._kept is not None and self._kept.report:
+            return self._kept.report
         return str(self._look("report"))
 
     @property
@@ -250,11 +269,13 @@ class Guest(Asking):
         return self._ask(LOOK, (what, *arguments))
 
     def close(self) -> None:
-        """End the guest's process, whatever it does, and those of its snapshots."""
+        """End the guest's process, whatever it does, and those of its snapshots.
+
+        `result`, `output` and `console` are kept.
+        """
         if not self.is_closed:
-            if self.keeps_console:
-                with suppress(RuntimeError):
-                    self._kept = self.console
+            with suppress(RuntimeError):
+                self._kept = self.result
             self._end_process()
         for snapshot in self._snapshots:
             snapshot.close()
@@ -297,7 +318,7 @@ class Guest(Asking):
 
     @property
     def is_closed(self) -> bool:
-        """Whether it can be asked nothing any more, except for its console if that was kept."""
+        """Whether it can be asked nothing any more, except for what was kept: `result`."""
         return self._pipe.closed
 
     def _may_ask(self) -> None:
@@ -331,7 +352,8 @@ class Snapshot:
 
     def close(self) -> None:
         """Forget it."""
-        self._held.close()
+        if not self._held.is_closed:
+            self._held._end_process()
 
 
 def boot(kernel: Boot | str | Path, **keys: Unpack[Keys]) -> Guest:
@@ -342,7 +364,10 @@ def boot(kernel: Boot | str | Path, **keys: Unpack[Keys]) -> Guest:
 
     UsageError, ImageError or FitError, in one line, if it cannot be booted so.
     """
-    return Guest(describe(kernel, Path(), **keys))
+    try:
+        return Guest(describe(kernel, Path(), **keys))
+    except XenemuError as error:
+        raise error.with_traceback(None) from None  # the caller's line is the one to look at
 
 
 class _Home:
@@ -359,7 +384,7 @@ class _Home:
             guest = Guest(boot)
             result = guest._ask("snapshot", None)
             if isinstance(result, Result):
-                guest.close()
+                guest._end_process()
                 words = f"{boot} did not reach its snapshot: {result.sentence}"
                 self._guests[boot] = GuestFailed(words, result)
             else:
@@ -373,7 +398,7 @@ class _Home:
         """End it, until there is another guest."""
         for guest in self._guests.values():
             if isinstance(guest, Guest):
-                guest.close()
+                guest._end_process()
         self._guests = {}
         self.nursery.close()
 

@@ -59,6 +59,8 @@ def describe(kernel: Boot | Named, folder: Path, **keys: Unpack[Keys]) -> Boot:
         if keys:
             raise UsageError(f"{next(iter(keys))}: the boot {kernel} has been described already")
         return kernel
+    if not isinstance(kernel, str | Path):
+        raise UsageError(f"kernel: {kernel!r} is no path; give a string or a Path")
     given = {key: _plain(value) for key, value in keys.items()}
     try:
         boots = make_boots({**given, "kernel": str(kernel)}, folder)

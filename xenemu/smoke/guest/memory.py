@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, overload
 
 from xenemu.errors import NoSuchName, Unmapped, UsageError
+from xenemu.smoke.guest.checking import checked
 from xenemu.smoke.guest.messages import Data, Number
 
 PIECE: Final = 16 << 20  # bytes in one message
@@ -23,6 +24,7 @@ class Memory:
     def __init__(self, ask: Ask, space: str) -> None:
         self._ask, self._space = ask, space
 
+    @checked
     def read(self, address: int, size: int) -> bytes:
         """Exactly `size` bytes."""
         _address(address)
@@ -38,7 +40,8 @@ class Memory:
                 raise Unmapped(f"{at:#x} is not mapped")
         return b"".join(pieces)
 
-    def write(self, address: int, data: bytes) -> None:
+    @checked
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Store all of `data`, or nothing."""
         self._ask("write", self._space, _address(address), bytes(data))
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from xenemu.confine import confine
 from xenemu.errors import UsageError, XenemuError
-from xenemu.options import parse_pattern
 from xenemu.outcome import End
 from xenemu.smoke import copies, wire, worker
 from xenemu.smoke.guest.looking import Looking
 from xenemu.smoke.guest.messages import Found, Problem, problem
-from xenemu.smoke.plan import Boot, Step, outliving
+from xenemu.smoke.plan import Boot, Step, in_keys, outliving
 from xenemu.smoke.results import Result
 from xenemu.smoke.session import Session
 
@@ -49,7 +49,8 @@ def serve(connection: Connection, boot: Boot) -> None:
             else:
                 answer = REQUESTS[request](session, argument)
         except XenemuError as error:
-            answer = problem(error)
+            found = problem(error)
+            answer = replace(found, sentence=in_keys(found.sentence))
         except Exception:
             answer = Problem(traceback.format_exc())
         wire.send(connection, answer)
@@ -57,10 +58,6 @@ def serve(connection: Connection, boot: Boot) -> None:
 
 def _expect(session: Session, argument: Any) -> object:
     pattern, timeout = argument
-    try:
-        parse_pattern(pattern)
-    except ValueError as error:
-        raise UsageError(f"expect: {error}") from None
     outcome = session.run([Step(pattern)], timeout, to_end=False)
     if outcome.end is not End.EXPECTED:
         return _result(session, None)
@@ -70,15 +67,18 @@ def _expect(session: Session, argument: Any) -> object:
 
 def _run(session: Session, argument: Any) -> object:
     ns, timeout = argument
-    session.run_for(ns, timeout)
-    return "ended" if session.ended else ""
+    return "" if session.run_for(ns, timeout) else "ended"
 
 
 def _ask(session: Session, request: Any) -> object:
     if request["do"] not in session.machine.control.verbs:
         known = ", ".join(session.machine.control.verbs)
         raise UsageError(f"there is no verb {request['do']!r}; there are {known}")
-    return json.dumps(session.ask(request, session.boot.timeout))
+    waited = session.machine.control.number
+    answer = session.ask(request, session.boot.timeout)
+    if not (answer["ok"] or session.ended or session.machine.control.number != waited):
+        raise UsageError(f"{request['do']}: {answer['error']}")  # at once, whatever the guest does
+    return json.dumps(answer)
 
 
 def _snapshot(session: Session, _: Any) -> object:
@@ -101,6 +101,8 @@ def _result(session: Session, _: Any) -> object:
 
 
 def _send(session: Session, text: Any) -> object:
+    if session.ended:
+        return _result(session, None)
     session.send(text.encode())
     return None
 
