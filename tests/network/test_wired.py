@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -57,6 +59,24 @@ def test_the_first_one_at_a_socket_listens(tmp_path: Path) -> None:
             assert first.wires[0].receive(0) == [FRAME]
         assert path.exists()
     assert not path.exists()
+
+
+def test_of_two_that_come_at_once_one_listens_and_the_other_calls(tmp_path: Path) -> None:
+    """Also where a socket was left behind: neither takes away the other's."""
+    for turn in range(40):
+        path, at_once = tmp_path / f"wire{turn}", Barrier(2)
+        if turn % 2:
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(str(path))
+
+        def come(stack: ExitStack, path: Path = path, at_once: Barrier = at_once) -> type:
+            at_once.wait()
+            return type(stack.enter_context(connected("a", f"socket:{path}")).wires[0])
+
+        with ExitStack() as one, ExitStack() as two, ThreadPoolExecutor(2) as pool:
+            kinds = list(pool.map(come, (one, two)))
+        assert sorted(kind.__name__ for kind in kinds) == ["Listening", "Stream"]
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_socket_that_was_left_behind_is_taken(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from xenemu.network.wires import Listening, Nobody, Stream
 from xenemu.records import dataclass
 
 XENS_OUI: Final = "00:16:3e"
+NOBODY: Final = (errno.ENOENT, errno.ECONNREFUSED)  # what a connect says where nobody listens
 Wire = Stream | Listening | Nobody
 
 
@@ -82,10 +83,16 @@ def _wire(asked: Asked, wired: Wired) -> Wire:
         return passt.start(asked.forwards, gone)
     if asked.path is None:
         return Nobody()
-    connection = _connect(asked.path)
-    if connection is not None:
-        return Stream(connection, gone)
-    return Listening(*unixsocket.listen(asked.path), gone)
+    for is_last in (False, True):
+        try:
+            connection = _connect(asked.path)
+            if connection is not None:
+                return Stream(connection, gone)
+            return Listening(*unixsocket.listen(asked.path), gone)
+        except OSError as error:  # the other end may have come at the same time
+            if is_last or error.errno not in (*NOBODY, errno.EADDRINUSE):
+                raise
+    raise AssertionError("the last one returns or raises")
 
 
 def _tell_gone(wired: Wired, who: str, reason: str) -> None:
@@ -99,8 +106,7 @@ def _connect(path: Path) -> socket.socket | None:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        nobody = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
-        if nobody and (not path.exists() or unixsocket.is_left_behind(path)):
+        if error.errno in NOBODY and (not path.exists() or unixsocket.is_left_behind(path)):
             return None
         raise
     return connection
