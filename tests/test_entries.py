@@ -151,7 +151,7 @@ def test_userland_sees_what_boot_params_said(guest_image, xenemu_run, tmp_path):
     assert re.search(r"\npointer 9[0-9a-f]{4}0\n", console), console
 
 
-HERE = str(Path(__file__).parent / "boot")
+HERE = str(Path(__file__).parent / "entries")
 REFUSED = [
     ("debian-cloud-amd64", "vmlinux", "efi", (), "this is an ELF, and has no PE header"),
     ("debian-686-pae", "bzImage", "efi32", (), "the PE program has 32 bits itself: by efi, it g"),

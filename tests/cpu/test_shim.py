@@ -81,8 +81,9 @@ def test_a_record_that_differs_is_refused() -> None:
 
 
 def test_another_tlb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = shim.load()
-    self_check.check_tlb(loaded)
+    engine, loaded = Engine(Memory(4)), shim.load()
+    self_check.check_tlb(loaded)  # it writes to that of the engine
+    assert engine.instructions == 0
     monkeypatch.setattr(loaded, "fills_as_unicorn", lambda: False)
     with pytest.raises(EngineError, match="keeps the TLB elsewhere"):
         self_check.check_tlb(loaded)

@@ -309,7 +309,7 @@ class Neighbours(RuleBasedStateMachine):
         self.made: dict[tuple[int, int], int] = {}  # where the mapping of a handle was made
 
     def call(self, who: int, command: int, op: Struct) -> None:
-        self.domains[who].frames.calls.clear()
+        self.domains[who].frames.calls.own.clear()
         self.two[who].write_struct(ARGUMENT, op)
         with suppress(XenError, DomainCrash):
             raw_call(self.two[who], command, ARGUMENT, 1)
