@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from xenemu.cli.searching import search
 from xenemu.console_text import PlainText
 from xenemu.errors import UsageError
 from xenemu.options import parse_pattern
@@ -72,7 +73,7 @@ class Expectations:
         start = 1 if len(self.tail) > WINDOW else 0
         for wanted in (self._unmet, self._looked_for):
             for pattern, compiled in list(wanted.items()):
-                if compiled.search(text, start):
+                if search(compiled, text, start):
                     del wanted[pattern]
         self.tail = text[-WINDOW - 1 :]
 

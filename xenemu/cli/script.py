@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from xenemu.cli.searching import search
 from xenemu.errors import UsageError
 from xenemu.options import parse_pattern, seconds_in
 
@@ -100,7 +101,7 @@ class Script:
         """Do the first part, if it is time."""
         match word:
             case "expect":
-                found = re.compile(text, re.MULTILINE).search(self._tail, self._searched)
+                found = search(re.compile(text, re.MULTILINE), self._tail, self._searched)
                 if found:
                     self._searched = max(found.end(), found.start() + 1)
                 return found is not None

@@ -19,6 +19,7 @@ from xenemu.cli.escape import Escape
 from xenemu.cli.expect import Expectations
 from xenemu.cli.patience import Patience
 from xenemu.cli.rawmode import RawMode, is_foreground
+from xenemu.cli.searching import search
 from xenemu.cli.signals import handled
 from xenemu.cli.silence import Silence
 from xenemu.cli.status import Status
@@ -107,9 +108,10 @@ class HostTerminal:
         """Note the signal; the run ends at its next look, or now if this process waits.
 
         To raise an exception each time would not do: Python swallows what is raised while the
-        engine calls in.
+        engine calls in. A search ends at once, and takes the exception itself.
         """
         self.signum = signum
+        search.end()
         if self._waiting:
             self._waiting = False
             raise InterruptedError
@@ -166,13 +168,16 @@ class HostTerminal:
         return min((due_ns for due_ns in found if due_ns is not None), default=None)
 
     def check(self) -> Outcome | None:
-        """Why to stop: a signal, Ctrl-], or every expectation met."""
+        """Why to stop: a signal, Ctrl-], or expectations: all met, or one that takes for ever."""
         self._status.progress("running")
         if self._silence:
             self._silence.look()
         if self._after and self.exhausted:
             script = self._expectations.script
             self._typed += self._after.look(script.unmet[:1] if script else ())
+        if search.given_up:
+            words = f"the regular expression {search.given_up!r} takes too long to look for"
+            return Outcome(End.UNMET, words, "write it so that it can match in one way only")
         if self.signum:
             return Outcome(End.STOPPED, f"stopped by {signal.Signals(self.signum).name}")
         if self.escape.left:
