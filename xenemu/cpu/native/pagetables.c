@@ -401,7 +401,8 @@ static bool may_replace(uint64_t old, uint64_t mfn)
     if (old && (page(old)->type_count < 2 || page(old)->count < 2))
         return false;
     return !mfn || (mfn < G.physical.frames && page(mfn)->owner == G.lane.domid &&
-                    page(mfn)->type == G.lane.root_type && page(mfn)->flags & PGT_PINNED);
+                    page(mfn)->type == G.lane.root_type && page(mfn)->flags & PGT_PINNED &&
+                    !G.physical.code[mfn]); /* a slot of it may be written */
 }
 
 static void replace_root(uint64_t *root, uint64_t mfn)
