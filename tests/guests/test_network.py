@@ -29,14 +29,20 @@ nc -l -p 7 -e cat &
 wget -q -O - http://10.0.2.2:$PORT/file | sha256sum
 poweroff -f
 """
-# The first one answers with what it is sent; the second one sends.
+# The first one answers with what it is sent, and stays until it is told to go: what it has yet to
+# send would go with it. The second one sends.
 TALK = b"""#!/bin/sh
 mount -t devtmpfs none /dev
+mount -t proc none /proc
 insmod /xen-netfront.ko
 ip link set eth0 up
+if [ $ME = 1 ]; then
+    nc -l -p 5000 -e cat &
+    until grep -q :1388 /proc/net/tcp*; do :; done
+fi
 ip addr add 10.1.1.$ME/24 dev eth0
 if [ $ME = 1 ]; then
-    nc -l -p 5000 -e cat
+    read line
 else
     while ! ping -c 1 -W 1 10.1.1.1 >/dev/null; do :; done
     head -c 500000 /dev/urandom > /out
@@ -62,7 +68,7 @@ def start(kernel: Path, initrd: Path, mode: str, variables: str, *options: objec
     command += ["--cmdline", f"console=hvc0 quiet {variables}", "-v", *options]
     arguments = [sys.executable, "-m", "xenemu", *map(str, command)]
     return subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -146,7 +152,7 @@ def test_two_guests_on_one_wire(guest_image, tmp_path: Path) -> None:
     first = start(kernel, initrd, "pvh", "ME=1", "--net", wire)
     second = start(kernel, initrd, "pv", "ME=2", "--net", wire)
     console, told = second.communicate()
-    first.communicate()
+    first.communicate(b"go\n")
     assert (first.returncode, second.returncode) == (0, 0), told.decode()
     sent, received = (line.split()[0] for line in console.decode().splitlines() if "  -" in line)
     assert sent == received
