@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -189,6 +190,14 @@ def test_another_file_where_a_baseline_is_named_stays(tmp_path):
         with pytest.raises(UsageError, match=r"--baseline .*/good.passed: not of xenemu's making"):
             Page.of([result.boot], tmp_path)
         assert (tmp_path / "good.passed").read_bytes() == data
+
+
+def test_a_pipe_that_somebody_holds_open_is_no_baseline(tmp_path):
+    os.mkfifo(tmp_path / "good.passed")
+    holder = os.open(tmp_path / "good.passed", os.O_RDWR)
+    with pytest.raises(UsageError, match=r"--baseline .*/good.passed: not of xenemu's making"):
+        Page.of([boot("good").boot], tmp_path)
+    os.close(holder)
 
 
 def test_what_is_wrong_in_the_cache_is_not_there(cache):

@@ -120,7 +120,7 @@ def _read(path: Path) -> Passed:
     """What is in a file; ValueError: it is not ours, OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        data = file.read(LIMIT + 1)
+        data = file.read(LIMIT + 1) or b""  # None of a pipe that somebody holds open
     if len(data) > LIMIT:
         raise ValueError
     return msgspec.json.decode(data, type=Passed)
