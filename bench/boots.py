@@ -68,7 +68,7 @@ def _figures(run: Run) -> dict[str, float]:
     """What a boot cost."""
     to = ((TO_BANNER, BANNER), (TO_INIT, INIT), (TO_EXIT, EXIT))
     cpu = {name: run.at[milestone].cpu for name, milestone in to}
-    return cpu | {"wall s to exit": run.at[EXIT].wall, "peak MiB": run.peak_bytes / (1 << 20)}
+    return cpu | {"wall s to exit": run.at[EXIT].wall, "peak MiB": run.peak_mib}
 
 
 def _prepare(folder: Path) -> list[Row]:

@@ -44,6 +44,11 @@ class Run:
     at: Mapping[str, Cost]
     peak_bytes: int
 
+    @property
+    def peak_mib(self) -> float:
+        """Its most memory, in MiB."""
+        return self.peak_bytes / (1 << 20)
+
 
 class Scanner:
     """Finds each milestone once in a stream that comes in arbitrary pieces."""

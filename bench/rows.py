@@ -43,16 +43,6 @@ class Figures:
         theirs = [median for peer in peers if (median := self.median(peer, figure)) is not None]
         return ours / min(theirs) if ours is not None and theirs else None
 
-    def spread(self, figure: str) -> float:
-        """The widest range of a row's figure, as a part of its median."""
-        columns = [columns[figure] for columns in self.samples.values() if columns.get(figure)]
-        return max((spread(values) for values in columns), default=0.0)
-
-
-def spread(values: Sequence[float]) -> float:
-    """The range of what was measured, as a part of its median."""
-    return (max(values) - min(values)) / statistics.median(values)
-
 
 @dataclass(frozen=True)
 class Group:

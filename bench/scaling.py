@@ -39,7 +39,7 @@ def _by_memory(size_mib: int) -> Row:
         for mode in MODES:
             boot = _boot(folder, mode, size_mib)
             figures[CPU[mode]] = boot.at[INIT].cpu
-            figures[PEAK[mode]] = boot.peak_bytes / (1 << 20)
+            figures[PEAK[mode]] = boot.peak_mib
         words = micro.command("pv64", f"{micro.GUEST}-pv64", size_mib, micro.FACTOR)
         figures[CALL] = micro.costs("pv64", words, folder)["hypercall"] / 1000
         return figures

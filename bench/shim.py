@@ -27,7 +27,7 @@ HERE, THERE = "xenemu", "xen-shim on xenemu"
 def _row(name: str, words: Sequence[str], last: str, shown: bytes) -> Row:
     def run(folder: Path) -> Mapping[str, float]:
         done = measure(words, folder, files.environment(), {last: shown}, last=last)
-        return {CPU: done.at[last].cpu, PEAK: done.peak_bytes / (1 << 20)}
+        return {CPU: done.at[last].cpu, PEAK: done.peak_mib}
 
     return Row(name, run)
 

@@ -25,7 +25,7 @@ def _row(name: str, *words: str) -> Row:
     def run(folder: Path) -> Mapping[str, float]:
         done = measure((*XENEMU, *words), folder, files.environment(), {})
         end = done.at[EXIT]
-        return {CPU: end.cpu, "wall s": end.wall, "peak MiB": done.peak_bytes / (1 << 20)}
+        return {CPU: end.cpu, "wall s": end.wall, "peak MiB": done.peak_mib}
 
     return Row(name, run)
 

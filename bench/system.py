@@ -42,7 +42,7 @@ def _row(name: str, command: Sequence[str]) -> Row:
     def run(folder: Path) -> Mapping[str, float]:
         done = measure(command, folder, files.environment(), MILESTONES, TIMEOUT, LOGIN)
         end = done.at[LOGIN]
-        return {CPU: end.cpu, "wall s": end.wall, "peak MiB": done.peak_bytes / (1 << 20)}
+        return {CPU: end.cpu, "wall s": end.wall, "peak MiB": done.peak_mib}
 
     return Row(name, run)
 

@@ -276,7 +276,7 @@ class Kernel:
             found.append(self._task(first))
             for leader in self._entries(first.member("tasks"), "task_struct", "tasks"):
                 found.append(self._task(leader))
-                found += self._threads(leader, found[-1].pid)
+                found += self._threads(leader)
                 if len(found) > MAX_TASKS:
                     raise UsageError(f"it has more than {MAX_TASKS} entries")
         except UsageError as error:
@@ -286,7 +286,7 @@ class Kernel:
             return Listing(found, words)
         return Listing(found)
 
-    def _threads(self, leader: Value, pid: int) -> Iterator[Task]:
+    def _threads(self, leader: Value) -> Iterator[Task]:
         signal = leader.member("signal")
         if not int(signal):  # it is about to be gone
             return

@@ -16,7 +16,7 @@ from typing import Final
 from xenemu.abi.errno import EFAULT
 from xenemu.errors import NoSuchName, XenError, meant
 from xenemu.hv.cpu import Reg, Seg
-from xenemu.hv.current import Current
+from xenemu.hv.current import Current, pieces
 from xenemu.hv.shared_info import UPCALL_MASK, UPCALL_PENDING
 from xenemu.hv.state.vcpu import RunState, Vcpu
 from xenemu.hv.waking import ANY_PORT
@@ -105,12 +105,8 @@ def walk(current: Current, found: Tables, vaddr: int) -> Iterator[WalkStep]:
 
 def peek(current: Current, vaddr: int, size: int) -> bytes:
     """Copy what the guest has at `vaddr`; EFAULT where nothing is mapped."""
-    pieces = []
-    while size:
-        n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
-        pieces.append(current.domain.memory.read(locate(current, vaddr), n))
-        vaddr, size = vaddr + n, size - n
-    return b"".join(pieces)
+    memory = current.domain.memory
+    return b"".join(memory.read(locate(current, at), n) for at, n in pieces(vaddr, size))
 
 
 def locate(current: Current, vaddr: int, found: Tables | None = None) -> Maddr:

@@ -36,10 +36,5 @@ def test_ratio_is_to_the_least_of_the_peers_that_were_measured():
     assert figures.median("ours", "MiB") is None
 
 
-def test_spread_is_the_widest_range_over_its_median():
-    figures = Figures({"a": {"s": [9, 10, 11]}, "b": {"s": [4, 4]}, "c": {"MiB": [1, 9]}})
-    assert figures.spread("s") == pytest.approx(0.2)
-
-
 def test_each_group_says_how_long_it_takes_and_what_it_is():
     assert all(group.minutes > 0 and group.title and group.rounds for group in GROUPS.values())

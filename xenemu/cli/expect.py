@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from xenemu.cli.searching import search
+from xenemu.cli.searching import WINDOW, search
 from xenemu.console_text import PlainText
 from xenemu.errors import UsageError
 from xenemu.options import parse_pattern
@@ -18,8 +18,6 @@ from xenemu.smoke.headlines import Headlines
 
 if TYPE_CHECKING:
     from xenemu.cli.script import Script
-
-WINDOW: Final = 16 << 10  # characters of the past that a match can reach back to
 
 
 class Expectations:

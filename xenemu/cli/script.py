@@ -18,14 +18,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from xenemu.cli.searching import search
+from xenemu.cli.searching import WINDOW, search
 from xenemu.errors import UsageError
 from xenemu.options import parse_pattern, seconds_in
 
 EXPECT, SEND, AT, WAIT = "expect", "send", "at", "wait"
 LINE: Final = "sendline"  # in a file: `send`, and a line end
 WORDS: Final = (EXPECT, SEND, LINE, AT, WAIT)
-WINDOW: Final = 16 << 10  # characters of the past that a match can reach back to
 MAX_FILE: Final = 1 << 20  # bytes
 ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|.|$)", re.DOTALL)
 ESCAPED: Final = {"n": "\n", "r": "\r", "t": "\t", "e": "\x1b", "\\": "\\"}
@@ -45,6 +44,7 @@ class Script:
         self._left = deque(parts)
         self._tail = ""  # of the console
         self._searched = 0  # how much of it lies before the last match
+        self._is_new = True  # something was printed since the last search that found nothing
         self._typed = bytearray()
         self._since_ns: int | None = None  # an `at` or a `wait` is first, and was met then
         self._clock: Callable[[], int] = int
@@ -86,6 +86,7 @@ class Script:
     def feed(self, text: str) -> None:
         """Look at more of the console, as plain text."""
         self._tail += text
+        self._is_new = True
         self._advance()
         # One character more than the window, so that ^ does not match where it was cut.
         cut = max(0, len(self._tail) - WINDOW - 1)
@@ -101,10 +102,13 @@ class Script:
         """Do the first part, if it is time."""
         match word:
             case "expect":
+                if not self._is_new:
+                    return False
                 found = search(re.compile(text, re.MULTILINE), self._tail, self._searched)
                 if found:
                     self._searched = max(found.end(), found.start() + 1)
-                return found is not None
+                self._is_new = found is not None  # the next one may be in the rest
+                return self._is_new
             case "send":
                 self._typed += os.fsencode(text)
             case "at" | "wait":

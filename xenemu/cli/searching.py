@@ -12,6 +12,7 @@ import signal
 from types import FrameType
 from typing import Final
 
+WINDOW: Final = 16 << 10  # characters of the past that a match can reach back to
 LONGEST_S: Final = 10  # of a single search; an ordinary one takes microseconds
 
 

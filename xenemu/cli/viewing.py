@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -14,6 +13,7 @@ from xenemu.image import Image
 from xenemu.machine import Machine
 from xenemu.options import parse_interval
 from xenemu.outputs import Output, Outputs, check_ending
+from xenemu.records import dataclass
 
 if TYPE_CHECKING:
     from xenemu.views.profile import Profile
@@ -93,7 +93,7 @@ class Viewing:
 
     timeline: Output | None = None
     host_time: bool = False
-    profiles: Sequence[Output] = field(default=())
+    profiles: Sequence[Output] = ()
     prints_profile: bool = False
     every_ns: int | None = None
     memory_map: Output | None = None

@@ -8,7 +8,7 @@ from typing import Final
 
 from xenemu.gdb.history import History, Place
 from xenemu.gdb.target import Refused
-from xenemu.gdb.travel import Goal, RunTo, RunUntil
+from xenemu.gdb.travel import Goal, RunTo, RunUntil, way_to
 from xenemu.machine import Machine
 
 GOAL: Final = re.compile(
@@ -61,7 +61,7 @@ class Places:
                 int(whole) * unit_ns + int(part or 0) * unit_ns // 10 ** len(part)
             )
             told = text
-        way = self._goal if isinstance(self._goal, RunUntil) else RunTo(self._goal.instructions)
+        way = way_to(self._goal)
         told += " (ahead: the guest runs on until then, or to its end)" * (
             way.left(self._machine) > 0
         )

@@ -148,12 +148,17 @@ def _hits(
     return last
 
 
+def way_to(goal: Goal) -> Run:
+    """The run that leads to a goal which is ahead."""
+    return RunTo(goal.instructions) if isinstance(goal, Place) else goal
+
+
 def go_to(machine: Machine, history: History, goal: Goal) -> Journey:
     """Go to a place, or so far into the run: back, or on past all breakpoints."""
     now = Place.of(machine)
     if goal == now:
         return Stop(SIGNONE)
-    way = RunTo(goal.instructions) if isinstance(goal, Place) else goal
+    way = way_to(goal)
     left = way.left(machine)
     if left < 0 or (left == 0 and way is not goal):  # of the same count, which came first?
         if isinstance(goal, RunUntil):

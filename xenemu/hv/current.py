@@ -76,18 +76,18 @@ class Current:
         """Copy from the guest's address space; EFAULT where it could not read."""
         if 0 < size <= PAGE_SIZE - (vaddr & PAGE_MASK):
             return self.domain.memory.read(self.translate(self, vaddr, False), size)
-        pieces = [
+        parts = [
             self.domain.memory.read(self.translate(self, va, False), n)
-            for va, n in _pieces(vaddr, size)
+            for va, n in pieces(vaddr, size)
         ]
-        return b"".join(pieces)
+        return b"".join(parts)
 
     def write(self, vaddr: int, data: bytes | bytearray | memoryview) -> None:
         """Copy to the guest's address space; EFAULT, and nothing written, where it could not."""
         if 0 < len(data) <= PAGE_SIZE - (vaddr & PAGE_MASK):
             self.domain.memory.write(self.translate(self, vaddr, True), data)
             return
-        places = [(self.translate(self, va, True), n) for va, n in _pieces(vaddr, len(data))]
+        places = [(self.translate(self, va, True), n) for va, n in pieces(vaddr, len(data))]
         start = 0
         for maddr, n in places:
             self.domain.memory.write(maddr, data[start : start + n])
@@ -184,9 +184,9 @@ class Observer:
         """Something was refused outside of a hypercall's result."""
 
 
-def _pieces(vaddr: int, size: int) -> Iterator[tuple[int, int]]:
+def pieces(vaddr: int, size: int) -> Iterator[tuple[int, int]]:
     """Cut a virtual range at page boundaries: (vaddr, bytes) of each piece."""
-    while size:
+    while size > 0:
         n = min(size, PAGE_SIZE - (vaddr & PAGE_MASK))
         yield vaddr, n
         vaddr += n

@@ -42,7 +42,6 @@ WATCHDOG: Final = "watchdog"  # the second half is the watchdog's number, 1 or 2
 
 
 TIMES: Final = struct.Struct("<4Q")  # in each RunState
-_RUNSTATE: Final = {8: struct.Struct("<i4x5Q"), 4: struct.Struct("<i5Q")}  # vcpu_runstate_info
 SLICE_NS: Final = 10_000_000  # how long a vcpu runs before the console is looked at
 SPIN: Final = 32  # PAUSEs, which take 4.5 µs; CPUs make a hypervisor look after 4096 cycles
 HALVINGS: Final = 8  # of a slice of twice its length: a seed draws how many
@@ -243,9 +242,10 @@ def update_runstate_area(current: Current) -> None:
     if not vcpu.runstate_area:
         return
     try:
-        packer = _RUNSTATE[current.domain.shared_info_width]
-        since_ns, times = vcpu.runstate_since_ns, vcpu.runstate_times_ns
-        current.write(vcpu.runstate_area, packer.pack(vcpu.runstate, since_ns, *times))
+        packer = vcpu_runstate_info.layout(current.domain.shared_info_width).packer
+        times = TIMES.pack(*vcpu.runstate_times_ns)
+        info = packer.pack(vcpu.runstate, vcpu.runstate_since_ns, times)
+        current.write(vcpu.runstate_area, info)
     except XenError:
         vcpu.areas_stale = True
 

@@ -114,12 +114,12 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[n] for n in range(*index.indices(len(self)))]
-        return self.whole(index)[1:]
+        return self._whole(index)[1:]
 
     def __iter__(self) -> Iterator[str]:
-        return (self.whole(n)[1:] for n in range(len(self)))
+        return (self._whole(n)[1:] for n in range(len(self)))
 
-    def whole(self, index: int) -> str:
+    def _whole(self, index: int) -> str:
         """A name with its letter."""
         size, at = _length(self._stream, self._places[index])
         return "".join(map(self._tokens.__getitem__, self._stream[at : at + size]))

@@ -123,7 +123,8 @@ class Image:
     @cached_property
     def btf(self) -> Btf:
         """The types of its structs, as far as it says them."""
-        found = Btf(elf.parse(self.elf))
+        headers = elf.parse(self.elf)
+        found = Btf(headers)
         if found or not self.segments:
             return found
         start, stop = (self.symbols.address(f"__{end}_BTF") or 0 for end in ("start", "stop"))
@@ -131,7 +132,7 @@ class Image:
         if part is None:
             return found
         loaded = bytes(part.data[start - part.vaddr : max(start, stop) - part.vaddr])
-        return Btf(elf.parse(self.elf), loaded)
+        return Btf(headers, loaded)
 
     @property
     def offset(self) -> int:

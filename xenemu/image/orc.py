@@ -195,15 +195,7 @@ class Orc:
 
     def unwind(self, frame: Frame, read: Read) -> Frame | Stop:
         """Return the caller's frame, reading the guest's stack with `read`."""
-        entry = self.find(frame.pc - frame.is_return)
-        if entry is None or entry.type is Type.UNDEFINED:
-            return Stop.LOST
-        if entry.type is Type.END_OF_STACK:
-            return Stop.BOTTOM
-        try:
-            return step(entry, frame, read)
-        except XenError:
-            return Stop.LOST
+        return caller_by(self.find(frame.pc - frame.is_return), frame, read)
 
 
 def _vaddr(headers: Elf, section: SectionHeader) -> int:
@@ -217,8 +209,20 @@ def _word(read: Read, vaddr: int) -> int:
     return int.from_bytes(read(vaddr & MASK, WORD), "little")
 
 
-def step(entry: OrcEntry, frame: Frame, read: Read) -> Frame | Stop:
-    """Return the caller's frame by the entry for the code of this one; XenError from `read`."""
+def caller_by(entry: OrcEntry | None, frame: Frame, read: Read) -> Frame | Stop:
+    """Return the caller's frame, by the entry for the code of this one, if there is an entry."""
+    if entry is None or entry.type is Type.UNDEFINED:
+        return Stop.LOST
+    if entry.type is Type.END_OF_STACK:
+        return Stop.BOTTOM
+    try:
+        return _step(entry, frame, read)
+    except XenError:
+        return Stop.LOST
+
+
+def _step(entry: OrcEntry, frame: Frame, read: Read) -> Frame | Stop:
+    """The caller's frame; XenError from `read`."""
     match entry.sp_reg:
         case Reg.SP:
             sp = frame.sp + entry.sp_offset

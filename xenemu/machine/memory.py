@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Final
 
 from xenemu.errors import Unmapped, UsageError, XenError
-from xenemu.hv.current import Current
+from xenemu.hv.current import Current, pieces
 from xenemu.hv.frame_table import LEVELS, TYPE_NAMES, PGT_seg_desc_page
 from xenemu.image import Image
 from xenemu.machine.core import Core
 from xenemu.peek import kernel_tables, locate, tables
-from xenemu.x86.paging import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, Maddr
+from xenemu.x86.paging import PAGE_SHIFT, Maddr
 
 Locate = Callable[[int], Maddr]  # where an address is in the machine: Unmapped
 ADDRESS_BITS: Final = 64
@@ -59,26 +59,23 @@ def _linked(current: Current, image: Image, vaddr: int) -> Maddr:
 
 def read(machine: Core, find: Locate, address: int, size: int) -> bytes:
     """As many of `size` bytes as are there in one piece; Unmapped if not even the first is."""
-    pieces: list[bytes] = []
-    while size > 0:
-        n = min(size, PAGE_SIZE - (address & PAGE_MASK))
+    found: list[bytes] = []
+    for vaddr, n in pieces(address, size):
         try:
-            pieces.append(machine.domain.memory.read(find(address), n))
+            found.append(machine.domain.memory.read(find(vaddr), n))
         except Unmapped:
-            if not pieces:
+            if not found:
                 raise
             break
-        address, size = address + n, size - n
-    return b"".join(pieces)
+    return b"".join(found)
 
 
 def write(machine: Core, find: Locate, address: int, data: bytes) -> None:
     """Store, also where the guest itself could not; UsageError, and nothing stored, or all."""
-    places, start = [], 0
-    while start < len(data):
-        n = min(len(data) - start, PAGE_SIZE - (address + start & PAGE_MASK))
-        places.append((_writable(machine, find, address + start), data[start : start + n]))
-        start += n
+    places = [
+        (_writable(machine, find, vaddr), data[vaddr - address :][:n])
+        for vaddr, n in pieces(address, len(data))
+    ]
     machine.disturbed += 1
     for maddr, piece in places:
         machine.domain.memory.write(maddr, piece)

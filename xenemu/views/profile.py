@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from xenemu import kaslr
-from xenemu.errors import XenError
 from xenemu.hv.cpu import Reg
 from xenemu.hv.current import Current
 from xenemu.image import Image
 from xenemu.image.backtrace import frame_pointer_caller
-from xenemu.image.orc import Frame, OrcEntry, Stop, Type, step
+from xenemu.image.orc import Frame, OrcEntry, Stop, caller_by
 from xenemu.kaslr import as_mapped
 from xenemu.peek import Code, Pages, in_kernel
 
@@ -194,24 +193,13 @@ class Unwinder:
         for _ in range(MAX_DEPTH):
             pc = frame.pc - frame.is_return
             yield pc
-            caller = self._caller(pc, frame, read)
+            caller = caller_by(self._known.get(pc) or self._find(pc), frame, read)
             if caller is Stop.LOST and width:
                 end = min(frame.sp + MAX_STACK, 1 << 8 * width)
                 caller = frame_pointer_caller(frame, end, read, width) or Stop.LOST
             if isinstance(caller, Stop):
                 return
             frame = caller
-
-    def _caller(self, pc: int, frame: Frame, read: Pages) -> Frame | Stop:
-        entry = self._known.get(pc) or self._find(pc)
-        if entry is None or entry.type is Type.UNDEFINED:
-            return Stop.LOST
-        if entry.type is Type.END_OF_STACK:
-            return Stop.BOTTOM
-        try:
-            return step(entry, frame, read)
-        except XenError:
-            return Stop.LOST
 
     def _find(self, pc: int) -> OrcEntry | None:
         if self._orc is None:

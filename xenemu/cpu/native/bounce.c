@@ -166,9 +166,6 @@ static bool page_fault64(uint64_t vaddr, uint32_t error)
 
     if (!G.lane.pf_handler || G.physical.code[cr2_at >> 12])
         return false;
-    error &= ~(uint32_t)PFEC_USER;
-    if (!G.lane.vcpu->kernel_mode)
-        error |= PFEC_USER;
     if (!prepare(&frame, error, lane_regs()[RCX], lane_regs()[R11]))
         return false;
     pass(EXIT_EXCEPTION);
@@ -192,6 +189,9 @@ static bool page_fault(void)
         if (maddr != NOWHERE)
             return store_to_table(vaddr, maddr);
     }
+    error &= ~(uint32_t)PFEC_USER;
+    if (!G.lane.vcpu->kernel_mode)
+        error |= PFEC_USER;
     return (G.lane.width == 8 ? page_fault64 : page_fault32)(vaddr, error);
 }
 

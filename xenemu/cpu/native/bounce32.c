@@ -143,9 +143,6 @@ bool page_fault32(uint64_t vaddr, uint32_t error)
 
     if (G.physical.code[cr2_at >> 12])
         return false;
-    error &= ~(uint32_t)PFEC_USER;
-    if (!G.lane.vcpu->kernel_mode)
-        error |= PFEC_USER;
     if (!prepare(&entry, G.lane.pf_cs, G.lane.pf_handler, error))
         return false;
     pass(EXIT_EXCEPTION);

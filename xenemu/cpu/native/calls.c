@@ -10,10 +10,15 @@ enum { ENOENT = 2 };
 enum { XENVER_VERSION = 0, VCPUOP_IS_UP = 3 };
 enum { BASE_FS, BASE_GS_USER, BASE_GS_KERNEL, GS_USER_SELECTOR };
 
+static uint32_t kernel_ring(void)
+{
+    return G.lane.width == 8 ? 3 : KERNEL_RING32;
+}
+
 /* What Xen keeps for later: a selector that is no more privileged than the kernel. */
 bool call_stack_switch(const uint64_t *args)
 {
-    uint32_t selector = args[0] & 0xffff, ring = G.lane.width == 8 ? 3 : KERNEL_RING32;
+    uint32_t selector = args[0] & 0xffff, ring = kernel_ring();
 
     take(0);
     G.lane.vcpu->kernel_ss = (selector & RPL) >= ring ? selector : (selector & ~RPL) | ring;
@@ -40,12 +45,11 @@ bool call_update_descriptor(const uint64_t *args)
     uint64_t mfn = args[0] >> 12, descriptor = args[1];
     struct segment segment = segment_of(0, descriptor);
 
-    if (args[0] & 7 || mfn >= G.physical.frames || page(mfn)->owner != G.lane.domid ||
-        !(page(mfn)->flags & PGC_ALLOCATED) || G.physical.code[mfn] ||
+    if (args[0] & 7 || !is_own(mfn) || G.physical.code[mfn] ||
         (page(mfn)->type != PGT_SEG_DESC && page(mfn)->type != PGT_WRITABLE))
         return false;
     if (segment.flags & SEGMENT_P) {
-        uint32_t ring = G.lane.width == 8 ? 3 : KERNEL_RING32;
+        uint32_t ring = kernel_ring();
         bool narrow = G.lane.width == 4;
         if (!(segment.flags & SEGMENT_S) || (narrow && segment.flags & SEGMENT_L))
             return false;

@@ -83,7 +83,6 @@ void helper_pause_x86_64(void *env, int next_eip_addend)
 }
 
 /* MSRs: the few that context switches write stay here, the hypervisor judges the rest. */
-enum { MSR_FS_BASE = 0xc0000100, MSR_KERNEL_GS_BASE = 0xc0000102 };
 
 void helper_rdmsr_x86_64(void *env)
 {

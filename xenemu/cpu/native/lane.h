@@ -25,6 +25,13 @@ static inline struct page_info *page(uint64_t mfn)
     return &G.physical.info[mfn];
 }
 
+/* Whether a frame is the domain's own, and in use. */
+static inline bool is_own(uint64_t mfn)
+{
+    return mfn < G.physical.frames && page(mfn)->owner == G.lane.domid &&
+           page(mfn)->flags & PGC_ALLOCATED;
+}
+
 static inline uint64_t *word(uint64_t maddr)
 {
     return (uint64_t *)(G.physical.ram + (maddr & ~7ull));

@@ -46,8 +46,7 @@ static bool maps_own_page(uint64_t entry)
 {
     uint64_t mfn = (entry & PTE_ADDRESS) >> 12;
 
-    return !(entry & G.lane.l1_disallow) && mfn < G.physical.frames &&
-           page(mfn)->owner == G.lane.domid && page(mfn)->flags & PGC_ALLOCATED &&
+    return !(entry & G.lane.l1_disallow) && is_own(mfn) &&
            (!(entry & PTE_RW) || page(mfn)->type == PGT_WRITABLE);
 }
 
@@ -106,22 +105,29 @@ bool set_l1_entry(uint64_t maddr, uint64_t entry, bool preserve_ad)
 
 /* ---- L1 tables as a whole ---- */
 
-enum whole { NOT_PLAIN, EMPTY, PLAIN };
-
-/* Whether each entry of a frame may be had, if the frame is to become an L1 table. */
-static enum whole look_at_l1(uint64_t mfn)
+/* Whether it has no entries, which makes a table of it no work. */
+static bool is_blank(uint64_t mfn)
 {
     const uint64_t *entries = word(mfn << 12);
-    uint64_t any = 0;
+
+    for (int n = 0; n < ENTRIES; n++)
+        if (entries[n])
+            return false;
+    return true;
+}
+
+/* Whether each entry of a frame may be had, if the frame is to become an L1 table. */
+static bool may_become_l1(uint64_t mfn)
+{
+    const uint64_t *entries = word(mfn << 12);
 
     for (int n = 0; n < ENTRIES; n++) {
         uint64_t target = (entries[n] & PTE_ADDRESS) >> 12;
-        any |= entries[n];
         if (entries[n] & PTE_P && (!maps_own_page(entries[n]) ||
                                    (entries[n] & PTE_RW && target == mfn)))
-            return NOT_PLAIN;
+            return false;
     }
-    return any ? PLAIN : EMPTY;
+    return true;
 }
 
 /* Take what the entries hold, each of which may be had; whether Xen adjusts one. */
@@ -143,18 +149,15 @@ static bool take_entries(uint64_t mfn, uint64_t *adjusts)
 }
 
 /* Whether no entry of a table holds the last reference to its frame. */
-static enum whole look_at_held(uint64_t mfn)
+static bool may_drop_entries(uint64_t mfn)
 {
     const uint64_t *entries = word(mfn << 12);
-    uint64_t any = 0;
 
-    for (int n = 0; n < ENTRIES; n++) {
-        any |= entries[n];
+    for (int n = 0; n < ENTRIES; n++)
         if (entries[n] & PTE_P && ((entries[n] & PTE_ADDRESS) >> 12 >= G.physical.frames ||
                                    !may_be_dropped(entries[n])))
-            return NOT_PLAIN;
-    }
-    return any ? PLAIN : EMPTY;
+            return false;
+    return true;
 }
 
 static void drop_entries(uint64_t mfn)
@@ -169,16 +172,10 @@ static void drop_entries(uint64_t mfn)
         }
 }
 
-static bool is_own(uint64_t mfn)
-{
-    return mfn < G.physical.frames && page(mfn)->owner == G.lane.domid &&
-           page(mfn)->flags & PGC_ALLOCATED;
-}
-
 /* For the model: take what a table's entries hold. `adjusts` is the table as Xen adjusts it. */
 int shim_take_l1(uint64_t mfn, uint64_t *adjusts)
 {
-    if (!is_own(mfn) || G.physical.code[mfn] || look_at_l1(mfn) == NOT_PLAIN)
+    if (!is_own(mfn) || G.physical.code[mfn] || !may_become_l1(mfn))
         return L1_LEFT;
     return take_entries(mfn, adjusts) ? L1_ADJUSTED : L1_TAKEN;
 }
@@ -186,7 +183,7 @@ int shim_take_l1(uint64_t mfn, uint64_t *adjusts)
 /* For the model: drop what a table's entries hold. */
 int shim_drop_l1(uint64_t mfn)
 {
-    if (!is_own(mfn) || look_at_held(mfn) == NOT_PLAIN)
+    if (!is_own(mfn) || !may_drop_entries(mfn))
         return L1_LEFT;
     drop_entries(mfn);
     return L1_TAKEN;
@@ -201,7 +198,7 @@ static bool is_plain_pin(uint64_t mfn)
     if (page(mfn)->type == PGT_L1)
         return true;
     return page(mfn)->type == PGT_WRITABLE && !page(mfn)->type_count &&
-           G.lane.log->nr_typed < TYPED_KEPT && look_at_l1(mfn) != NOT_PLAIN;
+           G.lane.log->nr_typed < TYPED_KEPT && may_become_l1(mfn);
 }
 
 static void pin(uint64_t mfn)
@@ -215,7 +212,7 @@ static void pin(uint64_t mfn)
         return;
     }
     note_typed(mfn);
-    if (look_at_l1(mfn) == PLAIN) {
+    if (!is_blank(mfn)) {
         take_entries(mfn, word(mfn << 12));
         spend(G.lane.l1_ns);
     }
@@ -228,7 +225,7 @@ static bool is_plain_unpin(uint64_t mfn)
     if (!is_own(mfn) || !(page(mfn)->flags & PGT_PINNED) || page(mfn)->count < 2)
         return false;
     return page(mfn)->type_count > 1 ||
-           (page(mfn)->type == PGT_L1 && look_at_held(mfn) != NOT_PLAIN);
+           (page(mfn)->type == PGT_L1 && may_drop_entries(mfn));
 }
 
 static void unpin(uint64_t mfn)
@@ -240,7 +237,7 @@ static void unpin(uint64_t mfn)
     if (--table->type_count)
         return;
     table->type = PGT_WRITABLE;
-    if (look_at_held(mfn) == PLAIN) {
+    if (!is_blank(mfn)) {
         drop_entries(mfn);
         spend(G.lane.l1_ns);
     }

@@ -6,7 +6,6 @@
 #include "lane.h"
 
 enum { TWO_BYTES = 0x0f, CLI = 0xfa, STI = 0xfb, MOV_FROM_CR = 0x20, RDMSR = 0x32 };
-enum { FS_BASE_MSR = 0xc0000100, GS_BASE_MSR, KERNEL_GS_BASE_MSR };
 
 /* Read the code at RIP; false if it comes near the end of its page. */
 bool fetch(uint8_t code[LONGEST])
@@ -57,9 +56,9 @@ static bool read_base(unsigned length)
     uint64_t *regs = lane_regs(), value;
 
     switch ((uint32_t)regs[RCX]) {
-    case FS_BASE_MSR: value = FIELD(segment_register(FS), SEG_BASE, uint64_t); break;
-    case GS_BASE_MSR: value = FIELD(segment_register(GS), SEG_BASE, uint64_t); break;
-    case KERNEL_GS_BASE_MSR: value = G.lane.vcpu->inactive_gs; break;
+    case MSR_FS_BASE: value = FIELD(segment_register(FS), SEG_BASE, uint64_t); break;
+    case MSR_GS_BASE: value = FIELD(segment_register(GS), SEG_BASE, uint64_t); break;
+    case MSR_KERNEL_GS_BASE: value = G.lane.vcpu->inactive_gs; break;
     default: return false;
     }
     if (G.lane.width != 8)

@@ -72,6 +72,7 @@ enum {
 #define PTE_ADDRESS 0x000ffffffffff000ull
 #define PTE_RESERVED 0x000fff0000000000ull /* above PHYSICAL_BITS */
 enum { PHYSICAL_BITS = 40 };
+enum { MSR_FS_BASE = 0xc0000100, MSR_GS_BASE, MSR_KERNEL_GS_BASE };
 #define PTE_NX (1ull << 63)
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6 };
 enum { HF_TS = 1 << 11, HF_LMA = 1 << 14, HF_CS64 = 1 << 15, HF_SMAP = 1 << 23 };

@@ -11,8 +11,6 @@ from xenemu.linux import LogLine
 from xenemu.smoke.guest.memory import Ask
 from xenemu.smoke.guest.messages import Log, Members, Modules, Tasks, Thing
 
-Plain = int | float | bool | str
-
 
 class Damaged(UsageError):
     """A list of the kernel's is damaged: `found` is what it has up to there."""

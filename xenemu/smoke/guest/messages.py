@@ -15,6 +15,7 @@ from xenemu.errors import (
     UsageError,
     XenemuError,
 )
+from xenemu.image.values import Plain
 from xenemu.kernel import LoadedModule, Task
 from xenemu.linux import LogLine
 from xenemu.records import dataclass
@@ -95,7 +96,7 @@ class Thing:
     spelling: str
     address: int
     size: int
-    plain: int | float | bool | str | None
+    plain: Plain
     enumerator: str
     pointer: int | None
     length: int | None
